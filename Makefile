@@ -1,0 +1,47 @@
+# Every target makes .venv when it is missing, or older than the files that say what belongs in it.
+# PYTHON picks the interpreter: `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+DEMO := demo-out
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
+$(STAMP): pyproject.toml stages/pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[test,check,docs]' --editable stages
+	@touch $@
+
+demo: $(STAMP) ## find the faces in a photo; the picture and the boxes land in demo-out/
+	@photo="$$($(BIN)/python -c 'import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data" / "astronaut.png")')" \
+	  && $(BIN)/orchestrator run faces --input image="$$photo" --out $(DEMO) \
+	  && echo "The photo with the faces marked, and the boxes as JSON:" \
+	  && find "$(CURDIR)/$(DEMO)" -type f | sort
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff, mypy, import-linter and the docs build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p orchestrator -p orchestrator_stages
+	$(BIN)/lint-imports
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+
+bench: $(STAMP) ## measure against hand-written code
+	$(BIN)/python -m tests.bench
+
+docs: $(STAMP) ## build the documentation into docs/_build/html
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove .venv and everything the targets wrote
+	rm -rf $(VENV) $(DEMO) docs/_build bench-out
