@@ -1,0 +1,75 @@
+"""Every example in README.md and docs/ runs, page by page, in an empty folder that holds one photo.
+
+Python blocks of a page share one namespace, as a reader who types them in order would have it; a block
+with `>>>` is checked against the output it shows. In a `console` block every line that starts with
+`$ orchestrator` or `$ python` is run and must end with exit code 0; a line that starts otherwise
+(`$ make`, `$ pip`) changes the machine and is left to CI.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sybil.document import Document
+from sybil.parsers.myst import PythonCodeBlockParser
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts)]
+FENCE = re.compile(r"^ *(`{3,}|:{3,}|~{3,})(\{code-block\} )?(?P<language>[\w{}+-]+)", re.MULTILINE)
+CONSOLE = re.compile(r"^```console\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def parse(page: Path) -> Document:
+    return Document.parse(str(page), PythonCodeBlockParser(doctest_optionflags=OPTIONS))
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page that can be run here, continuation lines joined."""
+    bodies = (match["body"] for match in CONSOLE.finditer(page.read_text(encoding="utf-8")))
+    lines = (line for body in bodies for line in re.sub(r"\\\n\s*", "", body).splitlines())
+    return [line[2:] for line in lines if line.startswith(("$ orchestrator ", "$ python "))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with `photo.png` in it; the commands of this environment come first."""
+    skimage = pytest.importorskip("skimage")
+    shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_python_blocks_run(page: Path):
+    for example in parse(page):
+        example.evaluate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_python_block_is_missed(page: Path):
+    languages = [match["language"] for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+    assert not {"py", "python3", "pycon", "{python}"} & set(languages), "write ```python"
+    documents = {example.region.start for example in parse(page)}
+    assert len(documents) >= languages.count("python")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=page_id)
+def test_command_lines_run(page: Path, folder: Path):
+    for line in commands(page):
+        done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}\n{done.stderr}"
