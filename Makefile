@@ -16,9 +16,10 @@ help: ## print this list
 
 # torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
 $(STAMP): pyproject.toml stages/pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable '.[test,check,docs]' --editable stages
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this takes a minute or more"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[test,check,docs]' --editable stages
 	@touch $@
 
 demo: $(STAMP) ## find the faces in a photo; the picture and the boxes land in demo-out/
