@@ -1,0 +1,258 @@
+"""The plugin manager: loads plugins one by one, each in isolation, and holds what they registered.
+
+A plugin is *loaded* when its hooks were checked and all of its names adopted; *broken* when any of that
+failed, and then nothing of it is left; *blocked* when it is left out on purpose. A broken plugin is an
+error only for who asks for a name that it would have given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pluggy
+
+from orchestrator.errors import PluginError, nearest
+from orchestrator.plugin import hookspecs
+from orchestrator.plugin.check import check_plugin
+from orchestrator.plugin.discover import Found, find_plugins
+from orchestrator.plugin.hookspecs import OBSERVERS, REGISTERING
+from orchestrator.plugin.marker import PROJECT
+from orchestrator.plugin.observe import Observer
+from orchestrator.registry import DISABLE_VARIABLE, BrokenPlugin, NameRegistry, Owner, Registry
+
+__all__ = ["PluginManager", "default_manager"]
+
+
+class PluginManager:
+    """The plugins of one process, or of one test.
+
+    Args:
+        load_entry_points: Whether to load what the installed distributions declare.
+
+    Attributes:
+        registry: The names that the loaded plugins registered.
+    """
+
+    def __init__(self, *, load_entry_points: bool = True) -> None:
+        self.registry = Registry()
+        self._host = pluggy.PluginManager(PROJECT)
+        self._host.add_hookspecs(hookspecs)
+        self._owners: dict[str, Owner] = {}
+        self._lock = threading.RLock()
+        self._block(os.environ.get(DISABLE_VARIABLE, ""))
+        if load_entry_points:
+            self.load_entry_points()
+
+    @property
+    def plugins(self) -> tuple[Owner, ...]:
+        """The loaded plugins, sorted by name."""
+        return tuple(owner for _, owner in sorted(self._owners.items()))
+
+    @property
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """The plugins that could not be loaded, with the reason."""
+        return self.registry.broken
+
+    @property
+    def blocked(self) -> tuple[str, ...]:
+        """The names of plugins that are left out, sorted."""
+        return self.registry.blocked
+
+    def load_entry_points(self) -> None:
+        """Loads the plugins of the installed distributions; a broken one is recorded and skipped.
+
+        Plugins that are loaded already are left alone, so that it can be called again after an install.
+        """
+        with self._lock:
+            for found in find_plugins():
+                known = self._owners.get(found.owner.plugin)
+                if known == found.owner or self._host.is_blocked(found.owner.plugin):
+                    continue
+                self._load(found)
+
+    def register(self, plugin: object, name: str | None = None) -> Owner | None:
+        """Registers a module or object with hooks: in a test, a notebook or a script.
+
+        Args:
+            plugin: A module, or an object whose methods are hooks.
+            name: The plugin's name; by default that of the module or class.
+
+        Returns:
+            The plugin as it is listed, or ``None`` if its name is blocked.
+
+        Raises:
+            PluginError: The plugin is broken; nothing of it is registered, and it is listed as broken.
+        """
+        owner = Owner(name or getattr(plugin, "__name__", None) or type(plugin).__name__)
+        with self._lock:
+            if self._host.is_blocked(owner.plugin):
+                return None
+            self._register(plugin, owner)
+        return owner
+
+    def unregister(self, name: str) -> None:
+        """Forgets a plugin and all it registered; sessions that were loaded before keep its stages.
+
+        Raises:
+            PluginError: No plugin of that name is loaded.
+        """
+        with self._lock:
+            owner = self._owners.get(name)
+            if owner is None:
+                known = nearest(name, self._owners)
+                raise PluginError(f"No plugin {name!r} is loaded.{known}", plugin=name)
+            self._forget(owner)
+
+    def observers_of(self, hook: str) -> tuple[Observer, ...]:
+        """Returns the observers of a hook in the order in which to call them; empty if nobody listens.
+
+        Raises:
+            PluginError: ``hook`` is no observing hook.
+        """
+        if hook not in OBSERVERS:
+            raise PluginError(f"{hook!r} is no hook with observers.{nearest(hook, OBSERVERS)}", hook=hook)
+        with self._lock:
+            implementations = getattr(self._host.hook, hook).get_hookimpls()
+            # pluggy keeps them in reverse order of calling.
+            return tuple(
+                Observer(hook, self._owners[each.plugin_name], each.function)
+                for each in reversed(implementations)
+            )
+
+    def notify(self, hook: str, **objects: object) -> None:
+        """Tells every observer of a hook; for rare events. Hot paths keep :meth:`observers_of`."""
+        for observer in self.observers_of(hook):
+            observer(**objects)
+
+    def _block(self, names: str) -> None:
+        blocked = [name.strip() for name in names.split(",") if name.strip()]
+        for name in blocked:
+            self._host.set_blocked(name)
+        self.registry.block(blocked)
+
+    def _load(self, found: Found) -> None:
+        try:
+            plugin = found.load()
+        except (Exception, SystemExit) as error:
+            self._record(_unloadable(found, error), found.owner)
+            return
+        with contextlib.suppress(PluginError):  # recorded where it was raised
+            self._register(plugin, found.owner)
+
+    def _register(self, plugin: object, owner: Owner) -> None:
+        """Registers a plugin whole, or records it as broken, leaves nothing of it and raises."""
+        staged = Registry(owner)
+        try:
+            self._check_new(plugin, owner)
+            self._adopt(plugin, owner, staged)
+        except PluginError as error:
+            self._record(error, owner, staged)
+            raise
+        except (Exception, SystemExit) as error:
+            broken = _failed(owner, error)
+            self._record(broken, owner, staged)
+            raise broken from error
+
+    def _check_new(self, plugin: object, owner: Owner) -> None:
+        loaded = self._owners.get(owner.plugin)
+        if loaded is not None:
+            raise PluginError(
+                f"Two plugins are named {owner.plugin!r}: {loaded} is loaded, {owner} is left out."
+                " Rename one, i.e. its entry point, or uninstall one.",
+                plugin=owner.plugin,
+                distributions=(loaded.distribution, owner.distribution),
+            )
+        other = self._host.get_name(plugin)
+        if other is not None:
+            raise PluginError(
+                f"{owner} is the same object as {self._owners[other]}. Register it once.",
+                plugin=owner.plugin,
+                distributions=(self._owners[other].distribution, owner.distribution),
+            )
+
+    def _adopt(self, plugin: object, owner: Owner, staged: Registry) -> None:
+        marks = self._marks(plugin)
+        check_plugin(plugin, owner, marks)
+        for name, options in marks.items():
+            hook = options.get("specname") or name
+            if hook in REGISTERING:
+                getattr(plugin, name)(registry=_part(staged, hook))
+        self._host.register(plugin, owner.plugin)
+        try:
+            self.registry.adopt(staged)
+        except BaseException:
+            self._host.unregister(plugin)
+            raise
+        self._owners = {**self._owners, owner.plugin: owner}
+
+    def _marks(self, plugin: object) -> dict[str, Mapping[str, Any]]:
+        parsed = {name: self._host.parse_hookimpl_opts(plugin, name) for name in dir(plugin)}
+        return {name: options for name, options in parsed.items() if options is not None}
+
+    def _forget(self, owner: Owner) -> None:
+        self._host.unregister(name=owner.plugin)
+        self.registry.drop(owner)
+        self._owners = {name: each for name, each in self._owners.items() if name != owner.plugin}
+
+    def _record(self, error: PluginError, owner: Owner, staged: Registry | None = None) -> None:
+        if self._owners.get(owner.plugin) == owner:
+            return  # the same plugin a second time: the first is loaded and well
+        offered = staged.offered() if staged is not None else ()
+        self.registry.add_broken(
+            BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, offered)
+        )
+
+
+def _part(registry: Registry, hook: str) -> NameRegistry:
+    return {
+        "orchestrator_register_stages": registry.stages,
+        "orchestrator_register_backends": registry.backends,
+        "orchestrator_register_pipelines": registry.pipelines,
+    }[hook]
+
+
+def _unloadable(found: Found, error: BaseException) -> PluginError:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    mend = f"Install {missing!r}" if missing else f"Upgrade or repair {found.owner.distribution!r}"
+    return _because(found.owner, f"cannot be loaded from {found.target!r}", error, mend)
+
+
+def _failed(owner: Owner, error: BaseException) -> PluginError:
+    mend = f"Upgrade or repair {owner.distribution!r}" if owner.distribution else "Mend its hooks"
+    return _because(owner, "failed while it registered", error, mend)
+
+
+def _because(owner: Owner, what: str, error: BaseException, mend: str) -> PluginError:
+    broken = PluginError(
+        f"{owner} {what}: {type(error).__name__}: {error}. {mend}, or leave it out:"
+        f" {DISABLE_VARIABLE}={owner.plugin}.",
+        plugin=owner.plugin,
+        distribution=owner.distribution,
+    )
+    broken.__cause__ = error
+    return broken
+
+
+_default: PluginManager | None = None
+_default_lock = threading.RLock()
+
+
+def default_manager() -> PluginManager:
+    """Returns the manager of this process, which loads all installed plugins when it is first asked for.
+
+    A plugin that asks for it while it is being loaded gets the manager as it then is; other threads wait.
+    """
+    global _default
+    with _default_lock:
+        if _default is None:
+            manager = _default = PluginManager(load_entry_points=False)
+            try:
+                manager.load_entry_points()
+            except BaseException:
+                _default = None
+                raise
+        return _default
