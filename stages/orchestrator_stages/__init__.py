@@ -1,0 +1,49 @@
+"""Ready stages and pipelines for Stage Orchestrator, one module or package for each family.
+
+    vision-text   an image encoder feeds a fusion model: the smallest pipeline worth planning
+    model5        five models that show fan-out, fan-in and inputs from the host
+    faces         a photo in, the faces it shows out
+
+They are plugins like any other: the hooks below name them by import path, so that registering them imports
+neither torch nor the families.
+"""
+
+from __future__ import annotations
+
+from orchestrator import Registry, hookimpl
+
+__all__ = ["orchestrator_register_pipelines", "orchestrator_register_stages"]
+
+STAGES = {
+    "vision-text.vision": ("vision_text:VisionStage", "an image to a feature vector"),
+    "vision-text.fusion": ("vision_text:FusionStage", "image features and a text vector to logits"),
+    "faces.letterbox": ("faces.letterbox:Letterbox", "host: a photo of any size into a square"),
+    "faces.pyramid": ("faces.pyramid:Pyramid", "a square picture in several sizes"),
+    "faces.pnet": ("faces.weights:pnet", "how likely each window of a picture shows a face"),
+    "faces.propose": ("faces.propose:Propose", "host: likely windows to crops of 24 pixels"),
+    "faces.rnet": ("faces.weights:rnet", "how likely each crop of 24 pixels shows a face"),
+    "faces.refine": ("faces.refine:Refine", "host: likely crops to crops of 48 pixels"),
+    "faces.onet": ("faces.weights:onet", "faces and their landmarks in crops of 48 pixels"),
+    "faces.finish": ("faces.finish:Finish", "host: judged crops to boxes and landmarks in the photo"),
+    "faces.annotate": ("faces.annotate:Annotate", "host: draw the faces into the photo"),
+}
+
+PIPELINES = {
+    "vision-text": ("vision_text:vision_text", "an image and a text vector to logits"),
+    "model5": ("model5:model5", "five small models: fan-out, fan-in, inputs from the host"),
+    "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
+}
+
+
+@hookimpl
+def orchestrator_register_stages(registry: Registry) -> None:
+    """Names the stages."""
+    for name, (path, summary) in STAGES.items():
+        registry.add(name, f"{__name__}.{path}", summary=summary)
+
+
+@hookimpl
+def orchestrator_register_pipelines(registry: Registry) -> None:
+    """Names the pipelines."""
+    for name, (path, summary) in PIPELINES.items():
+        registry.add(name, f"{__name__}.{path}", summary=summary)
