@@ -42,6 +42,7 @@ class PluginManager:
         self._host = pluggy.PluginManager(PROJECT)
         self._host.add_hookspecs(hookspecs)
         self._owners: dict[str, Owner] = {}
+        self._reported: set[tuple[Owner, str]] = set()
         self._lock = threading.RLock()
         self._block(os.environ.get(DISABLE_VARIABLE, ""))
         if load_entry_points:
@@ -119,7 +120,7 @@ class PluginManager:
             implementations = getattr(self._host.hook, hook).get_hookimpls()
             # pluggy keeps them in reverse order of calling.
             return tuple(
-                Observer(hook, self._owners[each.plugin_name], each.function)
+                Observer(hook, self._owners[each.plugin_name], each.function, self._reported)
                 for each in reversed(implementations)
             )
 
@@ -177,10 +178,7 @@ class PluginManager:
     def _adopt(self, plugin: object, owner: Owner, staged: Registry) -> None:
         marks = self._marks(plugin)
         check_plugin(plugin, owner, marks)
-        for name, options in marks.items():
-            hook = options.get("specname") or name
-            if hook in REGISTERING:
-                getattr(plugin, name)(registry=_part(staged, hook))
+        _fill(staged, plugin, marks)
         self._host.register(plugin, owner.plugin)
         try:
             self.registry.adopt(staged)
@@ -196,6 +194,7 @@ class PluginManager:
     def _forget(self, owner: Owner) -> None:
         self._host.unregister(name=owner.plugin)
         self.registry.drop(owner)
+        self._reported.difference_update([(owner, hook) for hook in OBSERVERS])
         self._owners = {name: each for name, each in self._owners.items() if name != owner.plugin}
 
     def _record(self, error: PluginError, owner: Owner, staged: Registry | None = None) -> None:
@@ -205,6 +204,20 @@ class PluginManager:
         self.registry.add_broken(
             BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, offered)
         )
+
+
+def _fill(staged: Registry, plugin: object, marks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Calls every registering hook, also after one has failed: the names explain what is missing."""
+    failures: list[BaseException] = []
+    for name, options in marks.items():
+        hook = options.get("specname") or name
+        if hook in REGISTERING:
+            try:
+                getattr(plugin, name)(registry=_part(staged, hook))
+            except (Exception, SystemExit) as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _part(registry: Registry, hook: str) -> NameRegistry:

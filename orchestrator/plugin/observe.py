@@ -22,26 +22,34 @@ class Observer:
     """One plugin's implementation of an observing hook; call it with the hook's parameters by name.
 
     An exception of the plugin is logged the first time, with its traceback, and dropped; the observer
-    goes on being called. It keeps no lock: when two threads fail at once, both may be logged.
+    goes on being called. There is no lock: when two threads fail at once, both may be logged.
+
+    Args:
+        hook: The hook's name.
+        owner: The plugin.
+        function: Its implementation.
+        reported: The ``(plugin, hook)`` pairs whose failure was logged, shared by a manager's observers.
     """
 
     __slots__ = ("_function", "_parameters", "_reported", "hook", "owner")
 
-    def __init__(self, hook: str, owner: Owner, function: Callable[..., object]) -> None:
+    def __init__(
+        self, hook: str, owner: Owner, function: Callable[..., object], reported: set[tuple[Owner, str]]
+    ) -> None:
         self.hook = hook
         self.owner = owner
         self._function = function
         taken = inspect.signature(function).parameters
         self._parameters = tuple(name for name in HOOKS[hook] if name in taken)
-        self._reported = False
+        self._reported = reported
 
     def __call__(self, **objects: object) -> None:
         """Passes on those of the hook's parameters that the implementation takes."""
         try:
             self._function(**{name: objects[name] for name in self._parameters})
         except Exception:
-            if not self._reported:
-                self._reported = True
+            if (self.owner, self.hook) not in self._reported:
+                self._reported.add((self.owner, self.hook))
                 _log.exception(
                     "%s failed in %s; further failures of it are not logged. The request goes on.",
                     self.owner,

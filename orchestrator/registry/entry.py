@@ -106,7 +106,7 @@ class Entry:
         loaded = self._import(self.target) if isinstance(self.target, str) else self.target
         if not callable(loaded):
             raise self._broken(
-                f"it is a {type(loaded).__name__}, and a {self.kind} is a class or factory to be called.",
+                f"it is of type {type(loaded).__name__!r}, and a {self.kind} is a class or a factory.",
                 f"Correct the target in {self.owner}.",
             )
         return loaded
@@ -186,7 +186,7 @@ def _target_fault(target: object) -> str | None:
         return f"the target {target!r} is no import path; write 'package.module:Attribute'."
     if callable(target):
         return None
-    return f"the target is a {type(target).__name__}; give an import path, a class or a factory."
+    return f"the target is of type {type(target).__name__!r}; give an import path, a class or a factory."
 
 
 def _summary_fault(summary: object) -> str | None:

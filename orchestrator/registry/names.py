@@ -162,8 +162,9 @@ class BackendRegistry(NameRegistry):
         Raises:
             PluginError: An argument is unfit, or the name or a device family is taken.
         """
-        given = name if devices is None else devices
-        families = (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
+        if devices is None or isinstance(devices, str):
+            devices = (name if devices is None else devices,)
+        families = tuple(dict.fromkeys(devices))
         self._put(Entry(self.kind, name, target, summary, self._owner, families))
 
     def for_device(self, device: str) -> Entry:
@@ -264,12 +265,15 @@ class Registry:
 
 
 def _duplicate(what: str, taken: Entry, entry: Entry) -> PluginError:
-    fix = "Rename one of the two."
-    if taken.owner != entry.owner:
-        fix = f"Rename one, uninstall one, or leave one out: {DISABLE_VARIABLE}={entry.plugin}."
+    if taken.owner == entry.owner:
+        twice = f"twice by {entry.owner}: as {taken.target!r} and as {entry.target!r}. Rename one."
+    else:
+        twice = (
+            f"twice: by {taken.owner} as {taken.target!r} and by {entry.owner} as {entry.target!r}."
+            f" Rename one, uninstall one, or leave one out: {DISABLE_VARIABLE}={entry.plugin}."
+        )
     return PluginError(
-        f"The {what} is registered twice: by {taken.owner} as {taken.target!r} and by {entry.owner} as"
-        f" {entry.target!r}. {fix}",
+        f"The {what} is registered {twice}",
         name=entry.name,
         entries=(taken, entry),
         plugins=(taken.plugin, entry.plugin),
