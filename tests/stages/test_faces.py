@@ -1,0 +1,102 @@
+"""The pipeline ``faces`` gives what the cascade called by hand gives, whatever the number of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from orchestrator import Session
+from orchestrator_stages.faces.pipeline import faces
+from tests.stages.cascade import Cascade, Seen
+from tests.stages.conftest import PHOTOS
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with faces().plan(device="cpu").load() as session:
+        yield session
+
+
+def assert_same(result: dict, seen: Seen) -> None:
+    """Boxes and scores are rounded, and padding a batch may move a float by its last bit."""
+    assert len(result["faces"]) == len(seen.faces)
+    for face, other in zip(result["faces"], seen.faces, strict=True):
+        assert face["box"] == pytest.approx(other["box"], abs=0.02)
+        assert face["score"] == pytest.approx(other["score"], abs=2e-6)
+        for point, expected in zip(face["landmarks"], other["landmarks"], strict=True):
+            assert point == pytest.approx(expected, abs=0.02)
+        assert face["landmark_names"] == other["landmark_names"]
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_same_as_by_hand(name, photo, session, cascade):
+    picture = photo(name)
+    result, seen = session(image=picture), cascade(picture)
+    assert_same(result, seen)
+    assert result["annotated"].dtype == torch.uint8
+    assert result["annotated"].equal(seen.annotated)
+    assert picture.equal(photo(name)), "the photo itself is not drawn on"
+
+
+def test_no_crops_skip_the_networks(photo):
+    with faces().plan(device="cpu").load() as session:
+        session(image=photo("grey"))
+        none = session.stats["dispatches"]
+        session(image=photo("coffee"))
+        some = session.stats["dispatches"] - none
+        session(image=photo("astronaut"))
+        all_three = session.stats["dispatches"] - none - some
+    assert none < some < all_three
+
+
+def test_photos_of_all_sizes_follow_one_another(photo, session, cascade):
+    names = ["grid", "grey", "one pixel", "astronaut", "coffee", "astronaut"]
+    results = session.stream([{"image": photo(name)} for name in names])
+    for name, result in zip(names, results, strict=True):
+        assert_same(result, cascade(photo(name)))
+
+
+def test_one_set_of_weights_for_all_levels():
+    graph = faces().graph
+    calls = [call for call in graph.calls if call.stage.name == "pnet"]
+    assert [call.name for call in calls] == ["pnet", *(f"pnet#{number}" for number in range(2, 9))]
+    assert len({id(call.stage.target) for call in calls}) == 1
+
+
+def test_building_reads_no_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr("orchestrator_stages.faces.weights.FOLDER", tmp_path)
+    faces().validate()
+
+
+def test_options_reach_their_stages(photo):
+    strict = faces(size=320, min_face=60, propose={"threshold": 0.9}, finish={"threshold": 0.99999})
+    with strict.plan(device="cpu").load() as session:
+        assert session(image=photo("astronaut"))["faces"] == []
+
+
+def test_small_faces_are_found_on_request(photo):
+    tiny = photo("astronaut").permute(2, 0, 1)[None]
+    tiny = torch.nn.functional.interpolate(tiny, size=(60, 60), mode="bilinear", antialias=True)
+    tiny = tiny[0].permute(1, 2, 0)
+    with faces(letterbox={"enlarge": 8.0}).plan(device="cpu").load() as session:
+        assert_same(session(image=tiny), Cascade(enlarge=8.0)(tiny))
+
+
+def test_the_picture_crosses_to_the_device_once():
+    plan = faces().plan(device="null")
+    square = [edge for edge in plan.edges if edge.source == "letterbox.square"]
+    assert {edge.target for edge in square} == {"pyramid.square", "propose.square", "refine.square"}
+    assert plan.summary["uploads"] == 3, "the square, the proposals and the candidates"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", PHOTOS)
+def test_same_on_cuda(name, photo, cascade):
+    with faces().plan(device="cuda").load() as session:
+        found, seen = session(image=photo(name))["faces"], cascade(photo(name)).faces
+    assert len(found) == len(seen)
+    for face, other in zip(found, seen, strict=True):
+        assert face["box"] == pytest.approx(other["box"], abs=0.5)
+        assert face["score"] == pytest.approx(other["score"], abs=1e-3)

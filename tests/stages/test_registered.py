@@ -1,0 +1,71 @@
+"""What the distribution registers: every name can be loaded, and by name a stage is what it is by hand."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+import orchestrator_stages
+from orchestrator import ModelWrapper, Pipeline
+from orchestrator_stages.faces.letterbox import PHOTO, Frame
+
+
+class Recorder:
+    """Stands in for a registry."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, str] = {}
+
+    def add(self, name: str, target: str, *, summary: str = "") -> None:
+        assert summary, name
+        self.paths[name] = target
+
+
+def recorded(hook: Any) -> dict[str, str]:
+    registry = Recorder()
+    hook(registry)
+    return registry.paths
+
+
+STAGES = recorded(orchestrator_stages.orchestrator_register_stages)
+PIPELINES = recorded(orchestrator_stages.orchestrator_register_pipelines)
+
+
+def load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def test_the_families_are_there():
+    assert set(PIPELINES) == {"vision-text", "model5", "faces"}
+    assert {name.partition(".")[0] for name in STAGES} == {"vision-text", "faces"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_needs_no_options(name):
+    assert isinstance(load(STAGES[name])(), ModelWrapper | torch.nn.Module)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_needs_no_options(name):
+    pipeline = load(PIPELINES[name])()
+    assert isinstance(pipeline, Pipeline)
+    pipeline.validate()
+    assert name in str(pipeline.plan(device="null"))
+
+
+def test_stages_by_name_with_options():
+    pipeline = Pipeline("mine")
+    image = pipeline.input("image", PHOTO)
+    square, frame = pipeline.add("fit", "faces.letterbox", device="host", config={"size": 64})(image)
+    levels = pipeline.add("levels", "faces.pyramid", config={"sides": [24, 12]})(square)
+    judged = pipeline.add("judge", "faces.pnet")(levels["level1"])
+    pipeline.output("scores", judged["scores"])
+    pipeline.output("frame", frame)
+    with pipeline.plan(device="cpu").load() as session:
+        result = session(image=torch.zeros(128, 32, 3, dtype=torch.uint8))
+    assert result["scores"].shape == (1, 7, 7)
+    assert result["frame"] == Frame(128, 32, 64, 16)
