@@ -8,6 +8,7 @@ distribution, the real signature and the fix.
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 
 from orchestrator.errors import PluginError, nearest
@@ -15,9 +16,10 @@ from orchestrator.plugin.hookspecs import HOOKS, REGISTERING
 from orchestrator.plugin.marker import PROJECT
 from orchestrator.registry import Owner
 
-__all__ = ["check_plugin"]
+__all__ = ["check_plugin", "is_function"]
 
 _PREFIX = f"{PROJECT}_"
+_FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -32,8 +34,8 @@ def check_plugin(plugin: object, owner: Owner, marks: Mapping[str, Mapping[str, 
     Raises:
         PluginError: A hook is unknown, lacks its marker or has a wrong signature, or there is no hook.
     """
-    for name in _prefixed(plugin):
-        if name not in marks:
+    for name in dir(plugin):
+        if name.startswith(_PREFIX) and name not in marks and is_function(plugin, name):
             raise _unmarked(name, owner)
     if not marks:
         raise PluginError(
@@ -46,15 +48,10 @@ def check_plugin(plugin: object, owner: Owner, marks: Mapping[str, Mapping[str, 
         _check_hook(plugin, name, options, owner)
 
 
-def _prefixed(plugin: object) -> list[str]:
-    # Read statically: a plugin's properties are not ours to run, and imported modules are no hooks.
-    found = []
-    for name in dir(plugin):
-        if name.startswith(_PREFIX):
-            value = inspect.getattr_static(plugin, name, None)
-            if inspect.isroutine(value) or isinstance(value, staticmethod | classmethod):
-                found.append(name)
-    return found
+def is_function(plugin: object, name: str) -> bool:
+    """Tells whether an attribute is a function or method; runs no property to find out."""
+    value = inspect.getattr_static(plugin, name, None)
+    return isinstance(value, _FUNCTIONS)
 
 
 def _unmarked(name: str, owner: Owner) -> PluginError:

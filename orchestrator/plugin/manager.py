@@ -17,7 +17,7 @@ import pluggy
 
 from orchestrator.errors import PluginError, nearest
 from orchestrator.plugin import hookspecs
-from orchestrator.plugin.check import check_plugin
+from orchestrator.plugin.check import check_plugin, is_function
 from orchestrator.plugin.discover import Found, find_plugins
 from orchestrator.plugin.hookspecs import OBSERVERS, REGISTERING
 from orchestrator.plugin.marker import PROJECT
@@ -25,6 +25,13 @@ from orchestrator.plugin.observe import Observer
 from orchestrator.registry import DISABLE_VARIABLE, BrokenPlugin, NameRegistry, Owner, Registry
 
 __all__ = ["PluginManager", "default_manager"]
+
+
+class _Host(pluggy.PluginManager):
+    """pluggy's manager; early releases of it evaluate a plugin's properties, which are not ours to run."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        return super().parse_hookimpl_opts(plugin, name) if is_function(plugin, name) else None
 
 
 class PluginManager:
@@ -39,7 +46,7 @@ class PluginManager:
 
     def __init__(self, *, load_entry_points: bool = True) -> None:
         self.registry = Registry()
-        self._host = pluggy.PluginManager(PROJECT)
+        self._host = _Host(PROJECT)
         self._host.add_hookspecs(hookspecs)
         self._owners: dict[str, Owner] = {}
         self._reported: set[tuple[Owner, str]] = set()
@@ -167,7 +174,8 @@ class PluginManager:
                 plugin=owner.plugin,
                 distributions=(loaded.distribution, owner.distribution),
             )
-        other = self._host.get_name(plugin)
+        # A blocked name stands for None in pluggy's table.
+        other = None if plugin is None else self._host.get_name(plugin)
         if other is not None:
             raise PluginError(
                 f"{owner} is the same object as {self._owners[other]}. Register it once.",
@@ -179,11 +187,12 @@ class PluginManager:
         marks = self._marks(plugin)
         check_plugin(plugin, owner, marks)
         _fill(staged, plugin, marks)
-        self._host.register(plugin, owner.plugin)
         try:
+            self._host.register(plugin, owner.plugin)
             self.registry.adopt(staged)
         except BaseException:
-            self._host.unregister(plugin)
+            if self._host.has_plugin(owner.plugin):
+                self._host.unregister(name=owner.plugin)
             raise
         self._owners = {**self._owners, owner.plugin: owner}
 

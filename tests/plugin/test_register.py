@@ -183,6 +183,11 @@ def test_what_has_no_hook_is_refused(plugin: object, manager: PluginManager):
     assert "has no hook" in refusal(manager, plugin)
 
 
+def test_nothing_is_no_plugin_even_when_a_name_is_blocked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(DISABLE_VARIABLE, "mine")
+    assert "has no hook" in refusal(PluginManager(load_entry_points=False), None)
+
+
 def test_an_optional_hook_may_be_unknown(manager: PluginManager):
     class Newer(Names):
         @hookimpl(optionalhook=True)
