@@ -10,7 +10,12 @@ neither torch nor the families.
 
 from __future__ import annotations
 
-from orchestrator import Registry, hookimpl
+from typing import TYPE_CHECKING
+
+from orchestrator import hookimpl
+
+if TYPE_CHECKING:
+    from orchestrator.registry import PipelineRegistry, StageRegistry
 
 __all__ = ["orchestrator_register_pipelines", "orchestrator_register_stages"]
 
@@ -36,14 +41,14 @@ PIPELINES = {
 
 
 @hookimpl
-def orchestrator_register_stages(registry: Registry) -> None:
+def orchestrator_register_stages(registry: StageRegistry) -> None:
     """Names the stages."""
     for name, (path, summary) in STAGES.items():
         registry.add(name, f"{__name__}.{path}", summary=summary)
 
 
 @hookimpl
-def orchestrator_register_pipelines(registry: Registry) -> None:
+def orchestrator_register_pipelines(registry: PipelineRegistry) -> None:
     """Names the pipelines."""
     for name, (path, summary) in PIPELINES.items():
         registry.add(name, f"{__name__}.{path}", summary=summary)

@@ -103,7 +103,7 @@ def read(wheel: zipfile.ZipFile, net: str) -> dict[str, Tensor]:
 
 def memory_order(weight: Tensor) -> Tensor:
     """Returns a dense weight with its columns moved from the order ``x, y, channel`` to ``channel, y, x``."""
-    return weight.unflatten(1, (3, 3, -1)).permute(0, 3, 2, 1).flatten(1)
+    return weight.reshape(len(weight), 3, 3, -1).permute(0, 3, 2, 1).flatten(1)
 
 
 def convert(net: str, original: dict[str, Tensor]) -> dict[str, Tensor]:

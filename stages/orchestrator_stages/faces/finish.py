@@ -55,11 +55,11 @@ class Finish(HostStage):
         sure = scores >= self.threshold
         squares, scores = boxes[sure], scores[sure]
         sides = (squares[:, 2:] - squares[:, :2])[:, None]
-        points = squares[:, None, :2] + sides * landmarks[sure].unflatten(1, (2, 5)).mT
+        points = squares[:, None, :2] + sides * landmarks[sure].reshape(len(squares), 2, 5).mT
         boxes = shifted(squares, offsets[sure])
         kept = strongest(boxes, scores, self.overlap, "smaller")
         edge = torch.tensor([frame.photo_width, frame.photo_height])
-        corners = torch.minimum(frame.to_photo(boxes[kept].unflatten(1, (2, 2))).clamp(min=0), edge)
+        corners = torch.minimum(frame.to_photo(boxes[kept].reshape(len(kept), 2, 2)).clamp(min=0), edge)
         rows = zip(
             corners.tolist(), scores[kept].tolist(), frame.to_photo(points[kept]).tolist(), strict=True
         )

@@ -49,7 +49,8 @@ class TrainedNet(ModelWrapper):
 
     def make_model(self) -> nn.Module:
         """Builds the network and fills it."""
-        return trained(super().make_model(), self.tag)
+        model: nn.Module = super().make_model()
+        return trained(model, self.tag)
 
 
 def pnet() -> TrainedNet:
