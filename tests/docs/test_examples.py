@@ -1,9 +1,9 @@
-"""Every example in README.md and docs/ runs, page by page, in an empty folder that holds one photo.
+"""Every example in the READMEs and docs/ runs, page by page, in a folder that holds nothing but photos.
 
 Python blocks of a page share one namespace, as a reader who types them in order would have it; a block
 with `>>>` is checked against the output it shows. In a `console` block every line that starts with
-`$ orchestrator` or `$ python` is run and must end with exit code 0; a line that starts otherwise
-(`$ make`, `$ pip`) changes the machine and is left to CI.
+`$ orchestrator` is run and must end with exit code 0; a line that starts otherwise (`$ make`, `$ pip`)
+changes the machine and is left to CI.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from __future__ import annotations
 import doctest
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in p.parts)]
+PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md"]
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 FENCE = re.compile(r"^ *(`{3,}|:{3,}|~{3,})(\{code-block\} )?(?P<language>[\w{}+-]+)", re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -39,14 +41,16 @@ def commands(page: Path) -> list[str]:
     """The command lines of a page that can be run here, continuation lines joined."""
     bodies = (match["body"] for match in CONSOLE.finditer(page.read_text(encoding="utf-8")))
     lines = (line for body in bodies for line in re.sub(r"\\\n\s*", "", body).splitlines())
-    return [line[2:] for line in lines if line.startswith(("$ orchestrator ", "$ python "))]
+    return [line[2:] for line in lines if line.startswith("$ orchestrator ")]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with `photo.png` in it; the commands of this environment come first."""
+    """A working folder with a photo under every name the pages use; this environment's commands come first."""
     skimage = pytest.importorskip("skimage")
-    shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", tmp_path / "photo.png")
+    with Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png") as photo:
+        for name in PHOTOS:
+            photo.convert("RGB").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path
