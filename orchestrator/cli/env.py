@@ -1,0 +1,31 @@
+"""``orchestrator env``: versions and devices, as a bug report needs them.
+
+It works where little else does: what cannot be imported or asked is reported as such, with the error.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.cli.options import AsJson
+from orchestrator.cli.report import reporting
+
+__all__ = ["command"]
+
+
+def command(as_json: AsJson = False) -> None:
+    """Print versions and devices, for a bug report."""
+    with reporting(as_json=as_json) as reply:
+        from orchestrator.cli.machine import describe_machine
+
+        found = describe_machine()
+        reply.data = found
+        for warning in found["warnings"]:
+            typer.echo(f"warning: {warning}", err=True)
+        if not as_json:
+            from orchestrator.cli.show import print_table
+
+            for title in ("versions", "system", "devices"):
+                rows = [(name, str(value)) for name, value in found[title].items()]
+                print_table((title, ""), rows)
+                typer.echo("")

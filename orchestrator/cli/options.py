@@ -1,0 +1,113 @@
+"""Options that several commands share, and the ``NAME=VALUE`` pairs in them.
+
+A pair splits at its first ``=``, so that values may hold more. A name is given once: which of two values wins
+would be a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from orchestrator.cli.report import UsageError
+
+__all__ = [
+    "AsJson",
+    "Debug",
+    "Device",
+    "Placement",
+    "Settings",
+    "Sizes",
+    "Target",
+    "parse_pairs",
+    "parse_sizes",
+    "parse_value",
+]
+
+Target: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME_OR_MODULE:ATTR", help="A registered pipeline, or MODULE:ATTR.", show_default=False
+    ),
+]
+Device: TypeAlias = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where stages run, e.g. cuda:0.")
+]
+Placement: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--placement",
+        metavar="STAGE=DEVICE",
+        help="Another device for one stage. Repeatable.",
+        show_default=False,
+    ),
+]
+Sizes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sizes", metavar="DIM=4,8", help="Compiled sizes of a dim. Repeatable.", show_default=False
+    ),
+]
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="[STAGE.]OPTION=VALUE",
+        help="Option of the pipeline or a stage, or a text or number input. JSON, else text. Repeatable.",
+        show_default=False,
+    ),
+]
+AsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print JSON for a program, and nothing else.")
+]
+Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def parse_pairs(option: str, pairs: Iterable[str] | None, form: str) -> dict[str, str]:
+    """Returns the values of a repeatable ``NAME=VALUE`` option by name.
+
+    Args:
+        option: The option, for messages.
+        pairs: What was given.
+        form: What a pair looks like, for messages.
+
+    Raises:
+        UsageError: A pair without ``=`` or without a name, or a name given twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs or ():
+        name, mark, value = pair.partition("=")
+        if not mark or not name.strip():
+            raise UsageError(f"{option} takes {form}, not {pair!r}.")
+        name = name.strip()
+        if name in values:
+            raise UsageError(f"{option} is given twice for {name!r}: {values[name]!r} and {value!r}.")
+        values[name] = value
+    return values
+
+
+def parse_sizes(pairs: Iterable[str] | None) -> dict[str, int | tuple[int, ...]]:
+    """Returns the sizes of each dim: an int for one, a tuple for several.
+
+    Raises:
+        UsageError: A malformed pair, or a size that is no positive int.
+    """
+    sizes: dict[str, int | tuple[int, ...]] = {}
+    for name, text in parse_pairs("--sizes", pairs, "DIM=SIZE[,SIZE...]").items():
+        parts = [part.strip() for part in text.split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise UsageError(f"--sizes of {name!r} takes positive ints such as 4,8, not {text!r}.")
+        numbers = tuple(int(part) for part in parts)
+        sizes[name] = numbers[0] if len(numbers) == 1 else numbers
+    return sizes
+
+
+def parse_value(text: str) -> Any:
+    """Returns the value that a text is in JSON, or the text itself where it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,43 @@
+"""Tables for people: plain and complete when piped, fitted to the terminal's width on one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+__all__ = ["print_table"]
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Prints rows under their column names.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells as text; they hold no markup.
+        title: A line above.
+    """
+    if sys.stdout.isatty():
+        _print_fitted(columns, rows, title)
+        return
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in ([title], columns, *rows) if title else (columns, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if title:
+        console.print(Text(title, style="bold"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)

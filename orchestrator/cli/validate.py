@@ -1,0 +1,54 @@
+"""``orchestrator validate``: build, check and plan, run nothing."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.cli.options import AsJson, Debug, Device, Placement, Settings, Sizes, Target
+from orchestrator.cli.report import reporting
+
+__all__ = ["command"]
+
+
+def command(
+    target: Target,
+    device: Device = "cpu",
+    placement: Placement = None,
+    sizes: Sizes = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check a pipeline's graph and its plan.
+
+    The exit code is 0 if both hold, and 1 if not.
+    """
+    with reporting(as_json=as_json, debug=debug) as reply:
+        from orchestrator.cli.planning import Wishes
+        from orchestrator.cli.resolve import build
+
+        wishes = Wishes(device, placement, sizes)
+        pipeline = build(target, settings).pipeline
+        pipeline.validate()
+        graph = pipeline.graph
+        counts = {
+            "inputs": len(graph.inputs),
+            "stages": len(graph.stages),
+            "calls": len(graph.calls),
+            "outputs": len(graph.outputs),
+        }
+        if not as_json:
+            typer.echo(
+                f"OK  graph {graph.name!r}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+            )
+        plan = wishes.plan(pipeline)
+        devices = [group.device for group in plan.groups]
+        reply.data = {
+            "valid": True,
+            "pipeline": graph.name,
+            "graph": counts,
+            "devices": devices,
+            "plan": plan.summary,
+        }
+        if not as_json:
+            typer.echo(f"OK  plan on {', '.join(devices) or 'the host'}: {len(plan.edges)} edges")
