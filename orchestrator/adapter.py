@@ -1,0 +1,112 @@
+"""Adapters: what the planner puts on an edge so that its two ends fit.
+
+    upload, download, copy   move a value: host to device, device to host, device to device
+    pad                      grow to the consumer's size; named dims go to their bucket
+    slice                    cut to the consumer's fixed size, from the end
+    cut                      undo a padding: named dims go back to the real size of the request
+    cast                     change the dtype
+
+An adapter is data. :func:`apply` does a ``pad``, ``slice``, ``cut`` or ``cast`` with torch ops and serves
+every backend with eager compute; moves belong to the backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+from orchestrator.specs import AnyDim, Pad, TensorSpec, dtype_name, plain_dims
+
+__all__ = ["Adapter", "Kind", "apply", "pad_to", "slice_to"]
+
+Kind: TypeAlias = Literal["upload", "download", "copy", "pad", "slice", "cut", "cast"]
+
+MOVES = ("upload", "download", "copy")
+#: These make a value smaller: worth doing before a move. ``cast`` may do either.
+SHRINKS = ("slice", "cut")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One thing done to a value on its way.
+
+    Attributes:
+        kind: See the module's table.
+        dims: Target dims of ``pad``, ``slice`` and ``cut``.
+        rule: What ``pad`` fills with; ``None`` is an exact fit: growing there is an error.
+        dtype: Target of ``cast``.
+        device: Target of a move.
+        to_bucket: A ``pad`` that takes named dims from the request's size to their bucket.
+    """
+
+    kind: Kind
+    dims: tuple[AnyDim, ...] = ()
+    rule: Pad = None
+    dtype: torch.dtype | None = None
+    device: str = ""
+    to_bucket: bool = False
+
+    def __str__(self) -> str:
+        if self.kind in MOVES:
+            return f"{self.kind} to {self.device}"
+        if self.kind == "cast":
+            return f"cast to {dtype_name(self.dtype)}" if self.dtype else "cast"
+        rule = "" if self.kind != "pad" else f" ({'exact fit only' if self.rule is None else self.rule})"
+        return f"{self.kind} to [{', '.join(str(dim) for dim in self.dims)}]{rule}"
+
+    def result(self, spec: TensorSpec) -> TensorSpec:
+        """Returns the spec of the value that comes out."""
+        dims = self.dims if self.kind in ("pad", "slice", "cut") else spec.dims
+        return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)  # type: ignore[arg-type]
+
+
+def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tensor:
+    """Grows a tensor at the end of its dims.
+
+    Args:
+        value: Any tensor.
+        shape: Target, no smaller than ``value`` in any dim.
+        rule: A number to fill with, or ``"repeat_first"``.
+
+    Returns:
+        A new tensor of that shape; ``value`` itself where it fits already.
+    """
+    if rule == "repeat_first":
+        for dim, size in enumerate(shape):
+            missing = size - value.shape[dim]
+            if missing:
+                first = value.narrow(dim, 0, 1)
+                value = torch.cat(
+                    [value, first.expand(*value.shape[:dim], missing, *value.shape[dim + 1 :])], dim
+                )
+        return value
+    if tuple(value.shape) == shape:
+        return value
+    grown = value.new_full(shape, rule)  # type: ignore[arg-type]
+    grown[tuple(slice(size) for size in value.shape)] = value
+    return grown
+
+
+def slice_to(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Cuts a tensor at the end of its dims; the result is a view."""
+    for dim, size in enumerate(shape):
+        if value.shape[dim] > size:
+            value = value.narrow(dim, 0, size)
+    return value
+
+
+def apply(adapter: Adapter, value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
+    """Does a ``pad``, ``slice``, ``cut`` or ``cast`` with torch ops.
+
+    Args:
+        adapter: What to do.
+        value: A tensor on any device torch computes on.
+        sizes: Sizes of names that the result is at: buckets, or the real ones for a value of the host.
+    """
+    if adapter.kind == "cast":
+        return value.to(adapter.dtype)
+    shape = TensorSpec(adapter.dims).shape(sizes)
+    return pad_to(value, shape, adapter.rule) if adapter.kind == "pad" else slice_to(value, shape)

@@ -1,0 +1,172 @@
+"""The torch backend: eager modules on any torch device.
+
+A handle is a tensor. On a device with its own memory, host copies go through pinned buffers and do not block:
+copies and kernels are ordered by the caller's current stream, and ``synchronize`` waits for that stream before a
+downloaded tensor is read. The allocator keeps a pinned buffer until the copy out of it is done.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.adapter import Adapter, apply
+from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
+from orchestrator.errors import CompileError
+from orchestrator.specs import TensorSpec
+from orchestrator.stage import Stage
+from orchestrator.store import ArtifactStore, content_key
+
+__all__ = ["TorchBackend"]
+
+#: PCI Express 5.0 x16 is 63 GB/s in one direction before protocol overhead (32 GT/s, 16 lanes, 128b/130b).
+_PCIE = Link(63e9, 0.0, "PCI Express 5.0 x16, nominal: 32 GT/s x 16 lanes x 128/130 / 8")
+
+
+class TorchBackend(Backend):
+    """Runs stages eagerly on one torch device."""
+
+    def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(device, options)
+        self._torch_device = torch.device(self.device)
+        kind = self._torch_device.type
+        self._pinned = kind == "cuda"
+        self._capabilities = (
+            Capabilities(host_memory=True)
+            if kind == "cpu"
+            else Capabilities(deferred=self._pinned, link=_PCIE)
+        )
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        """Tells whether ``torch.device`` takes the string."""
+        try:
+            return torch.device(device).type != "meta"
+        except RuntimeError:
+            return False
+
+    @classmethod
+    def canonical(cls, device: str) -> str:
+        """Returns ``cuda:0`` for ``cuda``, and ``cpu`` for ``cpu:0``: the processor is one device."""
+        parsed = torch.device(device)
+        return "cpu" if parsed.type == "cpu" else f"{parsed.type}:{parsed.index or 0}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Eager, no static shapes; on the CPU values are host memory."""
+        return self._capabilities
+
+    def open(self) -> None:
+        """Makes sure that torch sees the device.
+
+        Raises:
+            CompileError: It does not.
+        """
+        try:
+            torch.empty(0, device=self._torch_device)
+        except Exception as error:
+            found = [f"{kind}:{index}" for kind in ("cuda", "xpu", "mps") for index in range(_count(kind))]
+            raise CompileError(
+                f"The device {self.device!r} is not there: torch sees {['cpu', *found]}. Plan for one of these, or "
+                f"run where the device is. ({error})",
+                device=self.device,
+            ) from error
+
+    def compile(
+        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
+    ) -> Artifact:
+        """Describes the stage: eager torch runs the module itself, so there is no program to store."""
+        key = content_key(
+            ["torch", torch.__version__, self.device, repr(stage.target), sorted(sizes.items())]
+        )
+        return Artifact(stage.name, key, tuple(sorted(sizes.items())))
+
+    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
+        """Returns the stage's own module where it is on the device already, else a copy that is.
+
+        Raises:
+            CompileError: It cannot be built or moved.
+        """
+        try:
+            target = stage.module()
+            owner = getattr(target, "__self__", target)
+            if not isinstance(owner, torch.nn.Module) and stage.wrapper is not None:
+                owner = stage.wrapper.__dict__.get("_model")
+            if not isinstance(owner, torch.nn.Module) or self._is_here(owner):
+                return target  # type: ignore[no-any-return]
+            return self._moved(target, owner)
+        except CompileError:
+            raise
+        except Exception as error:
+            raise CompileError(
+                f"Stage {stage.name!r} cannot be loaded onto {self.device!r}: {type(error).__name__}: {error}",
+                stage=stage.name,
+                device=self.device,
+            ) from error
+
+    def _is_here(self, module: torch.nn.Module) -> bool:
+        return all(
+            tensor.device == self._torch_device for tensor in (*module.parameters(), *module.buffers())
+        )
+
+    def _moved(self, target: Callable[..., Any], owner: torch.nn.Module) -> Callable[..., Any]:
+        """A deep copy whose parameters and buffers are made on the device; the user's module stays as it is."""
+        memo: dict[int, Any] = {}
+        for tensor in (*owner.parameters(), *owner.buffers()):
+            moved = tensor.detach().to(self._torch_device, copy=True)
+            if isinstance(tensor, torch.nn.Parameter):
+                moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = moved
+        return copy.deepcopy(target, memo)
+
+    def upload(self, value: torch.Tensor) -> Handle:
+        """Copies a host tensor to the device without waiting."""
+        if self._pinned and value.numel():
+            value = value if value.is_pinned() else value.pin_memory()
+            return value.to(self._torch_device, non_blocking=True)
+        return value.to(self._torch_device)
+
+    def download(self, handle: Handle) -> torch.Tensor:
+        """Copies a tensor into a (pinned) host tensor; it is there after :meth:`synchronize`."""
+        if self._pinned and handle.numel():
+            host = torch.empty(handle.shape, dtype=handle.dtype, pin_memory=True)
+            return host.copy_(handle, non_blocking=True)
+        return handle.cpu()  # type: ignore[no-any-return]
+
+    def copy(self, handle: Handle, device: str) -> Handle:
+        """Copies a tensor from another torch device."""
+        return handle.to(self._torch_device, non_blocking=self._pinned)
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the eager op; a target that no name can change is worked out once."""
+        if adapter.kind != "cast" and not TensorSpec(adapter.dims).names:
+            shape = TensorSpec(adapter.dims).shape({})
+            fixed = Adapter(adapter.kind, shape, adapter.rule)
+            return lambda handle, _sizes: apply(fixed, handle, {})
+        return lambda handle, sizes: apply(adapter, handle, sizes)
+
+    def join(self, handles: list[Handle], dim: int) -> Handle:
+        """Concatenates chunks."""
+        return torch.cat(handles, dim)
+
+    def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
+        """Takes a view of one chunk."""
+        return handle.narrow(dim, start, size)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
+        """Makes a tensor with undefined content."""
+        return torch.empty(shape, dtype=dtype, device=self._torch_device)
+
+    def synchronize(self) -> None:
+        """Waits for the caller's current stream on this device."""
+        if self._pinned:
+            torch.cuda.current_stream(self._torch_device).synchronize()
+
+
+def _count(kind: str) -> int:
+    module = getattr(torch, kind, None)
+    count = getattr(module, "device_count", None)
+    return int(count()) if count is not None else 0

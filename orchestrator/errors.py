@@ -1,0 +1,97 @@
+"""Everything Stage Orchestrator raises on purpose.
+
+    OrchestratorError
+    |-- GraphError      the graph: names, ports fed twice or never, cycles, a stage never called
+    |-- PlanError       planning: shapes, dtypes, devices, sizes, memory budget, options, a wrong plan
+    |-- CompileError    compiling or loading a stage on its device
+    |-- InputError      a request: names, dtype, rank, size, a closed session
+    |-- StageError      a stage raised, or returned what it did not declare; ``__cause__`` is kept
+    `-- PluginError     an unknown or broken plugin
+
+A message states the rule that was broken, both ports with their shapes and dtypes, the nearest known
+name, and the way out. The objects it speaks of are attributes, so that a program need not parse text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CompileError",
+    "GraphError",
+    "InputError",
+    "OrchestratorError",
+    "PlanError",
+    "PluginError",
+    "StageError",
+    "nearest",
+]
+
+
+class OrchestratorError(Exception):
+    """Root of the tree; keyword arguments become attributes of the error.
+
+    Args:
+        message: The rule, what broke it, and the way out.
+        objects: What the message speaks of, e.g. ``stage="vision"``, ``port="image"``.
+    """
+
+    def __init__(self, message: str, **objects: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.objects = objects
+        for name, value in objects.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the attributes, so that an error crosses a process border whole."""
+        return _rebuild, (type(self), self.message, self.objects)
+
+
+class GraphError(OrchestratorError):
+    """The graph breaks a rule: names, ports fed twice or never, cycles, a stage never called."""
+
+
+class PlanError(OrchestratorError):
+    """The graph cannot be planned as asked: shapes, dtypes, devices, sizes, budget, options."""
+
+
+class CompileError(OrchestratorError):
+    """A stage cannot be compiled for its device or loaded onto it."""
+
+
+class InputError(OrchestratorError):
+    """A request does not fit the plan, or the session is closed."""
+
+
+class StageError(OrchestratorError):
+    """A stage raised while it ran, or returned something else than it declared."""
+
+
+class PluginError(OrchestratorError):
+    """A plugin, or a name a plugin should have registered, is unknown or broken."""
+
+
+def _rebuild(kind: type[OrchestratorError], message: str, objects: dict[str, object]) -> OrchestratorError:
+    return kind(message, **objects)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the sentence that offers the nearest known name, or lists what is known.
+
+    Args:
+        name: The name that was not found.
+        known: The names that exist.
+
+    Returns:
+        A sentence with a leading space, to append to a message.
+    """
+    names = sorted({str(item) for item in known})
+    if not names:
+        return " Nothing is known by that kind yet."
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    shown = ", ".join(repr(item) for item in names[:12])
+    return f" Known: {shown}{', ...' if len(names) > 12 else ''}."

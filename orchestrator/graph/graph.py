@@ -1,0 +1,212 @@
+"""A graph of calls, frozen.
+
+A *node* is a pipeline input, a constant, a call of a stage, or a pipeline output, keyed with its kind since an
+input and an output may share a name. An *edge* joins one producer port to one consumer port. Beneath it is a
+``networkx.MultiDiGraph`` (:attr:`Graph.nx`), whose lexicographical topological order, keyed by creation, is the
+order of everything that follows: a branch is finished before the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import networkx
+
+from orchestrator.errors import GraphError
+from orchestrator.specs import PortSpec, TensorSpec
+from orchestrator.stage import Stage
+
+__all__ = ["Call", "Edge", "Graph", "NodeKey"]
+
+
+class NodeKey(NamedTuple):
+    """Key of a node in :attr:`Graph.nx`: its kind (input, constant, call, output) and its name."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a stage.
+
+    Attributes:
+        name: ``enc``, ``enc#2`` for the second call, ``sub/enc`` where it was inlined.
+        stage: What is called.
+    """
+
+    name: str
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One producer output into one consumer input.
+
+    Attributes:
+        source: The producing node.
+        source_port: Its port; empty for inputs and constants.
+        target: The consuming node.
+        target_port: Its port; empty for outputs.
+        via: Specs the value must meet on its way: inputs of pipelines that were inlined.
+    """
+
+    source: NodeKey
+    source_port: str
+    target: NodeKey
+    target_port: str
+    via: tuple[TensorSpec, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """``"call.port"``, or the name of an input or constant."""
+        return f"{self.source.name}.{self.source_port}" if self.source_port else self.source.name
+
+    @property
+    def destination(self) -> str:
+        """``"call.port"``, or the name of an output."""
+        return f"{self.target.name}.{self.target_port}" if self.target_port else self.target.name
+
+    def __str__(self) -> str:
+        return f"{self.origin} -> {self.destination}"
+
+
+class Graph:
+    """A frozen directed acyclic multigraph of calls.
+
+    Args:
+        name: The pipeline's name.
+        inputs: Names of inputs to what they take.
+        constants: Names of constants to their values.
+        calls: Calls in the order of creation.
+        outputs: Names of outputs, in order.
+        edges: All edges.
+
+    Raises:
+        GraphError: For a cycle, a port fed twice or never, or a graph without outputs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Mapping[str, PortSpec],
+        constants: Mapping[str, Any],
+        calls: Iterable[Call],
+        outputs: Iterable[str],
+        edges: Iterable[Edge],
+    ) -> None:
+        self.name = name
+        self.inputs = MappingProxyType(dict(inputs))
+        self.constants = MappingProxyType(dict(constants))
+        self.calls = MappingProxyType({call.name: call for call in calls})
+        self.outputs = tuple(outputs)
+        self.edges = tuple(edges)
+        self._into: dict[NodeKey, list[Edge]] = {}
+        self._from: dict[NodeKey, list[Edge]] = {}
+        for edge in self.edges:
+            self._into.setdefault(edge.target, []).append(edge)
+            self._from.setdefault(edge.source, []).append(edge)
+        self.nx = self._build()
+        self._check_ports()
+        self.order = self._order()
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Stages by name, in the order of their first call."""
+        return {call.stage.name: call.stage for call in self.calls.values()}
+
+    def into(self, node: NodeKey) -> list[Edge]:
+        """Returns the edges into a node."""
+        return self._into.get(node, [])
+
+    def out_of(self, node: NodeKey) -> list[Edge]:
+        """Returns the edges out of a node."""
+        return self._from.get(node, [])
+
+    def ordered_edges(self) -> list[Edge]:
+        """Returns all edges in the order in which their values are read, outputs last."""
+        calls = [edge for name in self.order for edge in self.into(NodeKey("call", name))]
+        return calls + [edge for name in self.outputs for edge in self.into(NodeKey("output", name))]
+
+    def ordered_units(self, unit_of: Mapping[str, Hashable]) -> list[tuple[str, ...]]:
+        """Orders calls so that those of one unit stand together; a call without a unit is one by itself.
+
+        Args:
+            unit_of: Call to unit; joining them must leave the graph acyclic.
+        """
+        members: dict[Hashable, list[str]] = {}
+        for name in self.order:
+            members.setdefault(unit_of.get(name, name), []).append(name)
+        created = {unit: position for position, unit in enumerate(members)}
+        joined: networkx.DiGraph[Hashable] = networkx.DiGraph()
+        joined.add_nodes_from(members)
+        for edge in self.edges:
+            if edge.source.kind == edge.target.kind == "call":
+                ends = [unit_of.get(node.name, node.name) for node in (edge.source, edge.target)]
+                if ends[0] != ends[1]:
+                    joined.add_edge(*ends)
+        order = networkx.lexicographical_topological_sort(joined, key=created.__getitem__)
+        return [tuple(members[unit]) for unit in order]
+
+    def _build(self) -> networkx.MultiDiGraph[NodeKey]:
+        graph: networkx.MultiDiGraph[NodeKey] = networkx.MultiDiGraph(name=self.name)
+        graph.add_nodes_from((NodeKey("input", name), {"spec": spec}) for name, spec in self.inputs.items())
+        graph.add_nodes_from(NodeKey("constant", name) for name in self.constants)
+        graph.add_nodes_from(
+            (NodeKey("call", name), {"stage": call.stage}) for name, call in self.calls.items()
+        )
+        graph.add_nodes_from(NodeKey("output", name) for name in self.outputs)
+        for edge in self.edges:
+            for end in (edge.source, edge.target):
+                if end not in graph:
+                    raise GraphError(
+                        f"The edge {str(edge)!r} ends at {end.kind} {end.name!r}, which does not exist."
+                    )
+            graph.add_edge(edge.source, edge.target, key=(edge.source_port, edge.target_port))
+        return networkx.freeze(graph)
+
+    def _order(self) -> tuple[str, ...]:
+        created = {node: position for position, node in enumerate(self.nx)}
+        try:
+            order = list(networkx.lexicographical_topological_sort(self.nx, key=created.__getitem__))
+        except networkx.NetworkXUnfeasible:
+            cycle = [edge[0] for edge in networkx.find_cycle(self.nx)]
+            path = " -> ".join(node.name for node in [*cycle, cycle[0]])
+            raise GraphError(
+                f"A pipeline is acyclic, but these calls feed one another: {path}. Hand state from one "
+                f"iteration to the next with a loop.",
+                cycle=tuple(node.name for node in cycle),
+            ) from None
+        return tuple(node.name for node in order if node.kind == "call")
+
+    def _check_ports(self) -> None:
+        for name, call in self.calls.items():
+            self._check_call(name, call)
+        for name in self.outputs:
+            count = len(self.into(NodeKey("output", name)))
+            if count != 1:
+                raise GraphError(f"Output {name!r} is fed {count} times; it takes one value.", output=name)
+        if not self.outputs:
+            raise GraphError(f"Pipeline {self.name!r} has no output; add pipeline.output('name', value).")
+
+    def _check_call(self, name: str, call: Call) -> None:
+        fed: dict[str, Edge] = {}
+        for edge in self.into(NodeKey("call", name)):
+            call.stage.input(edge.target_port)
+            if edge.target_port in fed:
+                raise GraphError(
+                    f"A port is fed once, but {edge.destination!r} is fed by {fed[edge.target_port].origin!r} "
+                    f"and by {edge.origin!r}.",
+                    port=edge.destination,
+                )
+            fed[edge.target_port] = edge
+        for port in call.stage.inputs:
+            if not port.optional and port.name not in fed:
+                raise GraphError(
+                    f"The input port '{name}.{port.name}' is never fed; pass it when you call {call.stage.name!r}, "
+                    f"or give the parameter a default.",
+                    port=f"{name}.{port.name}",
+                )

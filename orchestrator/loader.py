@@ -1,0 +1,139 @@
+"""Between names and things: registered stages and backends for the builder, sessions for plans."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.backend import Artifact, Backend
+from orchestrator.errors import PlanError, PluginError, nearest
+from orchestrator.graph import Graph
+from orchestrator.plan import Plan
+from orchestrator.plugin import PluginManager
+from orchestrator.runner.programs import compile_stages, load_programs
+from orchestrator.runner.session import Session
+from orchestrator.stage import accepts_whole, build, parameter_names
+from orchestrator.store import ArtifactStore
+
+__all__ = ["PipelineLoader", "resolve_backend", "resolve_stage"]
+
+
+def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Backend]]:
+    """Finds the backend of a device string: the one registered for its family, else torch's.
+
+    Raises:
+        PlanError: No backend takes the string; the nearest family is offered.
+    """
+    backends = manager.registry.backends
+    try:
+        entry = backends.for_device(device)
+    except PluginError as error:
+        torch_backend = backends.get("torch").load() if "torch" in backends else None
+        if torch_backend is None or not torch_backend.accepts(device):
+            raise PlanError(
+                f"There is no device {device!r}.{nearest(str(device).partition(':')[0], backends.devices)}",
+                device=device,
+            ) from error
+        return "torch", torch_backend  # type: ignore[return-value]
+    kind: Any = entry.load()
+    if not kind.accepts(device):
+        raise PlanError(
+            f"The backend {entry.name!r} does not take the device string {device!r}; write {device.partition(':')[0]!r} "
+            f"or '{device.partition(':')[0]}:0'.",
+            device=device,
+        )
+    return entry.name, kind
+
+
+def resolve_stage(manager: PluginManager, name: str, config: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+    """Makes the stage or pipeline registered under a name.
+
+    Returns:
+        The object, and the names in ``config`` that its factory took.
+
+    Raises:
+        PluginError: The name is unknown, its plugin broken, or its factory raised.
+    """
+    registry = manager.registry
+    if name not in registry.stages and name in registry.pipelines:
+        return registry.pipelines.get(name).load()(**config), frozenset(config)
+    factory = registry.stages.get(name).load()
+    known = parameter_names(factory)
+    whole = accepts_whole(factory)
+    used = (
+        dict(config)
+        if whole or known is None
+        else {key: value for key, value in config.items() if key in known}
+    )
+    try:
+        return build(factory, used or None), frozenset(used)
+    except Exception as error:
+        raise PluginError(
+            f"The registered stage {name!r} could not be made from config {used}: {type(error).__name__}: {error}",
+            stage=name,
+            config=used,
+        ) from error
+
+
+class PipelineLoader:
+    """Loads plans of one graph.
+
+    Args:
+        graph: The frozen graph.
+        manager: Its plugins.
+        path: Where artifacts are; None: a temporary folder for each load.
+    """
+
+    def __init__(
+        self, graph: Graph, manager: PluginManager, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        self._graph = graph
+        self._manager = manager
+        self._path = path
+
+    def compile(self, plan: Plan, path: str | os.PathLike[str]) -> PipelineLoader:
+        """Compiles every stage into a store and writes the plan beside the artifacts."""
+        store = ArtifactStore(path)
+        artifacts = compile_stages(plan, self._graph.stages, self._backends(plan), store)
+        store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
+        return PipelineLoader(self._graph, self._manager, path)
+
+    def load(self, plan: Plan) -> Session:
+        """Compiles what the store lacks, loads every stage, and opens a session."""
+        if self._path is not None:
+            return self._load(plan, ArtifactStore(self._path))
+        with tempfile.TemporaryDirectory(prefix="stage-orchestrator-") as folder:
+            return self._load(plan, ArtifactStore(folder))
+
+    def _load(self, plan: Plan, store: ArtifactStore) -> Session:
+        backends = self._backends(plan)
+        artifacts: dict[str, tuple[Artifact, ...]] = compile_stages(plan, self._graph.stages, backends, store)
+        programs = load_programs(plan, self._graph, backends, artifacts)
+        return Session(programs, self._stage_observers(plan), self._request_observers(plan))
+
+    def _backends(self, plan: Plan) -> dict[str, Backend]:
+        made = {}
+        for group in plan.groups:
+            _, kind = resolve_backend(self._manager, group.device)
+            made[group.device] = kind(group.device, dict(group.options))
+        return made
+
+    def _stage_observers(self, plan: Plan) -> tuple[Any, ...]:
+        def adapt(observer: Any) -> Any:
+            return lambda call, device, seconds: observer(
+                pipeline=plan.pipeline, call=call, device=device, seconds=seconds
+            )
+
+        return tuple(
+            adapt(observer) for observer in self._manager.observers_of("orchestrator_stage_finished")
+        )
+
+    def _request_observers(self, plan: Plan) -> tuple[Any, ...]:
+        def adapt(observer: Any) -> Any:
+            return lambda seconds, error: observer(pipeline=plan.pipeline, seconds=seconds, error=error)
+
+        return tuple(
+            adapt(observer) for observer in self._manager.observers_of("orchestrator_request_finished")
+        )

@@ -1,0 +1,25 @@
+"""The plan as data: what runs where and why, what it costs, how it is printed, stored and compared."""
+
+from orchestrator.plan.model import (
+    HOST,
+    DimPlan,
+    Plan,
+    PlannedCall,
+    PlannedEdge,
+    PlannedGroup,
+    PlannedValue,
+    Residency,
+    Step,
+)
+
+__all__ = [
+    "HOST",
+    "DimPlan",
+    "Plan",
+    "PlannedCall",
+    "PlannedEdge",
+    "PlannedGroup",
+    "PlannedValue",
+    "Residency",
+    "Step",
+]

@@ -1,0 +1,99 @@
+"""Which bucket a size runs in, and how a size above the largest bucket is cut into chunks.
+
+Chunks of a dim are the largest bucket while it can be filled, then the smallest that holds the rest. A request
+whose dims need chunks is several *runs* of the same steps, one for each combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from orchestrator.plan.model import DimPlan, PlannedValue
+
+__all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "run_chunks"]
+
+T = TypeVar("T")
+
+
+def bucket_for(size: int, buckets: Sequence[int]) -> int | None:
+    """Returns the smallest bucket that holds ``size``, or None above the largest."""
+    return next((bucket for bucket in buckets if bucket >= size), None)
+
+
+def chunk_sizes(size: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns ``(real size, bucket)`` of each chunk; zero items are no chunks."""
+    largest = buckets[-1]
+    chunks = [(largest, largest)] * (size // largest)
+    rest = size % largest
+    return [*chunks, (rest, bucket_for(rest, buckets) or largest)] if rest else chunks
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of steps.
+
+    Attributes:
+        real: Size of each name in this run.
+        bucket: The compiled size it runs in.
+        start: Where this run's chunk begins, for names that are cut.
+    """
+
+    real: Mapping[str, int] = field(default_factory=dict)
+    bucket: Mapping[str, int] = field(default_factory=dict)
+    start: Mapping[str, int] = field(default_factory=dict)
+
+    def sizes(self, value: PlannedValue) -> Mapping[str, int]:
+        """Returns the sizes that a value's dims are at."""
+        return self.real if value.real else self.bucket
+
+    def key(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Tells apart the chunks of a value with these names."""
+        return tuple(self.start.get(name, 0) for name in names)
+
+
+def cut(dim: DimPlan, real: Mapping[str, int], run: Run) -> Iterator[Run]:
+    """Yields a run for each chunk of one dim; none for zero items.
+
+    Args:
+        dim: The dim to cut.
+        real: Whole sizes.
+        run: Sizes of all other names.
+    """
+    name, start = dim.name, 0
+    size = real[name]
+    for part, bucket in [(size, size)] if dim.any else chunk_sizes(size, dim.buckets):
+        yield Run({**run.real, name: part}, {**run.bucket, name: bucket}, {**run.start, name: start})
+        start += part
+
+
+def combine(dims: Sequence[DimPlan], real: Mapping[str, int], run: Run) -> Iterator[Run]:
+    """Yields a run for each combination of chunks of ``dims``, the first dim slowest."""
+    if not dims:
+        yield run
+        return
+    for part in cut(dims[0], real, run):
+        yield from combine(dims[1:], real, part)
+
+
+def run_chunks(
+    dims: Sequence[DimPlan],
+    real: Mapping[str, int],
+    run: Run,
+    once: Callable[[Run], T],
+    join: Callable[[list[T], str], T],
+) -> T:
+    """Runs every combination of chunks and joins what they give, the last dim first.
+
+    Args:
+        dims: Dims to cut; none of zero items.
+        real: Whole sizes.
+        run: Sizes of all other names.
+        once: Runs one combination.
+        join: Joins the results of the chunks of one dim, given by name.
+    """
+    if not dims:
+        return once(run)
+    pieces = [run_chunks(dims[1:], real, part, once, join) for part in cut(dims[0], real, run)]
+    return pieces[0] if len(pieces) == 1 else join(pieces, dims[0].name)

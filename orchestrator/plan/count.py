@@ -1,0 +1,260 @@
+"""What a plan costs at given sizes: copies, bytes, dispatches, padding and peak memory.
+
+The counts of ``Plan.summary`` and ``Session.stats`` both come from here, so that they agree by construction. A
+*tally* is a running total; it walks steps as the runner does, chunks and skipped regions included.
+
+Counted: an upload for each tensor and rank, a download for each tensor (rank 0), a dispatch for each stage call
+and for each adapter that is a program of its own. Not counted: weights, warm-up, constants, and anything in host
+memory, where no link is crossed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
+from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_entry
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Counter", "Tally", "request_sizes", "summarise"]
+
+
+@dataclass
+class Tally:
+    """A running total of counts; see the module for what is counted."""
+
+    uploads: int = 0
+    upload_bytes: int = 0
+    downloads: int = 0
+    download_bytes: int = 0
+    dispatches: int = 0
+    padded: int = 0
+    entered: int = 0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Tally, times: int = 1) -> None:
+        """Adds another tally, so many times; peaks combine by maximum."""
+        for name in (
+            "uploads",
+            "upload_bytes",
+            "downloads",
+            "download_bytes",
+            "dispatches",
+            "padded",
+            "entered",
+        ):
+            setattr(self, name, getattr(self, name) + times * getattr(other, name))
+        for device, peak in other.peak_bytes.items():
+            self.peak_bytes[device] = max(self.peak_bytes.get(device, 0), peak)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the public counts."""
+        return {
+            "uploads": self.uploads,
+            "upload_bytes": self.upload_bytes,
+            "downloads": self.downloads,
+            "download_bytes": self.download_bytes,
+            "dispatches": self.dispatches,
+            "pad_waste": self.padded / self.entered if self.entered else 0.0,
+            "peak_bytes": dict(self.peak_bytes),
+        }
+
+
+def request_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Returns the real size of every name, a missing one at its largest bucket.
+
+    Raises:
+        PlanError: An unknown name, or a size that cannot run.
+    """
+    known = {dim.name: dim for dim in plan.dims}
+    for name, size in sizes.items():
+        if name not in known:
+            raise PlanError(f"The plan has no dim {name!r}.{nearest(name, known)}", dim=name)
+        _check_size(known[name], size)
+    return {name: sizes.get(name, dim.buckets[-1]) for name, dim in known.items()}
+
+
+def _check_size(dim: DimPlan, size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size == 0 and not dim.born):
+        raise PlanError(
+            f"A size of dim {dim.name!r} is a positive int, not {size!r}.", dim=dim.name, size=size
+        )
+    bucket = bucket_for(size, dim.buckets)
+    if dim.any or not size:
+        return
+    if bucket is None and not dim.chunked:
+        raise PlanError(
+            f"Dim {dim.name!r} at {size} is above its largest bucket {dim.buckets[-1]}, and cannot run in chunks.",
+            dim=dim.name,
+            size=size,
+        )
+    rests = chunk_sizes(size, dim.buckets)
+    if not dim.padded and any(real != chunk for real, chunk in rests):
+        raise PlanError(
+            f"Dim {dim.name!r} at {size} is no bucket {dim.buckets}, and an input of that dim has no pad rule.",
+            dim=dim.name,
+            size=size,
+        )
+
+
+def summarise(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the counts of one request at these sizes."""
+    return Counter(plan).request(request_sizes(plan, sizes)).as_dict()
+
+
+class Counter:
+    """Counts runs of one plan.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.entry, self.rest = split_entry(plan)
+        self.outer = tuple(dim for dim in plan.dims if not dim.born)
+        self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}
+        self._dims = {dim.name: dim for dim in plan.dims}
+
+    def request(self, real: Mapping[str, int]) -> Tally:
+        """Counts one request.
+
+        Args:
+            real: The size of every name; every chunk of the request gives birth to the same sizes.
+        """
+        born = {dim.name: real[dim.name] for dim in self.plan.dims if dim.born}
+        return self.runs(combine(self.outer, real, Run(real=born)))
+
+    def runs(self, runs: Iterable[Run]) -> Tally:
+        """Counts one request, given the sizes of each of its runs."""
+        total = Tally()
+        prepared: set[tuple[str, tuple[int, ...]]] = set()
+        for run in runs:
+            total.add(self.run(run, prepared))
+        return total
+
+    def run(self, run: Run, prepared: set[tuple[str, tuple[int, ...]]]) -> Tally:
+        """Counts one run of the steps.
+
+        Args:
+            run: Sizes of the run, real sizes of born dims included.
+            prepared: Inputs (and which chunk of them) that earlier runs prepared; added to.
+        """
+        tally = Tally()
+        for name, spec in self.plan.inputs:
+            key = (name, run.key(spec.names if isinstance(spec, TensorSpec) else ()))
+            if key not in prepared:
+                prepared.add(key)
+                self._steps(self.entry[name], run, tally)
+        self._steps(self.rest, run, tally)
+        tally.peak_bytes = Peaks(self.plan).run(run)
+        return tally
+
+    def _steps(self, steps: Iterable[Step], run: Run, tally: Tally) -> None:
+        for step in steps:
+            if step.op == "call":
+                tally.dispatches += 1
+            elif step.op == "adapt":
+                self._adapt(step, run, tally)
+            else:
+                for part in combine([self._dims[name] for name in step.dims], run.real, run):
+                    self._steps(step.body, part, tally)
+
+    def _adapt(self, step: Step, run: Run, tally: Tally) -> None:
+        source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
+        kind = step.adapter.kind if step.adapter else ""
+        if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
+            return
+        if kind == "upload" and step.device in self._ranks:
+            ranks = self._ranks[step.device]
+            tally.uploads += ranks
+            tally.upload_bytes += ranks * source.spec.nbytes(run.sizes(source))
+        elif kind == "download" and step.device in self._ranks:
+            tally.downloads += 1
+            tally.download_bytes += source.spec.nbytes(run.sizes(source))
+        elif kind == "pad":
+            size = target.spec.numel(run.sizes(target))
+            tally.entered += size
+            tally.padded += size - source.spec.numel(run.sizes(source))
+
+
+class Peaks:
+    """Replays the life of every value and finds the most bytes alive at once in each memory, one rank.
+
+    A slice or cut is a view and shares its source's storage; so does a pad that has nothing to add. Constants
+    and weights are not values of a request.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._dims = {dim.name: dim for dim in plan.dims}
+
+    def run(self, run: Run) -> dict[str, int]:
+        """Returns the peak of each device group at these sizes."""
+        self._alive: dict[str, int] = {}
+        self._peak: dict[str, int] = {}
+        self._root: dict[int, int] = {}
+        self._holders: dict[int, int] = {}
+        for index in range(len(self.plan.inputs)):
+            self._make(index, index, run)
+        self._steps(self.plan.steps, run)
+        return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
+
+    def _bytes(self, value: PlannedValue, run: Run) -> int:
+        if value.constant or not isinstance(value.spec, TensorSpec):
+            return 0
+        return value.spec.nbytes(run.sizes(value))
+
+    def _make(self, index: int, root: int, run: Run) -> None:
+        self._root[index] = root
+        self._holders[root] = self._holders.get(root, 0) + 1
+        if root == index:
+            value = self.plan.values[index]
+            self._alive[value.memory] = self._alive.get(value.memory, 0) + self._bytes(value, run)
+            self._peak[value.memory] = max(self._peak.get(value.memory, 0), self._alive[value.memory])
+
+    def _drop(self, index: int, run: Run) -> None:
+        root = self._root.pop(index, None)
+        if root is None:
+            return
+        self._holders[root] -= 1
+        if not self._holders[root]:
+            value = self.plan.values[root]
+            self._alive[value.memory] -= self._bytes(value, run)
+
+    def _steps(self, steps: Iterable[Step], run: Run) -> None:
+        for step in steps:
+            if step.op == "region":
+                self._region(step, run)
+            else:
+                for index in step.outputs:
+                    self._make(index, self._source(step, index, run), run)
+            for index in step.frees:
+                self._drop(index, run)
+
+    def _source(self, step: Step, index: int, run: Run) -> int:
+        """The value whose storage an output shares: itself, or an adapter's input."""
+        if step.op != "adapt" or step.adapter is None:
+            return index
+        source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
+        view = step.adapter.kind in ("slice", "cut")
+        view = view or (step.adapter.kind == "pad" and self._bytes(source, run) == self._bytes(target, run))
+        return self._root.get(step.inputs[0], index) if view else index
+
+    def _region(self, step: Step, run: Run) -> None:
+        largest = max(
+            combine([self._dims[name] for name in step.dims], run.real, run),
+            default=None,
+            key=lambda part: sum(part.bucket.values()),
+        )
+        if largest is not None:
+            self._steps(step.body, largest)
+        for index in step.outputs:
+            self._drop(index, largest or run)
+            self._make(index, index, run)

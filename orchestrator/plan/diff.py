@@ -1,0 +1,72 @@
+"""What differs between two plans of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.plan.model import Plan, PlannedEdge, Step
+from orchestrator.plan.text import table
+from orchestrator.specs import show_spec
+
+__all__ = ["PlanDiff", "diff"]
+
+
+@dataclass(frozen=True)
+class PlanDiff:
+    """Rows of what, this plan, the other plan; falsy when there are none."""
+
+    rows: tuple[tuple[str, str, str], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "The plans are equal."
+        return "\n".join(table([("what", "this plan", "other plan"), *self.rows], indent=""))
+
+
+def diff(one: Plan, other: Plan) -> PlanDiff:
+    """Compares two plans, part by part."""
+    if one == other:
+        return PlanDiff(())
+    facts = [dict(_facts(plan)) for plan in (one, other)]
+    names = dict.fromkeys((*facts[0], *facts[1]))
+    rows = [(name, facts[0].get(name, "-"), facts[1].get(name, "-")) for name in names]
+    return PlanDiff(tuple(row for row in rows if row[1] != row[2]))
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "pipeline", plan.pipeline
+    for dim in plan.dims:
+        yield (
+            f"dim {dim.name}",
+            f"{dim.buckets}{' any' if dim.any else ''}, padded {dim.padded}, chunked {dim.chunked}",
+        )
+    for group in plan.groups:
+        yield f"group {group.device}", f"{group.backend}, ranks {group.ranks}, {dict(group.options)}"
+    for name, spec in plan.inputs:
+        yield f"input {name}", show_spec(spec)
+    for call in plan.calls:
+        gives = ", ".join(f"{port} {show_spec(spec)}" for port, spec in call.outputs)
+        yield f"call {call.name}", f"on {call.device}: {gives}"
+    for edge in plan.edges:
+        yield f"edge {edge}", _edge(edge)
+    for device, size in (*plan.weights, *plan.budget):
+        yield f"bytes {device}", str(size)
+    for position, step in enumerate(plan.steps):
+        yield f"step {position}", _step(step)
+    for name, count in plan.summary.items():
+        yield f"total {name}", str(count)
+
+
+def _edge(edge: PlannedEdge) -> str:
+    adapters = ", ".join(str(adapter) for adapter in edge.adapters) or "no adapter"
+    return f"{edge.residency.value}, {show_spec(edge.spec)}, {adapters}, {edge.reason}"
+
+
+def _step(step: Step) -> str:
+    inside = f" {{{'; '.join(_step(inner) for inner in step.body)}}}" if step.body else ""
+    what = step.adapter or step.device
+    return f"{step.op} {step.name} ({what}) {step.inputs} -> {step.outputs}, frees {step.frees}{inside}"

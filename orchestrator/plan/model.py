@@ -1,0 +1,337 @@
+"""The plan: what will run, where, at which sizes, and why. Data without weights.
+
+A *value* is one tensor (or Python object) at one place in one form: the same output on its device, padded, and on
+the host, cut back, is three values. A *step* reads and makes values. A *region* is a step with a body: the calls
+in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all.
+
+Values are *real* (named dims at the size of the request) or not (at their bucket). The host sees real values only.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError
+from orchestrator.specs import PortSpec
+
+if TYPE_CHECKING:
+    from orchestrator.plan.diff import PlanDiff
+
+__all__ = [
+    "HOST",
+    "DimPlan",
+    "Plan",
+    "PlannedCall",
+    "PlannedEdge",
+    "PlannedGroup",
+    "PlannedValue",
+    "Residency",
+    "Step",
+]
+
+#: The memory of host stages, pipeline inputs and outputs.
+HOST = "host"
+
+
+class Residency(enum.Enum):
+    """Where an edge's value lives between its two ends."""
+
+    DEVICE = "device"
+    HOST = "host"
+
+
+@dataclass(frozen=True)
+class DimPlan:
+    """A named dim of the whole graph.
+
+    Attributes:
+        name: The name.
+        buckets: Compiled sizes, ascending; for ``any`` the one size it was inferred at.
+        any: Any size runs; nothing is padded.
+        born: ``call.port`` that decides its size during a request; empty for dims of inputs.
+        padded: Smaller sizes than a bucket run, padded.
+        chunked: Larger sizes than the largest bucket run, in chunks.
+    """
+
+    name: str
+    buckets: tuple[int, ...]
+    any: bool = False
+    born: str = ""
+    padded: bool = False
+    chunked: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A device group.
+
+    Attributes:
+        device: The device string, in the backend's one spelling.
+        backend: The backend's registered name.
+        ranks: Tensors for each logical value.
+        host_memory: Its values live in host memory: nothing crosses a link.
+        options: Backend options in force.
+    """
+
+    device: str
+    backend: str
+    ranks: int = 1
+    host_memory: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def memory(self) -> str:
+        """Name of the memory its values live in."""
+        return HOST if self.host_memory else self.device
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """One call with its proven ports.
+
+    Attributes:
+        name: The call.
+        stage: Its stage.
+        device: The device group, or ``"host"``.
+        inputs: Fed ports and what they get.
+        outputs: Ports and what they give.
+        returns: ``single``, ``tuple`` or ``dict``: how the stage hands its outputs over.
+        declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
+    """
+
+    name: str
+    stage: str
+    device: str
+    inputs: tuple[tuple[str, PortSpec], ...]
+    outputs: tuple[tuple[str, PortSpec], ...]
+    returns: str = "single"
+    declared: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedValue:
+    """One value in one form at one place.
+
+    Attributes:
+        origin: ``call.port``, or the name of an input or constant.
+        spec: Its dims and dtype, or its Python type.
+        memory: ``"host"`` or a device.
+        real: Named dims are at the request's own size, not at a bucket.
+        constant: It is staged at load and outlives requests.
+    """
+
+    origin: str
+    spec: PortSpec
+    memory: str
+    real: bool
+    constant: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction.
+
+    Attributes:
+        op: ``call``, ``adapt`` or ``region``.
+        name: The call; for an adapter the edge's origin; for a region its dims.
+        inputs: Values read, by index; for a call in the order of its fed ports.
+        outputs: Values made, by index; for a call in the order of its output ports.
+        adapter: What an ``adapt`` step does.
+        device: Where it happens: a device group, or ``"host"``.
+        dims: Born dims of a region.
+        body: Steps of a region.
+        frees: Values that die after this step.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    adapter: Adapter | None = None
+    device: str = HOST
+    dims: tuple[str, ...] = ()
+    body: tuple[Step, ...] = ()
+    frees: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedEdge:
+    """One edge, decided and explained.
+
+    Attributes:
+        source: ``call.port``, or the name of an input or constant.
+        target: ``call.port``, or the name of an output.
+        spec: What the producer gives.
+        residency: Where the value lives in between.
+        bytes: Of one rank, at the largest buckets.
+        adapters: What is done to it on the way.
+        reason: Why, in a sentence.
+        cost: Estimated microseconds on the link, all ranks; 0.0 where nothing crosses it.
+        value: The value the consumer reads, by index.
+    """
+
+    source: str
+    target: str
+    spec: PortSpec
+    residency: Residency
+    bytes: int
+    adapters: tuple[Adapter, ...]
+    reason: str
+    cost: float
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.target}"
+
+
+class Loader(Protocol):
+    """Turns a plan into a session; attached by ``Pipeline.plan`` and ``Pipeline.bind``."""
+
+    def compile(self, plan: Plan, path: str | os.PathLike[str]) -> Loader:
+        """Compiles every stage into a store at ``path``; returns the loader that uses it."""
+
+    def load(self, plan: Plan) -> Any:
+        """Loads every stage and returns a session."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen, printable plan; see the module for its parts.
+
+    The first values are the inputs, in order.
+
+    Attributes:
+        pipeline: The pipeline's name.
+        dims: Named dims.
+        groups: Device groups in use.
+        inputs: Names of inputs to what they take.
+        outputs: Names of outputs to the value handed back, by index.
+        calls: Calls in the order of running.
+        values: All values; steps and edges speak of them by index.
+        edges: Edges in the order of reading.
+        steps: What runs, in order.
+        staging: What is done once, at load: constants put where they are read.
+        weights: Bytes of weights for each device, one rank.
+        budget: Memory budget for each device in bytes, where one was given.
+    """
+
+    pipeline: str
+    dims: tuple[DimPlan, ...]
+    groups: tuple[PlannedGroup, ...]
+    inputs: tuple[tuple[str, PortSpec], ...]
+    outputs: tuple[tuple[str, int], ...]
+    calls: tuple[PlannedCall, ...]
+    values: tuple[PlannedValue, ...]
+    edges: tuple[PlannedEdge, ...]
+    steps: tuple[Step, ...]
+    staging: tuple[Step, ...] = ()
+    weights: tuple[tuple[str, int], ...] = ()
+    budget: tuple[tuple[str, int], ...] = ()
+    loader: Loader | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts of one request at the largest buckets, keyed like ``Session.stats``."""
+        return self.summary_for({})
+
+    def summary_for(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Returns the counts of one request at these sizes of names; a missing name is at its largest bucket.
+
+        Raises:
+            PlanError: An unknown name, or a size the plan cannot run.
+        """
+        from orchestrator.plan.count import summarise
+
+        return summarise(self, sizes)
+
+    def to_json(self) -> str:
+        """Returns the plan as JSON; :meth:`from_json` reads it back."""
+        from orchestrator.plan.serial import to_json
+
+        return to_json(self)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Reads a plan from JSON; bind it to its pipeline with ``pipeline.bind(plan)`` before loading.
+
+        Raises:
+            PlanError: It is truncated, of another version, or no plan.
+        """
+        from orchestrator.plan.serial import from_json
+
+        return from_json(text)
+
+    def diff(self, other: Plan) -> PlanDiff:
+        """Compares two plans; the result is falsy when they are equal, and its ``str`` is a table."""
+        from orchestrator.plan.diff import diff
+
+        return diff(self, other)
+
+    def compile(self, path: str | os.PathLike[str]) -> Plan:
+        """Compiles every stage into a store at ``path`` and returns the plan that loads from it.
+
+        Raises:
+            PlanError: The plan is bound to no pipeline.
+            CompileError: A stage cannot be compiled.
+        """
+        return replace(self, loader=self._bound().compile(self, path))
+
+    def load(self) -> Any:
+        """Loads every stage and returns a :class:`~orchestrator.runner.session.Session`.
+
+        Raises:
+            PlanError: The plan is bound to no pipeline.
+            CompileError: A device is not there, or a stage cannot be loaded.
+        """
+        return self._bound().load(self)
+
+    def _bound(self) -> Loader:
+        if self.loader is None:
+            raise PlanError(
+                f"This plan of {self.pipeline!r} is data without stages (it was read from JSON); "
+                f"get one that can be loaded with pipeline.bind(plan).",
+                plan=self,
+            )
+        return self.loader
+
+    def call(self, name: str) -> PlannedCall:
+        """Returns a call by name."""
+        return next(call for call in self.calls if call.name == name)
+
+    def __str__(self) -> str:
+        from orchestrator.plan.text import render
+
+        return render(self)
+
+
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yields every step, those of a region's body after the region itself."""
+    for step in steps:
+        yield step
+        yield from walk(step.body)
+
+
+def split_entry(plan: Plan) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
+    """Parts the steps in those that prepare one input each, and the rest.
+
+    What prepares an input depends on that input alone, so that a request in chunks does it once for an input
+    that is not cut.
+
+    Returns:
+        For each input the adapter steps rooted in it, and all other steps in order.
+    """
+    roots = {value: name for value, (name, _) in enumerate(plan.inputs)}
+    entry: dict[str, list[Step]] = {name: [] for name, _ in plan.inputs}
+    rest = []
+    for step in plan.steps:
+        if step.op == "adapt" and step.inputs[0] in roots:
+            root = roots[step.outputs[0]] = roots[step.inputs[0]]
+            entry[root].append(step)
+        else:
+            rest.append(step)
+    return {name: tuple(steps) for name, steps in entry.items()}, tuple(rest)

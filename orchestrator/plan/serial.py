@@ -1,0 +1,202 @@
+"""Plans as JSON: versioned, checked for form when read, and equal again after a round trip.
+
+Reading builds plain data: no code named in the text is imported or run. What the plan says is proven only by
+``pipeline.bind(plan)``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError
+from orchestrator.plan.model import (
+    DimPlan,
+    Plan,
+    PlannedCall,
+    PlannedEdge,
+    PlannedGroup,
+    PlannedValue,
+    Residency,
+    Step,
+)
+from orchestrator.specs import Derived, Dim, TensorSpec, dtype_name
+
+__all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
+
+FORMAT = "stage-orchestrator plan"
+VERSION = 1
+
+_RECORDS = (
+    Adapter,
+    DimPlan,
+    PlannedCall,
+    PlannedEdge,
+    PlannedGroup,
+    PlannedValue,
+    Step,
+    Dim,
+    Derived,
+    TensorSpec,
+)
+_BY_NAME: dict[str, type[Any]] = {record.__name__: record for record in _RECORDS}
+
+
+def to_json(plan: Plan) -> str:
+    """Returns the plan as JSON text."""
+    body = {item.name: _encode(getattr(plan, item.name)) for item in fields(plan) if item.name != "loader"}
+    head = {"format": FORMAT, "version": VERSION}
+    return json.dumps({**head, **body, "summary": plan.summary}, indent=1)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return {"is": "dtype", "name": dtype_name(value)}
+    if isinstance(value, Residency):
+        return {"is": "Residency", "name": value.value}
+    if isinstance(value, type):
+        return {"is": "type", "name": f"{value.__module__}:{value.__qualname__}"}
+    if is_dataclass(value):
+        record = {"is": type(value).__name__}
+        for item in fields(value):
+            content = getattr(value, item.name)
+            if item.default is MISSING or content != item.default:
+                record[item.name] = _encode(content)
+        return record
+    if isinstance(value, (tuple, list)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def from_json(text: str) -> Plan:
+    """Reads a plan.
+
+    Raises:
+        PlanError: The text is no JSON (truncated?), no plan, of another version, or malformed.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise PlanError(
+            f"This is no plan: the JSON cannot be read, it may be truncated ({error})."
+        ) from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(f'This is no plan: the JSON lacks "format": "{FORMAT}".')
+    if data.get("version") != VERSION:
+        raise PlanError(
+            f"The plan is of version {data.get('version')!r}, but this release reads version {VERSION}; plan the "
+            f"pipeline again.",
+            version=data.get("version"),
+        )
+    try:
+        body = {name: _decode(data[name]) for name in _names(Plan) if name != "loader"}
+        plan = Plan(**body)
+        _check_form(plan)
+    except PlanError:
+        raise
+    except KeyError as error:
+        raise PlanError(f"The plan is malformed: it lacks {error.args[0]!r}.") from error
+    except Exception as error:
+        raise PlanError(f"The plan is malformed: {error}.") from error
+    return plan
+
+
+def _names(record: type[Any]) -> list[str]:
+    return [item.name for item in fields(record)]
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("is")
+    if kind in _SCALARS:
+        return _SCALARS[kind](str(value["name"]))
+    if kind not in _BY_NAME:
+        raise PlanError(f"The plan is malformed: it has a {kind!r}, which is no part of a plan.")
+    record = _BY_NAME[kind]
+    strange = set(value) - set(_names(record)) - {"is"}
+    if strange:
+        raise PlanError(f"The plan is malformed: a {kind} has no {sorted(strange)[0]!r}.")
+    return record(**{name: _decode(item) for name, item in value.items() if name != "is"})
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PlanError(f"The plan is malformed: {name!r} is no dtype.")
+    return dtype
+
+
+def _type(name: str) -> type:
+    """A type that is loaded already; nothing is imported on the word of a file."""
+    module, _, path = name.partition(":")
+    found: Any = builtins if module == "builtins" else sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type):
+        raise PlanError(
+            f"The plan speaks of the Python type {name!r}; import its module before reading the plan."
+        )
+    return found
+
+
+_SCALARS: Mapping[str, Callable[[str], Any]] = {"dtype": _dtype, "type": _type, "Residency": Residency}
+
+
+def _check_form(record: Any) -> None:
+    """Checks every field against its annotation, all the way down."""
+    hints = _hints(type(record))
+    for item in fields(record):
+        if item.name != "loader":
+            _check_value(record, item, hints[item.name], getattr(record, item.name))
+
+
+_known_hints: dict[type[Any], dict[str, Any]] = {}
+
+
+def _hints(record: type[Any]) -> dict[str, Any]:
+    if record not in _known_hints:
+        _known_hints[record] = typing.get_type_hints(record, None, {"PlanDiff": object})
+    return _known_hints[record]
+
+
+def _check_value(owner: Any, item: Field[Any], hint: Any, value: Any) -> None:
+    if not _matches(hint, value):
+        raise PlanError(f"The plan is malformed: {item.name!r} of a {type(owner).__name__} is {value!r}.")
+    for part in value if isinstance(value, tuple) else (value,):
+        for inner in part if isinstance(part, tuple) else (part,):
+            if is_dataclass(inner) and not isinstance(inner, type):
+                _check_form(inner)
+
+
+def _matches(hint: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if isinstance(hint, typing.ForwardRef):
+        return True
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_matches(arguments[0], part) for part in value)
+        return len(value) == len(arguments) and all(map(_matches, arguments, value))
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is not None and origin is not type:
+        return any(_matches(option, value) for option in arguments)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint if isinstance(hint, type) else object)

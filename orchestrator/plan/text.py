@@ -1,0 +1,102 @@
+"""A plan for a person: a line for each edge, then the totals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.plan.model import Plan, PlannedEdge
+from orchestrator.specs import TensorSpec, show_spec
+
+__all__ = ["render", "show_bytes", "table"]
+
+
+def show_bytes(size: float) -> str:
+    """Returns ``602 kB``: three digits and a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
+    """Returns rows as lines with aligned columns; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
+
+
+def render(plan: Plan) -> str:
+    """Returns the whole plan as text."""
+    rows = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
+    rows += [_row(plan, edge) for edge in plan.edges]
+    return "\n".join([*_head(plan), "", *table(rows), "", *_totals(plan)])
+
+
+def _head(plan: Plan) -> list[str]:
+    lines = [f"Plan of {plan.pipeline!r}: {len(plan.calls)} calls on {', '.join(_places(plan))}"]
+    for dim in plan.dims:
+        facts = ["any size"] if dim.any else [f"buckets {', '.join(map(str, dim.buckets))}"]
+        facts += [f"born by {dim.born}"] if dim.born else []
+        if not dim.any:
+            facts.append("smaller sizes are padded" if dim.padded else "exact sizes only")
+            facts.append("larger ones run in chunks" if dim.chunked else "no larger ones")
+        lines.append(f"  {dim.name}: {'; '.join(facts)}")
+    return lines
+
+
+def _places(plan: Plan) -> list[str]:
+    names = [group.device for group in plan.groups]
+    return names + (["host"] if any(call.device == "host" for call in plan.calls) else [])
+
+
+def _row(plan: Plan, edge: PlannedEdge) -> tuple[str, ...]:
+    size = show_bytes(edge.bytes) if isinstance(edge.spec, TensorSpec) else "-"
+    adapters = ", ".join(str(adapter) for adapter in edge.adapters) or "-"
+    return edge.source, edge.target, show_spec(edge.spec), edge.residency.value, size, adapters, edge.reason
+
+
+def _totals(plan: Plan) -> list[str]:
+    counts = plan.summary
+    up, down = _least(plan)
+    weights = dict(plan.weights)
+    lines = [
+        "One request at the largest buckets:",
+        f"  uploads     {counts['uploads']} ({show_bytes(counts['upload_bytes'])}); least possible {up[0]} "
+        f"({show_bytes(up[1])})",
+        f"  downloads   {counts['downloads']} ({show_bytes(counts['download_bytes'])}); least possible {down[0]} "
+        f"({show_bytes(down[1])})",
+        f"  dispatches  {counts['dispatches']}",
+        f"  pad waste   {counts['pad_waste']:.1%}",
+    ]
+    for group in plan.groups:
+        peak = counts["peak_bytes"].get(group.device, 0)
+        lines.append(
+            f"  memory      {group.device}: {show_bytes(peak)} of values at the peak, "
+            f"{show_bytes(weights.get(group.device, 0))} of weights"
+        )
+    return lines
+
+
+def _least(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Copies and bytes no plan can do without: inputs that devices read go up, results made there come down."""
+    linked = {group.device: group for group in plan.groups if not group.host_memory}
+    device_of = {call.name: call.device for call in plan.calls}
+    largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
+    inputs = {name for name, _ in plan.inputs}
+    outputs = {name for name, _ in plan.outputs}
+    up: dict[tuple[str, str], int] = {}
+    down: dict[str, int] = {}
+    for edge in plan.edges:
+        if not isinstance(edge.spec, TensorSpec):
+            continue
+        target = device_of.get(edge.target.rpartition(".")[0], "")
+        source = device_of.get(edge.source.rpartition(".")[0], "")
+        if edge.source in inputs and target in linked:
+            up[edge.source, target] = edge.spec.nbytes(largest) * linked[target].ranks
+        if edge.target in outputs and source in linked:
+            down[edge.source] = edge.spec.nbytes(largest)
+    ranks = sum(linked[target].ranks for _, target in up)
+    return (ranks, sum(up.values())), (len(down), sum(down.values()))

@@ -1,0 +1,16 @@
+"""From graph to plan: passes in a fixed order, each a pure function from a partial plan to a new one.
+
+place      stage -> device group
+bucket     name -> one set of sizes in the whole graph
+infer      shape and dtype of every port, on fake tensors
+residency  edge -> device or host, and why
+adapt      adapters where two ends differ; steps in order
+liveness   a value is freed right after its last reader
+memory     weights, constants and peak against the budget
+verify     the finished plan, proven again by an independent checker
+"""
+
+from orchestrator.planner.draft import Request
+from orchestrator.planner.planner import bind_plan, make_plan
+
+__all__ = ["Request", "bind_plan", "make_plan"]

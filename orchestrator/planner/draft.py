@@ -1,0 +1,106 @@
+"""The partial plan that passes hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.adapter import Adapter
+from orchestrator.backend import Backend
+from orchestrator.graph import Edge, Graph
+from orchestrator.plan.model import DimPlan, PlannedCall, PlannedEdge, PlannedValue, Residency, Step
+from orchestrator.specs import PortSpec
+
+__all__ = ["Draft", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked ``Pipeline.plan`` for.
+
+    Attributes:
+        device: Where stages run that nobody placed.
+        placement: Stage, or inlined pipeline, to device.
+        sizes: Name to bucket or buckets.
+        residency: ``"a.out -> b.in"`` to a forced residency.
+        memory: Budget in bytes or as text (``"16GB"``), for every device or by device.
+        options: Backend options for the whole plan.
+        resolve: Finds the backend class for a device string.
+    """
+
+    resolve: Callable[[str], tuple[str, type[Backend]]]
+    device: str = "cpu"
+    placement: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    residency: Mapping[str, Residency | str] = field(default_factory=dict)
+    memory: int | str | Mapping[str, int | str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan in the making; each pass fills its own fields and touches no other.
+
+    Attributes:
+        graph: The frozen graph.
+        request: What was asked for.
+        groups: (place) device to backend; absent for the host.
+        backends: (place) device to the backend's registered name.
+        devices: (place) stage to device, or ``"host"``.
+        dims: (bucket, infer) named dims.
+        calls: (infer) calls with their proven ports.
+        sources: (infer) what each edge's producer gives.
+        forms: (infer) what each edge's consumer reads.
+        residencies: (residency) edge to residency and reason.
+        values, steps, staging, edges, outputs: (adapt) as in the plan.
+        weights: (memory) bytes for each device.
+        budget: (memory) bytes for each device that has one.
+    """
+
+    graph: Graph
+    request: Request
+    groups: Mapping[str, Backend] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
+    dims: Mapping[str, DimPlan] = field(default_factory=dict)
+    calls: Mapping[str, PlannedCall] = field(default_factory=dict)
+    sources: Mapping[Edge, PortSpec] = field(default_factory=dict)
+    forms: Mapping[Edge, EdgeForm] = field(default_factory=dict)
+    residencies: Mapping[Edge, tuple[Residency, str]] = field(default_factory=dict)
+    values: tuple[PlannedValue, ...] = ()
+    steps: tuple[Step, ...] = ()
+    staging: tuple[Step, ...] = ()
+    edges: tuple[PlannedEdge, ...] = ()
+    outputs: tuple[tuple[str, int], ...] = ()
+    weights: Mapping[str, int] = field(default_factory=dict)
+    budget: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def buckets(self) -> dict[str, tuple[int, ...]]:
+        """Compiled sizes of each name."""
+        return {name: dim.buckets for name, dim in self.dims.items()}
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """The largest compiled size of each name."""
+        return {name: dim.buckets[-1] for name, dim in self.dims.items()}
+
+    def device_of(self, call: str) -> str:
+        """Returns the device of a call, or ``"host"``."""
+        return self.devices[self.graph.calls[call].stage.name]
+
+
+@dataclass(frozen=True)
+class EdgeForm:
+    """What a consumer reads, and what makes it of the producer's value.
+
+    Attributes:
+        spec: What arrives.
+        fits: Fixed pads, slices and casts, in order.
+        rule: The pad rule in force where named dims grow to their bucket.
+    """
+
+    spec: PortSpec
+    fits: tuple[Adapter, ...] = ()
+    rule: int | float | str | None = None

@@ -1,0 +1,374 @@
+"""Infer: shape and dtype of every port, proven on fake tensors at every combination of buckets.
+
+Host stages never run while planning, and opaque stages cannot run on fake tensors: what they give is declared. A
+name that only such a declaration brings in is a *born* dim: the stage decides its size during a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge, NodeKey
+from orchestrator.plan.model import PlannedCall
+from orchestrator.planner.draft import Draft, EdgeForm
+from orchestrator.planner.passes.fit import fit_edge
+from orchestrator.planner.probe import Argument, DataDependent, Outcome, Prober, Refused
+from orchestrator.planner.symbols import symbol_for
+from orchestrator.specs import (
+    PortSpec,
+    TensorSpec,
+    combinations,
+    dtype_name,
+    plain_dims,
+    show_spec,
+)
+from orchestrator.stage import Stage
+
+__all__ = ["infer"]
+
+
+def infer(draft: Draft) -> Draft:
+    """Finds what every edge carries and every call gives.
+
+    Raises:
+        PlanError: Two ports contradict, a stage refuses its inputs, writes into one, is in training mode with
+            Dropout or BatchNorm, or gives what it did not declare.
+    """
+    return _Inference(draft).run()
+
+
+class _Inference:
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.graph = draft.graph
+        self.dims = dict(draft.dims)
+        self.prober = Prober()
+        self.values: dict[tuple[NodeKey, str], PortSpec] = {}
+        self.forms: dict[Edge, EdgeForm] = {}
+        self.calls: dict[str, PlannedCall] = {}
+        self.returns: dict[str, str] = {}
+        self.entered = {
+            name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
+        }
+
+    def run(self) -> Draft:
+        for name, spec in self.graph.inputs.items():
+            self.values[NodeKey("input", name), ""] = spec
+        for name, value in self.graph.constants.items():
+            self.values[NodeKey("constant", name), ""] = _constant_spec(value)
+        for stage in self.graph.stages.values():
+            _check_mode(stage)
+        for name in self.graph.order:
+            self._call(name)
+        for name in self.graph.outputs:
+            for edge in self.graph.into(NodeKey("output", name)):
+                self.forms[edge] = fit_edge(edge, self._source(edge), None, self.dims)
+        return replace(
+            self.draft,
+            dims=self.dims,
+            calls=self.calls,
+            forms=self.forms,
+            sources={edge: self._source(edge) for edge in self.graph.edges},
+        )
+
+    def _source(self, edge: Edge) -> PortSpec:
+        key = (edge.source, edge.source_port)
+        if key in self.values:
+            return self.values[key]
+        known = [port for node, port in self.values if node == edge.source]
+        stage = self.graph.calls[edge.source.name].stage.name
+        raise PlanError(
+            f"{edge.destination!r} reads {edge.origin!r}, but stage {stage!r} gives the ports "
+            f"{known}.{nearest(edge.source_port, known)}",
+            port=edge.origin,
+            stage=stage,
+        )
+
+    def _call(self, name: str) -> None:
+        stage = self.graph.calls[name].stage
+        fed: dict[str, PortSpec] = {}
+        for edge in self.graph.into(NodeKey("call", name)):
+            form = fit_edge(edge, self._source(edge), stage.input(edge.target_port).spec, self.dims)
+            self._check_type(edge, stage, form.spec)
+            self.forms[edge] = form
+            fed[edge.target_port] = form.spec
+        ordered = {port.name: fed[port.name] for port in stage.inputs if port.name in fed}
+        outputs, returns, declared = self._outputs(name, stage, ordered)
+        for port, spec in outputs.items():
+            self.values[NodeKey("call", name), port] = spec
+        device = self.draft.devices[stage.name]
+        self.calls[name] = PlannedCall(
+            name, stage.name, device, tuple(ordered.items()), tuple(outputs.items()), returns, declared
+        )
+
+    def _check_type(self, edge: Edge, stage: Stage, spec: PortSpec) -> None:
+        if stage.host or isinstance(spec, TensorSpec) or edge.source.kind == "constant":
+            return
+        raise PlanError(
+            f"{edge.origin!r} gives the Python type {show_spec(spec)}, but {edge.destination!r} runs on "
+            f"{self.draft.devices[stage.name]!r}; such a value never meets a device. Turn it into a tensor in a "
+            f"host stage (device='host').",
+            edge=str(edge),
+        )
+
+    def _outputs(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> tuple[dict[str, PortSpec], str, bool]:
+        """Ports to specs, how the stage hands them over, and whether they rest on its author's word."""
+        if stage.host or stage.opaque:
+            return self._declared(name, stage)
+        try:
+            samples = self._samples(name, stage, fed)
+        except DataDependent as error:
+            if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
+                return self._declared(name, stage)
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) decides a shape, or what it does, by the content of a tensor: "
+                f"{error}. Declare what it gives, with a Dim whose buckets bound the size "
+                f"(outputs={{'name': TensorSpec((Dim('n', buckets=(8, 64)), ...))}}), or make it a host stage "
+                f"(device='host').",
+                stage=stage.name,
+                call=name,
+            ) from error
+        return self._inferred(name, stage, samples)
+
+    def _declared(self, name: str, stage: Stage) -> tuple[dict[str, PortSpec], str, bool]:
+        outputs: dict[str, PortSpec] = {}
+        for port in stage.outputs:
+            if port.spec is None or (not stage.host and not isinstance(port.spec, TensorSpec)):
+                raise PlanError(
+                    f"Stage {stage.name!r} cannot be inferred, so its output {port.name!r} needs a TensorSpec.",
+                    stage=stage.name,
+                )
+            outputs[port.name] = port.spec
+            for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
+                if dim not in self.entered and not self.dims[dim].born:
+                    self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
+        if not outputs:
+            raise PlanError(
+                f"Stage {stage.name!r} cannot be inferred; declare its outputs.", stage=stage.name
+            )
+        return outputs, "single" if len(outputs) == 1 else "tuple", True
+
+    def _samples(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> list[tuple[dict[str, int], Outcome]]:
+        """Outcomes at every combination of buckets, and at second sizes of names that have one bucket."""
+        names = list(
+            dict.fromkeys(dim for spec in fed.values() if isinstance(spec, TensorSpec) for dim in spec.names)
+        )
+        buckets = {dim: self.dims[dim].buckets for dim in names}
+        samples = [(at, self._probe(name, stage, fed, at)) for at in combinations(names, buckets)]
+        if stage.outputs and all(port.spec is not None for port in stage.outputs):
+            return samples
+        base = samples[-1][0]
+        for dim in names:
+            if len(buckets[dim]) == 1:
+                samples.append(self._second(name, stage, fed, base, dim))
+        return samples
+
+    def _second(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec], base: dict[str, int], dim: str
+    ) -> tuple[dict[str, int], Outcome]:
+        """An outcome at another size of one name: the first that the stage takes."""
+        size = base[dim]
+        refused: Refused | None = None
+        for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
+            at = {**base, dim: other}
+            if other < 1 or other == size or not _sized(fed, at):
+                continue
+            try:
+                return at, self._run(name, stage, fed, at)
+            except Refused as error:
+                refused = refused or error
+        raise PlanError(
+            f"How dim {dim!r} passes through stage {stage.name!r} (call {name!r}) is found by trying a second size, "
+            f"but it takes only {size}: {refused}. Declare what it gives: outputs={{'output': TensorSpec(...)}}.",
+            stage=stage.name,
+            call=name,
+            dim=dim,
+        ) from refused
+
+    def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+        constants = {
+            edge.target_port: self.graph.constants[edge.source.name]
+            for edge in self.graph.into(NodeKey("call", name))
+            if edge.source.kind == "constant"
+        }
+        arguments: list[Argument] = []
+        for port, spec in fed.items():
+            if isinstance(spec, TensorSpec):
+                arguments.append((port, (spec.shape(at), spec.dtype)))
+            else:
+                arguments.append((port, constants[port]))
+        return self.prober.run(stage, tuple(arguments))
+
+    def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+        try:
+            outcome = self._run(name, stage, fed, at)
+        except DataDependent:
+            raise
+        except Refused as error:
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(self.graph, name, fed)}"
+                f"{_at(at)}. It says: {error}",
+                stage=stage.name,
+                call=name,
+                inputs=dict(fed),
+            ) from error.__cause__
+        if outcome.written:
+            port = outcome.written[0]
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) writes into its input {port!r}; another reader of that value, "
+                f"or the caller, would see it. Work on a copy: {port}.clone().",
+                stage=stage.name,
+                call=name,
+                port=port,
+            )
+        return outcome
+
+    def _inferred(
+        self, name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
+    ) -> tuple[dict[str, PortSpec], str, bool]:
+        first = samples[0][1]
+        ports = _port_names(name, stage, first)
+        shapes = {
+            (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
+            for _, out in samples
+        }
+        if len(shapes) > 1:
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) gives outputs of another number, rank or dtype at other sizes "
+                f"of {list(samples[0][0])}; give it one form.",
+                stage=stage.name,
+                call=name,
+            )
+        names = list(samples[0][0])
+        outputs: dict[str, PortSpec] = {}
+        for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
+            seen = [
+                [(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))
+            ]
+            found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
+            outputs[port] = _against(name, stage, port, found, samples, position)
+        wanted = {port.name for port in stage.outputs}
+        kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
+        return kept, first.returns, False
+
+
+def _sized(fed: dict[str, PortSpec], at: dict[str, int]) -> bool:
+    """Tells whether derived sizes are known at these sizes of names."""
+    try:
+        for spec in fed.values():
+            if isinstance(spec, TensorSpec):
+                spec.shape(at)
+    except KeyError:
+        return False
+    return True
+
+
+def _constant_spec(value: Any) -> PortSpec:
+    return TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+def _check_mode(stage: Stage) -> None:
+    """Refuses Dropout and BatchNorm in training mode: results would differ from call to call, or drift."""
+    wrapper = stage.wrapper
+    target = wrapper.__dict__.get("_model") if wrapper is not None else stage.target
+    if stage.host or not isinstance(target, torch.nn.Module):
+        return
+    for path, part in target.named_modules():
+        if part.training and isinstance(
+            part, (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+        ):
+            raise PlanError(
+                f"Stage {stage.name!r} is in training mode with a {type(part).__name__} "
+                f"({path or 'the module itself'}); call .eval() on it first.",
+                stage=stage.name,
+                module=path,
+            )
+
+
+def _port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
+    declared = [port.name for port in stage.outputs]
+    keys = [key for key, _, _ in outcome.outputs]
+    if outcome.returns == "single":
+        if len(declared) > 1:
+            raise _wrong_outputs(name, stage, f"declares the outputs {declared} but gives one tensor")
+        return declared or ["output"]
+    if outcome.returns == "dict":
+        missing = [port for port in declared if port not in keys]
+        if missing:
+            raise _wrong_outputs(
+                name, stage, f"declares the output {missing[0]!r} but gives a dict of {keys}"
+            )
+        return keys
+    if outcome.returns == "tuple":
+        if len(declared) != len(keys):
+            said = f"declares {declared}" if declared else "declares no names"
+            raise _wrong_outputs(
+                name, stage, f"gives a tuple of {len(keys)} but {said}: outputs=('a', 'b', ...)"
+            )
+        return declared
+    raise _wrong_outputs(
+        name,
+        stage,
+        f"gives {outcome.returns}; a stage on a device gives a tensor, or a tuple or dict of tensors",
+    )
+
+
+def _wrong_outputs(name: str, stage: Stage, what: str) -> PlanError:
+    return PlanError(f"Stage {stage.name!r} (call {name!r}) {what}.", stage=stage.name, call=name)
+
+
+def _against(
+    name: str,
+    stage: Stage,
+    port: str,
+    found: TensorSpec,
+    samples: list[tuple[dict[str, int], Outcome]],
+    position: int,
+) -> TensorSpec:
+    """Checks an inferred output against its declaration; the declaration's names are used where they hold."""
+    said = next((item.spec for item in stage.outputs if item.name == port), None)
+    if said is None:
+        return found
+    if isinstance(said, TensorSpec) and said.dtype == found.dtype and len(said.dims) == len(found.dims):
+        known = set(samples[0][0])
+        dims = tuple(
+            said_dim if isinstance(said_dim, str) and said_dim in known else found_dim
+            for said_dim, found_dim in zip(plain_dims(said.dims), found.dims, strict=True)
+        )
+        wrong = [
+            axis
+            for axis, dim in enumerate(plain_dims(said.dims))
+            for at, out in samples
+            if (at.get(dim) if isinstance(dim, str) else dim) not in (None, out.outputs[position][1][axis])
+        ]
+        if not wrong:
+            return TensorSpec(dims, found.dtype, pad=said.pad)
+    at, outcome = samples[-1]
+    raise PlanError(
+        f"Stage {stage.name!r} (call {name!r}) declares that '{name}.{port}' is {show_spec(said)}, but it gives "
+        f"{list(outcome.outputs[position][1])} {dtype_name(found.dtype)}{_at(at)}.",
+        stage=stage.name,
+        call=name,
+        port=port,
+        declared=said,
+        found=found,
+    )
+
+
+def _feeds(graph: Any, name: str, fed: dict[str, PortSpec]) -> str:
+    origins = {edge.target_port: edge.origin for edge in graph.into(NodeKey("call", name))}
+    return ", ".join(
+        f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in fed.items()
+    )
+
+
+def _at(sizes: dict[str, int]) -> str:
+    return f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""

@@ -1,0 +1,104 @@
+"""Residency: device or host for every edge, with the reason in a sentence.
+
+What is possible comes first: a value to or from the host is on the host, and within one device group it stays on
+the device. Two groups of one backend with peer copies hand values over directly. A residency may be forced where
+both are possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge
+from orchestrator.plan.model import HOST, Residency
+from orchestrator.planner.draft import Draft
+
+__all__ = ["decide_residency"]
+
+
+def decide_residency(draft: Draft) -> Draft:
+    """Decides where each edge's value lives between its two ends.
+
+    Raises:
+        PlanError: A forced residency names no edge, or is impossible.
+    """
+    forced = _forced(draft)
+    decided = {edge: _decide(draft, edge) for edge in draft.graph.edges}
+    for edge, wish in forced.items():
+        decided[edge] = _force(draft, edge, wish, *decided[edge])
+    return replace(draft, residencies=decided)
+
+
+def _forced(draft: Draft) -> Mapping[Edge, Residency]:
+    known = {str(edge): edge for edge in draft.graph.edges}
+    forced: dict[Edge, Residency] = {}
+    for name, wish in draft.request.residency.items():
+        parts = [part.strip() for part in name.split("->")]
+        edge = known.get(" -> ".join(parts))
+        if edge is None:
+            raise PlanError(
+                f"residency names the edge {name!r}, which does not exist.{nearest(name, known)}", edge=name
+            )
+        try:
+            forced[edge] = Residency(wish)
+        except ValueError:
+            raise PlanError(
+                f"The residency of {name!r} is Residency.DEVICE or HOST, not {wish!r}.", edge=name
+            ) from None
+    return forced
+
+
+def _ends(draft: Draft, edge: Edge) -> tuple[str, str]:
+    """Devices of both ends; inputs, outputs and host stages are on the host."""
+    source, target = (
+        draft.device_of(node.name) if node.kind == "call" else HOST for node in (edge.source, edge.target)
+    )
+    return source, target
+
+
+def _decide(draft: Draft, edge: Edge) -> tuple[Residency, str]:
+    source, target = _ends(draft, edge)
+    if edge.source.kind == "constant":
+        where = Residency.HOST if target == HOST else Residency.DEVICE
+        return where, "a constant, put in place once, at load"
+    if edge.source.kind == "input" and edge.target.kind == "output":
+        return Residency.HOST, "an input handed through"
+    if edge.source.kind == "input":
+        return Residency.HOST, "a request's inputs come from the host"
+    if edge.target.kind == "output":
+        return Residency.HOST, "results go to the host"
+    if HOST in (source, target):
+        stage = edge.source.name if source == HOST else edge.target.name
+        return Residency.HOST, f"{stage!r} is a host stage"
+    if source == target:
+        return Residency.DEVICE, f"both ends are on {source}"
+    return _between(draft, source, target)
+
+
+def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
+    one, other = draft.groups[source], draft.groups[target]
+    peers = type(one) is type(other) and one.capabilities.peer_copy and other.capabilities.peer_copy
+    if peers and not one.capabilities.host_memory and not other.capabilities.host_memory:
+        return Residency.DEVICE, f"{source} and {target} copy directly"
+    if one.capabilities.host_memory or other.capabilities.host_memory:
+        cpu = source if one.capabilities.host_memory else target
+        return Residency.HOST, f"{cpu} computes in host memory"
+    return Residency.HOST, f"there is no direct way from {source} to {target}"
+
+
+def _force(draft: Draft, edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
+    if wish is found:
+        return found, f"{reason} (as asked)"
+    if wish is Residency.DEVICE:
+        raise PlanError(
+            f"The edge '{edge}' cannot stay on the device: {reason}. Leave it out of residency=.",
+            edge=str(edge),
+            reason=reason,
+        )
+    if edge.source.kind == "constant":
+        raise PlanError(
+            f"The edge '{edge}' is a constant, put in place at load; it has no way over the host."
+        )
+    return Residency.HOST, f"forced to the host; without that: {reason}"

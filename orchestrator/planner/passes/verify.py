@@ -1,0 +1,325 @@
+"""Verify: proves a finished plan again, whoever made it.
+
+The checker shares no code with the passes that made the plan. It replays the steps against the plan's own tables:
+every port fed exactly once with exactly the shape it was proven with, residency legal, every adapter doing what it
+says, nothing read before it is made or after it was freed, and nothing forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.errors import PlanError
+from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedEdge, PlannedValue, Residency, Step, walk
+from orchestrator.planner.passes.memory import check_budget
+from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
+
+__all__ = ["verify"]
+
+
+def verify(plan: Plan) -> Plan:
+    """Checks a plan and returns it.
+
+    Raises:
+        PlanError: A rule is broken; the message says which, and by what.
+    """
+    _Verifier(plan).run()
+    check_budget(plan)
+    return plan
+
+
+class _Verifier:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dims = {dim.name: dim for dim in plan.dims}
+        self.calls = {call.name: call for call in plan.calls}
+        self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
+        self.made_by: dict[int, Step] = {}
+        self.called: dict[str, Step] = {}
+
+    def run(self) -> None:
+        self._tables()
+        alive = set(range(len(self.plan.inputs)))
+        constants = {index for index, value in enumerate(self.plan.values) if value.constant}
+        roots = constants - {index for step in self.plan.staging for index in step.outputs}
+        staged = self._replay(self.plan.staging, set(roots))
+        kept = {index for _, index in self.plan.outputs}
+        alive = self._replay(self.plan.steps, alive | staged)
+        for name, index in self.plan.outputs:
+            value = self._value(index)
+            self._demand(index in alive, f"output {name!r} hands out a value that is not there at the end")
+            self._demand(
+                value.memory == HOST and value.real, f"output {name!r} is not on the host at its own size"
+            )
+        forgotten = alive - kept - constants
+        self._demand(not forgotten, f"{self._names(forgotten)} is never freed")
+        missing = [name for name in self.calls if name not in self.called]
+        self._demand(not missing, f"call {missing[:1]} never runs")
+        self._edges()
+
+    def _demand(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise PlanError(
+                f"The plan of {self.plan.pipeline!r} is wrong: {what}. Plan the pipeline again instead of editing "
+                f"the plan.",
+                plan=self.plan,
+                rule=what,
+            )
+
+    def _names(self, indices: Iterable[int]) -> str:
+        return ", ".join(f"value {index} ({self._value(index).origin!r})" for index in sorted(indices)[:3])
+
+    def _value(self, index: int) -> PlannedValue:
+        self._demand(0 <= index < len(self.plan.values), f"there is no value {index}")
+        return self.plan.values[index]
+
+    def _tables(self) -> None:
+        """Names are unique and known, sizes are sizes, and the first values are the inputs."""
+        for dim in self.plan.dims:
+            sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
+            self._demand(bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
+        for kind, names in (
+            ("call", [call.name for call in self.plan.calls]),
+            ("dim", [dim.name for dim in self.plan.dims]),
+            ("device group", [group.device for group in self.plan.groups]),
+            ("output", [name for name, _ in self.plan.outputs]),
+            ("edge", [str(edge) for edge in self.plan.edges]),
+        ):
+            twice = (
+                {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+            )
+            self._demand(not twice, f"{kind} {sorted(twice)[:1]} is there twice")
+        for call in self.plan.calls:
+            self._demand(
+                call.device in self.memory, f"call {call.name!r} runs on {call.device!r}, which is no group"
+            )
+        for index, (name, spec) in enumerate(self.plan.inputs):
+            value = self._value(index)
+            same = value.origin == name and value.memory == HOST and value.real and _same(value.spec, spec)
+            self._demand(same, f"value {index} is not the input {name!r}")
+        for value in self.plan.values:
+            names = value.spec.names if isinstance(value.spec, TensorSpec) else ()
+            self._demand(
+                all(name in self.dims for name in names), f"{value.origin!r} has a dim the plan lacks"
+            )
+            self._demand(
+                value.memory in self.memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory"
+            )
+
+    def _replay(self, steps: tuple[Step, ...], alive: set[int]) -> set[int]:
+        """Runs steps on the set of live values; returns what is alive after them."""
+        alive = set(alive)
+        for step in steps:
+            for index in step.inputs:
+                self._value(index)
+                self._demand(
+                    index in alive,
+                    f"{_step(step)} reads {self._names([index])}, which is not made yet or freed",
+                )
+            self._step(step, alive)
+            for index in step.outputs:
+                self._value(index)
+                self._demand(index not in alive, f"{_step(step)} makes {self._names([index])} a second time")
+                self.made_by.setdefault(index, step)
+                alive.add(index)
+            for index in step.frees:
+                self._demand(index in alive, f"{_step(step)} frees {index}, which is not there")
+                alive.discard(index)
+        return alive
+
+    def _step(self, step: Step, alive: set[int]) -> None:
+        if step.op == "call":
+            self._call(step)
+        elif step.op == "adapt":
+            self._adapt(step)
+        else:
+            self._demand(step.op == "region", f"there is no step {step.op!r}")
+            self._region(step, alive)
+
+    def _region(self, step: Step, alive: set[int]) -> None:
+        born = all(name in self.dims and self.dims[name].born for name in step.dims)
+        self._demand(bool(step.dims) and born, f"region {step.name!r} has dims that are not born")
+        reads = {index for inner in step.body for index in inner.inputs}
+        made = {index for inner in step.body for index in inner.outputs}
+        self._demand(
+            reads - made == set(step.inputs), f"region {step.name!r} reads other values than it says"
+        )
+        after = self._replay(step.body, alive)
+        self._demand(
+            alive <= after, f"region {step.name!r} frees {self._names(alive - after)}, which is not its own"
+        )
+        left = after - alive
+        self._demand(left == set(step.outputs), f"region {step.name!r} leaves {self._names(left)} behind")
+
+    def _call(self, step: Step) -> None:
+        call = self.calls.get(step.name)
+        self._demand(call is not None, f"a step calls {step.name!r}, which is no call")
+        assert call is not None
+        self._demand(step.name not in self.called, f"call {step.name!r} runs twice")
+        self.called[step.name] = step
+        self._demand(
+            step.device == call.device, f"call {step.name!r} is to run on {call.device}, not {step.device}"
+        )
+        self._demand(
+            len(step.inputs) == len(call.inputs), f"call {step.name!r} gets another number of values"
+        )
+        self._demand(
+            len(step.outputs) == len(call.outputs), f"call {step.name!r} gives another number of values"
+        )
+        for (port, spec), index in zip(call.inputs, step.inputs, strict=True):
+            self._reads(call, port, spec, self._value(index))
+        for (port, spec), index in zip(call.outputs, step.outputs, strict=True):
+            value = self._value(index)
+            name = f"{call.name}.{port}"
+            self._demand(value.origin == name and _same(value.spec, spec), f"value {index} is not {name!r}")
+            self._demand(
+                value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
+            )
+
+    def _reads(self, call: PlannedCall, port: str, spec: PortSpec, value: PlannedValue) -> None:
+        name = f"{call.name}.{port}"
+        if not isinstance(spec, TensorSpec) or not isinstance(value.spec, TensorSpec):
+            self._demand(
+                value.spec == spec, f"{name!r} takes {show_spec(spec)}, but reads {show_spec(value.spec)}"
+            )
+            return
+        self._demand(
+            self._fits(value.spec, spec),
+            f"{name!r} takes {show_spec(spec)}, but reads {show_spec(value.spec)}",
+        )
+        at_home = value.memory == self.memory[call.device]
+        self._demand(at_home, f"{name!r} reads a value in {value.memory!r} on {call.device!r}")
+        named = any(not self.dims[dim].any for dim in spec.names)
+        settled = value.constant or not named or value.real == (call.device == HOST)
+        self._demand(
+            settled, f"{name!r} reads {value.origin!r} at {'its own' if value.real else 'a bucket'} size"
+        )
+
+    def _fits(self, given: TensorSpec, wanted: TensorSpec) -> bool:
+        if given.dtype != wanted.dtype or len(given.dims) != len(wanted.dims):
+            return False
+        if plain_dims(given.dims) == plain_dims(wanted.dims):
+            return True
+        return all(given.shape(sizes) == wanted.shape(sizes) for sizes in self._combinations(given, wanted))
+
+    def _combinations(self, *specs: TensorSpec) -> Iterable[dict[str, int]]:
+        names = dict.fromkeys(name for spec in specs for name in spec.names)
+        return combinations(names, {name: self.dims[name].buckets for name in names})
+
+    def _adapt(self, step: Step) -> None:
+        self._demand(len(step.inputs) == len(step.outputs) == 1, f"{_step(step)} takes and gives one value")
+        source, target = self._value(step.inputs[0]), self._value(step.outputs[0])
+        adapter = step.adapter
+        self._demand(adapter is not None and target.origin == source.origin, f"{_step(step)} adapts nothing")
+        assert adapter is not None
+        if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
+            raise self._wrong(f"{_step(step)} adapts a Python value")
+        dtype = adapter.dtype if adapter.kind == "cast" else source.spec.dtype
+        dims = adapter.dims if adapter.kind in ("pad", "slice", "cut") else source.spec.dims
+        self._demand(
+            target.spec.dtype == dtype and plain_dims(target.spec.dims) == plain_dims(dims),
+            f"{_step(step)} turns {source.spec} into {target.spec}",
+        )
+        real = adapter.kind == "cut" or (source.real and not adapter.to_bucket)
+        self._demand(target.real == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
+        self._moves(step, adapter.kind, adapter.device, source, target)
+        if adapter.kind in ("pad", "slice"):
+            self._resizes(step, adapter.kind, source.spec, target.spec)
+
+    def _wrong(self, what: str) -> PlanError:
+        try:
+            self._demand(False, what)
+        except PlanError as error:
+            return error
+        raise AssertionError
+
+    def _moves(self, step: Step, kind: str, device: str, source: PlannedValue, target: PlannedValue) -> None:
+        away = {
+            "upload": source.memory == HOST and target.memory == self.memory.get(device) != HOST,
+            "download": source.memory != HOST and target.memory == HOST,
+            "copy": HOST not in (source.memory, target.memory) and target.memory == self.memory.get(device),
+        }
+        self._demand(
+            away.get(kind, source.memory == target.memory),
+            f"{_step(step)} does not lead from {source.memory!r} to {target.memory!r}",
+        )
+
+    def _resizes(self, step: Step, kind: str, source: TensorSpec, target: TensorSpec) -> None:
+        for sizes in self._combinations(source, target):
+            for before, after in zip(source.shape(sizes), target.shape(sizes), strict=True):
+                sound = before <= after if kind == "pad" else before >= after
+                self._demand(sound, f"{_step(step)} turns {source} into {target}, which is no {kind}")
+
+    def _edges(self) -> None:
+        """Every port and output has its one edge, and the edge tells the truth about the steps."""
+        edges = {edge.target: edge for edge in self.plan.edges}
+        self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
+        wanted: dict[str, int] = {name: index for name, index in self.plan.outputs}
+        for name, step in self.called.items():
+            ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
+            wanted.update(zip(ports, step.inputs, strict=True))
+        self._demand(
+            set(edges) == set(wanted), f"edges and ports differ: {sorted(set(edges) ^ set(wanted))[:2]}"
+        )
+        largest = {dim.name: dim.buckets[-1] for dim in self.plan.dims}
+        for target, edge in edges.items():
+            self._demand(
+                edge.value == wanted[target], f"the edge '{edge}' ends in another value than {target!r} reads"
+            )
+            way, root = self._way(edge.value)
+            self._demand(root.origin == edge.source, f"{target!r} reads {root.origin!r}, not {edge.source!r}")
+            self._demand(
+                way == list(edge.adapters), f"the edge '{edge}' does not list the adapters on its way"
+            )
+            size = edge.spec.nbytes(largest) if isinstance(edge.spec, TensorSpec) else 0
+            self._demand(
+                edge.bytes == size and _same(edge.spec, root.spec), f"the edge '{edge}' carries {root.spec}"
+            )
+            self._residency(edge, [adapter.kind for adapter in way])
+
+    def _way(self, index: int) -> tuple[list[object], PlannedValue]:
+        way: list[object] = []
+        while (step := self._maker(index)) is not None and step.op == "adapt":
+            way.insert(0, step.adapter)
+            index = step.inputs[0]
+        return way, self._value(index)
+
+    def _maker(self, index: int) -> Step | None:
+        return self._makers().get(index)
+
+    def _makers(self) -> dict[int, Step]:
+        if not hasattr(self, "_all_makers"):
+            steps = (*walk(self.plan.staging), *walk(self.plan.steps))
+            self._all_makers = {
+                index: step for step in steps if step.op != "region" for index in step.outputs
+            }
+        return self._all_makers
+
+    def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
+        ends = [self._device(name) for name in (edge.source, edge.target)]
+        if edge.source not in {value.origin for value in self.plan.values if value.constant} and HOST in ends:
+            self._demand(
+                edge.residency is Residency.HOST,
+                f"the edge '{edge}' begins or ends on the host but is on the device",
+            )
+        over_host = "download" in kinds or "upload" in kinds
+        if edge.residency is Residency.DEVICE and HOST not in ends:
+            self._demand(
+                not over_host, f"the edge '{edge}' is said to stay on the device but goes over the host"
+            )
+        elif HOST not in ends and HOST not in {self.memory[device] for device in ends}:
+            self._demand(over_host, f"the edge '{edge}' is said to go over the host but stays on the device")
+
+    def _device(self, end: str) -> str:
+        call = self.calls.get(end.rpartition(".")[0])
+        return call.device if call else HOST
+
+
+def _same(one: PortSpec, other: PortSpec) -> bool:
+    if isinstance(one, TensorSpec) and isinstance(other, TensorSpec):
+        return one.same_form(other)
+    return one is other
+
+
+def _step(step: Step) -> str:
+    return f"step {step.op} {step.name!r}" + (f" ({step.adapter})" if step.adapter else "")

@@ -1,0 +1,183 @@
+"""Ways: the adapters that bring a producer's value to one consumer, in order.
+
+What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly;
+elsewhere growing happens on the host. Consumers in one memory share one move: if they want different cuts, the
+whole value moves once and is cut there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError
+from orchestrator.graph import Edge
+from orchestrator.plan.model import HOST, Residency
+from orchestrator.planner.draft import Draft
+from orchestrator.planner.passes.regions import Region
+from orchestrator.specs import Derived, PortSpec, TensorSpec, plain_dims
+
+__all__ = ["End", "Ways"]
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
+
+    device: str
+    memory: str
+    real: bool
+
+
+@dataclass(frozen=True)
+class _Parts:
+    shrinks: tuple[Adapter, ...]
+    moves: tuple[Adapter, ...]
+    grows: tuple[Adapter, ...]
+
+
+class Ways:
+    """Finds the way of every edge.
+
+    Args:
+        draft: The plan so far, with residencies.
+        regions: Call to region.
+    """
+
+    def __init__(self, draft: Draft, regions: dict[str, Region]) -> None:
+        self.draft = draft
+        self.regions = regions
+        self._ways: dict[Edge, tuple[Adapter, ...]] = {}
+        self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
+        self._cuts: dict[tuple[object, ...], set[tuple[Adapter, ...]]] = {}
+        for edge, parts in self._parts.items():
+            if parts.moves:
+                self._cuts.setdefault(self._journey(edge), set()).add(parts.shrinks)
+
+    def way(self, edge: Edge) -> tuple[Adapter, ...]:
+        """Returns the adapters of an edge, in order."""
+        if edge not in self._ways:
+            self._ways[edge] = self._join(edge)
+        return self._ways[edge]
+
+    def _join(self, edge: Edge) -> tuple[Adapter, ...]:
+        parts = self._parts[edge]
+        if parts.moves and len(self._cuts[self._journey(edge)]) > 1:
+            moved, rest = parts.moves[:1], parts.moves[1:]
+            return (*moved, *parts.shrinks, *rest, *parts.grows)
+        if parts.moves and not self._grows_after(edge):
+            moved, last = parts.moves[:-1], parts.moves[-1:]
+            return (*parts.shrinks, *moved, *parts.grows, *last)
+        return (*parts.shrinks, *parts.moves, *parts.grows)
+
+    def source(self, edge: Edge) -> End:
+        """Returns the producing end."""
+        if edge.source.kind != "call":
+            return End(HOST, HOST, True)
+        return self.produced(edge.source.name, self.draft.sources[edge])
+
+    def produced(self, call: str, spec: PortSpec) -> End:
+        """Returns the end at which a call gives an output."""
+        end = self._end(call)
+        births = isinstance(spec, TensorSpec) and self._births(call, spec)
+        return End(end.device, end.memory, True) if births else end
+
+    def target(self, edge: Edge) -> End:
+        """Returns the consuming end."""
+        return End(HOST, HOST, True) if edge.target.kind == "output" else self._end(edge.target.name)
+
+    def leaves(self, edge: Edge) -> tuple[str, ...]:
+        """Returns the region dims that an edge's value carries out of its region."""
+        spec = self.draft.sources[edge]
+        region = self.regions.get(edge.source.name) if edge.source.kind == "call" else None
+        inside = region and edge.target.kind == "call" and self.regions.get(edge.target.name) == region
+        if region is None or inside or not isinstance(spec, TensorSpec):
+            return ()
+        return tuple(name for name in spec.names if name in region.dims)
+
+    def bucketed(self, spec: TensorSpec) -> bool:
+        """Tells whether named dims of a value are compiled for buckets."""
+        return any(not self.draft.dims[name].any for name in spec.names)
+
+    def _end(self, call: str) -> End:
+        device = self.draft.device_of(call)
+        if device == HOST:
+            return End(HOST, HOST, True)
+        host_memory = self.draft.groups[device].capabilities.host_memory
+        return End(device, HOST if host_memory else device, False)
+
+    def _births(self, call: str, spec: TensorSpec) -> bool:
+        own = [name for name in spec.names if self.draft.dims[name].born.split(".")[0] == call]
+        others = [name for name in spec.names if name not in own and not self.draft.dims[name].any]
+        if own and others and not self.draft.graph.calls[call].stage.host:
+            raise PlanError(
+                f"An output of {call!r} has the born dim {own[0]!r} and the bucketed dim {others[0]!r}: one is at its own "
+                f"size and the other padded. Let a host stage (device='host') decide {own[0]!r}.",
+                call=call,
+            )
+        return bool(own)
+
+    def _journey(self, edge: Edge) -> tuple[object, ...]:
+        return (edge.source, edge.source_port, self.target(edge).memory, self._is_forced(edge))
+
+    def _is_forced(self, edge: Edge) -> bool:
+        same = self.source(edge).memory == self.target(edge).memory != HOST
+        return same and self.draft.residencies[edge][0] is Residency.HOST
+
+    def _grows_after(self, edge: Edge) -> bool:
+        target = self.target(edge)
+        return target.memory == HOST or self.draft.groups[target.device].capabilities.eager
+
+    def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
+        source, target = self.source(edge), self.target(edge)
+        down, up = Adapter("download", device=HOST), Adapter("upload", device=target.device)
+        if source.memory == target.memory:
+            return (down, up) if self._is_forced(edge) else ()
+        if source.memory == HOST:
+            return (up,)
+        if target.memory == HOST:
+            return (down,)
+        if self.draft.residencies[edge][0] is Residency.DEVICE:
+            return (Adapter("copy", device=target.device),)
+        return (down, up)
+
+    def _split(self, edge: Edge) -> _Parts:
+        given, form = self.draft.sources[edge], self.draft.forms[edge]
+        if not isinstance(given, TensorSpec) or not isinstance(form.spec, TensorSpec):
+            return _Parts((), (), ())
+        source, target = self.source(edge), self.target(edge)
+        shrinks, grows = [], []
+        leaves = bool(self.leaves(edge))
+        if not source.real and (target.real or leaves) and self.bucketed(given):
+            self._check_cut(edge, given)
+            shrinks.append(Adapter("cut", plain_dims(given.dims)))
+        for fit in form.fits:
+            narrow = (
+                fit.kind == "cast" and fit.dtype is not None and fit.dtype.itemsize <= given.dtype.itemsize
+            )
+            (shrinks if fit.kind == "slice" or narrow else grows).append(fit)
+        if not target.real and (source.real or leaves) and self.bucketed(form.spec):
+            grows = [fit for fit in grows if fit.kind != "pad"]
+            grows.append(Adapter("pad", plain_dims(form.spec.dims), form.rule, to_bucket=True))
+        return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
+
+    def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
+        for dim in spec.dims:
+            if isinstance(dim, Derived) and any(self._is_padded(name) for name in dim.names):
+                raise PlanError(
+                    f"{edge.origin!r} is {spec} and must be cut back for {edge.destination!r}, but {dim.text!r} is a "
+                    f"derived size: which of its elements are padding is not known. Bring the dim to the size of "
+                    f"{dim.names[0]!r} in a stage, or use no pad rule for {dim.names[0]!r}.",
+                    edge=str(edge),
+                    spec=spec,
+                )
+
+    def _is_padded(self, name: str) -> bool:
+        dim = self.draft.dims[name]
+        if dim.any:
+            return False
+        return bool(dim.born) or all(
+            isinstance(spec, TensorSpec) and spec.pad is not None
+            for spec in self.draft.graph.inputs.values()
+            if isinstance(spec, TensorSpec) and name in spec.names
+        )

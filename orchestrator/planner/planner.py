@@ -1,0 +1,167 @@
+"""Runs the passes in order, and binds finished plans to graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.errors import PlanError
+from orchestrator.graph import Graph
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup
+from orchestrator.planner.draft import Draft, Request
+from orchestrator.planner.passes.adapt import adapt
+from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
+from orchestrator.planner.passes.infer import infer
+from orchestrator.planner.passes.liveness import free_values
+from orchestrator.planner.passes.memory import weigh
+from orchestrator.planner.passes.place import place
+from orchestrator.planner.passes.residency import decide_residency
+from orchestrator.planner.passes.verify import verify
+
+__all__ = ["bind_plan", "make_plan"]
+
+
+def make_plan(graph: Graph, request: Request) -> Plan:
+    """Plans a graph.
+
+    Args:
+        graph: The frozen graph.
+        request: What the user asked for.
+
+    Raises:
+        PlanError: It cannot be planned as asked.
+    """
+    draft = _infer(bucket(place(Draft(graph, request))))
+    for run in (decide_residency, adapt, free_values, weigh):
+        draft = run(draft)
+    return verify(_finish(draft))
+
+
+def _infer(draft: Draft) -> Draft:
+    """Infers; dims of any size nobody gave a size for are tried at several."""
+    open_ended = [name for name, dim in draft.dims.items() if dim.any and name not in draft.request.sizes]
+    first: PlanError | None = None
+    for size in ANY_SIZES if open_ended else ANY_SIZES[:1]:
+        dims = {name: replace(draft.dims[name], buckets=(size,)) for name in open_ended}
+        _check_static(draft)
+        try:
+            return infer(replace(draft, dims={**draft.dims, **dims}))
+        except PlanError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _check_static(draft: Draft) -> None:
+    static = [device for device, backend in draft.groups.items() if backend.capabilities.static_shapes]
+    entered: list[DimPlan] = [dim for dim in draft.dims.values() if dim.any]
+    if static and entered and not all(device == HOST for device in draft.devices.values()):
+        fed = _fed_devices(draft)
+        for dim in entered:
+            for device in static:
+                if (dim.name, device) in fed:
+                    raise PlanError(
+                        f"Dim {dim.name!r} has any size, but {device!r} compiles static shapes; give it buckets.",
+                        dim=dim.name,
+                        device=device,
+                    )
+
+
+def _fed_devices(draft: Draft) -> set[tuple[str, str]]:
+    """Pairs of dim and device where a pipeline input with that dim meets a stage on that device."""
+    return {
+        (name, draft.device_of(edge.target.name))
+        for edge in draft.graph.edges
+        if edge.source.kind == "input" and edge.target.kind == "call"
+        for name in getattr(draft.graph.inputs[edge.source.name], "names", ())
+    }
+
+
+def _finish(draft: Draft) -> Plan:
+    groups = tuple(
+        PlannedGroup(
+            device,
+            draft.backends[device],
+            backend.capabilities.ranks,
+            backend.capabilities.host_memory,
+            tuple(sorted(backend.options.items())),
+        )
+        for device, backend in draft.groups.items()
+    )
+    return Plan(
+        pipeline=draft.graph.name,
+        dims=tuple(draft.dims.values()),
+        groups=groups,
+        inputs=tuple(draft.graph.inputs.items()),
+        outputs=draft.outputs,
+        calls=tuple(draft.calls[step.name] for step in _calls(draft)),
+        values=draft.values,
+        edges=draft.edges,
+        steps=draft.steps,
+        staging=draft.staging,
+        weights=tuple(draft.weights.items()),
+        budget=tuple(draft.budget.items()),
+    )
+
+
+def _calls(draft: Draft) -> list[object]:
+    from orchestrator.plan.model import walk
+
+    return [step for step in walk(draft.steps) if step.op == "call"]
+
+
+def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
+    """Verifies a plan against a graph: what it says of ports, shapes, devices and edges must hold there.
+
+    Args:
+        plan: A plan, e.g. read from JSON.
+        graph: The graph it is to run.
+        request: Its ``resolve`` finds backends; everything else is taken from the plan.
+
+    Raises:
+        PlanError: The plan is wrong, or of another pipeline.
+    """
+    verify(plan)
+    _same_names(plan, graph)
+    placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
+    sizes = {dim.name: dim.buckets for dim in plan.dims}
+    options = {name: value for group in plan.groups for name, value in group.options}
+    asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
+    draft = weigh(free_values(adapt(decide_residency(infer(bucket(place(Draft(graph, asked))))))))
+    fresh = _finish(draft)
+    for what in ("inputs", "dims", "groups", "weights"):
+        if getattr(plan, what) != getattr(fresh, what):
+            raise _mismatch(
+                plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"
+            )
+    mine = {call.name: call for call in fresh.calls}
+    for call in plan.calls:
+        if call != mine[call.name]:
+            raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
+    edges = {str(edge): edge.spec for edge in fresh.edges}
+    for edge in plan.edges:
+        if edges[str(edge)] != edge.spec:
+            raise _mismatch(
+                plan, graph, f"the edge '{edge}' carries {edge.spec} there and {edges[str(edge)]} here"
+            )
+    return plan
+
+
+def _same_names(plan: Plan, graph: Graph) -> None:
+    pairs = (
+        ("name", {plan.pipeline}, {graph.name}),
+        ("inputs", {name for name, _ in plan.inputs}, set(graph.inputs)),
+        ("outputs", {name for name, _ in plan.outputs}, set(graph.outputs)),
+        ("calls", {call.name for call in plan.calls}, set(graph.calls)),
+        ("edges", {str(edge) for edge in plan.edges}, {str(edge) for edge in graph.edges}),
+    )
+    for what, there, here in pairs:
+        if there != here:
+            odd = sorted(there ^ here)[:3]
+            raise _mismatch(plan, graph, f"{what} differ in {odd}")
+
+
+def _mismatch(plan: Plan, graph: Graph, what: str) -> PlanError:
+    return PlanError(
+        f"This plan of {plan.pipeline!r} does not fit the pipeline {graph.name!r}: {what}. Plan the pipeline anew.",
+        plan=plan,
+    )

@@ -1,0 +1,104 @@
+"""Admitting a request: names, types, dtypes, ranks and sizes against the plan, before any stage runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.errors import InputError, nearest
+from orchestrator.plan.chunks import bucket_for, chunk_sizes
+from orchestrator.plan.model import DimPlan, Plan
+from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
+
+__all__ = ["admit"]
+
+
+def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Checks a request.
+
+    Args:
+        plan: The plan.
+        inputs: Names to host tensors and Python values.
+
+    Returns:
+        The real size of every named dim of the inputs.
+
+    Raises:
+        InputError: The request does not fit.
+    """
+    specs = dict(plan.inputs)
+    if not isinstance(inputs, Mapping):
+        raise InputError(f"A request is a dict of inputs by name, not {show_tensor(inputs)}.")
+    for name in inputs:
+        if name not in specs:
+            raise InputError(
+                f"Pipeline {plan.pipeline!r} has no input {name!r}.{nearest(name, specs)}", input=name
+            )
+    missing = [name for name in specs if name not in inputs]
+    if missing:
+        wanted = ", ".join(f"{name!r} ({show_spec(specs[name])})" for name in missing)
+        raise InputError(f"The request lacks {wanted}.", inputs=tuple(missing))
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, spec in specs.items():
+        _check(name, spec, inputs[name], sizes)
+    for dim in plan.dims:
+        if dim.name in sizes:
+            _check_size(dim, *sizes[dim.name])
+    return {dim: size for dim, (_, size) in sizes.items()}
+
+
+def _unfit(name: str, spec: PortSpec, value: Any, what: str) -> InputError:
+    return InputError(
+        f"Input {name!r} takes {show_spec(spec)}, but got {show_tensor(value)}: {what}",
+        input=name,
+        spec=spec,
+    )
+
+
+def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, int]]) -> None:
+    if not isinstance(spec, TensorSpec):
+        if not isinstance(value, spec):
+            raise _unfit(name, spec, value, f"pass a {spec.__name__}.")
+        return
+    if not isinstance(value, torch.Tensor):
+        raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
+    if value.dtype != spec.dtype:
+        raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
+    if value.dim() != len(spec.dims):
+        raise _unfit(name, spec, value, f"wrong rank {value.dim()}, it takes {len(spec.dims)} dims.")
+    if not value.is_cpu:
+        raise _unfit(name, spec, value, "a request's inputs come from the host; pass .cpu().")
+    for axis, (dim, size) in enumerate(zip(plain_dims(spec.dims), value.shape, strict=True)):
+        if isinstance(dim, int) and dim != size:
+            raise _unfit(name, spec, value, f"dim {axis} is {size}, it takes {dim}.")
+        if isinstance(dim, str):
+            if not size:
+                raise _unfit(name, spec, value, f"dim {axis} ({dim}) is 0; a request has at least one.")
+            other, found = sizes.setdefault(dim, (name, size))
+            if found != size:
+                raise _unfit(name, spec, value, f"{dim} is {size} here but {found} in input {other!r}.")
+
+
+def _check_size(dim: DimPlan, name: str, size: int) -> None:
+    if dim.any:
+        return
+    largest = dim.buckets[-1]
+    if bucket_for(size, dim.buckets) is None and not dim.chunked:
+        raise InputError(
+            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot run in "
+            f"chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
+            input=name,
+            dim=dim.name,
+            size=size,
+        )
+    if not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets)):
+        raise InputError(
+            f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are not padded: "
+            f"an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', or plan for that "
+            f"size.",
+            input=name,
+            dim=dim.name,
+            size=size,
+        )

@@ -1,0 +1,133 @@
+"""Checking at each call what rests on an author's word: outputs of host stages and of opaque stages.
+
+The check of a stage that gives birth to a dim also notes the size it decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.errors import StageError, nearest
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
+from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
+from orchestrator.stage import Stage
+
+__all__ = ["make_check"]
+
+
+def make_check(
+    plan: Plan, call: PlannedCall, stage: Stage
+) -> Callable[[Any, dict[str, int]], tuple[Any, ...]]:
+    """Returns the function ``(what the stage gave, sizes) -> outputs in order``.
+
+    It adds the sizes of dims that are born here to ``sizes``.
+
+    Raises:
+        StageError: (the returned function) The stage gave something else than it declared.
+    """
+    dims = {dim.name: dim for dim in plan.dims}
+    ports = call.outputs
+
+    def check(given: Any, sizes: dict[str, int]) -> tuple[Any, ...]:
+        values = _unpack(call, given)
+        for (port, spec), value in zip(ports, values, strict=True):
+            if isinstance(spec, TensorSpec):
+                _check_tensor(call, port, spec, value, sizes, dims)
+            elif not isinstance(value, spec) and spec is not object:
+                raise _differs(call, port, spec, value)
+        return values
+
+    return check
+
+
+def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
+    """Outputs in order, from one value, a tuple, or a dict by port."""
+    names = [port for port, _ in call.outputs]
+    tensors = all(isinstance(spec, TensorSpec) for _, spec in call.outputs)
+    if isinstance(given, Mapping) and (tensors or set(given) == set(names)):
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise StageError(
+                f"Stage {call.stage!r} (call {call.name!r}) declares the output {missing[0]!r} but gave a dict of "
+                f"{sorted(map(str, given))}.{nearest(missing[0], map(str, given))}",
+                stage=call.stage,
+                call=call.name,
+            )
+        return tuple(given[name] for name in names)
+    if len(names) == 1:
+        single = isinstance(given, tuple) and len(given) == 1 and call.outputs[0][1] is not tuple
+        return (given[0],) if single else (given,)
+    if not isinstance(given, (tuple, list)) or len(given) != len(names):
+        what = f"{len(given)} values" if isinstance(given, (tuple, list)) else show_tensor(given)
+        raise StageError(
+            f"Stage {call.stage!r} (call {call.name!r}) declares the outputs {names} but gave {what}.",
+            stage=call.stage,
+            call=call.name,
+        )
+    return tuple(given)
+
+
+def _check_tensor(
+    call: PlannedCall,
+    port: str,
+    spec: TensorSpec,
+    value: Any,
+    sizes: dict[str, int],
+    dims: Mapping[str, DimPlan],
+) -> None:
+    shape = getattr(value, "shape", None)
+    if shape is None or getattr(value, "dtype", None) != spec.dtype or len(shape) != len(spec.dims):
+        raise _differs(call, port, spec, value)
+    if call.device == HOST and (not isinstance(value, torch.Tensor) or not value.is_cpu):
+        raise _differs(call, port, spec, value)
+    for dim, size in zip(spec.dims, shape, strict=True):
+        if isinstance(dim, int):
+            if dim != size:
+                raise _differs(call, port, spec, value)
+            continue
+        name = str(dim)
+        if name not in sizes:
+            _check_born(call, port, dims[name], size)
+            sizes[name] = size
+        elif sizes[name] != size:
+            raise _differs(call, port, spec, value, f" Dim {name!r} is {sizes[name]} in this request.")
+
+
+def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
+    if dim.any or not size or (dim.padded and (dim.chunked or size <= dim.buckets[-1])):
+        return
+    rest = size % dim.buckets[-1] if size > dim.buckets[-1] else size
+    if size > dim.buckets[-1] and not dim.chunked:
+        raise StageError(
+            f"'{call.name}.{port}' decided {dim.name}={size}, above its largest bucket {dim.buckets[-1]}, and it "
+            f"cannot run in chunks: a value that leaves its stages does not carry {dim.name!r}. Give it larger "
+            f"buckets.",
+            stage=call.stage,
+            call=call.name,
+            dim=dim.name,
+            size=size,
+        )
+    if not dim.padded and rest and rest not in dim.buckets:
+        raise StageError(
+            f"'{call.name}.{port}' decided {dim.name}={size}, which is no bucket {dim.buckets}, and there is no pad "
+            f"rule. Declare the output with pad=0 or pad='repeat_first'.",
+            stage=call.stage,
+            call=call.name,
+            dim=dim.name,
+            size=size,
+        )
+
+
+def _differs(call: PlannedCall, port: str, spec: PortSpec, value: Any, more: str = "") -> StageError:
+    return StageError(
+        f"Stage {call.stage!r} declares that '{call.name}.{port}' is {show_spec(spec)}, but it gave "
+        f"{show_tensor(value)}.{more}",
+        stage=call.stage,
+        call=call.name,
+        port=port,
+        declared=spec,
+        given=value if not isinstance(value, torch.Tensor) else None,
+    )

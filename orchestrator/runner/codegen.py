@@ -1,0 +1,264 @@
+"""Straight-line Python for a list of steps.
+
+Every value is a local variable (``v7``), every stage and adapter a global of the generated function, so a step
+costs what the same call costs by hand. ``del`` after the last reader frees a value by reference count. Each line
+belongs to a step (:attr:`Code.lines`): when a stage raises, the line of the traceback tells which one, and nothing
+on the way there pays for it.
+
+Two dicts travel with a run where something depends on sizes: ``R``, the real size of each name, which host stages
+add born dims to, and ``B``, the bucket it runs in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+from orchestrator.adapter import MOVES
+from orchestrator.plan.model import HOST, PlannedCall, Step
+from orchestrator.runner.programs import Programs
+from orchestrator.specs import TensorSpec, dim_names, plain_dims
+from orchestrator.stage import Stage
+
+__all__ = ["Code", "Generator"]
+
+_serial = itertools.count()
+
+
+@dataclass
+class Code:
+    """A generated function.
+
+    Attributes:
+        function: The function: ``(R, B, *values)``, or ``(*values)`` where nothing depends on sizes.
+        sized: Whether it takes ``R`` and ``B``.
+        lines: Line number to step.
+        source: Its text.
+    """
+
+    function: Callable[..., Any]
+    sized: bool
+    lines: dict[int, Step]
+    source: str = field(repr=False)
+
+    @property
+    def code(self) -> CodeType:
+        """The code object, as found in frames of a traceback."""
+        return self.function.__code__
+
+
+class Generator:
+    """Generates functions for parts of one plan.
+
+    Args:
+        programs: The loaded plan.
+        exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
+        kept: Outputs (value indices) that stay on their device: their download is left out.
+        region: Makes the driver of a region step.
+        check: Makes the function that checks what a host or opaque stage gave.
+        observer: Called with a step, its start and its end (seconds), or None.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        exact: bool,
+        kept: frozenset[int],
+        region: Callable[[Step], Callable[..., Any]],
+        check: Callable[[PlannedCall, Stage], Callable[..., Any]],
+        observer: Callable[[Step, float, float], None] | None = None,
+    ) -> None:
+        self.programs = programs
+        self.plan = programs.plan
+        self.exact = exact
+        self.kept = kept
+        self.region = region
+        self.check = check
+        self.observer = observer
+        self.born = {dim.name for dim in self.plan.dims if dim.born}
+        self.calls = {call.name: call for call in self.plan.calls}
+
+    def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
+        """Generates a function.
+
+        Args:
+            name: Its name, seen in tracebacks.
+            arguments: Values it is given.
+            steps: What it does.
+            result: The expression it returns.
+        """
+        writer = _Writer(self)
+        for step in steps:
+            writer.step(step)
+        sized = writer.sized
+        head = ", ".join([*(["R", "B"] if sized else []), *(f"v{index}" for index in arguments)])
+        lines = [f"def {name}({head}):", *writer.lines, *writer.synced(), f"    return {result}"]
+        source = "\n".join(lines) + "\n"
+        filename = f"<stage-orchestrator {self.plan.pipeline} {next(_serial)}>"
+        scope = writer.scope
+        exec(compile(source, filename, "exec"), scope)
+        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
+        return Code(scope[name], sized, steps_by_line, source)
+
+
+class _Writer:
+    """Lines of one function, with the globals they use."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.owner = generator
+        self.programs = generator.programs
+        self.values = generator.plan.values
+        self.lines: list[str] = []
+        self.steps: list[Step] = []
+        self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
+        self.sized = False
+        self.pending: dict[int, str] = {}
+        self.aliased: set[int] = set()
+
+    def step(self, step: Step) -> None:
+        """Writes one step and the frees after it."""
+        before = len(self.lines)
+        if self.owner.observer is not None:
+            self._observed(step)
+        else:
+            self._plain(step)
+        self._free(step)
+        self.steps += [step] * (len(self.lines) - before)
+
+    def _plain(self, step: Step) -> None:
+        {"call": self._call, "adapt": self._adapt, "region": self._region}[step.op](step)
+
+    def _observed(self, step: Step) -> None:
+        at = self._name("step", step)
+        self._line("started = clock()")
+        self._plain(step)
+        self._line(f"observer({at}, started, clock())")
+        self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
+
+    def _line(self, text: str) -> None:
+        self.lines.append(f"    {text}")
+
+    def _name(self, kind: str, value: Any) -> str:
+        name = f"{kind}{len(self.scope)}"
+        self.scope[name] = value
+        return name
+
+    def _call(self, step: Step) -> None:
+        call = self.owner.calls[step.name]
+        stage = self.programs.stages[call.stage]
+        self._sync(step.inputs)
+        function = self._name("stage", self.programs.functions[call.stage])
+        expression = f"{function}({', '.join(_arguments(stage, call, step))})"
+        targets = [f"v{index}" for index in step.outputs]
+        if call.declared:
+            self.sized = True
+            check = self._name("check", self.owner.check(call, stage))
+            self._line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R)")
+        elif call.returns == "single":
+            self._line(f"{targets[0]} = {expression}")
+        elif call.returns == "tuple":
+            self._line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
+        else:
+            self._line(f"given = {expression}")
+            for target, (port, _) in zip(targets, call.outputs, strict=True):
+                self._line(f"{target} = given[{port!r}]")
+            self._line("del given")
+
+    def _adapt(self, step: Step) -> None:
+        adapter = step.adapter
+        assert adapter is not None
+        source, target = step.inputs[0], step.outputs[0]
+        stays = adapter.kind == "download" and target in self.owner.kept
+        if stays or self._is_idle(step):
+            self._line(f"v{target} = v{source}")
+            self.aliased |= {source} if stays else set()
+            if source in self.pending:
+                self.pending[target] = self.pending[source]
+            return
+        if adapter.kind == "upload" or self.values[source].memory == HOST:
+            self._sync(step.inputs)
+        function = self._name(adapter.kind, self.programs.adapt(step))
+        if adapter.kind in MOVES:
+            self._line(f"v{target} = {function}(v{source})")
+            self._defer(step)
+            return
+        self.sized = True
+        self._line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
+
+    def _is_idle(self, step: Step) -> bool:
+        """Tells whether an adapter has nothing to do because every size is a bucket."""
+        source, target = (self.values[index].spec for index in (step.inputs[0], step.outputs[0]))
+        assert step.adapter is not None
+        if not self.owner.exact or not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+            return False
+        named = {name for dim in target.dims for name in dim_names(dim)}
+        same = plain_dims(source.dims) == plain_dims(target.dims)
+        return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.born
+
+    def _region(self, step: Step) -> None:
+        self.sized = True
+        self._sync(step.inputs)
+        driver = self._name("region", self.owner.region(step))
+        values = "".join(f", v{index}" for index in step.inputs)
+        targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
+        self._line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
+
+    def _defer(self, step: Step) -> None:
+        """Notes a download that is not there before its device is synchronised."""
+        assert step.adapter is not None
+        if step.adapter.kind == "download":
+            backend = self.programs.backend_of(self.values[step.inputs[0]].memory)
+            if backend.capabilities.deferred:
+                self.pending[step.outputs[0]] = backend.device
+
+    def _sync(self, read: Iterable[int]) -> None:
+        """Waits for the downloads among the values that are about to be read on the host."""
+        for device in sorted({self.pending[index] for index in read if index in self.pending}):
+            self._wait(device)
+
+    def _wait(self, device: str) -> None:
+        self._line(f"{self._name('wait', self.programs.backends[device].synchronize)}()")
+        self.pending = {index: other for index, other in self.pending.items() if other != device}
+
+    def synced(self) -> list[str]:
+        """Lines that wait for all downloads still under way."""
+        before = len(self.lines)
+        for device in sorted(set(self.pending.values())):
+            self._wait(device)
+        lines, self.lines = self.lines[before:], self.lines[:before]
+        return lines
+
+    def _free(self, step: Step) -> None:
+        gone = [index for index in step.frees if index not in self.owner.kept]
+        for index in gone:
+            memory = self.values[index].memory
+            if (
+                memory != HOST
+                and index not in self.aliased
+                and not self.programs.backend_of(memory).capabilities.refcounted
+            ):
+                free = self._name("free", self.programs.backend_of(memory).free)
+                self._line(f"{free}(v{index})")
+        if gone:
+            self._line(f"del {', '.join(f'v{index}' for index in gone)}")
+
+
+def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:
+    """Argument expressions: by position while no port is left out, then by keyword."""
+    fed = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
+    arguments: list[str] = []
+    gap = False
+    for port in stage.inputs:
+        if port.name not in fed:
+            gap = True
+        else:
+            named = gap or port.keyword
+            arguments.append(f"{port.name}=v{fed[port.name]}" if named else f"v{fed[port.name]}")
+    return arguments

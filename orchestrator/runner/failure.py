@@ -1,0 +1,89 @@
+"""What a stage's exception becomes: a :class:`~orchestrator.errors.StageError` that names stage and inputs.
+
+The step that raised is found from the traceback: the innermost frame of a generated function, by its line. That
+frame also holds the values the step was given, so nothing has to be noted while a request runs.
+"""
+
+from __future__ import annotations
+
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import OrchestratorError, StageError
+from orchestrator.plan.model import HOST, Step
+from orchestrator.specs import show_tensor
+
+if TYPE_CHECKING:
+    from orchestrator.runner.lane import Lane
+
+__all__ = ["explain", "release"]
+
+
+def explain(lane: Lane, error: Exception) -> OrchestratorError:
+    """Returns the error to raise for an exception that a request ran into."""
+    found = _find(lane, error)
+    if found is None:
+        return StageError(f"A request of {lane.plan.pipeline!r} failed: {type(error).__name__}: {error}")
+    step, frame = found
+    given = {index: frame.f_locals.get(f"v{index}") for index in step.inputs}
+    return (
+        _call_error(lane, step, given, error) if step.op == "call" else _step_error(lane, step, given, error)
+    )
+
+
+def _find(lane: Lane, error: BaseException) -> tuple[Step, FrameType] | None:
+    codes = {code.code: code for code in lane.codes}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = codes.get(frame.f_code)
+        if code is not None and line in code.lines:
+            found = code.lines[line], frame
+    return found
+
+
+def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Exception) -> StageError:
+    call = lane.plan.call(step.name)
+    ports = [port for port, _ in call.inputs]
+    inputs = {port: show_tensor(given[index]) for port, index in zip(ports, step.inputs, strict=True)}
+    listed = ", ".join(f"{port}={shown}" for port, shown in inputs.items()) or "nothing"
+    return StageError(
+        f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {type(error).__name__}: {error}. "
+        f"It was given {listed}.",
+        stage=call.stage,
+        call=call.name,
+        device=call.device,
+        inputs=inputs,
+    )
+
+
+def _step_error(lane: Lane, step: Step, given: dict[int, object], error: Exception) -> StageError:
+    shown = ", ".join(show_tensor(value) for value in given.values())
+    return StageError(
+        f"The {step.adapter or step.op} of {step.name!r} raised {type(error).__name__}: {error}. It was given {shown}.",
+        origin=step.name,
+        adapter=step.adapter,
+    )
+
+
+def release(lane: Lane, error: BaseException) -> None:
+    """Frees the handles that a failed request leaves on devices that do not count references."""
+    plan, programs = lane.plan, lane.programs
+    strict = {
+        group.memory
+        for group in plan.groups
+        if not programs.backends[group.device].capabilities.refcounted and group.memory != HOST
+    }
+    if not strict:
+        return
+    codes = {code.code for code in lane.codes}
+    freed: set[int] = set()
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code not in codes:
+            continue
+        for name, handle in frame.f_locals.items():
+            index = int(name[1:]) if name[0] == "v" and name[1:].isdigit() else -1
+            held = index >= 0 and plan.values[index].memory in strict and not plan.values[index].constant
+            if held and id(handle) not in freed:
+                freed.add(id(handle))
+                programs.backend_of(plan.values[index].memory).free(handle)

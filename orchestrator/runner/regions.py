@@ -1,0 +1,112 @@
+"""Driving a region: its steps run once, in chunks, or for zero items not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.errors import StageError
+from orchestrator.plan.chunks import Run, run_chunks
+from orchestrator.plan.model import HOST, PlannedValue, Step
+from orchestrator.runner.programs import Programs
+from orchestrator.specs import TensorSpec, plain_dims
+
+__all__ = ["make_region"]
+
+Body = Callable[..., "tuple[Any, ...]"]
+
+
+def make_region(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
+    """Returns the function ``(R, B, *values) -> values`` that runs a region's body.
+
+    Args:
+        programs: The loaded plan.
+        step: The region.
+        body: The generated function of its steps: ``(R, B, *values) -> tuple``.
+    """
+    return _Region(programs, step, body)
+
+
+class _Region:
+    def __init__(self, programs: Programs, step: Step, body: Body) -> None:
+        self.programs = programs
+        self.step = step
+        self.body = body
+        by_name = {dim.name: dim for dim in programs.plan.dims}
+        self.dims = [by_name[name] for name in step.dims]
+        self.reads = [programs.plan.values[index] for index in step.inputs]
+        self.gives = [programs.plan.values[index] for index in step.outputs]
+
+    def __call__(self, real: Mapping[str, int], bucket: Mapping[str, int], *values: Any) -> Any:
+        whole = Run(real, bucket)
+        if any(not real[dim.name] for dim in self.dims):
+            outputs = tuple(self._empty(value, whole) for value in self.gives)
+        else:
+            outputs = run_chunks(self.dims, real, whole, lambda run: self._once(run, values), self._join)
+        return outputs
+
+    def _once(self, run: Run, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        parts = [self._part(value, given, run) for value, given in zip(self.reads, values, strict=True)]
+        try:
+            return self.body(run.real, run.bucket, *parts)
+        finally:
+            for value, part, given in zip(self.reads, parts, values, strict=True):
+                if part is not given:
+                    self._free(value, part)
+
+    def _part(self, value: PlannedValue, given: Any, run: Run) -> Any:
+        """The chunk of a value; the value itself where this run has all of it."""
+        if not isinstance(value.spec, TensorSpec):
+            return given
+        for axis, name in enumerate(plain_dims(value.spec.dims)):
+            if name in self.step.dims and given.shape[axis] != run.real[str(name)]:
+                given = self._take(value, given, axis, run.start[str(name)], run.real[str(name)])
+        return given
+
+    def _take(self, value: PlannedValue, given: Any, axis: int, start: int, size: int) -> Any:
+        if value.memory == HOST:
+            return given.narrow(axis, start, size)
+        return self.programs.backend_of(value.memory).part(given, axis, start, size)
+
+    def _free(self, value: PlannedValue, handle: Any) -> None:
+        if value.memory != HOST:
+            backend = self.programs.backend_of(value.memory)
+            if not backend.capabilities.refcounted:
+                backend.free(handle)
+
+    def _join(self, pieces: list[tuple[Any, ...]], name: str) -> tuple[Any, ...]:
+        joined = []
+        for value, handles in zip(self.gives, zip(*pieces, strict=True), strict=True):
+            axis = self._axis(value, name)
+            if value.memory == HOST:
+                joined.append(torch.cat(list(handles), axis))
+                continue
+            joined.append(self.programs.backend_of(value.memory).join(list(handles), axis))
+            for handle in handles:
+                self._free(value, handle)
+        return tuple(joined)
+
+    def _axis(self, value: PlannedValue, name: str) -> int:
+        dims = plain_dims(value.spec.dims) if isinstance(value.spec, TensorSpec) else ()
+        if name not in dims:
+            raise self._lacks(value, name, "runs in chunks")
+        return dims.index(name)
+
+    def _empty(self, value: PlannedValue, whole: Run) -> Any:
+        if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
+            zero = next(dim.name for dim in self.dims if not whole.real[dim.name])
+            raise self._lacks(value, zero, "has no items")
+        shape = value.spec.shape(whole.sizes(value))
+        if value.memory == HOST:
+            return torch.empty(shape, dtype=value.spec.dtype)
+        return self.programs.backend_of(value.memory).empty(shape, value.spec.dtype)
+
+    def _lacks(self, value: PlannedValue, name: str, what: str) -> StageError:
+        return StageError(
+            f"Dim {name!r} {what} in this request, but {value.origin!r} leaves its stages without that dim, so there "
+            f"is nothing to give. Let every value that leaves them carry {name!r}.",
+            port=value.origin,
+            dim=name,
+        )

@@ -1,0 +1,291 @@
+"""A loaded plan that runs requests.
+
+A session may be called from several threads. Requests on devices with one output buffer for each program take turns;
+on torch devices they run freely.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.errors import InputError, OrchestratorError, nearest
+from orchestrator.plan.model import Plan, Step
+from orchestrator.runner.failure import explain, release
+from orchestrator.runner.lane import REMEMBERED, Lane
+from orchestrator.runner.programs import Programs
+from orchestrator.runner.stream import Stream
+from orchestrator.runner.totals import Totals
+from orchestrator.runner.trace import Trace
+
+__all__ = ["Session"]
+
+Observe = Callable[[str, str, float], None]
+Finish = Callable[[float, "BaseException | None"], None]
+
+
+class Session:
+    """Runs requests; made by ``plan.load()``.
+
+    ``session(image=..., text=...)`` takes host tensors and Python values by input name and returns a dict of
+    results by output name, on the host. It runs under ``no_grad`` in the caller's own thread.
+
+    Args:
+        programs: The loaded plan.
+        on_stage: Observers of stages, called with call, device and seconds; empty: the plain path runs.
+        on_request: Observers of requests, called with seconds and the error, if any.
+    """
+
+    def __init__(
+        self, programs: Programs, on_stage: tuple[Observe, ...] = (), on_request: tuple[Finish, ...] = ()
+    ) -> None:
+        self.plan: Plan = programs.plan
+        self._programs = programs
+        self._totals = Totals()
+        self._on_stage = on_stage
+        self._on_request = on_request
+        self._traces: tuple[Trace, ...] = ()
+        self._closed = False
+        self._lock = threading.RLock()
+        self._active: collections.deque[None] = collections.deque()
+        self._lanes: dict[
+            tuple[frozenset[str], bool], tuple[Lane, Callable[[Mapping[str, Any]], dict[str, Any]]]
+        ] = {}
+        self._tables: list[dict[Any, Any]] = []
+        shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
+        self._turn: contextlib.AbstractContextManager[Any] | None = threading.RLock() if shared else None
+        self._entry = self._choose(frozenset())
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """Runs one request.
+
+        Raises:
+            InputError: It does not fit the plan, or the session is closed.
+            StageError: A stage raised, or gave something else than it declared.
+        """
+        return self._entry(inputs)
+
+    def run(self, inputs: Mapping[str, Any], keep_on_device: Iterable[str] = ()) -> dict[str, Any]:
+        """Runs one request, given as a dict.
+
+        Args:
+            inputs: Values by input name.
+            keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``.
+
+        Raises:
+            InputError: It does not fit the plan, an output is unknown, or the session is closed.
+            StageError: A stage raised, or gave something else than it declared.
+        """
+        keep = frozenset([keep_on_device] if isinstance(keep_on_device, str) else keep_on_device)
+        known = [name for name, _ in self.plan.outputs]
+        for name in keep:
+            if name not in known:
+                raise InputError(f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}")
+        return (self._choose(keep) if keep else self._entry)(inputs)
+
+    def stream(self, requests: Iterable[Mapping[str, Any]], depth: int = 2) -> Stream:
+        """Runs requests at the same time and yields their results in order.
+
+        Args:
+            requests: Dicts of inputs; taken one by one as there is room.
+            depth: How many requests run at once, each in a thread of its own.
+
+        Returns:
+            An iterator; ``next`` raises a failed request's error at its place, and goes on after it.
+
+        Raises:
+            InputError: ``depth`` is not positive, or the session is closed.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise InputError(f"The depth of a stream is a positive int, not {depth!r}.", depth=depth)
+        if self._closed:
+            raise self._refusal()
+        return Stream(self.run, requests, depth)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Totals since load, with the keys of ``plan.summary``, and ``requests``."""
+        stats = self._totals.stats()
+        for group in self.plan.groups:
+            stats["peak_bytes"].setdefault(group.device, 0)
+        return stats
+
+    @contextlib.contextmanager
+    def trace(self) -> Iterator[Trace]:
+        """Records the times of every step while the block runs.
+
+        ``with session.trace() as trace: session(...)``; then ``str(trace)`` is a table, and ``trace.save(path)``
+        writes Chrome trace JSON, which ui.perfetto.dev opens.
+        """
+        trace = Trace(self.plan.pipeline)
+        with self._lock:
+            self._traces = (*self._traces, trace)
+            self._entry = self._choose(frozenset())
+        try:
+            yield trace
+        finally:
+            with self._lock:
+                self._traces = tuple(other for other in self._traces if other is not trace)
+                self._entry = self._choose(frozenset())
+
+    def close(self) -> None:
+        """Waits for running requests and gives the devices back; later calls are :class:`InputError`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for table in self._tables:
+                table.clear()
+        while self._active:
+            time.sleep(0.001)
+        for backend in self._programs.backends.values():
+            backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return (
+            f"<Session of {self.plan.pipeline!r} on {[group.device for group in self.plan.groups]}, {state}>"
+        )
+
+    def _refusal(self) -> InputError:
+        return InputError(
+            f"This session of {self.plan.pipeline!r} is closed; load the plan again.", session=self
+        )
+
+    def _choose(self, keep: frozenset[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """The entry for this set of kept outputs, observed if somebody listens now."""
+        watched = bool(self._on_stage or self._traces)
+        with self._lock:
+            if (keep, watched) not in self._lanes:
+                lane = Lane(self._programs, self._totals, keep, self._observe if watched else None)
+                self._lanes[keep, watched] = (lane, self._finished(self._enter(lane)))
+            return self._lanes[keep, watched][1]
+
+    def _observe(self, step: Step, started: float, ended: float) -> None:
+        for trace in self._traces:
+            trace.add(step, started, ended)
+        if step.op == "call":
+            for observer in self._on_stage:
+                observer(step.name, step.device, ended - started)
+
+    def _finished(self, entry: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+        """Tells the observers of requests, where there are any."""
+        if not self._on_request:
+            return entry
+
+        def observed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            started, failure = time.perf_counter(), None
+            try:
+                return entry(inputs)
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                for finish in self._on_request:
+                    finish(time.perf_counter() - started, failure)
+                failure = None
+
+        return observed
+
+    def _admit(self, lane: Lane, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
+        """Checks a request in full and remembers its form."""
+        if self._closed:
+            raise self._refusal()
+        found = lane.runner(inputs)
+        key = _key(self.plan, inputs)
+        with self._lock:
+            if not self._closed and len(table) < REMEMBERED:
+                table[key] = found
+        return found
+
+    def _enter(self, lane: Lane) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Generates the entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.lane`."""
+        table: dict[Any, Any] = {}
+        self._tables.append(table)
+        scope: dict[str, Any] = {
+            "table": table,
+            "begin": self._active.append,
+            "end": self._active.pop,
+            "admit": lambda inputs: self._admit(lane, table, inputs),
+            "grad": torch.is_grad_enabled,
+            "no_grad": torch.no_grad,
+            "explain": lambda error: explain(lane, error),
+            "release": lambda error: release(lane, error),
+            "own": OrchestratorError,
+            "turn": self._turn,
+        }
+        source = _entry_source(self.plan, self._turn is not None)
+        exec(compile(source, f"<stage-orchestrator {self.plan.pipeline} entry>", "exec"), scope)
+        return scope["entry"]  # type: ignore[no-any-return]
+
+
+def _key(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The form of a request, as the generated entry computes it."""
+    from orchestrator.specs import TensorSpec
+
+    key: list[Any] = []
+    for name, spec in plan.inputs:
+        value = inputs[name]
+        key += [value.shape, value.dtype, value.is_cpu] if isinstance(spec, TensorSpec) else [value.__class__]
+    return tuple(key)
+
+
+def _entry_source(plan: Plan, takes_turns: bool) -> str:
+    from orchestrator.specs import TensorSpec
+
+    count = len(plan.inputs)
+    arguments = ", ".join(f"a{position}" for position in range(count))
+    fetch = (
+        "; ".join(f"a{position} = inputs[{name!r}]" for position, (name, _) in enumerate(plan.inputs))
+        or "pass"
+    )
+    key = "".join(
+        f"a{position}.shape, a{position}.dtype, a{position}.is_cpu, "
+        if isinstance(spec, TensorSpec)
+        else f"a{position}.__class__, "
+        for position, (_, spec) in enumerate(plan.inputs)
+    )
+    run = f"run({arguments})"
+    lines = [
+        "def entry(inputs):",
+        "    begin(None)",
+        "    try:",
+        "        try:",
+        f"            {fetch}",
+        f"            run, tick = table[({key})]",
+        f"            if len(inputs) != {count}: raise KeyError",
+        "        except (KeyError, AttributeError, TypeError):",
+        "            run = None",
+        "        if run is None:",
+        "            run, tick = admit(inputs)",
+        f"            {fetch}",
+        *(["        with turn:"] if takes_turns else ["        if True:"]),
+        "            if grad():",
+        "                with no_grad():",
+        f"                    result = {run}",
+        "            else:",
+        f"                result = {run}",
+        "        tick()",
+        "        return result",
+        "    except own as error:",
+        "        release(error)",
+        "        raise",
+        "    except Exception as error:",
+        "        release(error)",
+        "        raise explain(error) from error",
+        "    finally:",
+        "        end()",
+    ]
+    return "\n".join(lines) + "\n"

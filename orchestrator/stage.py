@@ -1,0 +1,354 @@
+"""Stages: one model, or one plain function, with named input and output ports.
+
+:class:`ModelWrapper` is the base class of stage plugins and has the shape of NxD Inference's class of that
+name, so that a wrapper written for it reads the same here. :func:`make_stage` turns whatever a user hands
+to ``Pipeline.add`` (a module, a function, a wrapper) into a :class:`Stage`: the object plus its ports.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from orchestrator.errors import GraphError, nearest
+from orchestrator.specs import Dim, PortSpec, TensorSpec, check_name, dim_names
+
+__all__ = ["ModelWrapper", "Port", "Stage", "accepts_whole", "build", "make_stage", "parameter_names"]
+
+Ports = Mapping[str, "PortSpec | None"]
+
+
+def build(factory: Callable[..., Any], config: Any) -> Any:
+    """Calls a model class or stage factory with its config.
+
+    A parameter called ``config``, or a config that is no mapping, gets the config whole; a mapping is spread
+    over the parameters otherwise.
+    """
+    whole = accepts_whole(factory) if config is None or isinstance(config, Mapping) else True
+    if config is None:
+        return factory({}) if whole else factory()
+    return factory(config) if whole else factory(**config)
+
+
+def accepts_whole(factory: Callable[..., Any]) -> bool:
+    """Tells whether a factory takes its config as one parameter called ``config``."""
+    return "config" in (parameter_names(factory) or ())
+
+
+def parameter_names(factory: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Returns the parameters of a callable; None where it takes any keyword, or they cannot be read."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(item.kind is item.VAR_KEYWORD for item in parameters):
+        return None
+    return tuple(item.name for item in parameters)
+
+
+class ModelWrapper:
+    """Base class of stage plugins: a model class, its config, and what it eats and gives.
+
+    Subclass it and set what differs, as class attributes or through the constructor.
+
+    Args:
+        config: What ``model_cls`` is built from: passed whole, or spread if it is a mapping and the class
+            has no parameter ``config``.
+        model_cls: A class or factory of the model.
+        tag: A short name for artifacts and messages.
+
+    Attributes:
+        inputs: Names to specs, in the order of ``forward``; empty: taken from the signature.
+        outputs: Names to specs (``None``: inferred); empty: one output called ``output``.
+        opaque: True if ``forward`` cannot run on fake tensors; then ``outputs`` declares everything.
+    """
+
+    model_cls: Callable[..., Any] | None = None
+    config: Any = None
+    tag: str = ""
+    inputs: Mapping[str, PortSpec | None] = {}
+    outputs: Mapping[str, PortSpec | None] | Sequence[str] = {}
+    opaque: ClassVar[bool] = False
+
+    def __init__(
+        self, config: Any = None, model_cls: Callable[..., Any] | None = None, tag: str = ""
+    ) -> None:
+        if config is not None:
+            self.config = config
+        if model_cls is not None:
+            self.model_cls = model_cls
+        if tag:
+            self.tag = tag
+        self._model: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model, built (in eval mode) when first asked for."""
+        if self.__dict__.get("_model") is None:
+            self._model = self.make_model()
+        return self._model
+
+    def make_model(self) -> Any:
+        """Builds a new model from ``model_cls`` and ``config``.
+
+        Raises:
+            GraphError: There is no ``model_cls``.
+        """
+        factory = (
+            self.__dict__.get("model_cls") or type(self).__dict__.get("model_cls") or type(self).model_cls
+        )
+        if factory is None:
+            raise GraphError(
+                f"{type(self).__name__} has no model_cls; set it, or override forward.", wrapper=self
+            )
+        model = build(factory, self.config)
+        return model.eval() if isinstance(model, torch.nn.Module) else model
+
+    def input_generator(self) -> list[tuple[torch.Tensor, ...]]:
+        """Returns example inputs, one tuple for each combination of compiled sizes of ``inputs``.
+
+        A bare name, whose sizes only a plan knows, counts as 1. Override it to state shapes by example.
+        """
+        specs = [spec for spec in self.inputs.values() if isinstance(spec, TensorSpec)]
+        buckets: dict[str, tuple[int, ...]] = {}
+        for dim in (dim for spec in specs for dim in spec.dims):
+            for name in dim_names(dim):
+                buckets[name] = (dim.buckets if isinstance(dim, Dim) else ()) or buckets.get(name, (1,))
+        rows = (dict(zip(buckets, row, strict=True)) for row in itertools.product(*buckets.values()))
+        return [tuple(torch.zeros(spec.shape(sizes), dtype=spec.dtype) for spec in specs) for sizes in rows]
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Runs the model; override it to do more."""
+        return self.model(*tensors)
+
+    def __call__(self, *tensors: Any, **named: Any) -> Any:
+        return self.forward(*tensors, **named)
+
+    @classmethod
+    def overrides(cls, method: str) -> bool:
+        """Tells whether a subclass has its own version of a method."""
+        return getattr(cls, method) is not getattr(ModelWrapper, method)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output of a stage.
+
+    Attributes:
+        name: The port's name.
+        spec: What it takes or gives; ``None``: whatever fits, found by inference.
+        optional: It may stay unfed.
+        keyword: It is passed by name only.
+    """
+
+    name: str
+    spec: PortSpec | None = None
+    optional: bool = False
+    keyword: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A model or function with named ports; a stage called twice is two calls and one set of weights.
+
+    Attributes:
+        name: Unique in its graph; ``sub/enc`` for the stage ``enc`` of an inlined pipeline ``sub``.
+        target: The module, function or wrapper.
+        inputs: Input ports in call order.
+        outputs: Output ports in order; empty: one called ``output``, or the keys of the dict it returns.
+        host: It is plain Python on the host: never compiled, never run while planning.
+        device: Where the author put it, if anywhere.
+        config: Options of the stage, for its backend.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...] = ()
+    host: bool = False
+    device: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def wrapper(self) -> ModelWrapper | None:
+        """The target, if it is a wrapper."""
+        return self.target if isinstance(self.target, ModelWrapper) else None
+
+    @property
+    def opaque(self) -> bool:
+        """Its outputs are declared by its author and cannot be inferred."""
+        return self.wrapper is not None and self.wrapper.opaque
+
+    def module(self) -> Any:
+        """The callable that runs it: the wrapper's model where ``forward`` is not overridden."""
+        wrapper = self.wrapper
+        return wrapper.model if wrapper is not None and not wrapper.overrides("forward") else self.target
+
+    def input(self, name: str) -> Port:
+        """Returns an input port.
+
+        Raises:
+            GraphError: There is none of that name.
+        """
+        for port in self.inputs:
+            if port.name == name:
+                return port
+        known = [port.name for port in self.inputs]
+        raise GraphError(
+            f"Stage {self.name!r} has no input port {name!r}.{nearest(name, known)}", stage=self.name
+        )
+
+
+def make_stage(
+    name: str,
+    target: Any,
+    *,
+    config: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    inputs: Any = None,
+    outputs: Any = None,
+) -> Stage:
+    """Turns a module, function or wrapper into a stage.
+
+    Args:
+        name: The stage's name.
+        target: What runs.
+        config: Options for its backend.
+        device: Where it runs; ``"host"``: plain Python.
+        inputs: Names of the input ports, or names to specs.
+        outputs: Names of the output ports, or names to specs.
+
+    Raises:
+        GraphError: It is not callable, its ports cannot be read from it, or a port is declared that it lacks.
+    """
+    if isinstance(target, type) and issubclass(target, (torch.nn.Module, ModelWrapper)):
+        raise GraphError(
+            f"Stage {name!r} is the class {target.__name__}; give an object: {target.__name__}(...).",
+            stage=name,
+        )
+    if not callable(target):
+        raise GraphError(
+            f"Stage {name!r} is {target!r}; a stage is a module, a function, a ModelWrapper, a Pipeline or "
+            f"a registered name.",
+            stage=name,
+        )
+    host = device == "host"
+    ports = _input_ports(name, target, inputs)
+    declared = _output_ports(name, target, outputs)
+    if host and (not declared or any(port.spec is None for port in declared)):
+        raise GraphError(
+            f"Host stage {name!r} never runs while planning, so it declares what it gives: "
+            f"outputs={{'name': TensorSpec(...) or a Python type}}.",
+            stage=name,
+        )
+    return Stage(name, target, ports, declared, host, None if host else device, dict(config or {}))
+
+
+def _signature_of(target: Any) -> Callable[..., Any]:
+    """The callable whose parameters are the stage's ports."""
+    if isinstance(target, ModelWrapper):
+        if type(target).overrides("forward"):
+            return target.forward
+        model_cls = target.model_cls if target.__dict__.get("_model") is None else target.model
+        return getattr(model_cls, "forward", model_cls) if model_cls is not None else target.forward
+    if isinstance(target, torch.nn.Module):
+        return target.forward
+    return target  # type: ignore[no-any-return]
+
+
+def _signature_ports(name: str, target: Any) -> tuple[Port, ...] | None:
+    """Ports read from a signature; None where it has none or takes ``*args``."""
+    function = _signature_of(target)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    unbound = (
+        isinstance(target, ModelWrapper) and not inspect.ismethod(function) and inspect.isfunction(function)
+    )
+    if unbound and parameters and parameters[0].name == "self":
+        parameters = parameters[1:]
+    if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
+        return None
+    return tuple(
+        Port(item.name, optional=item.default is not item.empty, keyword=item.kind is item.KEYWORD_ONLY)
+        for item in parameters
+    )
+
+
+def _declared(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
+    """Normalises ``inputs=``/``outputs=``: one name, names, or names to specs."""
+    if ports is None:
+        return {}
+    if isinstance(ports, str):
+        ports = (ports,)
+    if isinstance(ports, TensorSpec):
+        raise GraphError(
+            f"{kind}s of stage {name!r} go by name: {kind}s={{'name': TensorSpec(...)}}.", stage=name
+        )
+    pairs: Iterable[tuple[Any, Any]] = (
+        ports.items() if isinstance(ports, Mapping) else ((port, None) for port in ports)
+    )
+    result: dict[str, PortSpec | None] = {}
+    for port, spec in pairs:
+        check_name(f"{kind} port", port)
+        if port in result:
+            raise GraphError(f"Stage {name!r} has two {kind} ports called {port!r}.", stage=name, port=port)
+        if spec is not None and not isinstance(spec, (TensorSpec, type)):
+            raise GraphError(
+                f"The {kind} port {port!r} of stage {name!r} is declared as {spec!r}; "
+                f"it takes a TensorSpec or a Python type.",
+                stage=name,
+                port=port,
+            )
+        result[port] = spec
+    return result
+
+
+def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
+    wrapper = target if isinstance(target, ModelWrapper) else None
+    declared = _declared(
+        name, "input", inputs if inputs is not None else (wrapper.inputs if wrapper else None)
+    )
+    found = _signature_ports(name, target)
+    if found is None:
+        if not declared:
+            raise GraphError(
+                f"The input ports of stage {name!r} cannot be read from its signature (a builtin, or *args or "
+                f"**kwargs); name them: inputs=('a', 'b').",
+                stage=name,
+            )
+        return tuple(Port(port, spec) for port, spec in declared.items())
+    if not declared:
+        return found
+    known = {port.name: port for port in found}
+    if declared.keys() <= known.keys():
+        return tuple(Port(port.name, declared.get(port.name), port.optional, port.keyword) for port in found)
+    return _renamed(name, found, declared)
+
+
+def _renamed(name: str, found: tuple[Port, ...], declared: Ports) -> tuple[Port, ...]:
+    """Declared ports that are no parameters: they name the positional parameters in order."""
+    positional = [port for port in found if not port.keyword]
+    required = [port for port in positional if not port.optional]
+    if not len(required) <= len(declared) <= len(positional):
+        stray = next(port for port in declared if port not in {item.name for item in found})
+        raise GraphError(
+            f"Stage {name!r} declares the input port {stray!r}, but its forward takes "
+            f"({', '.join(port.name for port in found)}).{nearest(stray, [port.name for port in found])}",
+            stage=name,
+            port=stray,
+        )
+    pairs = zip(positional, declared.items(), strict=False)
+    return tuple(Port(port, spec, old.optional) for old, (port, spec) in pairs)
+
+
+def _output_ports(name: str, target: Any, outputs: Any) -> tuple[Port, ...]:
+    if outputs is None and isinstance(target, ModelWrapper):
+        outputs = target.outputs
+    return tuple(Port(port, spec) for port, spec in _declared(name, "output", outputs).items())
