@@ -46,7 +46,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a photo under every name the pages use; this environment's commands come first."""
+    """A folder with a photo under every name the pages use; this environment's commands come first."""
     skimage = pytest.importorskip("skimage")
     with Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png") as photo:
         for name in PHOTOS:
