@@ -5,7 +5,7 @@ orientation that a camera noted in EXIF is applied). The dims of an input say in
 
     [height, width, 3]       channels last
     [3, height, width]       channels first
-    [height, width]          grey
+    [height, width]          grey, uint8 only: a matrix of floats is hardly a picture
     [n, ...]                 one of the first two in a batch of one
 
 An input of uint8 gets the values as they are, one of floats gets them scaled to 0 .. 1.
@@ -56,7 +56,7 @@ def picture_layout(spec: TensorSpec) -> Layout | None:
         return None
     dims = spec.dims
     plain = _unbatched(dims)
-    if plain is not None:
+    if plain is not None and (plain[0] != "grey" or spec.dtype == torch.uint8):
         return Layout(False, *plain)
     inner = _unbatched(dims[1:])
     if inner is None or inner[0] == "grey" or (isinstance(dims[0], int) and dims[0] != 1):

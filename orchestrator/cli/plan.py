@@ -35,7 +35,7 @@ def command(
         from orchestrator.cli.resolve import build
 
         wishes = Wishes(device, placement, sizes)
-        plan = wishes.plan(build(target, settings).pipeline)
+        plan = wishes.plan(build(target, settings))
         reply.text = plan.to_json()
         if out is not None:
             from orchestrator.cli.files import write_text

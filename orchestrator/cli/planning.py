@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.options import parse_pairs, parse_sizes
 from orchestrator.cli.report import UsageError
-from orchestrator.errors import PluginError, nearest
+from orchestrator.errors import PlanError, nearest
 
 if TYPE_CHECKING:
+    from orchestrator.cli.resolve import Built
     from orchestrator.graph import Graph
-    from orchestrator.pipeline import Pipeline
     from orchestrator.plan import Plan
 
 __all__ = ["Wishes"]
@@ -42,37 +42,37 @@ class Wishes:
         for name in dict.fromkeys((device, *self.placement.values())):
             _check_device(name)
 
-    def plan(self, pipeline: Pipeline) -> Plan:
+    def plan(self, built: Built) -> Plan:
         """Returns the plan.
 
         Raises:
-            UsageError: A stage or dim that the pipeline lacks.
+            UsageError: A stage, dim or option that the pipeline lacks.
             PlanError: It cannot be planned so.
         """
-        graph = pipeline.graph
+        graph = built.pipeline.graph
         stages = set(graph.stages)
         stages |= {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
         _check_names("--placement", "stage", self.placement, stages, graph.name)
         _check_names("--sizes", "named dim", self.sizes, _dims(graph), graph.name)
-        return pipeline.plan(device=self.device, placement=self.placement or None, sizes=self.sizes or None)
+        try:
+            return built.pipeline.plan(self.device, self.placement or None, self.sizes or None)
+        except PlanError as error:
+            stage, option = (str(error.objects.get(name)) for name in ("stage", "option"))
+            if option in built.overrides.get(stage, {}):
+                raise UsageError(str(error)) from error
+            raise
 
 
 def _check_device(device: str) -> None:
+    from orchestrator.loader import resolve_backend
     from orchestrator.plugin import default_manager
 
     if device == "host":
         return
-    backends = default_manager().registry.backends
     try:
-        entry = backends.for_device(device)
-    except PluginError as error:
+        resolve_backend(default_manager(), device)
+    except PlanError as error:
         raise UsageError(str(error)) from error
-    kind = entry.load()
-    accepts = getattr(kind, "accepts", None)
-    if accepts is not None and not accepts(device):
-        raise UsageError(
-            f"{device!r} is no device of backend {entry.name!r}; a device reads like 'cpu' or 'cuda:0'."
-        )
 
 
 def _check_names(option: str, what: str, given: Mapping[str, object], known: set[str], pipeline: str) -> None:

@@ -13,17 +13,18 @@ A *setting* ``NAME=VALUE`` finds its place by its name:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.options import parse_pairs, parse_value
 from orchestrator.cli.report import JobError, UsageError
-from orchestrator.errors import OrchestratorError, PluginError, nearest
+from orchestrator.errors import GraphError, OrchestratorError, PluginError, nearest
 
 if TYPE_CHECKING:
     from orchestrator.graph import Graph
@@ -42,10 +43,12 @@ class Built:
     Attributes:
         pipeline: The pipeline.
         inputs: Input names to the text of the setting.
+        overrides: Stages to the options of their config that settings override.
     """
 
     pipeline: Pipeline
     inputs: Mapping[str, str]
+    overrides: Mapping[str, Mapping[str, str]]
 
     @property
     def graph(self) -> Graph:
@@ -103,7 +106,7 @@ def build(target: str, settings: list[str] | None = None) -> Built:
     found = _import(target, parsed) if ":" in target else _registered(target)
     if isinstance(found, _Factory):
         return _from_factory(found, parsed)
-    return Built(found, _input_settings(target, found.graph, parsed.plain, ()))
+    return Built(found, _input_settings(target, found.graph, parsed.plain, ()), parsed.dotted)
 
 
 def _parse(settings: list[str] | None) -> _Settings:
@@ -141,13 +144,14 @@ def _import(target: str, settings: _Settings) -> Pipeline | _Factory:
         raise UsageError(
             f"A target is a registered name or MODULE:ATTR, e.g. my_package.my_module:make; not {target!r}."
         )
-    with _overriding(settings.dotted):
-        found: Any = _module(module_name)
-    for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
-            public = [name for name in dir(found) if not name.startswith("_")]
-            raise UsageError(f"{module_name!r} has no {attribute!r}.{nearest(attribute, public)}")
-        found = getattr(found, attribute)
+    found: Any = None
+    try:
+        with _overriding(settings.dotted):
+            found = _attribute(module_name, attributes)
+    except UsageError:
+        # What a factory makes is not there yet, so its stages cannot be known either.
+        if found is None or isinstance(found, Pipeline):
+            raise
     if isinstance(found, Pipeline):
         return found
     if not callable(found):
@@ -155,6 +159,16 @@ def _import(target: str, settings: _Settings) -> Pipeline | _Factory:
             f"{target!r} is a {type(found).__name__}; it must be a Pipeline or a function that returns one."
         )
     return _Factory(target, found)
+
+
+def _attribute(module_name: str, path: str) -> Any:
+    found = _module(module_name)
+    for attribute in path.split("."):
+        if not hasattr(found, attribute):
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise UsageError(f"{module_name!r} has no {attribute!r}.{nearest(attribute, public)}")
+        found = getattr(found, attribute)
+    return found
 
 
 def _module(name: str) -> Any:
@@ -187,7 +201,7 @@ def _from_factory(factory: _Factory, settings: _Settings) -> Built:
             factory, {name: value for name, value in options.items() if name not in inputs}, overrides
         )
     rest = {name: text for name, text in settings.plain.items() if name not in known or name in inputs}
-    return Built(pipeline, _input_settings(factory.target, pipeline.graph, rest, factory.names))
+    return Built(pipeline, _input_settings(factory.target, pipeline.graph, rest, factory.names), overrides)
 
 
 def _call(factory: _Factory, options: dict[str, Any], overrides: dict[str, dict[str, str]]) -> Pipeline:
@@ -213,11 +227,24 @@ def _call(factory: _Factory, options: dict[str, Any], overrides: dict[str, dict[
     return pipeline
 
 
-def _overriding(overrides: Mapping[str, Mapping[str, str]]) -> Any:
-    """The context in which stages are added with overridden options."""
+@contextlib.contextmanager
+def _overriding(overrides: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+    """The context in which stages are added with overridden options.
+
+    Raises:
+        UsageError: (on leaving) A stage was never added.
+    """
     from orchestrator.pipeline import stage_overrides
 
-    return stage_overrides({stage: _values(options) for stage, options in overrides.items()})
+    built = False
+    try:
+        with stage_overrides({stage: _values(options) for stage, options in overrides.items()}):
+            yield
+            built = True
+    except GraphError as error:
+        if built:
+            raise UsageError(str(error)) from error
+        raise
 
 
 def _values(options: Mapping[str, str]) -> dict[str, Any]:

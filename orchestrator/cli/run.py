@@ -67,7 +67,7 @@ def command(
         built = build(target, settings)
         request = _request(built, parse_pairs("--input", inputs, "NAME=FILE"))
         _make_folder(out)
-        plan = wishes.plan(built.pipeline)
+        plan = wishes.plan(built)
         results, stats = _run(plan, request)
         reply.data = {
             "pipeline": plan.pipeline,

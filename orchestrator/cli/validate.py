@@ -28,9 +28,8 @@ def command(
         from orchestrator.cli.resolve import build
 
         wishes = Wishes(device, placement, sizes)
-        pipeline = build(target, settings).pipeline
-        pipeline.validate()
-        graph = pipeline.graph
+        built = build(target, settings)
+        graph = built.pipeline.validate()
         counts = {
             "inputs": len(graph.inputs),
             "stages": len(graph.stages),
@@ -41,7 +40,7 @@ def command(
             typer.echo(
                 f"OK  graph {graph.name!r}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
             )
-        plan = wishes.plan(pipeline)
+        plan = wishes.plan(built)
         devices = [group.device for group in plan.groups]
         reply.data = {
             "valid": True,

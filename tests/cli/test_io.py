@@ -206,7 +206,7 @@ def test_text_and_values_are_written(here: Path):
 
 
 def test_a_value_without_a_form_in_json_fails_by_name(here: Path):
-    with pytest.raises(JobError, match="output 'out' .*object"):
+    with pytest.raises(JobError, match=r"output 'out' .*object"):
         write_output(here, "out", [object()])
     assert not list(here.iterdir())
 

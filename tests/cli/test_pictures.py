@@ -71,6 +71,7 @@ def test_floats_are_scaled_to_one_and_channels_first(tmp_path: Path, dtype: torc
     "spec",
     [
         TensorSpec(("batch",)),
+        TensorSpec(("batch", 256)),
         TensorSpec((32, 3, 224, 224)),
         TensorSpec((H, W, 4), torch.uint8),
         TensorSpec((H, W, 3), torch.int64),

@@ -1,0 +1,114 @@
+"""Real processes: what reaches which stream, on a terminal and on a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    clean = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "COLUMNS")}
+    return {**clean, "PYTHONPATH": path, "TERM": "xterm-256color", **more}
+
+
+def run(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def on_terminal(folder: Path, *words: str) -> tuple[str, str]:
+    """Runs a command whose stderr is a terminal; returns stdout and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "orchestrator", *words]
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # Linux ends a terminal whose other side is closed with EIO
+        pass
+    out, _ = process.communicate(timeout=120)
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return out.decode(), shown.decode()
+
+
+@pytest.fixture(autouse=True)
+def two(folder: Path) -> None:
+    numpy.save(folder / "two.npy", numpy.ones(2, dtype=numpy.float32))
+
+
+def test_stdout_holds_json_only_whatever_prints(folder: Path):
+    done = run(folder, "run", "shop:noisy", "--input", "x=two.npy", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outputs"]["y"]["values"] == [1, 1]
+    for words in ("building", "a stage prints", "a library writes", "a compiler talks"):
+        assert words in done.stderr
+
+
+def test_stdout_holds_json_only_when_it_fails(folder: Path):
+    done = run(folder, "run", "shop:failing", "--input", "x=two.npy", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "StageError"
+
+
+@pytest.mark.parametrize(
+    "words", [("list",), ("plan", "shop:double"), ("env",), ("--help",), ("run", "--help")]
+)
+def test_a_pipe_gets_no_colour(folder: Path, words: tuple[str, ...]):
+    done = run(folder, *words)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_pipe_gets_whole_lines(folder: Path):
+    done = run(folder, "plan", "shop:double", COLUMNS="20")
+    assert "scale.output -> y" in " ".join(done.stdout.split()) or "scale.output" in done.stdout
+    assert "…" not in done.stdout
+
+
+def test_a_run_is_quiet_on_a_pipe_and_shows_progress_on_a_terminal(folder: Path):
+    words = ("run", "shop:noisy", "--input", "x=two.npy")
+    assert run(folder, *words).stderr == ""
+    out, shown = on_terminal(folder, *words, "--json")
+    assert json.loads(out)["stats"]["requests"] == 1
+    assert "running noisy" in shown
+
+
+def test_a_closed_pipe_is_no_traceback(folder: Path):
+    command = f"'{sys.executable}' -m orchestrator list | true"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_text_that_the_locale_cannot_show(folder: Path):
+    done = run(folder, "run", "shop:hello", "--set", "name=ü", "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout)["outputs"]["greeting"]["value"] == "Hello ü!"
+
+
+def test_help_starts_fast(folder: Path):
+    script = "import time; t = time.perf_counter(); import orchestrator.cli; print(time.perf_counter() - t)"
+    bare = "import time; t = time.perf_counter(); import typer; print(time.perf_counter() - t)"
+    ours, theirs = (
+        min(
+            float(subprocess.check_output([sys.executable, "-c", code], env=environment(), cwd=folder))
+            for _ in range(3)
+        )
+        for code in (script, bare)
+    )
+    assert ours < 2.5 * theirs
