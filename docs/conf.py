@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element, TextElement
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "Stage Orchestrator"
 author = "The Stage Orchestrator authors"
-release = version("stage-orchestrator")
+release = importlib.metadata.version("stage-orchestrator")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -19,11 +26,37 @@ html_show_copyright = False
 html_copy_source = False
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "show-inheritance": True}
 python_use_unqualified_type_names = True
 
-# The build must not depend on a network, so what other projects document is not looked up.
 nitpick_ignore_regex = [
+    # The build must not depend on a network, so what other projects document is not looked up.
     ("py:.*", r"(torch|networkx|pluggy|numpy|collections|typing|pathlib|os|enum|abc|types)(\..*)?"),
+    # Aliases of plain types, and what only the project's own code makes or calls.
+    ("py:class", r"(.*\.)?(Any|Handle|PortSpec|Pad|AnyDim|Loader|Programs|Derived|Observer)"),
 ]
+
+
+def resolve_by_last_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement
+) -> Element | None:
+    """Links `Stage`, or `Plan.load`, to the one documented thing whose full name ends so.
+
+    Annotations that are imported for type checking only reach Sphinx as bare names.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.domains["py"]
+    target = str(node["reftarget"])
+    full = sorted(
+        name for name, entry in domain.objects.items() if name.endswith(f".{target}") and not entry.aliased
+    )
+    if len(full) != 1:
+        return None
+    docname = node.get("refdoc", env.docname)
+    return domain.resolve_xref(env, docname, app.builder, "obj", full[0], node, content)
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", resolve_by_last_name)
