@@ -44,14 +44,14 @@ def test_model5_pads_and_chunks(batch):
 
 
 def test_model5_uploads_a_shared_input_once_and_downloads_results_only():
-    summary = model5().plan(device="null").summary
+    summary = model5().plan(device="cuda").summary
     assert summary["uploads"] == 3
     assert summary["downloads"] == 2
     assert summary["dispatches"] == 5
 
 
 def test_model5_keeps_the_value_with_three_readers_on_the_device():
-    plan = model5().plan(device="null")
+    plan = model5().plan(device="cuda")
     m1 = [edge for edge in plan.edges if edge.source == "m1.output"]
     assert [edge.target for edge in m1] == ["m2.input", "m3.m1", "m4.m1"]
     assert {edge.residency.name for edge in m1} == {"DEVICE"}
@@ -81,14 +81,14 @@ def test_vision_text_stages_are_used_like_any_other():
     pipeline = Pipeline("mine")
     image = pipeline.input("image", VisionStage().inputs["image"])
     pipeline.output("features", pipeline.add("encode", VisionStage({"hidden": 8}))(image))
-    plan = pipeline.plan(device="null", sizes={"batch": 4})
+    plan = pipeline.plan(device="cuda", sizes={"batch": 4})
     (edge,) = [edge for edge in plan.edges if edge.target == "features"]
     assert tuple(edge.spec.dims) == ("batch", 8)
     assert FusionStage({"hidden": 8}).inputs["vision"].shape({"batch": 4}) == (4, 8)
 
 
 def test_the_features_stay_on_the_device():
-    plan = vision_text().plan(device="null")
+    plan = vision_text().plan(device="cuda")
     (edge,) = [edge for edge in plan.edges if edge.source == "vision.output"]
     assert edge.residency.name == "DEVICE"
     assert edge.bytes == 32 * 512 * 4
