@@ -60,7 +60,7 @@ class Adapter:
     def result(self, spec: TensorSpec) -> TensorSpec:
         """Returns the spec of the value that comes out."""
         dims = self.dims if self.kind in ("pad", "slice", "cut") else spec.dims
-        return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)  # type: ignore[arg-type]
+        return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)
 
 
 def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tensor:

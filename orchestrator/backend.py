@@ -102,9 +102,9 @@ class Backend(abc.ABC):
         self.options = dict(options or {})
 
     @classmethod
+    @abc.abstractmethod
     def accepts(cls, device: str) -> bool:
         """Tells, without touching a device, whether the string names a device of this family."""
-        return True
 
     @classmethod
     def canonical(cls, device: str) -> str:

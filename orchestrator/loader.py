@@ -30,18 +30,18 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
     try:
         entry = backends.for_device(device)
     except PluginError as error:
-        torch_backend = backends.get("torch").load() if "torch" in backends else None
+        torch_backend: Any = backends.get("torch").load() if "torch" in backends else None
         if torch_backend is None or not torch_backend.accepts(device):
             raise PlanError(
                 f"There is no device {device!r}.{nearest(str(device).partition(':')[0], backends.devices)}",
                 device=device,
             ) from error
-        return "torch", torch_backend  # type: ignore[return-value]
+        return "torch", torch_backend
     kind: Any = entry.load()
     if not kind.accepts(device):
         raise PlanError(
-            f"The backend {entry.name!r} does not take the device string {device!r}; write {device.partition(':')[0]!r} "
-            f"or '{device.partition(':')[0]}:0'.",
+            f"The backend {entry.name!r} does not take the device string {device!r}; write "
+            f"{device.partition(':')[0]!r} or '{device.partition(':')[0]}:0'.",
             device=device,
         )
     return entry.name, kind

@@ -239,11 +239,13 @@ class Pipeline:
             raise GraphError(
                 f"Output {name!r} takes one value; pick one of {list(value.names)}.", output=name
             )
-        value = self._own(value, f"output {name!r}")
+        own = self._own(value, f"output {name!r}")
         self._outputs.append(name)
-        self._edges.append(Edge(value.node, value.port, NodeKey("output", name), "", value.via))
+        self._edges.append(Edge(own.node, own.port, NodeKey("output", name), "", own.via))
 
     def _own(self, value: Any, where: str) -> Value:
+        if isinstance(value, Values):
+            raise GraphError(f"The {where} takes one value; pick one of {list(value.names)}.")
         if not isinstance(value, Value):
             raise GraphError(f"The {where} takes a value of the pipeline, not {type(value).__name__}.")
         if value.owner is not self:
@@ -256,9 +258,7 @@ class Pipeline:
 
     def _fed(self, value: Any, where: str) -> Value:
         """A value of this pipeline, or a constant made of anything else."""
-        if isinstance(value, Values):
-            raise GraphError(f"The {where} takes one value; pick one of {list(value.names)}.")
-        if isinstance(value, Value):
+        if isinstance(value, (Value, Values)):
             return self._own(value, where)
         name = f"constant#{len(self._constants) + 1}"
         self._constants[name] = value
@@ -392,6 +392,7 @@ class StageHandle:
         self.name = stage.name
 
     def __call__(self, *args: Any, **named: Any) -> Any:
+        """Adds a call, fed by position or port name; returns its output, or one value for each."""
         ports = [port.name for port in self.stage.inputs]
         optional = {port.name for port in self.stage.inputs if port.optional}
         call = self._pipeline._call(
@@ -416,6 +417,7 @@ class SubPipelineHandle:
         self._constants: dict[str, Value] = {}
 
     def __call__(self, *args: Any, **named: Any) -> Any:
+        """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
         fed = _feed(self._pipeline, self.name, list(self._graph.inputs), set(), args, named)
         values: dict[tuple[NodeKey, str], Value] = {}
         for port, value in fed.items():

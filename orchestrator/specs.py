@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 #: What fills the space when a value is smaller than its port: a number, or the value's own first slice.
-Pad: TypeAlias = "int | float | str | None"
+Pad: TypeAlias = int | float | str | None
 
 _FORBIDDEN = (".", "/", "#", "[", "->")
 
@@ -108,7 +108,7 @@ class Derived:
         return self.text
 
 
-AnyDim: TypeAlias = "int | str | Dim | Derived"
+AnyDim: TypeAlias = int | str | Dim | Derived
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class TensorSpec:
 
 
 #: What a port carries: a tensor, or (between host stages) a Python type.
-PortSpec: TypeAlias = "TensorSpec | type"
+PortSpec: TypeAlias = TensorSpec | type
 
 
 def _checked_dim(dim: object) -> AnyDim:

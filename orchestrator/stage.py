@@ -127,6 +127,7 @@ class ModelWrapper:
         return self.model(*tensors)
 
     def __call__(self, *tensors: Any, **named: Any) -> Any:
+        """Calls :meth:`forward`."""
         return self.forward(*tensors, **named)
 
     @classmethod
@@ -261,7 +262,7 @@ def _signature_of(target: Any) -> Callable[..., Any]:
     return target  # type: ignore[no-any-return]
 
 
-def _signature_ports(name: str, target: Any) -> tuple[Port, ...] | None:
+def _signature_ports(target: Any) -> tuple[Port, ...] | None:
     """Ports read from a signature; None where it has none or takes ``*args``."""
     function = _signature_of(target)
     try:
@@ -315,7 +316,7 @@ def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
     declared = _declared(
         name, "input", inputs if inputs is not None else (wrapper.inputs if wrapper else None)
     )
-    found = _signature_ports(name, target)
+    found = _signature_ports(target)
     if found is None:
         if not declared:
             raise GraphError(

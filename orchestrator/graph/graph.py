@@ -166,7 +166,8 @@ class Graph:
                         f"The edge {str(edge)!r} ends at {end.kind} {end.name!r}, which does not exist."
                     )
             graph.add_edge(edge.source, edge.target, key=(edge.source_port, edge.target_port))
-        return networkx.freeze(graph)
+        networkx.freeze(graph)
+        return graph
 
     def _order(self) -> tuple[str, ...]:
         created = {node: position for position, node in enumerate(self.nx)}

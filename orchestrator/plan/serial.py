@@ -118,7 +118,7 @@ def _decode(value: Any) -> Any:
         return tuple(_decode(item) for item in value)
     if not isinstance(value, dict):
         return value
-    kind = value.get("is")
+    kind = str(value.get("is"))
     if kind in _SCALARS:
         return _SCALARS[kind](str(value["name"]))
     if kind not in _BY_NAME:

@@ -30,8 +30,8 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 def render(plan: Plan) -> str:
     """Returns the whole plan as text."""
-    rows = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
-    rows += [_row(plan, edge) for edge in plan.edges]
+    rows: list[tuple[str, ...]] = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
+    rows += [_row(edge) for edge in plan.edges]
     return "\n".join([*_head(plan), "", *table(rows), "", *_totals(plan)])
 
 
@@ -52,7 +52,7 @@ def _places(plan: Plan) -> list[str]:
     return names + (["host"] if any(call.device == "host" for call in plan.calls) else [])
 
 
-def _row(plan: Plan, edge: PlannedEdge) -> tuple[str, ...]:
+def _row(edge: PlannedEdge) -> tuple[str, ...]:
     size = show_bytes(edge.bytes) if isinstance(edge.spec, TensorSpec) else "-"
     adapters = ", ".join(str(adapter) for adapter in edge.adapters) or "-"
     return edge.source, edge.target, show_spec(edge.spec), edge.residency.value, size, adapters, edge.reason

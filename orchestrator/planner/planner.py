@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup, Step, walk
 from orchestrator.planner.draft import Draft, Request
 from orchestrator.planner.passes.adapt import adapt
 from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
@@ -103,9 +103,7 @@ def _finish(draft: Draft) -> Plan:
     )
 
 
-def _calls(draft: Draft) -> list[object]:
-    from orchestrator.plan.model import walk
-
+def _calls(draft: Draft) -> list[Step]:
     return [step for step in walk(draft.steps) if step.op == "call"]
 
 

@@ -18,7 +18,7 @@ from torch._subclasses import fake_tensor
 
 from orchestrator.stage import ModelWrapper, Stage
 
-__all__ = ["Argument", "DataDependent", "Outcome", "Prober", "Refused"]
+__all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError"]
 
 _DATA_DEPENDENT = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
 _UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
@@ -27,11 +27,11 @@ _UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.Unsuppor
 Argument: TypeAlias = "tuple[str, tuple[tuple[int, ...], torch.dtype] | Any]"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The stage raised on fake inputs; ``__cause__`` is what it raised."""
 
 
-class DataDependent(Refused):
+class DataDependentError(RefusedError):
     """The stage asked for the content of a fake tensor, or gives a shape that hangs on it."""
 
 
@@ -67,8 +67,8 @@ class Prober:
             arguments: For each fed port its name, and shape and dtype, or a Python constant.
 
         Raises:
-            DataDependent: It looks at tensor contents.
-            Refused: It raised.
+            DataDependentError: It looks at tensor contents.
+            RefusedError: It raised.
         """
         if id(stage) not in self._structures:
             self._structures[id(stage)] = structure(stage.target)
@@ -87,9 +87,9 @@ class Prober:
                 versions = {name: value._version for name, value in values.items() if _is_tensor(value)}
                 result = call_stage(stage, function, values)
         except _DATA_DEPENDENT as error:
-            raise DataDependent(str(error)) from error
+            raise DataDependentError(str(error)) from error
         except Exception as error:
-            kind = DataDependent if _needs_content(error) else Refused
+            kind = DataDependentError if _needs_content(error) else RefusedError
             raise kind(f"{type(error).__name__}: {error}") from error
         written = tuple(name for name, version in versions.items() if values[name]._version != version)
         return _outcome(result, written)
@@ -108,12 +108,15 @@ class Prober:
             return twin.forward if wrapper.overrides("forward") else twin.model
         try:
             with fake_tensor.FakeCopyMode(self._mode):
-                twin = copy.deepcopy(stage.target)
+                target: Any = copy.deepcopy(stage.target)
         except Exception:
             if isinstance(stage.target, torch.nn.Module):
                 return _InPlace(stage.target, self._mode)
             return stage.target
-        return twin.model if wrapper is not None and not wrapper.overrides("forward") else twin
+        function: Callable[..., Any] = target
+        if wrapper is not None and not wrapper.overrides("forward"):
+            function = target.model
+        return function
 
     def _built(self, wrapper: ModelWrapper) -> Any:
         """A fake model straight from its class; where that reads real files, a fake copy of the real one."""
@@ -131,7 +134,9 @@ class _InPlace:
     def __init__(self, module: torch.nn.Module, mode: fake_tensor.FakeTensorMode) -> None:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.module = module
-        self.fakes = {name: mode.from_tensor(value) for name, value in tensors.items()}
+        self.fakes: dict[str, torch.Tensor] = {
+            name: mode.from_tensor(value) for name, value in tensors.items()
+        }
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         held = [(part, dict(part.__dict__)) for part in self.module.modules()]
@@ -177,6 +182,8 @@ def _key(value: Any) -> Any:
         return structure(value)
     if isinstance(value, (tuple, list)):
         return (type(value), tuple(_key(item) for item in value))
+    if isinstance(value, (set, frozenset)):
+        return (type(value), frozenset(_key(item) for item in value))
     if isinstance(value, dict):
         return (type(value), tuple((_key(name), _key(item)) for name, item in value.items()))
     return ("object", id(value))

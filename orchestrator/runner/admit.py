@@ -62,14 +62,7 @@ def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, in
         if not isinstance(value, spec):
             raise _unfit(name, spec, value, f"pass a {spec.__name__}.")
         return
-    if not isinstance(value, torch.Tensor):
-        raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
-    if value.dtype != spec.dtype:
-        raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
-    if value.dim() != len(spec.dims):
-        raise _unfit(name, spec, value, f"wrong rank {value.dim()}, it takes {len(spec.dims)} dims.")
-    if not value.is_cpu:
-        raise _unfit(name, spec, value, "a request's inputs come from the host; pass .cpu().")
+    _check_form(name, spec, value)
     for axis, (dim, size) in enumerate(zip(plain_dims(spec.dims), value.shape, strict=True)):
         if isinstance(dim, int) and dim != size:
             raise _unfit(name, spec, value, f"dim {axis} is {size}, it takes {dim}.")
@@ -81,22 +74,33 @@ def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, in
                 raise _unfit(name, spec, value, f"{dim} is {size} here but {found} in input {other!r}.")
 
 
+def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
+    if value.dtype != spec.dtype:
+        raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
+    if value.dim() != len(spec.dims):
+        raise _unfit(name, spec, value, f"wrong rank {value.dim()}, it takes {len(spec.dims)} dims.")
+    if not value.is_cpu:
+        raise _unfit(name, spec, value, "a request's inputs come from the host; pass .cpu().")
+
+
 def _check_size(dim: DimPlan, name: str, size: int) -> None:
     if dim.any:
         return
     largest = dim.buckets[-1]
     if bucket_for(size, dim.buckets) is None and not dim.chunked:
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot run in "
-            f"chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
+            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot run "
+            f"in chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
             input=name,
             dim=dim.name,
             size=size,
         )
     if not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets)):
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are not padded: "
-            f"an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', or plan for that "
+            f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are not "
+            f"padded: an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', or plan for that "
             f"size.",
             input=name,
             dim=dim.name,

@@ -13,14 +13,11 @@ import torch
 from orchestrator.errors import StageError, nearest
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
-from orchestrator.stage import Stage
 
 __all__ = ["make_check"]
 
 
-def make_check(
-    plan: Plan, call: PlannedCall, stage: Stage
-) -> Callable[[Any, dict[str, int]], tuple[Any, ...]]:
+def make_check(plan: Plan, call: PlannedCall) -> Callable[[Any, dict[str, int]], tuple[Any, ...]]:
     """Returns the function ``(what the stage gave, sizes) -> outputs in order``.
 
     It adds the sizes of dims that are born here to ``sizes``.

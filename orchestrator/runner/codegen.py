@@ -71,7 +71,7 @@ class Generator:
         exact: bool,
         kept: frozenset[int],
         region: Callable[[Step], Callable[..., Any]],
-        check: Callable[[PlannedCall, Stage], Callable[..., Any]],
+        check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
     ) -> None:
         self.programs = programs
@@ -159,7 +159,7 @@ class _Writer:
         targets = [f"v{index}" for index in step.outputs]
         if call.declared:
             self.sized = True
-            check = self._name("check", self.owner.check(call, stage))
+            check = self._name("check", self.owner.check(call))
             self._line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R)")
         elif call.returns == "single":
             self._line(f"{targets[0]} = {expression}")

@@ -27,9 +27,7 @@ def explain(lane: Lane, error: Exception) -> OrchestratorError:
         return StageError(f"A request of {lane.plan.pipeline!r} failed: {type(error).__name__}: {error}")
     step, frame = found
     given = {index: frame.f_locals.get(f"v{index}") for index in step.inputs}
-    return (
-        _call_error(lane, step, given, error) if step.op == "call" else _step_error(lane, step, given, error)
-    )
+    return _call_error(lane, step, given, error) if step.op == "call" else _step_error(step, given, error)
 
 
 def _find(lane: Lane, error: BaseException) -> tuple[Step, FrameType] | None:
@@ -57,7 +55,7 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
     )
 
 
-def _step_error(lane: Lane, step: Step, given: dict[int, object], error: Exception) -> StageError:
+def _step_error(step: Step, given: dict[int, object], error: Exception) -> StageError:
     shown = ", ".join(show_tensor(value) for value in given.values())
     return StageError(
         f"The {step.adapter or step.op} of {step.name!r} raised {type(error).__name__}: {error}. It was given {shown}.",

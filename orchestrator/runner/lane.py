@@ -71,7 +71,7 @@ class Lane:
             exact=exact,
             kept=self.kept,
             region=lambda step: self._region(step, exact),
-            check=lambda call, stage: make_check(self.plan, call, stage),
+            check=lambda call: make_check(self.plan, call),
             observer=self._observer,
         )
         made = generator.function(name, arguments, steps, result)
@@ -113,7 +113,9 @@ class Lane:
             code = self._padded = self._padded or self._whole(exact=False)
         return self._single(code, real, bucket)
 
-    def _single(self, code: Code, real: dict[str, int], bucket: dict[str, int]) -> Any:
+    def _single(
+        self, code: Code, real: dict[str, int], bucket: dict[str, int]
+    ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
         if self.born:
             return self._counted(function, real, bucket), _nothing
@@ -136,7 +138,7 @@ class Lane:
     def _ticks(self, real: Mapping[str, int]) -> Ticks:
         return self.totals.ticks(tuple(sorted(real.items())), lambda: self.counter.request(real))
 
-    def _chunked(self, real: dict[str, int]) -> Any:
+    def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
         dims = [dim for dim in self.outer if dim.name in real]
 
         def run(*values: Any) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class _Scheduler:
         outputs = []
         for port, spec in call.outputs:
             end = self.ways.produced(name, spec)
-            value = PlannedValue(f"{name}.{port}", spec, end.memory, end.real)
+            settled = not isinstance(spec, TensorSpec) or not self.ways.bucketed(spec)
+            value = PlannedValue(f"{name}.{port}", spec, end.memory, end.real or settled)
             outputs.append(self._root((node, port), value, region))
         steps.append(Step("call", name, inputs, tuple(outputs), device=call.device))
 

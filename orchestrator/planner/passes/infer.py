@@ -16,7 +16,7 @@ from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.passes.fit import fit_edge
-from orchestrator.planner.probe import Argument, DataDependent, Outcome, Prober, Refused
+from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.symbols import symbol_for
 from orchestrator.specs import (
     PortSpec,
@@ -123,7 +123,7 @@ class _Inference:
             return self._declared(name, stage)
         try:
             samples = self._samples(name, stage, fed)
-        except DataDependent as error:
+        except DataDependentError as error:
             if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
                 return self._declared(name, stage)
             raise PlanError(
@@ -176,14 +176,14 @@ class _Inference:
     ) -> tuple[dict[str, int], Outcome]:
         """An outcome at another size of one name: the first that the stage takes."""
         size = base[dim]
-        refused: Refused | None = None
+        refused: RefusedError | None = None
         for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
             at = {**base, dim: other}
             if other < 1 or other == size or not _sized(fed, at):
                 continue
             try:
                 return at, self._run(name, stage, fed, at)
-            except Refused as error:
+            except RefusedError as error:
                 refused = refused or error
         raise PlanError(
             f"How dim {dim!r} passes through stage {stage.name!r} (call {name!r}) is found by trying a second size, "
@@ -210,9 +210,9 @@ class _Inference:
     def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
         try:
             outcome = self._run(name, stage, fed, at)
-        except DataDependent:
+        except DataDependentError:
             raise
-        except Refused as error:
+        except RefusedError as error:
             raise PlanError(
                 f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(self.graph, name, fed)}"
                 f"{_at(at)}. It says: {error}",

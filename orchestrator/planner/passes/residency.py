@@ -27,7 +27,7 @@ def decide_residency(draft: Draft) -> Draft:
     forced = _forced(draft)
     decided = {edge: _decide(draft, edge) for edge in draft.graph.edges}
     for edge, wish in forced.items():
-        decided[edge] = _force(draft, edge, wish, *decided[edge])
+        decided[edge] = _force(edge, wish, *decided[edge])
     return replace(draft, residencies=decided)
 
 
@@ -88,7 +88,7 @@ def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
     return Residency.HOST, f"there is no direct way from {source} to {target}"
 
 
-def _force(draft: Draft, edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
+def _force(edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
     if wish is found:
         return found, f"{reason} (as asked)"
     if wish is Residency.DEVICE:

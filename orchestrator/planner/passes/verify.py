@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedEdge, PlannedValue, Residency, Step, walk
 from orchestrator.planner.passes.memory import check_budget
@@ -98,9 +99,9 @@ class _Verifier:
             same = value.origin == name and value.memory == HOST and value.real and _same(value.spec, spec)
             self._demand(same, f"value {index} is not the input {name!r}")
         for value in self.plan.values:
-            names = value.spec.names if isinstance(value.spec, TensorSpec) else ()
+            used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
             self._demand(
-                all(name in self.dims for name in names), f"{value.origin!r} has a dim the plan lacks"
+                all(name in self.dims for name in used), f"{value.origin!r} has a dim the plan lacks"
             )
             self._demand(
                 value.memory in self.memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory"
@@ -254,7 +255,7 @@ class _Verifier:
         """Every port and output has its one edge, and the edge tells the truth about the steps."""
         edges = {edge.target: edge for edge in self.plan.edges}
         self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
-        wanted: dict[str, int] = {name: index for name, index in self.plan.outputs}
+        wanted: dict[str, int] = dict(self.plan.outputs)
         for name, step in self.called.items():
             ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
             wanted.update(zip(ports, step.inputs, strict=True))
@@ -277,9 +278,9 @@ class _Verifier:
             )
             self._residency(edge, [adapter.kind for adapter in way])
 
-    def _way(self, index: int) -> tuple[list[object], PlannedValue]:
-        way: list[object] = []
-        while (step := self._maker(index)) is not None and step.op == "adapt":
+    def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
+        way: list[Adapter] = []
+        while (step := self._maker(index)) is not None and step.adapter is not None:
             way.insert(0, step.adapter)
             index = step.inputs[0]
         return way, self._value(index)

@@ -90,7 +90,7 @@ class Ways:
         """Returns the region dims that an edge's value carries out of its region."""
         spec = self.draft.sources[edge]
         region = self.regions.get(edge.source.name) if edge.source.kind == "call" else None
-        inside = region and edge.target.kind == "call" and self.regions.get(edge.target.name) == region
+        inside = edge.target.kind == "call" and self.regions.get(edge.target.name) == region
         if region is None or inside or not isinstance(spec, TensorSpec):
             return ()
         return tuple(name for name in spec.names if name in region.dims)
@@ -111,8 +111,8 @@ class Ways:
         others = [name for name in spec.names if name not in own and not self.draft.dims[name].any]
         if own and others and not self.draft.graph.calls[call].stage.host:
             raise PlanError(
-                f"An output of {call!r} has the born dim {own[0]!r} and the bucketed dim {others[0]!r}: one is at its own "
-                f"size and the other padded. Let a host stage (device='host') decide {own[0]!r}.",
+                f"An output of {call!r} has the born dim {own[0]!r} and the bucketed dim {others[0]!r}: one is at its "
+                f"own size and the other padded. Let a host stage (device='host') decide {own[0]!r}.",
                 call=call,
             )
         return bool(own)
@@ -146,7 +146,8 @@ class Ways:
         if not isinstance(given, TensorSpec) or not isinstance(form.spec, TensorSpec):
             return _Parts((), (), ())
         source, target = self.source(edge), self.target(edge)
-        shrinks, grows = [], []
+        shrinks: list[Adapter] = []
+        grows: list[Adapter] = []
         leaves = bool(self.leaves(edge))
         if not source.real and (target.real or leaves) and self.bucketed(given):
             self._check_cut(edge, given)
