@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -40,15 +41,34 @@ def test_same_as_by_hand(name, photo, session, cascade):
     assert picture.equal(photo(name)), "the photo itself is not drawn on"
 
 
-def test_no_crops_skip_the_networks(photo):
-    with faces().plan(device="cpu").load() as session:
-        session(image=photo("grey"))
-        none = session.stats["dispatches"]
-        session(image=photo("coffee"))
-        some = session.stats["dispatches"] - none
-        session(image=photo("astronaut"))
-        all_three = session.stats["dispatches"] - none - some
-    assert none < some < all_three
+@pytest.mark.parametrize(
+    ("name", "dispatches"),
+    [
+        pytest.param("astronaut", 16, id="each network once for each level or batch of crops"),
+        pytest.param("coffee", 15, id="no candidates: onet is skipped"),
+        pytest.param("grey", 14, id="no proposals: rnet is skipped as well"),
+        pytest.param("grid", 17, id="more than 128 proposals: rnet runs in two chunks"),
+    ],
+)
+def test_what_a_request_does_is_known_from_its_sizes(name, dispatches, photo, cascade):
+    picture, seen = photo(name), cascade(photo(name))
+    plan = faces().plan(device="cpu")
+    with plan.load() as session:
+        session(image=picture)
+        stats = session.stats
+    height, width = picture.shape[:2]
+    sizes = {"height": height, "width": width, "proposals": seen.proposals, "candidates": seen.candidates}
+    expected = plan.summary_for(sizes)
+    assert stats["dispatches"] == dispatches
+    assert {key: stats[key] for key in expected} == expected
+
+
+def test_several_threads_share_a_session(photo, session):
+    pictures = [photo(name) for name in PHOTOS] * 2
+    expected = [session(image=picture)["faces"] for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda picture: session(image=picture)["faces"], pictures))
+    assert results == expected
 
 
 def test_photos_of_all_sizes_follow_one_another(photo, session, cascade):
