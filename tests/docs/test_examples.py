@@ -1,14 +1,17 @@
 """Every example in the READMEs and docs/ runs, page by page, in a folder that holds nothing but photos.
 
-Python blocks of a page share one namespace, as a reader who types them in order would have it; a block
-with `>>>` is checked against the output it shows. In a `console` block every line that starts with
+Python blocks of a page share one namespace, as a reader who types them in order would have it. A block
+with `>>>` is checked against the output it shows, and a `text` block right after a Python block is what
+that block prints. In a `console` block every line that starts with
 `$ orchestrator` is run and must end with exit code 0; a line that starts otherwise (`$ make`, `$ pip`)
 changes the machine and is left to CI.
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import io
 import os
 import re
 import subprocess
@@ -26,6 +29,7 @@ PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not
 PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 FENCE = re.compile(r"^ *(`{3,}|:{3,}|~{3,})(\{code-block\} )?(?P<language>[\w{}+-]+)", re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r"\s*^```text\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -60,7 +64,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_python_blocks_run(page: Path):
     for example in parse(page):
-        example.evaluate()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            example.evaluate()
+        if shown := OUTPUT.match(example.document.text, example.region.end):
+            assert printed.getvalue() == shown["text"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
