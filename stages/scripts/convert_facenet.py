@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from orchestrator_stages.faces.nets import ONet, PNet, RNet
-from orchestrator_stages.faces.weights import FOLDER
+from orchestrator_stages.faces.trained import FOLDER
 
 SOURCE = "facenet_pytorch/data/{}.pt"
 LICENCE = "facenet_pytorch-2.6.0.dist-info/LICENSE.md"

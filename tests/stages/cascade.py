@@ -20,7 +20,7 @@ from orchestrator_stages.faces.nets import WINDOW
 from orchestrator_stages.faces.propose import Propose
 from orchestrator_stages.faces.pyramid import Pyramid, level_sides
 from orchestrator_stages.faces.refine import Refine
-from orchestrator_stages.faces.weights import onet, pnet, rnet
+from orchestrator_stages.faces.trained import onet, pnet, rnet
 
 
 @dataclass

@@ -85,7 +85,7 @@ def test_one_set_of_weights_for_all_levels():
 
 
 def test_building_reads_no_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr("orchestrator_stages.faces.weights.FOLDER", tmp_path)
+    monkeypatch.setattr("orchestrator_stages.faces.trained.FOLDER", tmp_path)
     faces().validate()
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from orchestrator_stages.faces import weights
 from orchestrator_stages.faces.nets import STRIDE, WINDOW, ONet, PNet, RNet
-from orchestrator_stages.faces.weights import FOLDER, onet, pnet, rnet, trained
+from orchestrator_stages.faces.trained import FOLDER, onet, pnet, rnet, trained
 from tests.stages.conftest import patches
 
 NETS = {"pnet": (PNet, 6632), "rnet": (RNet, 100178), "onet": (ONet, 389040)}
@@ -73,14 +72,14 @@ def test_no_crops_give_no_rows(make):
 
 
 def test_files_are_read_only_when_a_model_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr("orchestrator_stages.faces.trained.FOLDER", tmp_path)
     stage = pnet()
     with pytest.raises(FileNotFoundError):
         _ = stage.model
 
 
 def test_a_fake_network_reads_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr("orchestrator_stages.faces.trained.FOLDER", tmp_path)
     with FakeTensorMode():
         net = trained(PNet(), "pnet")
         assert isinstance(net(torch.empty(1, 3, 20, 20))["scores"], FakeTensor)

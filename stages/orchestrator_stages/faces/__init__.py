@@ -5,7 +5,7 @@ nearly all its work. A *cascade* asks cheap questions first: each network drops 
 the rest to a larger one. What lies between two networks (thresholds, suppression of duplicates, cropping)
 depends on the values and is plain Python on the host.
 
-    nets, weights            the networks, and what they were trained to
+    nets, trained            the networks, and their weights
     letterbox, pyramid       a photo of any size becomes a square of one size, then the same in several sizes
     propose, refine, finish  the host's step after each network
     annotate                 draws the result

@@ -10,7 +10,7 @@ bottom).
 - ``ONet`` (output) looks at crops of 48 pixels and finds five ``landmarks`` as well.
 
 All of them take pixels from 0 to 255, RGB, and normalise them by themselves. The modules know nothing of
-files; ``orchestrator_stages.faces.weights`` fills them.
+files; ``orchestrator_stages.faces.trained`` fills them.
 """
 
 from __future__ import annotations

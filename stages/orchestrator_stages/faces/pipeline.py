@@ -22,7 +22,7 @@ from orchestrator_stages.faces.letterbox import PHOTO, SIZE, Letterbox
 from orchestrator_stages.faces.propose import Propose
 from orchestrator_stages.faces.pyramid import Pyramid, level_names, level_sides
 from orchestrator_stages.faces.refine import Refine
-from orchestrator_stages.faces.weights import onet, pnet, rnet
+from orchestrator_stages.faces.trained import onet, pnet, rnet
 from orchestrator_stages.host import HostStage
 
 Options = Mapping[str, Any]
