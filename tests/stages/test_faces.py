@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from orchestrator import Session
+from orchestrator import Pipeline, Plan, Session
+from orchestrator_stages.faces.letterbox import PHOTO
 from orchestrator_stages.faces.pipeline import faces
 from tests.stages.cascade import Cascade, Seen
 from tests.stages.conftest import PHOTOS
@@ -108,6 +109,22 @@ def test_the_picture_crosses_to_the_device_once():
     square = [edge for edge in plan.edges if edge.source == "letterbox.square"]
     assert {edge.target for edge in square} == {"pyramid.square", "propose.square", "refine.square"}
     assert plan.summary["uploads"] == 3, "the square, the proposals and the candidates"
+
+
+def test_a_plan_read_from_json_is_bound_and_run(photo):
+    pipeline = faces()
+    plan = pipeline.plan(device="cpu")
+    assert dict(plan.weights) == {"cpu": 4 * (6632 + 100178 + 389040)}
+    with pipeline.bind(Plan.from_json(plan.to_json())).load() as session:
+        assert len(session(image=photo("astronaut"))["faces"]) == 1
+
+
+def test_the_cascade_is_a_stage_of_another_pipeline(photo):
+    pipeline = Pipeline("outer")
+    found = pipeline.add("find", faces())(pipeline.input("photo", PHOTO))
+    pipeline.output("people", found["faces"])
+    with pipeline.plan(device="cpu").load() as session:
+        assert len(session(photo=photo("montage"))["people"]) == 4
 
 
 @pytest.mark.cuda
