@@ -150,7 +150,10 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
-        """Returns the function ``(handle, sizes of the result) -> handle`` of a pad, slice, cut or cast."""
+        """Returns the function ``(handle, sizes of the result) -> handle`` of a pad, slice, cut or cast.
+
+        Where values are freed by call, its result, like that of :meth:`part` and :meth:`copy`, is a handle of its own.
+        """
 
     @abc.abstractmethod
     def join(self, handles: list[Handle], dim: int) -> Handle:

@@ -89,7 +89,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted({str(item) for item in known})
     if not names:
-        return " Nothing is known by that kind yet."
+        return " There is none."
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"

@@ -235,10 +235,6 @@ class Pipeline:
         check_name("output", name)
         if name in self._outputs:
             raise GraphError(f"Pipeline {self.name!r} has an output {name!r} already.", output=name)
-        if isinstance(value, Values):
-            raise GraphError(
-                f"Output {name!r} takes one value; pick one of {list(value.names)}.", output=name
-            )
         own = self._own(value, f"output {name!r}")
         self._outputs.append(name)
         self._edges.append(Edge(own.node, own.port, NodeKey("output", name), "", own.via))

@@ -33,6 +33,7 @@ class TorchBackend(Backend):
         super().__init__(device, options)
         self._torch_device = torch.device(self.device)
         kind = self._torch_device.type
+        self._copies: dict[int, Any] = {}
         self._pinned = kind == "cuda"
         self._capabilities = (
             Capabilities(host_memory=True)
@@ -113,14 +114,22 @@ class TorchBackend(Backend):
         )
 
     def _moved(self, target: Callable[..., Any], owner: torch.nn.Module) -> Callable[..., Any]:
-        """A deep copy whose parameters and buffers are made on the device; the user's module stays as it is."""
-        memo: dict[int, Any] = {}
+        """A deep copy whose parameters and buffers are made on the device; the user's module stays as it is.
+
+        What stages share is copied once: the copies of all stages of a device have one memo.
+        """
         for tensor in (*owner.parameters(), *owner.buffers()):
+            if id(tensor) in self._copies:
+                continue
             moved = tensor.detach().to(self._torch_device, copy=True)
             if isinstance(tensor, torch.nn.Parameter):
                 moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
-            memo[id(tensor)] = moved
-        return copy.deepcopy(target, memo)
+            self._copies[id(tensor)] = moved
+        return copy.deepcopy(target, self._copies)
+
+    def close(self) -> None:
+        """Forgets the copies of modules."""
+        self._copies.clear()
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Copies a host tensor to the device without waiting."""

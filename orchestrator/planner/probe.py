@@ -78,6 +78,11 @@ class Prober:
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
+    def examples(self, wrapper: ModelWrapper) -> list[tuple[torch.Tensor, ...]]:
+        """Returns a wrapper's example inputs, made as fake tensors."""
+        with self._mode:
+            return [tuple(row) for row in wrapper.input_generator()]
+
     def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
         try:
             function = self._fake(stage)

@@ -91,17 +91,18 @@ def _check_size(dim: DimPlan, name: str, size: int) -> None:
     largest = dim.buckets[-1]
     if bucket_for(size, dim.buckets) is None and not dim.chunked:
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot run "
-            f"in chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
+            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot "
+            f"run in chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: "
+            f"sizes={{{dim.name!r}: {size}}}.",
             input=name,
             dim=dim.name,
             size=size,
         )
     if not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets)):
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are not "
-            f"padded: an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', or plan for that "
-            f"size.",
+            f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are "
+            f"not padded: an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', "
+            f"or plan for that size.",
             input=name,
             dim=dim.name,
             size=size,

@@ -38,12 +38,14 @@ class Code:
         function: The function: ``(R, B, *values)``, or ``(*values)`` where nothing depends on sizes.
         sized: Whether it takes ``R`` and ``B``.
         lines: Line number to step.
+        arguments: Values it is given; its caller owns them.
         source: Its text.
     """
 
     function: Callable[..., Any]
     sized: bool
     lines: dict[int, Step]
+    arguments: frozenset[int]
     source: str = field(repr=False)
 
     @property
@@ -59,6 +61,7 @@ class Generator:
         programs: The loaded plan.
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
         kept: Outputs (value indices) that stay on their device: their download is left out.
+        spared: Values that are not freed: several runs share them.
         region: Makes the driver of a region step.
         check: Makes the function that checks what a host or opaque stage gave.
         observer: Called with a step, its start and its end (seconds), or None.
@@ -70,6 +73,7 @@ class Generator:
         *,
         exact: bool,
         kept: frozenset[int],
+        spared: frozenset[int],
         region: Callable[[Step], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
@@ -78,6 +82,7 @@ class Generator:
         self.plan = programs.plan
         self.exact = exact
         self.kept = kept
+        self.spared = spared | kept
         self.region = region
         self.check = check
         self.observer = observer
@@ -105,7 +110,7 @@ class Generator:
         exec(compile(source, filename, "exec"), scope)
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
         steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
-        return Code(scope[name], sized, steps_by_line, source)
+        return Code(scope[name], sized, steps_by_line, frozenset(arguments), source)
 
 
 class _Writer:
@@ -120,7 +125,8 @@ class _Writer:
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
         self.sized = False
         self.pending: dict[int, str] = {}
-        self.aliased: set[int] = set()
+        self.roots: dict[int, int] = {}
+        self.holders: dict[int, int] = {}
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
@@ -177,10 +183,7 @@ class _Writer:
         source, target = step.inputs[0], step.outputs[0]
         stays = adapter.kind == "download" and target in self.owner.kept
         if stays or self._is_idle(step):
-            self._line(f"v{target} = v{source}")
-            self.aliased |= {source} if stays else set()
-            if source in self.pending:
-                self.pending[target] = self.pending[source]
+            self._alias(source, target)
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
             self._sync(step.inputs)
@@ -191,6 +194,20 @@ class _Writer:
             return
         self.sized = True
         self._line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
+
+    def _alias(self, source: int, target: int) -> None:
+        """Gives a value a second name; its handle is freed with the last one."""
+        self._line(f"v{target} = v{source}")
+        root = self.roots[target] = self.roots.get(source, source)
+        self.holders[root] = self.holders.get(root, 1) + 1
+        if source in self.pending:
+            self.pending[target] = self.pending[source]
+
+    def _is_last(self, index: int) -> bool:
+        """Tells whether a value that dies takes its handle with it."""
+        root = self.roots.get(index, index)
+        self.holders[root] = self.holders.get(root, 1) - 1
+        return not self.holders[root]
 
     def _is_idle(self, step: Step) -> bool:
         """Tells whether an adapter has nothing to do because every size is a bucket."""
@@ -236,16 +253,12 @@ class _Writer:
         return lines
 
     def _free(self, step: Step) -> None:
-        gone = [index for index in step.frees if index not in self.owner.kept]
+        gone = [index for index in step.frees if index not in self.owner.spared]
         for index in gone:
             memory = self.values[index].memory
-            if (
-                memory != HOST
-                and index not in self.aliased
-                and not self.programs.backend_of(memory).capabilities.refcounted
-            ):
-                free = self._name("free", self.programs.backend_of(memory).free)
-                self._line(f"{free}(v{index})")
+            counted = memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
+            if self._is_last(index) and not counted:
+                self._line(f"{self._name('free', self.programs.backend_of(memory).free)}(v{index})")
         if gone:
             self._line(f"del {', '.join(f'v{index}' for index in gone)}")
 

@@ -7,6 +7,7 @@ frame also holds the values the step was given, so nothing has to be noted while
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,26 @@ from orchestrator.specs import show_tensor
 if TYPE_CHECKING:
     from orchestrator.runner.lane import Lane
 
-__all__ = ["explain", "release"]
+__all__ = ["explain", "is_own", "release"]
+
+_HERE = str(Path(__file__).parent)
+
+
+def is_own(lane: Lane, error: Exception) -> bool:
+    """Tells whether the runner itself raised: a check of a request or of a stage's output, or a region's driver.
+
+    An error of this project that a stage raised, say from a session of its own, is that stage's failure.
+    """
+    if not isinstance(error, OrchestratorError):
+        return False
+    codes = {code.code for code in lane.codes}
+    entered, own = False, True
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code in codes:
+            entered = own = True
+        elif entered and own:
+            own = frame.f_code.co_filename.startswith(_HERE)
+    return own
 
 
 def explain(lane: Lane, error: Exception) -> OrchestratorError:
@@ -74,14 +94,20 @@ def release(lane: Lane, error: BaseException) -> None:
     }
     if not strict:
         return
-    codes = {code.code for code in lane.codes}
+    codes = {code.code: code for code in lane.codes}
     freed: set[int] = set()
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code not in codes:
             continue
+        given = codes[frame.f_code].arguments
         for name, handle in frame.f_locals.items():
             index = int(name[1:]) if name[0] == "v" and name[1:].isdigit() else -1
-            held = index >= 0 and plan.values[index].memory in strict and not plan.values[index].constant
+            held = (
+                index >= 0
+                and index not in given
+                and plan.values[index].memory in strict
+                and not plan.values[index].constant
+            )
             if held and id(handle) not in freed:
                 freed.add(id(handle))
                 programs.backend_of(plan.values[index].memory).free(handle)

@@ -8,6 +8,7 @@ others run code that pads and cuts; larger ones run it in chunks, over inputs pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from orchestrator.plan.count import Counter
 from orchestrator.plan.model import HOST, Step
 from orchestrator.runner.admit import admit
 from orchestrator.runner.checks import make_check
+from orchestrator.runner.chunked import Chunks
 from orchestrator.runner.codegen import Code, Generator
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
@@ -60,16 +62,23 @@ class Lane:
         self._observer = observer
         self._exact = self._whole(exact=True)
         self._padded: Code | None = None
-        self._parts: tuple[dict[str, tuple[Code, tuple[int, ...]]], Code, tuple[int, ...]] | None = None
+        self._shared: dict[frozenset[str], tuple[dict[str, Prepare], Code]] = {}
 
     def code(
-        self, name: str, exact: bool, arguments: tuple[int, ...], steps: tuple[Step, ...], result: str
+        self,
+        name: str,
+        exact: bool,
+        arguments: tuple[int, ...],
+        steps: tuple[Step, ...],
+        result: str,
+        spared: frozenset[int] = frozenset(),
     ) -> Code:
         """Generates one function and keeps it for finding steps in tracebacks."""
         generator = Generator(
             self.programs,
             exact=exact,
             kept=self.kept,
+            spared=spared,
             region=lambda step: self._region(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
@@ -140,32 +149,42 @@ class Lane:
 
     def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
         dims = [dim for dim in self.outer if dim.name in real]
+        cut = frozenset(dim.name for dim in dims if not dim.any and real[dim.name] > dim.buckets[-1])
 
         def run(*values: Any) -> dict[str, Any]:
-            chunks = _Chunks(self, values)
-            result = run_chunks(dims, real, Run(), chunks.once, self._join)
+            with Chunks(self, cut, values) as chunks:
+                result = run_chunks(dims, real, Run(), chunks.once, self._join)
             chunks.count()
             return result
 
         return run, _nothing
 
-    def parts(self) -> tuple[dict[str, tuple[Code, tuple[int, ...]]], Code, tuple[int, ...]]:
-        """Functions for a request in chunks: one that prepares each input, and one for all other steps."""
-        if self._parts is None:
-            prepare: dict[str, tuple[Code, tuple[int, ...]]] = {}
+    def shared(self, dims: frozenset[str]) -> tuple[dict[str, Prepare], Code]:
+        """Functions for a request in chunks of these dims.
+
+        Returns:
+            For each input that is not cut in all of them the function that prepares it, and the function of
+            everything else, which leaves these inputs' values alone.
+        """
+        if dims not in self._shared:
+            prepare: dict[str, Prepare] = {}
+            skipped: set[int] = set()
             given: list[int] = []
-            read = {index for step in self.counter.rest for index in (*step.inputs, *step.frees)}
-            read |= {index for _, index in self.plan.outputs}
-            for position, (name, _) in enumerate(self.plan.inputs):
+            for position, (name, spec) in enumerate(self.plan.inputs):
+                if isinstance(spec, TensorSpec) and dims <= set(spec.names):
+                    given.append(position)
+                    continue
                 steps = self.counter.entry[name]
-                made = [position, *(index for step in steps for index in step.outputs)]
-                forms = tuple(index for index in made if index in read)
+                forms = (position, *(index for step in steps for index in step.outputs))
+                skipped |= {id(step) for step in steps}
                 result = f"({''.join(f'v{index}, ' for index in forms)})"
-                prepare[name] = (self.code("prepare", False, (position,), steps, result), forms)
+                prepared = self.code("prepare", False, (position,), steps, result, frozenset(forms))
+                prepare[name] = Prepare(prepared, forms)
                 given += forms
-            main = self.code("run", False, tuple(given), self.counter.rest, self._result())
-            self._parts = prepare, main, tuple(given)
-        return self._parts
+            rest = tuple(step for step in self.plan.steps if id(step) not in skipped)
+            spared = frozenset(index for each in prepare.values() for index in each.forms)
+            self._shared[dims] = prepare, self.code("run", False, tuple(given), rest, self._result(), spared)
+        return self._shared[dims]
 
     def _join(self, pieces: list[dict[str, Any]], name: str) -> dict[str, Any]:
         joined: dict[str, Any] = {}
@@ -192,47 +211,17 @@ class Lane:
         return self.plan.values[index].memory
 
 
-class _Chunks:
-    """One request in chunks: inputs are prepared once for each chunk of theirs."""
+@dataclass(frozen=True)
+class Prepare:
+    """Makes the forms of one input that several chunks share.
 
-    def __init__(self, lane: Lane, values: tuple[Any, ...]) -> None:
-        self.lane = lane
-        self.values = values
-        self.prepared: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
-        self.runs: list[Run] = []
+    Attributes:
+        code: The function; it returns all forms.
+        forms: Their value indices.
+    """
 
-    def once(self, run: Run) -> dict[str, Any]:
-        """Runs one combination of chunks."""
-        prepare, main, _ = self.lane.parts()
-        given: list[Any] = []
-        for (name, spec), value in zip(self.lane.plan.inputs, self.values, strict=True):
-            code, _ = prepare[name]
-            names = spec.names if isinstance(spec, TensorSpec) else ()
-            key = (name, run.key(names))
-            if key not in self.prepared:
-                part = _part(value, spec, run) if isinstance(spec, TensorSpec) else value
-                self.prepared[key] = (
-                    code.function(run.real, run.bucket, part) if code.sized else code.function(part)
-                )
-            given += self.prepared[key]
-        real = dict(run.real)
-        result: dict[str, Any] = (
-            main.function(real, dict(run.bucket), *given) if main.sized else main.function(*given)
-        )
-        self.runs.append(Run(real, run.bucket, run.start))
-        return result
-
-    def count(self) -> None:
-        """Counts the request, with the sizes its stages decided."""
-        key = tuple((tuple(run.real.items()), tuple(run.start.items())) for run in self.runs)
-        self.lane.totals.ticks(key, lambda: self.lane.counter.runs(self.runs)).up()
-
-
-def _part(value: torch.Tensor, spec: TensorSpec, run: Run) -> torch.Tensor:
-    for axis, name in enumerate(plain_dims(spec.dims)):
-        if isinstance(name, str) and value.shape[axis] != run.real[name]:
-            value = value.narrow(axis, run.start[name], run.real[name])
-    return value
+    code: Code
+    forms: tuple[int, ...]
 
 
 def _nothing() -> None:

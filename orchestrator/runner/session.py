@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import InputError, OrchestratorError, nearest
+from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
-from orchestrator.runner.failure import explain, release
+from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.lane import REMEMBERED, Lane
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.stream import Stream
@@ -62,7 +62,7 @@ class Session:
         self._turn: contextlib.AbstractContextManager[Any] | None = threading.RLock() if shared else None
         self._entry = self._choose(frozenset())
 
-    def __call__(self, **inputs: Any) -> dict[str, Any]:
+    def __call__(self, /, **inputs: Any) -> dict[str, Any]:
         """Runs one request.
 
         Raises:
@@ -223,7 +223,7 @@ class Session:
             "no_grad": torch.no_grad,
             "explain": lambda error: explain(lane, error),
             "release": lambda error: release(lane, error),
-            "own": OrchestratorError,
+            "is_own": lambda error: is_own(lane, error),
             "turn": self._turn,
         }
         source = _entry_source(self.plan, self._turn is not None)
@@ -279,11 +279,9 @@ def _entry_source(plan: Plan, takes_turns: bool) -> str:
         f"                result = {run}",
         "        tick()",
         "        return result",
-        "    except own as error:",
-        "        release(error)",
-        "        raise",
         "    except Exception as error:",
         "        release(error)",
+        "        if is_own(error): raise",
         "        raise explain(error) from error",
         "    finally:",
         "        end()",

@@ -50,7 +50,7 @@ class _Inference:
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.forms: dict[Edge, EdgeForm] = {}
         self.calls: dict[str, PlannedCall] = {}
-        self.returns: dict[str, str] = {}
+        self.examples: dict[str, dict[str, TensorSpec]] = {}
         self.entered = {
             name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
         }
@@ -92,7 +92,7 @@ class _Inference:
         stage = self.graph.calls[name].stage
         fed: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
-            form = fit_edge(edge, self._source(edge), stage.input(edge.target_port).spec, self.dims)
+            form = fit_edge(edge, self._source(edge), self._wanted(stage, edge.target_port), self.dims)
             self._check_type(edge, stage, form.spec)
             self.forms[edge] = form
             fed[edge.target_port] = form.spec
@@ -104,6 +104,16 @@ class _Inference:
         self.calls[name] = PlannedCall(
             name, stage.name, device, tuple(ordered.items()), tuple(outputs.items()), returns, declared
         )
+
+    def _wanted(self, stage: Stage, port: str) -> PortSpec | None:
+        """What a port declares: its spec, or the shape of its wrapper's own example input."""
+        spec = stage.input(port).spec
+        wrapper = stage.wrapper
+        if spec is not None or wrapper is None or wrapper.inputs or not wrapper.overrides("input_generator"):
+            return spec
+        if stage.name not in self.examples:
+            self.examples[stage.name] = _example_specs(stage, self.prober.examples(wrapper))
+        return self.examples[stage.name].get(port)
 
     def _check_type(self, edge: Edge, stage: Stage, spec: PortSpec) -> None:
         if stage.host or isinstance(spec, TensorSpec) or edge.source.kind == "constant":
@@ -258,6 +268,20 @@ class _Inference:
         wanted = {port.name for port in stage.outputs}
         kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
         return kept, first.returns, False
+
+
+def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[str, TensorSpec]:
+    """Port to the spec that a wrapper's example inputs state; its ports must have one shape each."""
+    names = [port.name for port in stage.inputs]
+    if len({tuple(tuple(value.shape) for value in row) for row in rows}) != 1 or len(rows[0]) > len(names):
+        raise PlanError(
+            f"The input_generator of stage {stage.name!r} gives {len(rows)} rows of example inputs for the ports "
+            f"{names}. One row states the shapes; for several sizes declare inputs with a Dim and its buckets.",
+            stage=stage.name,
+        )
+    return {
+        name: TensorSpec(tuple(value.shape), value.dtype) for name, value in zip(names, rows[0], strict=False)
+    }
 
 
 def _sized(fed: dict[str, PortSpec], at: dict[str, int]) -> bool:
