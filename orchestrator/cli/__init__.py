@@ -19,6 +19,7 @@ Exit codes:
     2     wrong usage      the command line is at fault: an option that does not exist or is malformed; a
                            target, stage, device, dim or input that does not exist; an input that is
                            missing; a file that is not there, or of a kind that its input does not take
+    130   interrupted      Ctrl-C
 
 An error is ``error: ...`` on stderr, with its traceback if ``--debug`` asks for it. With ``--json`` stdout
 then holds ``{"error": {"type": ..., "message": ...}}``; what cannot be parsed is told on stderr alone.

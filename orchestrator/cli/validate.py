@@ -37,9 +37,8 @@ def command(
             "outputs": len(graph.outputs),
         }
         if not as_json:
-            typer.echo(
-                f"OK  graph {graph.name!r}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
-            )
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            typer.echo(f"OK  graph of {graph.name!r}: {listed}")
         plan = wishes.plan(built)
         devices = [group.device for group in plan.groups]
         reply.data = {
@@ -50,4 +49,4 @@ def command(
             "plan": plan.summary,
         }
         if not as_json:
-            typer.echo(f"OK  plan on {', '.join(devices) or 'the host'}: {len(plan.edges)} edges")
+            typer.echo(f"OK  plan on {', '.join(devices) or 'the host'}: edges {len(plan.edges)}")

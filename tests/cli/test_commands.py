@@ -40,10 +40,16 @@ def test_plan_as_json_can_be_read_back(shell: Shell, folder: Path):
 
 
 def test_sizes_and_settings_reach_the_plan(shell: Shell):
-    data = shell("plan", "shop:double", "--sizes", "batch=4", "--set", "width=5", "--json").out
-    assert "1, 5" not in data
-    out = shell("plan", "shop:bare", "--sizes", "n=2,8").out
-    assert "n" in out
+    assert "[batch, 5] float32" in shell("plan", "shop:double", "--set", "width=5").out
+    assert "batch: buckets 1, 4" in shell("plan", "shop:double").out
+    assert "batch: buckets 4;" in shell("plan", "shop:double", "--sizes", "batch=4").out
+    assert "n: buckets 2, 8" in shell("plan", "shop:bare", "--sizes", "n=2,8").out
+
+
+def test_placement_reaches_the_plan(shell: Shell):
+    words = ("validate", "shop:double", "--json", "--device", "cuda:1")
+    assert shell(*words).data["devices"] == ["cuda:1"]
+    assert shell(*words, "--placement", "scale=cpu").data["devices"] == ["cpu"]
 
 
 def test_validate_says_what_holds(shell: Shell):
