@@ -122,9 +122,9 @@ class ModelWrapper:
         rows = (dict(zip(buckets, row, strict=True)) for row in itertools.product(*buckets.values()))
         return [tuple(torch.zeros(spec.shape(sizes), dtype=spec.dtype) for spec in specs) for sizes in rows]
 
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def forward(self, *tensors: Any, **named: Any) -> Any:
         """Runs the model; override it to do more."""
-        return self.model(*tensors)
+        return self.model(*tensors, **named)
 
     def __call__(self, *tensors: Any, **named: Any) -> Any:
         """Calls :meth:`forward`."""

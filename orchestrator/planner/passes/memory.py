@@ -13,7 +13,7 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.planner.draft import Draft
 from orchestrator.specs import TensorSpec
-from orchestrator.stage import Stage
+from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["check_budget", "parse_bytes", "weigh"]
 
@@ -38,40 +38,45 @@ def weigh(draft: Draft) -> Draft:
     """
     seen: dict[str, set[Any]] = {device: set() for device in draft.groups}
     weights = dict.fromkeys(draft.groups, 0)
+    owners = []
     for stage in draft.graph.stages.values():
         device = draft.devices[stage.name]
         if device == HOST:
             continue
-        for key, size in _tensors(stage):
+        # Held until the end: the identity of a tensor that was freed may come again.
+        owners.append(_owner(stage))
+        for key, size in _tensors(owners[-1]):
             if key not in seen[device]:
                 seen[device].add(key)
                 weights[device] += size
     return replace(draft, weights=weights, budget=_budget(draft))
 
 
-def _tensors(stage: Stage) -> Iterator[tuple[Any, int]]:
-    """Yields identity and bytes of parameters and buffers; a wrapper's model that is not built yet is built fake."""
-    target = stage.target
+def _owner(stage: Stage) -> Any:
+    """What holds a stage's weights; a wrapper's model that is not built yet is built without memory."""
     wrapper = stage.wrapper
-    if wrapper is not None and wrapper.model_cls is None and wrapper.__dict__.get("_model") is None:
-        return
-    if wrapper is not None:
-        target = wrapper.__dict__.get("_model") or _skeleton(stage)
-    owner = getattr(target, "__self__", target)
+    if wrapper is None:
+        return getattr(stage.target, "__self__", stage.target)
+    if wrapper.model_cls is None:
+        return wrapper.__dict__.get("_model")
+    return wrapper.__dict__.get("_model") or _skeleton(wrapper)
+
+
+def _tensors(owner: Any) -> Iterator[tuple[Any, int]]:
+    """Yields identity and bytes of parameters and buffers."""
     if isinstance(owner, torch.nn.Module):
         for tensor in (*owner.parameters(), *owner.buffers()):
-            meta = tensor.device.type == "meta"
-            yield (id(tensor) if meta else tensor.untyped_storage().data_ptr()) or id(tensor), tensor.nbytes
+            storage = 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
+            yield storage or id(tensor), tensor.nbytes
 
 
-def _skeleton(stage: Stage) -> Any:
+def _skeleton(wrapper: ModelWrapper) -> Any:
     """The wrapper's model on the meta device; the real one where its class cannot be built there."""
-    assert stage.wrapper is not None
     try:
         with torch.device("meta"):
-            return stage.wrapper.make_model()
+            return wrapper.make_model()
     except Exception:
-        return stage.wrapper.model
+        return wrapper.model
 
 
 def parse_bytes(text: int | str) -> int:
