@@ -16,14 +16,13 @@ from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.passes.fit import fit_edge
+from orchestrator.planner.passes.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.symbols import symbol_for
 from orchestrator.specs import (
     PortSpec,
     TensorSpec,
     combinations,
-    dtype_name,
-    plain_dims,
     show_spec,
 )
 from orchestrator.stage import Stage
@@ -225,7 +224,7 @@ class _Inference:
         except RefusedError as error:
             raise PlanError(
                 f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(self.graph, name, fed)}"
-                f"{_at(at)}. It says: {error}",
+                f"{show_sizes(at)}. It says: {error}",
                 stage=stage.name,
                 call=name,
                 inputs=dict(fed),
@@ -245,7 +244,7 @@ class _Inference:
         self, name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
     ) -> tuple[dict[str, PortSpec], str, bool]:
         first = samples[0][1]
-        ports = _port_names(name, stage, first)
+        ports = port_names(name, stage, first)
         shapes = {
             (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
             for _, out in samples
@@ -264,7 +263,7 @@ class _Inference:
                 [(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))
             ]
             found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
-            outputs[port] = _against(name, stage, port, found, samples, position)
+            outputs[port] = against_declared(name, stage, port, found, samples, position)
         wanted = {port.name for port in stage.outputs}
         kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
         return kept, first.returns, False
@@ -317,82 +316,8 @@ def _check_mode(stage: Stage) -> None:
             )
 
 
-def _port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
-    declared = [port.name for port in stage.outputs]
-    keys = [key for key, _, _ in outcome.outputs]
-    if outcome.returns == "single":
-        if len(declared) > 1:
-            raise _wrong_outputs(name, stage, f"declares the outputs {declared} but gives one tensor")
-        return declared or ["output"]
-    if outcome.returns == "dict":
-        missing = [port for port in declared if port not in keys]
-        if missing:
-            raise _wrong_outputs(
-                name, stage, f"declares the output {missing[0]!r} but gives a dict of {keys}"
-            )
-        return keys
-    if outcome.returns == "tuple":
-        if len(declared) != len(keys):
-            said = f"declares {declared}" if declared else "declares no names"
-            raise _wrong_outputs(
-                name, stage, f"gives a tuple of {len(keys)} but {said}: outputs=('a', 'b', ...)"
-            )
-        return declared
-    raise _wrong_outputs(
-        name,
-        stage,
-        f"gives {outcome.returns}; a stage on a device gives a tensor, or a tuple or dict of tensors",
-    )
-
-
-def _wrong_outputs(name: str, stage: Stage, what: str) -> PlanError:
-    return PlanError(f"Stage {stage.name!r} (call {name!r}) {what}.", stage=stage.name, call=name)
-
-
-def _against(
-    name: str,
-    stage: Stage,
-    port: str,
-    found: TensorSpec,
-    samples: list[tuple[dict[str, int], Outcome]],
-    position: int,
-) -> TensorSpec:
-    """Checks an inferred output against its declaration; the declaration's names are used where they hold."""
-    said = next((item.spec for item in stage.outputs if item.name == port), None)
-    if said is None:
-        return found
-    if isinstance(said, TensorSpec) and said.dtype == found.dtype and len(said.dims) == len(found.dims):
-        known = set(samples[0][0])
-        dims = tuple(
-            said_dim if isinstance(said_dim, str) and said_dim in known else found_dim
-            for said_dim, found_dim in zip(plain_dims(said.dims), found.dims, strict=True)
-        )
-        wrong = [
-            axis
-            for axis, dim in enumerate(plain_dims(said.dims))
-            for at, out in samples
-            if (at.get(dim) if isinstance(dim, str) else dim) not in (None, out.outputs[position][1][axis])
-        ]
-        if not wrong:
-            return TensorSpec(dims, found.dtype, pad=said.pad)
-    at, outcome = samples[-1]
-    raise PlanError(
-        f"Stage {stage.name!r} (call {name!r}) declares that '{name}.{port}' is {show_spec(said)}, but it gives "
-        f"{list(outcome.outputs[position][1])} {dtype_name(found.dtype)}{_at(at)}.",
-        stage=stage.name,
-        call=name,
-        port=port,
-        declared=said,
-        found=found,
-    )
-
-
 def _feeds(graph: Any, name: str, fed: dict[str, PortSpec]) -> str:
     origins = {edge.target_port: edge.origin for edge in graph.into(NodeKey("call", name))}
     return ", ".join(
         f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in fed.items()
     )
-
-
-def _at(sizes: dict[str, int]) -> str:
-    return f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedEdge, PlannedValue, Residency, Step, walk
+from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
 from orchestrator.planner.passes.memory import check_budget
+from orchestrator.planner.passes.verify_edges import check_edges, demand, same_spec
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
@@ -56,16 +56,10 @@ class _Verifier:
         self._demand(not forgotten, f"{self._names(forgotten)} is never freed")
         missing = [name for name in self.calls if name not in self.called]
         self._demand(not missing, f"call {missing[:1]} never runs")
-        self._edges()
+        check_edges(self.plan, self.called)
 
     def _demand(self, holds: bool, what: str) -> None:
-        if not holds:
-            raise PlanError(
-                f"The plan of {self.plan.pipeline!r} is wrong: {what}. Plan the pipeline again instead of editing "
-                f"the plan.",
-                plan=self.plan,
-                rule=what,
-            )
+        demand(self.plan, holds, what)
 
     def _names(self, indices: Iterable[int]) -> str:
         return ", ".join(f"value {index} ({self._value(index).origin!r})" for index in sorted(indices)[:3])
@@ -96,7 +90,9 @@ class _Verifier:
             )
         for index, (name, spec) in enumerate(self.plan.inputs):
             value = self._value(index)
-            same = value.origin == name and value.memory == HOST and value.real and _same(value.spec, spec)
+            same = (
+                value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
+            )
             self._demand(same, f"value {index} is not the input {name!r}")
         for value in self.plan.values:
             used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
@@ -172,7 +168,9 @@ class _Verifier:
         for (port, spec), index in zip(call.outputs, step.outputs, strict=True):
             value = self._value(index)
             name = f"{call.name}.{port}"
-            self._demand(value.origin == name and _same(value.spec, spec), f"value {index} is not {name!r}")
+            self._demand(
+                value.origin == name and same_spec(value.spec, spec), f"value {index} is not {name!r}"
+            )
             self._demand(
                 value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
             )
@@ -250,76 +248,6 @@ class _Verifier:
             for before, after in zip(source.shape(sizes), target.shape(sizes), strict=True):
                 sound = before <= after if kind == "pad" else before >= after
                 self._demand(sound, f"{_step(step)} turns {source} into {target}, which is no {kind}")
-
-    def _edges(self) -> None:
-        """Every port and output has its one edge, and the edge tells the truth about the steps."""
-        edges = {edge.target: edge for edge in self.plan.edges}
-        self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
-        wanted: dict[str, int] = dict(self.plan.outputs)
-        for name, step in self.called.items():
-            ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
-            wanted.update(zip(ports, step.inputs, strict=True))
-        self._demand(
-            set(edges) == set(wanted), f"edges and ports differ: {sorted(set(edges) ^ set(wanted))[:2]}"
-        )
-        largest = {dim.name: dim.buckets[-1] for dim in self.plan.dims}
-        for target, edge in edges.items():
-            self._demand(
-                edge.value == wanted[target], f"the edge '{edge}' ends in another value than {target!r} reads"
-            )
-            way, root = self._way(edge.value)
-            self._demand(root.origin == edge.source, f"{target!r} reads {root.origin!r}, not {edge.source!r}")
-            self._demand(
-                way == list(edge.adapters), f"the edge '{edge}' does not list the adapters on its way"
-            )
-            size = edge.spec.nbytes(largest) if isinstance(edge.spec, TensorSpec) else 0
-            self._demand(
-                edge.bytes == size and _same(edge.spec, root.spec), f"the edge '{edge}' carries {root.spec}"
-            )
-            self._residency(edge, [adapter.kind for adapter in way])
-
-    def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
-        way: list[Adapter] = []
-        while (step := self._maker(index)) is not None and step.adapter is not None:
-            way.insert(0, step.adapter)
-            index = step.inputs[0]
-        return way, self._value(index)
-
-    def _maker(self, index: int) -> Step | None:
-        return self._makers().get(index)
-
-    def _makers(self) -> dict[int, Step]:
-        if not hasattr(self, "_all_makers"):
-            steps = (*walk(self.plan.staging), *walk(self.plan.steps))
-            self._all_makers = {
-                index: step for step in steps if step.op != "region" for index in step.outputs
-            }
-        return self._all_makers
-
-    def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
-        ends = [self._device(name) for name in (edge.source, edge.target)]
-        if edge.source not in {value.origin for value in self.plan.values if value.constant} and HOST in ends:
-            self._demand(
-                edge.residency is Residency.HOST,
-                f"the edge '{edge}' begins or ends on the host but is on the device",
-            )
-        over_host = "download" in kinds or "upload" in kinds
-        if edge.residency is Residency.DEVICE and HOST not in ends:
-            self._demand(
-                not over_host, f"the edge '{edge}' is said to stay on the device but goes over the host"
-            )
-        elif HOST not in ends and HOST not in {self.memory[device] for device in ends}:
-            self._demand(over_host, f"the edge '{edge}' is said to go over the host but stays on the device")
-
-    def _device(self, end: str) -> str:
-        call = self.calls.get(end.rpartition(".")[0])
-        return call.device if call else HOST
-
-
-def _same(one: PortSpec, other: PortSpec) -> bool:
-    if isinstance(one, TensorSpec) and isinstance(other, TensorSpec):
-        return one.same_form(other)
-    return one is other
 
 
 def _step(step: Step) -> str:

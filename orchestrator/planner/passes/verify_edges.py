@@ -1,0 +1,115 @@
+"""Verify, second part: every port and output has its one edge, and the edge tells the truth about the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError
+from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedValue, Residency, Step, walk
+from orchestrator.specs import PortSpec, TensorSpec
+
+__all__ = ["check_edges", "demand", "same_spec"]
+
+
+def demand(plan: Plan, holds: bool, what: str) -> None:
+    """Raises :class:`PlanError` unless a rule holds.
+
+    Args:
+        plan: The plan.
+        holds: Whether it does.
+        what: What is wrong otherwise.
+    """
+    if not holds:
+        raise PlanError(
+            f"The plan of {plan.pipeline!r} is wrong: {what}. Plan the pipeline again instead of editing the plan.",
+            plan=plan,
+            rule=what,
+        )
+
+
+def same_spec(one: PortSpec, other: PortSpec) -> bool:
+    """Tells whether two ports carry the same: equal dims and dtype, or the same Python type."""
+    if isinstance(one, TensorSpec) and isinstance(other, TensorSpec):
+        return one.same_form(other)
+    return one is other
+
+
+def check_edges(plan: Plan, called: Mapping[str, Step]) -> None:
+    """Checks the edges of a plan against its steps.
+
+    Args:
+        plan: The plan; its steps were replayed already.
+        called: Call to step.
+
+    Raises:
+        PlanError: They differ.
+    """
+    _Edges(plan, called).run()
+
+
+class _Edges:
+    def __init__(self, plan: Plan, called: Mapping[str, Step]) -> None:
+        self.plan = plan
+        self.called = called
+        self.calls = {call.name: call for call in plan.calls}
+        self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
+        self.constants = {value.origin for value in plan.values if value.constant}
+        steps = (*walk(plan.staging), *walk(plan.steps))
+        self.makers = {index: step for step in steps if step.op != "region" for index in step.outputs}
+
+    def _demand(self, holds: bool, what: str) -> None:
+        demand(self.plan, holds, what)
+
+    def run(self) -> None:
+        edges = {edge.target: edge for edge in self.plan.edges}
+        self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
+        wanted: dict[str, int] = dict(self.plan.outputs)
+        for name, step in self.called.items():
+            ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
+            wanted.update(zip(ports, step.inputs, strict=True))
+        self._demand(
+            set(edges) == set(wanted), f"edges and ports differ: {sorted(set(edges) ^ set(wanted))[:2]}"
+        )
+        largest = {dim.name: dim.buckets[-1] for dim in self.plan.dims}
+        for target, edge in edges.items():
+            self._demand(
+                edge.value == wanted[target], f"the edge '{edge}' ends in another value than {target!r} reads"
+            )
+            way, root = self._way(edge.value)
+            self._demand(root.origin == edge.source, f"{target!r} reads {root.origin!r}, not {edge.source!r}")
+            self._demand(
+                way == list(edge.adapters), f"the edge '{edge}' does not list the adapters on its way"
+            )
+            size = edge.spec.nbytes(largest) if isinstance(edge.spec, TensorSpec) else 0
+            self._demand(
+                edge.bytes == size and same_spec(edge.spec, root.spec),
+                f"the edge '{edge}' carries {root.spec}",
+            )
+            self._residency(edge, [adapter.kind for adapter in way])
+
+    def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
+        way: list[Adapter] = []
+        while (step := self.makers.get(index)) is not None and step.adapter is not None:
+            way.insert(0, step.adapter)
+            index = step.inputs[0]
+        return way, self.plan.values[index]
+
+    def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
+        ends = [self._device(name) for name in (edge.source, edge.target)]
+        if edge.source not in self.constants and HOST in ends:
+            self._demand(
+                edge.residency is Residency.HOST,
+                f"the edge '{edge}' begins or ends on the host but is on the device",
+            )
+        over_host = "download" in kinds or "upload" in kinds
+        if edge.residency is Residency.DEVICE and HOST not in ends:
+            self._demand(
+                not over_host, f"the edge '{edge}' is said to stay on the device but goes over the host"
+            )
+        elif HOST not in ends and HOST not in {self.memory[device] for device in ends}:
+            self._demand(over_host, f"the edge '{edge}' is said to go over the host but stays on the device")
+
+    def _device(self, end: str) -> str:
+        call = self.calls.get(end.rpartition(".")[0])
+        return call.device if call else HOST
