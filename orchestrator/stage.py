@@ -250,30 +250,25 @@ def make_stage(
     return Stage(name, target, ports, declared, host, None if host else device, dict(config or {}))
 
 
-def _signature_of(target: Any) -> Callable[..., Any]:
-    """The callable whose parameters are the stage's ports."""
+def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:
+    """The callable whose parameters are the stage's ports, and how many come before them (``self``)."""
     if isinstance(target, ModelWrapper):
-        if type(target).overrides("forward"):
-            return target.forward
-        model_cls = target.model_cls if target.__dict__.get("_model") is None else target.model
-        return getattr(model_cls, "forward", model_cls) if model_cls is not None else target.forward
-    if isinstance(target, torch.nn.Module):
-        return target.forward
-    return target  # type: ignore[no-any-return]
+        if type(target).overrides("forward") or target.model_cls is None:
+            return target.forward, 0
+        model_cls = target.model_cls
+        if isinstance(model_cls, type) and target.__dict__.get("_model") is None:
+            return getattr(model_cls, "forward", model_cls.__call__), 1
+        target = target.model
+    return (target.forward if isinstance(target, torch.nn.Module) else target), 0
 
 
 def _signature_ports(target: Any) -> tuple[Port, ...] | None:
     """Ports read from a signature; None where it has none or takes ``*args``."""
-    function = _signature_of(target)
+    function, skipped = _signature_of(target)
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())[skipped:]
     except (TypeError, ValueError):
         return None
-    unbound = (
-        isinstance(target, ModelWrapper) and not inspect.ismethod(function) and inspect.isfunction(function)
-    )
-    if unbound and parameters and parameters[0].name == "self":
-        parameters = parameters[1:]
     if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
         return None
     return tuple(
