@@ -31,7 +31,7 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
         entry = backends.for_device(device)
     except PluginError as error:
         torch_backend: Any = backends.get("torch").load() if "torch" in backends else None
-        if torch_backend is None or not torch_backend.accepts(device):
+        if torch_backend is None or not isinstance(device, str) or not torch_backend.accepts(device):
             raise PlanError(
                 f"There is no device {device!r}.{nearest(str(device).partition(':')[0], backends.devices)}",
                 device=device,
@@ -47,18 +47,18 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
     return entry.name, kind
 
 
-def resolve_stage(manager: PluginManager, name: str, config: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+def resolve_stage(manager: PluginManager, name: str, config: Mapping[str, Any]) -> tuple[Any, frozenset[str], tuple[str, ...]]:
     """Makes the stage or pipeline registered under a name.
 
     Returns:
-        The object, and the names in ``config`` that its factory took.
+        The object, the names in ``config`` that its factory took, and those it knows.
 
     Raises:
         PluginError: The name is unknown, its plugin broken, or its factory raised.
     """
     registry = manager.registry
     if name not in registry.stages and name in registry.pipelines:
-        return registry.pipelines.get(name).load()(**config), frozenset(config)
+        return registry.pipelines.get(name).load()(**config), frozenset(config), ()
     factory = registry.stages.get(name).load()
     known = parameter_names(factory)
     whole = accepts_whole(factory)
@@ -68,7 +68,7 @@ def resolve_stage(manager: PluginManager, name: str, config: Mapping[str, Any]) 
         else {key: value for key, value in config.items() if key in known}
     )
     try:
-        return build(factory, used or None), frozenset(used)
+        return build(factory, used or None), frozenset(used), known or ()
     except Exception as error:
         raise PluginError(
             f"The registered stage {name!r} could not be made from config {used}: {type(error).__name__}: {error}",

@@ -165,6 +165,7 @@ class Stage:
         host: It is plain Python on the host: never compiled, never run while planning.
         device: Where the author put it, if anywhere.
         config: Options of the stage, for its backend.
+        accepts: Options its registered factory knows, for messages.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Stage:
     host: bool = False
     device: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    accepts: tuple[str, ...] = ()
 
     @property
     def wrapper(self) -> ModelWrapper | None:

@@ -5,8 +5,7 @@ a factory in a module, which may lie in the current folder.
 
 A *setting* ``NAME=VALUE`` finds its place by its name:
 
-1. ``stage.option`` is an option of a stage. Where the factory has a parameter called like the stage, it goes
-   in there, as a mapping; otherwise it overrides the config that the stage is added with.
+1. ``stage.option`` is an option of a stage; it overrides the config that the stage is added with.
 2. A parameter of the factory is an option of the pipeline.
 3. A text or number input of the pipeline gets the value; it wins over a parameter of that name.
 """
@@ -186,14 +185,9 @@ def _module(name: str) -> Any:
 
 
 def _from_factory(factory: _Factory, settings: _Settings) -> Built:
-    nested = {name: options for name, options in settings.dotted.items() if name in factory.names}
-    overrides = {name: options for name, options in settings.dotted.items() if name not in nested}
-    clash = settings.plain.keys() & nested.keys()
-    if clash:
-        raise UsageError(f"--set gives {min(clash)!r} both whole and option by option.")
+    overrides = settings.dotted
     known = {name: text for name, text in settings.plain.items() if factory.open or name in factory.names}
     options: dict[str, Any] = {name: parse_value(text) for name, text in known.items()}
-    options |= {name: _values(inner) for name, inner in nested.items()}
     pipeline = _call(factory, options, overrides)
     inputs = _simple_inputs(pipeline.graph) & known.keys()
     if inputs:

@@ -98,12 +98,14 @@ class Pipeline:
             )
         options = overridden(name, config)
         used: frozenset[str] = frozenset()
+        accepts: tuple[str, ...] = ()
         if isinstance(stage, str):
-            stage, used = resolve_stage(self._manager(), stage, options)
+            stage, used, accepts = resolve_stage(self._manager(), stage, options)
         if isinstance(stage, Pipeline):
             return self._inline(name, stage, options, device, inputs, outputs)
         rest = {option: value for option, value in options.items() if option not in used}
         made = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
+        made = replace(made, accepts=accepts)
         self.stages[name] = made
         return StageHandle(self, made)
 

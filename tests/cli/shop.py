@@ -117,14 +117,6 @@ def failing() -> Pipeline:
     return pipeline
 
 
-def nested(*, greet: dict | None = None) -> Pipeline:
-    word = (greet or {}).get("word", "Hello")
-    pipeline = Pipeline("nested")
-    name = pipeline.input("name", str)
-    pipeline.output("greeting", host(pipeline, "greet", lambda name: f"{word} {name}", text=str)(name))
-    return pipeline
-
-
 ready = hello()
 
 

@@ -149,9 +149,11 @@ def test_a_stage_option_overrides_its_config(shell: Shell, x: str):
     assert shell(*words).data["outputs"]["y"]["max"] == 50
 
 
-def test_a_stage_option_goes_into_the_factory_where_it_takes_it(shell: Shell):
-    out = shell("run", "shop:nested", "--set", "name=you", "--set", "greet.word=Hi").out
-    assert out == "Hi you\n"
+def test_a_mistyped_stage_option_is_a_usage_error_with_the_nearest_name(shell: Shell, tmp_path: Path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 32)).save(photo)
+    result = shell("run", "faces", "-i", f"image={photo}", "--set", "propose.thresold=0.5", code=2)
+    assert "thresold" in result.err and "Did you mean 'threshold'?" in result.err
 
 
 # list, env

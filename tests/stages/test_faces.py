@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from orchestrator import Pipeline, Plan, Session
+from orchestrator.pipeline import stage_overrides
 from orchestrator_stages.faces.letterbox import PHOTO
 from orchestrator_stages.faces.pipeline import faces
 from tests.stages.cascade import Cascade, Seen
@@ -91,7 +92,8 @@ def test_building_reads_no_weights(monkeypatch, tmp_path):
 
 
 def test_options_reach_their_stages(photo):
-    strict = faces(size=320, min_face=60, propose={"threshold": 0.9}, finish={"threshold": 0.99999})
+    with stage_overrides({"propose": {"threshold": 0.9}, "finish": {"threshold": 0.99999}}):
+        strict = faces(size=320, min_face=60)
     with strict.plan(device="cpu").load() as session:
         assert session(image=photo("astronaut"))["faces"] == []
 
@@ -100,7 +102,9 @@ def test_small_faces_are_found_on_request(photo):
     tiny = photo("astronaut").permute(2, 0, 1)[None]
     tiny = torch.nn.functional.interpolate(tiny, size=(60, 60), mode="bilinear", antialias=True)
     tiny = tiny[0].permute(1, 2, 0)
-    with faces(letterbox={"enlarge": 8.0}).plan(device="cpu").load() as session:
+    with stage_overrides({"letterbox": {"enlarge": 8.0}}):
+        pipeline = faces()
+    with pipeline.plan(device="cpu").load() as session:
         assert_same(session(image=tiny), Cascade(enlarge=8.0)(tiny))
 
 

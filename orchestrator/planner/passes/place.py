@@ -116,7 +116,7 @@ def _check_config(stage: Stage, backend: Backend | None) -> None:
             where = f"its backend on {backend.device!r}" if backend else "a host stage"
             raise PlanError(
                 f"config of stage {stage.name!r} has {name!r}, which neither the stage nor {where} knows."
-                f"{nearest(name, known)}",
+                f"{nearest(name, [*known, *stage.accepts])}",
                 stage=stage.name,
                 option=name,
             )
