@@ -18,7 +18,7 @@ from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
 from orchestrator.errors import CompileError
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.store import ArtifactStore, content_key
+from orchestrator.store import ArtifactStore, content_key, fingerprint
 
 __all__ = ["TorchBackend"]
 
@@ -80,10 +80,9 @@ class TorchBackend(Backend):
         self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
     ) -> Artifact:
         """Describes the stage: eager torch runs the module itself, so there is no program to store."""
-        key = content_key(
-            ["torch", torch.__version__, self.device, repr(stage.target), sorted(sizes.items())]
-        )
-        return Artifact(stage.name, key, tuple(sorted(sizes.items())))
+        at = tuple(sorted(sizes.items()))
+        key = content_key(["torch", torch.__version__, self.device, fingerprint(stage), at, adapters])
+        return Artifact(stage.name, key, at)
 
     def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
         """Returns the stage's own module where it is on the device already, else a copy that is.
