@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from orchestrator.specs import AnyDim, Pad, TensorSpec, dtype_name, plain_dims
+from orchestrator.specs import AnyDim, Derived, Pad, TensorSpec, dtype_name, plain_dims, size_of
 
 __all__ = ["Adapter", "Kind", "apply", "pad_to", "slice_to"]
 
@@ -61,6 +61,13 @@ class Adapter:
         """Returns the spec of the value that comes out."""
         dims = self.dims if self.kind in ("pad", "slice", "cut") else spec.dims
         return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)
+
+    def shape(self, given: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the target of ``pad``, ``slice`` or ``cut``; a size derived from dims of any size stays as given."""
+        return tuple(
+            size if isinstance(dim, Derived) and not dim.is_proven(sizes) else size_of(dim, sizes)
+            for dim, size in zip(self.dims, given, strict=True)
+        )
 
 
 def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tensor:
@@ -108,5 +115,5 @@ def apply(adapter: Adapter, value: torch.Tensor, sizes: Mapping[str, int]) -> to
     """
     if adapter.kind == "cast":
         return value.to(adapter.dtype)
-    shape = TensorSpec(adapter.dims).shape(sizes)
+    shape = adapter.shape(value.shape, sizes)
     return pad_to(value, shape, adapter.rule) if adapter.kind == "pad" else slice_to(value, shape)

@@ -14,6 +14,7 @@ from names to ints, here called ``sizes``, turns dims into a shape.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -107,6 +108,25 @@ class Derived:
     def __str__(self) -> str:
         return self.text
 
+    def is_proven(self, sizes: Mapping[str, int]) -> bool:
+        """Tells whether the size was proven at these sizes of names."""
+        at = tuple(sizes[name] for name in self.names)
+        return any(row == at for row, _ in self.table)
+
+    def near(self, sizes: Mapping[str, int]) -> int:
+        """Returns the size, estimated where it is not proven: at sizes of dims of any size.
+
+        A straight line through two proven sizes of one name; in proportion to the product of several names.
+        """
+        if self.is_proven(sizes):
+            return size_of(self, sizes)
+        at = tuple(sizes[name] for name in self.names)
+        if len(self.names) == 1 and len(self.table) > 1:
+            ((x0,), y0), ((x1,), y1) = self.table[0], self.table[-1]
+            return max(0, y0 + (at[0] - x0) * (y1 - y0) // (x1 - x0))
+        row, size = self.table[-1]
+        return size * math.prod(at) // max(1, math.prod(row))
+
 
 AnyDim: TypeAlias = int | str | Dim | Derived
 
@@ -160,10 +180,10 @@ class TensorSpec:
         return tuple(size_of(dim, sizes) for dim in self.dims)
 
     def numel(self, sizes: Mapping[str, int]) -> int:
-        """Returns the number of elements at these sizes of names."""
+        """Returns the number of elements at these sizes of names; estimated where a derived size is unproven."""
         count = 1
         for dim in self.dims:
-            count *= size_of(dim, sizes)
+            count *= dim.near(sizes) if isinstance(dim, Derived) else size_of(dim, sizes)
         return count
 
     def nbytes(self, sizes: Mapping[str, int]) -> int:

@@ -84,7 +84,7 @@ def from_json(text: str) -> Plan:
     """
     try:
         data = json.loads(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(
             f"This is no plan: the JSON cannot be read, it may be truncated ({error})."
         ) from error

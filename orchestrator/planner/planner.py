@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.adapter import MOVES
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup, Step, walk
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedEdge, PlannedGroup, Step, walk
 from orchestrator.planner.draft import Draft, Request
 from orchestrator.planner.passes.adapt import adapt
 from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
@@ -135,13 +136,21 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     for call in plan.calls:
         if call != mine[call.name]:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
-    edges = {str(edge): edge.spec for edge in fresh.edges}
+    edges = {str(edge): edge for edge in fresh.edges}
     for edge in plan.edges:
-        if edges[str(edge)] != edge.spec:
-            raise _mismatch(
-                plan, graph, f"the edge '{edge}' carries {edge.spec} there and {edges[str(edge)]} here"
-            )
+        here = edges[str(edge)]
+        if here.spec != edge.spec:
+            raise _mismatch(plan, graph, f"the edge '{edge}' carries {edge.spec} there and {here.spec} here")
+        if _fits(edge) != _fits(here):
+            raise _mismatch(plan, graph, f"the edge '{edge}' has the adapters {_fits(edge)}, not {_fits(here)}")
+        if edge.adapters == here.adapters and edge.cost != here.cost:
+            raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
     return plan
+
+
+def _fits(edge: PlannedEdge) -> list[str]:
+    """What an edge does to its value besides moving it; the order may differ with the residency."""
+    return sorted(str(adapter) for adapter in edge.adapters if adapter.kind not in MOVES)
 
 
 def _same_names(plan: Plan, graph: Graph) -> None:

@@ -50,8 +50,8 @@ class _Scheduler:
             self._root((NodeKey("input", name), ""), PlannedValue(name, spec, HOST, True))
         for name in self.graph.constants:
             node = NodeKey("constant", name)
-            edge = self.graph.out_of(node)[0]
-            self._root((node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True))
+            for edge in self.graph.out_of(node)[:1]:
+                self._root((node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True))
         for unit in self.graph.ordered_units(self.regions):
             if unit[0] in self.regions:
                 self._region(self.regions[unit[0]], unit)

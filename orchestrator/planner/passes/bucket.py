@@ -88,7 +88,7 @@ def _asked(draft: Draft, name: str) -> tuple[int, ...]:
     if name not in draft.request.sizes:
         return ()
     sizes = draft.request.sizes[name]
-    listed = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    listed = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
     for size in listed:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise PlanError(f"sizes of dim {name!r} are positive ints, not {size!r}.", dim=name)

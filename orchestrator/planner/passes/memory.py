@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +99,7 @@ def _budget(draft: Draft) -> dict[str, int]:
     asked = draft.request.memory
     if asked is None:
         return {}
-    if isinstance(asked, (int, str)):
+    if not isinstance(asked, Mapping):
         return dict.fromkeys(draft.groups, parse_bytes(asked))
     budget = {}
     for device, size in asked.items():
@@ -131,6 +131,8 @@ def check_budget(plan: Plan) -> None:
     weights = dict(plan.weights)
     rows, over = [], []
     for device, limit in plan.budget:
+        if device not in constants or limit < 1:
+            raise PlanError(f"The plan gives {device!r} a budget of {limit} bytes.", device=device)
         needed = weights.get(device, 0) + constants[device] + peak.get(device, 0)
         rows.append((device, weights.get(device, 0), constants[device], peak.get(device, 0), needed, limit))
         if needed > limit:

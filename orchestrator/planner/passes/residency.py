@@ -35,7 +35,7 @@ def _forced(draft: Draft) -> Mapping[Edge, Residency]:
     known = {str(edge): edge for edge in draft.graph.edges}
     forced: dict[Edge, Residency] = {}
     for name, wish in draft.request.residency.items():
-        parts = [part.strip() for part in name.split("->")]
+        parts = [part.strip() for part in str(name).split("->")]
         edge = known.get(" -> ".join(parts))
         if edge is None:
             raise PlanError(

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.errors import PlanError
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
 from orchestrator.planner.passes.memory import check_budget
-from orchestrator.planner.passes.verify_edges import check_edges, demand, same_spec
+from orchestrator.planner.passes.verify_edges import check_edges, demand, same_spec, wrong
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
@@ -24,8 +23,12 @@ def verify(plan: Plan) -> Plan:
     Raises:
         PlanError: A rule is broken; the message says which, and by what.
     """
-    _Verifier(plan).run()
-    check_budget(plan)
+    try:
+        _Verifier(plan).run()
+        check_budget(plan)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"it cannot be followed ({type(error).__name__}: {error})"
+        raise wrong(plan, what) from error
     return plan
 
 
@@ -37,26 +40,35 @@ class _Verifier:
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.made_by: dict[int, Step] = {}
         self.called: dict[str, Step] = {}
+        self.within: tuple[str, ...] = ()
 
     def run(self) -> None:
         self._tables()
-        alive = set(range(len(self.plan.inputs)))
+        inputs = set(range(len(self.plan.inputs)))
         constants = {index for index, value in enumerate(self.plan.values) if value.constant}
-        roots = constants - {index for step in self.plan.staging for index in step.outputs}
-        staged = self._replay(self.plan.staging, set(roots))
+        alive = self._replay(self.plan.steps, inputs | self._staged(constants))
         kept = {index for _, index in self.plan.outputs}
-        alive = self._replay(self.plan.steps, alive | staged)
         for name, index in self.plan.outputs:
             value = self._value(index)
             self._demand(index in alive, f"output {name!r} hands out a value that is not there at the end")
             self._demand(
                 value.memory == HOST and value.real, f"output {name!r} is not on the host at its own size"
             )
-        forgotten = alive - kept - constants
+        self._demand(constants <= alive, f"{self._names(constants - alive)} is a constant, but is freed")
+        read = {index for step in self.plan.steps for index in step.inputs}
+        forgotten = alive - kept - constants - (inputs - read)
         self._demand(not forgotten, f"{self._names(forgotten)} is never freed")
         missing = [name for name in self.calls if name not in self.called]
         self._demand(not missing, f"call {missing[:1]} never runs")
         check_edges(self.plan, self.called)
+
+    def _staged(self, constants: set[int]) -> set[int]:
+        """Replays what is done at load, which is adapters of constants; returns all constants."""
+        for step in self.plan.staging:
+            sound = step.op == "adapt" and not step.frees and constants.issuperset(step.inputs + step.outputs)
+            self._demand(sound, f"{_step(step)} at load does not bring a constant to its place")
+        made = {index for step in self.plan.staging for index in step.outputs}
+        return self._replay(self.plan.staging, constants - made)
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -93,7 +105,7 @@ class _Verifier:
             same = (
                 value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
             )
-            self._demand(same, f"value {index} is not the input {name!r}")
+            self._demand(same and not value.constant, f"value {index} is not the input {name!r}")
         for value in self.plan.values:
             used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
             self._demand(
@@ -141,7 +153,9 @@ class _Verifier:
         self._demand(
             reads - made == set(step.inputs), f"region {step.name!r} reads other values than it says"
         )
+        around, self.within = self.within, (*self.within, *step.dims)
         after = self._replay(step.body, alive)
+        self.within = around
         self._demand(
             alive <= after, f"region {step.name!r} frees {self._names(alive - after)}, which is not its own"
         )
@@ -188,11 +202,16 @@ class _Verifier:
         )
         at_home = value.memory == self.memory[call.device]
         self._demand(at_home, f"{name!r} reads a value in {value.memory!r} on {call.device!r}")
+        outside = [dim for dim in spec.names if self._runs_in_region(dim) and dim not in self.within]
+        self._demand(call.device == HOST or not outside, f"{name!r} has dims {outside} outside their region")
         named = any(not self.dims[dim].any for dim in spec.names)
         settled = value.constant or not named or value.real == (call.device == HOST)
         self._demand(
             settled, f"{name!r} reads {value.origin!r} at {'its own' if value.real else 'a bucket'} size"
         )
+
+    def _runs_in_region(self, name: str) -> bool:
+        return bool(self.dims[name].born) and not self.dims[name].any
 
     def _fits(self, given: TensorSpec, wanted: TensorSpec) -> bool:
         if given.dtype != wanted.dtype or len(given.dims) != len(wanted.dims):
@@ -212,7 +231,7 @@ class _Verifier:
         self._demand(adapter is not None and target.origin == source.origin, f"{_step(step)} adapts nothing")
         assert adapter is not None
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
-            raise self._wrong(f"{_step(step)} adapts a Python value")
+            raise wrong(self.plan, f"{_step(step)} adapts a Python value")
         dtype = adapter.dtype if adapter.kind == "cast" else source.spec.dtype
         dims = adapter.dims if adapter.kind in ("pad", "slice", "cut") else source.spec.dims
         self._demand(
@@ -222,15 +241,14 @@ class _Verifier:
         real = adapter.kind == "cut" or (source.real and not adapter.to_bucket)
         self._demand(target.real == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
         self._moves(step, adapter.kind, adapter.device, source, target)
+        moved = adapter.kind in ("upload", "copy")
+        at = adapter.device if moved else source.memory
+        self._demand(
+            (step.name, step.device) == (source.origin, at),
+            f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
+        )
         if adapter.kind in ("pad", "slice"):
             self._resizes(step, adapter.kind, source.spec, target.spec)
-
-    def _wrong(self, what: str) -> PlanError:
-        try:
-            self._demand(False, what)
-        except PlanError as error:
-            return error
-        raise AssertionError
 
     def _moves(self, step: Step, kind: str, device: str, source: PlannedValue, target: PlannedValue) -> None:
         away = {

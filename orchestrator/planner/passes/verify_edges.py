@@ -9,7 +9,7 @@ from orchestrator.errors import PlanError
 from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedValue, Residency, Step, walk
 from orchestrator.specs import PortSpec, TensorSpec
 
-__all__ = ["check_edges", "demand", "same_spec"]
+__all__ = ["check_edges", "demand", "same_spec", "wrong"]
 
 
 def demand(plan: Plan, holds: bool, what: str) -> None:
@@ -21,11 +21,16 @@ def demand(plan: Plan, holds: bool, what: str) -> None:
         what: What is wrong otherwise.
     """
     if not holds:
-        raise PlanError(
-            f"The plan of {plan.pipeline!r} is wrong: {what}. Plan the pipeline again instead of editing the plan.",
-            plan=plan,
-            rule=what,
-        )
+        raise wrong(plan, what)
+
+
+def wrong(plan: Plan, what: str) -> PlanError:
+    """Returns the error that says what is wrong with a plan."""
+    return PlanError(
+        f"The plan of {plan.pipeline!r} is wrong: {what}. Plan the pipeline again instead of editing the plan.",
+        plan=plan,
+        rule=what,
+    )
 
 
 def same_spec(one: PortSpec, other: PortSpec) -> bool:
@@ -97,7 +102,10 @@ class _Edges:
 
     def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
         ends = [self._device(name) for name in (edge.source, edge.target)]
-        if edge.source not in self.constants and HOST in ends:
+        if edge.source in self.constants:
+            where = Residency.HOST if ends[1] == HOST else Residency.DEVICE
+            self._demand(edge.residency is where, f"the constant of '{edge}' is not where it is read")
+        elif HOST in ends:
             self._demand(
                 edge.residency is Residency.HOST,
                 f"the edge '{edge}' begins or ends on the host but is on the device",
