@@ -91,7 +91,7 @@ class Backend(abc.ABC):
 
     Args:
         device: A device string of this family, e.g. ``cuda`` or ``cuda:1``.
-        options: Values for names in :attr:`options`.
+        options: Values for names in :attr:`option_types`.
     """
 
     #: Option names this family knows, with the type of their value.

@@ -47,7 +47,9 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
     return entry.name, kind
 
 
-def resolve_stage(manager: PluginManager, name: str, config: Mapping[str, Any]) -> tuple[Any, frozenset[str], tuple[str, ...]]:
+def resolve_stage(
+    manager: PluginManager, name: str, config: Mapping[str, Any]
+) -> tuple[Any, frozenset[str], tuple[str, ...]]:
     """Makes the stage or pipeline registered under a name.
 
     Returns:

@@ -74,6 +74,15 @@ class Edge:
         return f"{self.origin} -> {self.destination}"
 
 
+def _by_name(calls: Iterable[Call]) -> dict[str, Call]:
+    found: dict[str, Call] = {}
+    for call in calls:
+        if call.name in found:
+            raise GraphError(f"Two calls are named {call.name!r}; names are unique.", call=call.name)
+        found[call.name] = call
+    return found
+
+
 class Graph:
     """A frozen directed acyclic multigraph of calls.
 
@@ -101,7 +110,7 @@ class Graph:
         self.name = name
         self.inputs = MappingProxyType(dict(inputs))
         self.constants = MappingProxyType(dict(constants))
-        self.calls = MappingProxyType({call.name: call for call in calls})
+        self.calls = MappingProxyType(_by_name(calls))
         self.outputs = tuple(outputs)
         self.edges = tuple(edges)
         self._into: dict[NodeKey, list[Edge]] = {}

@@ -126,7 +126,8 @@ class Counter:
             real: The size of every name; every chunk of the request gives birth to the same sizes.
         """
         born = {dim.name: real[dim.name] for dim in self.plan.dims if dim.born}
-        return self.runs(combine(self.outer, real, Run(real=born)))
+        outer = [dim for dim in self.outer if dim.name in real]
+        return self.runs(combine(outer, real, Run(real=born)))
 
     def runs(self, runs: Iterable[Run]) -> Tally:
         """Counts one request, given the sizes of each of its runs."""

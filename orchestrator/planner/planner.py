@@ -142,7 +142,9 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
         if here.spec != edge.spec:
             raise _mismatch(plan, graph, f"the edge '{edge}' carries {edge.spec} there and {here.spec} here")
         if _fits(edge) != _fits(here):
-            raise _mismatch(plan, graph, f"the edge '{edge}' has the adapters {_fits(edge)}, not {_fits(here)}")
+            raise _mismatch(
+                plan, graph, f"the edge '{edge}' has the adapters {_fits(edge)}, not {_fits(here)}"
+            )
         if edge.adapters == here.adapters and edge.cost != here.cost:
             raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
     return plan

@@ -5,7 +5,7 @@ The check of a stage that gives birth to a dim also notes the size it decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,22 +17,33 @@ from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
 __all__ = ["make_check"]
 
 
-def make_check(plan: Plan, call: PlannedCall) -> Callable[[Any, dict[str, int]], tuple[Any, ...]]:
-    """Returns the function ``(what the stage gave, sizes) -> outputs in order``.
+def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
+    """Returns the function ``(what the stage gave, real sizes, buckets) -> outputs in order``.
 
-    It adds the sizes of dims that are born here to ``sizes``.
+    A host stage gives real sizes, one on a device the bucket it runs in. The sizes of dims that are born here are
+    added to the real ones.
 
     Raises:
         StageError: (the returned function) The stage gave something else than it declared.
     """
     dims = {dim.name: dim for dim in plan.dims}
+    own = {dim.name for dim in plan.dims if dim.born.partition(".")[0] == call.name}
     ports = call.outputs
 
-    def check(given: Any, sizes: dict[str, int]) -> tuple[Any, ...]:
+    def check(given: Any, real: dict[str, int], bucket: Mapping[str, int]) -> tuple[Any, ...]:
         values = _unpack(call, given)
         for (port, spec), value in zip(ports, values, strict=True):
             if isinstance(spec, TensorSpec):
-                _check_tensor(call, port, spec, value, sizes, dims)
+                _check_tensor(call, port, spec, value)
+                for name, size in _named(call, port, spec, value):
+                    if name not in real:
+                        _check_born(call, port, dims[name], size)
+                        real[name] = size
+                    expected = (real if call.device == HOST or name in own else bucket)[name]
+                    if expected != size:
+                        raise _differs(
+                            call, port, spec, value, f" Dim {name!r} is {expected} in this request."
+                        )
             elif not isinstance(value, spec) and spec is not object:
                 raise _differs(call, port, spec, value)
         return values
@@ -67,30 +78,21 @@ def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _check_tensor(
-    call: PlannedCall,
-    port: str,
-    spec: TensorSpec,
-    value: Any,
-    sizes: dict[str, int],
-    dims: Mapping[str, DimPlan],
-) -> None:
+def _check_tensor(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> None:
     shape = getattr(value, "shape", None)
     if shape is None or getattr(value, "dtype", None) != spec.dtype or len(shape) != len(spec.dims):
         raise _differs(call, port, spec, value)
     if call.device == HOST and (not isinstance(value, torch.Tensor) or not value.is_cpu):
         raise _differs(call, port, spec, value)
-    for dim, size in zip(spec.dims, shape, strict=True):
-        if isinstance(dim, int):
-            if dim != size:
-                raise _differs(call, port, spec, value)
-            continue
-        name = str(dim)
-        if name not in sizes:
-            _check_born(call, port, dims[name], size)
-            sizes[name] = size
-        elif sizes[name] != size:
-            raise _differs(call, port, spec, value, f" Dim {name!r} is {sizes[name]} in this request.")
+
+
+def _named(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> Iterator[tuple[str, int]]:
+    """Yields the named dims with the sizes they have; the others are checked."""
+    for dim, size in zip(spec.dims, value.shape, strict=True):
+        if not isinstance(dim, int):
+            yield str(dim), size
+        elif dim != size:
+            raise _differs(call, port, spec, value)
 
 
 def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:

@@ -166,7 +166,9 @@ class _Writer:
         if call.declared:
             self.sized = True
             check = self._name("check", self.owner.check(call))
-            self._line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R)")
+            self._line(
+                f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R, B)"
+            )
         elif call.returns == "single":
             self._line(f"{targets[0]} = {expression}")
         elif call.returns == "tuple":

@@ -51,7 +51,9 @@ class _Scheduler:
         for name in self.graph.constants:
             node = NodeKey("constant", name)
             for edge in self.graph.out_of(node)[:1]:
-                self._root((node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True))
+                self._root(
+                    (node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True)
+                )
         for unit in self.graph.ordered_units(self.regions):
             if unit[0] in self.regions:
                 self._region(self.regions[unit[0]], unit)

@@ -6,17 +6,31 @@ Sizes are compared at every combination of buckets. Growing needs the port's pad
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.draft import EdgeForm
-from orchestrator.specs import AnyDim, PortSpec, TensorSpec, combinations, plain_dim, show_spec, size_of
+from orchestrator.specs import (
+    AnyDim,
+    PortSpec,
+    TensorSpec,
+    combinations,
+    plain_dim,
+    plain_dims,
+    show_spec,
+    size_of,
+)
 
 __all__ = ["fit_edge"]
 
 
-def fit_edge(edge: Edge, source: PortSpec, port: PortSpec | None, dims: dict[str, DimPlan]) -> EdgeForm:
+def fit_edge(
+    edge: Edge, source: PortSpec, port: PortSpec | None, dims: dict[str, DimPlan], entered: Collection[str]
+) -> EdgeForm:
     """Finds the form in which an edge's consumer reads the value.
 
     Args:
@@ -24,6 +38,7 @@ def fit_edge(edge: Edge, source: PortSpec, port: PortSpec | None, dims: dict[str
         source: What the producer gives.
         port: What the consumer declares, if anything.
         dims: Named dims with their buckets.
+        entered: Names that inputs of the pipeline size.
 
     Raises:
         PlanError: They contradict.
@@ -36,10 +51,28 @@ def fit_edge(edge: Edge, source: PortSpec, port: PortSpec | None, dims: dict[str
     value, fits, rule = TensorSpec(source.dims, source.dtype), [], source.pad
     for want in wants:
         assert isinstance(want, TensorSpec)
+        want = _settled(value, want, dims, entered)
         value, adapters = _fit(edge, value, want, dims)
         fits += adapters
         rule = want.pad if want.pad is not None else rule
     return EdgeForm(value, tuple(fits), rule)
+
+
+def _settled(
+    value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], entered: Collection[str]
+) -> TensorSpec:
+    """What a port wants of a value of fixed size: one bucket of each name that no request and no stage decides."""
+    settled = []
+    for given, asked in zip(value.dims, plain_dims(want.dims), strict=False):
+        open_name = (
+            isinstance(asked, str) and asked not in entered and not dims[asked].born and not dims[asked].any
+        )
+        if isinstance(given, int) and isinstance(asked, str) and open_name:
+            buckets = dims[asked].buckets
+            asked = next((size for size in buckets if size >= given), buckets[-1])
+        settled.append(asked)
+    rest = want.dims[len(settled) :]
+    return replace(want, dims=(*settled, *rest))
 
 
 def _fit_type(edge: Edge, source: PortSpec, want: PortSpec) -> None:

@@ -65,7 +65,7 @@ class _Inference:
             self._call(name)
         for name in self.graph.outputs:
             for edge in self.graph.into(NodeKey("output", name)):
-                self.forms[edge] = fit_edge(edge, self._source(edge), None, self.dims)
+                self.forms[edge] = fit_edge(edge, self._source(edge), None, self.dims, self.entered)
         return replace(
             self.draft,
             dims=self.dims,
@@ -91,7 +91,9 @@ class _Inference:
         stage = self.graph.calls[name].stage
         fed: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
-            form = fit_edge(edge, self._source(edge), self._wanted(stage, edge.target_port), self.dims)
+            form = fit_edge(
+                edge, self._source(edge), self._wanted(stage, edge.target_port), self.dims, self.entered
+            )
             self._check_type(edge, stage, form.spec)
             self.forms[edge] = form
             fed[edge.target_port] = form.spec
