@@ -153,7 +153,8 @@ def test_a_mistyped_stage_option_is_a_usage_error_with_the_nearest_name(shell: S
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 32)).save(photo)
     result = shell("run", "faces", "-i", f"image={photo}", "--set", "propose.thresold=0.5", code=2)
-    assert "thresold" in result.err and "Did you mean 'threshold'?" in result.err
+    assert "thresold" in result.err
+    assert "Did you mean 'threshold'?" in result.err
 
 
 # list, env
