@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
+from orchestrator.store import Artifact, ArtifactStore
+
 if TYPE_CHECKING:
     from orchestrator.adapter import Adapter
     from orchestrator.stage import Stage
-    from orchestrator.store import ArtifactStore
 
 __all__ = ["Artifact", "Backend", "Capabilities", "Handle", "Link"]
 
@@ -69,21 +70,6 @@ class Capabilities:
     refcounted: bool = True
     deferred: bool = False
     link: Link = Link()
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a backend compiled for one stage and one bucket.
-
-    Attributes:
-        stage: The stage's name.
-        key: Content key: model structure and config, specs, flags, adapters, versions; never a path.
-        sizes: The bucket, as pairs of name and size.
-    """
-
-    stage: str
-    key: str
-    sizes: tuple[tuple[str, int], ...] = ()
 
 
 class Backend(abc.ABC):

@@ -14,15 +14,15 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.backend import Artifact
 from orchestrator.stage import ModelWrapper, Stage
 
-__all__ = ["ArtifactStore", "content_key", "fingerprint", "write_atomically"]
+__all__ = ["Artifact", "ArtifactStore", "content_key", "fingerprint", "write_atomically"]
 
 
 def content_key(parts: Any) -> str:
@@ -113,6 +113,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a backend compiled for one stage and one bucket.
+
+    Attributes:
+        stage: The stage's name.
+        key: Content key: model structure and config, specs, flags, adapters, versions; never a path.
+        sizes: The bucket, as pairs of name and size.
+    """
+
+    stage: str
+    key: str
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 class ArtifactStore:

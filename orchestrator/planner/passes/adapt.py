@@ -13,8 +13,8 @@ from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import HOST, DimPlan, PlannedEdge, PlannedValue, Step
 from orchestrator.planner.draft import Draft
-from orchestrator.planner.passes.regions import Region, find_regions
-from orchestrator.planner.passes.ways import Ways
+from orchestrator.planner.regions import Region, find_regions
+from orchestrator.planner.ways import Ways
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
 __all__ = ["adapt"]

@@ -15,8 +15,8 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
-from orchestrator.planner.passes.fit import fit_edge
-from orchestrator.planner.passes.outputs import against_declared, port_names, show_sizes
+from orchestrator.planner.fit import fit_edge
+from orchestrator.planner.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.symbols import symbol_for
 from orchestrator.specs import (

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
 from orchestrator.planner.passes.memory import check_budget
-from orchestrator.planner.passes.verify_edges import check_edges, demand, same_spec, wrong
+from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wrong
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]

@@ -19,6 +19,7 @@ from orchestrator.specs import (
     PortSpec,
     TensorSpec,
     combinations,
+    dim_names,
     plain_dim,
     plain_dims,
     show_spec,
@@ -61,18 +62,16 @@ def fit_edge(
 def _settled(
     value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], entered: Collection[str]
 ) -> TensorSpec:
-    """What a port wants of a value of fixed size: one bucket of each name that no request and no stage decides."""
-    settled = []
-    for given, asked in zip(value.dims, plain_dims(want.dims), strict=False):
-        open_name = (
-            isinstance(asked, str) and asked not in entered and not dims[asked].born and not dims[asked].any
-        )
-        if isinstance(given, int) and isinstance(asked, str) and open_name:
-            buckets = dims[asked].buckets
-            asked = next((size for size in buckets if size >= given), buckets[-1])
-        settled.append(asked)
-    rest = want.dims[len(settled) :]
-    return replace(want, dims=(*settled, *rest))
+    """What a port wants where it names a dim that no request and no stage decides: the bucket that holds the value."""
+    settled = list(plain_dims(want.dims))
+    for position, (given, asked) in enumerate(zip(plain_dims(value.dims), settled, strict=False)):
+        decided = isinstance(asked, str) and (asked in entered or dims[asked].born or dims[asked].any)
+        if isinstance(asked, str) and not decided and not isinstance(given, str):
+            buckets = {name: dims[name].buckets for name in dim_names(given)}
+            largest = max(size_of(given, sizes) for sizes in combinations(buckets, buckets))
+            fixed = dims[asked].buckets
+            settled[position] = next((size for size in fixed if size >= largest), fixed[-1])
+    return replace(want, dims=tuple(settled))
 
 
 def _fit_type(edge: Edge, source: PortSpec, want: PortSpec) -> None:

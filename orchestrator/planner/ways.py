@@ -14,7 +14,7 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
-from orchestrator.planner.passes.regions import Region
+from orchestrator.planner.regions import Region
 from orchestrator.specs import Derived, PortSpec, TensorSpec, plain_dims
 
 __all__ = ["End", "Ways"]
