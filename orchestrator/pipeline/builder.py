@@ -146,13 +146,18 @@ class Pipeline:
 
     def _own(self, value: Any, where: str) -> Value:
         if isinstance(value, Values):
-            raise GraphError(f"The {where} takes one value; pick one of {list(value.names)}.")
+            names = list(value.names)
+            raise GraphError(f"The {where} takes one value; pick one of {names}.", where=where, ports=names)
         if not isinstance(value, Value):
-            raise GraphError(f"The {where} takes a value of the pipeline, not {type(value).__name__}.")
+            kind = type(value).__name__
+            raise GraphError(
+                f"The {where} takes a value of the pipeline, not {kind}.", where=where, value=value
+            )
         if value.owner is not self:
             raise GraphError(
                 f"{value!r} is of pipeline {value.owner.name!r}, but {where} is of {self.name!r}. Add the other "
                 f"pipeline as a stage: add('name', pipeline).",
+                where=where,
                 value=value,
             )
         return value
