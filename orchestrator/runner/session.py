@@ -11,13 +11,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
+from orchestrator.runner.entry import entry_source, request_form
 from orchestrator.runner.failure import explain, is_own, release
+from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.lane import REMEMBERED, Lane
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.stream import Stream
@@ -169,7 +172,8 @@ class Session:
         watched = bool(self._on_stage or self._traces)
         with self._lock:
             if (keep, watched) not in self._lanes:
-                lane = Lane(self._programs, self._totals, keep, self._observe if watched else None)
+                programs = replace(self._programs, plan=keep_on_device(self.plan, keep))
+                lane = Lane(programs, self._totals, self._observe if watched else None)
                 self._lanes[keep, watched] = (lane, self._finished(self._enter(lane)))
             return self._lanes[keep, watched][1]
 
@@ -204,7 +208,7 @@ class Session:
         if self._closed:
             raise self._refusal()
         found = lane.runner(inputs)
-        key = _key(self.plan, inputs)
+        key = request_form(self.plan, inputs)
         with self._lock:
             if not self._closed and len(table) < REMEMBERED:
                 table[key] = found
@@ -226,64 +230,6 @@ class Session:
             "is_own": lambda error: is_own(lane, error),
             "turn": self._turn,
         }
-        source = _entry_source(self.plan, self._turn is not None)
+        source = entry_source(self.plan, self._turn is not None)
         exec(compile(source, f"<stage-orchestrator {self.plan.pipeline} entry>", "exec"), scope)
         return scope["entry"]  # type: ignore[no-any-return]
-
-
-def _key(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The form of a request, as the generated entry computes it."""
-    from orchestrator.specs import TensorSpec
-
-    key: list[Any] = []
-    for name, spec in plan.inputs:
-        value = inputs[name]
-        key += [value.shape, value.dtype, value.is_cpu] if isinstance(spec, TensorSpec) else [value.__class__]
-    return tuple(key)
-
-
-def _entry_source(plan: Plan, takes_turns: bool) -> str:
-    from orchestrator.specs import TensorSpec
-
-    count = len(plan.inputs)
-    arguments = ", ".join(f"a{position}" for position in range(count))
-    fetch = (
-        "; ".join(f"a{position} = inputs[{name!r}]" for position, (name, _) in enumerate(plan.inputs))
-        or "pass"
-    )
-    key = "".join(
-        f"a{position}.shape, a{position}.dtype, a{position}.is_cpu, "
-        if isinstance(spec, TensorSpec)
-        else f"a{position}.__class__, "
-        for position, (_, spec) in enumerate(plan.inputs)
-    )
-    run = f"run({arguments})"
-    lines = [
-        "def entry(inputs):",
-        "    begin(None)",
-        "    try:",
-        "        try:",
-        f"            {fetch}",
-        f"            run, tick = table[({key})]",
-        f"            if len(inputs) != {count}: raise KeyError",
-        "        except (KeyError, AttributeError, TypeError):",
-        "            run = None",
-        "        if run is None:",
-        "            run, tick = admit(inputs)",
-        f"            {fetch}",
-        *(["        with turn:"] if takes_turns else ["        if True:"]),
-        "            if grad():",
-        "                with no_grad():",
-        f"                    result = {run}",
-        "            else:",
-        f"                result = {run}",
-        "        tick()",
-        "        return result",
-        "    except Exception as error:",
-        "        release(error)",
-        "        if is_own(error): raise",
-        "        raise explain(error) from error",
-        "    finally:",
-        "        end()",
-    ]
-    return "\n".join(lines) + "\n"
