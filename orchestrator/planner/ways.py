@@ -156,9 +156,11 @@ class Ways:
             narrow = (
                 fit.kind == "cast" and fit.dtype is not None and fit.dtype.itemsize <= given.dtype.itemsize
             )
-            (shrinks if fit.kind == "slice" or narrow else grows).append(fit)
+            # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
+            (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
         if not target.real and (source.real or leaves) and self.bucketed(form.spec):
-            grows = [fit for fit in grows if fit.kind != "pad"]
+            if grows and grows[-1].kind == "pad" and grows[-1].rule == form.rule:
+                grows.pop()
             grows.append(Adapter("pad", plain_dims(form.spec.dims), form.rule, to_bucket=True))
         return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
 

@@ -58,7 +58,7 @@ class Chunks:
     def count(self) -> None:
         """Counts the request, with the sizes its stages decided."""
         key = tuple((tuple(run.real.items()), tuple(run.start.items())) for run in self._runs)
-        self._lane.totals.ticks(key, lambda: self._lane.counter.runs(self._runs)).up()
+        self._lane.ticks(key, lambda: self._lane.counter.runs(self._runs)).up()
 
     def __enter__(self) -> Chunks:
         return self

@@ -60,7 +60,6 @@ class Generator:
     Args:
         programs: The loaded plan.
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
-        kept: Outputs (value indices) that stay on their device: their download is left out.
         spared: Values that are not freed: several runs share them.
         region: Makes the driver of a region step.
         check: Makes the function that checks what a host or opaque stage gave.
@@ -72,7 +71,6 @@ class Generator:
         programs: Programs,
         *,
         exact: bool,
-        kept: frozenset[int],
         spared: frozenset[int],
         region: Callable[[Step], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
@@ -81,8 +79,7 @@ class Generator:
         self.programs = programs
         self.plan = programs.plan
         self.exact = exact
-        self.kept = kept
-        self.spared = spared | kept
+        self.spared = spared
         self.region = region
         self.check = check
         self.observer = observer
@@ -183,8 +180,7 @@ class _Writer:
         adapter = step.adapter
         assert adapter is not None
         source, target = step.inputs[0], step.outputs[0]
-        stays = adapter.kind == "download" and target in self.owner.kept
-        if stays or self._is_idle(step):
+        if self._is_idle(step):
             self._alias(source, target)
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:

@@ -7,14 +7,15 @@ others run code that pads and cuts; larger ones run it in chunks, over inputs pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from orchestrator.backend import Backend
 from orchestrator.plan.chunks import Run, bucket_for, run_chunks
-from orchestrator.plan.count import Counter
+from orchestrator.plan.count import Counter, Tally
 from orchestrator.plan.model import HOST, Step
 from orchestrator.runner.admit import admit
 from orchestrator.runner.checks import make_check
@@ -34,12 +35,11 @@ Runner = Callable[..., "dict[str, Any]"]
 
 
 class Lane:
-    """Functions for one plan, one set of kept outputs, and one observer.
+    """Functions for one plan and one observer.
 
     Args:
         programs: The loaded plan.
         totals: Where requests are counted.
-        keep: Names of outputs that stay on their device.
         observer: Called with every step and its times, or None.
     """
 
@@ -47,17 +47,14 @@ class Lane:
         self,
         programs: Programs,
         totals: Totals,
-        keep: frozenset[str] = frozenset(),
         observer: Callable[[Step, float, float], None] | None = None,
     ) -> None:
         self.programs = programs
         self.plan = programs.plan
         self.totals = totals
         self.counter = Counter(self.plan)
-        self.keep = keep
         self.outer = self.counter.outer
         self.born = [dim.name for dim in self.plan.dims if dim.born]
-        self.kept = frozenset(index for name, index in self.plan.outputs if name in keep)
         self.codes: list[Code] = []
         self._observer = observer
         self._exact = self._whole(exact=True)
@@ -77,7 +74,6 @@ class Lane:
         generator = Generator(
             self.programs,
             exact=exact,
-            kept=self.kept,
             spared=spared,
             region=lambda step: self._region(step, exact),
             check=lambda call: make_check(self.plan, call),
@@ -145,7 +141,11 @@ class Lane:
         return run
 
     def _ticks(self, real: Mapping[str, int]) -> Ticks:
-        return self.totals.ticks(tuple(sorted(real.items())), lambda: self.counter.request(real))
+        return self.ticks(tuple(sorted(real.items())), lambda: self.counter.request(real))
+
+    def ticks(self, kind: Hashable, tally: Callable[[], Tally]) -> Ticks:
+        """Returns the ticks of a kind of request; plans that hand other values out count apart."""
+        return self.totals.ticks((self.plan.outputs, kind), tally)
 
     def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
         dims = [dim for dim in self.outer if dim.name in real]
@@ -188,27 +188,23 @@ class Lane:
 
     def _join(self, pieces: list[dict[str, Any]], name: str) -> dict[str, Any]:
         joined: dict[str, Any] = {}
+        spent: dict[int, tuple[Backend, Any]] = {}
         for output, index in self.plan.outputs:
             spec = self.plan.values[index].spec
             assert isinstance(spec, TensorSpec)
             axis = plain_dims(spec.dims).index(name)
             values = [piece[output] for piece in pieces]
             memory = self.plan.values[index].memory
-            if output in self.keep and self._device_of(index) != HOST:
-                memory = self._device_of(index)
-            joined[output] = (
-                torch.cat(values, axis)
-                if memory == HOST
-                else self.programs.backend_of(memory).join(values, axis)
-            )
+            if memory == HOST:
+                joined[output] = torch.cat(values, axis)
+                continue
+            backend = self.programs.backend_of(memory)
+            joined[output] = backend.join(values, axis)
+            if not backend.capabilities.refcounted:
+                spent |= {id(value): (backend, value) for value in values}
+        for backend, value in spent.values():
+            backend.free(value)
         return joined
-
-    def _device_of(self, index: int) -> str:
-        """Memory of the value that a kept output really is: the one before its download."""
-        for step in self.plan.steps:
-            if index in step.outputs and step.adapter is not None and step.adapter.kind == "download":
-                return self.plan.values[step.inputs[0]].memory
-        return self.plan.values[index].memory
 
 
 @dataclass(frozen=True)
