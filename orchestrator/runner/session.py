@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
 from orchestrator.runner.entry import entry_source, request_form
 from orchestrator.runner.failure import explain, is_own, release
-from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.lane import REMEMBERED, Lane
 from orchestrator.runner.programs import Programs
