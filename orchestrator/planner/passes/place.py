@@ -84,7 +84,7 @@ def _wish(draft: Draft, stage: Stage) -> str:
                 stage=stage.name,
             )
         return HOST
-    wish = named or stage.device or draft.request.device
+    wish = (stage.device or draft.request.device) if named is None else named
     if wish == HOST:
         raise PlanError(
             f"Stage {stage.name!r} cannot be placed on the host by a plan; add it with device='host' and declare "
