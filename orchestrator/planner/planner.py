@@ -159,7 +159,7 @@ def _same_names(plan: Plan, graph: Graph) -> None:
     pairs = (
         ("name", {plan.pipeline}, {graph.name}),
         ("inputs", {name for name, _ in plan.inputs}, set(graph.inputs)),
-        ("outputs", {name for name, _ in plan.outputs}, set(graph.outputs)),
+        ("outputs", set(enumerate(name for name, _ in plan.outputs)), set(enumerate(graph.outputs))),
         ("calls", {call.name for call in plan.calls}, set(graph.calls)),
         ("edges", {str(edge) for edge in plan.edges}, {str(edge) for edge in graph.edges}),
     )

@@ -151,7 +151,7 @@ class _Verifier:
         reads = {index for inner in step.body for index in inner.inputs}
         made = {index for inner in step.body for index in inner.outputs}
         self._demand(
-            reads - made == set(step.inputs), f"region {step.name!r} reads other values than it says"
+            sorted(reads - made) == sorted(step.inputs), f"region {step.name!r} reads other values than it says"
         )
         around, self.within = self.within, (*self.within, *step.dims)
         after = self._replay(step.body, alive)
@@ -188,6 +188,13 @@ class _Verifier:
             self._demand(
                 value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
             )
+            self._demand(value.real == self._gives_real(call, spec), f"{name!r} is made at the wrong sizes")
+
+    def _gives_real(self, call: PlannedCall, spec: PortSpec) -> bool:
+        """Whether an output is at the request's own sizes: on the host, without buckets, or where a dim is born."""
+        names = [name for name in getattr(spec, "names", ()) if not self.dims[name].any]
+        births = any(self.dims[name].born.rpartition(".")[0] == call.name for name in names)
+        return call.device == HOST or not names or births
 
     def _reads(self, call: PlannedCall, port: str, spec: PortSpec, value: PlannedValue) -> None:
         name = f"{call.name}.{port}"

@@ -1,0 +1,101 @@
+"""Verify: a plan broken on purpose is refused, handed over as it is or through its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+
+from orchestrator import Plan, PlanError
+from orchestrator.plan import serial
+from orchestrator.planner.passes.verify import verify
+from tests.kit import chain, linear, refuses, spec
+from tests.planner.broken import BROKEN, FOREIGN, make
+
+SAMPLE = make()
+PLAN = SAMPLE.plan(sizes={"b": (2, 4)})
+
+Break = Callable[[Plan], Plan]
+
+
+def as_json(plan: Plan) -> str:
+    """JSON of a plan that is too broken to be summed up."""
+    body = {
+        item.name: serial._encode(getattr(plan, item.name)) for item in fields(plan) if item.name != "loader"
+    }
+    return json.dumps({"format": serial.FORMAT, "version": serial.VERSION, **body})
+
+
+def test_the_sample_is_sound():
+    assert verify(PLAN) is PLAN
+    assert SAMPLE.bind(Plan.from_json(as_json(PLAN))) == PLAN
+    assert len(BROKEN) + len(FOREIGN) > 100
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_refused(change: Break):
+    broken = change(PLAN)
+    assert broken != PLAN
+    error = refuses(PlanError, "", lambda: verify(broken))
+    assert len(str(error)) > 30
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_refused_from_json_too(change: Break):
+    text = as_json(change(PLAN))
+    refuses(PlanError, "", lambda: SAMPLE.bind(Plan.from_json(text)))
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_plan_of_this_pipeline_is_refused(change: Break):
+    foreign = change(PLAN)
+    assert foreign != PLAN
+    refuses(PlanError, "", lambda: SAMPLE.bind(foreign))
+    refuses(PlanError, "", lambda: SAMPLE.bind(Plan.from_json(as_json(foreign))))
+
+
+def test_an_error_says_which_rule_and_carries_the_plan():
+    broken = BROKEN["a value is never freed"](PLAN)
+    error = refuses(PlanError, ("'sample'", "never freed", "instead of editing"), lambda: verify(broken))
+    assert error.plan is broken
+    assert "never freed" in error.rule
+
+
+def test_a_plan_fits_a_pipeline_drawn_anew():
+    bound = make().bind(Plan.from_json(PLAN.to_json()))
+    assert bound == PLAN
+    assert bound.loader is not None
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (chain(linear(4, 4), takes=spec("b", 4, pad=0)), "weights"),
+        (chain(linear(4, 3), linear(3, 3), takes=spec("b", 4, pad=0)), "calls"),
+        (chain(linear(4, 3), takes=spec("b", 4)), "inputs"),
+        (chain(linear(4, 3), takes=spec("b", 4, pad=1)), "inputs"),
+        (chain(linear(4, 3), takes=spec("c", 4, pad=0)), "'b'"),
+        (chain(linear(5, 3), takes=spec("b", 5, pad=0)), "inputs"),
+    ],
+)
+def test_a_pipeline_that_changed_takes_no_old_plan(other, word):
+    plan = chain(linear(4, 3), takes=spec("b", 4, pad=0)).plan(sizes={"b": 4})
+    refuses(PlanError, word, lambda: other.bind(plan))
+
+
+def test_another_order_that_is_sound_is_accepted():
+    """Verify proves a plan, whoever made it: it does not ask for the planner's own."""
+    at = next(index for index, step in enumerate(PLAN.steps) if step.name == "far")
+    later = [step for step in PLAN.steps if step.name in ("far", "far.output")]
+    rest = [step for step in PLAN.steps if step not in later]
+    moved = replace(PLAN, steps=(*rest, *later))
+    assert at < len(PLAN.steps) - 2
+    assert verify(moved) is moved
+
+
+def test_an_unbound_plan_cannot_be_loaded_or_compiled(tmp_path):
+    bare = Plan.from_json(PLAN.to_json())
+    refuses(PlanError, ("pipeline.bind(plan)", "'sample'"), bare.load)
+    refuses(PlanError, "pipeline.bind(plan)", lambda: bare.compile(tmp_path))
