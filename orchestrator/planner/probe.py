@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses import fake_tensor
 
+from orchestrator.planner.dtypes import SameDtypes
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError"]
@@ -74,7 +75,8 @@ class Prober:
             self._structures[id(stage)] = structure(stage.target)
         key = (self._structures[id(stage)], tuple((name, _key(value)) for name, value in arguments))
         if key not in self._memo:
-            with _quiet():
+            # An inference tensor has no version, and versions tell what a stage wrote into.
+            with _quiet(), torch.inference_mode(False):
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
@@ -86,7 +88,7 @@ class Prober:
     def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
         try:
             function = self._fake(stage)
-            with self._mode, torch.no_grad():
+            with self._mode, torch.no_grad(), SameDtypes():  # type: ignore[no-untyped-call]
                 device = _device_of(function)
                 values = {name: _tensor(value, device) for name, value in arguments}
                 versions = {name: value._version for name, value in values.items() if _is_tensor(value)}

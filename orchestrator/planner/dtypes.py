@@ -1,0 +1,65 @@
+"""Dtypes that must agree: what torch's fake kernels let pass and its real ones refuse.
+
+On fake tensors a matrix product of ``int64`` and ``float32`` gives a shape without complaint, and fails with the first
+request. This mode looks at the operations that take tensors of one dtype only, and raises while planning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["SameDtypes"]
+
+_aten = torch.ops.aten
+
+_PRODUCTS = frozenset(
+    {
+        _aten.mm.default,
+        _aten.addmm.default,
+        _aten.bmm.default,
+        _aten.baddbmm.default,
+        _aten.addbmm.default,
+        _aten.mv.default,
+        _aten.addmv.default,
+        _aten.dot.default,
+        _aten.linear.default,
+        _aten.convolution.default,
+    }
+)
+
+_NORMS = frozenset({_aten.native_layer_norm.default, _aten.native_group_norm.default})
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class SameDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises ``RuntimeError`` where an operation that takes one dtype is given two."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Checks one operation, then runs it."""
+        if func in _PRODUCTS or func in _NORMS:
+            _check(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+def _check(func: Any, args: Sequence[Any]) -> None:
+    found = [value.dtype for value in args if isinstance(value, torch.Tensor)]
+    if len(set(found)) < 2 or (func in _NORMS and _is_mixed(found)):
+        return
+    shown = ", ".join(str(dtype).removeprefix("torch.") for dtype in found)
+    raise RuntimeError(f"{func.overloadpacket} takes tensors of one dtype, but got {shown}")
+
+
+def _is_mixed(found: Sequence[torch.dtype]) -> bool:
+    """Tells whether a norm gets half precision values and full precision weights, which torch permits."""
+    return found[0] in _HALVES and set(found[1:]) == {torch.float32}
