@@ -321,13 +321,40 @@ def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
                 f"**kwargs); name them: inputs=('a', 'b').",
                 stage=name,
             )
-        return tuple(Port(port, spec) for port, spec in declared.items())
+        return _open_ports(target, declared)
     if not declared:
         return found
     known = {port.name: port for port in found}
     if declared.keys() <= known.keys():
         return tuple(Port(port.name, declared.get(port.name), port.optional, port.keyword) for port in found)
     return _renamed(name, found, declared)
+
+
+def _open_ports(target: Any, declared: Ports) -> tuple[Port, ...]:
+    """Ports of a callable that takes ``*args`` or ``**kwargs``, or has no signature.
+
+    A port named like a parameter is passed by that name, and so is one that only ``**kwargs`` can take. Where no
+    name is known, the ports are the positional parameters in order.
+    """
+    function, skipped = _signature_of(target)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skipped:]
+    except (TypeError, ValueError):
+        return tuple(Port(port, spec) for port, spec in declared.items())
+    by_name = {
+        item.name: item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+    }
+    places = sum(item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD) for item in parameters)
+    spread = any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    named = not spread and any(port in by_name for port in declared)
+    ports: list[Port] = []
+    for place, (port, spec) in enumerate(declared.items()):
+        found = by_name.get(port)
+        keyword_only = found is not None and found.kind is found.KEYWORD_ONLY
+        keyword = keyword_only or named or (not spread and place >= places)
+        optional = found is not None and found.default is not found.empty
+        ports.append(Port(port, spec, optional, keyword))
+    return tuple(ports)
 
 
 def _renamed(name: str, found: tuple[Port, ...], declared: Ports) -> tuple[Port, ...]:

@@ -34,11 +34,13 @@ def test_ports_of_a_module_are_those_of_forward():
     assert ports(nn.Bilinear(2, 3, 4)) == [("input1", False, False), ("input2", False, False)]
 
 
-@pytest.mark.parametrize("target", [torch.relu, lambda *args: args, lambda a, **more: a])
-def test_what_has_no_readable_ports_has_to_name_them(target: object):
+@pytest.mark.parametrize(
+    ("target", "named"), [(torch.relu, False), (lambda *args: args, False), (lambda a, **more: a, True)]
+)
+def test_what_has_no_readable_ports_has_to_name_them(target: object, named: bool):
     error = refuses(GraphError, ("cannot be read", "inputs=('a', 'b')"), lambda: make_stage("s", target))
     assert error.stage == "s"
-    assert ports(target, inputs=("a", "b")) == [("a", False, False), ("b", False, False)]
+    assert ports(target, inputs=("a", "b")) == [("a", False, named), ("b", False, named)]
 
 
 def test_declared_names_rename_positional_parameters_in_order():

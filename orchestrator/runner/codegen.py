@@ -12,6 +12,7 @@ add born dims to, and ``B``, the bucket it runs in.
 from __future__ import annotations
 
 import itertools
+import keyword
 import linecache
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -270,6 +271,12 @@ def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:
         if port.name not in fed:
             gap = True
         else:
-            named = gap or port.keyword
-            arguments.append(f"{port.name}=v{fed[port.name]}" if named else f"v{fed[port.name]}")
+            value = f"v{fed[port.name]}"
+            arguments.append(_by_name(port.name, value) if gap or port.keyword else value)
     return arguments
+
+
+def _by_name(port: str, value: str) -> str:
+    """A keyword argument; ``class`` and the like can be given through a dict only."""
+    plain = port.isidentifier() and not keyword.iskeyword(port)
+    return f"{port}={value}" if plain else f"**{{{port!r}: {value}}}"
