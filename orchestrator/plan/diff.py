@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from orchestrator.plan.model import Plan, PlannedEdge, Step
 from orchestrator.plan.text import table
@@ -34,7 +34,16 @@ def diff(one: Plan, other: Plan) -> PlanDiff:
     facts = [dict(_facts(plan)) for plan in (one, other)]
     names = dict.fromkeys((*facts[0], *facts[1]))
     rows = [(name, facts[0].get(name, "-"), facts[1].get(name, "-")) for name in names]
-    return PlanDiff(tuple(row for row in rows if row[1] != row[2]))
+    rows = [row for row in rows if row[1] != row[2]]
+    return PlanDiff(tuple(rows or _details(one, other)))
+
+
+def _details(one: Plan, other: Plan) -> Iterator[tuple[str, str, str]]:
+    """The parts that differ in what the facts leave out, such as their order."""
+    for item in fields(one):
+        parts = getattr(one, item.name), getattr(other, item.name)
+        if item.compare and parts[0] != parts[1]:
+            yield f"details of {item.name}", str(parts[0]), str(parts[1])
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
