@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from orchestrator.pipeline import Pipeline
+from orchestrator.plugin import PluginManager
 from orchestrator.specs import Dim, TensorSpec
 from orchestrator.stage import ModelWrapper
 
@@ -192,9 +193,9 @@ class Slow(torch.nn.Module):
         return x + 1
 
 
-def diamond(width: int = 4) -> Pipeline:
+def diamond(width: int = 4, plugins: PluginManager | None = None) -> Pipeline:
     """Makes a pipeline with fan-out, fan-in, a tuple, a dict and two outputs, batches of 2 and 4."""
-    pipeline = Pipeline("toy.diamond")
+    pipeline = Pipeline("toy.diamond", plugins=plugins)
     x = pipeline.input("x", TensorSpec((Dim("batch", buckets=(2, 4)), width), pad=0))
     hidden = pipeline.add("linear", Linear({"features_in": width, "features_out": 6}))(x)
     left, right = pipeline.add("split", Split())(hidden)
