@@ -8,12 +8,18 @@ Python value; a form that was admitted before needs no other check.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 from orchestrator.plan.model import Plan
 from orchestrator.specs import PortSpec, TensorSpec
 
-__all__ = ["entry_source", "request_form"]
+__all__ = ["entry_source", "is_entry", "request_form"]
+
+
+def is_entry(code: CodeType) -> bool:
+    """Tells whether a code object is the generated entry of a session."""
+    return code.co_name == "entry" and code.co_filename.startswith("<stage-orchestrator ")
 
 
 def request_form(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:

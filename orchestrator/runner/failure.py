@@ -7,12 +7,14 @@ frame also holds the values the step was given, so nothing has to be noted while
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.plan.model import HOST, Step
+from orchestrator.runner.entry import is_entry
 from orchestrator.specs import show_tensor
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def is_own(lane: Lane, error: Exception) -> bool:
         return False
     codes = {code.code for code in lane.codes}
     entered, own = False, True
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    for frame, _ in _frames(error):
         if frame.f_code in codes:
             entered = own = True
         elif entered and own:
@@ -40,20 +42,35 @@ def is_own(lane: Lane, error: Exception) -> bool:
     return own
 
 
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Yields the frames of this request with their lines.
+
+    They end where another request begins: one that a stage ran in a session of its own, or an earlier one that the
+    same exception object came out of (Python keeps its old frames behind the new ones).
+    """
+    entries = 0
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        entries += is_entry(frame.f_code)
+        if entries > 1:
+            return
+        yield frame, line
+
+
 def explain(lane: Lane, error: Exception) -> OrchestratorError:
     """Returns the error to raise for an exception that a request ran into."""
     found = _find(lane, error)
     if found is None:
-        return StageError(f"A request of {lane.plan.pipeline!r} failed: {type(error).__name__}: {error}")
+        return StageError(f"A request of {lane.plan.pipeline!r} failed: {_said(error)}")
     step, frame = found
-    given = {index: frame.f_locals.get(f"v{index}") for index in step.inputs}
+    held = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
+    given = {index: held.get(f"v{index}") for index in step.inputs}
     return _call_error(lane, step, given, error) if step.op == "call" else _step_error(step, given, error)
 
 
 def _find(lane: Lane, error: BaseException) -> tuple[Step, FrameType] | None:
     codes = {code.code: code for code in lane.codes}
     found = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
+    for frame, line in _frames(error):
         code = codes.get(frame.f_code)
         if code is not None and line in code.lines:
             found = code.lines[line], frame
@@ -66,7 +83,7 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
     inputs = {port: show_tensor(given[index]) for port, index in zip(ports, step.inputs, strict=True)}
     listed = ", ".join(f"{port}={shown}" for port, shown in inputs.items()) or "nothing"
     return StageError(
-        f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {type(error).__name__}: {error}. "
+        f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {_said(error)}. "
         f"It was given {listed}.",
         stage=call.stage,
         call=call.name,
@@ -78,7 +95,7 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
 def _step_error(step: Step, given: dict[int, object], error: Exception) -> StageError:
     shown = ", ".join(show_tensor(value) for value in given.values())
     return StageError(
-        f"The {step.adapter or step.op} of {step.name!r} raised {type(error).__name__}: {error}. It was given {shown}.",
+        f"The {step.adapter or step.op} of {step.name!r} raised {_said(error)}. It was given {shown}.",
         origin=step.name,
         adapter=step.adapter,
     )
@@ -96,7 +113,7 @@ def release(lane: Lane, error: BaseException) -> None:
         return
     codes = {code.code: code for code in lane.codes}
     freed: set[int] = set()
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    for frame, _ in _frames(error):
         if frame.f_code not in codes:
             continue
         given = codes[frame.f_code].arguments
@@ -111,3 +128,11 @@ def release(lane: Lane, error: BaseException) -> None:
             if held and id(handle) not in freed:
                 freed.add(id(handle))
                 programs.backend_of(plan.values[index].memory).free(handle)
+
+
+def _said(error: Exception) -> str:
+    """Class and text of an exception; an exception may fail at telling its text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
