@@ -7,6 +7,7 @@ to ``Pipeline.add`` (a module, a function, a wrapper) into a :class:`Stage`: the
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -212,7 +213,7 @@ def make_stage(
     target: Any,
     *,
     config: Mapping[str, Any] | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     inputs: Any = None,
     outputs: Any = None,
 ) -> Stage:
@@ -249,7 +250,15 @@ def make_stage(
             f"outputs={{'name': TensorSpec(...) or a Python type}}.",
             stage=name,
         )
-    return Stage(name, target, ports, declared, host, None if host else device, dict(config or {}))
+    return Stage(
+        name,
+        target,
+        ports,
+        declared,
+        host,
+        None if host or device is None else str(device),
+        dict(config or {}),
+    )
 
 
 def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:
@@ -261,6 +270,8 @@ def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:
         if isinstance(model_cls, type) and target.__dict__.get("_model") is None:
             return getattr(model_cls, "forward", model_cls.__call__), 1
         target = target.model
+    if isinstance(target, functools.partial) and isinstance(target.func, torch.nn.Module):
+        return functools.partial(target.func.forward, *target.args, **target.keywords), 0
     return (target.forward if isinstance(target, torch.nn.Module) else target), 0
 
 

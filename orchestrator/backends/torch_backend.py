@@ -7,7 +7,6 @@ downloaded tensor is read. The allocator keeps a pinned buffer until the copy ou
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from orchestrator.adapter import Adapter, apply
 from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
+from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import CompileError
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
@@ -72,7 +72,7 @@ class TorchBackend(Backend):
             found = [f"{kind}:{index}" for kind in ("cuda", "xpu", "mps") for index in range(_count(kind))]
             raise CompileError(
                 f"The device {self.device!r} is not there: torch sees {['cpu', *found]}. Plan for one of these, or "
-                f"run where the device is. ({error})",
+                f"run where the device is. ({str(error).partition(chr(10))[0]})",
                 device=self.device,
             ) from error
 
@@ -92,7 +92,7 @@ class TorchBackend(Backend):
         """
         try:
             target = stage.module()
-            owner = getattr(target, "__self__", target)
+            owner = owner_of(target)
             if not isinstance(owner, torch.nn.Module) and stage.wrapper is not None:
                 owner = stage.wrapper.__dict__.get("_model")
             if not isinstance(owner, torch.nn.Module) or self._is_here(owner):
@@ -117,14 +117,15 @@ class TorchBackend(Backend):
 
         What stages share is copied once: the copies of all stages of a device have one memo.
         """
-        for tensor in (*owner.parameters(), *owner.buffers()):
+        computed = [value for part in owner.modules() for value in vars(part).values() if _is_computed(value)]
+        for tensor in (*owner.parameters(), *owner.buffers(), *computed):
             if id(tensor) in self._copies:
                 continue
             moved = tensor.detach().to(self._torch_device, copy=True)
             if isinstance(tensor, torch.nn.Parameter):
                 moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
             self._copies[id(tensor)] = moved
-        return copy.deepcopy(target, self._copies)
+        return duplicate(target, self._copies)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Forgets the copies of modules."""
@@ -172,6 +173,11 @@ class TorchBackend(Backend):
         """Waits for the caller's current stream on this device."""
         if self._pinned:
             torch.cuda.current_stream(self._torch_device).synchronize()
+
+
+def _is_computed(value: Any) -> bool:
+    """Tells whether an attribute is a tensor made from parameters, as older weight normalisation keeps it."""
+    return isinstance(value, torch.Tensor) and value.grad_fn is not None
 
 
 def _count(kind: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses import fake_tensor
 
+from orchestrator.duplicate import duplicate
 from orchestrator.planner.dtypes import SameDtypes
 from orchestrator.stage import ModelWrapper, Stage
 
@@ -115,7 +117,7 @@ class Prober:
             return twin.forward if wrapper.overrides("forward") else twin.model
         try:
             with fake_tensor.FakeCopyMode(self._mode):
-                target: Any = copy.deepcopy(stage.target)
+                target: Any = duplicate(stage.target, {})
         except Exception:
             if isinstance(stage.target, torch.nn.Module):
                 return _InPlace(stage.target, self._mode)
@@ -132,11 +134,13 @@ class Prober:
                 return wrapper.make_model()
         except Exception:
             with fake_tensor.FakeCopyMode(self._mode):
-                return copy.deepcopy(wrapper.model)
+                return duplicate(wrapper.model, {})
 
 
 class _InPlace:
     """Runs a module that cannot be copied on fake parameters, and puts back everything it holds."""
+
+    _turn = threading.RLock()
 
     def __init__(self, module: torch.nn.Module, mode: fake_tensor.FakeTensorMode) -> None:
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -146,13 +150,14 @@ class _InPlace:
         }
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        held = [(part, dict(part.__dict__)) for part in self.module.modules()]
-        try:
-            return torch.func.functional_call(self.module, self.fakes, args, named)
-        finally:
-            for part, attributes in held:
-                part.__dict__.clear()
-                part.__dict__.update(attributes)
+        with self._turn:
+            held = [(part, dict(part.__dict__)) for part in self.module.modules()]
+            try:
+                return torch.func.functional_call(self.module, self.fakes, args, named)
+            finally:
+                for part, attributes in held:
+                    part.__dict__.clear()
+                    part.__dict__.update(attributes)
 
 
 def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
+from orchestrator.duplicate import owner_of
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
@@ -303,19 +305,34 @@ def _constant_spec(value: Any) -> PortSpec:
 def _check_mode(stage: Stage) -> None:
     """Refuses Dropout and BatchNorm in training mode: results would differ from call to call, or drift."""
     wrapper = stage.wrapper
-    target = wrapper.__dict__.get("_model") if wrapper is not None else stage.target
+    target = wrapper.__dict__.get("_model") if wrapper is not None else owner_of(stage.target)
     if stage.host or not isinstance(target, torch.nn.Module):
         return
+    lazy = next((path for path, value in target.named_parameters() if is_lazy(value)), None)
+    if lazy is not None:
+        raise PlanError(
+            f"Stage {stage.name!r} has no shape yet for its lazy parameter {lazy!r}; call the module once on an "
+            f"example before planning.",
+            stage=stage.name,
+            parameter=lazy,
+        )
     for path, part in target.named_modules():
-        if part.training and isinstance(
-            part, (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
-        ):
+        if getattr(part, "training", False) and _is_random(part):
             raise PlanError(
                 f"Stage {stage.name!r} is in training mode with a {type(part).__name__} "
                 f"({path or 'the module itself'}); call .eval() on it first.",
                 stage=stage.name,
                 module=path,
             )
+
+
+def _is_random(part: torch.nn.Module) -> bool:
+    """Tells whether a module in training mode drops values or updates statistics."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return any(word in part.original_name for word in ("Dropout", "BatchNorm"))
+    if isinstance(part, (torch.nn.MultiheadAttention, torch.nn.RNNBase)):
+        return part.dropout > 0
+    return isinstance(part, (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm))
 
 
 def _feeds(graph: Any, name: str, fed: dict[str, PortSpec]) -> str:
