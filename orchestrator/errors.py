@@ -89,7 +89,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted({str(item) for item in known})
     if not names:
-        return " There is none."
+        return " None is known."
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"

@@ -165,6 +165,10 @@ class TensorSpec:
         number = isinstance(self.pad, (int, float)) and not isinstance(self.pad, bool)
         if self.pad is not None and self.pad != "repeat_first" and not number:
             raise GraphError(f"pad is a number, 'repeat_first' or None, not {self.pad!r}.", pad=self.pad)
+        if number and not _holds(self.dtype, self.pad):
+            raise GraphError(
+                f"pad={self.pad!r} is no value of {dtype_name(self.dtype)}.", pad=self.pad, dtype=self.dtype
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -200,6 +204,17 @@ class TensorSpec:
 
 #: What a port carries: a tensor, or (between host stages) a Python type.
 PortSpec: TypeAlias = TensorSpec | type
+
+
+def _holds(dtype: torch.dtype, number: object) -> bool:
+    """Tells whether a dtype has a number: whole and in range for integers, 0 or 1 for bool."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return True
+    if not isinstance(number, int):
+        return isinstance(number, float) and number.is_integer() and _holds(dtype, int(number))
+    if dtype is torch.bool:
+        return number in (0, 1)
+    return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max
 
 
 def _checked_dim(dim: object) -> AnyDim:

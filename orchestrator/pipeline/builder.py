@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from orchestrator.errors import GraphError
 from orchestrator.graph import Call, Edge, Graph, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
@@ -69,7 +71,7 @@ class Pipeline:
         stage: Any,
         *,
         config: Mapping[str, Any] | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         inputs: Any = None,
         outputs: Any = None,
     ) -> Any:
@@ -113,7 +115,13 @@ class Pipeline:
         return self._plugins or default_manager()
 
     def _inline(
-        self, name: str, inner: Pipeline, options: Any, device: str | None, inputs: Any, outputs: Any
+        self,
+        name: str,
+        inner: Pipeline,
+        options: Any,
+        device: str | torch.device | None,
+        inputs: Any,
+        outputs: Any,
     ) -> Any:
         for word, given in (("config", options), ("inputs", inputs), ("outputs", outputs)):
             if given:
@@ -127,8 +135,8 @@ class Pipeline:
         graph = inner.graph
         for stage in graph.stages.values():
             path = f"{name}/{stage.name}"
-            placed = stage.device if stage.device or stage.host else device
-            self.stages[path] = replace(stage, name=path, device=placed)
+            keeps = stage.device or stage.host or device is None
+            self.stages[path] = replace(stage, name=path, device=stage.device if keeps else str(device))
         return SubPipelineHandle(self, name, graph)
 
     def output(self, name: str, value: Value) -> None:
@@ -205,8 +213,8 @@ class Pipeline:
 
     def plan(
         self,
-        device: str = "cpu",
-        placement: Mapping[str, str] | None = None,
+        device: str | torch.device = "cpu",
+        placement: Mapping[str, str | torch.device] | None = None,
         sizes: Mapping[str, int | tuple[int, ...]] | None = None,
         residency: Mapping[str, Residency | str] | None = None,
         memory: int | str | Mapping[str, int | str] | None = None,

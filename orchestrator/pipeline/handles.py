@@ -27,7 +27,9 @@ def _feed(
     """Values by port, from positional and named arguments."""
     if len(args) > len(ports):
         raise GraphError(
-            f"{name!r} takes {len(ports)} values ({', '.join(ports)}), but was called with {len(args)}."
+            f"{name!r} takes {len(ports)} values ({', '.join(ports)}), but was called with {len(args)}.",
+            stage=name,
+            ports=tuple(ports),
         )
     fed: dict[str, Any] = dict(zip(ports, args, strict=False))
     for port, value in named.items():

@@ -70,6 +70,8 @@ def request_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
         PlanError: An unknown name, or a size that cannot run.
     """
     known = {dim.name: dim for dim in plan.dims}
+    if not isinstance(sizes, Mapping):
+        raise PlanError(f"Sizes are a dict of dim to size, not {sizes!r}.")
     for name, size in sizes.items():
         if name not in known:
             raise PlanError(f"The plan has no dim {name!r}.{nearest(name, known)}", dim=name)

@@ -299,6 +299,10 @@ class Plan:
             )
         return self.loader
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the data alone; what comes back is bound to no pipeline."""
+        return {**self.__dict__, "loader": None}
+
     def call(self, name: str) -> PlannedCall:
         """Returns a call by name."""
         return next(call for call in self.calls if call.name == name)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from orchestrator.adapter import Adapter
 from orchestrator.backend import Backend
 from orchestrator.graph import Edge, Graph
@@ -30,8 +32,8 @@ class Request:
     """
 
     resolve: Callable[[str], tuple[str, type[Backend]]]
-    device: str = "cpu"
-    placement: Mapping[str, str] = field(default_factory=dict)
+    device: str | torch.device = "cpu"
+    placement: Mapping[str, str | torch.device] = field(default_factory=dict)
     sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     residency: Mapping[str, Residency | str] = field(default_factory=dict)
     memory: int | str | Mapping[str, int | str] | None = None

@@ -165,7 +165,7 @@ def _same_names(plan: Plan, graph: Graph) -> None:
     )
     for what, there, here in pairs:
         if there != here:
-            odd = sorted(there ^ here)[:3]
+            odd = sorted(map(str, there ^ here))[:3]
             raise _mismatch(plan, graph, f"{what} differ in {odd}")
 
 

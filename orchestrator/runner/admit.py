@@ -45,7 +45,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, int]:
         _check(name, spec, inputs[name], sizes)
     for dim in plan.dims:
         if dim.name in sizes:
-            _check_size(dim, *sizes[dim.name])
+            _check_size(plan, dim, *sizes[dim.name])
     return {dim: size for dim, (_, size) in sizes.items()}
 
 
@@ -77,6 +77,8 @@ def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, in
 def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _unfit(name, spec, value, "it is sparse or nested; pass a dense tensor.")
     if value.dtype != spec.dtype:
         raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
     if value.dim() != len(spec.dims):
@@ -85,18 +87,21 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
         raise _unfit(name, spec, value, "a request's inputs come from the host; pass .cpu().")
 
 
-def _check_size(dim: DimPlan, name: str, size: int) -> None:
+def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
     if dim.any:
         return
     largest = dim.buckets[-1]
     if bucket_for(size, dim.buckets) is None and not dim.chunked:
+        lacking = _lacking(plan, dim.name)
         raise InputError(
             f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot "
-            f"run in chunks: an output does not carry {dim.name!r}. Plan with a larger bucket: "
+            f"run in chunks: the pieces of {', '.join(map(repr, lacking))} cannot be joined along {dim.name!r}. Plan "
+            f"with a larger bucket: "
             f"sizes={{{dim.name!r}: {size}}}.",
             input=name,
             dim=dim.name,
             size=size,
+            outputs=lacking,
         )
     if not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets)):
         raise InputError(
@@ -107,3 +112,14 @@ def _check_size(dim: DimPlan, name: str, size: int) -> None:
             dim=dim.name,
             size=size,
         )
+
+
+def _lacking(plan: Plan, dim: str) -> tuple[str, ...]:
+    """Outputs whose chunks cannot be joined along a dim: without it, with it twice, or with a born dim beside it."""
+    born = {other.name for other in plan.dims if other.born}
+    specs = {name: plan.values[index].spec for name, index in plan.outputs}
+    return tuple(
+        name
+        for name, spec in specs.items()
+        if not isinstance(spec, TensorSpec) or plain_dims(spec.dims).count(dim) != 1 or born & set(spec.names)
+    )

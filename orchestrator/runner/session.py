@@ -89,7 +89,9 @@ class Session:
         known = [name for name, _ in self.plan.outputs]
         for name in keep:
             if name not in known:
-                raise InputError(f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}")
+                raise InputError(
+                    f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
+                )
         return (self._choose(keep) if keep else self._entry)(inputs)
 
     def stream(self, requests: Iterable[Mapping[str, Any]], depth: int = 2) -> Stream:
@@ -164,7 +166,8 @@ class Session:
 
     def _refusal(self) -> InputError:
         return InputError(
-            f"This session of {self.plan.pipeline!r} is closed; load the plan again.", session=self
+            f"This session of {self.plan.pipeline!r} is closed; load the plan again.",
+            pipeline=self.plan.pipeline,
         )
 
     def _choose(self, keep: frozenset[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -6,7 +6,7 @@ are the buckets of the graph, so that one choice for each name fits every stage 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, nearest
@@ -26,6 +26,8 @@ def bucket(draft: Draft) -> Draft:
     Raises:
         PlanError: A name without sizes, contradictory declarations, or sizes that are none of a dim's buckets.
     """
+    if not isinstance(draft.request.sizes, Mapping):
+        raise PlanError(f"sizes is a dict of dim to buckets, not {draft.request.sizes!r}.")
     declared: dict[str, list[tuple[str, Dim]]] = {}
     for where, dim in _declarations(draft):
         declared.setdefault(dim.name, []).append((where, dim))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from orchestrator.backend import Backend
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.model import HOST
@@ -38,7 +40,7 @@ def place(draft: Draft) -> Draft:
         devices[name] = kind.canonical(wish)
         families[devices[name]] = (backend_name, kind)
     if not families and draft.request.device != HOST:
-        resolve(draft.request.device)
+        resolve(str(draft.request.device))
     groups = {device: kind(device, _options(draft, kind)) for device, (_, kind) in families.items()}
     _check_options(draft, groups)
     for name, stage in stages.items():
@@ -59,7 +61,7 @@ def _check_placement(draft: Draft) -> None:
             raise PlanError(
                 f"placement names {name!r}, but there is no such stage.{nearest(name, known)}", stage=name
             )
-        if not isinstance(device, str):
+        if not isinstance(device, (str, torch.device)):
             raise PlanError(
                 f"placement puts {name!r} on {device!r}; a device is a string like 'cuda:0'.", stage=name
             )
@@ -91,7 +93,7 @@ def _wish(draft: Draft, stage: Stage) -> str:
             f"its outputs, or place it on 'cpu'.",
             stage=stage.name,
         )
-    return wish
+    return str(wish) if isinstance(wish, torch.device) else wish
 
 
 def _options(draft: Draft, kind: type[Backend]) -> dict[str, Any]:
