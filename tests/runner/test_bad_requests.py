@@ -197,7 +197,9 @@ def test_an_exception_object_that_is_raised_again_tells_of_the_latest_request(de
     """Python keeps the old frames of an exception object behind the new ones."""
     module = Grumpy(ValueError("always this one"))
     options = COMPUTE if device == "null" else None
-    session = chain(module, takes=spec("n", 3, pad=0)).plan(device, sizes={"n": (2, 4)}, options=options).load()
+    session = (
+        chain(module, takes=spec("n", 3, pad=0)).plan(device, sizes={"n": (2, 4)}, options=options).load()
+    )
     for size, bucket in ((2, 2), (4, 4), (3, 4), (9, 4), (1, 2)):
         error = refuses(StageError, "always this one", lambda n=size: session(x=-torch.ones(n, 3)))
         if device == "cpu":
