@@ -7,14 +7,13 @@ frame also holds the values the step was given, so nothing has to be noted while
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.plan.model import HOST, Step
-from orchestrator.runner.entry import is_entry
 from orchestrator.specs import show_tensor
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def is_own(lane: Lane, error: Exception) -> bool:
         return False
     codes = {code.code for code in lane.codes}
     entered, own = False, True
-    for frame, _ in _frames(error):
+    for frame, _ in _frames(codes, error):
         if frame.f_code in codes:
             entered = own = True
         elif entered and own:
@@ -42,18 +41,22 @@ def is_own(lane: Lane, error: Exception) -> bool:
     return own
 
 
-def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+def _frames(codes: Container[CodeType], error: BaseException) -> Iterator[tuple[FrameType, int]]:
     """Yields the frames of this request with their lines.
 
     They end where another request begins: one that a stage ran in a session of its own, or an earlier one that the
     same exception object came out of (Python keeps its old frames behind the new ones).
     """
-    entries = 0
+    running = False
     for frame, line in traceback.walk_tb(error.__traceback__):
-        entries += is_entry(frame.f_code)
-        if entries > 1:
+        if running and _is_entry(frame.f_code):
             return
+        running = running or frame.f_code in codes
         yield frame, line
+
+
+def _is_entry(code: CodeType) -> bool:
+    return code.co_filename.startswith("<stage-orchestrator ") and code.co_filename.endswith(" entry>")
 
 
 def explain(lane: Lane, error: Exception) -> OrchestratorError:
@@ -70,7 +73,7 @@ def explain(lane: Lane, error: Exception) -> OrchestratorError:
 def _find(lane: Lane, error: BaseException) -> tuple[Step, FrameType] | None:
     codes = {code.code: code for code in lane.codes}
     found = None
-    for frame, line in _frames(error):
+    for frame, line in _frames(codes, error):
         code = codes.get(frame.f_code)
         if code is not None and line in code.lines:
             found = code.lines[line], frame
@@ -113,7 +116,7 @@ def release(lane: Lane, error: BaseException) -> None:
         return
     codes = {code.code: code for code in lane.codes}
     freed: set[int] = set()
-    for frame, _ in _frames(error):
+    for frame, _ in _frames(codes, error):
         if frame.f_code not in codes:
             continue
         given = codes[frame.f_code].arguments
