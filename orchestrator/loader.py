@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.backend import Artifact, Backend
@@ -60,7 +60,8 @@ def resolve_stage(
     """
     registry = manager.registry
     if name not in registry.stages and name in registry.pipelines:
-        return registry.pipelines.get(name).load()(**config), frozenset(config), ()
+        pipeline = registry.pipelines.get(name).load()
+        return _made("pipeline", name, lambda: pipeline(**config), config), frozenset(config), ()
     factory = registry.stages.get(name).load()
     known = parameter_names(factory)
     whole = accepts_whole(factory)
@@ -69,13 +70,18 @@ def resolve_stage(
         if whole or known is None
         else {key: value for key, value in config.items() if key in known}
     )
+    return _made("stage", name, lambda: build(factory, used or None), used), frozenset(used), known or ()
+
+
+def _made(kind: str, name: str, make: Callable[[], Any], config: Mapping[str, Any]) -> Any:
     try:
-        return build(factory, used or None), frozenset(used), known or ()
+        return make()
     except Exception as error:
         raise PluginError(
-            f"The registered stage {name!r} could not be made from config {used}: {type(error).__name__}: {error}",
+            f"The registered {kind} {name!r} could not be made from config {dict(config)}: "
+            f"{type(error).__name__}: {error}",
             stage=name,
-            config=used,
+            config=dict(config),
         ) from error
 
 

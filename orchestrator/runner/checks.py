@@ -66,8 +66,9 @@ def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
             )
         return tuple(given[name] for name in names)
     if len(names) == 1:
-        single = isinstance(given, tuple) and len(given) == 1 and call.outputs[0][1] is not tuple
-        return (given[0],) if single else (given,)
+        spec = call.outputs[0][1]
+        listed = isinstance(given, tuple) or (isinstance(given, list) and isinstance(spec, TensorSpec))
+        return tuple(given) if listed and len(given) == 1 and spec is not tuple else (given,)
     if not isinstance(given, (tuple, list)) or len(given) != len(names):
         what = f"{len(given)} values" if isinstance(given, (tuple, list)) else show_tensor(given)
         raise StageError(
