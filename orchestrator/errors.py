@@ -15,6 +15,7 @@ name, and the way out. The objects it speaks of are attributes, so that a progra
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Iterable
 
 __all__ = [
@@ -45,8 +46,9 @@ class OrchestratorError(Exception):
             setattr(self, name, value)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with the attributes, so that an error crosses a process border whole."""
-        return _rebuild, (type(self), self.message, self.objects)
+        """Pickle with the attributes that can be pickled, so that an error crosses a process border."""
+        objects = {name: value for name, value in self.objects.items() if _travels(value)}
+        return _rebuild, (type(self), self.message, objects)
 
 
 class GraphError(OrchestratorError):
@@ -75,6 +77,14 @@ class PluginError(OrchestratorError):
 
 def _rebuild(kind: type[OrchestratorError], message: str, objects: dict[str, object]) -> OrchestratorError:
     return kind(message, **objects)
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
-from orchestrator.runner.entry import entry_source, request_form
+from orchestrator.runner.entry import call_source, entry_source, is_callable_by_name, request_form
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.lane import REMEMBERED, Lane
@@ -63,7 +63,8 @@ class Session:
         self._tables: list[dict[Any, Any]] = []
         shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
         self._turn: contextlib.AbstractContextManager[Any] | None = threading.RLock() if shared else None
-        self._entry = self._choose(frozenset())
+        self._entry: Callable[[Mapping[str, Any]], dict[str, Any]]
+        self._switch()
 
     def __call__(self, /, **inputs: Any) -> dict[str, Any]:
         """Runs one request.
@@ -131,13 +132,13 @@ class Session:
         trace = Trace(self.plan.pipeline)
         with self._lock:
             self._traces = (*self._traces, trace)
-            self._entry = self._choose(frozenset())
+            self._switch()
         try:
             yield trace
         finally:
             with self._lock:
                 self._traces = tuple(other for other in self._traces if other is not trace)
-                self._entry = self._choose(frozenset())
+                self._switch()
 
     def close(self) -> None:
         """Waits for running requests and gives the devices back; later calls are :class:`InputError`."""
@@ -151,6 +152,9 @@ class Session:
             time.sleep(0.001)
         for backend in self._programs.backends.values():
             backend.close()
+        with self._lock:
+            self._lanes.clear()
+            self._switch()
 
     def __enter__(self) -> Session:
         return self
@@ -167,8 +171,28 @@ class Session:
     def _refusal(self) -> InputError:
         return InputError(
             f"This session of {self.plan.pipeline!r} is closed; load the plan again.",
-            pipeline=self.plan.pipeline,
+            session=self,
         )
+
+    def _switch(self) -> None:
+        """Takes the entries that fit: plain, observed, or (closed) one that refuses.
+
+        Python looks ``__call__`` up on the class. So a session has a class of its own, with the generated one, while
+        nobody observes it.
+        """
+        if self._closed:
+            self._entry, self.__class__ = self._refuse, Session
+            return
+        self._entry = self._choose(frozenset())
+        if self._on_stage or self._traces or self._on_request or not is_callable_by_name(self.plan):
+            self.__class__ = Session
+        elif self.__class__ is Session:
+            lane = self._lanes[frozenset(), False][0]
+            call = self._generate(lane, call_source(self.plan, self._turn is not None), "__call__")
+            self.__class__ = type("Session", (Session,), {"__call__": call, "__slots__": ()})
+
+    def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise self._refusal()
 
     def _choose(self, keep: frozenset[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """The entry for this set of kept outputs, observed if somebody listens now."""
@@ -177,7 +201,8 @@ class Session:
             if (keep, watched) not in self._lanes:
                 programs = replace(self._programs, plan=keep_on_device(self.plan, keep))
                 lane = Lane(programs, self._totals, self._observe if watched else None)
-                self._lanes[keep, watched] = (lane, self._finished(self._enter(lane)))
+                entry = self._generate(lane, entry_source(self.plan, self._turn is not None), "entry")
+                self._lanes[keep, watched] = (lane, self._finished(entry))
             return self._lanes[keep, watched][1]
 
     def _observe(self, step: Step, started: float, ended: float) -> None:
@@ -215,24 +240,25 @@ class Session:
         with self._lock:
             if not self._closed and len(table) < REMEMBERED:
                 table[key] = found
+                table[None] = (*found, *key)
         return found
 
-    def _enter(self, lane: Lane) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Generates the entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.lane`."""
+    def _generate(self, lane: Lane, source: str, name: str) -> Callable[..., dict[str, Any]]:
+        """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
         table: dict[Any, Any] = {}
         self._tables.append(table)
         scope: dict[str, Any] = {
-            "table": table,
-            "begin": self._active.append,
-            "end": self._active.pop,
-            "admit": lambda inputs: self._admit(lane, table, inputs),
-            "grad": torch.is_grad_enabled,
-            "no_grad": torch.no_grad,
-            "explain": lambda error: explain(lane, error),
-            "release": lambda error: release(lane, error),
-            "is_own": lambda error: is_own(lane, error),
-            "turn": self._turn,
+            "_table": table,
+            "_begin": self._active.append,
+            "_end": self._active.pop,
+            "_admit": lambda inputs: self._admit(lane, table, inputs),
+            "_grad": torch.is_grad_enabled,
+            "_no_grad": torch.no_grad,
+            "_explain": lambda error: explain(lane, error),
+            "_release": lambda error: release(lane, error),
+            "_is_own": lambda error: is_own(lane, error),
+            "_turn": self._turn,
+            "_missing": object(),
         }
-        source = entry_source(self.plan, self._turn is not None)
         exec(compile(source, f"<stage-orchestrator {self.plan.pipeline} entry>", "exec"), scope)
-        return scope["entry"]  # type: ignore[no-any-return]
+        return scope[name]  # type: ignore[no-any-return]
