@@ -15,7 +15,7 @@ from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.regions import Region
-from orchestrator.specs import Derived, PortSpec, TensorSpec, plain_dims
+from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dims
 
 __all__ = ["End", "Ways"]
 
@@ -159,10 +159,25 @@ class Ways:
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
             (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
         if not target.real and (source.real or leaves) and self.bucketed(form.spec):
-            if grows and grows[-1].kind == "pad" and grows[-1].rule == form.rule:
+            rule = form.rule if form.rule is not None or not leaves else self._promise(form.spec)
+            if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
-            grows.append(Adapter("pad", plain_dims(form.spec.dims), form.rule, to_bucket=True))
+            grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
         return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
+
+    def _promise(self, spec: TensorSpec) -> Pad:
+        """The rule that a born dim was declared with: it holds for what the planner cuts and has to grow again."""
+        rules: list[Pad] = []
+        for name in spec.names:
+            call, _, port = self.draft.dims[name].born.partition(".")
+            if call:
+                outputs = self.draft.graph.calls[call].stage.outputs
+                rules += [
+                    item.spec.pad
+                    for item in outputs
+                    if item.name == port and isinstance(item.spec, TensorSpec)
+                ]
+        return rules[0] if rules and None not in rules else None
 
     def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
         for dim in spec.dims:

@@ -27,7 +27,9 @@ Draw = Callable[[Any], Any]
 
 
 class Crops(stages.Crops):
-    """Notes how many rows it gave."""
+    """Notes how many rows it gave; it may also run on a device, where it says what it gives."""
+
+    opaque = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -250,7 +252,9 @@ class Builder:
         width, pad = self.draw(st.sampled_from(WIDTHS)), self.draw(st.sampled_from(PADS))
         stage = Crops({"width": width, "pad": pad})
         self.crops.append(stage)
-        value = self.add(stage, device="host")(slot.value)
+        # On a device, a stage that decides a dim must not see padding: its input has no other.
+        on_host = self.draw(st.booleans()) or slot.lead != (3,)
+        value = self.add(stage, device="host" if on_host else None)(slot.value)
         self.slots += [Slot(value, ("n",), width), Slot(self.add(stages.Double())(value), ("n",), width)]
 
     def inner(self) -> None:
@@ -264,6 +268,8 @@ class Builder:
         value = pipeline.input("x", inside.spec(pad=0))
         builder = Builder(self.draw, pipeline, depth=1, fails=self.fails)
         builder.give(value, inside)
+        if self.draw(st.booleans()):
+            builder.fixed()
         builder.grow(self.draw(st.integers(1, 3)))
         results = builder.slots[-2:]
         for number, result in enumerate(results):
@@ -285,8 +291,21 @@ class Builder:
 
 
 OPERATIONS = (
-    *("double", "linear", "linear", "repeat", "repeat", "sum", "sum", "concat", "split", "stats", "fixed"),
-    *("cast", "derived", "opaque", "fail", "host", "rows", "crop", "crop", "inner"),
+    *(
+        "double",
+        "linear",
+        "linear",
+        "repeat",
+        "repeat",
+        "sum",
+        "sum",
+        "concat",
+        "split",
+        "stats",
+        "fixed",
+        "fixed",
+    ),
+    *("cast", "derived", "opaque", "fail", "host", "rows", "crop", "crop", "inner", "inner"),
 )
 
 _plugins: list[PluginManager] = []
