@@ -45,4 +45,4 @@ docs: $(STAMP) ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
 
 clean: ## remove .venv and everything the targets wrote
-	rm -rf $(VENV) $(DEMO) docs/_build bench-out
+	rm -rf $(VENV) $(DEMO) docs/_build build

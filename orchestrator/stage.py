@@ -308,6 +308,7 @@ def _declared(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
         check_name(f"{kind} port", port)
         if port in result:
             raise GraphError(f"Stage {name!r} has two {kind} ports called {port!r}.", stage=name, port=port)
+        spec = object if spec is Any else spec
         if spec is not None and not isinstance(spec, (TensorSpec, type)):
             raise GraphError(
                 f"The {kind} port {port!r} of stage {name!r} is declared as {spec!r}; "

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import GraphError
+from orchestrator.errors import GraphError, PlanError
 from orchestrator.graph import Call, Edge, Graph, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
@@ -60,6 +60,7 @@ class Pipeline:
         check_name("input", name)
         if name in self._inputs:
             raise GraphError(f"Pipeline {self.name!r} has an input {name!r} already.", input=name)
+        spec = object if spec is Any else spec
         if not isinstance(spec, (TensorSpec, type)):
             raise GraphError(f"Input {name!r} takes a TensorSpec or a Python type, not {spec!r}.", input=name)
         self._inputs[name] = spec
@@ -98,6 +99,8 @@ class Pipeline:
             raise GraphError(
                 f"Pipeline {self.name!r} has a stage {name!r} already; names are unique.", stage=name
             )
+        if config is not None and not isinstance(config, Mapping):
+            raise GraphError(f"config of stage {name!r} is a dict of options, not {config!r}.", stage=name)
         options = overridden(name, config)
         used: frozenset[str] = frozenset()
         accepts: tuple[str, ...] = ()
@@ -255,6 +258,8 @@ class Pipeline:
         Raises:
             PlanError: The plan is wrong, or of another pipeline.
         """
+        if not isinstance(plan, Plan):
+            raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
         graph, manager = self.graph, self._manager()
         bound = bind_plan(plan, graph, Request(lambda name: resolve_backend(manager, name)))
         return replace(bound, loader=PipelineLoader(graph, manager))

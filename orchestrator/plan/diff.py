@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from orchestrator.errors import PlanError
 from orchestrator.plan.model import Plan, PlannedEdge, Step
 from orchestrator.plan.text import table
 from orchestrator.specs import show_spec
@@ -28,7 +29,13 @@ class PlanDiff:
 
 
 def diff(one: Plan, other: Plan) -> PlanDiff:
-    """Compares two plans, part by part."""
+    """Compares two plans, part by part.
+
+    Raises:
+        PlanError: One of them is no plan.
+    """
+    if not isinstance(other, Plan):
+        raise PlanError(f"A plan is compared with a plan, not with {other!r}.")
     if one == other:
         return PlanDiff(())
     facts = [dict(_facts(plan)) for plan in (one, other)]

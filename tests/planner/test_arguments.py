@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -102,3 +103,24 @@ def test_a_plan_read_from_a_file_is_bound_by_name_and_shape():
     other.output("y", other.add("s", nn.Linear(4, 3))(other.input("x", TensorSpec(("b", 4)))))
     with pytest.raises(PlanError, match="does not fit"):
         other.bind(Plan.from_json(plan.to_json()))
+
+
+@pytest.mark.parametrize("plan", [None, 5, "{}"])
+def test_only_a_plan_is_bound_or_compared(plan: object):
+    with pytest.raises(PlanError, match="Plan"):
+        small().bind(plan)
+    with pytest.raises(PlanError, match="plan"):
+        small().plan(sizes={"b": 8}).diff(plan)
+
+
+def test_a_config_is_a_dict():
+    with pytest.raises(GraphError, match="dict of options"):
+        Pipeline("p").add("s", nn.Linear(2, 2), config=5)
+
+
+def test_any_python_value_may_pass():
+    pipeline = Pipeline("any")
+    stage = pipeline.add("s", lambda x: [x], device="host", outputs={"output": Any})
+    pipeline.output("y", stage(pipeline.input("x", Any)))
+    with pipeline.plan().load() as session:
+        assert session(x=3)["y"] == [3]
