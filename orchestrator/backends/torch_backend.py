@@ -141,7 +141,7 @@ class TorchBackend(Backend):
     def download(self, handle: Handle) -> torch.Tensor:
         """Copies a tensor into a (pinned) host tensor; it is there after :meth:`synchronize`."""
         if self._pinned and handle.numel():
-            host = torch.empty(handle.shape, dtype=handle.dtype, pin_memory=True)
+            host = torch.empty(handle.shape, dtype=handle.dtype, device="cpu", pin_memory=True)
             return host.copy_(handle, non_blocking=True)
         return handle.cpu()  # type: ignore[no-any-return]
 

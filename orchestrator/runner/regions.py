@@ -100,7 +100,7 @@ class _Region:
             raise self._lacks(value, zero, "has no items")
         shape = value.spec.shape(whole.sizes(value))
         if value.memory == HOST:
-            return torch.empty(shape, dtype=value.spec.dtype)
+            return torch.empty(shape, dtype=value.spec.dtype, device="cpu")
         return self.programs.backend_of(value.memory).empty(shape, value.spec.dtype)
 
     def _lacks(self, value: PlannedValue, name: str, what: str) -> StageError:
