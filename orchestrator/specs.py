@@ -163,6 +163,8 @@ class TensorSpec:
                 f"The dtype of a TensorSpec is a torch.dtype, not {self.dtype!r}.", dtype=self.dtype
             )
         number = isinstance(self.pad, (int, float)) and not isinstance(self.pad, bool)
+        if number and self.pad != self.pad:
+            object.__setattr__(self, "pad", math.nan)  # the one NaN, so that equal specs compare equal
         if self.pad is not None and self.pad != "repeat_first" and not number:
             raise GraphError(f"pad is a number, 'repeat_first' or None, not {self.pad!r}.", pad=self.pad)
         if number and not _holds(self.dtype, self.pad):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def from_json(text: str) -> Plan:
         PlanError: The text is no JSON (truncated?), no plan, of another version, or malformed.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=lambda name: math.nan if name == "NaN" else float(name))
     except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(
             f"This is no plan: the JSON cannot be read, it may be truncated ({error})."

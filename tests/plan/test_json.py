@@ -62,6 +62,15 @@ def test_a_plan_is_equal_after_a_round_trip(plan: Plan):
     assert again.summary == plan.summary
 
 
+@pytest.mark.parametrize("pad", [float("nan"), float("inf"), -float("inf"), 1e-40, -0.0])
+def test_odd_numbers_survive_a_round_trip(pad: float):
+    pipeline = chain(Double(), takes=spec("n", pad=pad))
+    plan = pipeline.plan(sizes={"n": 4})
+    again = pipeline.bind(Plan.from_json(plan.to_json()))
+    assert again == plan
+    assert again.load()(x=torch.ones(3))["y"].tolist() == [2.0] * 3
+
+
 def test_a_plan_that_was_read_and_bound_runs_the_same():
     assert result(SAMPLE.bind(Plan.from_json(TEXT))) == EXPECTED
 
