@@ -15,6 +15,7 @@ import itertools
 import keyword
 import linecache
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
@@ -107,8 +108,11 @@ class Generator:
         scope = writer.scope
         exec(compile(source, filename, "exec"), scope)
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        # Out of its own globals: a function that holds itself waits for the cyclic collector, and its stages with it.
+        function = scope.pop(name)
+        weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
         steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
-        return Code(scope[name], sized, steps_by_line, frozenset(arguments), source)
+        return Code(function, sized, steps_by_line, frozenset(arguments), source)
 
 
 class _Writer:

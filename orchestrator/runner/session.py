@@ -154,6 +154,7 @@ class Session:
             backend.close()
         with self._lock:
             self._lanes.clear()
+            self._programs = replace(self._programs, functions={}, constants={})
             self._switch()
 
     def __enter__(self) -> Session:
@@ -180,24 +181,34 @@ class Session:
         Python looks ``__call__`` up on the class. So a session has a class of its own, with the generated one, while
         nobody observes it.
         """
-        if self._closed:
-            self._entry, self.__class__ = self._refuse, Session
-            return
         self._entry = self._choose(frozenset())
-        if self._on_stage or self._traces or self._on_request or not is_callable_by_name(self.plan):
-            self.__class__ = Session
+        if self._closed or self._watched or self._on_request or not is_callable_by_name(self.plan):
+            self._be_plain()
         elif self.__class__ is Session:
             lane = self._lanes[frozenset(), False][0]
             call = self._generate(lane, call_source(self.plan, self._turn is not None), "__call__")
             self.__class__ = type("Session", (Session,), {"__call__": call, "__slots__": ()})
+
+    def _be_plain(self) -> None:
+        """Leaves the class of its own, without what that holds: a class is freed by the cyclic collector only."""
+        own = type(self)
+        self.__class__ = Session
+        if own is not Session:
+            del own.__call__
+
+    @property
+    def _watched(self) -> bool:
+        return bool(self._on_stage or self._traces)
 
     def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise self._refusal()
 
     def _choose(self, keep: frozenset[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """The entry for this set of kept outputs, observed if somebody listens now."""
-        watched = bool(self._on_stage or self._traces)
+        watched = self._watched
         with self._lock:
+            if self._closed:
+                return self._refuse
             if (keep, watched) not in self._lanes:
                 programs = replace(self._programs, plan=keep_on_device(self.plan, keep))
                 lane = Lane(programs, self._totals, self._observe if watched else None)
@@ -261,4 +272,4 @@ class Session:
             "_missing": object(),
         }
         exec(compile(source, f"<stage-orchestrator {self.plan.pipeline} entry>", "exec"), scope)
-        return scope[name]  # type: ignore[no-any-return]
+        return scope.pop(name)  # type: ignore[no-any-return]
