@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Dim, ModelWrapper, Pipeline, PlanError, StageError, TensorSpec
@@ -13,6 +15,9 @@ from orchestrator.stage import make_stage
 from orchestrator.store import ArtifactStore
 from orchestrator.testing import HandleError, NullBackend, assert_same, recording, run_by_hand, stages
 from orchestrator.testing.pytest_plugin import make_plugins
+from orchestrator_stages.faces.pipeline import faces
+from orchestrator_stages.model5 import model5
+from orchestrator_stages.vision_text import vision_text
 
 PLUGINS = make_plugins()
 
@@ -237,6 +242,48 @@ def test_a_failing_stage_frees_everything():
         record.assert_no_leaks()
 
 
+def test_threads_and_streams_share_a_null_device():
+    pipeline = diamond()
+    requests = [{"x": torch.full((1 + number % 6, 4), float(number))} for number in range(24)]
+    options = {"compute": True, "deferred": True}
+    with (
+        pipeline.plan(device="null", placement={"double": "null:1"}, options=options).load() as session,
+        recording() as record,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        expected = [session.run(request) for request in requests]
+        assert_same(list(threads.map(session.run, requests)), expected)
+        assert_same(list(session.stream(requests, depth=3)), expected)
+        record.assert_no_leaks()
+        counted = record.counts()
+        assert counted["uploads"] == session.stats["uploads"]
+        assert counted["dispatches"] == session.stats["dispatches"]
+        assert session.stats["requests"] == 3 * len(requests)
+
+
+def _sample(spec: TensorSpec) -> torch.Tensor:
+    if spec.dtype == torch.uint8:
+        return torch.from_numpy(pytest.importorskip("skimage").data.astronaut())
+    batch = {"batch": 2}
+    return torch.randn(spec.shape(batch), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("make", [vision_text, model5, faces])
+def test_shipped_pipelines_give_there_what_they_give_by_hand(make):
+    pipeline = make()
+    inputs = {port: _sample(spec) for port, spec in pipeline.graph.inputs.items()}
+    results = []
+    for compute in (False, True):
+        plan = pipeline.plan(device="null", options={"compute": compute})
+        with plan.load() as session, recording() as record:
+            results.append(session(**inputs))
+            record.assert_no_leaks()
+    forms, found = results
+    assert_same(found, run_by_hand(pipeline.graph, inputs), exact=False, rtol=1e-3, atol=1e-3)
+    assert set(forms) == set(found)
+
+
+@settings(derandomize=True, deadline=None, database=None)
 @given(
     st.integers(1, 9),
     st.fixed_dictionaries({"ranks": st.integers(1, 4), "deferred": st.booleans(), "compute": st.booleans()}),
