@@ -151,7 +151,8 @@ class _Verifier:
         reads = {index for inner in step.body for index in inner.inputs}
         made = {index for inner in step.body for index in inner.outputs}
         self._demand(
-            sorted(reads - made) == sorted(step.inputs), f"region {step.name!r} reads other values than it says"
+            sorted(reads - made) == sorted(step.inputs),
+            f"region {step.name!r} reads other values than it says",
         )
         around, self.within = self.within, (*self.within, *step.dims)
         after = self._replay(step.body, alive)
