@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.backend import Artifact, Backend
-from orchestrator.errors import PlanError, PluginError, nearest
+from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
@@ -102,10 +102,23 @@ class PipelineLoader:
         self._path = path
 
     def compile(self, plan: Plan, path: str | os.PathLike[str]) -> PipelineLoader:
-        """Compiles every stage into a store and writes the plan beside the artifacts."""
+        """Compiles every stage into a store and writes the plan beside the artifacts.
+
+        Raises:
+            CompileError: A stage cannot be compiled, or the folder cannot be written.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise CompileError(f"Artifacts go into a folder, not {path!r}.", path=path)
         store = ArtifactStore(path)
         artifacts = compile_stages(plan, self._graph.stages, self._backends(plan), store)
-        store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
+        try:
+            store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
+        except OSError as error:
+            raise CompileError(
+                f"The artifacts of {plan.pipeline!r} cannot be written to {str(path)!r}: {error}. Give a folder that "
+                f"can be made and written to.",
+                path=path,
+            ) from error
         return PipelineLoader(self._graph, self._manager, path)
 
     def load(self, plan: Plan) -> Session:

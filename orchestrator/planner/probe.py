@@ -77,8 +77,9 @@ class Prober:
             self._structures[id(stage)] = structure(stage.target)
         key = (self._structures[id(stage)], tuple((name, _key(value)) for name, value in arguments))
         if key not in self._memo:
-            # An inference tensor has no version, and versions tell what a stage wrote into.
-            with _quiet(), torch.inference_mode(False):
+            # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
+            # of the moment, the plan is not.
+            with _quiet(), torch.inference_mode(False), _no_autocast():
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
@@ -243,6 +244,16 @@ def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:
     if strange is not None:
         return Outcome(f"a {kind} that holds a {type(strange).__name__}", (), written)
     return Outcome(kind, tuple((name, tuple(value.shape), value.dtype) for name, value in items), written)
+
+
+@contextlib.contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Leaves the autocast modes of the thread that plans out of what is inferred."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextlib.contextmanager

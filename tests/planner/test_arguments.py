@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from orchestrator import Dim, GraphError, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
+from orchestrator import (
+    CompileError,
+    Dim,
+    GraphError,
+    InputError,
+    Pipeline,
+    Plan,
+    PlanError,
+    StageError,
+    TensorSpec,
+)
 
 
 def small(**spec: object) -> Pipeline:
@@ -124,3 +135,20 @@ def test_any_python_value_may_pass():
     pipeline.output("y", stage(pipeline.input("x", Any)))
     with pipeline.plan().load() as session:
         assert session(x=3)["y"] == [3]
+
+
+@pytest.mark.parametrize("path", [None, 5])
+def test_artifacts_go_into_a_folder(path: object, tmp_path: Path):
+    plan = small().plan(sizes={"b": 8})
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    for place in (path, file):
+        with pytest.raises(CompileError, match="folder"):
+            plan.compile(place)
+    assert file.read_text() == "not a folder"
+
+
+def test_a_plan_does_not_hang_on_the_autocast_of_its_planner():
+    plain = small().plan(sizes={"b": 8})
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small().plan(sizes={"b": 8}) == plain
