@@ -14,7 +14,7 @@ from orchestrator.errors import StageError, nearest
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
 
-__all__ = ["make_check"]
+__all__ = ["make_check", "make_unwritten", "versions"]
 
 
 def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
@@ -49,6 +49,40 @@ def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
         return values
 
     return check
+
+
+def versions(*values: Any) -> tuple[int, ...]:
+    """Returns how often each tensor was written into; 0 for what does not tell (inference tensors, Python values)."""
+    return tuple(
+        value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
+        for value in values
+    )
+
+
+def make_unwritten(call: PlannedCall) -> Callable[..., None]:
+    """Returns the function ``(versions before, inputs in order)`` that makes sure a host stage wrote into none of them.
+
+    Stages on a device are seen to write while planning; a host stage runs only now.
+
+    Raises:
+        StageError: (the returned function) It did.
+    """
+
+    def unwritten(before: tuple[int, ...], *values: Any) -> None:
+        after = versions(*values)
+        if after == before:
+            return
+        pairs = zip(call.inputs, before, after, strict=True)
+        port = next(port for (port, _), old, new in pairs if old != new)
+        raise StageError(
+            f"Stage {call.stage!r} (call {call.name!r}) wrote into its input {port!r}; another reader of that value, "
+            f"or the caller, sees it. Work on a copy: {port}.clone().",
+            stage=call.stage,
+            call=call.name,
+            port=port,
+        )
+
+    return unwritten
 
 
 def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:

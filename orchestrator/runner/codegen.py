@@ -23,6 +23,7 @@ from typing import Any
 
 from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
+from orchestrator.runner.checks import make_unwritten, versions
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
@@ -168,9 +169,14 @@ class _Writer:
         if call.declared:
             self.sized = True
             check = self._name("check", self.owner.check(call))
+            read = "".join(f"v{index}, " for index in step.inputs)
+            if call.device == HOST:
+                self._line(f"versions = {self._name('versions', versions)}({read})")
             self._line(
                 f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R, B)"
             )
+            if call.device == HOST:
+                self._line(f"{self._name('unwritten', make_unwritten(call))}(versions, {read})")
         elif call.returns == "single":
             self._line(f"{targets[0]} = {expression}")
         elif call.returns == "tuple":

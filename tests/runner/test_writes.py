@@ -1,0 +1,39 @@
+"""A host stage that writes into its input is named; nobody else's value changes unnoticed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator import Pipeline, StageError, TensorSpec
+
+SPEC = TensorSpec((3,))
+
+
+def through(function) -> Pipeline:
+    pipeline = Pipeline("host")
+    x = pipeline.input("x", SPEC)
+    kept = pipeline.input("kept", SPEC)
+    stage = pipeline.add("s", function, device="host", outputs={"output": SPEC})
+    pipeline.output("y", stage(kept, x))
+    return pipeline
+
+
+def test_a_write_is_an_error_that_names_the_port_and_the_way_out():
+    with through(lambda kept, x: x.add_(1)).plan().load() as session:
+        with pytest.raises(StageError, match=r"wrote into its input 'x'.*x\.clone\(\)") as caught:
+            session(x=torch.zeros(3), kept=torch.zeros(3))
+        assert (caught.value.stage, caught.value.call, caught.value.port) == ("s", "s", "x")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_reading_and_making_new_values_is_fine(mode):
+    with through(lambda kept, x: x.clone().add_(kept)).plan().load() as session, mode():
+        for _ in range(2):
+            assert torch.equal(session(x=torch.ones(3), kept=torch.ones(3))["y"], torch.full((3,), 2.0))
+
+
+def test_a_view_that_is_written_counts_as_well():
+    session = through(lambda kept, x: kept[1:].zero_().sum() + x).plan().load()
+    with session, pytest.raises(StageError, match="'kept'"):
+        session(x=torch.zeros(3), kept=torch.ones(3))
