@@ -25,8 +25,6 @@ __all__ = ["Adapter", "Kind", "apply", "pad_to", "slice_to"]
 Kind: TypeAlias = Literal["upload", "download", "copy", "pad", "slice", "cut", "cast"]
 
 MOVES = ("upload", "download", "copy")
-#: These make a value smaller: worth doing before a move. ``cast`` may do either.
-SHRINKS = ("slice", "cut")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from orchestrator.plan.model import DimPlan, PlannedValue
 
-__all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "run_chunks"]
+__all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "misfit", "run_chunks"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,19 @@ def chunk_sizes(size: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
     chunks = [(largest, largest)] * (size // largest)
     rest = size % largest
     return [*chunks, (rest, bucket_for(rest, buckets) or largest)] if rest else chunks
+
+
+def misfit(dim: DimPlan, size: int) -> str:
+    """Tells why a size of a dim cannot run: ``large``, ``odd``, or nothing if it can.
+
+    ``large``: above the largest bucket, and not to be cut. ``odd``: a chunk of it is no bucket, and not to be padded.
+    """
+    if dim.any:
+        return ""
+    if size > dim.buckets[-1] and not dim.chunked:
+        return "large"
+    odd = not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets))
+    return "odd" if odd else ""
 
 
 @dataclass(frozen=True)

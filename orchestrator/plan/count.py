@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
+from orchestrator.plan.chunks import Run, combine, misfit
 from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_entry
 from orchestrator.specs import TensorSpec
 
@@ -84,17 +84,14 @@ def _check_size(dim: DimPlan, size: int) -> None:
         raise PlanError(
             f"A size of dim {dim.name!r} is a positive int, not {size!r}.", dim=dim.name, size=size
         )
-    bucket = bucket_for(size, dim.buckets)
-    if dim.any or not size:
-        return
-    if bucket is None and not dim.chunked:
+    fault = misfit(dim, size)
+    if fault == "large":
         raise PlanError(
             f"Dim {dim.name!r} at {size} is above its largest bucket {dim.buckets[-1]}, and cannot run in chunks.",
             dim=dim.name,
             size=size,
         )
-    rests = chunk_sizes(size, dim.buckets)
-    if not dim.padded and any(real != chunk for real, chunk in rests):
+    if fault == "odd":
         raise PlanError(
             f"Dim {dim.name!r} at {size} is no bucket {dim.buckets}, and an input of that dim has no pad rule.",
             dim=dim.name,

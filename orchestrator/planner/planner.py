@@ -31,10 +31,16 @@ def make_plan(graph: Graph, request: Request) -> Plan:
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    draft = _infer(bucket(place(Draft(graph, request))))
+    return verify(_run_passes(graph, request))
+
+
+def _run_passes(graph: Graph, request: Request) -> Plan:
+    draft = bucket(place(Draft(graph, request)))
+    _check_static(draft)
+    draft = _infer(draft)
     for run in (decide_residency, adapt, free_values, weigh):
         draft = run(draft)
-    return verify(_finish(draft))
+    return _finish(draft)
 
 
 def _infer(draft: Draft) -> Draft:
@@ -43,7 +49,6 @@ def _infer(draft: Draft) -> Draft:
     first: PlanError | None = None
     for size in ANY_SIZES if open_ended else ANY_SIZES[:1]:
         dims = {name: replace(draft.dims[name], buckets=(size,)) for name in open_ended}
-        _check_static(draft)
         try:
             return infer(replace(draft, dims={**draft.dims, **dims}))
         except PlanError as error:
@@ -125,8 +130,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     sizes = {dim.name: dim.buckets for dim in plan.dims}
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
-    draft = weigh(free_values(adapt(decide_residency(infer(bucket(place(Draft(graph, asked))))))))
-    fresh = _finish(draft)
+    fresh = _run_passes(graph, asked)
     for what in ("inputs", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import InputError, nearest
-from orchestrator.plan.chunks import bucket_for, chunk_sizes
+from orchestrator.plan.chunks import misfit
 from orchestrator.plan.model import DimPlan, Plan
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
 
@@ -88,22 +88,19 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
 
 
 def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
-    if dim.any:
-        return
-    largest = dim.buckets[-1]
-    if bucket_for(size, dim.buckets) is None and not dim.chunked:
+    fault = misfit(dim, size)
+    if fault == "large":
         lacking = _lacking(plan, dim.name)
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, above its largest bucket {largest}, and the pipeline cannot "
-            f"run in chunks: the pieces of {', '.join(map(repr, lacking))} cannot be joined along {dim.name!r}. Plan "
-            f"with a larger bucket: "
-            f"sizes={{{dim.name!r}: {size}}}.",
+            f"Input {name!r} has {dim.name}={size}, above its largest bucket {dim.buckets[-1]}, and the pipeline "
+            f"cannot run in chunks: the pieces of {', '.join(map(repr, lacking))} cannot be joined along {dim.name!r}. "
+            f"Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
             input=name,
             dim=dim.name,
             size=size,
             outputs=lacking,
         )
-    if not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets)):
+    if fault == "odd":
         raise InputError(
             f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are "
             f"not padded: an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError, nearest
+from orchestrator.plan.chunks import misfit
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
 
@@ -131,10 +132,8 @@ def _named(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> Iterat
 
 
 def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
-    if dim.any or not size or (dim.padded and (dim.chunked or size <= dim.buckets[-1])):
-        return
-    rest = size % dim.buckets[-1] if size > dim.buckets[-1] else size
-    if size > dim.buckets[-1] and not dim.chunked:
+    fault = misfit(dim, size)
+    if fault == "large":
         raise StageError(
             f"'{call.name}.{port}' decided {dim.name}={size}, above its largest bucket {dim.buckets[-1]}, and it "
             f"cannot run in chunks: a value that leaves its stages does not carry {dim.name!r}. Give it larger "
@@ -144,7 +143,7 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
             dim=dim.name,
             size=size,
         )
-    if not dim.padded and rest and rest not in dim.buckets:
+    if fault == "odd":
         raise StageError(
             f"'{call.name}.{port}' decided {dim.name}={size}, which is no bucket {dim.buckets}, and there is no pad "
             f"rule. Declare the output with pad=0 or pad='repeat_first'.",
