@@ -2,9 +2,13 @@
 
     upload, download, copy   move a value: host to device, device to host, device to device
     pad                      grow to the consumer's size; named dims go to their bucket
+    gather                   move to the host and join what the ranks hold of it, each a part
     slice                    cut to the consumer's fixed size, from the end
     cut                      undo a padding: named dims go back to the real size of the request
     cast                     change the dtype
+
+Where a device has no eager compute, an adapter has a *place*: it is folded into the ``producer`` or the ``consumer``
+when that is compiled, or is a ``program`` of its own. Elsewhere it has none: it is an op, or happens on the host.
 
 An adapter is data. :func:`apply` does a ``pad``, ``slice``, ``cut`` or ``cast`` with torch ops and serves
 every backend with eager compute; moves belong to the backends.
@@ -22,9 +26,14 @@ from orchestrator.specs import AnyDim, Derived, Pad, TensorSpec, dtype_name, pla
 
 __all__ = ["Adapter", "Kind", "apply", "pad_to", "slice_to"]
 
-Kind: TypeAlias = Literal["upload", "download", "copy", "pad", "slice", "cut", "cast"]
+Kind: TypeAlias = Literal["upload", "download", "copy", "gather", "pad", "slice", "cut", "cast"]
+Place: TypeAlias = Literal["", "producer", "consumer", "program"]
 
-MOVES = ("upload", "download", "copy")
+MOVES = ("upload", "download", "copy", "gather")
+#: Kinds whose result has the adapter's own dims.
+RESIZES = ("pad", "slice", "cut", "gather")
+
+_PLACES = {"producer": ", in the producer", "consumer": ", in the consumer", "program": ", a program of its own"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,12 @@ class Adapter:
 
     Attributes:
         kind: See the module's table.
-        dims: Target dims of ``pad``, ``slice`` and ``cut``.
+        dims: Target dims of ``pad``, ``slice``, ``cut`` and ``gather``.
         rule: What ``pad`` fills with; ``None`` is an exact fit: growing there is an error.
         dtype: Target of ``cast``.
         device: Target of a move.
         to_bucket: A ``pad`` that takes named dims from the request's size to their bucket.
+        place: Where it happens on a device without eager compute; see the module.
     """
 
     kind: Kind
@@ -46,8 +56,14 @@ class Adapter:
     dtype: torch.dtype | None = None
     device: str = ""
     to_bucket: bool = False
+    place: Place = ""
 
     def __str__(self) -> str:
+        return f"{self._what()}{_PLACES.get(self.place, '')}"
+
+    def _what(self) -> str:
+        if self.kind == "gather":
+            return f"gather to [{', '.join(str(dim) for dim in self.dims)}] on the host"
         if self.kind in MOVES:
             return f"{self.kind} to {self.device}"
         if self.kind == "cast":
@@ -57,7 +73,7 @@ class Adapter:
 
     def result(self, spec: TensorSpec) -> TensorSpec:
         """Returns the spec of the value that comes out."""
-        dims = self.dims if self.kind in ("pad", "slice", "cut") else spec.dims
+        dims = self.dims if self.kind in RESIZES else spec.dims
         return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)
 
     def shape(self, given: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:

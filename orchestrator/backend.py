@@ -8,8 +8,9 @@ To the runner, a value on the device is an opaque *handle*.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -18,9 +19,11 @@ from orchestrator.store import Artifact, ArtifactStore
 
 if TYPE_CHECKING:
     from orchestrator.adapter import Adapter
+    from orchestrator.program import Application
+    from orchestrator.specs import PortSpec
     from orchestrator.stage import Stage
 
-__all__ = ["Artifact", "Backend", "Capabilities", "Handle", "Link"]
+__all__ = ["Artifact", "Backend", "Capabilities", "CompilingBackend", "Handle", "Link"]
 
 #: A value on a device; only its backend looks inside.
 Handle: TypeAlias = Any
@@ -33,16 +36,22 @@ class Link:
     Attributes:
         bytes_per_second: One direction; 0 means that there is no link (host memory).
         dispatch_seconds: One program start.
+        memory_bytes_per_second: Between a core and its own memory; 0 means that it is not accounted for.
         source: Where the figures come from.
     """
 
     bytes_per_second: float = 0.0
     dispatch_seconds: float = 0.0
+    memory_bytes_per_second: float = 0.0
     source: str = "host memory: nothing crosses a link"
 
     def seconds(self, size: int) -> float:
         """Returns the estimated time for ``size`` bytes over the link."""
         return size / self.bytes_per_second if self.bytes_per_second else 0.0
+
+    def memory_seconds(self, size: int) -> float:
+        """Returns the estimated time to read or write ``size`` bytes of a core's own memory."""
+        return size / self.memory_bytes_per_second if self.memory_bytes_per_second else 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Capabilities:
         host_memory: Values live in host memory: no link, no copies, nothing counted.
         refcounted: A handle frees its memory with its last reference; else ``free`` is called.
         deferred: Downloads complete at ``synchronize``; it is called before anyone reads them.
+        memory: Bytes of each rank's memory, the budget where the user gives none; 0: not known.
         link: Cost figures with their source.
     """
 
@@ -69,6 +79,7 @@ class Capabilities:
     host_memory: bool = False
     refcounted: bool = True
     deferred: bool = False
+    memory: int = 0
     link: Link = Link()
 
 
@@ -80,8 +91,8 @@ class Backend(abc.ABC):
         options: Values for names in :attr:`option_types`.
     """
 
-    #: Option names this family knows, with the type of their value.
-    option_types: ClassVar[Mapping[str, type]] = {}
+    #: Option names this family knows, with the type (or types) of their value.
+    option_types: ClassVar[Mapping[str, type | tuple[type, ...]]] = {}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         self.device = self.canonical(device)
@@ -158,3 +169,65 @@ class Backend(abc.ABC):
 
     def synchronize(self) -> None:
         """Waits until downloads have arrived; called only where :attr:`Capabilities.deferred` is true."""
+
+    def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+        """Returns the dtype in which the device holds a value of a stage: its own, or a narrower one."""
+        return dtype
+
+    def sharded(self, stage: Stage) -> Mapping[str, int]:
+        """Returns output ports whose ranks hold parts, with the dim along which they join."""
+        return {}
+
+    def review(
+        self, stage: Stage, inputs: Mapping[str, PortSpec], outputs: Mapping[str, PortSpec]
+    ) -> Iterable[str]:
+        """Looks at a stage that is about to be planned for this device.
+
+        Args:
+            stage: The stage.
+            inputs: Fed ports with what they get.
+            outputs: Output ports with what they give.
+
+        Returns:
+            Warnings, a sentence each; they become notes of the plan.
+
+        Raises:
+            PlanError: It cannot run here.
+        """
+        return ()
+
+    def measured(self) -> Mapping[str, Any] | None:
+        """Returns what the device itself counted since it was opened, or None where it counts nothing."""
+        return None
+
+
+class CompilingBackend(Backend):
+    """A device family that runs compiled programs only; it has no eager compute.
+
+    What it is asked to compile are applications: a stage's programs with the adapters folded into them. ``adapt``,
+    ``join`` and ``part`` are called only where no program can do it; they may go over the host.
+    """
+
+    def foldable(self, stage: Stage) -> bool:
+        """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
+        return True
+
+    @abc.abstractmethod
+    def key(self, application: Application) -> str:
+        """Returns the content key of an application: all that its programs depend on, weights left out."""
+
+    @abc.abstractmethod
+    def build(self, application: Application, folder: Path) -> None:
+        """Compiles an application into an empty folder; runs in a process of its own.
+
+        Raises:
+            CompileError: It cannot be compiled.
+        """
+
+    @abc.abstractmethod
+    def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
+        """Loads an application with its weights; returns the callable of each program by name.
+
+        Raises:
+            CompileError: It does not fit the device, or its weights do not fit.
+        """

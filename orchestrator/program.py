@@ -1,0 +1,107 @@
+"""Programs: what a backend that compiles is asked to compile, and what it hands out.
+
+A *program* is compiled code with fixed inputs, one version for each combination of buckets. It runs a stage, with
+adapters *folded* into it before and after, or adapters alone (then it is weightless). Programs of one stage share
+its weights; together they are an *application*. Two programs of an application may be equal but for their *route*: a
+second one exists where the first, which owns a single output buffer, must not run again yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from orchestrator.adapter import Adapter
+from orchestrator.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from orchestrator.stage import Stage
+
+__all__ = ["Application", "Program", "ProgramInput", "ProgramOutput"]
+
+
+@dataclass(frozen=True)
+class ProgramInput:
+    """One input of a program.
+
+    Attributes:
+        port: The stage's input port; ``value`` in a weightless program.
+        spec: What arrives on the device; ``None``: a Python constant, compiled in.
+        adapters: What is done to it before the stage sees it, in order.
+        dtype: What the stage was written for; integers are converted to it inside the program.
+        constant: The Python constant.
+    """
+
+    port: str
+    spec: TensorSpec | None
+    adapters: tuple[Adapter, ...] = ()
+    dtype: torch.dtype | None = None
+    constant: Any = None
+
+
+@dataclass(frozen=True)
+class ProgramOutput:
+    """One output of a program.
+
+    Attributes:
+        port: The stage's output port; ``value`` in a weightless program.
+        spec: What leaves, adapters done.
+        adapters: What is done to what the stage gives, in order.
+    """
+
+    port: str
+    spec: TensorSpec
+    adapters: tuple[Adapter, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program.
+
+    Its loaded callable takes the handles of :attr:`tensors` in order and returns a tuple of handles, one for each of
+    :attr:`outputs`.
+
+    Attributes:
+        name: Unique in its plan.
+        inputs: Fed ports, in the order of the stage's.
+        outputs: What it gives, in order; a port may appear raw and adapted.
+        sizes: The combinations of buckets it is compiled for, the largest last.
+        returns: How the stage hands its outputs over: ``single``, ``tuple`` or ``dict``.
+        ports: All output ports of the stage, in order.
+        keywords: Ports that the stage takes by name.
+        route: Tells apart programs that are equal otherwise.
+        to_host: Its one output is read on the host only.
+    """
+
+    name: str
+    inputs: tuple[ProgramInput, ...]
+    outputs: tuple[ProgramOutput, ...]
+    sizes: tuple[Mapping[str, int], ...] = ({},)
+    returns: str = "single"
+    ports: tuple[str, ...] = ("output",)
+    keywords: tuple[str, ...] = ()
+    route: int = 0
+    to_host: bool = False
+
+    @property
+    def tensors(self) -> tuple[ProgramInput, ...]:
+        """Inputs that are tensors, in order."""
+        return tuple(item for item in self.inputs if item.spec is not None)
+
+
+@dataclass(frozen=True)
+class Application:
+    """The programs of one stage, compiled and loaded as one; or one weightless program.
+
+    Attributes:
+        name: The stage's name, or the program's where there is no stage.
+        stage: The stage; ``None``: adapters alone.
+        programs: Its programs.
+    """
+
+    name: str
+    stage: Stage | None
+    programs: tuple[Program, ...]
