@@ -15,11 +15,11 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
-$(STAMP): pyproject.toml stages/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml stages/pyproject.toml plugins/neuron/pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this takes a minute or more"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
-	@$(PIP) --editable '.[test,check,docs]' --editable stages
+	@$(PIP) --editable '.[test,check,docs]' --editable stages --editable plugins/neuron
 	@touch $@
 
 demo: $(STAMP) ## find the faces in a photo; the picture and the boxes land in demo-out/
@@ -34,7 +34,7 @@ test: $(STAMP) ## run all tests
 check: $(STAMP) ## ruff, mypy, import-linter and the docs build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p orchestrator -p orchestrator_stages
+	$(BIN)/mypy -p orchestrator -p orchestrator_stages -p orchestrator_neuron
 	$(BIN)/lint-imports
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
 

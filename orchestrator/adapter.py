@@ -33,7 +33,11 @@ MOVES = ("upload", "download", "copy", "gather")
 #: Kinds whose result has the adapter's own dims.
 RESIZES = ("pad", "slice", "cut", "gather")
 
-_PLACES = {"producer": ", in the producer", "consumer": ", in the consumer", "program": ", a program of its own"}
+_PLACES = {
+    "producer": ", in the producer",
+    "consumer": ", in the consumer",
+    "program": ", a program of its own",
+}
 
 
 @dataclass(frozen=True)

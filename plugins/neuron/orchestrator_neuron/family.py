@@ -1,0 +1,128 @@
+"""What both Neuron device families have in common: how they are named, what they can do, and what they refuse.
+
+A value on the device is a *ranked value*: ``[rank][output]`` lists of tensors of device type ``privateuseone``, with
+one output. Integers of 64 bits are held in 32, as NxD Inference does; with ``torch_dtype`` floating-point values are
+held in that. All stages of a process share one world size, so a family has one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from orchestrator.backend import Capabilities, CompilingBackend, Link
+from orchestrator.errors import PlanError
+from orchestrator.specs import PortSpec, TensorSpec, show_spec
+from orchestrator.stage import Stage
+from orchestrator_neuron.options import OPTION_TYPES, Settings, checked, settings_for
+
+__all__ = ["LINK", "RankedBackend"]
+
+#: Link and dispatch: github.com/ai-decentralized/Difflet, benchmark/flux_cache/h1b, h1c (commit 035933c4), on
+#: trn2.3xlarge with four logical cores. Two weightless programs took 0.46 ms as seen from the host, so 0.23 ms each. The
+#: same step on the host, 512 KiB down from one rank and up to four, took 0.27 ms: 2.62 MB / 0.27 ms = 9.7 GB/s.
+#: Memory: AWS gives 46 TB/s for the 16 chips of trn2.48xlarge: 2.9 TB/s a chip, for four logical cores.
+LINK = Link(
+    bytes_per_second=9.7e9,
+    dispatch_seconds=0.23e-3,
+    memory_bytes_per_second=0.72e12,
+    source="Difflet flux_cache h1b, h1c on trn2.3xlarge: 0.46 ms for two small programs, 0.27 ms for 5 x 512 KiB over "
+    "the link; AWS: 46 TB/s of memory for 16 chips of 4 logical cores",
+)
+
+#: Memory of one logical core of trn2: a chip has 96 GB for eight physical cores (AWS), one or two in a logical one.
+CORE_MEMORY = {1: 12_000_000_000, 2: 24_000_000_000}
+
+#: What a Neuron program computes with.
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+
+
+class RankedBackend(CompilingBackend):
+    """Base of both families; a subclass names its family.
+
+    Args:
+        device: The family's name, alone or with ``:0``.
+        options: See :mod:`orchestrator_neuron.options`.
+    """
+
+    family: ClassVar[str]
+    option_types: ClassVar[Mapping[str, type | tuple[type, ...]]] = OPTION_TYPES
+
+    def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(device, checked(options or {}))
+        whole = settings_for(self.options, "", {})
+        self._capabilities = Capabilities(
+            ranks=whole.world_size,
+            eager=False,
+            static_shapes=True,
+            output_buffers=1,
+            peer_copy=False,
+            memory=CORE_MEMORY[whole.logical_nc_config],
+            link=LINK,
+        )
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        """Tells whether it is the family's name, alone or with ``:0``."""
+        return device in (cls.family, f"{cls.family}:0")
+
+    @classmethod
+    def canonical(cls, device: str) -> str:
+        """Returns the family's name: there is one device group in a process."""
+        return cls.family
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Ranks by world size; programs with static shapes and one output buffer; no eager compute."""
+        return self._capabilities
+
+    def settings(self, stage: Stage | None) -> Settings:
+        """Returns the options in force for a stage; ``None``: for a weightless program."""
+        return settings_for(self.options, stage.name if stage else "", stage.config if stage else {})
+
+    def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+        """Returns int32 for int64, and the stage's ``torch_dtype`` for a floating-point dtype where it has one."""
+        wanted = self.settings(stage).torch_dtype
+        if dtype is torch.int64:
+            return torch.int32
+        return wanted if wanted is not None and dtype.is_floating_point else dtype
+
+    def sharded(self, stage: Stage) -> Mapping[str, int]:
+        """Returns the stage's option ``sharded``."""
+        return dict(self.settings(stage).sharded)
+
+    def review(
+        self, stage: Stage, inputs: Mapping[str, PortSpec], outputs: Mapping[str, PortSpec]
+    ) -> Iterable[str]:
+        """Refuses dtypes that Neuron does not compute with; see the page of failure modes for the whole list.
+
+        Raises:
+            PlanError: A port has such a dtype, or an option is wrong.
+        """
+        self.settings(stage)
+        for side, ports in (("input", inputs), ("output", outputs)):
+            for port, spec in ports.items():
+                if isinstance(spec, TensorSpec) and self.held_dtype(stage, spec.dtype) not in DTYPES:
+                    raise PlanError(
+                        f"The {side} port {port!r} of stage {stage.name!r} is {show_spec(spec)}, but a Neuron program "
+                        f"does not compute with {spec.dtype}. Declare it as float32 (a port with allow_cast=True "
+                        f"converts), or run the stage on the host or on 'cpu'.",
+                        stage=stage.name,
+                        port=port,
+                    )
+        return tuple(self._notes(stage))
+
+    def _notes(self, stage: Stage) -> Iterator[str]:
+        """Yields warnings about a stage."""
+        yield from ()

@@ -1,0 +1,120 @@
+"""The module that is traced for one program and one bucket: folded adapters, the stage, folded adapters.
+
+It takes the program's tensors in order, one more where it has a route, and returns a tuple. The stage's weights are
+found under ``stage.``: a name such as ``model.weight`` becomes ``stage.model.weight``, so that no loader that strips
+``model.`` touches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.adapter import Adapter, apply
+from orchestrator.duplicate import duplicate, owner_of
+from orchestrator.program import Program, ProgramInput
+from orchestrator.stage import Stage
+
+__all__ = ["PREFIX", "ProgramModule", "example_inputs", "stage_module"]
+
+#: What the stage's weights are found under.
+PREFIX = "stage."
+
+
+def stage_module(stage: Stage | None) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
+    """Returns a private copy of what runs a stage, on the host, and the module that owns its weights, if any."""
+    if stage is None:
+        return None, None
+    target = stage.module()
+    wrapper = stage.wrapper
+    if wrapper is not None and target is wrapper:
+        _ = wrapper.model if wrapper.model_cls is not None else None
+    memo: dict[int, Any] = {}
+    copied: Any = duplicate(target, memo)
+    owner = owner_of(copied)
+    if not isinstance(owner, torch.nn.Module) and wrapper is not None:
+        owner = copied.__dict__.get("_model")
+    if not isinstance(owner, torch.nn.Module):
+        return copied, None
+    return copied, owner.eval().requires_grad_(False).to("cpu")
+
+
+class ProgramModule(torch.nn.Module):
+    """What is traced.
+
+    Args:
+        target: What runs the stage, from :func:`stage_module`; ``None``: a weightless program.
+        owner: The module that owns the weights, if any.
+        program: The program.
+        sizes: The combination of buckets.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., Any] | None,
+        owner: torch.nn.Module | None,
+        program: Program,
+        sizes: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.stage = owner
+        # In a tuple, so that a target that is a module is not registered a second time.
+        self._target = (target,)
+        self._program = program
+        self._sizes = dict(sizes)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs the program once."""
+        values = iter(tensors)
+        fed = {
+            item.port: item.constant if item.spec is None else self._enter(item, next(values))
+            for item in self._program.inputs
+        }
+        target = self._target[0]
+        given = fed if target is None else self._named(self._call(target, fed))
+        return tuple(
+            self._adapted(self._held(given[item.port], item.spec.dtype, item.adapters), item.adapters)
+            for item in self._program.outputs
+        )
+
+    def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
+        value = self._adapted(value, item.adapters)
+        if item.dtype is not None and not item.dtype.is_floating_point and value.dtype != item.dtype:
+            value = value.to(item.dtype)
+        return value
+
+    def _adapted(self, value: torch.Tensor, adapters: tuple[Adapter, ...]) -> torch.Tensor:
+        for adapter in adapters:
+            value = apply(adapter, value, self._sizes)
+        return value
+
+    def _held(self, value: torch.Tensor, dtype: torch.dtype, adapters: tuple[Adapter, ...]) -> torch.Tensor:
+        """Brings what the stage gives to the dtype it is held in; a folded cast does the rest."""
+        casts = any(adapter.kind == "cast" for adapter in adapters)
+        return value if casts or value.dtype == dtype else value.to(dtype)
+
+    def _call(self, target: Callable[..., Any], fed: dict[str, Any]) -> Any:
+        keywords = self._program.keywords
+        positional = [value for port, value in fed.items() if port not in keywords]
+        return target(*positional, **{port: fed[port] for port in keywords})
+
+    def _named(self, given: Any) -> Mapping[str, torch.Tensor]:
+        if self._program.returns == "dict":
+            return given  # type: ignore[no-any-return]
+        values = (given,) if self._program.returns == "single" else given
+        return dict(zip(self._program.ports, values, strict=True))
+
+
+def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+    """Returns inputs of a program at one combination of buckets; their shapes and dtypes become its contract.
+
+    Ones, not zeros: a compiler may drop what a mask of zeros hides.
+    """
+    tensors = [
+        torch.ones(item.spec.shape(sizes), dtype=item.spec.dtype) for item in program.tensors if item.spec
+    ]
+    if program.route:
+        tensors.append(torch.zeros(program.route, dtype=torch.int32))
+    return tuple(tensors)

@@ -1,0 +1,156 @@
+"""Options of the two Neuron device families, for a whole plan or for one stage, and what is in force for a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.errors import PlanError
+
+__all__ = ["OPTION_TYPES", "Settings", "checked", "settings_for"]
+
+#: Names of the options, with the types a value may have.
+OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "tp_degree": int,
+    "world_size": int,
+    "torch_dtype": (torch.dtype, str),
+    "logical_nc_config": int,
+    "compiler_args": str,
+    "adapters": (str, dict, tuple),
+    "hazards": str,
+    "checkpoint": str,
+    "sharded": (dict, tuple),
+    "shard_weights": (dict, tuple),
+}
+
+#: Options that speak of one stage's weights or ports; they have no meaning for a whole plan.
+STAGE_ONLY = ("checkpoint", "sharded", "shard_weights")
+#: Options of the process: they are the same for all stages.
+PROCESS_WIDE = ("world_size", "logical_nc_config", "hazards")
+PLACES = ("cost", "producer", "consumer", "program", "host")
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is in force for one stage.
+
+    Attributes:
+        tp_degree: Ranks that share the stage's work.
+        world_size: Ranks of the process: rows of a ranked value.
+        torch_dtype: What weights and floating-point values are cast to; None: they stay as they are.
+        logical_nc_config: Physical cores of one logical core.
+        compiler_args: Arguments for the compiler; empty: its defaults.
+        checkpoint: A safetensors file, or a folder with ``model.safetensors``; empty: the module's own weights.
+        sharded: Output port to the dim along which the ranks' parts join.
+        shard_weights: Weight to the dim along which it is cut into one part for each rank.
+    """
+
+    tp_degree: int = 1
+    world_size: int = 1
+    torch_dtype: torch.dtype | None = None
+    logical_nc_config: int = 2
+    compiler_args: str = ""
+    checkpoint: str = ""
+    sharded: tuple[tuple[str, int], ...] = ()
+    shard_weights: tuple[tuple[str, int], ...] = ()
+
+
+def checked(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
+    """Returns options in one form: dtypes as such, dicts as sorted pairs.
+
+    Args:
+        options: Options by name.
+        stage: The stage they are of; empty: the whole plan.
+
+    Raises:
+        PlanError: A value is none of its option.
+    """
+    return {name: _check(name, value, stage) for name, value in options.items() if name in OPTION_TYPES}
+
+
+def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> Settings:
+    """Returns what is in force for a stage: its own options over those of the plan.
+
+    Raises:
+        PlanError: A value is none of its option, or an option of the whole process differs for the stage.
+    """
+    whole, own = dict(options), checked(config, stage)
+    for name in PROCESS_WIDE:
+        if name in own and own[name] != whole.get(name, own[name] if name == "hazards" else None):
+            raise PlanError(
+                f"Stage {stage!r} asks for {name}={own[name]!r}, but all stages of one process share one; give it to "
+                f"the plan: options={{{name!r}: {own[name]!r}}}. (NxD Inference crashes while loading weights when "
+                f"world sizes differ.)",
+                stage=stage,
+                option=name,
+            )
+    world = int(whole.get("world_size", whole.get("tp_degree", 1)))
+    merged = {**whole, **own, "world_size": world}
+    used = {name: value for name, value in merged.items() if name in Settings.__dataclass_fields__}
+    settings = Settings(**used)
+    if world % settings.tp_degree:
+        raise PlanError(
+            f"Stage {stage!r} has tp_degree={settings.tp_degree}, which does not divide the world size {world}; plan "
+            f"with options={{'world_size': {settings.tp_degree}}} or a multiple of it.",
+            stage=stage,
+        )
+    return settings
+
+
+def _check(name: str, value: Any, stage: str) -> Any:
+    kinds = OPTION_TYPES[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        listed = kinds if isinstance(kinds, tuple) else (kinds,)
+        raise _wrong(name, value, stage, f"a {' or '.join(kind.__name__ for kind in listed)}")
+    if not stage and name in STAGE_ONLY:
+        raise PlanError(
+            f"The option {name!r} is of one stage: pipeline.add('name', stage, config={{{name!r}: ...}}).",
+            option=name,
+        )
+    if isinstance(value, int) and value < 1:
+        raise _wrong(name, value, stage, "a positive int")
+    if name == "logical_nc_config" and value not in (1, 2):
+        raise _wrong(name, value, stage, "1 or 2")
+    if name == "torch_dtype":
+        return _dtype(value, stage)
+    if name == "hazards" and value not in ("solve", "ignore"):
+        raise _wrong(name, value, stage, "'solve' or 'ignore'")
+    if name == "adapters":
+        return _places(value, stage)
+    if name in ("sharded", "shard_weights"):
+        return _pairs(name, value, stage, int)
+    return value
+
+
+def _dtype(value: Any, stage: str) -> torch.dtype:
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if dtype not in _DTYPES:
+        raise _wrong("torch_dtype", value, stage, "float32, float16 or bfloat16")
+    return dtype  # type: ignore[no-any-return]
+
+
+def _places(value: Any, stage: str) -> Any:
+    pairs = () if isinstance(value, str) else _pairs("adapters", value, stage, str)
+    for place in (value,) if isinstance(value, str) else (place for _, place in pairs):
+        if place not in PLACES:
+            raise _wrong("adapters", place, stage, f"one of {', '.join(map(repr, PLACES))}")
+    return value if isinstance(value, str) else pairs
+
+
+def _pairs(name: str, value: Any, stage: str, kind: type) -> tuple[tuple[str, Any], ...]:
+    items = tuple(value.items()) if isinstance(value, Mapping) else tuple(value)
+    for item in items:
+        fits = isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)
+        if not fits or not isinstance(item[1], kind) or isinstance(item[1], bool):
+            raise _wrong(name, value, stage, f"a dict of names to {kind.__name__}")
+    return tuple(sorted((key, content) for key, content in items))
+
+
+def _wrong(name: str, value: Any, stage: str, wanted: str) -> PlanError:
+    where = f" of stage {stage!r}" if stage else ""
+    return PlanError(f"The option {name!r}{where} is {wanted}, not {value!r}.", option=name, stage=stage)
