@@ -1,0 +1,99 @@
+"""Opening a safetensors checkpoint: which files it has, and which weight is in which.
+
+A *checkpoint* is a safetensors file, a folder with ``model.safetensors``, or a folder with
+``model.safetensors.index.json`` and the shards it lists. Opening reads names and shapes, no data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from orchestrator.errors import CompileError
+
+__all__ = ["damaged", "kind_of", "opened"]
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def kind_of(name: str) -> str:
+    """Returns the kind of a dtype as safetensors spells it: ``F32``, ``BF16``, ``I64``, ``U8``, ``BOOL``, ``C64``."""
+    if name == "BOOL":
+        return "bool"
+    return {"F": "float", "B": "float", "C": "complex"}.get(name[0], "int")
+
+
+@contextlib.contextmanager
+def opened(stage: str, checkpoint: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Opens a checkpoint; gives its path and, by name, the open file that a weight is in.
+
+    Args:
+        stage: The stage's name, for messages.
+        checkpoint: Path of the file or folder.
+
+    Raises:
+        CompileError: There is no such checkpoint, or it is damaged.
+    """
+    path = Path(checkpoint).expanduser()
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for file, names in _files(stage, path):
+            try:
+                handle = stack.enter_context(safe_open(file, framework="pt"))
+                keys = set(handle.keys())
+            except (SafetensorError, OSError) as error:
+                raise damaged(stage, file, error) from error
+            absent = [name for name in names or () if name not in keys]
+            if absent:
+                raise damaged(stage, file, f"the index says that it has {absent[0]!r}, but it does not")
+            files.update(dict.fromkeys(names if names is not None else sorted(keys), handle))
+        yield path, files
+
+
+def _files(stage: str, path: Path) -> list[tuple[Path, list[str] | None]]:
+    """The files of a checkpoint, with the names to read from each; ``None``: all that are in it."""
+    if path.is_file():
+        return [(path, None)]
+    if not path.is_dir():
+        raise CompileError(
+            f"The checkpoint of stage {stage!r}, {str(path)!r}, does not exist. It is a .safetensors file or a folder "
+            f"with {FILE}.",
+            stage=stage,
+            path=path,
+        )
+    if (path / FILE).is_file():
+        return [(path / FILE, None)]
+    if (path / INDEX).is_file():
+        return _listed(stage, path / INDEX)
+    others = sorted(item.name for item in path.glob("*.safetensors"))
+    hint = f" It has {', '.join(others[:3])}: name the file itself." if others else ""
+    raise CompileError(
+        f"The checkpoint of stage {stage!r}, the folder {str(path)!r}, has neither {FILE} nor {INDEX}.{hint}",
+        stage=stage,
+        path=path,
+    )
+
+
+def _listed(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
+    try:
+        shards: dict[str, list[str]] = {}
+        for name, file in json.loads(index.read_text())["weight_map"].items():
+            shards.setdefault(file, []).append(name)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise damaged(stage, index, error) from error
+    return [(index.parent / file, names) for file, names in shards.items()]
+
+
+def damaged(stage: str, path: Path, error: object) -> CompileError:
+    """Returns the error that a file of a checkpoint cannot be read."""
+    return CompileError(
+        f"The checkpoint of stage {stage!r} cannot be read: {str(path)!r}: {error}. Write it again.",
+        stage=stage,
+        path=path,
+    )
