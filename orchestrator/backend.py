@@ -36,14 +36,14 @@ class Link:
     Attributes:
         bytes_per_second: One direction; 0 means that there is no link (host memory).
         dispatch_seconds: One program start.
-        memory_bytes_per_second: Between a core and its own memory; 0 means that it is not accounted for.
         source: Where the figures come from.
+        memory_bytes_per_second: Between a core and its own memory; 0 means that it is not accounted for.
     """
 
     bytes_per_second: float = 0.0
     dispatch_seconds: float = 0.0
-    memory_bytes_per_second: float = 0.0
     source: str = "host memory: nothing crosses a link"
+    memory_bytes_per_second: float = 0.0
 
     def seconds(self, size: int) -> float:
         """Returns the estimated time for ``size`` bytes over the link."""
@@ -208,6 +208,16 @@ class CompilingBackend(Backend):
     ``join`` and ``part`` are called only where no program can do it; they may go over the host.
     """
 
+    def compile(
+        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
+    ) -> Artifact:
+        """Refuses: a stage alone does not say what it is fed; see :meth:`build`."""
+        raise TypeError(f"{type(self).__name__} compiles applications: key, build, load_application.")
+
+    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
+        """Refuses, as :meth:`compile` does."""
+        raise TypeError(f"{type(self).__name__} loads applications: key, build, load_application.")
+
     def foldable(self, stage: Stage) -> bool:
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
         return True
@@ -231,3 +241,10 @@ class CompilingBackend(Backend):
         Raises:
             CompileError: It does not fit the device, or its weights do not fit.
         """
+
+    @abc.abstractmethod
+    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
+        """Brings the parts that all ranks hold to the host and joins them; one download for each rank."""
+
+    def begin_counting(self) -> None:
+        """Starts what :meth:`measured` tells: all is loaded, and constants are staged."""

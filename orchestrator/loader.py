@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.backend import Artifact, Backend
+from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
@@ -110,7 +110,7 @@ class PipelineLoader:
         if not isinstance(path, (str, os.PathLike)):
             raise CompileError(f"Artifacts go into a folder, not {path!r}.", path=path)
         store = ArtifactStore(path)
-        artifacts = compile_stages(plan, self._graph.stages, self._backends(plan), store)
+        artifacts = compile_stages(plan, self._graph, self._backends(plan), store).artifacts
         try:
             store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
         except OSError as error:
@@ -130,8 +130,11 @@ class PipelineLoader:
 
     def _load(self, plan: Plan, store: ArtifactStore) -> Session:
         backends = self._backends(plan)
-        artifacts: dict[str, tuple[Artifact, ...]] = compile_stages(plan, self._graph.stages, backends, store)
-        programs = load_programs(plan, self._graph, backends, artifacts)
+        compiled = compile_stages(plan, self._graph, backends, store)
+        programs = load_programs(plan, self._graph, backends, compiled)
+        for backend in backends.values():
+            if isinstance(backend, CompilingBackend):
+                backend.begin_counting()
         return Session(programs, self._stage_observers(plan), self._request_observers(plan))
 
     def _backends(self, plan: Plan) -> dict[str, Backend]:

@@ -32,7 +32,7 @@ class ProgramInput:
         spec: What arrives on the device; ``None``: a Python constant, compiled in.
         adapters: What is done to it before the stage sees it, in order.
         dtype: What the stage was written for; integers are converted to it inside the program.
-        constant: The Python constant.
+        constant: The Python constant; in a plan its name.
     """
 
     port: str

@@ -3,9 +3,9 @@
 The counts of ``Plan.summary`` and ``Session.stats`` both come from here, so that they agree by construction. A
 *tally* is a running total; it walks steps as the runner does, chunks and skipped regions included.
 
-Counted: an upload for each tensor and rank, a download for each tensor (rank 0), a dispatch for each stage call
-and for each adapter that is a program of its own. Not counted: weights, warm-up, constants, and anything in host
-memory, where no link is crossed.
+Counted: an upload for each tensor and rank, a download for each tensor (rank 0; a gather is one for each rank), a
+dispatch for each stage call and for each adapter that is a program of its own. Not counted: weights, warm-up,
+constants, and anything in host memory, where no link is crossed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.chunks import Run, combine, misfit
-from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_entry
+from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_entry, walk
+from orchestrator.plan.programs import place_of
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Counter", "Tally", "request_sizes", "summarise"]
@@ -172,10 +173,12 @@ class Counter:
             ranks = self._ranks[step.device]
             tally.uploads += ranks
             tally.upload_bytes += ranks * source.spec.nbytes(run.sizes(source))
-        elif kind == "download" and step.device in self._ranks:
-            tally.downloads += 1
-            tally.download_bytes += source.spec.nbytes(run.sizes(source))
-        elif kind == "pad":
+        elif kind in ("download", "gather") and step.device in self._ranks:
+            copies = 1 if kind == "download" else self._ranks[step.device]
+            tally.downloads += copies
+            tally.download_bytes += copies * source.spec.nbytes(run.sizes(source))
+        tally.dispatches += place_of(step) == "program"
+        if kind == "pad":
             size = target.spec.numel(run.sizes(target))
             tally.entered += size
             tally.padded += size - source.spec.numel(run.sizes(source))
@@ -185,7 +188,8 @@ class Peaks:
     """Replays the life of every value and finds the most bytes alive at once in each memory, one rank.
 
     A slice or cut is a view and shares its source's storage; so does a pad that has nothing to add. Constants
-    and weights are not values of a request.
+    and weights are not values of a request. What a program gives lives in a buffer that is there since load; it is
+    counted in :attr:`Plan.buffers`.
 
     Args:
         plan: The plan.
@@ -194,6 +198,13 @@ class Peaks:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._dims = {dim.name: dim for dim in plan.dims}
+        buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}
+        self._owned = {
+            index
+            for step in walk(plan.steps)
+            if (step.program and step.device in buffered) or place_of(step) in ("producer", "consumer")
+            for index in step.outputs
+        }
 
     def run(self, run: Run) -> dict[str, int]:
         """Returns the peak of each device group at these sizes."""
@@ -211,12 +222,16 @@ class Peaks:
             return 0
         return value.spec.nbytes(run.sizes(value))
 
+    def _own_bytes(self, index: int, run: Run) -> int:
+        """Bytes that come and go with a value."""
+        return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
+
     def _make(self, index: int, root: int, run: Run) -> None:
         self._root[index] = root
         self._holders[root] = self._holders.get(root, 0) + 1
         if root == index:
             value = self.plan.values[index]
-            self._alive[value.memory] = self._alive.get(value.memory, 0) + self._bytes(value, run)
+            self._alive[value.memory] = self._alive.get(value.memory, 0) + self._own_bytes(index, run)
             self._peak[value.memory] = max(self._peak.get(value.memory, 0), self._alive[value.memory])
 
     def _drop(self, index: int, run: Run) -> None:
@@ -226,7 +241,7 @@ class Peaks:
         self._holders[root] -= 1
         if not self._holders[root]:
             value = self.plan.values[root]
-            self._alive[value.memory] -= self._bytes(value, run)
+            self._alive[value.memory] -= self._own_bytes(root, run)
 
     def _steps(self, steps: Iterable[Step], run: Run) -> None:
         for step in steps:
@@ -243,7 +258,7 @@ class Peaks:
         if step.op != "adapt" or step.adapter is None:
             return index
         source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
-        view = step.adapter.kind in ("slice", "cut")
+        view = step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
         view = view or (step.adapter.kind == "pad" and self._bytes(source, run) == self._bytes(target, run))
         return self._root.get(step.inputs[0], index) if view else index
 

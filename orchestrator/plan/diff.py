@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import Plan, PlannedEdge, Step
+from orchestrator.plan.model import Plan, PlannedEdge, PlannedProgram, Step
 from orchestrator.plan.text import table
 from orchestrator.specs import show_spec
 
@@ -69,12 +69,30 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield f"call {call.name}", f"on {call.device}: {gives}"
     for edge in plan.edges:
         yield f"edge {edge}", _edge(edge)
-    for device, size in (*plan.weights, *plan.budget):
-        yield f"bytes {device}", str(size)
+    yield from _on_devices(plan)
     for position, step in enumerate(plan.steps):
         yield f"step {position}", _step(step)
     for name, count in plan.summary.items():
         yield f"total {name}", str(count)
+    for position, note in enumerate(plan.notes):
+        yield f"note {position}", note
+
+
+def _on_devices(plan: Plan) -> Iterator[tuple[str, str]]:
+    for program in plan.programs:
+        yield f"program {program.name}", _program(program)
+    for what, sizes in (("weights", plan.weights), ("buffers", plan.buffers), ("budget", plan.budget)):
+        for device, size in sizes:
+            yield f"{what} {device}", str(size)
+
+
+def _program(program: PlannedProgram) -> str:
+    gives = "; ".join(
+        ", ".join([f"{item.port} {show_spec(item.spec)}", *map(str, item.adapters)])
+        for item in program.outputs
+    )
+    takes = ", ".join(", ".join([item.port, *map(str, item.adapters)]) for item in program.inputs)
+    return f"{program.stage or 'adapters'} on {program.device}, route {program.route}: {takes} -> {gives}"
 
 
 def _edge(edge: PlannedEdge) -> str:

@@ -5,6 +5,9 @@ the host, cut back, is three values. A *step* reads and makes values. A *region*
 in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all.
 
 Values are *real* (named dims at the size of the request) or not (at their bucket). The host sees real values only.
+
+Where a device group has no eager compute, a call runs a *program*, and an adapter step does nothing by itself: it says
+what is folded into the program before or after it (``Adapter.place``), or runs a weightless program.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.specs import PortSpec
+from orchestrator.program import ProgramInput, ProgramOutput
+from orchestrator.specs import PortSpec, combinations
 
 if TYPE_CHECKING:
     from orchestrator.plan.diff import PlanDiff
@@ -29,6 +33,7 @@ __all__ = [
     "PlannedCall",
     "PlannedEdge",
     "PlannedGroup",
+    "PlannedProgram",
     "PlannedValue",
     "Residency",
     "Step",
@@ -75,6 +80,8 @@ class PlannedGroup:
         backend: The backend's registered name.
         ranks: Tensors for each logical value.
         host_memory: Its values live in host memory: nothing crosses a link.
+        compiled: It has no eager compute: calls run programs.
+        output_buffers: Outputs of one program that live at once; 0 is no limit.
         options: Backend options in force.
     """
 
@@ -82,12 +89,18 @@ class PlannedGroup:
     backend: str
     ranks: int = 1
     host_memory: bool = False
+    compiled: bool = False
+    output_buffers: int = 0
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def memory(self) -> str:
         """Name of the memory its values live in."""
         return HOST if self.host_memory else self.device
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """Returns an option in force."""
+        return dict(self.options).get(name, default)
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,7 @@ class Step:
         dims: Born dims of a region.
         body: Steps of a region.
         frees: Values that die after this step.
+        program: The program it runs, on a device without eager compute.
     """
 
     op: str
@@ -157,6 +171,37 @@ class Step:
     dims: tuple[str, ...] = ()
     body: tuple[Step, ...] = ()
     frees: tuple[int, ...] = ()
+    program: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedProgram:
+    """One program: compiled code with one output buffer for each bucket.
+
+    Attributes:
+        name: Its name.
+        device: The device group.
+        stage: The stage that it runs; empty: adapters alone.
+        inputs: Fed ports, in the order of the stage's; a constant that is compiled in goes by its name.
+        outputs: What it gives, in order.
+        route: Tells apart programs that are equal otherwise; above 0 it has a routing input.
+        to_host: Its one output is read on the host only.
+    """
+
+    name: str
+    device: str
+    stage: str
+    inputs: tuple[ProgramInput, ...]
+    outputs: tuple[ProgramOutput, ...]
+    route: int = 0
+    to_host: bool = False
+
+    def combinations(self, buckets: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
+        """Returns the combinations of buckets it is compiled for, the largest last."""
+        names = dict.fromkeys(
+            name for item in self.inputs if item.spec is not None for name in item.spec.names
+        )
+        return list(combinations(names, buckets))
 
 
 @dataclass(frozen=True)
@@ -216,8 +261,11 @@ class Plan:
         edges: Edges in the order of reading.
         steps: What runs, in order.
         staging: What is done once, at load: constants put where they are read.
+        programs: Programs of groups without eager compute.
         weights: Bytes of weights for each device, one rank.
-        budget: Memory budget for each device in bytes, where one was given.
+        buffers: Bytes of the programs' own output buffers for each device that has such, one rank.
+        budget: Memory budget for each device in bytes, where there is one.
+        notes: What the planner warns of, a sentence each.
     """
 
     pipeline: str
@@ -230,8 +278,11 @@ class Plan:
     edges: tuple[PlannedEdge, ...]
     steps: tuple[Step, ...]
     staging: tuple[Step, ...] = ()
+    programs: tuple[PlannedProgram, ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
+    buffers: tuple[tuple[str, int], ...] = ()
     budget: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
     loader: Loader | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -306,6 +357,10 @@ class Plan:
     def call(self, name: str) -> PlannedCall:
         """Returns a call by name."""
         return next(call for call in self.calls if call.name == name)
+
+    def program(self, name: str) -> PlannedProgram:
+        """Returns a program by name."""
+        return next(program for program in self.programs if program.name == name)
 
     def __str__(self) -> str:
         from orchestrator.plan.text import render

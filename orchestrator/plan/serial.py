@@ -25,16 +25,18 @@ from orchestrator.plan.model import (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedProgram,
     PlannedValue,
     Residency,
     Step,
 )
+from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import Derived, Dim, TensorSpec, dtype_name
 
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 1
+VERSION = 2
 
 _RECORDS = (
     Adapter,
@@ -42,7 +44,10 @@ _RECORDS = (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedProgram,
     PlannedValue,
+    ProgramInput,
+    ProgramOutput,
     Step,
     Dim,
     Derived,

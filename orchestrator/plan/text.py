@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Plan, PlannedEdge
 from orchestrator.specs import TensorSpec, show_spec
 
@@ -32,7 +34,7 @@ def render(plan: Plan) -> str:
     """Returns the whole plan as text."""
     rows: list[tuple[str, ...]] = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
     rows += [_row(edge) for edge in plan.edges]
-    return "\n".join([*_head(plan), "", *table(rows), "", *_totals(plan)])
+    return "\n".join([*_head(plan), "", *table(rows), "", *_programs(plan), *_totals(plan), *_notes(plan)])
 
 
 def _head(plan: Plan) -> list[str]:
@@ -45,6 +47,29 @@ def _head(plan: Plan) -> list[str]:
             facts.append("larger ones run in chunks" if dim.chunked else "no larger ones")
         lines.append(f"  {dim.name}: {'; '.join(facts)}")
     return lines
+
+
+def _programs(plan: Plan) -> list[str]:
+    """A line for each program of devices that compile, with the flags of NxD Inference that follow from its edges."""
+    if not plan.programs:
+        return []
+    rows: list[tuple[str, ...]] = [("program", "takes", "gives", "compiled for", "result")]
+    for program in plan.programs:
+        takes = ", ".join(_folded(item.port, item.adapters) for item in program.inputs) or "-"
+        gives = ", ".join(_folded(item.port, item.adapters) for item in program.outputs)
+        sizes = program.combinations({dim.name: dim.buckets for dim in plan.dims})
+        count = f"{len(sizes)} bucket{'s' if len(sizes) > 1 else ''}" if sizes[0] else "fixed sizes"
+        rows.append((program.name, takes, gives, count, "to the host" if program.to_host else "stays ranked"))
+    return ["Programs, each with one output buffer for each bucket:", *table(rows), ""]
+
+
+def _folded(port: str, adapters: tuple[Adapter, ...]) -> str:
+    done = " and ".join(str(replace(adapter, place="")) for adapter in adapters)
+    return f"{port} ({done})" if done else port
+
+
+def _notes(plan: Plan) -> list[str]:
+    return ["", "Notes:", *(f"  {note}" for note in plan.notes)] if plan.notes else []
 
 
 def _places(plan: Plan) -> list[str]:
@@ -61,7 +86,7 @@ def _row(edge: PlannedEdge) -> tuple[str, ...]:
 def _totals(plan: Plan) -> list[str]:
     counts = plan.summary
     up, down = _least(plan)
-    weights = dict(plan.weights)
+    weights, buffers = dict(plan.weights), dict(plan.buffers)
     lines = [
         "One request at the largest buckets:",
         f"  uploads     {counts['uploads']} ({show_bytes(counts['upload_bytes'])}); least possible {up[0]} "
@@ -73,10 +98,13 @@ def _totals(plan: Plan) -> list[str]:
     ]
     for group in plan.groups:
         peak = counts["peak_bytes"].get(group.device, 0)
-        lines.append(
-            f"  memory      {group.device}: {show_bytes(peak)} of values at the peak, "
-            f"{show_bytes(weights.get(group.device, 0))} of weights"
+        held = (
+            f"{show_bytes(peak)} of values at the peak, {show_bytes(weights.get(group.device, 0))} of weights"
         )
+        if group.device in buffers:
+            held += f", {show_bytes(buffers[group.device])} of output buffers"
+        ranks = f", on each of {group.ranks} ranks" if group.ranks > 1 else ""
+        lines.append(f"  memory      {group.device}: {held}{ranks}")
     return lines
 
 
@@ -95,8 +123,16 @@ def _least(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
         target = device_of.get(edge.target.rpartition(".")[0], "")
         source = device_of.get(edge.source.rpartition(".")[0], "")
         if edge.source in inputs and target in linked:
-            up[edge.source, target] = edge.spec.nbytes(largest) * linked[target].ranks
+            narrow = min(edge.spec.dtype.itemsize, _itemsize(plan, edge.target))
+            up[edge.source, target] = edge.spec.numel(largest) * narrow * linked[target].ranks
         if edge.target in outputs and source in linked:
             down[edge.source] = edge.spec.nbytes(largest)
     ranks = sum(linked[target].ranks for _, target in up)
     return (ranks, sum(up.values())), (len(down), sum(down.values()))
+
+
+def _itemsize(plan: Plan, target: str) -> int:
+    """Bytes of an element at a port."""
+    call, _, port = target.rpartition(".")
+    spec = dict(plan.call(call).inputs)[port]
+    return spec.dtype.itemsize if isinstance(spec, TensorSpec) else 0

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from orchestrator.adapter import Adapter
-from orchestrator.backend import Backend
+from orchestrator.adapter import Adapter, Place
+from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.graph import Edge, Graph
-from orchestrator.plan.model import DimPlan, PlannedCall, PlannedEdge, PlannedValue, Residency, Step
+from orchestrator.plan.model import (
+    DimPlan,
+    PlannedCall,
+    PlannedEdge,
+    PlannedProgram,
+    PlannedValue,
+    Residency,
+    Step,
+)
 from orchestrator.specs import PortSpec
 
-__all__ = ["Draft", "Request"]
+__all__ = ["Draft", "EdgeForm", "Fold", "Request"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,18 @@ class Draft:
         backends: (place) device to the backend's registered name.
         devices: (place) stage to device, or ``"host"``.
         dims: (bucket, infer) named dims.
-        calls: (infer) calls with their proven ports.
+        calls: (infer) calls with their proven ports, in the dtypes their device holds.
+        written: (infer) call to the dtypes of its fed ports as the stage's author wrote them.
         sources: (infer) what each edge's producer gives.
         forms: (infer) what each edge's consumer reads.
+        notes: (infer, fold, hazard) what the plan warns of.
+        folds: (fold) where the adapters of an edge go on a device without eager compute.
         residencies: (residency) edge to residency and reason.
-        values, steps, staging, edges, outputs: (adapt) as in the plan.
+        values, steps, staging, edges, outputs: (adapt) as in the plan; steps are ordered by hazard.
+        spilled: (hazard) edges that must go over the host, with the reason.
+        programs: (hazard) programs of devices without eager compute.
         weights: (memory) bytes for each device.
+        buffers: (memory) bytes of output buffers for each device that has such.
         budget: (memory) bytes for each device that has one.
     """
 
@@ -67,15 +81,21 @@ class Draft:
     devices: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, DimPlan] = field(default_factory=dict)
     calls: Mapping[str, PlannedCall] = field(default_factory=dict)
+    written: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
     sources: Mapping[Edge, PortSpec] = field(default_factory=dict)
     forms: Mapping[Edge, EdgeForm] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folds: Mapping[Edge, Fold] = field(default_factory=dict)
     residencies: Mapping[Edge, tuple[Residency, str]] = field(default_factory=dict)
     values: tuple[PlannedValue, ...] = ()
     steps: tuple[Step, ...] = ()
     staging: tuple[Step, ...] = ()
     edges: tuple[PlannedEdge, ...] = ()
     outputs: tuple[tuple[str, int], ...] = ()
+    spilled: Mapping[Edge, str] = field(default_factory=dict)
+    programs: tuple[PlannedProgram, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
     budget: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -92,6 +112,14 @@ class Draft:
         """Returns the device of a call, or ``"host"``."""
         return self.devices[self.graph.calls[call].stage.name]
 
+    def compiled(self, device: str) -> bool:
+        """Tells whether a device group runs compiled programs only."""
+        return isinstance(self.groups.get(device), CompilingBackend)
+
+    def noted(self, *notes: str) -> Draft:
+        """Returns the draft with more notes; none is there twice."""
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
+
 
 @dataclass(frozen=True)
 class EdgeForm:
@@ -106,3 +134,18 @@ class EdgeForm:
     spec: PortSpec
     fits: tuple[Adapter, ...] = ()
     rule: int | float | str | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where the adapters of an edge between two stages of one device go.
+
+    Attributes:
+        place: On the device: ``producer``, ``consumer`` or ``program``.
+        over_host: A trip over the host is cheaper than that.
+        reason: The choice and its alternatives, for the edge's reason.
+    """
+
+    place: Place
+    over_host: bool
+    reason: str

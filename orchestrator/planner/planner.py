@@ -11,6 +11,8 @@ from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedEdge, PlannedGro
 from orchestrator.planner.draft import Draft, Request
 from orchestrator.planner.passes.adapt import adapt
 from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
+from orchestrator.planner.passes.fold import fold
+from orchestrator.planner.passes.hazard import solve_hazards
 from orchestrator.planner.passes.infer import infer
 from orchestrator.planner.passes.liveness import free_values
 from orchestrator.planner.passes.memory import weigh
@@ -37,10 +39,17 @@ def make_plan(graph: Graph, request: Request) -> Plan:
 def _run_passes(graph: Graph, request: Request) -> Plan:
     draft = bucket(place(Draft(graph, request)))
     _check_static(draft)
-    draft = _infer(draft)
-    for run in (decide_residency, adapt, free_values, weigh):
-        draft = run(draft)
-    return _finish(draft)
+    draft = _schedule(fold(_infer(draft)))
+    return _finish(weigh(free_values(draft)))
+
+
+def _schedule(draft: Draft) -> Draft:
+    """Makes the steps; again with more edges over the host where no order of steps saves a value."""
+    while True:
+        made = solve_hazards(adapt(decide_residency(draft)))
+        if made.spilled == draft.spilled:
+            return made
+        draft = replace(draft, spilled=made.spilled)
 
 
 def _infer(draft: Draft) -> Draft:
@@ -89,6 +98,8 @@ def _finish(draft: Draft) -> Plan:
             draft.backends[device],
             backend.capabilities.ranks,
             backend.capabilities.host_memory,
+            draft.compiled(device),
+            backend.capabilities.output_buffers,
             tuple(sorted(backend.options.items())),
         )
         for device, backend in draft.groups.items()
@@ -104,8 +115,11 @@ def _finish(draft: Draft) -> Plan:
         edges=draft.edges,
         steps=draft.steps,
         staging=draft.staging,
+        programs=draft.programs,
         weights=tuple(draft.weights.items()),
+        buffers=tuple(draft.buffers.items()),
         budget=tuple(draft.budget.items()),
+        notes=draft.notes,
     )
 
 
@@ -131,7 +145,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
     fresh = _run_passes(graph, asked)
-    for what in ("inputs", "dims", "groups", "weights"):
+    for what in ("inputs", "dims", "groups", "weights", "buffers"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
                 plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"

@@ -110,7 +110,7 @@ class _Edges:
                 edge.residency is Residency.HOST,
                 f"the edge '{edge}' begins or ends on the host but is on the device",
             )
-        over_host = "download" in kinds or "upload" in kinds
+        over_host = bool({"download", "gather", "upload"} & set(kinds))
         if edge.residency is Residency.DEVICE and HOST not in ends:
             self._demand(
                 not over_host, f"the edge '{edge}' is said to stay on the device but goes over the host"

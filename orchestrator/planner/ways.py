@@ -1,19 +1,20 @@
 """Ways: the adapters that bring a producer's value to one consumer, in order.
 
 What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly;
-elsewhere growing happens on the host. Consumers in one memory share one move: if they want different cuts, the
-whole value moves once and is cut there.
+elsewhere both happen on the host, or, on the way from a device to itself, in a program. Consumers in one memory share
+one move: if they want different cuts, the whole value moves once and is cut there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
+from orchestrator.planner.held import is_gathered
 from orchestrator.planner.regions import Region
 from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dims
 
@@ -62,13 +63,34 @@ class Ways:
 
     def _join(self, edge: Edge) -> tuple[Adapter, ...]:
         parts = self._parts[edge]
-        if parts.moves and len(self._cuts[self._journey(edge)]) > 1:
-            moved, rest = parts.moves[:1], parts.moves[1:]
-            return (*moved, *parts.shrinks, *rest, *parts.grows)
-        if parts.moves and not self._grows_after(edge):
-            moved, last = parts.moves[:-1], parts.moves[-1:]
-            return (*parts.shrinks, *moved, *parts.grows, *last)
-        return (*parts.shrinks, *parts.moves, *parts.grows)
+        none: tuple[Adapter, ...] = ()
+        if not parts.moves:
+            return self._placed(edge, (*parts.shrinks, *parts.grows))
+        first, rest = parts.moves[:1], parts.moves[1:]
+        grows_after = self._grows_after(edge)
+        shared = len(self._cuts[self._journey(edge)]) > 1
+        if first[0].kind == "gather" or self._is_compiled(self.source(edge)) or (shared and grows_after):
+            before, after = none, parts.shrinks
+        else:
+            before, after = parts.shrinks, none
+        if grows_after:
+            return (*before, *first, *after, *rest, *parts.grows)
+        if rest:
+            return (*before, *first, *after, *parts.grows, *rest)
+        return (*before, *after, *parts.grows, *first)
+
+    def _placed(self, edge: Edge, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        """Says where adapters between two stages of a device without eager compute are compiled in."""
+        if edge not in self.draft.folds:
+            return adapters
+        place = self.draft.folds[edge].place
+        if place != "program":
+            return tuple(replace(adapter, place=place) for adapter in adapters)
+        *others, last = adapters
+        return (*(replace(adapter, place="consumer") for adapter in others), replace(last, place="program"))
+
+    def _is_compiled(self, end: End) -> bool:
+        return end.memory != HOST and self.draft.compiled(end.device)
 
     def source(self, edge: Edge) -> End:
         """Returns the producing end."""
@@ -131,6 +153,9 @@ class Ways:
     def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
         source, target = self.source(edge), self.target(edge)
         down, up = Adapter("download", device=HOST), Adapter("upload", device=target.device)
+        if is_gathered(self.draft, edge):
+            gather = self.draft.forms[edge].fits[0]
+            return (gather,) if target.memory == HOST else (gather, up)
         if source.memory == target.memory:
             return (down, up) if self._is_forced(edge) else ()
         if source.memory == HOST:
@@ -153,6 +178,8 @@ class Ways:
             self._check_cut(edge, given)
             shrinks.append(Adapter("cut", plain_dims(given.dims)))
         for fit in form.fits:
+            if fit.kind == "gather":
+                continue
             narrow = (
                 fit.kind == "cast" and fit.dtype is not None and fit.dtype.itemsize <= given.dtype.itemsize
             )

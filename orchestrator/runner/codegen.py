@@ -23,6 +23,7 @@ from typing import Any
 
 from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
+from orchestrator.plan.programs import Folds
 from orchestrator.runner.checks import make_unwritten, versions
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
@@ -87,7 +88,18 @@ class Generator:
         self.check = check
         self.observer = observer
         self.born = {dim.name for dim in self.plan.dims if dim.born}
+        self.folds = Folds.of_plan(self.plan)
+        self.table = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
+
+    def unmade(self, call: str) -> set[int]:
+        """Returns the values of a call that its program does not give, since nobody reads them by themselves."""
+        if call in self.calls and self._is_compiled(self.calls[call]):
+            return set(self.folds.ports[call].values()) - set(self.folds.given(call).values())
+        return set()
+
+    def _is_compiled(self, call: PlannedCall) -> bool:
+        return any(group.compiled for group in self.plan.groups if group.device == call.device)
 
     def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
         """Generates a function.
@@ -122,12 +134,15 @@ class _Writer:
     def __init__(self, generator: Generator) -> None:
         self.owner = generator
         self.programs = generator.programs
+        self.plan = generator.plan
         self.values = generator.plan.values
         self.lines: list[str] = []
         self.steps: list[Step] = []
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
         self.sized = False
         self.pending: dict[int, str] = {}
+        #: Values that no program gives, since only adapters folded into it would read them.
+        self.skipped = frozenset(index for call in generator.folds.ports for index in generator.unmade(call))
         self.roots: dict[int, int] = {}
         self.holders: dict[int, int] = {}
 
@@ -163,6 +178,9 @@ class _Writer:
         call = self.owner.calls[step.name]
         stage = self.programs.stages[call.stage]
         self._sync(step.inputs)
+        if step.program:
+            self._program(step)
+            return
         function = self._name("stage", self.programs.functions[call.stage])
         expression = f"{function}({', '.join(_arguments(stage, call, step))})"
         targets = [f"v{index}" for index in step.outputs]
@@ -187,11 +205,33 @@ class _Writer:
                 self._line(f"{target} = given[{port!r}]")
             self._line("del given")
 
+    def _program(self, step: Step) -> None:
+        """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
+        program = self.owner.table[step.program]
+        function = self._name("program", self.programs.functions[step.program])
+        pairs = zip(program.inputs, step.inputs, strict=True)
+        arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
+        if step.op == "call":
+            ports = {port: at for at, (port, _) in enumerate(self.owner.calls[step.name].outputs)}
+            given = self.owner.folds.given(step.name)
+            found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
+        else:
+            found = list(step.outputs)
+        targets = "".join("_, " if index is None else f"v{index}, " for index in found)
+        self._line(f"{targets.rstrip()} = {function}({arguments})")
+        if None in found:
+            self._line("del _")
+
     def _adapt(self, step: Step) -> None:
         adapter = step.adapter
         assert adapter is not None
         source, target = step.inputs[0], step.outputs[0]
-        if self._is_idle(step):
+        if step.program:
+            self._program(step)
+            return
+        if adapter.place == "producer":
+            return
+        if self._is_idle(step) or adapter.place == "consumer":
             self._alias(source, target)
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
@@ -239,7 +279,7 @@ class _Writer:
     def _defer(self, step: Step) -> None:
         """Notes a download that is not there before its device is synchronised."""
         assert step.adapter is not None
-        if step.adapter.kind == "download":
+        if step.adapter.kind in ("download", "gather"):
             backend = self.programs.backend_of(self.values[step.inputs[0]].memory)
             if backend.capabilities.deferred:
                 self.pending[step.outputs[0]] = backend.device
@@ -262,7 +302,7 @@ class _Writer:
         return lines
 
     def _free(self, step: Step) -> None:
-        gone = [index for index in step.frees if index not in self.owner.spared]
+        gone = [index for index in step.frees if index not in self.owner.spared | self.skipped]
         for index in gone:
             memory = self.values[index].memory
             counted = memory == HOST or self.programs.backend_of(memory).capabilities.refcounted

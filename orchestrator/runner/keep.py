@@ -1,7 +1,8 @@
 """Outputs that stay on their device: the plan without the downloads that only they would have needed.
 
 A kept output is the value before its download. The download itself stays where somebody else reads what it brings:
-a host stage, or the same value handed out under another name.
+a host stage, or the same value handed out under another name. Where a program owns its output buffer, the next request
+overwrites it: there a kept output is what was downloaded, put on the device again.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from orchestrator.plan.model import Plan, Step, walk
+from orchestrator.adapter import Adapter
+from orchestrator.plan.model import HOST, Plan, Step, walk
 
 __all__ = ["keep_on_device"]
 
 
 def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
     """Returns the plan that hands these outputs out where they were made; those made in host memory stay there."""
+    copied = _copied(plan, names)
+    if copied:
+        plan = _with_copies(plan, copied)
+        names = [name for name in names if name not in copied]
     before = {
         step.outputs[0]: step.inputs[0]
         for step in walk(plan.steps)
@@ -43,3 +49,33 @@ def _steps(steps: Iterable[Step], kept: set[int], dropped: set[int]) -> tuple[St
         body = _steps(step.body, kept, dropped)
         made.append(replace(step, outputs=tuple(outputs), frees=frees, body=body))
     return tuple(made)
+
+
+def _copied(plan: Plan, names: Collection[str]) -> dict[str, str]:
+    """Outputs whose value lives in a buffer that the next request overwrites, with the device to copy them to."""
+    made_by = {index: step for step in walk(plan.steps) if step.op != "region" for index in step.outputs}
+    buffered = {
+        group.memory: group.device for group in plan.groups if group.compiled and group.output_buffers
+    }
+    found: dict[str, str] = {}
+    for name, index in plan.outputs:
+        step = made_by.get(index)
+        while step is not None and step.op == "adapt" and plan.values[index].memory == HOST:
+            index = step.inputs[0]
+            step = made_by.get(index)
+        if name in names and plan.values[index].memory in buffered:
+            found[name] = buffered[plan.values[index].memory]
+    return found
+
+
+def _with_copies(plan: Plan, copied: dict[str, str]) -> Plan:
+    values, steps, outputs = list(plan.values), list(plan.steps), []
+    for name, index in plan.outputs:
+        if name in copied:
+            value = plan.values[index]
+            values.append(replace(value, memory=copied[name]))
+            adapter = Adapter("upload", device=copied[name])
+            steps.append(Step("adapt", value.origin, (index,), (len(values) - 1,), adapter, copied[name]))
+            index = len(values) - 1
+        outputs.append((name, index))
+    return replace(plan, values=tuple(values), steps=tuple(steps), outputs=tuple(outputs))

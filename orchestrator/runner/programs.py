@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.adapter import Adapter, apply
-from orchestrator.backend import Artifact, Backend
+from orchestrator.adapter import MOVES, Adapter, apply
+from orchestrator.backend import Artifact, Backend, CompilingBackend
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, Plan, PlannedCall, Step
+from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
+from orchestrator.program import Application, Program
+from orchestrator.runner.build import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
 from orchestrator.stage import Stage
 from orchestrator.store import ArtifactStore
 
-__all__ = ["Programs", "compile_stages", "load_programs"]
+__all__ = ["Compiled", "Programs", "applications_of", "compile_stages", "load_programs"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Programs:
         plan: The plan.
         stages: Stages by name.
         backends: Opened backends by device.
-        functions: For each stage the callable that runs it.
+        functions: The callable of each stage that runs by itself, and of each program, by name.
         constants: Staged constants by value index.
     """
 
@@ -46,10 +49,20 @@ class Programs:
             return self.backends[adapter.device].upload
         if adapter.kind == "download":
             return self.backend_of(source.memory).download
+        if adapter.kind == "gather":
+            return self._gather(adapter, source)
         if adapter.kind == "copy":
             backend = self.backends[adapter.device]
             return lambda handle: backend.copy(handle, backend.device)
         return self._op(adapter, target.memory)
+
+    def _gather(self, adapter: Adapter, source: PlannedValue) -> Callable[..., Any]:
+        backend = self.backend_of(source.memory)
+        assert isinstance(source.spec, TensorSpec)
+        assert isinstance(backend, CompilingBackend)
+        pairs = zip(source.spec.dims, adapter.dims, strict=True)
+        axis = next((at for at, (before, after) in enumerate(pairs) if before != after), 0)
+        return lambda handle: backend.gather(handle, axis)
 
     def _op(self, adapter: Adapter, memory: str) -> Callable[..., Any]:
         if memory == HOST:
@@ -61,6 +74,47 @@ class Programs:
         return next(self.backends[group.device] for group in self.plan.groups if group.memory == memory)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling a plan gave.
+
+    Attributes:
+        artifacts: Stage (or weightless program) to its artifacts.
+        applications: Applications of devices without eager compute, with the folder of each.
+    """
+
+    artifacts: Mapping[str, tuple[Artifact, ...]]
+    applications: tuple[tuple[str, Application, Path], ...] = ()
+
+
+def compile_stages(
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], store: ArtifactStore
+) -> Compiled:
+    """Compiles every stage of a plan for every bucket it runs in; what compiles, in parallel.
+
+    Raises:
+        CompileError: A stage cannot be compiled.
+    """
+    artifacts: dict[str, tuple[Artifact, ...]] = {}
+    for call in plan.calls:
+        backend = backends.get(call.device)
+        if backend is not None and not isinstance(backend, CompilingBackend) and call.stage not in artifacts:
+            uses = [other for other in plan.calls if other.stage == call.stage]
+            sizes = _compile_sizes(plan, backend, uses)
+            stage = graph.stages[call.stage]
+            artifacts[call.stage] = tuple(backend.compile(stage, at, (), store) for at in sizes)
+    jobs = []
+    for device, application in applications_of(plan, graph):
+        compiler = backends[device]
+        assert isinstance(compiler, CompilingBackend)
+        jobs.append(Job(compiler, application, compiler.key(application)))
+    folders = build_applications(jobs, store)
+    for job in jobs:
+        artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
+    made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
+    return Compiled(artifacts, made)
+
+
 def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> list[dict[str, int]]:
     """The buckets a stage is compiled for: every combination on static shapes, else the largest."""
     specs = [spec for call in calls for _, spec in call.inputs if isinstance(spec, TensorSpec)]
@@ -70,51 +124,87 @@ def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> li
     return every if backend.capabilities.static_shapes else every[-1:]
 
 
-def compile_stages(
-    plan: Plan, stages: Mapping[str, Stage], backends: Mapping[str, Backend], store: ArtifactStore
-) -> dict[str, tuple[Artifact, ...]]:
-    """Compiles every stage of a plan for every bucket it runs in.
-
-    Returns:
-        Stage to artifacts.
-    """
-    artifacts: dict[str, tuple[Artifact, ...]] = {}
-    calls: dict[str, list[PlannedCall]] = {}
-    for call in plan.calls:
-        if call.device != HOST:
-            calls.setdefault(call.stage, []).append(call)
-    for name, uses in calls.items():
-        backend = backends[uses[0].device]
-        sizes = _compile_sizes(plan, backend, uses)
-        artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
-    return artifacts
+def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
+    """Returns the device and application of each stage that is compiled, and of each weightless program."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    found: dict[tuple[str, str], list[Program]] = {}
+    for planned in plan.programs:
+        program = _program(plan, graph, planned, buckets)
+        found.setdefault((planned.device, planned.stage or planned.name), []).append(program)
+    stages = graph.stages
+    return [
+        (device, Application(name, stages.get(name), tuple(programs)))
+        for (device, name), programs in found.items()
+    ]
 
 
-def load_programs(
-    plan: Plan, graph: Graph, backends: Mapping[str, Backend], artifacts: Mapping[str, tuple[Artifact, ...]]
-) -> Programs:
+def _program(
+    plan: Plan, graph: Graph, planned: PlannedProgram, buckets: Mapping[str, tuple[int, ...]]
+) -> Program:
+    sizes = tuple(planned.combinations(buckets))
+    inputs = tuple(
+        replace(item, constant=graph.constants[item.constant]) if item.spec is None else item
+        for item in planned.inputs
+    )
+    base = Program(planned.name, inputs, planned.outputs, sizes, route=planned.route, to_host=planned.to_host)
+    if not planned.stage:
+        return replace(base, ports=("value",))
+    call = next(call for call in plan.calls if call.stage == planned.stage)
+    stage = graph.stages[planned.stage]
+    ports = tuple(port for port, _ in call.outputs)
+    keywords = _keywords(stage, tuple(item.port for item in inputs))
+    return replace(base, returns=call.returns, ports=ports, keywords=keywords)
+
+
+def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:
+    """Fed ports that are passed by name: those that take nothing else, and all after one that is left out."""
+    named, gap = [], False
+    for port in stage.inputs:
+        gap = gap or port.name not in fed
+        if port.name in fed and (gap or port.keyword):
+            named.append(port.name)
+    return tuple(named)
+
+
+def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled) -> Programs:
     """Opens the devices, loads every stage and stages the constants.
 
     Raises:
         CompileError: A device is not there, or a stage cannot be loaded; what was opened is closed again.
     """
-    stages = graph.stages
     opened: list[Backend] = []
     try:
         for backend in backends.values():
             backend.open()
             opened.append(backend)
-        functions = {call.stage: stages[call.stage].target for call in plan.calls if call.device == HOST}
-        for call in plan.calls:
-            if call.stage not in functions:
-                functions[call.stage] = backends[call.device].load(artifacts[call.stage], stages[call.stage])
-        programs = Programs(plan, stages, backends, functions, {})
+        functions = _functions(plan, graph, backends, compiled)
+        programs = Programs(plan, graph.stages, backends, functions, {})
         with torch.no_grad():
-            return Programs(plan, stages, backends, functions, _stage_constants(programs, graph))
+            return replace(programs, constants=_stage_constants(programs, graph))
     except BaseException:
         for backend in opened:
             backend.close()
         raise
+
+
+def _functions(
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled
+) -> dict[str, Callable[..., Any]]:
+    """The callable of each stage by its name, and of each program by its."""
+    stages = graph.stages
+    functions: dict[str, Callable[..., Any]] = {}
+    for device, application, folder in compiled.applications:
+        backend = backends[device]
+        assert isinstance(backend, CompilingBackend)
+        functions.update(backend.load_application(application, folder))
+    done = {application.name for _, application, _ in compiled.applications}
+    for call in plan.calls:
+        if call.device == HOST:
+            functions[call.stage] = stages[call.stage].target
+        elif call.stage not in functions and call.stage not in done:
+            loaded = backends[call.device].load(compiled.artifacts[call.stage], stages[call.stage])
+            functions[call.stage] = loaded
+    return functions
 
 
 def _stage_constants(programs: Programs, graph: Graph) -> dict[int, Any]:
@@ -126,6 +216,6 @@ def _stage_constants(programs: Programs, graph: Graph) -> dict[int, Any]:
     for step in programs.plan.staging:
         function = programs.adapt(step)
         source = staged[step.inputs[0]]
-        moves = step.adapter is not None and step.adapter.kind in ("upload", "download", "copy")
+        moves = step.adapter is not None and step.adapter.kind in MOVES
         staged[step.outputs[0]] = function(source) if moves else function(source, {})
     return staged

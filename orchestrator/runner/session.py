@@ -116,11 +116,16 @@ class Session:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Totals since load, with the keys of ``plan.summary``, and ``requests``."""
+        """Totals since load, with the keys of ``plan.summary``, and ``requests``.
+
+        Where a device counts by itself, ``measured`` has what it saw, by device.
+        """
         stats = self._totals.stats()
         for group in self.plan.groups:
             stats["peak_bytes"].setdefault(group.device, 0)
-        return stats
+        backends = self._programs.backends.items()
+        measured = {device: seen for device, backend in backends if (seen := backend.measured()) is not None}
+        return {**stats, "measured": measured} if measured else stats
 
     @contextlib.contextmanager
     def trace(self) -> Iterator[Trace]:

@@ -61,9 +61,9 @@ def test_a_budget_that_is_too_small_comes_with_a_table_and_what_to_change():
         lambda: pair()[0].plan("cuda", sizes={"batch": 64}, memory={"cuda": 4000}),
     )
     assert error.devices == ("cuda:0",)
-    ((device, weights, constants, peak, needed, budget),) = error.table
+    ((device, weights, constants, buffers, peak, needed, budget),) = error.table
     assert (device, constants, budget) == ("cuda:0", 0, 4000)
-    assert needed == weights + constants + peak > budget
+    assert needed == weights + constants + buffers + peak > budget
     assert weights == 4 * (8 * 4 + 4 + 8 * 5 + 5)
 
 
@@ -145,7 +145,7 @@ def test_constants_count_against_the_budget_but_not_as_values():
     pipeline.output("y", stage(pipeline.input("x", spec(2)), torch.ones(1000, 2)))
     assert pipeline.plan("cuda").summary["peak_bytes"]["cuda:0"] == 8 + 8000
     error = refuses(PlanError, "constants", lambda: pipeline.plan("cuda", memory=8000))
-    assert error.table[0][1:4] == (0, 8000, 8008)
+    assert error.table[0][1:5] == (0, 8000, 0, 8008)
 
 
 def test_a_region_counts_its_largest_chunk():

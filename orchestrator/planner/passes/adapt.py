@@ -93,6 +93,14 @@ class _Scheduler:
             value = PlannedValue(f"{name}.{port}", spec, end.memory, end.real or settled)
             outputs.append(self._root((node, port), value, region))
         steps.append(Step("call", name, inputs, tuple(outputs), device=call.device))
+        for edge in self.graph.out_of(node):
+            self._folded(edge, steps, region)
+
+    def _folded(self, edge: Edge, steps: list[Step], region: Region | None) -> None:
+        """Makes what a producer gives adapted right where it gives it."""
+        way = self.ways.way(edge)
+        if way and way[0].place == "producer":
+            self._walk((edge.source, edge.source_port), way, steps, region)
 
     def _results(self, name: str) -> None:
         """Brings home the outputs that a call feeds."""
@@ -223,11 +231,16 @@ class _Scheduler:
         )
 
     def _cost(self, edge: Edge, way: tuple[Adapter, ...], size: int) -> float:
-        """Estimated microseconds on the link."""
+        """Estimated microseconds on the link, and to start a program for adapters alone."""
         total = 0.0
         for adapter in way:
             group = adapter.device if adapter.kind == "upload" else self.ways.source(edge).device
-            if adapter.kind in ("upload", "download") and group in self.draft.groups:
-                caps = self.draft.groups[group].capabilities
-                total += caps.link.seconds(size * (caps.ranks if adapter.kind == "upload" else 1)) * 1e6
+            if group not in self.draft.groups:
+                continue
+            capabilities = self.draft.groups[group].capabilities
+            if adapter.kind in ("upload", "download", "gather"):
+                copies = 1 if adapter.kind == "download" else capabilities.ranks
+                total += capabilities.link.seconds(size * copies) * 1e6
+            if adapter.place == "program":
+                total += capabilities.link.dispatch_seconds * 1e6
         return round(total, 3)

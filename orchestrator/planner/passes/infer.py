@@ -18,6 +18,7 @@ from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
+from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
 from orchestrator.planner.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.symbols import symbol_for
@@ -52,6 +53,8 @@ class _Inference:
         self.forms: dict[Edge, EdgeForm] = {}
         self.calls: dict[str, PlannedCall] = {}
         self.examples: dict[str, dict[str, TensorSpec]] = {}
+        self.written: dict[str, dict[str, torch.dtype]] = {}
+        self.notes: list[str] = []
         self.entered = {
             name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
         }
@@ -67,14 +70,24 @@ class _Inference:
             self._call(name)
         for name in self.graph.outputs:
             for edge in self.graph.into(NodeKey("output", name)):
-                self.forms[edge] = fit_edge(edge, self._source(edge), None, self.dims, self.entered)
+                self.forms[edge] = self._fit(edge, None)
+        sources = {edge: held_spec(self.draft, edge.source, self._source(edge)) for edge in self.graph.edges}
         return replace(
             self.draft,
             dims=self.dims,
             calls=self.calls,
-            forms=self.forms,
-            sources={edge: self._source(edge) for edge in self.graph.edges},
-        )
+            written=self.written,
+            forms={
+                edge: held_form(self.draft, edge, sources[edge], form) for edge, form in self.forms.items()
+            },
+            sources=sources,
+        ).noted(*self.notes)
+
+    def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
+        """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
+        whole, gather = gathered(self.draft, edge, self._source(edge))
+        form = fit_edge(edge, whole, wanted, self.dims, self.entered)
+        return replace(form, fits=(*gather, *form.fits))
 
     def _source(self, edge: Edge) -> PortSpec:
         key = (edge.source, edge.source_port)
@@ -93,9 +106,7 @@ class _Inference:
         stage = self.graph.calls[name].stage
         fed: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
-            form = fit_edge(
-                edge, self._source(edge), self._wanted(stage, edge.target_port), self.dims, self.entered
-            )
+            form = self._fit(edge, self._wanted(stage, edge.target_port))
             self._check_type(edge, stage, form.spec)
             self.forms[edge] = form
             fed[edge.target_port] = form.spec
@@ -104,9 +115,13 @@ class _Inference:
         for port, spec in outputs.items():
             self.values[NodeKey("call", name), port] = spec
         device = self.draft.devices[stage.name]
-        self.calls[name] = PlannedCall(
-            name, stage.name, device, tuple(ordered.items()), tuple(outputs.items()), returns, declared
-        )
+        if device in self.draft.groups:
+            self.notes += self.draft.groups[device].review(stage, ordered, outputs)
+        self.written[name] = {
+            port: spec.dtype for port, spec in ordered.items() if isinstance(spec, TensorSpec)
+        }
+        takes, gives = (held_ports(self.draft, name, ports) for ports in (ordered, outputs))
+        self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared)
 
     def _wanted(self, stage: Stage, port: str) -> PortSpec | None:
         """What a port declares: its spec, or the shape of its wrapper's own example input."""
@@ -160,12 +175,24 @@ class _Inference:
             outputs[port.name] = port.spec
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
                 if dim not in self.entered and not self.dims[dim].born:
+                    self._check_birth(name, stage, dim)
                     self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
                 f"Stage {stage.name!r} cannot be inferred; declare its outputs.", stage=stage.name
             )
         return outputs, "single" if len(outputs) == 1 else "tuple", True
+
+    def _check_birth(self, name: str, stage: Stage, dim: str) -> None:
+        device = self.draft.devices[stage.name]
+        if self.draft.compiled(device):
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} while it runs, but {device!r} "
+                f"compiles static shapes. Make it a host stage (device='host'), or give a fixed size and a mask.",
+                stage=stage.name,
+                call=name,
+                dim=dim,
+            )
 
     def _samples(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]

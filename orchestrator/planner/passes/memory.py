@@ -1,4 +1,7 @@
-"""Memory: weights, constants and the peak of resident values against the budget, before anything is loaded."""
+"""Memory: weights, constants, the programs' own output buffers and the peak of all other values against the budget.
+
+It is checked before anything is loaded. A device that knows its memory has a budget without being given one.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from orchestrator.specs import TensorSpec
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["check_budget", "parse_bytes", "weigh"]
+
+#: Device, weights, constants, output buffers, other values at the peak, needed, budget.
+Row = tuple[str, int, int, int, int, int, int]
 
 _UNITS = {
     "": 1,
@@ -45,11 +51,30 @@ def weigh(draft: Draft) -> Draft:
             continue
         # Held until the end: the identity of a tensor that was freed may come again.
         owners.append(_owner(stage))
-        for key, size in _tensors(owners[-1]):
+        if draft.compiled(device):
+            seen[device].clear()  # each stage is an application with weights of its own
+        for key, tensor in _tensors(owners[-1]):
             if key not in seen[device]:
                 seen[device].add(key)
-                weights[device] += size
-    return replace(draft, weights=weights, budget=_budget(draft))
+                weights[device] += tensor.numel() * _held(draft, stage, tensor.dtype).itemsize
+    return replace(draft, weights=weights, buffers=_buffers(draft), budget=_budget(draft))
+
+
+def _held(draft: Draft, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a weight is on the device: integers stay as they are."""
+    backend = draft.groups[draft.devices[stage.name]]
+    return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
+
+
+def _buffers(draft: Draft) -> dict[str, int]:
+    """Bytes of the output buffers of each program, one for each combination of buckets."""
+    found = {device: 0 for device, backend in draft.groups.items() if backend.capabilities.output_buffers}
+    for program in draft.programs:
+        if program.device not in found:
+            continue
+        for sizes in program.combinations(draft.buckets):
+            found[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
+    return {device: size for device, size in found.items() if size}
 
 
 def _owner(stage: Stage) -> Any:
@@ -62,12 +87,12 @@ def _owner(stage: Stage) -> Any:
     return wrapper.__dict__.get("_model") or _skeleton(wrapper)
 
 
-def _tensors(owner: Any) -> Iterator[tuple[Any, int]]:
-    """Yields identity and bytes of parameters and buffers."""
+def _tensors(owner: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yields identity and tensor of parameters and buffers."""
     if isinstance(owner, torch.nn.Module):
         for tensor in (*owner.parameters(), *owner.buffers()):
             storage = 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
-            yield storage or id(tensor), tensor.nbytes
+            yield storage or id(tensor), tensor
 
 
 def _skeleton(wrapper: ModelWrapper) -> Any:
@@ -97,11 +122,12 @@ def parse_bytes(text: int | str) -> int:
 
 def _budget(draft: Draft) -> dict[str, int]:
     asked = draft.request.memory
+    known = {device: backend.capabilities.memory for device, backend in draft.groups.items()}
+    budget = {device: size for device, size in known.items() if size}
     if asked is None:
-        return {}
+        return budget
     if not isinstance(asked, Mapping):
         return dict.fromkeys(draft.groups, parse_bytes(asked))
-    budget = {}
     for device, size in asked.items():
         name = draft.request.resolve(device)[1].canonical(device)
         if name not in draft.groups:
@@ -128,26 +154,32 @@ def check_budget(plan: Plan) -> None:
             for group in plan.groups:
                 if group.memory == value.memory:
                     constants[group.device] += value.spec.nbytes({})
-    weights = dict(plan.weights)
-    rows, over = [], []
+    weights, buffers = dict(plan.weights), dict(plan.buffers)
+    rows: list[Row] = []
+    over = []
     for device, limit in plan.budget:
         if device not in constants or limit < 1:
             raise PlanError(f"The plan gives {device!r} a budget of {limit} bytes.", device=device)
-        needed = weights.get(device, 0) + constants[device] + peak.get(device, 0)
-        rows.append((device, weights.get(device, 0), constants[device], peak.get(device, 0), needed, limit))
+        parts = (weights.get(device, 0), constants[device], buffers.get(device, 0), peak.get(device, 0))
+        needed = sum(parts)
+        rows.append((device, *parts, needed, limit))
         if needed > limit:
             over.append(device)
     if over:
         raise PlanError(_over(plan, over, rows), devices=tuple(over), table=tuple(rows))
 
 
-def _over(plan: Plan, over: list[str], rows: list[tuple[str, int, int, int, int, int]]) -> str:
-    head = ("device", "weights", "constants", "values at peak", "needed", "budget")
+def _over(plan: Plan, over: list[str], rows: list[Row]) -> str:
+    head = ("device", "weights", "constants", "buffers", "values at peak", "needed", "budget")
     table = [head, *((row[0], *(f"{number:,}" for number in row[1:])) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     dims = ", ".join(f"{dim.name} (now {dim.buckets[-1]})" for dim in plan.dims if not dim.any)
     smaller = f"choose smaller buckets for {dims}, or " if dims else ""
+    if plan.buffers:
+        smaller += (
+            "compile fewer buckets, or spread weights over more ranks (options={'tp_degree': ...}), or "
+        )
     return (
         f"The plan of {plan.pipeline!r} needs more memory than its budget on {', '.join(over)} (bytes, one rank):\n"
         + "\n".join(lines)

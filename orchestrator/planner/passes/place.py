@@ -108,7 +108,9 @@ def _check_options(draft: Draft, groups: dict[str, Backend]) -> None:
                 f"No backend of this plan knows the option {name!r}.{nearest(name, known)}", option=name
             )
         if not isinstance(value, known[name]):
-            raise PlanError(f"Option {name!r} is a {known[name].__name__}, not {value!r}.", option=name)
+            kinds = known[name]
+            wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise PlanError(f"Option {name!r} is a {wanted}, not {value!r}.", option=name)
 
 
 def _check_config(stage: Stage, backend: Backend | None) -> None:

@@ -1,8 +1,9 @@
 """Residency: device or host for every edge, with the reason in a sentence.
 
 What is possible comes first: a value to or from the host is on the host, and within one device group it stays on
-the device. Two groups of one backend with peer copies hand values over directly. A residency may be forced where
-both are possible.
+the device, unless its ranks hold parts, or chunks of it are to be joined where nothing computes eagerly, or its buffer
+would be overwritten before it is read. Then cost: adapters that are cheaper on the host take the value there. Two
+groups of one backend with peer copies hand values over directly. A residency may be forced where both are possible.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
+from orchestrator.planner.held import is_gathered
+from orchestrator.planner.regions import Region, find_regions
 
 __all__ = ["decide_residency"]
 
@@ -25,9 +28,10 @@ def decide_residency(draft: Draft) -> Draft:
         PlanError: A forced residency names no edge, or is impossible.
     """
     forced = _forced(draft)
-    decided = {edge: _decide(draft, edge) for edge in draft.graph.edges}
+    regions = find_regions(draft)
+    decided = {edge: _decide(draft, edge, regions) for edge in draft.graph.edges}
     for edge, wish in forced.items():
-        decided[edge] = _force(edge, wish, *decided[edge])
+        decided[edge] = _force(draft, edge, wish, *decided[edge])
     return replace(draft, residencies=decided)
 
 
@@ -58,7 +62,7 @@ def _ends(draft: Draft, edge: Edge) -> tuple[str, str]:
     return source, target
 
 
-def _decide(draft: Draft, edge: Edge) -> tuple[Residency, str]:
+def _decide(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[Residency, str]:
     source, target = _ends(draft, edge)
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
@@ -72,9 +76,26 @@ def _decide(draft: Draft, edge: Edge) -> tuple[Residency, str]:
     if HOST in (source, target):
         stage = edge.source.name if source == HOST else edge.target.name
         return Residency.HOST, f"{stage!r} is a host stage"
+    if is_gathered(draft, edge):
+        return Residency.HOST, f"each rank of {source} holds a part; they are joined on the host"
     if source == target:
-        return Residency.DEVICE, f"both ends are on {source}"
+        return _within(draft, edge, source, regions)
     return _between(draft, source, target)
+
+
+def _within(draft: Draft, edge: Edge, device: str, regions: Mapping[str, Region]) -> tuple[Residency, str]:
+    if edge in draft.spilled:
+        return Residency.HOST, draft.spilled[edge]
+    region, spec = regions.get(edge.source.name), draft.sources[edge]
+    if region is not None and region != regions.get(edge.target.name) and draft.compiled(device):
+        born = [name for name in getattr(spec, "names", ()) if name in region.dims]
+        if born:
+            return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
+    fold = draft.folds.get(edge)
+    if fold is None:
+        return Residency.DEVICE, f"both ends are on {device}"
+    where = Residency.HOST if fold.over_host else Residency.DEVICE
+    return where, f"both ends are on {device}; {fold.reason}"
 
 
 def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
@@ -88,9 +109,11 @@ def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
     return Residency.HOST, f"there is no direct way from {source} to {target}"
 
 
-def _force(edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
+def _force(draft: Draft, edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
     if wish is found:
         return found, f"{reason} (as asked)"
+    if wish is Residency.DEVICE and edge in draft.folds and edge not in draft.spilled:
+        return Residency.DEVICE, f"forced to stay on the device; without that: {reason}"
     if wish is Residency.DEVICE:
         raise PlanError(
             f"The edge '{edge}' cannot stay on the device: {reason}. Leave it out of residency=.",

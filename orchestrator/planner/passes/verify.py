@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
 from orchestrator.planner.passes.memory import check_budget
 from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wrong
+from orchestrator.planner.verify_programs import check_programs
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
@@ -61,6 +62,7 @@ class _Verifier:
         missing = [name for name in self.calls if name not in self.called]
         self._demand(not missing, f"call {missing[:1]} never runs")
         check_edges(self.plan, self.called)
+        check_programs(self.plan)
 
     def _staged(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""
@@ -241,7 +243,7 @@ class _Verifier:
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
             raise wrong(self.plan, f"{_step(step)} adapts a Python value")
         dtype = adapter.dtype if adapter.kind == "cast" else source.spec.dtype
-        dims = adapter.dims if adapter.kind in ("pad", "slice", "cut") else source.spec.dims
+        dims = adapter.dims if adapter.kind in ("pad", "slice", "cut", "gather") else source.spec.dims
         self._demand(
             target.spec.dtype == dtype and plain_dims(target.spec.dims) == plain_dims(dims),
             f"{_step(step)} turns {source.spec} into {target.spec}",
@@ -257,11 +259,14 @@ class _Verifier:
         )
         if adapter.kind in ("pad", "slice"):
             self._resizes(step, adapter.kind, source.spec, target.spec)
+        if adapter.kind == "gather":
+            self._joins(step, source, target.spec)
 
     def _moves(self, step: Step, kind: str, device: str, source: PlannedValue, target: PlannedValue) -> None:
         away = {
             "upload": source.memory == HOST and target.memory == self.memory.get(device) != HOST,
             "download": source.memory != HOST and target.memory == HOST,
+            "gather": source.memory != HOST and target.memory == HOST,
             "copy": HOST not in (source.memory, target.memory) and target.memory == self.memory.get(device),
         }
         self._demand(
@@ -274,6 +279,17 @@ class _Verifier:
             for before, after in zip(source.shape(sizes), target.shape(sizes), strict=True):
                 sound = before <= after if kind == "pad" else before >= after
                 self._demand(sound, f"{_step(step)} turns {source} into {target}, which is no {kind}")
+
+    def _joins(self, step: Step, source: PlannedValue, target: TensorSpec) -> None:
+        ranks = next((group.ranks for group in self.plan.groups if group.memory == source.memory), 1)
+        assert isinstance(source.spec, TensorSpec)
+        pairs = list(zip(plain_dims(source.spec.dims), plain_dims(target.dims), strict=True))
+        grown = [(before, after) for before, after in pairs if before != after]
+        sound = all(isinstance(before, int) and after == before * ranks for before, after in grown)
+        self._demand(
+            sound and len(grown) == (ranks > 1),
+            f"{_step(step)} turns {source.spec} into {target}, which is no gather",
+        )
 
 
 def _step(step: Step) -> str:

@@ -1,0 +1,89 @@
+"""What steps say of programs: which adapters are folded into a call, and what its program gives.
+
+A step with a place of ``consumer`` gives its input another name: the program that reads it does the work. A step with a
+place of ``producer`` reads nothing either: the program that made its input gives the adapted value as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.adapter import Adapter
+from orchestrator.plan.model import Plan, Step, walk
+
+__all__ = ["Folds", "Port", "place_of", "port_order"]
+
+Port = tuple[int, tuple[Adapter, ...]]
+
+
+def place_of(step: Step) -> str:
+    """Returns where an adapter step happens; empty for all other steps."""
+    return step.adapter.place if step.adapter is not None else ""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What the steps of a plan fold.
+
+    Attributes:
+        before: Value to the value that is really read for it, and the adapters on the way.
+        after: Value to the output (call, position) it comes from, and the adapters on the way.
+        ports: Call to its outputs and the values they are, folded ones included.
+        needed: Values somebody reads by themselves: steps that are not folded into a producer, and the outputs.
+    """
+
+    before: Mapping[int, tuple[int, tuple[Adapter, ...]]]
+    after: Mapping[int, tuple[str, Port]]
+    ports: Mapping[str, Mapping[Port, int]]
+    needed: frozenset[int]
+
+    @staticmethod
+    def of(steps: Iterable[Step], outputs: Iterable[int]) -> Folds:
+        """Finds the folds of steps, given the values that are handed out."""
+        before: dict[int, tuple[int, tuple[Adapter, ...]]] = {}
+        after: dict[int, tuple[str, Port]] = {}
+        needed = set(outputs)
+        for step in walk(steps):
+            place = place_of(step)
+            if step.op == "call":
+                after.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
+            if place != "producer":
+                needed.update(step.inputs)
+            if step.adapter is None or place not in ("consumer", "producer"):
+                continue
+            (source,), (target,) = step.inputs, step.outputs
+            if place == "consumer":
+                root, done = before.get(source, (source, ()))
+                before[target] = (root, (*done, step.adapter))
+            else:
+                call, (at, done) = after[source]
+                after[target] = (call, (at, (*done, step.adapter)))
+        ports: dict[str, dict[Port, int]] = {}
+        for index, (call, port) in after.items():
+            ports.setdefault(call, {})[port] = index
+        return Folds(before, after, ports, frozenset(needed))
+
+    @staticmethod
+    def of_plan(plan: Plan) -> Folds:
+        """Finds the folds of a plan."""
+        return Folds.of(plan.steps, (index for _, index in plan.outputs))
+
+    def read(self, index: int) -> tuple[int, tuple[Adapter, ...]]:
+        """Returns the value that is really read for a value, and the adapters its reader does."""
+        return self.before.get(index, (index, ()))
+
+    def given(self, call: str) -> dict[Port, int]:
+        """Returns what a call's program must give: output position and adapters to value, in a fixed order.
+
+        What nobody reads is left out, but a program gives something.
+        """
+        ports = self.ports[call]
+        ordered = sorted(ports, key=port_order)
+        used = {port: ports[port] for port in ordered if ports[port] in self.needed}
+        return used or {port: ports[port] for port in ordered[:1]}
+
+
+def port_order(port: Port) -> tuple[int, int, str]:
+    """Sorts the outputs of a program: by position, the plain one first."""
+    return port[0], len(port[1]), str(port[1])

@@ -1,0 +1,103 @@
+"""Held: in which dtype, and on which ranks in parts, a device holds a value.
+
+A stage takes and gives what its author wrote; the device may hold that in a narrower dtype (integers of 64 bits in 32),
+and its ranks may hold parts of it. Casts at the border, and joining the parts, become adapters like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge, NodeKey
+from orchestrator.plan.model import HOST
+from orchestrator.planner.draft import Draft, EdgeForm
+from orchestrator.specs import PortSpec, TensorSpec, show_spec
+
+__all__ = ["gathered", "held_form", "held_ports", "held_spec", "is_gathered"]
+
+
+def is_gathered(draft: Draft, edge: Edge) -> bool:
+    """Tells whether an edge's value is joined from the parts that ranks hold."""
+    return any(fit.kind == "gather" for fit in draft.forms[edge].fits)
+
+
+def held_spec(draft: Draft, node: NodeKey, spec: PortSpec) -> PortSpec:
+    """Returns what a node's device holds a value of it as."""
+    if node.kind != "call" or not isinstance(spec, TensorSpec):
+        return spec
+    stage = draft.graph.calls[node.name].stage
+    backend = draft.groups.get(draft.devices[stage.name])
+    if backend is None:
+        return spec
+    dtype = backend.held_dtype(stage, spec.dtype)
+    return spec if dtype == spec.dtype else replace(spec, dtype=dtype)
+
+
+def held_ports(draft: Draft, call: str, ports: Mapping[str, PortSpec]) -> tuple[tuple[str, PortSpec], ...]:
+    """Returns the ports of a call as its device holds them."""
+    node = NodeKey("call", call)
+    return tuple((port, held_spec(draft, node, spec)) for port, spec in ports.items())
+
+
+def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> EdgeForm:
+    """Returns the form of an edge with casts from and to what its ends hold.
+
+    Args:
+        draft: The plan so far.
+        edge: The edge.
+        source: What the producer's device holds.
+        form: What the consumer reads, by what both stages' authors wrote.
+    """
+    target = held_spec(draft, edge.target, form.spec)
+    if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+        return form
+    written = form.spec
+    casts = [fit for fit in form.fits if fit.kind == "cast"]
+    reached = casts[-1].dtype if casts else source.dtype
+    if written == target and reached == target.dtype:
+        return form
+    fits = [fit for fit in form.fits if fit.kind != "cast"]
+    if source.dtype != target.dtype:
+        cast = Adapter("cast", dtype=target.dtype)
+        joined = sum(fit.kind == "gather" for fit in fits)
+        narrow = target.dtype.itemsize <= source.dtype.itemsize
+        fits.insert(joined if narrow else len(fits), cast)
+    return EdgeForm(target, tuple(fits), form.rule)
+
+
+def gathered(draft: Draft, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
+    """Returns what an edge's producer gives once the parts of all ranks are joined, and the adapter that joins them.
+
+    Raises:
+        PlanError: A port is declared as sharded that does not exist, or along a dim that is none of its fixed ones.
+    """
+    if edge.source.kind != "call":
+        return spec, ()
+    stage = draft.graph.calls[edge.source.name].stage
+    backend = draft.groups.get(draft.devices[stage.name])
+    parts = backend.sharded(stage) if backend is not None else {}
+    known = [port.name for port in stage.outputs] or ([edge.source_port] if len(parts) == 1 else list(parts))
+    for port in parts:
+        if port not in known:
+            raise PlanError(
+                f"Stage {stage.name!r} declares {port!r} as sharded, but has no such output.{nearest(port, known)}",
+                stage=stage.name,
+                port=port,
+            )
+    if backend is None or edge.source_port not in parts or not isinstance(spec, TensorSpec):
+        return spec, ()
+    axis, ranks = parts[edge.source_port], backend.capabilities.ranks
+    if not -len(spec.dims) <= axis < len(spec.dims) or not isinstance(size := spec.dims[axis], int):
+        raise PlanError(
+            f"{edge.origin!r} is {show_spec(spec)} on each rank and is declared as sharded along dim {axis}; that must "
+            f"be one of its dims of fixed size.",
+            edge=str(edge),
+            spec=spec,
+        )
+    dims = list(spec.dims)
+    dims[axis] = size * ranks
+    whole = replace(spec, dims=tuple(dims))
+    return whole, (Adapter("gather", whole.dims, device=HOST),)

@@ -1,0 +1,175 @@
+"""Order: blocks of steps put in an order in which nothing is read after it was overwritten.
+
+A *block* runs as one: an adapter, a region, or a call with the adapters folded into it. ``solve`` keeps the order it
+is given, except where a reader of a value must come before the next run of the program that made it. Each such demand
+is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can solve.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+from orchestrator.plan.model import Step, walk
+from orchestrator.plan.programs import Folds, place_of
+
+__all__ = ["Blocks", "Clash"]
+
+
+@dataclass(frozen=True)
+class Clash:
+    """A value that no order saves.
+
+    Attributes:
+        earlier: The block that made it.
+        later: The block that runs its program again; a call, or a region by its dims.
+        reader: The block that reads it too late.
+        made_by: The call that made it.
+        readers: The calls in the reading block.
+    """
+
+    earlier: str
+    later: str
+    reader: str
+    made_by: str
+    readers: frozenset[str]
+
+
+class Blocks:
+    """The blocks of a list of steps.
+
+    Args:
+        steps: Steps in a legal order.
+        run_by: The program a step runs, or None.
+        folds: What is folded into calls.
+
+    Attributes:
+        moves: What ``solve`` changed, a sentence each.
+    """
+
+    def __init__(
+        self, steps: tuple[Step, ...], run_by: Callable[[Step], Hashable | None], folds: Folds
+    ) -> None:
+        self.moves: list[str] = []
+        self._blocks = _glued(steps)
+        self._run_by = run_by
+        self._folds = folds
+        self._maker = {
+            index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
+        }
+        self._needs = [self._needed(block) for block in self._blocks]
+        self._programs = [self._run(block) for block in self._blocks]
+        self._reads = [self._read(block) for block in self._blocks]
+        self._before: list[set[int]] = [set(needs) for needs in self._needs]
+
+    def solve(self) -> tuple[Step, ...] | Clash:
+        """Returns the steps in a safe order, or the first clash."""
+        order = list(range(len(self._blocks)))
+        while (hazard := self._hazard(order)) is not None:
+            maker, later, reader, value = hazard
+            if reader == later or self._reaches(later, reader):
+                return self._clash(maker, later, reader, value)
+            self._before[later].add(reader)
+            first, read, second = (_name(self._blocks[at]) for at in (reader, maker, later))
+            self.moves.append(
+                f"{first!r} comes before {second!r}, whose program overwrites what {read!r} gave."
+            )
+            order = self._sorted()
+        return tuple(step for at in order for step in self._blocks[at])
+
+    def _needed(self, block: tuple[Step, ...]) -> set[int]:
+        made = {index for step in block for index in step.outputs}
+        reads = {index for step in block for index in step.inputs} - made
+        return {self._maker[index] for index in reads if index in self._maker}
+
+    def _run(self, block: tuple[Step, ...]) -> frozenset[Hashable]:
+        keys = (self._run_by(step) for step in walk(block))
+        return frozenset(key for key in keys if key is not None)
+
+    def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
+        """Values whose buffers the block reads: through names that folded adapters gave them, not by giving names."""
+        made = {index for step in walk(block) for index in step.outputs}
+        found: set[int] = set()
+        for step in walk(block):
+            if place_of(step) not in ("producer", "consumer") and step.op != "region":
+                found.update(self._folds.read(index)[0] for index in step.inputs)
+        return frozenset(found - made)
+
+    def _hazard(self, order: list[int]) -> tuple[int, int, int, int] | None:
+        """Finds a value, by its block, that is read in or after the next run of its program."""
+        lives: dict[Hashable, list[tuple[int, int]]] = {}
+        readers: dict[int, list[int]] = {}
+        place = {at: position for position, at in enumerate(order)}
+        for at in order:
+            for index in self._reads[at]:
+                readers.setdefault(index, []).append(at)
+        for at in order:
+            for key in self._programs[at]:
+                for maker, value in lives.get(key, ()):
+                    late = [reader for reader in readers.get(value, ()) if place[reader] >= place[at]]
+                    if late:
+                        return maker, at, late[0], value
+                lives[key] = [(at, index) for index in self._made_in(at, key)]
+        return None
+
+    def _made_in(self, at: int, key: Hashable) -> Iterator[int]:
+        """Values of a block that live in the buffer of a program."""
+        if self._blocks[at][0].op == "region":
+            return
+        for step in self._blocks[at]:
+            if self._run_by(step) == key or place_of(step) == "producer":
+                yield from step.outputs
+
+    def _reaches(self, start: int, goal: int) -> bool:
+        """Tells whether ``goal`` must come after ``start``."""
+        todo, seen = [goal], {goal}
+        while todo:
+            for before in self._before[todo.pop()]:
+                if before == start:
+                    return True
+                if before not in seen:
+                    seen.add(before)
+                    todo.append(before)
+        return False
+
+    def _sorted(self) -> list[int]:
+        """Blocks in the order given, as far as what must come before what allows."""
+        waiting = [len(before) for before in self._before]
+        after: list[list[int]] = [[] for _ in self._blocks]
+        for at, before in enumerate(self._before):
+            for other in before:
+                after[other].append(at)
+        ready = [at for at, count in enumerate(waiting) if not count]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            at = heapq.heappop(ready)
+            order.append(at)
+            for other in after[at]:
+                waiting[other] -= 1
+                if not waiting[other]:
+                    heapq.heappush(ready, other)
+        return order
+
+    def _clash(self, maker: int, later: int, reader: int, value: int) -> Clash:
+        made_by = self._folds.after[value][0] if value in self._folds.after else _name(self._blocks[maker])
+        readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op == "call")
+        earlier, runs, reads = (_name(self._blocks[at]) for at in (maker, later, reader))
+        return Clash(earlier, runs, reads, made_by, readers)
+
+
+def _name(block: tuple[Step, ...]) -> str:
+    step = block[0]
+    return f"the region of {step.name}" if step.op == "region" else step.name
+
+
+def _glued(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """Blocks of steps: what is folded into a producer stays with it."""
+    blocks: list[tuple[Step, ...]] = []
+    for step in steps:
+        if place_of(step) == "producer":
+            blocks[-1] = (*blocks[-1], step)
+        else:
+            blocks.append((step,))
+    return blocks

@@ -1,0 +1,144 @@
+"""Programs of a draft: which calls can run the same compiled code, and what that code takes and gives.
+
+Calls of one stage run the same program if they read values of one form through the same folded adapters. It gives what
+any of them needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.graph import NodeKey
+from orchestrator.plan.model import HOST, PlannedProgram, Step, walk
+from orchestrator.plan.programs import Folds, Port, place_of, port_order
+from orchestrator.planner.draft import Draft
+from orchestrator.planner.held import is_gathered
+from orchestrator.program import ProgramInput, ProgramOutput
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Programs", "is_program"]
+
+#: A stage (or a weightless program's value) with what it takes.
+Signature = tuple[str, tuple[ProgramInput, ...]]
+
+
+def is_program(draft: Draft, step: Step) -> bool:
+    """Tells whether a step starts a program."""
+    called = step.op == "call" and draft.compiled(step.device)
+    return called or place_of(step) == "program"
+
+
+class Programs:
+    """The programs of a draft with steps.
+
+    Args:
+        draft: The plan so far.
+    """
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.folds = Folds.of(draft.steps, (index for _, index in draft.outputs))
+        self.signatures: dict[int, Signature] = {}
+        self.users: dict[Signature, list[Step]] = {}
+        for step in walk(draft.steps):
+            if is_program(draft, step):
+                signature = self._signature(step)
+                self.signatures[step.outputs[0]] = signature
+                self.users.setdefault(signature, []).append(step)
+        self._names = self._named()
+
+    def key(self, step: Step) -> Signature:
+        """Returns what tells a step's program from others, routes left out."""
+        return self.signatures[step.outputs[0]]
+
+    def name(self, step: Step, route: int) -> str:
+        """Returns the name of a step's program."""
+        base = self._names[self.key(step)]
+        return f"{base}[route {route}]" if route else base
+
+    def planned(self, routes: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
+        """Returns the programs, given the route of each call that does not take the first."""
+        made: dict[str, PlannedProgram] = {}
+        for signature, steps in self.users.items():
+            outputs = self._outputs(steps)
+            on_host = len(outputs) == 1 and self._is_read_on_host(steps)
+            for step in steps:
+                route = routes.get(step.name, 0) if step.op == "call" else 0
+                name = self.name(step, route)
+                stage = signature[0] if step.op == "call" else ""
+                made[name] = PlannedProgram(name, step.device, stage, signature[1], outputs, route, on_host)
+        return tuple(made.values())
+
+    def _named(self) -> dict[Signature, str]:
+        """Names programs after their stage, with a number where it has several; weightless ones after their edge.
+
+        No stage can be called like a numbered or weightless program: ``[`` and ``.`` are no part of a name.
+        """
+        names: dict[Signature, str] = {}
+        taken: set[str] = set()
+        for signature, (first, *_) in self.users.items():
+            base = signature[0] if first.op == "call" else f"adapt {first.name}"
+            name, number = base, 1
+            while name in taken:
+                number += 1
+                name = f"{base}[{number}]"
+            taken.add(name)
+            names[signature] = name
+        return names
+
+    def _signature(self, step: Step) -> Signature:
+        if step.op != "call":
+            (value,) = step.inputs
+            root, before = self.folds.read(value)
+            spec = self.draft.values[root].spec
+            assert isinstance(spec, TensorSpec)
+            assert step.adapter is not None
+            return step.name, (ProgramInput("value", spec, (*before, step.adapter)),)
+        call = self.draft.calls[step.name]
+        written = self._written(step.name)
+        inputs = []
+        for (port, _), value in zip(call.inputs, step.inputs, strict=True):
+            root, before = self.folds.read(value)
+            spec = self.draft.values[root].spec
+            if isinstance(spec, TensorSpec):
+                plain = TensorSpec(spec.dims, spec.dtype)
+                inputs.append(ProgramInput(port, plain, before, written[port]))
+            else:
+                inputs.append(ProgramInput(port, None, constant=self.draft.values[root].origin))
+        return call.stage, tuple(inputs)
+
+    def _written(self, call: str) -> dict[str, Any]:
+        """The dtypes that a call's stage was written for, by port."""
+        return {port: self.draft.written[call].get(port) for port, _ in self.draft.calls[call].inputs}
+
+    def _outputs(self, steps: list[Step]) -> tuple[ProgramOutput, ...]:
+        first = steps[0]
+        if first.op != "call":
+            spec = self.draft.values[first.outputs[0]].spec
+            assert isinstance(spec, TensorSpec)
+            return (ProgramOutput("value", spec),)
+        names = [port for port, _ in self.draft.calls[first.name].outputs]
+        wanted: dict[Port, int] = {}
+        for step in steps:
+            for port, index in self.folds.given(step.name).items():
+                wanted.setdefault(port, index)
+        outputs = []
+        for at, adapters in sorted(wanted, key=port_order):
+            spec = self.draft.values[wanted[at, adapters]].spec
+            assert isinstance(spec, TensorSpec)
+            outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
+        return tuple(outputs)
+
+    def _is_read_on_host(self, steps: list[Step]) -> bool:
+        """Tells whether all that a program gives goes to the host and nowhere else."""
+        calls = {step.name for step in steps if step.op == "call"}
+        edges = [edge for name in calls for edge in self.draft.graph.out_of(NodeKey("call", name))]
+        homes = [edge.target.kind == "output" or self._is_host(edge.target.name) for edge in edges]
+        parts = any(is_gathered(self.draft, edge) for edge in edges)
+        return bool(homes) and all(homes) and not parts
+
+    def _is_host(self, call: str) -> bool:
+        device = self.draft.device_of(call)
+        return device == HOST or self.draft.groups[device].capabilities.host_memory

@@ -1,0 +1,183 @@
+"""Verify, third part: programs take and give what the steps say, and no buffer is read after it was overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.adapter import Adapter
+from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedProgram, Step, walk
+from orchestrator.planner.verify_edges import demand
+from orchestrator.specs import TensorSpec, show_spec
+
+__all__ = ["check_programs"]
+
+#: The value that is really read for another name of it, and what its reader's program does to it.
+Read = tuple[int, tuple[Adapter, ...]]
+
+
+def check_programs(plan: Plan) -> None:
+    """Checks the programs of a plan against its steps.
+
+    Args:
+        plan: The plan; its steps were replayed already.
+
+    Raises:
+        PlanError: They differ, or a value is read too late.
+    """
+    _Programs(plan).run()
+
+
+class _Programs:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.groups = {group.device: group for group in plan.groups}
+        self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
+        self.programs = {program.name: program for program in plan.programs}
+        self.names: dict[int, Read] = {}
+        self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
+        self.owner: dict[int, tuple[str, int]] = {}
+        self.turn: dict[str, int] = {}
+        self.used: set[str] = set()
+
+    def _demand(self, holds: bool, what: str) -> None:
+        demand(self.plan, holds, what)
+
+    def run(self) -> None:
+        unique = len(self.programs) == len(self.plan.programs)
+        self._demand(unique, "two programs have one name")
+        self._steps(self.plan.steps)
+        idle = sorted(set(self.programs) - self.used)
+        self._demand(not idle, f"program {idle[:1]} never runs")
+        self._placed_moves()
+
+    def _steps(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            if step.op == "region":
+                # The next chunk comes after every chunk.
+                self._steps(step.body)
+                self._steps(step.body)
+            elif step.op == "call":
+                self._call(step)
+            else:
+                self._adapt(step)
+
+    def _group(self, step: Step) -> PlannedGroup | None:
+        return self.groups.get(step.device)
+
+    def _call(self, step: Step) -> None:
+        group = self._group(step)
+        for index in step.inputs:
+            self._reads(step, index)
+        if group is None or not group.compiled:
+            self._demand(not step.program, f"call {step.name!r} has a program where calls run by themselves")
+            return
+        call = self.plan.call(step.name)
+        program = self._program(step, call.stage)
+        self._demand(
+            [item.port for item in program.inputs] == [port for port, _ in call.inputs],
+            f"program {program.name!r} takes other ports than call {step.name!r} is fed",
+        )
+        for item, index in zip(program.inputs, step.inputs, strict=True):
+            root, before = self.names.get(index, (index, ()))
+            spec = self.plan.values[root].spec
+            if not isinstance(spec, TensorSpec):
+                same = item.spec is None and item.constant == self.plan.values[root].origin
+                self._demand(same, f"program {program.name!r} has another constant at {item.port!r}")
+                continue
+            same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before
+            self._demand(
+                same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
+            )
+        self._starts(step, group, program)
+        for (port, _), index in zip(call.outputs, step.outputs, strict=True):
+            self.given[index] = program.name, port, ()
+
+    def _program(self, step: Step, stage: str) -> PlannedProgram:
+        program = self.programs.get(step.program)
+        self._demand(program is not None, f"step {step.op} {step.name!r} runs {step.program!r}, no program")
+        assert program is not None
+        same = (program.stage, program.device) == (stage, step.device)
+        self._demand(same, f"program {program.name!r} is not of {stage or 'adapters'!r} on {step.device}")
+        self.used.add(program.name)
+        return program
+
+    def _starts(self, step: Step, group: PlannedGroup, program: PlannedProgram) -> None:
+        """A program runs: what it gave before is gone."""
+        own = [self.names.get(index, (index, ()))[0] for index in step.inputs]
+        watched = group.output_buffers and group.option("hazards", "solve") != "ignore"
+        self._demand(
+            not watched or all(self.owner.get(index, ("", 0))[0] != program.name for index in own),
+            f"{step.name!r} reads the buffer that it writes",
+        )
+        self.turn[program.name] = self.turn.get(program.name, 0) + 1
+        if watched:
+            for index in step.outputs:
+                self.owner[index] = program.name, self.turn[program.name]
+
+    def _reads(self, step: Step, index: int) -> None:
+        root, _ = self.names.get(index, (index, ()))
+        name, turn = self.owner.get(root, ("", 0))
+        self._demand(
+            not name or self.turn[name] == turn,
+            f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
+        )
+        if root in self.given:
+            program, port, after = self.given[root]
+            gives = [(item.port, item.adapters) for item in self.programs[program].outputs]
+            self._demand(
+                (port, after) in gives, f"program {program!r} does not give what {step.name!r} reads"
+            )
+
+    def _adapt(self, step: Step) -> None:
+        assert step.adapter is not None
+        (source,), (target,) = step.inputs, step.outputs
+        place = step.adapter.place
+        group = self.by_memory.get(self.plan.values[source].memory)
+        inside = group is not None and group.compiled and self.plan.values[target].memory != HOST
+        moves = step.adapter.kind in ("upload", "copy")
+        self._demand(
+            bool(place) == (inside and not moves),
+            f"the adapter '{step.adapter}' of {step.name!r} has {'a' if place else 'no'} place in a program",
+        )
+        if place == "consumer":
+            root, before = self.names.get(source, (source, ()))
+            self.names[target] = root, (*before, step.adapter)
+        elif place == "producer":
+            self._demand(
+                source in self.given, f"'{step.adapter}' is folded into a producer that there is not"
+            )
+            program, port, after = self.given[source]
+            self.given[target] = program, port, (*after, step.adapter)
+            if source in self.owner:
+                self._demand(
+                    self.owner[source][1] == self.turn[program], f"'{step.adapter}' comes after its producer"
+                )
+                self.owner[target] = self.owner[source]
+        else:
+            self._reads(step, source)
+            if place == "program":
+                self._weightless(step, source)
+
+    def _weightless(self, step: Step, source: int) -> None:
+        program, group = self._program(step, ""), self._group(step)
+        assert group is not None
+        assert step.adapter is not None
+        root, before = self.names.get(source, (source, ()))
+        done = (*before, step.adapter)
+        sound = len(program.inputs) == 1 and program.inputs[0].adapters == done
+        self._demand(sound, f"program {program.name!r} does not do what '{step.adapter}' says")
+        spec = self.plan.values[root].spec
+        wanted = program.inputs[0].spec
+        fits = isinstance(spec, TensorSpec) and wanted is not None and wanted.same_form(spec)
+        self._demand(fits, f"program {program.name!r} takes another form than {show_spec(spec)}")
+        self._starts(step, group, program)
+
+    def _placed_moves(self) -> None:
+        """What was folded into a consumer is read by programs alone."""
+        for step in walk(self.plan.steps):
+            group = self._group(step)
+            program = step.op == "call" and group is not None and group.compiled
+            place = step.adapter.place if step.adapter is not None else ""
+            able = program or step.op == "region" or place in ("consumer", "program")
+            renamed = [index for index in step.inputs if index in self.names]
+            self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
