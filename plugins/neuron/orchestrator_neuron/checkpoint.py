@@ -210,7 +210,8 @@ def _misfit_text(
     return (
         f"The checkpoint {str(path)!r} does not fit the module of stage {stage!r}; nothing was loaded."
         f"{''.join(lines)}\nNames are those of the module's state_dict(), to the letter.{hint} "
-        f"Give the checkpoint of this model, or write one: safetensors.torch.save_file(module.state_dict(), 'model.safetensors')."
+        f"Give the checkpoint of this model, or write one: "
+        f"safetensors.torch.save_file(module.state_dict(), 'model.safetensors')."
     )
 
 

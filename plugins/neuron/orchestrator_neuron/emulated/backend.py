@@ -1,0 +1,173 @@
+"""The device family ``neuron-emulated``: ordinary host memory with the rules of a Neuron device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+import orchestrator_neuron
+from orchestrator.adapter import Adapter, apply
+from orchestrator.backend import Handle
+from orchestrator.program import Application
+from orchestrator_neuron.content import application_key
+from orchestrator_neuron.emulated.compile import Compiler, compile_application
+from orchestrator_neuron.emulated.device import Device, DeviceError
+from orchestrator_neuron.emulated.load import load_application
+from orchestrator_neuron.emulated.manifest import FORMAT
+from orchestrator_neuron.emulated.register import register, unregister
+from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, download, upload
+from orchestrator_neuron.family import RankedBackend
+from orchestrator_neuron.ranked import RankedValue, is_ranked
+
+__all__ = ["EmulatedBackend"]
+
+
+def _no_compiler(data: bytes) -> bytes:
+    return data
+
+
+class EmulatedBackend(RankedBackend):
+    """An emulated Neuron device; see :mod:`orchestrator_neuron.emulated`.
+
+    Attributes:
+        COMPILER: What each exported program goes through; tests and benchmarks put a slow one here.
+        budget: Bytes of each rank's memory, in place of a real core's; set before :meth:`open`.
+        compares_ranks: A download makes sure that all ranks hold the same.
+    """
+
+    family = "neuron-emulated"
+    COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
+    budget: int | None = None
+    compares_ranks: bool = True
+
+    _opened: Device | None = None
+
+    @property
+    def opened(self) -> Device:
+        """The device.
+
+        Raises:
+            DeviceError: It is not open.
+        """
+        if self._opened is None:
+            raise DeviceError("The emulated Neuron device is not open.")
+        return self._opened
+
+    def open(self) -> None:
+        """Takes a fresh device into use."""
+        self.close()
+        can = self.capabilities
+        self._opened = Device(can.ranks, can.memory if self.budget is None else self.budget, can.link)
+        register(self._opened)
+
+    def close(self) -> None:
+        """Ends the device; its values cannot be read any more."""
+        if self._opened is not None:
+            unregister(self._opened)
+            self._opened.close()
+            self._opened = None
+
+    def begin_counting(self) -> None:
+        """Starts counting from zero: weights, warm-up and staged constants are part of no request."""
+        self.opened.begin_counting()
+
+    def measured(self) -> Mapping[str, Any] | None:
+        """Returns what the device counted; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
+        return None if self._opened is None else self._opened.measured()
+
+    def key(self, application: Application) -> str:
+        """Returns the content key of an application."""
+        versions = ("emulated", FORMAT, torch.__version__, orchestrator_neuron.__version__)
+        return application_key(application, self.settings(application.stage), versions)
+
+    def build(self, application: Application, folder: Path) -> None:
+        """Exports an application into an empty folder.
+
+        Raises:
+            CompileError: It cannot be compiled.
+        """
+        compile_application(application, self.settings(application.stage), folder, type(self).COMPILER)
+
+    def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
+        """Loads an application with its weights; returns the callable of each program by name.
+
+        Raises:
+            CompileError: It does not fit the device, or its weights do not fit.
+        """
+        return load_application(self.opened, application, self.settings(application.stage), folder)
+
+    def upload(self, value: torch.Tensor) -> Handle:
+        """Copies a host tensor to every rank; each counts."""
+        device = self.opened
+        return RankedValue([upload(device, rank, value)] for rank in range(device.ranks))
+
+    def download(self, handle: Handle) -> torch.Tensor:
+        """Copies a value of rank 0 to the host; counts once.
+
+        Raises:
+            DeviceError: The ranks hold different values, so that one of them is not the whole.
+        """
+        rows = self._rows(handle)
+        value = download(rows[0])
+        if self.compares_ranks:
+            for rank, other in enumerate(rows[1:], 1):
+                if not _same_bits(value, other.payload):
+                    raise DeviceError(
+                        f"A value of {list(value.shape)} differs between rank 0 and rank {rank}, so each holds a "
+                        f"part: reading rank 0 alone would lose the rest. Declare the dim along which the parts join, "
+                        f"config={{'sharded': {{'output': dim}}}}, or gather it inside the stage."
+                    )
+        return value
+
+    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
+        """Copies the parts of all ranks to the host and joins them along a dim; each counts."""
+        return torch.cat([download(tensor) for tensor in self._rows(handle)], dim)
+
+    def copy(self, handle: Handle, device: str) -> Handle:
+        """Makes a copy with memory of its own, over the host; each rank's moves count."""
+        return RankedValue(
+            [upload(self.opened, rank, download(tensor))] for rank, tensor in enumerate(self._rows(handle))
+        )
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the function of an adapter that no program does: over the host, and counted."""
+        return lambda handle, sizes: self.upload(apply(adapter, self.download(handle), sizes))
+
+    def join(self, handles: list[Handle], dim: int) -> Handle:
+        """Joins values over the host; counted."""
+        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))
+
+    def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
+        """Returns a view."""
+        return RankedValue([tensor.narrow(dim, start, size)] for tensor in self._rows(handle))
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
+        """Takes memory; nothing crosses the link."""
+        device = self.opened
+        return RankedValue([allocate(device, rank, shape, dtype, "A value")] for rank in range(device.ranks))
+
+    def _rows(self, handle: Handle) -> list[EmulatedTensor]:
+        """The tensor of each rank."""
+        device = self.opened
+        if not is_ranked(handle):
+            raise DeviceError(f"A {type(handle).__name__} is no ranked value of this device.")
+        rows = [row[0] for row in handle]
+        if len(rows) != device.ranks:
+            raise DeviceError(
+                f"A value of {len(rows)} ranks is not of this device, which has {device.ranks}."
+            )
+        for tensor in rows:
+            if not isinstance(tensor, EmulatedTensor) or tensor.block.device is not device:
+                raise DeviceError("A value is on another device, or of a session that was closed.")
+        return rows
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Compares bit by bit, so that NaN equals NaN."""
+    if torch.equal(first, second):
+        return True
+    one, other = (value.contiguous().reshape(-1).view(torch.uint8) for value in (first, second))
+    return torch.equal(one, other)

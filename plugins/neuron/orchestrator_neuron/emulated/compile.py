@@ -1,0 +1,145 @@
+"""Compiling an application into a folder: every program at every combination of buckets, and a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.errors import CompileError
+from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
+from orchestrator.specs import AnyDim, dim_names
+from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, show_shapes, write
+from orchestrator_neuron.emulated.trace import trace
+from orchestrator_neuron.module import ProgramModule, stage_module
+from orchestrator_neuron.options import Settings
+
+__all__ = ["compile_application", "stage_on_host"]
+
+Compiler = Callable[[bytes], bytes]
+
+
+def compile_application(
+    application: Application, settings: Settings, folder: Path, compiler: Compiler
+) -> None:
+    """Exports the programs of an application into an empty folder.
+
+    Args:
+        application: The application.
+        settings: What is in force for its stage.
+        folder: Where it goes; the manifest is written last.
+        compiler: What each exported program goes through.
+
+    Raises:
+        CompileError: It cannot be built or exported, two entries have equal shapes, or an output is not what the plan
+            says.
+    """
+    distinct = list(_distinct(application))
+    target, owner = stage_on_host(application, settings)
+    entries = []
+    for number, (program, sizes) in enumerate(distinct):
+        traced = trace(
+            _show(application, program, sizes),
+            application.name,
+            ProgramModule(target, owner, program, sizes),
+            program,
+            sizes,
+        )
+        file = f"{number}.pt2"
+        (folder / file).write_bytes(compiler(traced.data))
+        inputs = tuple(_input_forms(program, sizes))
+        entries.append(Entry(program.name, file, inputs, traced.outputs, traced.constant_bytes))
+    weights = {} if owner is None else _forms(owner)
+    write(Manifest(application.name, weights, tuple(entries)), folder)
+
+
+def stage_on_host(
+    application: Application, settings: Settings
+) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
+    """Returns a private copy of what runs a stage, in the dtype that is in force, and the owner of its weights.
+
+    Raises:
+        CompileError: It cannot be built.
+    """
+    try:
+        target, owner = stage_module(application.stage)
+    except Exception as error:
+        raise CompileError(
+            f"Stage {application.name!r} cannot be built: {type(error).__name__}: {error}",
+            stage=application.name,
+        ) from error
+    dtype = settings.torch_dtype
+    if owner is not None and dtype is not None:
+        _convert(owner, dtype)
+    return target, owner
+
+
+def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Converts floating-point weights and buffers; complex ones stay, other than with ``owner.to(dtype)``."""
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    owner._apply(convert)  # type: ignore[no-untyped-call]
+
+
+def _forms(owner: torch.nn.Module) -> dict[str, Form]:
+    named = [*owner.named_parameters(remove_duplicate=False), *owner.named_buffers(remove_duplicate=False)]
+    return {name: Form.of(tensor) for name, tensor in named}
+
+
+def _input_forms(program: Program, sizes: Mapping[str, int]) -> Iterator[Form]:
+    for item in program.tensors:
+        assert item.spec is not None
+        yield Form(item.spec.shape(sizes), item.spec.dtype)
+    if program.route:
+        yield Form((program.route,), torch.int32)
+
+
+def _distinct(application: Application) -> Iterator[tuple[Program, Mapping[str, int]]]:
+    """Yields each program with each combination of sizes that makes a program of its own.
+
+    Raises:
+        CompileError: Two of them have the same input shapes.
+    """
+    taken: dict[tuple[Any, ...], tuple[Program, Mapping[str, int]]] = {}
+    for program in application.programs:
+        names = _names(program)
+        for sizes in program.sizes:
+            used = {name: size for name, size in sizes.items() if name in names}
+            key = tuple(form.shape for form in _input_forms(program, sizes))
+            if key not in taken:
+                taken[key] = (program, used)
+                yield program, sizes
+            elif taken[key] != (program, used):
+                raise _collision(application, key, taken[key], (program, used))
+
+
+def _collision(
+    application: Application,
+    key: tuple[Any, ...],
+    first: tuple[Program, Mapping[str, int]],
+    second: tuple[Program, Mapping[str, int]],
+) -> CompileError:
+    return CompileError(
+        f"{_show(application, *first)} and {_show(application, *second)} take inputs of the same shapes, "
+        f"{show_shapes(key)}. The device tells them apart by shapes alone and would run the later one for both, "
+        f"silently. Put them in stages of their own, or give one an input of another shape.",
+        stage=application.name,
+    )
+
+
+def _names(program: Program) -> set[str]:
+    """Named dims that a program depends on."""
+    parts: list[ProgramInput | ProgramOutput] = [*program.tensors, *program.outputs]
+    dims: list[AnyDim] = [dim for part in parts if part.spec is not None for dim in part.spec.dims]
+    dims += [dim for part in parts for adapter in part.adapters for dim in adapter.dims]
+    return {name for dim in dims for name in dim_names(dim)}
+
+
+def _show(application: Application, program: Program, sizes: Mapping[str, int]) -> str:
+    at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    of = f" of stage {application.name!r}" if application.stage is not None else ""
+    return f"The program {program.name!r}{of}{f' at {at}' if at else ''}"

@@ -1,0 +1,114 @@
+"""Why a stage cannot be exported: which operation, in which line, and the way out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from orchestrator.errors import CompileError
+
+__all__ = ["check_static", "unexportable"]
+
+#: Folders whose lines are not the user's.
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_DATA_DEPENDENT = ("DataDependent", "DynamicOutputShape")
+_READS = ("aten.item", "aten._local_scalar_dense")
+_WAY_OUT = (
+    "Run it as a host stage, pipeline.add(..., device='host', outputs={...}), or write it so that all shapes follow "
+    "from the shapes of its inputs"
+)
+
+
+def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
+    """Returns the error for a stage whose export raised.
+
+    Args:
+        where: What was exported, for the message.
+        stage: The stage's name.
+        error: What ``torch.export.export`` raised.
+    """
+    operation = _operation(error.__traceback__)
+    depends = any(mark in type(error).__name__ for mark in _DATA_DEPENDENT)
+    first = str(error).strip().partition("\n")[0]
+    if depends:
+        what = (
+            f"{operation or 'a branch or a size in Python'} depends on data, which a compiled program cannot"
+        )
+    else:
+        what = f"{operation or 'its code'} cannot be exported"
+    return CompileError(
+        f"{where} cannot be compiled: {what}{_line(error.__traceback__)}. {_WAY_OUT}. "
+        f"({type(error).__name__}: {first})",
+        stage=stage,
+        operation=operation,
+    )
+
+
+def check_static(where: str, stage: str, graph: torch.fx.Graph, again: Callable[[], object]) -> None:
+    """Makes sure that no shape inside a program depends on data.
+
+    Args:
+        where: What was exported, for the message.
+        stage: The stage's name.
+        graph: The exported graph.
+        again: Runs the program so that what depends on data raises; asked for the line.
+
+    Raises:
+        CompileError: One does, or a number of a tensor is read.
+    """
+    for node in graph.nodes:
+        name = str(node.target)
+        values = pytree.tree_leaves(node.meta.get("val")) if node.op == "call_function" else []
+        loose = next((value for value in values if _is_loose(value)), None)
+        if loose is None and not name.startswith(_READS):
+            continue
+        shape = (
+            f"gives the shape {[str(size) for size in loose.shape]}, which"
+            if loose is not None
+            else "reads a number and"
+        )
+        raise CompileError(
+            f"{where} cannot be compiled: {name} {shape.replace(chr(39), '')} depends on data; a program has static "
+            f"shapes{_line_of(again)}. {_WAY_OUT}.",
+            stage=stage,
+            operation=name,
+        )
+
+
+def _is_loose(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape)
+
+
+def _operation(trace: TracebackType | None) -> str:
+    """The operation that was running, from the frames of torch's dispatch."""
+    found = ""
+    while trace is not None:
+        names = trace.tb_frame.f_locals
+        for value in (names.get("func"), names.get("op")):
+            if isinstance(value, torch._ops.OpOverload):
+                found = str(value)
+        trace = trace.tb_next
+    return found
+
+
+def _line(trace: TracebackType | None) -> str:
+    frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(_NOT_THE_USERS)]
+    return _at(frames[-1].filename, frames[-1].lineno, frames[-1].line) if frames else ""
+
+
+def _line_of(again: Callable[[], object]) -> str:
+    try:
+        again()
+    except Exception as error:
+        return _line(error.__traceback__)
+    return ""
+
+
+def _at(file: str, number: object, code: str | None) -> str:
+    return f" (at {Path(file).name}:{number}: {(code or '').strip()})"

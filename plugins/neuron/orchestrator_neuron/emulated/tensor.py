@@ -1,0 +1,238 @@
+"""Tensors on an emulated device.
+
+To torch such a tensor is on ``privateuseone:<rank>``. Its *payload* is a host tensor that nobody but the device sees.
+A Neuron device computes in compiled programs only, so outside of them all that can be done to it is a move to or from
+the host, or a view; everything else is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch.utils import _pytree as pytree
+
+from orchestrator.specs import dtype_name
+from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison, size_of
+from orchestrator_neuron.family import DTYPES
+
+__all__ = ["EmulatedTensor", "allocate", "download", "payload_of", "upload"]
+
+_WAY_OUT = (
+    "A Neuron device computes nothing outside compiled programs: make it part of a stage, or bring the value to the "
+    "host first, with .cpu()."
+)
+
+aten = torch.ops.aten
+
+VIEWS = frozenset(
+    {
+        aten.alias.default,
+        aten.as_strided.default,
+        aten.detach.default,
+        aten.diagonal.default,
+        aten.expand.default,
+        aten.permute.default,
+        aten.select.int,
+        aten.slice.Tensor,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.t.default,
+        aten.transpose.int,
+        aten.unbind.int,
+        aten.unfold.default,
+        aten.unsqueeze.default,
+        aten.view.default,
+        aten._reshape_alias.default,
+    }
+)
+
+
+def _refused(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: EmulatedTensor, *_args: Any, **_named: Any) -> NoReturn:
+        raise DeviceError(f"{what} of a tensor on {self.device} ({_form(self)}). {_WAY_OUT}")
+
+    return refuse
+
+
+class EmulatedTensor(torch.Tensor):
+    """A tensor on one rank.
+
+    Args:
+        payload: The host tensor behind it.
+        block: The memory that it, or what it is a view of, takes.
+    """
+
+    payload: torch.Tensor
+    block: Block
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, payload: torch.Tensor, block: Block) -> EmulatedTensor:
+        """Makes what torch takes for a tensor of that device; no memory comes with it."""
+        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            payload.size(),
+            strides=payload.stride(),
+            storage_offset=payload.storage_offset(),
+            dtype=payload.dtype,
+            layout=payload.layout,
+            device=torch.device("privateuseone", block.rank),
+        )
+        made.payload = payload
+        made.block = block
+        return made
+
+    def __init__(self, payload: torch.Tensor, block: Block) -> None:
+        pass
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
+        return f"EmulatedTensor({_form(self)}, device='{self.device}')"
+
+    numpy = __array__ = _refused("numpy()")
+    tolist = _refused("tolist()")
+    __dlpack__ = _refused("dlpack")
+    __deepcopy__ = _refused("A copy")
+    __reduce_ex__ = _refused("A pickle")
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Does moves and views, and refuses all else."""
+        named = kwargs or {}
+        if func in VIEWS:
+            return _view(func, args[0], args[1:], named)
+        if func is aten._to_copy.default:
+            return _to_copy(args[0], **named)
+        if func is aten.copy_.default:
+            return _copy(*args[:2])
+        raise _refusal(func, args, named)
+
+
+def allocate(
+    device: Device, rank: int, shape: tuple[int, ...], dtype: torch.dtype, what: str, held: bool = False
+) -> EmulatedTensor:
+    """Makes a tensor of undefined content, which shows when it is read; see :func:`upload` for errors."""
+    _check_dtype(dtype, what)
+    block = device.allocate(rank, size_of(shape, dtype), what, held)
+    with torch.inference_mode(False):
+        payload = torch.empty(shape, dtype=dtype)
+        poison(payload)
+    return EmulatedTensor(payload, block)
+
+
+def upload(
+    device: Device, rank: int, value: torch.Tensor, what: str = "A value", held: bool = False
+) -> EmulatedTensor:
+    """Copies a host tensor to one rank, as one contiguous block; counted unless ``held``.
+
+    Raises:
+        DeviceError: The device is closed, does not hold the dtype, has no such rank, or lacks the memory.
+    """
+    if not value.is_cpu:
+        raise DeviceError(f"An upload takes a tensor of the host, not one on {value.device}.")
+    _check_dtype(value.dtype, what, held)
+    block = device.allocate(rank, size_of(value.shape, value.dtype), what, held)
+    with torch.inference_mode(False), torch.no_grad():
+        payload = torch.empty(value.shape, dtype=value.dtype).copy_(value)
+    if not held:
+        device.count_upload(block.nbytes)
+    return EmulatedTensor(payload, block)
+
+
+def download(tensor: EmulatedTensor) -> torch.Tensor:
+    """Copies a tensor to the host; counted.
+
+    Raises:
+        DeviceError: The device is closed.
+    """
+    payload = payload_of(tensor)
+    tensor.block.device.count_download(size_of(payload.shape, payload.dtype))
+    return payload.clone(memory_format=torch.contiguous_format)
+
+
+def payload_of(tensor: EmulatedTensor) -> torch.Tensor:
+    """Returns what is behind a tensor; for the device's own use.
+
+    Raises:
+        DeviceError: The device is closed.
+    """
+    if not tensor.block.device.is_open:
+        tensor.block.device.check()
+    return tensor.payload
+
+
+def _view(func: Any, tensor: EmulatedTensor, args: Any, kwargs: Any) -> Any:
+    made = func(payload_of(tensor), *args, **kwargs)
+    if isinstance(made, torch.Tensor):
+        return EmulatedTensor(made, tensor.block)
+    return [EmulatedTensor(part, tensor.block) for part in made]
+
+
+def _to_copy(source: EmulatedTensor, **wanted: Any) -> torch.Tensor:
+    device = torch.device(wanted.get("device") or source.device)
+    if device.type == "cpu":
+        dtype = wanted.get("dtype") or source.dtype
+        return download(source).to(dtype)
+    if device == source.device:
+        raise DeviceError(
+            f"A conversion to {wanted.get('dtype')} on {source.device} ({_form(source)}). {_WAY_OUT}"
+        )
+    raise DeviceError(
+        f"A copy from {source.device} to {device} ({_form(source)}): ranks reach each other inside programs only. Go "
+        f"over the host: .cpu(), then .to('{device}')."
+    )
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """``target.copy_(source)``: a move if exactly one of them is on the device."""
+    if isinstance(target, EmulatedTensor) and isinstance(source, EmulatedTensor):
+        raise DeviceError(f"A copy from {source.device} to {target.device} ({_form(source)}). {_WAY_OUT}")
+    if isinstance(source, EmulatedTensor):
+        return target.copy_(download(source))
+    assert isinstance(target, EmulatedTensor)
+    if target.dtype != source.dtype:
+        raise DeviceError(
+            f"{dtype_name(source.dtype)} on the host cannot be written into {_form(target)} on {target.device}: "
+            f"convert it first, with .to({target.dtype})."
+        )
+    payload_of(target).copy_(source)
+    target.block.device.count_upload(size_of(target.shape, target.dtype))
+    return target
+
+
+def _check_dtype(dtype: torch.dtype, what: str, held: bool = False) -> None:
+    if dtype not in DTYPES and not held:
+        to = "int32" if dtype is torch.int64 else "float32"
+        raise DeviceError(
+            f"{what} is {dtype_name(dtype)}, which a Neuron device does not hold; convert it on the host, e.g. with "
+            f".to(torch.{to})."
+        )
+
+
+def _refusal(func: Any, args: Any, kwargs: Any) -> DeviceError:
+    tensors = [item for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+    own = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
+    others = [tensor for tensor in tensors if not isinstance(tensor, EmulatedTensor)]
+    ranks = sorted({tensor.block.rank for tensor in own})
+    name = str(func)
+    if func is aten._local_scalar_dense.default:
+        return DeviceError(f"item() or bool() of {own[0]!r} reads it from the device, unseen. {_WAY_OUT}")
+    if others:
+        return DeviceError(
+            f"{name} mixes a tensor on {own[0].device} ({_form(own[0])}) with one on {others[0].device} "
+            f"({_form(others[0])}). {_WAY_OUT}"
+        )
+    if len(ranks) > 1:
+        return DeviceError(f"{name} mixes tensors of the ranks {ranks}. {_WAY_OUT}")
+    return DeviceError(f"{name} on {own[0].device} ({_form(own[0])}). {_WAY_OUT}")
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{list(tensor.shape)} {dtype_name(tensor.dtype)}"

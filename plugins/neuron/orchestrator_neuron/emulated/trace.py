@@ -1,0 +1,138 @@
+"""One program at one combination of buckets, exported with static shapes and without its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses import fake_tensor
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental import symbolic_shapes
+
+from orchestrator.errors import CompileError
+from orchestrator.program import Program
+from orchestrator_neuron.emulated.device import size_of
+from orchestrator_neuron.emulated.explain import check_static, unexportable
+from orchestrator_neuron.emulated.manifest import Form
+from orchestrator_neuron.module import ProgramModule, example_inputs
+
+__all__ = ["Traced", "by_itself", "quiet", "trace"]
+
+_LOGGERS = tuple(logging.getLogger(module.__name__) for module in (fake_tensor, symbolic_shapes))
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An exported program.
+
+    Attributes:
+        data: It, as ``torch.export.save`` writes it; of its weights only shapes and dtypes are left.
+        outputs: Forms of what it gives.
+        constant_bytes: What tensors take that were compiled in.
+    """
+
+    data: bytes
+    outputs: tuple[Form, ...]
+    constant_bytes: int
+
+
+def trace(
+    where: str, stage: str, module: ProgramModule, program: Program, sizes: Mapping[str, int]
+) -> Traced:
+    """Exports a program.
+
+    Args:
+        where: What it is, for messages.
+        stage: The stage's name.
+        module: What is exported.
+        program: The program it is of.
+        sizes: The combination of buckets.
+
+    Raises:
+        CompileError: It cannot be exported, or gives something else than the plan says.
+    """
+    try:
+        with by_itself(), quiet():
+            exported = torch.export.export(module, example_inputs(program, sizes), strict=False)
+    except Exception as error:
+        raise unexportable(where, stage, error) from error
+    check_static(where, stage, exported.graph, lambda: _run_fake(module, program, sizes))
+    outputs = _outputs(exported)
+    _check_outputs(where, stage, outputs, program, sizes)
+    kept = _blank(exported)
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(exported, file)
+    return Traced(file.getvalue(), outputs, kept)
+
+
+def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
+    """Runs a program on fake tensors that know no sizes of data, so that what needs them raises where it stands."""
+    with by_itself(), quiet(), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        module(*map(mode.from_tensor, example_inputs(program, sizes)))
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Keeps what is set for the caller's thread, gradients and autocast, out of a program."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps torch from logging, printing and warning about what is raised, or is none of the user's business."""
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    for logger in _LOGGERS:
+        logger.addFilter(drop)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger in _LOGGERS:
+            logger.removeFilter(drop)
+
+
+def _outputs(exported: torch.export.ExportedProgram) -> tuple[Form, ...]:
+    return tuple(Form.of(node.meta["val"]) for node in exported.graph.output_node().args[0])
+
+
+def _check_outputs(
+    where: str, stage: str, found: tuple[Form, ...], program: Program, sizes: Mapping[str, int]
+) -> None:
+    declared = tuple(Form(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
+    for item, given, wanted in zip(program.outputs, found, declared, strict=True):
+        if given != wanted:
+            raise CompileError(
+                f"{where} gives {given} at its output {item.port!r}, but the plan says {wanted}. Plan again: the stage "
+                f"has changed, or what its wrapper declares is not what it gives.",
+                stage=stage,
+                port=item.port,
+            )
+
+
+def _blank(exported: torch.export.ExportedProgram) -> int:
+    """Drops the content of all weights, so that only a checkpoint can provide it; returns the bytes of constants."""
+    state, constants = exported.state_dict, exported.constants
+    for name, tensor in state.items():
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        state[name] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+    weights = {
+        item.target
+        for item in exported.graph_signature.input_specs
+        if item.kind is InputKind.BUFFER and item.target in constants
+    }
+    for name in weights:
+        constants[name] = torch.empty(constants[name].shape, dtype=constants[name].dtype, device="meta")
+    exported._example_inputs = None
+    return sum(size_of(item.shape, item.dtype) for name, item in constants.items() if name not in weights)
