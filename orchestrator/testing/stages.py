@@ -83,15 +83,14 @@ class SeededLinear(torch.nn.Linear):
     """A linear layer whose weights follow from a seed; torch's own random state is left alone."""
 
     def __init__(self, features_in: int = 4, features_out: int = 4, seed: int = 0) -> None:
-        self._seed = seed
         super().__init__(features_in, features_out)
-
-    def reset_parameters(self) -> None:
-        """Fills weights and bias; the constructor of the layer calls it."""
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for tensor in self.parameters():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator, device="cpu"))
+
+    def reset_parameters(self) -> None:
+        """Does nothing: the constructor fills the weights, and keeps no seed: it would count as part of the model."""
 
 
 class Linear(ModelWrapper):

@@ -1,0 +1,37 @@
+"""Artifacts on disk: what a name of them depends on, and how they get there whole or not at all.
+
+    fingerprint    what of a stage goes into a key; from `walk` and `code`
+    keys           a digest of everything that goes into compiling
+    artifacts      the store: find, obtain, list, verify, clean
+    layout         where things are in it, and locks
+    entries        what it holds, and in which state
+    cleaning       removing artifacts
+    manifest       what a folder must hold to be an artifact
+    files          writing, hashing, moving away
+    trouble        errors of the file system, as a user can act on them
+
+Looking into a store needs no torch; only a fingerprint does, so a name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.store.artifacts import Artifact, ArtifactStore, Cleaned, Entry
+    from orchestrator.store.files import write_atomically
+    from orchestrator.store.fingerprint import fingerprint
+    from orchestrator.store.keys import content_key
+
+__all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry", "content_key", "fingerprint", "write_atomically"]
+
+_HOMES = {"content_key": "keys", "fingerprint": "fingerprint", "write_atomically": "files"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'orchestrator.store' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"orchestrator.store.{_HOMES.get(name, 'artifacts')}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,159 @@
+"""A folder of artifacts, keyed by content, which several processes may use at once.
+
+An artifact's *key* is a digest of everything that went into compiling it. An artifact is *valid* if every file in it is
+as its manifest says. It is made in a folder of its own beside its place and renamed into it, under a lock of its key:
+so it is whole or absent, and made once. Readers take no lock: what is removed while they read it is not valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.store import cleaning
+from orchestrator.store.cleaning import Cleaned
+from orchestrator.store.entries import Entry, look
+from orchestrator.store.files import remove, sync, write_atomically
+from orchestrator.store.layout import Layout
+from orchestrator.store.manifest import NAME, write_manifest
+from orchestrator.store.trouble import disk_is_full, full, translated
+
+__all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a backend compiled for one stage and one bucket.
+
+    Attributes:
+        stage: The stage's name.
+        key: Content key: model structure and config, specs, flags, adapters, versions; never a path.
+        sizes: The bucket, as pairs of name and size.
+    """
+
+    stage: str
+    key: str
+    sizes: tuple[tuple[str, int], ...] = ()
+
+
+class ArtifactStore:
+    """Artifacts below one folder.
+
+    Args:
+        path: The folder; made when something is written.
+
+    Raises:
+        CompileError: The folder is the store of a newer release.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._layout = Layout(self.path)
+
+    def write_plan(self, plan: str, artifacts: Iterable[Artifact]) -> None:
+        """Writes the plan's JSON and the index of its artifacts."""
+        index = [{"stage": item.stage, "key": item.key, "sizes": dict(item.sizes)} for item in artifacts]
+        write_atomically(self.path / "artifacts.json", json.dumps(index, indent=1).encode())
+        write_atomically(self.path / "plan.json", plan.encode())
+
+    def find(self, key: str) -> Path | None:
+        """Returns the folder of a valid artifact, every byte of it checked, or None; notes that it was used."""
+        place = self._layout.place(key)
+        if look(place).state != "ok":
+            return None
+        with contextlib.suppress(OSError):  # a store that can only be read
+            os.utime(place / NAME)
+        return place
+
+    def obtain(
+        self, key: str, build: Callable[[Path], object], about: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Returns the folder of a valid artifact; what is missing or damaged is built.
+
+        Whoever asks for a key while it is being built waits, and gets what was built.
+
+        Args:
+            key: The content key.
+            build: Fills an empty folder.
+            about: JSON-like data that says what it is, for a person.
+
+        Raises:
+            CompileError: The store cannot be written to, or its disk is full.
+            Exception: Whatever ``build`` raises. In both cases nothing of the artifact is left.
+        """
+        found = self.find(key)
+        if found is not None:
+            return found
+        about = about or {}
+        name = f"of stage {about['stage']!r}" if about.get("stage") else key[:12]
+        what = f"The artifact {name} cannot be stored"
+        with contextlib.ExitStack() as stack:
+            with translated(what, self.path, key=key):
+                self._layout.prepare()
+                stack.enter_context(self._layout.locked(key))
+            return self.find(key) or self._build(key, build, about, what)
+
+    def entries(self, checksums: bool = False) -> tuple[Entry, ...]:
+        """Returns what is there, by key.
+
+        Args:
+            checksums: Read every byte; else manifests and sizes alone tell what is damaged.
+        """
+        return tuple(look(place, checksums) for place in self._layout.places())
+
+    def verify(self) -> tuple[Entry, ...]:
+        """Reads every byte and returns what is damaged; nothing is changed."""
+        return tuple(entry for entry in self.entries(checksums=True) if entry.state == "damaged")
+
+    def clean(self, *, damaged: bool = False, unused_days: float | None = None) -> Cleaned:
+        """Removes artifacts, and always what builds that did not end left behind.
+
+        What somebody is building is left alone. Everything that is removed can be compiled again.
+
+        Args:
+            damaged: Only those that are damaged; every byte is read.
+            unused_days: Only those that nobody asked for in as many days.
+
+        Raises:
+            CompileError: The store cannot be written to.
+        """
+        with translated("Artifacts cannot be removed", self.path):
+            return cleaning.clean(self._layout, damaged, unused_days)
+
+    def _build(self, key: str, build: Callable[[Path], object], about: Mapping[str, Any], what: str) -> Path:
+        """Makes an artifact; the lock of its key is held."""
+        place = self._layout.place(key)
+        folder = self._layout.aside(place)
+        with translated(what, self.path, key=key):
+            self._make_way(key, place)
+            folder.mkdir(parents=True)
+        try:
+            self._fill(folder, build, what, key)
+            with translated(what, self.path, key=key):
+                write_manifest(folder, key, about)
+                folder.replace(place)
+                sync(place.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return place
+
+    def _fill(self, folder: Path, build: Callable[[Path], object], what: str, key: str) -> None:
+        try:
+            build(folder)
+        except Exception as error:
+            if disk_is_full(error, self.path):
+                raise full(what, error, self.path, key=key) from error
+            raise
+
+    def _make_way(self, key: str, place: Path) -> None:
+        """Removes what is not valid, and what builds of this key left that did not end."""
+        if place.exists():
+            remove(place, self._layout.aside(place))
+        for leftover in self._layout.leftovers(key):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""Files and folders that are there whole or not at all, also after a crash or a power cut.
+
+What is *synced* is on the disk, not only in the system's cache. A file's data is synced before the name that makes it
+count, and the folder that holds the name after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+__all__ = ["digest_of", "files_in", "remove", "size_of", "sync", "write_atomically"]
+
+_BLOCK = 1 << 20
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new one, nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns the files below a folder, in order of their path."""
+    found = [Path(base, name) for base, _, names in os.walk(folder) for name in names]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def size_of(folder: Path) -> int:
+    """Returns the bytes of all files below a folder; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for path in files_in(folder):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def digest_of(path: Path) -> str:
+    """Returns a file's SHA-256, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Syncs a file's data or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(folder: Path, aside: Path) -> None:
+    """Removes a folder in one step for whoever looks: it is renamed first, then emptied.
+
+    Args:
+        folder: The folder.
+        aside: A name beside it that nobody uses; it stays behind if the process is killed meanwhile.
+
+    Raises:
+        OSError: It cannot be moved away; what cannot be emptied then is left for the next cleaning.
+    """
+    folder.replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""Where things are in a store, and who may touch them.
+
+    store.json                         version of the layout
+    artifacts/<version>/ab/<key>/      an artifact in that version of the format, with its manifest.json
+    artifacts/<version>/ab/.<key>.*    being made or being removed by who holds the lock; else a *leftover*
+    locks/<key>.lock                   empty; never removed, since two processes could then hold one lock
+
+The *lock* of a key holds across processes and ends with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import CompileError
+from orchestrator.store.files import write_atomically
+from orchestrator.store.keys import is_key
+from orchestrator.store.manifest import VERSION
+
+__all__ = ["LAYOUT", "Layout"]
+
+LAYOUT = 1
+_MARKER = "store.json"
+
+
+class Layout:
+    """The places of one store.
+
+    Args:
+        root: Its folder; it need not exist.
+
+    Raises:
+        CompileError: A newer release made it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            text = (self.root / _MARKER).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return
+        try:
+            layout = int(json.loads(text)["layout"])
+        except (ValueError, TypeError, KeyError):
+            layout = 0
+        if not 1 <= layout <= LAYOUT:
+            found = f"layout {layout}" if layout else "no layout that can be read"
+            raise CompileError(
+                f"The store {str(self.root)!r} has {found} in its {_MARKER}, and this release knows layout {LAYOUT}: a "
+                f"newer release made it. Use that release, or give another folder; this one is left as it is.",
+                path=self.root,
+                layout=layout,
+            )
+
+    def prepare(self) -> None:
+        """Makes the store's own files.
+
+        Raises:
+            OSError: It cannot be written to.
+        """
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        if not (self.root / _MARKER).exists():
+            write_atomically(self.root / _MARKER, json.dumps({"layout": LAYOUT}).encode())
+
+    def place(self, key: str) -> Path:
+        """Returns where an artifact is, if it is there."""
+        if not is_key(key):
+            raise ValueError(f"{key!r} is no content key: 16 or more of 0-9 and a-f.")
+        return self.root / "artifacts" / str(VERSION) / key[:2] / key
+
+    def places(self) -> list[Path]:
+        """Returns folders of artifacts in every version of the format, by key."""
+        found = (self.root / "artifacts").glob("*/??/*")
+        return sorted((at for at in found if is_key(at.name) and at.is_dir()), key=lambda at: at.name)
+
+    def aside(self, place: Path) -> Path:
+        """Returns a new name for what is being made, or removed, at a place; nobody else uses it, now or later.
+
+        A compiler that outlived its killed parent may still write to the name that it was given.
+        """
+        return place.with_name(f".{place.name}.{secrets.token_hex(6)}")
+
+    def leftovers(self, key: str = "") -> list[Path]:
+        """Returns what builds and removals left, of a key or of all; those under way are among them."""
+        if key:
+            return sorted(self.place(key).parent.glob(f".{key}.*"))
+        found = (self.root / "artifacts").glob("*/??/.*.*")
+        return sorted(at for at in found if is_key(self.key_of(at)))
+
+    def key_of(self, leftover: Path) -> str:
+        """Returns the key that a leftover belongs to."""
+        return leftover.name.split(".")[1]
+
+    @contextlib.contextmanager
+    def locked(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Holds the lock of a key; gives False at once if somebody else does and one is not to wait.
+
+        Raises:
+            OSError: The store cannot be written to.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+            mine = True
+        except Timeout:
+            mine = False
+        try:
+            yield mine
+        finally:
+            lock.release()

@@ -1,0 +1,81 @@
+"""Errors of the file system while a store is written, told as a user can act on them.
+
+A full disk is not always an ``OSError``: torch reports it as a ``RuntimeError``, a compiler's wrapper as whatever it
+likes. So an error counts as one of a full disk if a cause of it says so, or if the disk has no room now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import CompileError
+
+__all__ = ["disk_is_full", "full", "translated"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Less than this cannot hold an artifact.
+_NO_ROOM = 16 * 1024
+
+
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Tells whether an error, or what it came from, is that of a full disk."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return _free(folder) < _NO_ROOM
+
+
+@contextlib.contextmanager
+def translated(what: str, folder: Path, **objects: object) -> Iterator[None]:
+    """Turns an error of the file system into a :class:`CompileError` that says what, where and the way out.
+
+    Args:
+        what: What is being done, as in "The artifact of 'vision' cannot be stored".
+        folder: The store.
+        objects: Attributes of the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explained(what, error, folder, objects) from error
+
+
+def full(what: str, error: Exception, folder: Path, **objects: object) -> CompileError:
+    """Returns the error of a full disk."""
+    return CompileError(
+        f"{what} in {str(folder)!r}: the disk is full ({_free(folder):,} bytes are free). Nothing half-written is "
+        f"left; free some space (`orchestrator cache clean --store {folder}` removes artifacts) or use a folder on "
+        f"another disk, and compile again. ({_first_line(error)})",
+        path=folder,
+        **objects,
+    )
+
+
+def _explained(what: str, error: OSError, folder: Path, objects: dict[str, object]) -> CompileError:
+    if error.errno in _FULL:
+        return full(what, error, folder, **objects)
+    return CompileError(
+        f"{what} in {str(folder)!r}: {_first_line(error)}. Give a folder that can be made and written to.",
+        path=folder,
+        **objects,
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that can be written where a folder is or would be."""
+    for place in (folder, *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 1 << 62
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
