@@ -6,6 +6,7 @@
     list       pipelines, stages, backends and plugins, broken ones included
     draw       the graph as Mermaid, DOT or SVG
     env        versions and devices, for a bug report
+    cache      list, verify or remove compiled artifacts
 
 A *target* is the name of a registered pipeline, or ``MODULE:ATTR``. Results go to stdout, everything else to
 stderr; with ``--json`` stdout holds one JSON document and nothing else, whatever a stage prints.
@@ -15,9 +16,10 @@ Exit codes:
     code  meaning          causes
     0     done             a broken plugin that nobody asked for included
     1     the job failed   a pipeline that cannot be built, planned, loaded or run; a file whose content
-                           cannot be read or does not fit its input; an output that cannot be written
+                           cannot be read or does not fit its input; an output that cannot be written; a
+                           damaged artifact that `cache verify` found
     2     wrong usage      the command line is at fault: an option that does not exist or is malformed; a
-                           target, stage, device, dim or input that does not exist; an input that is
+                           target, stage, device, dim, input or store that does not exist; an input that is
                            missing; a file that is not there, or of a kind that its input does not take
     130   interrupted      Ctrl-C
 
@@ -33,7 +35,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import draw, env, listing, plan, run, validate
+from orchestrator.cli import cache, draw, env, listing, plan, run, validate
 
 __all__ = ["app", "main"]
 
@@ -50,6 +52,7 @@ app.command("validate")(validate.command)
 app.command("list")(listing.command)
 app.command("draw")(draw.command)
 app.command("env")(env.command)
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,190 @@
+"""``orchestrator cache``: what was compiled and kept, whether it is whole, and how to be rid of it.
+
+A *store* is the folder that ``Plan.compile`` was given. Looking into one needs no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from orchestrator.cli.options import AsJson, Debug
+from orchestrator.cli.report import UsageError, reporting
+
+if TYPE_CHECKING:
+    from orchestrator.store import ArtifactStore, Entry
+
+__all__ = ["app"]
+
+DEFAULT = "build"
+
+Store: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        "--store", metavar="DIR", envvar="ORCHESTRATOR_STORE", help="The folder given to Plan.compile."
+    ),
+]
+
+app = typer.Typer(
+    help="List, verify or remove compiled artifacts.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("list")
+def list_(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug = False) -> None:
+    """List artifacts, with what each is, its size and its state.
+
+    Sizes of files are compared, not their content; `verify` reads every byte.
+    """
+    with reporting(as_json=as_json, debug=debug) as reply:
+        entries = _open(store).entries()
+        total = sum(entry.bytes for entry in entries)
+        reply.data = {"store": str(store), "bytes": total, "artifacts": [_plain(each) for each in entries]}
+        if not as_json:
+            _print(entries)
+            typer.echo(f"{_count(len(entries))}, {_size(total)} in {store}")
+
+
+@app.command()
+def verify(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug = False) -> None:
+    """Read every byte of every artifact and compare it with its checksum.
+
+    The exit code is 1 if an artifact is damaged. The next compile builds it again; `clean --damaged` removes it.
+    """
+    with reporting(as_json=as_json, debug=debug) as reply:
+        entries = _open(store).entries(checksums=True)
+        damaged = [entry for entry in entries if entry.state == "damaged"]
+        reply.data = {
+            "store": str(store),
+            "artifacts": len(entries),
+            "ok": sum(entry.state == "ok" for entry in entries),
+            "damaged": [_plain(entry) for entry in damaged],
+        }
+        if not as_json:
+            for entry in damaged:
+                typer.echo(f"DAMAGED  {_label(entry)}: {entry.fault}")
+            typer.echo(f"{_count(len(entries))} in {store}, {len(damaged) or 'none'} damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    store: Store = Path(DEFAULT),
+    damaged: Annotated[bool, typer.Option("--damaged", help="Only damaged artifacts.")] = False,
+    unused: Annotated[
+        float | None,
+        typer.Option(
+            "--unused", metavar="DAYS", min=0, help="Only those not used for DAYS.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove artifacts: all, or those that an option names.
+
+    What is being compiled now is left alone, and what killed compiles left is always removed.
+    """
+    with reporting(as_json=as_json, debug=debug) as reply:
+        done = _open(store).clean(damaged=damaged, unused_days=unused)
+        reply.data = {
+            "store": str(store),
+            "removed": [_plain(entry) for entry in done.removed],
+            "leftovers": done.leftovers,
+            "bytes": done.bytes,
+            "held": list(done.held),
+        }
+        if not as_json:
+            left = f" and {done.leftovers} unfinished" if done.leftovers else ""
+            typer.echo(f"removed {_count(len(done.removed))}{left}, {_size(done.bytes)}, from {store}")
+            for key in done.held:
+                typer.echo(f"kept {key[:12]}: it is being compiled")
+
+
+def _open(store: Path) -> ArtifactStore:
+    """Opens a store that is there.
+
+    Raises:
+        UsageError: It is not.
+    """
+    from orchestrator.store import ArtifactStore
+
+    if not store.is_dir():
+        raise UsageError(
+            f"There is no store {str(store)!r}. Give the folder that was given to Plan.compile: --store DIR, or "
+            f"ORCHESTRATOR_STORE=DIR in the environment."
+        )
+    return ArtifactStore(store)
+
+
+def _print(entries: tuple[Entry, ...]) -> None:
+    from orchestrator.cli.show import print_table
+
+    if not entries:
+        return
+    columns = ("key", "stage", "device", "size", "created", "used", "state")
+    print_table(columns, [_row(entry) for entry in entries])
+    for entry in entries:
+        if entry.fault:
+            typer.echo(f"{_label(entry)} is {_shown(entry)}: {entry.fault}")
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    about = entry.about
+    return (
+        entry.key[:12],
+        str(about.get("stage", "-")),
+        str(about.get("device", "-")),
+        _size(entry.bytes),
+        _time(entry.created),
+        _time(entry.used),
+        entry.state,
+    )
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "state": entry.state,
+        "fault": entry.fault,
+        "bytes": entry.bytes,
+        "created": _time(entry.created),
+        "used": _time(entry.used),
+        "about": dict(entry.about),
+        "path": str(entry.path),
+    }
+
+
+def _label(entry: Entry) -> str:
+    stage = entry.about.get("stage")
+    return f"{entry.key[:12]} ({stage})" if stage else entry.key[:12]
+
+
+def _shown(entry: Entry) -> str:
+    return "damaged" if entry.state == "damaged" else "of another version, not used by this release"
+
+
+def _count(number: int) -> str:
+    return f"{number or 'no'} artifact{'s' if number != 1 else ''}"
+
+
+def _size(size: float) -> str:
+    """Bytes for a person, e.g. ``1.5 MB``; powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def _time(seconds: float) -> str:
+    """UTC to the second; ``-`` where it is not known."""
+    from datetime import datetime, timezone
+
+    if not seconds:
+        return "-"
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
