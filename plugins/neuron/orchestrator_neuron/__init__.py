@@ -8,14 +8,25 @@ Importing this package, and registering, imports no torch and nothing of NxD Inf
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.plugin import hookimpl
 
 if TYPE_CHECKING:
     from orchestrator.registry import BackendRegistry
+    from orchestrator_neuron.nxdi.adopt import from_nxdi
+
+__all__ = ["__version__", "from_nxdi", "orchestrator_register_backends"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name != "from_nxdi":
+        raise AttributeError(f"module 'orchestrator_neuron' has no attribute {name!r}")
+    from orchestrator_neuron.nxdi.adopt import from_nxdi
+
+    return from_nxdi
 
 
 @hookimpl

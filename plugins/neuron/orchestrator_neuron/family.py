@@ -88,8 +88,14 @@ class RankedBackend(CompilingBackend):
         return self._capabilities
 
     def settings(self, stage: Stage | None) -> Settings:
-        """Returns the options in force for a stage; ``None``: for a weightless program."""
-        return settings_for(self.options, stage.name if stage else "", stage.config if stage else {})
+        """Returns the options in force for a stage; ``None``: for a weightless program.
+
+        A wrapper may have options of its own, ``neuron_options``; those in ``add(config=...)`` go first.
+        """
+        if stage is None:
+            return settings_for(self.options, "", {})
+        own = getattr(stage.wrapper, "neuron_options", {})
+        return settings_for(self.options, stage.name, {**own, **stage.config})
 
     def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
         """Returns int32 for int64, and the stage's ``torch_dtype`` for a floating-point dtype where it has one."""
@@ -110,7 +116,7 @@ class RankedBackend(CompilingBackend):
         Raises:
             PlanError: A port has such a dtype, or an option is wrong.
         """
-        self.settings(stage)
+        settings = self.settings(stage)
         for side, ports in (("input", inputs), ("output", outputs)):
             for port, spec in ports.items():
                 if isinstance(spec, TensorSpec) and self.held_dtype(stage, spec.dtype) not in DTYPES:
@@ -121,7 +127,9 @@ class RankedBackend(CompilingBackend):
                         stage=stage.name,
                         port=port,
                     )
-        return tuple(self._notes(stage))
+        looks = getattr(stage.wrapper, "neuron_review", None)
+        notes = looks(stage, settings, inputs) if looks is not None else ()
+        return (*notes, *self._notes(stage))
 
     def _notes(self, stage: Stage) -> Iterator[str]:
         """Yields warnings about a stage."""

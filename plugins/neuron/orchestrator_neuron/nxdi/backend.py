@@ -1,0 +1,142 @@
+"""The backend of the device ``neuron``: programs compiled and run by NxD Inference.
+
+A handle is a ranked value, ``[rank][output]`` lists with one output. Uploads are explicit, once for each rank, so that
+a value which two programs read crosses the link once; downloads read rank 0.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+import orchestrator_neuron
+from orchestrator.adapter import Adapter, apply
+from orchestrator.backend import Handle
+from orchestrator.errors import CompileError
+from orchestrator.program import Application
+from orchestrator.stage import Stage
+from orchestrator_neuron.content import application_key
+from orchestrator_neuron.family import RankedBackend
+from orchestrator_neuron.nxdi import packages
+from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
+from orchestrator_neuron.nxdi.own import build_own, load_own
+from orchestrator_neuron.ranked import RankedValue
+
+__all__ = ["NxdiBackend"]
+
+
+class NxdiBackend(RankedBackend):
+    """NxD Inference; see the module."""
+
+    family = "neuron"
+
+    #: World size of what this process has loaded; NxD Inference crashes when another follows.
+    _loaded_world: ClassVar[int | None] = None
+
+    def open(self) -> None:
+        """Imports NxD Inference and takes the device into use; versions that are not known are warned of.
+
+        Raises:
+            CompileError: The packages or the device are not there, or NxD Inference's CPU mode is on.
+        """
+        packages.require()
+        for note in packages.notes():
+            warnings.warn(note, stacklevel=2)
+        if os.environ.get("NXD_CPU_MODE", "0") == "1":
+            raise CompileError(
+                "NXD_CPU_MODE=1 is set, NxD Inference's own CPU mode, in which no value stays on a device; unset "
+                "it, and plan for 'cpu' or 'neuron-emulated' instead.",
+                device=self.device,
+            )
+        try:
+            torch.zeros(1).to("privateuseone:0")
+        except Exception as error:
+            raise CompileError(
+                f"There is no Neuron device here ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"'neuron-emulated' runs the same plan without one.",
+                device=self.device,
+            ) from error
+
+    def foldable(self, stage: Stage) -> bool:
+        """Tells whether it is not a user's whole application, which compiles itself."""
+        adopted = adopted_stage(stage)
+        return adopted is None or adopted.application is None
+
+    def key(self, application: Application) -> str:
+        """Returns the content key of an application; see :meth:`CompilingBackend.key`."""
+        versions = ("neuron", torch.__version__, orchestrator_neuron.__version__, packages.versions())
+        return application_key(application, self.settings(application.stage), versions)
+
+    def build(self, application: Application, folder: Path) -> None:
+        """Compiles an application into a folder; see :meth:`CompilingBackend.build`."""
+        packages.require()
+        adopted = adopted_stage(application.stage)
+        if adopted is not None and adopted.application is not None:
+            build_own(application, adopted, folder)
+        else:
+            build_programs(application, folder, self.settings(application.stage))
+
+    def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
+        """Loads an application with its weights; see :meth:`CompilingBackend.load_application`."""
+        packages.require()
+        self._check_world()
+        adopted = adopted_stage(application.stage)
+        if adopted is not None and adopted.application is not None:
+            return load_own(application, adopted, folder)
+        return load_programs(application, folder, self.settings(application.stage))
+
+    def _check_world(self) -> None:
+        ranks = self.capabilities.ranks
+        if NxdiBackend._loaded_world not in (None, ranks):
+            raise CompileError(
+                f"This process has loaded stages for {NxdiBackend._loaded_world} ranks, and NxD Inference crashes "
+                f"when it loads weights for {ranks} as well. Plan both with the same world_size, or use a process "
+                f"for each.",
+                device=self.device,
+                world_size=ranks,
+            )
+        NxdiBackend._loaded_world = ranks
+
+    def upload(self, value: torch.Tensor) -> RankedValue:
+        """Puts a host tensor on every rank, one copy for each."""
+        whole = value.contiguous()
+        return RankedValue([whole.to(f"privateuseone:{rank}")] for rank in range(self.capabilities.ranks))
+
+    def download(self, handle: Handle) -> torch.Tensor:
+        """Brings a value of rank 0 to the host; one that its program brought there is returned as it is."""
+        return handle if isinstance(handle, torch.Tensor) else handle[0][0].to("cpu")
+
+    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
+        """Brings the parts of all ranks to the host and joins them along a dim."""
+        return torch.cat([row[0].to("cpu") for row in handle], dim)
+
+    def copy(self, handle: Handle, device: str) -> RankedValue:
+        """Copies a value out of its program's output buffer, over the host."""
+        return self.upload(self.download(handle))
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], RankedValue]:
+        """Returns a function that pads, slices or casts over the host."""
+
+        def adapted(handle: Handle, sizes: Mapping[str, int]) -> RankedValue:
+            return self.upload(apply(adapter, self.download(handle), sizes))
+
+        return adapted
+
+    def join(self, handles: list[Handle], dim: int) -> RankedValue:
+        """Joins the results of chunks over the host."""
+        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))
+
+    def part(self, handle: Handle, dim: int, start: int, size: int) -> RankedValue:
+        """Takes a chunk: a view along the outermost dim, where it is one block of memory, else over the host."""
+        if dim == 0:
+            return RankedValue([row[0].narrow(0, start, size)] for row in handle)
+        return self.upload(self.download(handle).narrow(dim, start, size))
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> RankedValue:
+        """Makes a value of zeros."""
+        return self.upload(torch.zeros(shape, dtype=dtype))

@@ -1,0 +1,70 @@
+"""Running a loaded program on ranked values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from orchestrator.errors import StageError
+from orchestrator.program import Program
+from orchestrator_neuron.ranked import is_ranked, split_outputs
+
+__all__ = ["ProgramCall"]
+
+
+class ProgramCall:
+    """A loaded program: takes ranked values, returns a tuple with one handle for each output.
+
+    A program whose output is read on the host only gives a host tensor, of rank 0, in that tuple.
+
+    Args:
+        program: The program.
+        wrapper: The NxD Inference wrapper whose flags decide where its output goes.
+        run: What is called: the wrapper's ``forward``, or that of a user's application.
+        extra: What follows the inputs: the routing input, if there is one.
+    """
+
+    __slots__ = ("_count", "_extra", "_run", "_wrapper", "name")
+
+    def __init__(
+        self, program: Program, wrapper: Any, run: Callable[..., Any], extra: tuple[Any, ...] = ()
+    ) -> None:
+        self.name = program.name
+        self._count = len(program.outputs)
+        self._wrapper, self._run, self._extra = wrapper, run, extra
+
+    def __call__(self, *handles: Any) -> tuple[Any, ...]:
+        """Runs the program once.
+
+        Raises:
+            StageError: What came back is neither ranked nor, where it goes to the host, a tensor.
+        """
+        given = self._run(*handles, *self._extra)
+        if self._wrapper.return_ranked_to_cpu and isinstance(given, torch.Tensor):
+            return (given,)
+        if is_ranked(given) and len(given[0]) == self._count:
+            return split_outputs(given)
+        raise StageError(
+            f"The program {self.name!r} has {self._count} output(s) and keeps them on the device, [rank][output]; "
+            f"its wrapper's forward gave {_shown(given)}. Return what self._forward(...) returns, as it is.",
+            program=self.name,
+        )
+
+    def kept(self, *handles: Any) -> tuple[Any, ...]:
+        """Runs the program once and leaves its output on the device, wherever it goes otherwise."""
+        before = self._wrapper.return_ranked_to_cpu
+        self._wrapper.return_ranked_to_cpu = False
+        try:
+            return self(*handles)
+        finally:
+            self._wrapper.return_ranked_to_cpu = before
+
+
+def _shown(given: Any) -> str:
+    if is_ranked(given):
+        return f"{len(given[0])} of them"
+    if isinstance(given, torch.Tensor):
+        return f"a tensor {list(given.shape)} on {given.device}"
+    return f"a {type(given).__name__}"

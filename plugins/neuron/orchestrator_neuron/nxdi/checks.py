@@ -1,0 +1,182 @@
+"""What is wrong with a user's NxD Inference wrapper, said before anything is compiled.
+
+Each check is a failure that NxD Inference would show late, in the wrong place, or as wrong numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from orchestrator.errors import GraphError, PlanError
+from orchestrator.specs import PortSpec, TensorSpec, show_spec
+from orchestrator_neuron.options import Settings
+
+__all__ = ["Row", "check_dtypes", "check_example", "check_modes", "differences", "mend_flags", "row_misfit"]
+
+#: Forms of the example inputs of one bucket.
+Row: TypeAlias = tuple[TensorSpec, ...]
+
+
+def mend_flags(wrapper: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of the wrapper's model, also where they landed in the wrong parameter.
+
+    ``super().__init__(config, model_cls, tag, compiler_args, priority_model_idx, model_init_kwargs)`` is the old form
+    of the constructor. Today its sixth parameter is ``pipeline_execution``.
+
+    Raises:
+        GraphError: ``pipeline_execution`` is neither a bool nor such a dict.
+    """
+    name, flag = type(wrapper).__name__, wrapper.pipeline_execution
+    arguments = dict(wrapper.model_init_kwargs or {})
+    if isinstance(flag, bool):
+        return arguments
+    if not isinstance(flag, Mapping):
+        raise GraphError(
+            f"{name}.pipeline_execution is {flag!r}, not a bool. It is the sixth parameter of NxD Inference's "
+            f"ModelWrapper, so an argument given by position has landed there; give arguments by name.",
+            wrapper=name,
+        )
+    warnings.warn(
+        f"{name} gives model_init_kwargs by position, and the sixth parameter of NxD Inference's ModelWrapper is "
+        f"pipeline_execution; {dict(flag)!r} is taken as model_init_kwargs. Give it by name.",
+        stacklevel=4,
+    )
+    return arguments or dict(flag)
+
+
+def check_modes(wrapper: Any) -> None:
+    """Refuses modes of NxD Inference in which no value stays on the device.
+
+    Raises:
+        GraphError: ``async_mode`` or ``on_cpu`` is on.
+    """
+    name, neuron = type(wrapper).__name__, wrapper.config.neuron_config
+    if neuron.async_mode or wrapper.async_mode:
+        raise GraphError(
+            f"{name} has async_mode=True. NxD Inference then ignores pipeline_execution and takes the arguments for "
+            f"those of a language model (it reads the third and reshapes the first); leave async_mode off.",
+            wrapper=name,
+        )
+    if neuron.on_cpu:
+        raise GraphError(
+            f"{name} has on_cpu=True, NxD Inference's own CPU mode, which has no ranked values. Leave it off, and "
+            f"plan with device='cpu' or device='neuron-emulated' instead.",
+            wrapper=name,
+        )
+
+
+def check_example(wrapper: Any, row: Any) -> None:
+    """Refuses example inputs that are not all tensors.
+
+    Raises:
+        GraphError: A None, a number, a dict and so on among them.
+    """
+    if not isinstance(row, (tuple, list)):
+        raise GraphError(
+            f"The input_generator of {type(wrapper).__name__} gives a {type(row).__name__} where a tuple of tensors "
+            f"belongs: return [(a, b)].",
+            wrapper=type(wrapper).__name__,
+        )
+    for place, value in enumerate(row):
+        if not isinstance(value, torch.Tensor):
+            raise GraphError(
+                f"Example input {place} of {type(wrapper).__name__} is {value!r}. A program takes tensors, by "
+                f"position; leave out what is None, and make a number a tensor or a part of the config.",
+                wrapper=type(wrapper).__name__,
+            )
+
+
+def check_dtypes(wrapper: Any, rows: list[Row]) -> None:
+    """Refuses the default dtype where the example inputs are of another.
+
+    Raises:
+        GraphError: ``NeuronConfig`` was given no ``torch_dtype``, which means bfloat16, and an example is float32.
+    """
+    neuron = wrapper.config.neuron_config
+    stated = getattr(neuron, "overrides_torch_dtype", True)
+    if stated or neuron.cast_type != "config":
+        return
+    for row in rows:
+        for place, value in enumerate(row):
+            if value.dtype.is_floating_point and value.dtype != neuron.torch_dtype:
+                raise GraphError(
+                    f"The NeuronConfig of {type(wrapper).__name__} states no torch_dtype, so NxD Inference casts the "
+                    f"model to {neuron.torch_dtype}, but example input {place} is {value.dtype}. Say which is meant: "
+                    f"NeuronConfig(torch_dtype={value.dtype}, ...).",
+                    wrapper=type(wrapper).__name__,
+                )
+
+
+def differences(stage: str, wrapper: Any, settings: Settings, own: bool) -> Iterator[str]:
+    """Yields nothing; raises where a user's NeuronConfig and the plan's options cannot both hold.
+
+    Args:
+        stage: The stage's name.
+        wrapper: The user's wrapper.
+        settings: What is in force for the stage.
+        own: The user's whole application is used, so its config decides everything.
+
+    Raises:
+        PlanError: They differ.
+    """
+    neuron = wrapper.config.neuron_config
+    pairs: dict[str, tuple[Any, Any]] = {
+        "world_size": (neuron.world_size, settings.world_size),
+        "local_ranks_size": (neuron.local_ranks_size, settings.world_size),
+        "start_rank_id": (neuron.start_rank_id, 0),
+        "logical_nc_config": (neuron.logical_nc_config, settings.logical_nc_config),
+    }
+    if own:
+        pairs["tp_degree"] = (neuron.tp_degree, settings.tp_degree)
+        dtype = neuron.torch_dtype if neuron.cast_type == "config" else None
+        pairs["torch_dtype"] = (dtype or torch.float32, settings.torch_dtype or torch.float32)
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            option = "world_size" if name == "local_ranks_size" else name
+            way = "run all ranks in one process" if name == "start_rank_id" else f"{{{option!r}: {theirs!r}}}"
+            raise PlanError(
+                f"The NeuronConfig of stage {stage!r} says {name}={theirs!r}, but the plan has {ours!r}. All stages "
+                f"of one process share their ranks and cores. Change the NeuronConfig, or plan with options={way}.",
+                stage=stage,
+                option=name,
+            )
+    for name in ("compiler_args", "checkpoint", "shard_weights") if own else ():
+        if getattr(settings, name):
+            raise PlanError(
+                f"Stage {stage!r} is an application of NxD Inference, which compiles and loads itself, so the option "
+                f"{name!r} has no effect on it. Give its wrapper to from_nxdi instead, or leave the option out.",
+                stage=stage,
+                option=name,
+            )
+    yield from ()
+
+
+def row_misfit(stage: str, rows: list[Row], inputs: Mapping[str, PortSpec]) -> PlanError | None:
+    """Returns the error of an application whose own example inputs are not what the plan feeds; None: they fit.
+
+    Args:
+        stage: The stage's name.
+        rows: Its example inputs.
+        inputs: Fed ports, in order, with what they get. Dims with a name are left to the compiler.
+    """
+    fed = [spec for spec in inputs.values() if isinstance(spec, TensorSpec)]
+    if any(len(row) == len(fed) and all(map(_fits, fed, row)) for row in rows):
+        return None
+    shown = "; ".join(", ".join(map(show_spec, row)) for row in rows)
+    return PlanError(
+        f"Stage {stage!r} is fed {', '.join(show_spec(spec) for spec in fed)}, but its own input_generator compiles "
+        f"it for {shown}, and only these shapes run. Change one of them; or give its wrapper to from_nxdi, which is "
+        f"compiled for what the plan feeds.",
+        stage=stage,
+    )
+
+
+def _fits(spec: TensorSpec, example: TensorSpec) -> bool:
+    fixed = zip(spec.dims, example.dims, strict=False)
+    return len(spec.dims) == len(example.dims) and all(
+        dim == size for dim, size in fixed if isinstance(dim, int)
+    )

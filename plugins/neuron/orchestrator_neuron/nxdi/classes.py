@@ -1,0 +1,205 @@
+"""NxD Inference's base classes, filled in for programs. Importing this module imports NxD Inference.
+
+For each stage there is one :class:`StageApplication`: one set of weights, one compile folder. It holds a wrapper for
+each program, and each wrapper is traced through a :class:`ProgramInstance` at every combination of sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from neuronx_distributed.trace.model_builder import BaseModelInstance  # type: ignore[import-not-found]
+from neuronx_distributed_inference.models.application_base import (  # type: ignore[import-not-found]
+    NeuronApplicationBase,
+)
+from neuronx_distributed_inference.models.config import (  # type: ignore[import-not-found]
+    InferenceConfig,
+    NeuronConfig,
+)
+from neuronx_distributed_inference.models.model_wrapper import (  # type: ignore[import-not-found]
+    EncoderModelInstance,
+    ModelWrapper,
+)
+
+from orchestrator.errors import CompileError
+from orchestrator.program import Program
+from orchestrator_neuron.checkpoint import rank_weights
+from orchestrator_neuron.module import PREFIX, ProgramModule
+from orchestrator_neuron.options import Settings
+
+__all__ = [
+    "Bucketed",
+    "Copied",
+    "EncoderModelInstance",
+    "InferenceConfig",
+    "ModelWrapper",
+    "NeuronApplicationBase",
+    "NeuronConfig",
+    "ProgramInstance",
+    "ProgramWrapper",
+    "Source",
+    "StageApplication",
+    "StatelessInstance",
+]
+
+#: What runs a stage, and the module that owns its weights.
+Copied: TypeAlias = tuple[Callable[..., Any] | None, torch.nn.Module | None]
+#: Gives it for a bucket.
+Bucketed: TypeAlias = Callable[[int], Copied]
+#: Makes a fresh one of those: NxD throws weights away once it has traced a program of one bucket.
+Source: TypeAlias = Callable[[], Bucketed]
+
+
+class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
+    """Hands NxD the module of one program, another for each combination of sizes, over the same weights.
+
+    Args:
+        source: Makes what runs the stage.
+        program: The program.
+        sizes: Its combinations of sizes, in the order of the example inputs.
+    """
+
+    def __init__(self, source: Source, program: Program, sizes: Sequence[Mapping[str, int]]) -> None:
+        self._source, self._program, self._sizes = source, program, tuple(sizes)
+        self._made: Bucketed | None = None
+
+    def load_module(self) -> None:
+        """Builds what runs the stage; NxD calls it inside its parallel state."""
+        self._made = self._source()
+
+    def get(self, bucket_rank: int, **_: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
+        """Returns the module of one combination of sizes; it has no aliased state."""
+        made = self._made or self._source()
+        target, owner = made(bucket_rank)
+        return ProgramModule(target, owner, self._program, self._sizes[bucket_rank]).eval(), {}
+
+
+class StatelessInstance(BaseModelInstance):  # type: ignore[misc]
+    """A user's model instance, refused where its model keeps state on the device.
+
+    Args:
+        instance: The user's.
+        name: Of the user's wrapper, for messages.
+    """
+
+    def __init__(self, instance: Any, name: str) -> None:
+        self._instance, self._name = instance, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_instance"], name)
+
+    def load_module(self) -> None:
+        """Builds the model."""
+        self._instance.load_module()
+
+    def get(self, bucket_rank: int, **given: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
+        """Returns the model of one bucket.
+
+        Raises:
+            CompileError: It keeps state on the device.
+        """
+        module, aliases = self._instance.get(bucket_rank, **given)
+        if aliases or getattr(module, "kv_mgr", None) is not None:
+            raise CompileError(
+                f"The model of {self._name} keeps state on the device (input_output_aliases or kv_mgr). NxD "
+                f"Inference starts such state at zero, whatever the checkpoint holds, and carries it from request to "
+                f"request. Make the state an input and an output of the stage instead.",
+                wrapper=self._name,
+            )
+        return module, {}
+
+
+class ProgramWrapper(ModelWrapper):  # type: ignore[misc]
+    """NxD Inference's wrapper of one program.
+
+    Args:
+        config: The application's config.
+        tag: Unique in its application.
+        instance: What is traced.
+        examples: Inputs for each combination of sizes.
+        compiler_args: Arguments for the compiler; ``None``: NxD Inference's defaults.
+        to_host: Its one output is read on the host only.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tag: str,
+        instance: ProgramInstance,
+        examples: list[tuple[torch.Tensor, ...]],
+        compiler_args: str | None,
+        to_host: bool,
+    ) -> None:
+        # All by name: given by position, a sixth argument lands in pipeline_execution.
+        super().__init__(
+            config=config,
+            model_cls=ProgramModule,
+            tag=tag,
+            compiler_args=compiler_args,
+            pipeline_execution=True,
+            return_ranked_to_cpu=to_host,
+        )
+        self._instance = instance
+        self._examples = examples
+
+    def get_model_instance(self) -> ProgramInstance:
+        """Returns what is traced."""
+        return self._instance
+
+    def input_generator(self) -> list[tuple[torch.Tensor, ...]]:
+        """Returns inputs for each combination of sizes."""
+        return self._examples
+
+    def forward(self, *values: Any) -> Any:
+        """Runs the program on ranked values; see ``ModelWrapper._forward`` for what comes back."""
+        return self._forward(*values)
+
+
+class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
+    """NxD Inference's application of one stage.
+
+    Args:
+        folder: Where it is compiled to or loaded from.
+        config: The application's config.
+        settings: What is in force for the stage.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], config: Any, settings: Settings) -> None:
+        super().__init__(model_path=str(folder), config=config)
+        self._settings = settings
+        self._weights: Mapping[str, torch.Tensor] = {}
+
+    def use_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Sets the weights that :meth:`load` puts on the device, by their names in the stage's module."""
+        self._weights = weights
+
+    def forget(self) -> None:
+        """Drops the weights on the host, and the builder, which holds the modules, once all is on the device."""
+        self._weights, self._builder = {}, None
+
+    def get_state_dict(self, model_name_or_path: str, config: Any) -> dict[str, torch.Tensor]:
+        """Returns the weights by their names in :class:`ProgramModule`: none begins with ``model.``."""
+        return {f"{PREFIX}{name}": tensor for name, tensor in self._weights.items()}
+
+    def load_weights(
+        self,
+        compiled_model_path: str,
+        start_rank_id: int | None = None,
+        local_ranks_size: int | None = None,
+    ) -> None:
+        """Puts the weights on the device; those of the option ``shard_weights`` are cut first.
+
+        NxD cuts only its own parallel layers, which ``super()`` does too.
+        """
+        if not self._settings.shard_weights:
+            super().load_weights(compiled_model_path, start_rank_id, local_ranks_size)
+            return
+        ranks = self.get_builder().shard_checkpoint()
+        for rank, row in enumerate(ranks):
+            parts = rank_weights(self._weights, self._settings, rank)
+            cut = {name: part for name, part in parts.items() if part is not self._weights[name]}
+            row.update({f"{PREFIX}{name}": part.contiguous() for name, part in cut.items()})
+        self.traced_model.nxd_model.initialize(ranks, torch.tensor([0], dtype=torch.int32))

@@ -1,0 +1,213 @@
+"""Stages written for NxD Inference: the founding guide's own classes, and a wrapper that overrides everything."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from on_nxdi.kit import RANKS, application, backend, close, counted, floats, loaded, program, stage
+from orchestrator import Pipeline, TensorSpec
+from orchestrator.adapter import Adapter
+from orchestrator.program import ProgramInput
+from orchestrator_neuron import from_nxdi
+from orchestrator_neuron.ranked import is_ranked
+
+
+def guide():
+    """The classes of the guide, from its text, to the letter."""
+    default = Path(os.environ["ORCHESTRATOR_NXDI_HARNESS"]).parent / "guide-fpem.rst"
+    text = Path(os.environ.get("ORCHESTRATOR_NXDI_GUIDE", default)).read_text(encoding="utf-8")
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
+    names: dict = {}
+    for block in blocks:
+        if "class " in block:
+            exec(textwrap.dedent(block), names)
+    return SimpleNamespace(**names)
+
+
+def guide_config(classes, batch=4, ranks=RANKS):
+    return classes.InferenceConfig(
+        classes.NeuronConfig(batch_size=batch, torch_dtype=torch.float32, tp_degree=ranks),
+        vision_embedding_size=512,
+        text_input_size=256,
+        text_embedding_size=512,
+        output_size=1024,
+    )
+
+
+def guide_pipeline(vision, text, batch=4):
+    pipeline = Pipeline("guide")
+    image = pipeline.input("image", TensorSpec((batch, 3, 224, 224)))
+    words = pipeline.input("text", TensorSpec((batch, 256)))
+    features = pipeline.add("vision", vision)(image)
+    pipeline.output("logits", pipeline.add("fusion", text)(features, words))
+    return pipeline
+
+
+def guide_applications(classes, config):
+    """The applications of the guide, each with a checkpoint, and their models on the host."""
+    models, made = [], []
+    for kind, own in (
+        (classes.VisionModel, classes.VisionModelApp),
+        (classes.TextModel, classes.TextModelApp),
+    ):
+        folder = tempfile.mkdtemp()
+        models.append(kind(config).eval())
+        save_file(models[-1].state_dict(), f"{folder}/model.safetensors")
+        made.append(own(folder, config))
+    return models, made
+
+
+def check_ports_and_shapes_come_from_the_wrapper():
+    classes = guide()
+    adopted = from_nxdi(classes.TextModelWrapper, config=guide_config(classes))
+    assert adopted.inputs == {"vision_features": floats(4, 512), "text_input": floats(4, 256)}
+    assert adopted.neuron_options == {"tp_degree": RANKS}
+
+
+def _run_by_hand(vision, text, made):
+    one = program("vision", {"x": floats(4, 3, 224, 224)}, {"output": floats(4, 512)})
+    takes = {"vision_features": floats(4, 512), "text_input": floats(4, 256)}
+    two = program("fusion", takes, {"output": floats(4, 1024)}, to_host=True)
+    calls = loaded(made, application(stage("vision", vision), one), application(stage("fusion", text), two))
+    image, words = torch.randn(4, 3, 224, 224), torch.randn(4, 256)
+    with counted() as counts:
+        (features,) = calls["vision"](made.upload(image))
+        assert is_ranked(features)
+        (logits,) = calls["fusion"](features, made.upload(words))
+    close(logits, text.model(vision.model(image), words))
+    assert (counts.up, counts.down, counts.down_bytes) == (2 * RANKS, 1, logits.nbytes)
+
+
+def check_wrappers_of_the_guide_by_hand():
+    classes = guide()
+    config = guide_config(classes)
+    kinds = (classes.VisionModelWrapper, classes.TextModelWrapper)
+    _run_by_hand(*(from_nxdi(kind, config=config) for kind in kinds), backend())
+
+
+def check_applications_of_the_guide_by_hand():
+    classes = guide()
+    models, made = guide_applications(classes, guide_config(classes))
+    vision, text = map(from_nxdi, made)
+    _run_by_hand(vision, text, backend())
+    for adopted, model in zip((vision, text), models, strict=True):
+        close(
+            adopted.model.fc.weight if adopted is vision else adopted.model.fusion.weight,
+            model.fc.weight if adopted is vision else model.fusion.weight,
+        )
+    assert not backend().foldable(stage("vision", vision))
+
+
+class Scaled(nn.Module):
+    def __init__(self, config, factor=1.0):
+        super().__init__()
+        self.linear = nn.Linear(config.width, config.width)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.linear(x) * self.factor
+
+
+def own_wrapper(config, **more):
+    """A wrapper that overrides all that NxD Inference lets one override; it counts its calls."""
+    from neuronx_distributed_inference.models.model_wrapper import EncoderModelInstance, ModelWrapper
+
+    class OwnWrapper(ModelWrapper):
+        calls = 0
+
+        def input_generator(self):
+            return [(torch.ones(2, self.config.width),)]
+
+        def get_model_instance(self):
+            return EncoderModelInstance(self.model_cls, self.config, **self.model_init_kwargs)
+
+        def forward(self, *args):
+            type(self).calls += 1
+            return self._forward(*self.convert_int64_to_int32(*args))
+
+    return OwnWrapper(config=config, model_cls=Scaled, tag="a/b.c", model_init_kwargs={"factor": 3.0}, **more)
+
+
+def width_config(**more):
+    from neuronx_distributed_inference.models.config import InferenceConfig, NeuronConfig
+
+    given = {"batch_size": 2, "torch_dtype": torch.float32, "tp_degree": RANKS, **more}
+    return InferenceConfig(NeuronConfig(**given), width=4)
+
+
+def check_own_forward_and_instance_are_used():
+    wrapper = own_wrapper(width_config())
+    adopted = from_nxdi(wrapper)
+    made = backend()
+    net = stage("net", adopted)
+    calls = loaded(made, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})))
+    x = torch.randn(2, 4)
+    close(made.download(calls["net"](made.upload(x))[0]), adopted.model(x))
+    assert adopted.model.factor == 3.0
+    assert type(wrapper).calls == 1
+    # The user's object is as it was.
+    assert (wrapper.tag, wrapper.model, wrapper.pipeline_execution) == ("a/b.c", None, False)
+
+
+def check_folded_adapters_go_around_a_users_forward():
+    from dataclasses import replace
+
+    wrapper = own_wrapper(width_config())
+    adopted = from_nxdi(wrapper)
+    made = backend()
+    plain = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+    folded = replace(plain, inputs=(ProgramInput("x", floats(1, 4), (Adapter("pad", (2, 4), rule=0),)),))
+    calls = loaded(made, application(stage("net", adopted), folded))
+    x = torch.randn(1, 4)
+    found = made.download(calls["net"](made.upload(x))[0])
+    close(found, adopted.model(torch.cat([x, torch.zeros(1, 4)])))
+    assert type(wrapper).calls == 0
+
+
+def check_bfloat16_of_a_users_config_is_in_force():
+    adopted = from_nxdi(own_wrapper(width_config(torch_dtype=torch.bfloat16)), inputs=("x",))
+    made = backend()
+    net = stage("net", adopted)
+    assert made.held_dtype(net, torch.float32) is torch.bfloat16
+    spec = TensorSpec((2, 4), torch.bfloat16)
+    calls = loaded(made, application(net, program("net", {"x": spec}, {"output": spec})))
+    x = torch.randn(2, 4)
+    found = made.download(calls["net"](made.upload(x.bfloat16()))[0])
+    assert found.dtype is torch.bfloat16
+    close(found.float(), adopted.model(x), tolerance=0.05)
+
+
+def check_key_is_that_of_the_content():
+    keys = []
+    for factor in (3.0, 3.0, 4.0):
+        wrapper = own_wrapper(width_config())
+        wrapper.model_init_kwargs = {"factor": factor}
+        net = stage("net", from_nxdi(wrapper))
+        one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+        keys.append(backend().key(application(net, one)))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def check_key_of_an_application_survives_its_loading():
+    classes = guide()
+    _, (theirs, _) = guide_applications(classes, guide_config(classes))
+    made = backend()
+    item = application(
+        stage("vision", from_nxdi(theirs)),
+        program("vision", {"x": floats(4, 3, 224, 224)}, {"output": floats(4, 512)}),
+    )
+    before = made.key(item)
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded(made, item)
+    assert made.key(item) == before

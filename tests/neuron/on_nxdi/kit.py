@@ -1,0 +1,85 @@
+"""What the checks share: applications made by hand, built and loaded, and what the simulated device counted."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import TensorSpec
+from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
+from orchestrator.stage import Stage, make_stage
+from orchestrator_neuron.nxdi.backend import NxdiBackend
+
+RANKS = 2
+
+
+def backend(**options: Any) -> NxdiBackend:
+    made = NxdiBackend("neuron", {"tp_degree": RANKS} | options)
+    made.open()
+    return made
+
+
+def floats(*dims: int | str) -> TensorSpec:
+    return TensorSpec(dims)
+
+
+def program(name: str, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], **more: Any) -> Program:
+    """A program without adapters, unless `inputs=` or `outputs=` are replaced."""
+    takes = tuple(ProgramInput(port, spec, (), spec.dtype) for port, spec in inputs.items())
+    gives = tuple(ProgramOutput(port, spec) for port, spec in outputs.items())
+    return Program(name, takes, gives, **{"ports": tuple(outputs), **more})
+
+
+def application(stage: Stage | None, *programs: Program) -> Application:
+    return Application(stage.name if stage else programs[0].name, stage, programs)
+
+
+def stage(name: str, target: Any, **more: Any) -> Stage:
+    return make_stage(name, target, **more)
+
+
+def loaded(made: NxdiBackend, *applications: Application) -> dict[str, Callable[..., Any]]:
+    """Builds, moves what was built, as the store does, and loads."""
+    calls: dict[str, Callable[..., Any]] = {}
+    for item in applications:
+        root = Path(tempfile.mkdtemp())
+        folder = root / "being-built"
+        folder.mkdir()
+        made.build(item, folder)
+        moved = folder.rename(root / "final")
+        assert sorted(path.name for path in moved.iterdir()) == ["model.pt", "neuron_config.json"]
+        calls |= made.load_application(item, moved)
+    return calls
+
+
+@dataclass
+class Counts:
+    """Copies and bytes over the link."""
+
+    up: int = 0
+    up_bytes: int = 0
+    down: int = 0
+    down_bytes: int = 0
+
+
+@contextmanager
+def counted() -> Iterator[Counts]:
+    """What the simulated device counts meanwhile; readable afterwards."""
+    traffic = importlib.import_module("simdev").TRAFFIC
+    counts = Counts()
+    traffic.reset()
+    yield counts
+    counts.up, counts.up_bytes = traffic.h2d, traffic.h2d_bytes
+    counts.down, counts.down_bytes = traffic.d2h, traffic.d2h_bytes
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert found.device.type == "cpu"
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

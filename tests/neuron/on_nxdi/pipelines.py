@@ -1,0 +1,131 @@
+"""Whole pipelines through plan, compile and load; the simulated device must count what the plan promised."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from on_nxdi.adopted import guide, guide_applications, guide_config, guide_pipeline
+from on_nxdi.kit import RANKS, close, counted
+from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator_neuron import from_nxdi
+from orchestrator_stages.model5 import model5
+from orchestrator_stages.vision_text import vision_text
+
+
+def _promised(plan, sizes=None):
+    summary = plan.summary_for(sizes) if sizes else plan.summary
+    return tuple(summary[name] for name in ("uploads", "upload_bytes", "downloads", "download_bytes"))
+
+
+def _run(pipeline, requests, **options):
+    """Runs requests `(sizes, inputs)` on `neuron`, compares results with those of `cpu`, and counts with promises."""
+    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS, **options})
+    reference = pipeline.plan(device="cpu").load()
+    with plan.compile(tempfile.mkdtemp()).load() as session:
+        for sizes, inputs in requests:
+            with counted() as counts:
+                found = session(**inputs)
+            for name, wanted in reference(**inputs).items():
+                close(found[name], wanted)
+            assert (counts.up, counts.up_bytes, counts.down, counts.down_bytes) == _promised(plan, sizes)
+    return plan
+
+
+def check_vision_text():
+    def request(size):
+        return {"batch": size}, {"image": torch.randn(size, 3, 224, 224), "text": torch.randn(size, 256)}
+
+    plan = _run(vision_text(batch=(4, 8)), [request(8), request(4), request(3), request(11)])
+    assert _promised(plan)[:1] == (2 * RANKS,)
+    assert _promised(plan)[2] == 1
+
+
+def check_model5():
+    def request(size):
+        return {"batch": size}, {
+            "x": torch.randn(size, 64),
+            "aux1": torch.randn(size, 16),
+            "aux2": torch.randn(size, 24),
+        }
+
+    plan = _run(model5(), [request(4), request(1), request(2), request(9)])
+    assert (_promised(plan)[0], _promised(plan)[2]) == (3 * RANKS, 2)
+
+
+def _guide_request():
+    return [({}, {"image": torch.randn(4, 3, 224, 224), "text": torch.randn(4, 256)})]
+
+
+def check_wrappers_of_the_guide():
+    classes = guide()
+    config = guide_config(classes)
+    kinds = (classes.VisionModelWrapper, classes.TextModelWrapper)
+    _run(guide_pipeline(*(from_nxdi(kind, config=config) for kind in kinds)), _guide_request())
+
+
+def check_applications_of_the_guide():
+    classes = guide()
+    _, made = guide_applications(classes, guide_config(classes))
+    _run(guide_pipeline(*map(from_nxdi, made)), _guide_request())
+
+
+def check_stream_and_kept_values():
+    pipeline = model5(batch=(4,))
+    inputs = [
+        {"x": torch.randn(4, 64), "aux1": torch.randn(4, 16), "aux2": torch.randn(4, 24)} for _ in range(4)
+    ]
+    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    reference = pipeline.plan(device="cpu").load()
+    with plan.compile(tempfile.mkdtemp()).load() as session:
+        for found, given in zip(session.stream(inputs, depth=2), inputs, strict=True):
+            for name, wanted in reference(**given).items():
+                close(found[name], wanted)
+        kept = session.run(inputs[0], keep_on_device=("m3",))
+        session(**inputs[1])
+        close(kept["m3"][0][0].to("cpu"), reference(**inputs[0])["m3"])
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x[:, :3] * 2, x[:, 3:].sum(1)
+
+
+def check_hazards_folds_and_several_outputs():
+    """A stage called twice with both values in use, a pad between stages, one output on the device and one not."""
+    pipeline = Pipeline("twice")
+    size = Dim("n", buckets=(2, 4))
+    left, right = (pipeline.input(name, TensorSpec((size, 8), pad=0)) for name in ("left", "right"))
+    encode = pipeline.add("encode", nn.Linear(8, 6))
+    split = pipeline.add("split", Pair(), outputs=("low", "sum"))
+    wide = pipeline.add("wide", nn.Linear(5, 4), inputs={"input": TensorSpec((size, 5), pad=1)})
+    a, b = encode(left), encode(right)
+    merge = pipeline.add("merge", lambda a, b, low: a * b.sum(1, keepdim=True) + low.sum(1, keepdim=True))
+    low, total = split(a)
+    pipeline.output("merged", merge(a, b, low))
+    pipeline.output("wide", wide(low))
+    pipeline.output("low", low)
+    pipeline.output("total", total)
+    requests = [({"n": n}, {"left": torch.randn(n, 8), "right": torch.randn(n, 8)}) for n in (4, 2, 1, 7)]
+    for place in ("cost", "producer", "consumer", "program", "host"):
+        _run(pipeline, requests, adapters=place)
+
+
+def check_sharded_output_is_joined():
+    whole = nn.Linear(4, 4 * RANKS)
+    path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    save_file(whole.state_dict(), path)
+    cut = {"checkpoint": str(path), "sharded": {"output": 1}, "shard_weights": {"weight": 0, "bias": 0}}
+    pipeline = Pipeline("sharded")
+    part = pipeline.add("part", nn.Linear(4, 4), config=cut)
+    pipeline.output("y", part(pipeline.input("x", TensorSpec((2, 4)))))
+    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    x = torch.randn(2, 4)
+    with plan.compile(tempfile.mkdtemp()).load() as session, counted() as counts:
+        found = session(x=x)["y"]
+    close(found, whole(x))
+    assert (counts.up, counts.up_bytes, counts.down, counts.down_bytes) == _promised(plan)

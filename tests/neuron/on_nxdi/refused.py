@@ -1,0 +1,180 @@
+"""What is refused, and what is said about it: the failures that NxD Inference shows late or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from on_nxdi.adopted import (
+    Scaled,
+    guide,
+    guide_applications,
+    guide_config,
+    guide_pipeline,
+    own_wrapper,
+    width_config,
+)
+from on_nxdi.kit import RANKS, application, backend, floats, program, stage
+from orchestrator import Pipeline, TensorSpec
+from orchestrator.errors import CompileError, GraphError, PlanError
+from orchestrator_neuron import from_nxdi
+
+
+def check_equal_input_shapes_in_one_application():
+    made = backend()
+    net = stage("net", nn.Linear(4, 4))
+    ports = ({"input": floats(2, 4)}, {"output": floats(2, 4)})
+    with pytest.raises(CompileError, match=r"'net' at .* and 'twice' at .* take inputs of the same shapes"):
+        made.build(
+            application(net, program("net", *ports), program("twice", *ports)), Path(tempfile.mkdtemp())
+        )
+
+
+def check_one_shape_for_two_sizes_is_compiled_once():
+    from orchestrator_neuron.nxdi.forms import versions_of
+
+    one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)}, sizes=({"n": 1}, {"n": 2}))
+    assert versions_of(one) == ({"n": 1},)
+
+
+def check_position_arguments_that_became_flags():
+    from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
+
+    def make(sixth):
+        return ModelWrapper(width_config(), Scaled, "tag", None, None, sixth)
+
+    with pytest.warns(UserWarning, match="sixth parameter"):
+        adopted = from_nxdi(make({"factor": 3.0}))
+    assert adopted.model.factor == 3.0
+    with pytest.raises(GraphError, match="pipeline_execution is 'yes', not a bool"):
+        from_nxdi(make("yes"))
+
+
+def check_modes_without_ranked_values():
+    for mode in ("async_mode", "on_cpu"):
+        with pytest.raises(GraphError, match=mode):
+            from_nxdi(own_wrapper(width_config(**{mode: True})))
+    os.environ["NXD_CPU_MODE"] = "1"
+    try:
+        with pytest.raises(CompileError, match="NXD_CPU_MODE"):
+            backend()
+    finally:
+        del os.environ["NXD_CPU_MODE"]
+
+
+def check_default_bfloat16_against_float32_examples():
+    from neuronx_distributed_inference.models.config import InferenceConfig, NeuronConfig
+
+    config = InferenceConfig(NeuronConfig(tp_degree=RANKS), width=4)
+    with pytest.raises(GraphError, match=r"states no torch_dtype.*torch\.bfloat16.*torch\.float32"):
+        from_nxdi(own_wrapper(config))
+
+
+def check_examples_that_are_no_tensors():
+    wrapper = own_wrapper(width_config())
+    kind = type(wrapper)
+    for row, text in ([(None,), "is None"], [(3,), "is 3"], [torch.ones(2, 4), "a tuple of tensors"]):
+        kind.input_generator = lambda self, row=row: [row]
+        with pytest.raises(GraphError, match=text):
+            from_nxdi(wrapper)
+
+
+def check_things_that_are_no_wrappers():
+    classes = guide()
+    for thing in (nn.Linear(2, 2), "vision", classes.VisionModel):
+        with pytest.raises(GraphError, match="from_nxdi takes"):
+            from_nxdi(thing)
+    with pytest.raises(GraphError, match="needs the InferenceConfig"):
+        from_nxdi(classes.VisionModelWrapper)
+
+
+def check_application_with_several_submodels():
+    classes = guide()
+    _, (theirs, _) = guide_applications(classes, guide_config(classes))
+    theirs.models.append(theirs.models[0])
+    with pytest.raises(GraphError, match=r"2 submodels.*one application for each stage"):
+        from_nxdi(theirs)
+
+
+def check_state_on_the_device():
+    from neuronx_distributed_inference.models.model_wrapper import EncoderModelInstance
+
+    class Stateful(EncoderModelInstance):
+        def get(self, bucket_rank, **kwargs):
+            return self.module, {next(self.module.parameters()): 1}
+
+    wrapper = own_wrapper(width_config())
+    type(wrapper).get_model_instance = lambda self: Stateful(self.model_cls, self.config)
+    one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+    with pytest.raises(CompileError, match="keeps state on the device"):
+        backend().build(application(stage("net", from_nxdi(wrapper)), one), Path(tempfile.mkdtemp()))
+
+
+def _plan(adopted, width=4, batch=2, **options):
+    pipeline = Pipeline("one")
+    x = pipeline.input("x", TensorSpec((batch, width)))
+    pipeline.output("y", pipeline.add("net", adopted)(x))
+    return pipeline.plan(device="neuron", options={"tp_degree": RANKS, **options})
+
+
+def check_config_against_plan():
+    with pytest.raises(PlanError, match=r"world_size=4, but the plan has 2"):
+        _plan(from_nxdi(own_wrapper(width_config(world_size=4))))
+    with pytest.raises(PlanError, match="local_ranks_size=1"):
+        _plan(from_nxdi(own_wrapper(width_config(local_ranks_size=1))))
+    with pytest.raises(PlanError, match=r"logical_nc_config=1, but the plan has 2"):
+        _plan(from_nxdi(own_wrapper(width_config(logical_nc_config=1))))
+    with pytest.raises(PlanError, match="does not divide the world size"):
+        _plan(from_nxdi(own_wrapper(width_config(tp_degree=4, world_size=2))))
+
+
+def check_edge_that_does_not_fit_the_example():
+    with pytest.raises(PlanError, match=r"\[2, 5\].*\[2, 4\]"):
+        _plan(from_nxdi(own_wrapper(width_config())), width=5)
+
+
+def check_application_fed_other_shapes():
+    classes = guide()
+    _, (theirs, text) = guide_applications(classes, guide_config(classes))
+    stages = [from_nxdi(item, inputs=names) for item, names in ((theirs, None), (text, None))]
+    with pytest.raises(PlanError, match=r"\[3, 3, 224, 224\]"):
+        guide_pipeline(*stages, batch=3).plan(device="neuron", options={"tp_degree": RANKS})
+
+
+def check_versions_that_are_not_known():
+    import neuronx_distributed_inference
+
+    from orchestrator_neuron.nxdi import packages
+
+    before = neuronx_distributed_inference.__version__
+    neuronx_distributed_inference.__version__ = "0.7.1"
+    try:
+        with pytest.warns(UserWarning, match=r"neuronx-distributed-inference is 0\.7\.1"):
+            backend()
+    finally:
+        neuronx_distributed_inference.__version__ = before
+    assert packages.versions()["neuronx-distributed-inference"] == before
+    assert not any("neuronx-distributed" in note for note in packages.notes())
+
+
+def check_stage_that_cannot_be_captured():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+    with pytest.raises(CompileError, match="'net' cannot be compiled by NxD Inference"):
+        backend().build(application(stage("net", Branches()), one), Path(tempfile.mkdtemp()))
+
+
+def check_two_world_sizes_in_one_process():
+    made = backend(tp_degree=2 * RANKS)
+    net = stage("net", nn.Linear(4, 4))
+    one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 4)})
+    with pytest.raises(CompileError, match=rf"loaded stages for {RANKS} ranks.*crashes"):
+        made.load_application(application(net, one), Path(tempfile.mkdtemp()))
