@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.program import Application, Program, ProgramInput, ProgramOutp
 from orchestrator.stage import make_stage
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 
-__all__ = ["Affine", "Two", "application", "backend_of", "load", "program", "spec", "weightless"]
+__all__ = ["Affine", "Two", "application", "emulated", "load", "program", "spec", "weightless"]
 
 _numbers = itertools.count()
 
@@ -84,14 +85,19 @@ def weightless(made: Program) -> Application:
     return Application(made.name, None, (made,))
 
 
-def backend_of(budget: int | None = None, counting: bool = True, **options: Any) -> EmulatedBackend:
-    """An opened emulated device."""
+@contextlib.contextmanager
+def emulated(budget: int | None = None, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
+    """An opened emulated device, under ``no_grad`` as sessions run."""
     backend = EmulatedBackend("neuron-emulated", options)
     backend.budget = budget
     backend.open()
     if counting:
         backend.begin_counting()
-    return backend
+    try:
+        with torch.no_grad():
+            yield backend
+    finally:
+        backend.close()
 
 
 def load(backend: EmulatedBackend, made: Application, path: Path) -> dict[str, Callable[..., Any]]:

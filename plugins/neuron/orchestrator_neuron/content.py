@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
-from orchestrator.stage import ModelWrapper
+from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.store import content_key, fingerprint
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import OPTION_TYPES, Settings
 
 __all__ = ["application_key"]
 
@@ -43,12 +43,18 @@ def application_key(application: Application, settings: Settings, versions: Iter
         versions: What else its form depends on: compiler, packages, formats.
     """
     stage = application.stage
-    own = None if stage is None else [fingerprint(stage), list(_baked(stage.target, set()))]
+    own = None if stage is None else [fingerprint(_without_options(stage)), list(_baked(stage.target, set()))]
     in_force = {
         name: repr(getattr(settings, name)) for name in settings.__dataclass_fields__ if name not in WEIGHTS
     }
     programs = [_describe(program) for program in application.programs]
     return content_key([list(map(str, versions)), own, programs, in_force])
+
+
+def _without_options(stage: Stage) -> Stage:
+    """The stage without options of this device family: those that matter are in force, or shaped its programs."""
+    config = {name: value for name, value in stage.config.items() if name not in OPTION_TYPES}
+    return dataclasses.replace(stage, config=config)
 
 
 def _describe(program: Program) -> list[Any]:

@@ -7,6 +7,7 @@ and a *virtual clock* adds up what they would take by the figures of the cost mo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,16 +30,16 @@ class Block:
         device: The device.
         rank: The rank.
         nbytes: Its size.
-        counted: It is part of a request: taken since counting began, and neither weight nor buffer.
+        epoch: How often counting had begun when it was taken for a request; 0: it is of no request.
     """
 
-    __slots__ = ("counted", "device", "nbytes", "rank")
+    __slots__ = ("device", "epoch", "nbytes", "rank")
 
-    def __init__(self, device: Device, rank: int, nbytes: int, counted: bool) -> None:
+    def __init__(self, device: Device, rank: int, nbytes: int, epoch: int) -> None:
         self.device = device
         self.rank = rank
         self.nbytes = nbytes
-        self.counted = counted
+        self.epoch = epoch
 
     def __del__(self) -> None:
         self.device.release(self)
@@ -60,7 +61,9 @@ class Device:
         self.is_open = True
         self.allocated = [0] * ranks
         self._request = [0] * ranks
-        self._counting = False
+        self._epoch = 0
+        # Reentrant, since the collector may free a block while another one is made.
+        self._lock = threading.RLock()
         self._zero()
 
     def _zero(self) -> None:
@@ -73,9 +76,10 @@ class Device:
 
     def begin_counting(self) -> None:
         """Sets all counts to zero; what is on the device already is part of no request."""
-        self._request = [0] * self.ranks
-        self._counting = True
-        self._zero()
+        with self._lock:
+            self._request = [0] * self.ranks
+            self._epoch += 1
+            self._zero()
 
     def allocate(self, rank: int, nbytes: int, what: str, held: bool = False) -> Block:
         """Takes memory of one rank.
@@ -97,19 +101,22 @@ class Device:
                 rank=rank,
                 bytes=nbytes,
             )
-        block = Block(self, rank, nbytes, self._counting and not held)
-        self.allocated[rank] += nbytes
-        self.peak_allocated = max(self.peak_allocated, self.allocated[rank])
-        if block.counted:
-            self._request[rank] += nbytes
+        block = Block(self, rank, nbytes, 0 if held else self._epoch)
+        with self._lock:
+            self._hold(block, nbytes)
+            self.peak_allocated = max(self.peak_allocated, self.allocated[rank])
             self._peak = max(self._peak, self._request[rank])
         return block
 
+    def _hold(self, block: Block, nbytes: int) -> None:
+        self.allocated[block.rank] += nbytes
+        if block.epoch and block.epoch == self._epoch:
+            self._request[block.rank] += nbytes
+
     def release(self, block: Block) -> None:
         """Gives a block back; called when its last reference goes."""
-        self.allocated[block.rank] -= block.nbytes
-        if block.counted:
-            self._request[block.rank] -= block.nbytes
+        with self._lock:
+            self._hold(block, -block.nbytes)
 
     def check(self, rank: int = 0) -> None:
         """Makes sure that the device is open and has this rank.
@@ -136,16 +143,18 @@ class Device:
         self._count("downloads", nbytes, "download_bytes")
 
     def _count(self, moves: str, nbytes: int, total: str) -> None:
-        if self._counting:
-            self._counts[moves] += 1
-            self._counts[total] += nbytes
-            self._seconds += self.link.seconds(nbytes)
+        if self._epoch:
+            with self._lock:
+                self._counts[moves] += 1
+                self._counts[total] += nbytes
+                self._seconds += self.link.seconds(nbytes)
 
     def count_dispatch(self) -> None:
         """Counts one program start, on all ranks together."""
-        if self._counting:
-            self._counts["dispatches"] += 1
-            self._seconds += self.link.dispatch_seconds
+        if self._epoch:
+            with self._lock:
+                self._counts["dispatches"] += 1
+                self._seconds += self.link.dispatch_seconds
 
     def measured(self) -> dict[str, Any]:
         """Returns counts since counting began.

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
-from orchestrator_neuron.emulated.device import Device, DeviceError, poison
+from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison
 from orchestrator_neuron.emulated.manifest import Entry, Form, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
 from orchestrator_neuron.emulated.trace import by_itself, quiet
@@ -50,6 +50,8 @@ class LoadedEntry:
         exported = self._read(file)
         self._run: Callable[..., Any] = exported.graph_module.forward
         self._fixed = [self._given(exported, weights[rank]) for rank in range(device.ranks)]
+        # The graph is handed payloads; these keep the memory that they are in taken.
+        self._held = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
         self._dtypes = tuple(form.dtype for form in entry.inputs)
         self._buffers = [
             _buffer(device, rank, entry.outputs, f"The {self._what}") for rank in range(device.ranks)
@@ -77,6 +79,9 @@ class LoadedEntry:
             elif item.kind is InputKind.CONSTANT_TENSOR:
                 given.append(exported.constants[str(item.target)])
         return given
+
+    def _constants(self, device: Device, rank: int) -> Block:
+        return device.allocate(rank, self.entry.constant_bytes, f"Constants of the {self._what}", held=True)
 
     def run(self, rank: int, tensors: Sequence[EmulatedTensor]) -> None:
         """Runs on one rank; what it gives is in :meth:`outputs` then."""
@@ -217,7 +222,7 @@ def _buffer(device: Device, rank: int, forms: Sequence[Form], what: str) -> list
         with torch.inference_mode(False):
             payload = torch.empty(form.shape, dtype=form.dtype)
             poison(payload)
-        row.append(EmulatedTensor(payload, block))
+            row.append(EmulatedTensor(payload, block))
     return row
 
 

@@ -124,7 +124,7 @@ def allocate(
     with torch.inference_mode(False):
         payload = torch.empty(shape, dtype=dtype)
         poison(payload)
-    return EmulatedTensor(payload, block)
+        return EmulatedTensor(payload, block)
 
 
 def upload(
@@ -140,10 +140,10 @@ def upload(
     _check_dtype(value.dtype, what, held)
     block = device.allocate(rank, size_of(value.shape, value.dtype), what, held)
     with torch.inference_mode(False), torch.no_grad():
-        payload = torch.empty(value.shape, dtype=value.dtype).copy_(value)
+        made = EmulatedTensor(torch.empty(value.shape, dtype=value.dtype).copy_(value), block)
     if not held:
         device.count_upload(block.nbytes)
-    return EmulatedTensor(payload, block)
+    return made
 
 
 def download(tensor: EmulatedTensor) -> torch.Tensor:

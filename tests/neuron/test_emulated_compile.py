@@ -1,0 +1,325 @@
+"""Compiling for the emulated device: what cannot be, why, and what the key of an application depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import CompileError
+from orchestrator.stage import ModelWrapper
+from orchestrator_neuron.emulated.backend import EmulatedBackend
+from tests.neuron.programs import Affine, Two, application, emulated, load, program, spec, weightless
+
+FORM = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
+SQUARE = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
+
+
+@pytest.fixture
+def backend() -> Iterator[EmulatedBackend]:
+    with emulated() as backend:
+        yield backend
+
+
+@torch.library.custom_op("neuron_tests::opaque", mutates_args=())
+def opaque(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def _branches(x: torch.Tensor) -> torch.Tensor:
+    if x.sum() > 0:
+        return x
+    return -x
+
+
+def _picks(x: torch.Tensor) -> torch.Tensor:
+    chosen = x.nonzero()
+    return chosen.sum() + x
+
+
+def _masks(x: torch.Tensor) -> torch.Tensor:
+    return x[x > 0]
+
+
+def _reads(x: torch.Tensor) -> torch.Tensor:
+    return x * x.max().item()
+
+
+def _asks(x: torch.Tensor) -> torch.Tensor:
+    return opaque(x)
+
+
+def _clashes(x: torch.Tensor) -> torch.Tensor:
+    return x @ x
+
+
+class _Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), _Unique())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+class _Unique(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.unique(x)
+
+
+CASES: dict[str, tuple[Any, str, str]] = {
+    "branch": (_branches, "", "if x.sum() > 0:"),
+    "nonzero": (_picks, "aten.nonzero.default", "chosen = x.nonzero()"),
+    "mask": (_masks, "aten.index.Tensor", "return x[x > 0]"),
+    "item": (_reads, "aten.item.default", "return x * x.max().item()"),
+    "unique": (_Deep(), "aten._unique2.default", "return torch.unique(x)"),
+    "custom": (_asks, "neuron_tests.opaque.default", "return opaque(x)"),
+    "shape": (_clashes, "aten.mm.default", "return x @ x"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_cannot_be_exported_is_named(
+    backend: EmulatedBackend, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target, operation, line = CASES[name]
+    with pytest.raises(CompileError) as caught:
+        load(backend, application(target, SQUARE, name="crops"), tmp_path)
+    text = str(caught.value)
+    assert "program 'p' of stage 'crops'" in text
+    assert operation in text
+    assert caught.value.operation == operation  # type: ignore[attr-defined]
+    assert "at test_emulated_compile.py:" in text
+    assert line in text
+    assert "device='host'" in text
+    assert ("depends on data" in text) == (name not in ("custom", "shape"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_stage_that_cannot_be_built_is_named(backend: EmulatedBackend, tmp_path: Path) -> None:
+    class Lost(ModelWrapper):
+        model_cls = nn.Linear
+
+        def make_model(self) -> Any:
+            raise OSError("the weights are not there")
+
+    with pytest.raises(CompileError, match="'stage' cannot be built: OSError: the weights") as caught:
+        load(backend, application(Lost(), FORM, inputs=("x",)), tmp_path)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_outputs_are_compared_with_the_plan(backend: EmulatedBackend, tmp_path: Path) -> None:
+    form = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
+    with pytest.raises(CompileError, match=r"gives \[2, 3\] float32 .* the plan says \[2, 4\] float32"):
+        load(backend, application(Affine(), form), tmp_path)
+
+
+def test_the_dtype_of_outputs_is_compared_where_an_adapter_makes_it(
+    backend: EmulatedBackend, tmp_path: Path
+) -> None:
+    form = program(
+        {"x": spec(2, 4)}, {"output": spec(2, 3)}, after={"output": (Adapter("cast", dtype=torch.float16),)}
+    )
+    with pytest.raises(CompileError, match=r"gives \[2, 3\] float16 at its output 'output'"):
+        load(backend, application(Affine(), form), tmp_path)
+
+
+def test_programs_the_router_cannot_tell_apart_are_refused(backend: EmulatedBackend, tmp_path: Path) -> None:
+    both = {"a": spec(2, 3), "b": spec(2, 3)}
+    sum_only = program(both, {"sum": spec(2, 3)}, name="one", ports=("sum", "difference"), returns="tuple")
+    other = program(
+        both, {"difference": spec(2, 3)}, name="two", ports=("sum", "difference"), returns="tuple"
+    )
+    made = application(Two(), sum_only, other, outputs=("sum", "difference"))
+    with pytest.raises(CompileError) as caught:
+        load(backend, made, tmp_path)
+    for part in ("'one'", "'two'", "[[2, 3], [2, 3]]", "silently"):
+        assert part in str(caught.value)
+    routed = application(Two(), sum_only, dataclasses.replace(other, route=1), outputs=("sum", "difference"))
+    assert set(load(backend, routed, tmp_path)) == {"one", "two"}
+
+
+def test_a_route_may_not_look_like_an_input(backend: EmulatedBackend, tmp_path: Path) -> None:
+    plain = program({"a": spec(2), "b": spec(3, dtype=torch.int32)}, {"output": spec(2)}, name="one")
+    routed = program({"a": spec(2)}, {"output": spec(2)}, name="two", route=3)
+    with pytest.raises(CompileError, match=r"\[\[2\], \[3\]\]"):
+        load(backend, application(lambda a, b=None: a * 2, plain, routed), tmp_path)
+
+
+def test_buckets_that_end_in_one_shape_are_refused(backend: EmulatedBackend, tmp_path: Path) -> None:
+    form = program(
+        {"value": spec(4)},
+        {"value": spec("tokens")},
+        sizes=[{"tokens": 8}, {"tokens": 16}],
+        after={"value": (Adapter("pad", ("tokens",), 0),)},
+    )
+    with pytest.raises(CompileError, match=r"at tokens=8 and .* at tokens=16 take inputs of the same shapes"):
+        load(backend, weightless(form), tmp_path)
+
+
+def test_sizes_a_program_does_not_depend_on_make_no_second_one(
+    backend: EmulatedBackend, tmp_path: Path
+) -> None:
+    sizes = [{"batch": batch, "other": other} for batch in (2, 4) for other in (1, 2, 3)]
+    form = program({"x": spec("batch", 4)}, {"output": spec("batch", 3)}, sizes=sizes)
+    run = load(backend, application(Affine(), form), tmp_path)["p"]
+    assert len(list(tmp_path.glob("*/*.pt2"))) == 2
+    assert backend.download(run(backend.upload(torch.zeros(4, 4)))[0]).shape == (4, 3)
+
+
+def test_every_program_and_bucket_goes_through_the_compiler(
+    backend: EmulatedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def compiler(data: bytes) -> bytes:
+        seen.append(len(data))
+        return data
+
+    monkeypatch.setattr(EmulatedBackend, "COMPILER", staticmethod(compiler))
+    form = program({"x": spec("b", 4)}, {"output": spec("b", 3)}, sizes=[{"b": 1}, {"b": 2}])
+    load(backend, application(Affine(), form, dataclasses.replace(form, name="q", route=1)), tmp_path)
+    assert len(seen) == 4
+
+
+def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_path: Path) -> None:
+    made = application(Affine(), FORM)
+    backend.build(made, tmp_path)
+    manifest = tmp_path / "manifest.json"
+    whole = manifest.read_text()
+    data = json.loads(whole)
+    cases: dict[str, Callable[[], object]] = {
+        "has format 99": lambda: manifest.write_text(json.dumps({**data, "format": 99})),
+        "cannot be read": lambda: manifest.write_text("{"),
+        r"2 weights .* e\.g\. 'gone'": lambda: manifest.write_text(whole.replace('"scale"', '"gone"')),
+        "cannot be read from": lambda: (manifest.write_text(whole), (tmp_path / "0.pt2").write_bytes(b"x")),
+        r"cannot be read .*FileNotFound": manifest.unlink,
+    }
+    for text, damage in cases.items():
+        damage()
+        with pytest.raises(CompileError, match=text):
+            backend.load_application(made, tmp_path)
+        assert backend.opened.allocated == [0]
+
+
+def test_planning_and_keys_need_no_device() -> None:
+    backend = EmulatedBackend("neuron-emulated:0", {"tp_degree": 2})
+    assert backend.device == "neuron-emulated"
+    assert backend.capabilities.ranks == 2
+    assert backend.measured() is None
+    assert len(backend.key(application(Affine(), FORM))) == 64
+
+
+def test_the_key_leaves_weights_and_their_place_out() -> None:
+    backend = EmulatedBackend("neuron-emulated")
+    base = backend.key(application(Affine(), FORM))
+    same = [
+        application(Affine(seed=3), FORM),
+        application(Affine(), FORM, config={"checkpoint": "elsewhere"}),
+        application(Affine(), FORM, name="other"),
+    ]
+    assert {backend.key(made) for made in same} == {base}
+
+
+def test_the_key_depends_on_what_a_program_depends_on() -> None:
+    class Holds(nn.Module):
+        def __init__(self, value: Any) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.value
+
+    def closes(value: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: x * value
+
+    def key(target: Any, *forms: Any, options: dict[str, Any] | None = None, **config: Any) -> str:
+        backend = EmulatedBackend("neuron-emulated", options)
+        return backend.key(application(target, *(forms or (FORM,)), config=config))
+
+    wide = program({"x": spec(4, 4)}, {"output": spec(4, 3)})
+    padded = dataclasses.replace(
+        FORM, inputs=(dataclasses.replace(FORM.inputs[0], adapters=(Adapter("pad", (2, 4), 1),)),)
+    )
+    other_pad = dataclasses.replace(
+        FORM, inputs=(dataclasses.replace(FORM.inputs[0], adapters=(Adapter("pad", (2, 4), 2),)),)
+    )
+    keys = [
+        key(Affine()),
+        key(Affine(), wide),
+        key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=1)),
+        key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=2)),
+        key(Affine(), padded),
+        key(Affine(), other_pad),
+        key(Affine(width=5)),
+        key(Affine(), options={"tp_degree": 2}),
+        key(Affine(), options={"torch_dtype": "bfloat16"}),
+        key(Affine(), options={"logical_nc_config": 1}),
+        key(Affine(), compiler_args="-O1"),
+        key(Affine(), sharded={"output": 0}),
+        key(Affine(), shard_weights={"scale": 0}),
+        key(Holds(2)),
+        key(Holds(3)),
+        key(Holds(torch.zeros(3))),
+        key(Holds(torch.ones(3))),
+        key(Holds([1, {"a": 2}])),
+        key(Holds([1, {"a": 3}])),
+        key(closes(2)),
+        key(closes(3)),
+        key(closes(torch.zeros(3))),
+        key(closes(torch.ones(3))),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_sees_a_helper_and_is_alike_in_every_process(tmp_path: Path) -> None:
+    """Two processes agree; a change in a function that the stage merely calls is a change."""
+    script = textwrap.dedent(
+        """
+        import torch
+        from orchestrator_neuron.emulated.backend import EmulatedBackend
+        from tests.neuron.programs import application, program, spec
+        from stage import Model
+        form = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
+        print(EmulatedBackend("neuron-emulated").key(application(Model(), form)))
+        """
+    )
+    source = textwrap.dedent(
+        """
+        import torch
+        NAMES = {"a", "b", "c"}
+        def helper(x):
+            return x * FACTOR if "a" in {"a", "b", "c", "d"} else x
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.names = set("abcdef")
+            def forward(self, x):
+                return helper(x)
+        FACTOR = 2
+        """
+    )
+    keys = []
+    for text in (
+        source,
+        source,
+        source.replace("FACTOR = 2", "FACTOR = 3"),
+        source.replace("x * F", "x + F"),
+    ):
+        (tmp_path / "stage.py").write_text(text)
+        command = [sys.executable, "-B", "-c", script]
+        paths = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}", "PATH": ""}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=tmp_path)
+        keys.append(done.stdout.strip())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
