@@ -23,7 +23,7 @@ from orchestrator_neuron.module import ProgramModule, example_inputs
 
 __all__ = ["Traced", "by_itself", "quiet", "trace"]
 
-_LOGGERS = tuple(logging.getLogger(module.__name__) for module in (fake_tensor, symbolic_shapes))
+_LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
 
 
 @dataclass(frozen=True)
