@@ -21,8 +21,8 @@ from orchestrator_neuron.options import OPTION_TYPES, Settings, checked, setting
 __all__ = ["LINK", "RankedBackend"]
 
 #: Link and dispatch: github.com/ai-decentralized/Difflet, benchmark/flux_cache/h1b, h1c (commit 035933c4), on
-#: trn2.3xlarge with four logical cores. Two weightless programs took 0.46 ms as seen from the host, so 0.23 ms each. The
-#: same step on the host, 512 KiB down from one rank and up to four, took 0.27 ms: 2.62 MB / 0.27 ms = 9.7 GB/s.
+#: trn2.3xlarge with four logical cores. Two weightless programs took 0.46 ms as seen from the host, so 0.23 ms each.
+#: The same step on the host, 512 KiB down from one rank and up to four, took 0.27 ms: 2.62 MB / 0.27 ms = 9.7 GB/s.
 #: Memory: AWS gives 46 TB/s for the 16 chips of trn2.48xlarge: 2.9 TB/s a chip, for four logical cores.
 LINK = Link(
     bytes_per_second=9.7e9,
@@ -80,7 +80,7 @@ class RankedBackend(CompilingBackend):
     @classmethod
     def canonical(cls, device: str) -> str:
         """Returns the family's name: there is one device group in a process."""
-        return cls.family
+        return device.partition(":")[0]
 
     @property
     def capabilities(self) -> Capabilities:
