@@ -229,6 +229,8 @@ def test_the_key_leaves_weights_and_their_place_out() -> None:
         application(Affine(), FORM, name="other"),
     ]
     assert {backend.key(made) for made in same} == {base}
+    flat = [backend.key(application(nn.LSTM(4, 3), FORM, outputs=("output", "state"))) for _ in range(2)]
+    assert flat[0] == flat[1]  # it holds its weights in a list, too
 
 
 def test_the_key_depends_on_what_a_program_depends_on() -> None:
@@ -242,6 +244,9 @@ def test_the_key_depends_on_what_a_program_depends_on() -> None:
 
     def closes(value: Any) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: x * value
+
+    def calls(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: module(x)
 
     def key(target: Any, *forms: Any, options: dict[str, Any] | None = None, **config: Any) -> str:
         backend = EmulatedBackend("neuron-emulated", options)
@@ -278,6 +283,8 @@ def test_the_key_depends_on_what_a_program_depends_on() -> None:
         key(closes(3)),
         key(closes(torch.zeros(3))),
         key(closes(torch.ones(3))),
+        key(calls(Affine())),
+        key(calls(Affine(seed=1))),
     ]
     assert len(set(keys)) == len(keys)
 

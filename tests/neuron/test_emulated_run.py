@@ -238,6 +238,16 @@ def test_what_a_stage_holds_besides_weights_is_compiled_in(backend: EmulatedBack
     assert backend.download(run(backend.upload(torch.ones(2)))[0]).tolist() == [111, 122]
 
 
+def test_a_module_that_a_function_closes_over_is_compiled_in(
+    backend: EmulatedBackend, tmp_path: Path
+) -> None:
+    module, x = Affine(), torch.randn(2, 4)
+    form = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
+    run = load(backend, application(lambda x: module(x), form), tmp_path)["p"]
+    assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine()(x))
+    assert backend.opened.allocated[0] == (12 + 3 + 3 + 3 + 6) * 4
+
+
 def test_tied_weights_are_on_the_device_once(backend: EmulatedBackend, tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

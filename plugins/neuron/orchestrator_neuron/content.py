@@ -1,8 +1,8 @@
 """The content key of an application: a digest of all that its compiled programs depend on.
 
 Weights are left out: a program is compiled for their shapes and dtypes. What is *baked in* is not: numbers and tensors
-that a stage holds outside of its parameters and buffers, or that its functions close over or find among their globals,
-become part of a program, so their content counts, and so does the source of helper functions.
+that a stage holds outside of its parameters and buffers, and whatever its functions close over or find among their
+globals, modules included, become part of a program. So their content counts, and so does the code of helper functions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.duplicate import owner_of
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.store import content_key, fingerprint
@@ -30,7 +31,7 @@ WEIGHTS = ("checkpoint",)
 
 #: Packages whose versions are part of the key, so that their content need not be.
 _KNOWN = ("torch", "builtins", "orchestrator", "orchestrator_neuron")
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_model", "training"})
+_LEFT_OUT = frozenset({"_model", "training"})
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
 
@@ -43,7 +44,11 @@ def application_key(application: Application, settings: Settings, versions: Iter
         versions: What else its form depends on: compiler, packages, formats.
     """
     stage = application.stage
-    own = None if stage is None else [fingerprint(_without_options(stage)), list(_baked(stage.target, set()))]
+    own = (
+        None
+        if stage is None
+        else [fingerprint(_without_options(stage)), list(_baked(stage.target, _weights(stage)))]
+    )
     in_force = {
         name: repr(getattr(settings, name)) for name in settings.__dataclass_fields__ if name not in WEIGHTS
     }
@@ -55,6 +60,16 @@ def _without_options(stage: Stage) -> Stage:
     """The stage without options of this device family: those that matter are in force, or shaped its programs."""
     config = {name: value for name, value in stage.config.items() if name not in OPTION_TYPES}
     return dataclasses.replace(stage, config=config)
+
+
+def _weights(stage: Stage) -> set[int]:
+    """Identities of what a checkpoint provides."""
+    owner = owner_of(stage.target)
+    if isinstance(owner, ModelWrapper):
+        owner = owner.__dict__.get("_model")
+    if not isinstance(owner, torch.nn.Module):
+        return set()
+    return {id(tensor) for tensor in (*owner.parameters(), *owner.buffers())}
 
 
 def _describe(program: Program) -> list[Any]:
@@ -107,10 +122,8 @@ def _baked_object(thing: Any, seen: set[int]) -> Iterator[str]:
 
 def _baked_state(thing: Any, seen: set[int]) -> Iterator[str]:
     """Attributes of an object, its parts, and what the methods of its class refer to."""
-    held = {name: value for name, value in getattr(thing, "__dict__", {}).items() if name not in _OWN}
+    held = {name: value for name, value in getattr(thing, "__dict__", {}).items() if name not in _LEFT_OUT}
     yield from _baked(held, seen)
-    if isinstance(thing, torch.nn.Module):
-        yield from _baked(list(thing.children()), seen)
     if isinstance(thing, ModelWrapper) and thing.model_cls is None:
         yield from _baked(thing.__dict__.get("_model"), seen)
     for kind in type(thing).__mro__:
