@@ -22,7 +22,7 @@ from orchestrator.store.entries import Entry, look
 from orchestrator.store.files import remove, sync, write_atomically
 from orchestrator.store.layout import Layout
 from orchestrator.store.manifest import NAME, write_manifest
-from orchestrator.store.trouble import disk_is_full, full, translated
+from orchestrator.store.trouble import disk_is_full, full, release, translated
 
 __all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry"]
 
@@ -148,6 +148,7 @@ class ArtifactStore:
             build(folder)
         except Exception as error:
             if disk_is_full(error, self.path):
+                release(error)
                 raise full(what, error, self.path, key=key) from error
             raise
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import CompileError
 
-__all__ = ["disk_is_full", "full", "translated"]
+__all__ = ["disk_is_full", "full", "release", "translated"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Less than this cannot hold an artifact.
@@ -23,14 +24,23 @@ _NO_ROOM = 16 * 1024
 
 def disk_is_full(error: BaseException, folder: Path) -> bool:
     """Tells whether an error, or what it came from, is that of a full disk."""
+    told = any(isinstance(cause, OSError) and cause.errno in _FULL for cause in _chain(error))
+    return told or _free(folder) < _NO_ROOM
+
+
+def release(error: BaseException) -> None:
+    """Lets go of what the frames of an error hold: a file still open in one keeps its room on the disk."""
+    for cause in _chain(error):
+        traceback.clear_frames(cause.__traceback__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return True
+        yield cause
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return _free(folder) < _NO_ROOM
 
 
 @contextlib.contextmanager

@@ -1,0 +1,168 @@
+"""A fingerprint tells apart what would compile to something else, and nothing else, in every process alike."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.stage import ModelWrapper
+from tests.store.holders import HOLDERS, VALUES, closing_over, key, module
+
+
+@pytest.mark.parametrize("holder", HOLDERS, ids=lambda holder: holder.__name__)
+def test_every_value_counts_wherever_it_is_held(holder: Callable[[Any], Any]):
+    keys = [key(holder(make())) for make in VALUES]
+    assert len(set(keys)) == len(VALUES)
+    assert keys == [key(holder(make())) for make in VALUES]
+
+
+def test_what_is_not_used_does_not_count():
+    one, two = (
+        module(f"def run(x):\n    # {n}\n    return x\ndef other(x):\n    return {n}\n") for n in (1, 2)
+    )
+    assert key(one.run) == key(two.run)
+
+
+def test_code_counts_where_no_source_tells_it_apart():
+    same_line = [lambda x: x + 1, lambda x: x + 2, lambda x: x * 1]
+    assert len({key(each) for each in same_line}) == 3
+    sources = [f"class Net:\n    def __call__(self, x):\n        return x {sign} 1\n" for sign in "+-"]
+    assert len({key(module(source).Net()) for source in sources}) == 2
+
+
+def test_code_of_a_base_class_counts():
+    def net(text: str) -> Any:
+        source = f"class Base(nn.Module):\n    scale = {text}\n    def forward(self, x):\n        return self.scale\n"
+        made = ModuleType("users_own")
+        made.nn = nn
+        exec(source + "class Net(Base):\n    pass\n", made.__dict__)
+        return made.Net()
+
+    assert key(net("1")) == key(net("1")) != key(net("2"))
+
+
+# Wrappers
+
+
+def test_a_wrapper_counts_the_same_before_and_after_it_is_built():
+    wrapper = ModelWrapper({"in_features": 4, "out_features": 3}, nn.Linear)
+    before = key(wrapper)
+    assert wrapper.__dict__["_model"] is None
+    _ = wrapper.model
+    assert key(wrapper) == before
+    assert before != key(ModelWrapper({"in_features": 4, "out_features": 5}, nn.Linear))
+
+
+def test_a_wrapper_that_cannot_be_built_has_a_key():
+    class Broken(ModelWrapper):
+        def make_model(self) -> Any:
+            raise OSError("no weights")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    assert key(Broken()) == key(Broken()) != key(Broken({"a": 1}))
+
+
+# Bad company
+
+
+def test_cycles_deep_chains_and_what_has_no_state():
+    import threading
+
+    made = nn.Identity()
+    made.lock, made.stream, made.generator = threading.Lock(), sys.stdout, (n for n in range(3))
+    made.me = [made, {"me": made}]
+    chain: Any = None
+    for n in range(20_000):
+        chain = [chain, n]
+    made.chain = chain
+    other, friend = SimpleNamespace(), SimpleNamespace()
+    made.peers = {Peer(), Peer()}
+    other.friend, friend.friend = friend, other
+    made.other = other
+    assert key(made) == key(made)
+
+
+class Peer:
+    def __init__(self) -> None:
+        self.all = {self}
+
+
+class Hostile:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("leave me alone")
+
+
+def test_an_object_that_cannot_be_asked_counts_by_its_type():
+    assert key(closing_over(Hostile())) == key(closing_over(Hostile()))
+
+
+def test_asking_leaves_no_trace():
+    wrapper = ModelWrapper({"in_features": 4, "out_features": 3}, nn.Linear)
+    state, before = torch.random.get_rng_state(), dict(vars(wrapper))
+    key(wrapper)
+    assert vars(wrapper) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_process_gives_the_same(tmp_path: Path):
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pathlib, random, torch
+from torch import nn
+from types import SimpleNamespace
+from orchestrator.stage import ModelWrapper, make_stage
+from orchestrator.store import content_key, fingerprint
+junk = [object() for _ in range(random.randrange(10_000))]  # other addresses in every process
+NAMES = {"a", "b", "c", "d", "e", "f"}
+class Net(nn.Module):
+    names = frozenset(NAMES)
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.helper = SimpleNamespace(names=set(NAMES), path=pathlib.Path("x/y"), kinds={int, str, torch.relu})
+        hash(self.helper.path)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+    def forward(self, x):
+        return self.body(x) if x in {"a", "b", "c"} else NAMES
+def function(x, y=frozenset(NAMES)):
+    return Net, NAMES, (lambda z: z in {"p", "q", "r"})
+for target in (Net(), ModelWrapper(None, Net), function):
+    print(content_key(fingerprint(make_stage("s", target))))
+"""
+    (tmp_path / "run.py").write_text(script)
+    outputs = {
+        subprocess.run(
+            [sys.executable, tmp_path / "run.py", tmp_path],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "4242")
+    }
+    assert len(outputs) == 1
+    assert len(set(outputs.pop().split())) == 3
+
+
+def test_a_large_model_is_cheap():
+    def block(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+
+    model = nn.Sequential(*(block(64) for _ in range(50)))
+    key(model)
+    started = time.perf_counter()
+    key(model)
+    assert time.perf_counter() - started < 0.5  # some 5 ms on an idle machine

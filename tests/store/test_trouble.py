@@ -1,0 +1,116 @@
+"""A disk that is full, a folder that cannot be written: said in words, nothing half-written, the next try works."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.errors import CompileError
+from orchestrator.store import ArtifactStore, files, manifest
+
+KEY = "ab" * 32
+
+
+def write(folder: Path) -> None:
+    (folder / "program.bin").write_bytes(bytes(100_000))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True)
+    if made.returncode:
+        pytest.skip("only root mounts a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def by_python(folder: Path) -> None:
+    (folder / "program.bin").write_bytes(bytes(1_000_000))
+
+
+def by_torch(folder: Path) -> None:
+    torch.save(torch.zeros(1_000_000), folder / "program.pt")  # a RuntimeError
+
+
+def wrapped(folder: Path) -> None:
+    try:
+        by_python(folder)
+    except OSError as error:
+        raise CompileError("the compiler failed") from error
+
+
+def by_a_compiler(folder: Path) -> None:
+    subprocess.run(f"head -c 1000000 /dev/zero > {folder}/program.bin", shell=True, check=True)
+
+
+@pytest.mark.parametrize("build", [by_python, by_torch, wrapped, by_a_compiler])
+def test_a_full_disk(small_disk: Path, build: Callable[[Path], None]):
+    store = ArtifactStore(small_disk / "store")
+    with pytest.raises(CompileError, match=r"disk is full.*cache clean") as caught:
+        store.obtain(KEY, build, {"stage": "vision"})
+    assert "'vision'" in str(caught.value)
+    assert caught.value.path == store.path
+    assert store.entries() == ()
+    assert not [path for path in (store.path / "artifacts").rglob("*") if path.is_file()]
+    assert store.obtain(KEY, write) == store.find(KEY)
+
+
+def test_a_disk_that_is_full_before_anything_is_written(small_disk: Path):
+    store = ArtifactStore(small_disk / "store")
+    store.obtain("cd" * 32, write)
+    subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'filler'}"], capture_output=True)
+    with pytest.raises(CompileError, match="disk is full"):
+        store.obtain(KEY, write)
+    assert [entry.state for entry in store.entries()] == ["ok"]
+    store.clean()
+    (small_disk / "filler").unlink()
+    store.obtain(KEY, write)
+
+
+@pytest.mark.parametrize("step", ["sync", "mkdir", "replace", "write_text"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_every_step_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int):
+    store = ArtifactStore(tmp_path / "store")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        if step == "sync":
+            patch.setattr(manifest, "sync", fail)
+        else:
+            patch.setattr(Path, step, fail)
+        with pytest.raises(CompileError, match=os.strerror(code)) as caught:
+            store.obtain(KEY, write)
+    assert str(store.path) in str(caught.value)
+    assert store.find(KEY) is None
+    assert store.entries() == ()
+    assert store.obtain(KEY, write) == store.find(KEY)
+
+
+def test_a_store_that_cannot_be_a_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file/store"):
+        with pytest.raises(CompileError, match="Give a folder that can be made"):
+            ArtifactStore(path).obtain(KEY, write)
+
+
+def test_a_folder_is_gone_at_once_for_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = ArtifactStore(tmp_path / "store")
+    folder = store.obtain(KEY, write)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # killed right before it is emptied
+    assert len(store.clean().removed) == 1
+    assert not folder.exists()
+    assert store.entries() == ()
+    monkeypatch.undo()
+    assert store.clean().leftovers == 1
+    assert not list(folder.parent.iterdir())
