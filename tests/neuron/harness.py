@@ -7,6 +7,8 @@ The sources of NxD Inference and of NxD Core, and the simulated device, are not 
     NXDI_SRC                     .../neuronx-distributed-inference/src
     NXD_SRC                      .../neuronx-distributed/src
     ORCHESTRATOR_NXDI_HARNESS    the folder with simdev.py and sim_runtime.py
+    ORCHESTRATOR_NXDI_GUIDE      optional: guide-fpem.rst, the guide to pipeline execution, whose classes are run
+                                 unchanged; else it is looked for beside that folder
 
 Each check is a function `check_*` of a module in `on_nxdi`. The last line printed is JSON: a check to what went wrong,
 or null.

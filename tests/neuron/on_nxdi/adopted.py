@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from neuronx_distributed.parallel_layers import layers, parallel_state
 from safetensors.torch import save_file
 from torch import nn
 
@@ -173,6 +174,37 @@ def check_folded_adapters_go_around_a_users_forward():
     found = made.download(calls["net"](made.upload(x))[0])
     close(found, adopted.model(torch.cat([x, torch.zeros(1, 4)])))
     assert type(wrapper).calls == 0
+
+
+class Parallel(nn.Module):
+    """Has NxD's parallel layer on the device, and a plain one elsewhere, as models of NxD Inference do."""
+
+    def __init__(self, config):
+        super().__init__()
+        if parallel_state.model_parallel_is_initialized():
+            kind = layers.ColumnParallelLinear
+            self.linear = kind(config.width, 8, bias=False, gather_output=False, dtype=torch.float32)
+            # What it draws its part from; a real trace drops it, as it does all that no output needs.
+            self.linear.__dict__.pop("master_weight", None)
+            self.linear._parameters.pop("master_weight", None)
+        else:
+            self.linear = nn.Linear(config.width, 8, bias=False)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def check_parallel_layers_cut_their_weights():
+    wrapper = own_wrapper(width_config())
+    wrapper.model_cls, wrapper.model_init_kwargs = Parallel, {}
+    adopted = from_nxdi(wrapper)
+    made = backend()
+    net = stage("net", adopted)
+    calls = loaded(made, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 8)})))
+    x = torch.randn(2, 4)
+    (found,) = calls["net"](made.upload(x))
+    assert found.shape == (2, 8 // RANKS)
+    close(made.gather(found, 1), adopted.model(x))
 
 
 def check_bfloat16_of_a_users_config_is_in_force():

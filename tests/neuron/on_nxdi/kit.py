@@ -68,6 +68,13 @@ class Counts:
     down: int = 0
     down_bytes: int = 0
 
+    def all(self) -> tuple[int, int, int, int]:
+        """In the order of a plan's summary."""
+        return self.up, self.up_bytes, self.down, self.down_bytes
+
+    def __str__(self) -> str:
+        return f"{self.up} uploads of {self.up_bytes} bytes, {self.down} downloads of {self.down_bytes} bytes"
+
 
 @contextmanager
 def counted() -> Iterator[Counts]:

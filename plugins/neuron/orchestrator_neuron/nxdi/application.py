@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,16 @@ def load_programs(
     Raises:
         CompileError: Weights do not fit, or the device refuses.
     """
-    # One copy serves all: where nothing is traced, NxD throws no weights away.
-    copied = [_copied(application.stage, settings)]
-    name = application.stage.name if application.stage else application.name
-    weights = load_weights(name, copied[0][1], settings)
+    stage = application.stage
+    copied = [_copied(stage, settings)]
+    # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
+    # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
+    source: Source = lambda: lambda _: copied[0]  # noqa: E731
+    if adopted_stage(stage) is not None:
+        source = _fresh(stage, settings)
+    weights = load_weights(stage.name if stage else application.name, copied[0][1], settings)
     with translated(application, "loaded"):
-        made = _made(application, folder, settings, lambda: lambda _: copied[0], traced=False)
+        made = _made(application, folder, settings, source, traced=False)
         made.use_weights(weights)
         made.load(str(folder), skip_warmup=True)
         made.forget()
@@ -210,9 +215,11 @@ def work_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(application: Application, done: str) -> Iterator[None]:
-    """Turns whatever NxD Inference raises into a :class:`CompileError`."""
+    """Turns whatever NxD Inference raises into a :class:`CompileError`; its warnings are to its own developers."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"neuronx_distributed\b")
+            yield
     except OrchestratorError:
         raise
     except Exception as error:
