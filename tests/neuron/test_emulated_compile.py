@@ -1,12 +1,9 @@
-"""Compiling for the emulated device: what cannot be, why, and what the key of an application depends on."""
+"""Compiling for the emulated device: what cannot be, and why."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,123 +207,3 @@ def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_p
         with pytest.raises(CompileError, match=text):
             backend.load_application(made, tmp_path)
         assert backend.opened.allocated == [0]
-
-
-def test_planning_and_keys_need_no_device() -> None:
-    backend = EmulatedBackend("neuron-emulated:0", {"tp_degree": 2})
-    assert backend.device == "neuron-emulated"
-    assert backend.capabilities.ranks == 2
-    assert backend.measured() is None
-    assert len(backend.key(application(Affine(), FORM))) == 64
-
-
-def test_the_key_leaves_weights_and_their_place_out() -> None:
-    backend = EmulatedBackend("neuron-emulated")
-    base = backend.key(application(Affine(), FORM))
-    same = [
-        application(Affine(seed=3), FORM),
-        application(Affine(), FORM, config={"checkpoint": "elsewhere"}),
-        application(Affine(), FORM, name="other"),
-    ]
-    assert {backend.key(made) for made in same} == {base}
-    flat = [backend.key(application(nn.LSTM(4, 3), FORM, outputs=("output", "state"))) for _ in range(2)]
-    assert flat[0] == flat[1]  # it holds its weights in a list, too
-
-
-def test_the_key_depends_on_what_a_program_depends_on() -> None:
-    class Holds(nn.Module):
-        def __init__(self, value: Any) -> None:
-            super().__init__()
-            self.value = value
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.value
-
-    def closes(value: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: x * value
-
-    def calls(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: module(x)
-
-    def key(target: Any, *forms: Any, options: dict[str, Any] | None = None, **config: Any) -> str:
-        backend = EmulatedBackend("neuron-emulated", options)
-        return backend.key(application(target, *(forms or (FORM,)), config=config))
-
-    wide = program({"x": spec(4, 4)}, {"output": spec(4, 3)})
-    padded = dataclasses.replace(
-        FORM, inputs=(dataclasses.replace(FORM.inputs[0], adapters=(Adapter("pad", (2, 4), 1),)),)
-    )
-    other_pad = dataclasses.replace(
-        FORM, inputs=(dataclasses.replace(FORM.inputs[0], adapters=(Adapter("pad", (2, 4), 2),)),)
-    )
-    keys = [
-        key(Affine()),
-        key(Affine(), wide),
-        key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=1)),
-        key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=2)),
-        key(Affine(), padded),
-        key(Affine(), other_pad),
-        key(Affine(width=5)),
-        key(Affine(), options={"tp_degree": 2}),
-        key(Affine(), options={"torch_dtype": "bfloat16"}),
-        key(Affine(), options={"logical_nc_config": 1}),
-        key(Affine(), compiler_args="-O1"),
-        key(Affine(), sharded={"output": 0}),
-        key(Affine(), shard_weights={"scale": 0}),
-        key(Holds(2)),
-        key(Holds(3)),
-        key(Holds(torch.zeros(3))),
-        key(Holds(torch.ones(3))),
-        key(Holds([1, {"a": 2}])),
-        key(Holds([1, {"a": 3}])),
-        key(closes(2)),
-        key(closes(3)),
-        key(closes(torch.zeros(3))),
-        key(closes(torch.ones(3))),
-        key(calls(Affine())),
-        key(calls(Affine(seed=1))),
-    ]
-    assert len(set(keys)) == len(keys)
-
-
-def test_the_key_sees_a_helper_and_is_alike_in_every_process(tmp_path: Path) -> None:
-    """Two processes agree; a change in a function that the stage merely calls is a change."""
-    script = textwrap.dedent(
-        """
-        import torch
-        from orchestrator_neuron.emulated.backend import EmulatedBackend
-        from tests.neuron.programs import application, program, spec
-        from stage import Model
-        form = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
-        print(EmulatedBackend("neuron-emulated").key(application(Model(), form)))
-        """
-    )
-    source = textwrap.dedent(
-        """
-        import torch
-        NAMES = {"a", "b", "c"}
-        def helper(x):
-            return x * FACTOR if "a" in {"a", "b", "c", "d"} else x
-        class Model(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.names = set("abcdef")
-            def forward(self, x):
-                return helper(x)
-        FACTOR = 2
-        """
-    )
-    keys = []
-    for text in (
-        source,
-        source,
-        source.replace("FACTOR = 2", "FACTOR = 3"),
-        source.replace("x * F", "x + F"),
-    ):
-        (tmp_path / "stage.py").write_text(text)
-        command = [sys.executable, "-B", "-c", script]
-        paths = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}", "PATH": ""}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=tmp_path)
-        keys.append(done.stdout.strip())
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3

@@ -3,7 +3,7 @@
 device     what a device holds and counts: memory of each rank, moves over the link, a virtual clock
 tensor     tensors on it, which nothing but a move or a view may touch
 register   ``host.to("privateuseone:0")`` while a device is open
-trace      one program at one combination of buckets, exported; what cannot be exported is said
+trace      one program at one combination of buckets, exported
 manifest   what a compiled application consists of, as JSON
 compile    an application to a folder
 runtime    a loaded application: router, weights on each rank, one output buffer for each program

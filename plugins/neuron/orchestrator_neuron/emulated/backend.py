@@ -19,6 +19,7 @@ from orchestrator_neuron.emulated.load import load_application
 from orchestrator_neuron.emulated.manifest import FORMAT
 from orchestrator_neuron.emulated.register import register, unregister
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, download, upload
+from orchestrator_neuron.emulated.trace import warm_up
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.ranked import RankedValue, is_ranked
 
@@ -82,6 +83,10 @@ class EmulatedBackend(RankedBackend):
         """Returns the content key of an application."""
         versions = ("emulated", FORMAT, torch.__version__, orchestrator_neuron.__version__)
         return application_key(application, self.settings(application.stage), versions)
+
+    def warm_up(self) -> None:
+        """Imports what compiling needs, once for all the processes that do it."""
+        warm_up()
 
     def build(self, application: Application, folder: Path) -> None:
         """Exports an application into an empty folder.

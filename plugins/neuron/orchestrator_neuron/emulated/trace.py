@@ -21,7 +21,7 @@ from orchestrator_neuron.emulated.explain import check_static, unexportable
 from orchestrator_neuron.emulated.manifest import Form
 from orchestrator_neuron.module import ProgramModule, example_inputs
 
-__all__ = ["Traced", "by_itself", "quiet", "trace"]
+__all__ = ["Traced", "by_itself", "quiet", "trace", "warm_up"]
 
 _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
 
@@ -75,6 +75,13 @@ def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int])
     """Runs a program on fake tensors that know no sizes of data, so that what needs them raises where it stands."""
     with by_itself(), quiet(), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         module(*map(mode.from_tensor, example_inputs(program, sizes)))
+
+
+def warm_up() -> None:
+    """Exports next to nothing, so that what torch imports for it is there before a process forks for each stage."""
+    with by_itself(), quiet():
+        exported = torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), strict=False)
+        torch.export.save(exported, io.BytesIO())
 
 
 @contextlib.contextmanager
