@@ -1,11 +1,15 @@
 """An emulated Neuron device: ordinary host memory that obeys the rules of the real one and refuses what it refuses.
 
-device     what a device holds and counts: memory of each rank, moves over the link, a virtual clock
-tensor     tensors on it, which nothing but a move or a view may touch
-register   ``host.to("privateuseone:0")`` while a device is open
-trace      one program at one combination of buckets, exported
-manifest   what a compiled application consists of, as JSON
-compile    an application to a folder
-runtime    a loaded application: router, weights on each rank, one output buffer for each program
-backend    the device family ``neuron-emulated``
+    device     what a device holds and counts: memory of each rank, moves over the link, a virtual clock
+    tensor     tensors on it, which nothing but a move or a view may touch
+    register   ``host.to("privateuseone:0")`` while a device is open
+    trace      one program at one combination of buckets, exported
+    explain    why one cannot be exported: the operation, the line, the way out
+    manifest   what a compiled application consists of, as JSON
+    compile    an application to a folder
+    load       a folder to callables, with its weights
+    runtime    a loaded application: router, weights on each rank, one output buffer for each program
+    backend    the device family ``neuron-emulated``
+
+A program that gives right numbers here gives them on the device, too, as far as the rules go; nothing here tells how fast.
 """
