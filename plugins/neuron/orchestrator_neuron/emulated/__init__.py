@@ -11,5 +11,5 @@
     runtime    a loaded application: router, weights on each rank, one output buffer for each program
     backend    the device family ``neuron-emulated``
 
-A program that gives right numbers here gives them on the device, too, as far as the rules go; nothing here tells how fast.
+Times are estimates by the figures of the cost model; nothing here tells how fast, or how exactly, a device computes.
 """
