@@ -206,7 +206,12 @@ class CompilingBackend(Backend):
 
     What it is asked to compile are applications: a stage's programs with the adapters folded into them. ``adapt``,
     ``join`` and ``part`` are called only where no program can do it; they may go over the host.
+
+    Attributes:
+        budget: Bytes of each rank's memory that the plan may use, set before ``open``; 0: all there are.
     """
+
+    budget: int = 0
 
     def compile(
         self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore

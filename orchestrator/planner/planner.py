@@ -145,7 +145,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
     fresh = _run_passes(graph, asked)
-    for what in ("inputs", "dims", "groups", "weights", "buffers"):
+    for what in ("inputs", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
                 plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"
@@ -169,8 +169,9 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
 
 
 def _fits(edge: PlannedEdge) -> list[str]:
-    """What an edge does to its value besides moving it; the order may differ with the residency."""
-    return sorted(str(adapter) for adapter in edge.adapters if adapter.kind not in MOVES)
+    """What an edge does to its value besides moving it; order and places may differ with the residency."""
+    kept = (adapter for adapter in edge.adapters if adapter.kind not in MOVES)
+    return sorted(str(replace(adapter, place="")) for adapter in kept)
 
 
 def _same_names(plan: Plan, graph: Graph) -> None:

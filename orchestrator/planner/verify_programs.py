@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedProgram, Step, walk
 from orchestrator.planner.verify_edges import demand
-from orchestrator.specs import TensorSpec, show_spec
+from orchestrator.specs import TensorSpec, combinations, show_spec
 
 __all__ = ["check_programs"]
 
@@ -49,6 +49,7 @@ class _Programs:
         idle = sorted(set(self.programs) - self.used)
         self._demand(not idle, f"program {idle[:1]} never runs")
         self._placed_moves()
+        self._buffers()
 
     def _steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -181,3 +182,15 @@ class _Programs:
             able = program or step.op == "region" or place in ("consumer", "program")
             renamed = [index for index in step.inputs if index in self.names]
             self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
+
+    def _buffers(self) -> None:
+        """The bytes of output buffers are those of every program at every combination of its buckets."""
+        buckets = {dim.name: dim.buckets for dim in self.plan.dims}
+        found: dict[str, int] = {}
+        for program in self.plan.programs:
+            names = dict.fromkeys(name for item in program.inputs if item.spec for name in item.spec.names)
+            sizes = [item.spec.nbytes(at) for at in combinations(names, buckets) for item in program.outputs]
+            if self.groups[program.device].output_buffers:
+                found[program.device] = found.get(program.device, 0) + sum(sizes)
+        told = dict(self.plan.buffers)
+        self._demand(told == found, f"it counts {told} bytes of output buffers, its programs have {found}")

@@ -174,7 +174,9 @@ def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], com
     """
     opened: list[Backend] = []
     try:
-        for backend in backends.values():
+        for device, backend in backends.items():
+            if isinstance(backend, CompilingBackend):
+                backend.budget = dict(plan.budget).get(device, 0)
             backend.open()
             opened.append(backend)
         functions = _functions(plan, graph, backends, compiled)

@@ -99,6 +99,12 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
             f"with options={{'world_size': {settings.tp_degree}}} or a multiple of it.",
             stage=stage,
         )
+    if settings.sharded and settings.tp_degree != world:
+        raise PlanError(
+            f"Stage {stage!r} declares sharded outputs with tp_degree={settings.tp_degree} in a world of {world} ranks: "
+            f"groups of ranks would hold the same parts twice. Give it tp_degree={world}.",
+            stage=stage,
+        )
     return settings
 
 
