@@ -7,6 +7,7 @@ would be a guess.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeAlias
 
@@ -18,11 +19,17 @@ __all__ = [
     "AsJson",
     "Debug",
     "Device",
+    "Memory",
+    "Options",
     "Placement",
+    "Residencies",
     "Settings",
     "Sizes",
     "Target",
+    "parse_memory",
+    "parse_options",
     "parse_pairs",
+    "parse_residencies",
     "parse_sizes",
     "parse_value",
 ]
@@ -49,6 +56,33 @@ Sizes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--sizes", metavar="DIM=4,8", help="Compiled sizes of a dim. Repeatable.", show_default=False
+    ),
+]
+Residencies: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--residency",
+        metavar="'A.OUT -> B.IN=host'",
+        help="Force an edge to stay on the device or go over the host. Repeatable.",
+        show_default=False,
+    ),
+]
+Memory: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="[DEVICE=]16GB",
+        help="Memory that one rank of a device may use. Repeatable.",
+        show_default=False,
+    ),
+]
+Options: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the devices' backends, e.g. tp_degree=2. JSON, else text. Repeatable.",
+        show_default=False,
     ),
 ]
 Settings: TypeAlias = Annotated[
@@ -103,6 +137,43 @@ def parse_sizes(pairs: Iterable[str] | None) -> dict[str, int | tuple[int, ...]]
         numbers = tuple(int(part) for part in parts)
         sizes[name] = numbers[0] if len(numbers) == 1 else numbers
     return sizes
+
+
+def parse_residencies(pairs: Iterable[str] | None) -> dict[str, str]:
+    """Returns ``device`` or ``host`` for each edge, which is written as ``a.out -> b.in``.
+
+    Raises:
+        UsageError: A malformed pair, an edge given twice, or another residency.
+    """
+    form = "'FROM -> TO=host' or 'FROM -> TO=device'"
+    spaced = (re.sub(r"\s*->\s*", " -> ", pair) for pair in pairs or ())
+    wishes = {edge: wish.strip() for edge, wish in parse_pairs("--residency", spaced, form).items()}
+    for edge, wish in wishes.items():
+        if wish not in ("device", "host"):
+            raise UsageError(f"--residency of {edge!r} is device or host, not {wish!r}.")
+    return wishes
+
+
+def parse_memory(budgets: Iterable[str] | None) -> str | dict[str, str]:
+    """Returns the one budget of all devices as text, or the budgets by device; empty: there is none.
+
+    Raises:
+        UsageError: A malformed pair, a device given twice, or a budget of all devices beside another one.
+    """
+    given = list(budgets or ())
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    return parse_pairs("--memory", given, "one SIZE, or DEVICE=SIZE for each device")
+
+
+def parse_options(pairs: Iterable[str] | None) -> dict[str, Any]:
+    """Returns the options of backends by name.
+
+    Raises:
+        UsageError: A malformed pair.
+    """
+    given = parse_pairs("--option", pairs, "NAME=VALUE")
+    return {name: parse_value(text) for name, text in given.items()}
 
 
 def parse_value(text: str) -> Any:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Debug, Device, Placement, Settings, Sizes, Target
+from orchestrator.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Memory,
+    Options,
+    Placement,
+    Residencies,
+    Settings,
+    Sizes,
+    Target,
+)
 from orchestrator.cli.report import reporting
 
 __all__ = ["command"]
@@ -18,6 +29,9 @@ def command(
     device: Device = "cpu",
     placement: Placement = None,
     sizes: Sizes = None,
+    residency: Residencies = None,
+    memory: Memory = None,
+    options: Options = None,
     settings: Settings = None,
     out: Annotated[
         Path | None,
@@ -34,7 +48,7 @@ def command(
         from orchestrator.cli.planning import Wishes
         from orchestrator.cli.resolve import build
 
-        wishes = Wishes(device, placement, sizes)
+        wishes = Wishes(device, placement, sizes, residency, memory, options)
         plan = wishes.plan(build(target, settings))
         reply.text = plan.to_json()
         if out is not None:

@@ -1,7 +1,8 @@
 """Plan as the command line asks.
 
 Names are checked against graph and registry before planning, so that a name that was mistyped is wrong usage,
-and whatever the planner refuses is a job that failed.
+and whatever the planner refuses is a job that failed. Only what names of options and devices mean is known to the
+planner alone: where it refuses one that was given here, the command line is at fault.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.options import parse_pairs, parse_sizes
+from orchestrator.cli.options import (
+    parse_memory,
+    parse_options,
+    parse_pairs,
+    parse_residencies,
+    parse_sizes,
+)
 from orchestrator.cli.report import UsageError
 from orchestrator.errors import PlanError, nearest
 
@@ -28,25 +35,40 @@ class Wishes:
         device: Where stages run.
         placement: The pairs of ``--placement``.
         sizes: The pairs of ``--sizes``.
+        residency: The pairs of ``--residency``.
+        memory: The budgets of ``--memory``.
+        options: The pairs of ``--option``.
 
     Raises:
-        UsageError: A malformed pair, or a device that no backend serves.
+        UsageError: A malformed pair or size, or a device that no backend serves.
     """
 
     def __init__(
-        self, device: str, placement: list[str] | None = None, sizes: list[str] | None = None
+        self,
+        device: str,
+        placement: list[str] | None = None,
+        sizes: list[str] | None = None,
+        residency: list[str] | None = None,
+        memory: list[str] | None = None,
+        options: list[str] | None = None,
     ) -> None:
         self.device = device
         self.placement = parse_pairs("--placement", placement, "STAGE=DEVICE")
         self.sizes = parse_sizes(sizes)
-        for name in dict.fromkeys((device, *self.placement.values())):
+        self.residency = parse_residencies(residency)
+        self.memory = parse_memory(memory)
+        self.options = parse_options(options)
+        budgets = {"": self.memory} if isinstance(self.memory, str) else self.memory
+        for name in dict.fromkeys((device, *self.placement.values(), *filter(None, budgets))):
             _check_device(name)
+        for size in budgets.values():
+            _check_bytes(size)
 
     def plan(self, built: Built) -> Plan:
         """Returns the plan.
 
         Raises:
-            UsageError: A stage, dim or option that the pipeline lacks.
+            UsageError: A stage, dim or edge that the pipeline lacks, or an option or device that its plan lacks.
             PlanError: It cannot be planned so.
         """
         graph = built.pipeline.graph
@@ -54,13 +76,23 @@ class Wishes:
         stages |= {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
         _check_names("--placement", "stage", self.placement, stages, graph.name)
         _check_names("--sizes", "named dim", self.sizes, _dims(graph), graph.name)
+        _check_names("--residency", "edge", self.residency, set(map(str, graph.edges)), graph.name)
         try:
-            return built.pipeline.plan(self.device, self.placement or None, self.sizes or None)
+            return built.pipeline.plan(
+                self.device, self.placement, self.sizes, self.residency, self.memory or None, self.options
+            )
         except PlanError as error:
-            stage, option = (str(error.objects.get(name)) for name in ("stage", "option"))
-            if option in built.overrides.get(stage, {}):
+            if self._is_cause(error, built):
                 raise UsageError(str(error)) from error
             raise
+
+    def _is_cause(self, error: PlanError, built: Built) -> bool:
+        """Tells whether the planner refuses a name or value that was given on the command line."""
+        stage, option = (str(error.objects.get(name) or "") for name in ("stage", "option"))
+        if option:
+            return option in (built.overrides.get(stage, {}) if stage else self.options)
+        unused = set(error.objects) == {"device"} and isinstance(self.memory, dict)
+        return unused and error.objects["device"] in self.memory
 
 
 def _check_device(device: str) -> None:
@@ -73,6 +105,15 @@ def _check_device(device: str) -> None:
         resolve_backend(default_manager(), device)
     except PlanError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_bytes(size: str) -> None:
+    from orchestrator.planner.passes.memory import parse_bytes
+
+    try:
+        parse_bytes(size)
+    except PlanError as error:
+        raise UsageError(f"--memory {size!r}: {error}") from error
 
 
 def _check_names(option: str, what: str, given: Mapping[str, object], known: set[str], pipeline: str) -> None:

@@ -1,19 +1,40 @@
-"""``orchestrator run``: one request, from files to files."""
+"""``orchestrator run``: one request, from files to files.
+
+Who gives no input at all gets the pipeline's example inputs, if its author made some. Where a device counts what it
+does by itself, as an emulated one may, its counts are shown next to those of the plan; they are no result of the
+request, so they go to stderr.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import AsJson, Debug, Device, Placement, Settings, Sizes, Target, parse_pairs
-from orchestrator.cli.report import UsageError, reporting
+from orchestrator.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Memory,
+    Options,
+    Placement,
+    Residencies,
+    Settings,
+    Sizes,
+    Target,
+    parse_pairs,
+)
+from orchestrator.cli.report import JobError, UsageError, reporting
 
 if TYPE_CHECKING:
     from orchestrator.cli.resolve import Built
+    from orchestrator.pipeline import Pipeline
     from orchestrator.plan import Plan
 
 __all__ = ["command"]
@@ -41,13 +62,16 @@ def command(
             "--input",
             "-i",
             metavar="NAME=FILE",
-            help="A file, or text for a text input. Repeatable.",
+            help="A file, or text for a text input. Repeatable. Without any, the pipeline's examples are run.",
             show_default=False,
         ),
     ] = None,
     device: Device = "cpu",
     placement: Placement = None,
     sizes: Sizes = None,
+    residency: Residencies = None,
+    memory: Memory = None,
+    options: Options = None,
     settings: Settings = None,
     out: Annotated[
         Path | None,
@@ -63,29 +87,33 @@ def command(
         from orchestrator.cli.planning import Wishes
         from orchestrator.cli.resolve import build
 
-        wishes = Wishes(device, placement, sizes)
+        wishes = Wishes(device, placement, sizes, residency, memory, options)
         built = build(target, settings)
-        request = _request(built, parse_pairs("--input", inputs, "NAME=FILE"))
+        given = _request(built, parse_pairs("--input", inputs, "NAME=FILE"))
         _make_folder(out)
         plan = wishes.plan(built)
-        results, stats = _run(plan, request)
+        results, stats = _run(plan, _examples(built.pipeline, plan) if given is None else given)
         reply.data = {
             "pipeline": plan.pipeline,
             "devices": [group.device for group in plan.groups],
+            "inputs": "examples" if given is None else "given",
             "outputs": _keep(results, out, format.value, tensors.value),
             "stats": _plain(stats),
             "plan": _plain(plan.summary),
         }
         if not as_json:
             _print(reply.data["outputs"])
+            _print_measured(plan, stats)
 
 
-def _request(built: Built, files: dict[str, str]) -> dict[str, Any]:
-    """Returns the request's inputs; files and settings must give each of them once."""
+def _request(built: Built, files: dict[str, str]) -> dict[str, Any] | None:
+    """Returns the request's inputs; files and settings must give each of them once, or none: None for examples."""
     from orchestrator.cli.io import describe_input, read_input
     from orchestrator.errors import nearest
 
     specs = built.graph.inputs
+    if not files and not built.inputs and built.pipeline.example_inputs is not None:
+        return None
     for name in files:
         if name not in specs:
             raise UsageError(f"{built.graph.name!r} has no input {name!r}.{nearest(name, specs)}")
@@ -103,6 +131,26 @@ def _request(built: Built, files: dict[str, str]) -> dict[str, Any]:
         else read_input(name, built.inputs[name], spec, literal=True)
         for name, spec in specs.items()
     }
+
+
+def _examples(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
+    """Returns the example inputs at the largest sizes of the plan, and says on stderr that they are run.
+
+    Raises:
+        JobError: They cannot be made.
+    """
+    assert pipeline.example_inputs is not None
+    sizes = {dim.name: dim.buckets[-1] for dim in plan.dims}
+    try:
+        inputs = dict(pipeline.example_inputs(sizes))
+    except Exception as error:
+        raise JobError(
+            f"The example inputs of {pipeline.name!r} cannot be made at the sizes {sizes}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    typer.echo(f"No input is given: running the examples of {pipeline.name!r}{at and f' at {at}'}.", err=True)
+    return inputs
 
 
 def _make_folder(out: Path | None) -> None:
@@ -159,6 +207,28 @@ def _print(outputs: dict[str, Any]) -> None:
     for name, value in others:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         typer.echo(text if len(outputs) == 1 else f"{name}:\n{text}")
+
+
+def _print_measured(plan: Plan, stats: Mapping[str, Any]) -> None:
+    """Prints to stderr what each device counted by itself, next to what the plan says of this request."""
+    from orchestrator.cli.show import print_table
+
+    with contextlib.redirect_stdout(sys.stderr):
+        for device, seen in stats.get("measured", {}).items():
+            planned = {**stats, "peak_bytes": stats["peak_bytes"].get(device)}
+            rows = [_measured_row(name, planned.get(name), found) for name, found in seen.items()]
+            print_table(("what", "plan", "measured"), rows, title=f"Counted by {device}:")
+            if "estimated_seconds" in seen:
+                typer.echo("The latency is an estimate by the figures of the cost model; nothing was timed.")
+            elsewhere = [call.name for call in plan.calls if call.device != device]
+            if elsewhere:
+                typer.echo(f"The plan also counts what runs elsewhere: {', '.join(elsewhere)}.")
+
+
+def _measured_row(name: str, planned: int | None, found: float) -> tuple[str, str, str]:
+    if name == "estimated_seconds":
+        return "estimated latency", "-", f"{found * 1000:.3g} ms"
+    return name.replace("_", " "), "-" if planned is None else f"{planned:,}", f"{found:,}"
 
 
 def _cell(value: Any) -> str:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli.options import AsJson, Debug, Device, Placement, Settings, Sizes, Target
+from orchestrator.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    Memory,
+    Options,
+    Placement,
+    Residencies,
+    Settings,
+    Sizes,
+    Target,
+)
 from orchestrator.cli.report import reporting
 
 __all__ = ["command"]
@@ -15,6 +26,9 @@ def command(
     device: Device = "cpu",
     placement: Placement = None,
     sizes: Sizes = None,
+    residency: Residencies = None,
+    memory: Memory = None,
+    options: Options = None,
     settings: Settings = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -27,7 +41,7 @@ def command(
         from orchestrator.cli.planning import Wishes
         from orchestrator.cli.resolve import build
 
-        wishes = Wishes(device, placement, sizes)
+        wishes = Wishes(device, placement, sizes, residency, memory, options)
         built = build(target, settings)
         graph = built.pipeline.validate()
         counts = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,11 @@ class Pipeline:
         name: Its name.
         plugins: Where registered names are looked up; by default all installed plugins.
 
+    Attributes:
+        example_inputs: What is run when nobody gives inputs, as by ``orchestrator run NAME``; its author sets it, or
+            leaves it None. It is called with the largest compiled size of each named dim and returns inputs by name
+            that fit them, the same ones each time.
+
     Raises:
         GraphError: The name is none.
     """
@@ -38,6 +43,7 @@ class Pipeline:
         if not isinstance(name, str) or not name.strip():
             raise GraphError(f"A pipeline is named by a non-empty string, not {name!r}.", name=name)
         self.name = name
+        self.example_inputs: Callable[[Mapping[str, int]], Mapping[str, Any]] | None = None
         self._plugins = plugins
         self._inputs: dict[str, PortSpec] = {}
         self._constants: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Artifacts on disk: what a name of them depends on, and how they get there whole or not at all.
 
-    fingerprint    what of a stage goes into a key; from `walk` and `code`
+    fingerprints   what of a stage goes into a key; from `walk` and `code`
     keys           a digest of everything that goes into compiling
     artifacts      the store: find, obtain, list, verify, clean
     layout         where things are in it, and locks
@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.store.artifacts import Artifact, ArtifactStore, Cleaned, Entry
     from orchestrator.store.files import write_atomically
-    from orchestrator.store.fingerprint import fingerprint
+    from orchestrator.store.fingerprints import digest, fingerprint
     from orchestrator.store.keys import content_key
 
-__all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry", "content_key", "fingerprint", "write_atomically"]
+__all__ = [
+    "Artifact",
+    "ArtifactStore",
+    "Cleaned",
+    "Entry",
+    "content_key",
+    "digest",
+    "fingerprint",
+    "write_atomically",
+]
 
-_HOMES = {"content_key": "keys", "fingerprint": "fingerprint", "write_atomically": "files"}
+_HOMES = {"content_key": "keys", "digest": "fingerprints", "fingerprint": "fingerprints", "write_atomically": "files"}
 
 
 def __getattr__(name: str) -> object:

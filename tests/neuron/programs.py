@@ -86,7 +86,7 @@ def weightless(made: Program) -> Application:
 
 
 @contextlib.contextmanager
-def emulated(budget: int | None = None, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
+def emulated(budget: int = 0, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
     """An opened emulated device, under ``no_grad`` as sessions run."""
     backend = EmulatedBackend("neuron-emulated", options)
     backend.budget = budget

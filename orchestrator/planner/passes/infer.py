@@ -175,24 +175,13 @@ class _Inference:
             outputs[port.name] = port.spec
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
                 if dim not in self.entered and not self.dims[dim].born:
-                    self._check_birth(name, stage, dim)
+                    _check_birth(self.draft, name, stage, dim)
                     self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
                 f"Stage {stage.name!r} cannot be inferred; declare its outputs.", stage=stage.name
             )
         return outputs, "single" if len(outputs) == 1 else "tuple", True
-
-    def _check_birth(self, name: str, stage: Stage, dim: str) -> None:
-        device = self.draft.devices[stage.name]
-        if self.draft.compiled(device):
-            raise PlanError(
-                f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} while it runs, but {device!r} "
-                f"compiles static shapes. Make it a host stage (device='host'), or give a fixed size and a mask.",
-                stage=stage.name,
-                call=name,
-                dim=dim,
-            )
 
     def _samples(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
@@ -327,6 +316,19 @@ def _sized(fed: dict[str, PortSpec], at: dict[str, int]) -> bool:
 
 def _constant_spec(value: Any) -> PortSpec:
     return TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+def _check_birth(draft: Draft, name: str, stage: Stage, dim: str) -> None:
+    """Refuses a stage that decides a size where shapes are compiled in."""
+    device = draft.devices[stage.name]
+    if draft.compiled(device):
+        raise PlanError(
+            f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} while it runs, but {device!r} "
+            f"compiles static shapes. Make it a host stage (device='host'), or give a fixed size and a mask.",
+            stage=stage.name,
+            call=name,
+            dim=dim,
+        )
 
 
 def _check_mode(stage: Stage) -> None:

@@ -260,7 +260,7 @@ class _Verifier:
         if adapter.kind in ("pad", "slice"):
             self._resizes(step, adapter.kind, source.spec, target.spec)
         if adapter.kind == "gather":
-            self._joins(step, source, target.spec)
+            _check_join(self.plan, step, source, target.spec)
 
     def _moves(self, step: Step, kind: str, device: str, source: PlannedValue, target: PlannedValue) -> None:
         away = {
@@ -280,16 +280,15 @@ class _Verifier:
                 sound = before <= after if kind == "pad" else before >= after
                 self._demand(sound, f"{_step(step)} turns {source} into {target}, which is no {kind}")
 
-    def _joins(self, step: Step, source: PlannedValue, target: TensorSpec) -> None:
-        ranks = next((group.ranks for group in self.plan.groups if group.memory == source.memory), 1)
-        assert isinstance(source.spec, TensorSpec)
-        pairs = list(zip(plain_dims(source.spec.dims), plain_dims(target.dims), strict=True))
-        grown = [(before, after) for before, after in pairs if before != after]
-        sound = all(isinstance(before, int) and after == before * ranks for before, after in grown)
-        self._demand(
-            sound and len(grown) == (ranks > 1),
-            f"{_step(step)} turns {source.spec} into {target}, which is no gather",
-        )
+
+def _check_join(plan: Plan, step: Step, source: PlannedValue, target: TensorSpec) -> None:
+    ranks = next((group.ranks for group in plan.groups if group.memory == source.memory), 1)
+    assert isinstance(source.spec, TensorSpec)
+    pairs = list(zip(plain_dims(source.spec.dims), plain_dims(target.dims), strict=True))
+    grown = [(before, after) for before, after in pairs if before != after]
+    sound = all(isinstance(before, int) and after == before * ranks for before, after in grown)
+    what = f"{_step(step)} turns {source.spec} into {target}, which is no gather"
+    demand(plan, sound and len(grown) == (ranks > 1), what)
 
 
 def _step(step: Step) -> str:

@@ -41,7 +41,7 @@ class EmulatedBackend(RankedBackend):
 
     family = "neuron-emulated"
     COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
-    budget: int | None = None
+    budget: int = 0
     compares_ranks: bool = True
 
     _opened: Device | None = None
@@ -61,7 +61,7 @@ class EmulatedBackend(RankedBackend):
         """Takes a fresh device into use."""
         self.close()
         can = self.capabilities
-        self._opened = Device(can.ranks, can.memory if self.budget is None else self.budget, can.link)
+        self._opened = Device(can.ranks, self.budget or can.memory, can.link)
         register(self._opened)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from orchestrator.duplicate import owner_of
 from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.store.walk import Walk
 
-__all__ = ["fingerprint"]
+__all__ = ["digest", "fingerprint"]
 
 #: Goes up when the same stage is described in another way.
 _VERSION = 2
@@ -35,6 +35,11 @@ def fingerprint(stage: Stage) -> list[Any]:
     ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
     given = [(port.name, repr(port.spec)) for port in stage.outputs]
     return [_VERSION, ports, given, _digest(stage.target, dict(sorted(stage.config.items())))]
+
+
+def digest(value: Any) -> str:
+    """Returns the digest of any value by its content, alike in every process; tensors in it count by content too."""
+    return Walk(()).digest(value)
 
 
 def _digest(target: Any, config: dict[str, Any]) -> str:
