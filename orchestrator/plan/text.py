@@ -9,7 +9,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Plan, PlannedEdge
 from orchestrator.specs import TensorSpec, show_spec
 
-__all__ = ["render", "show_bytes", "table"]
+__all__ = ["least_copies", "render", "show_bytes", "table"]
 
 
 def show_bytes(size: float) -> str:
@@ -85,7 +85,7 @@ def _row(edge: PlannedEdge) -> tuple[str, ...]:
 
 def _totals(plan: Plan) -> list[str]:
     counts = plan.summary
-    up, down = _least(plan)
+    up, down = least_copies(plan)
     weights, buffers = dict(plan.weights), dict(plan.buffers)
     lines = [
         "One request at the largest buckets:",
@@ -108,8 +108,11 @@ def _totals(plan: Plan) -> list[str]:
     return lines
 
 
-def _least(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Copies and bytes no plan can do without: inputs that devices read go up, results made there come down."""
+def least_copies(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns copies and bytes, up and down, that no plan can do without.
+
+    Inputs that devices read go up, to every rank; results made there come down.
+    """
     linked = {group.device: group for group in plan.groups if not group.host_memory}
     device_of = {call.name: call.device for call in plan.calls}
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}

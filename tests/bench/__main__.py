@@ -26,6 +26,7 @@ FIGURES = {
     "stream": "streaming",
     "plan": "planning",
     "start": "startup",
+    "neuron": "neuron",
     "peers": "peers",
 }
 ON_DEVICES = ("chain", "memory")

@@ -62,7 +62,9 @@ def _commit() -> str:
     """The commit that was measured; ``+`` if the code differs from it."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD").strip()
-        changed = _git("status", "--porcelain", "--", "orchestrator", "stages", "tests/bench").strip()
+        changed = _git(
+            "status", "--porcelain", "--", "orchestrator", "stages", "plugins", "tests/bench"
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+" if changed else "")

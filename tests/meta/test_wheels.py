@@ -1,4 +1,4 @@
-"""The two distributions, as a user gets them: what is in them, and that they work away from the checkout.
+"""The distributions, as a user gets them: what is in them, and that they work away from the checkout.
 
 The environment that the wheels go into is clean: it holds the wheels, and links to exactly those packages
 of this environment that the wheels' metadata asks for, directly or through others. An import that no
@@ -30,7 +30,11 @@ else:
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PROJECTS = {"orchestrator": ROOT, "orchestrator_stages": ROOT / "stages"}
+PROJECTS = {
+    "orchestrator": ROOT,
+    "orchestrator_stages": ROOT / "stages",
+    "orchestrator_neuron": ROOT / "plugins" / "neuron",
+}
 SHADOWS = ("stages", "plugins", "tests", "docs")
 
 
@@ -50,7 +54,7 @@ def settings(package: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels and source archives of both distributions."""
+    """A folder with the wheels and source archives of all distributions."""
     folder = tmp_path_factory.mktemp("dist")
     for project in PROJECTS.values():
         build = (sys.executable, "-m", "hatchling", "build", "-d", folder)
@@ -104,10 +108,11 @@ def test_the_metadata_says_what_it_is(built: Path, package: str):
     assert ">=3.10" in found["Requires-Python"]
 
 
-def test_the_stages_pin_the_core_in_lockstep():
+@pytest.mark.parametrize("package", [package for package in PROJECTS if package != "orchestrator"])
+def test_the_others_pin_the_core_in_lockstep(package: str):
     version = settings("orchestrator")["version"]
-    assert settings("orchestrator_stages")["version"] == version
-    dependencies = settings("orchestrator_stages")["dependencies"]
+    assert settings(package)["version"] == version
+    dependencies = settings(package)["dependencies"]
     assert isinstance(dependencies, list)
     assert f"stage-orchestrator=={version}" in dependencies
 
@@ -153,7 +158,7 @@ def link(name: str, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clean(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of a clean environment that the two wheels are installed in."""
+    """The `bin` folder of a clean environment that the wheels are installed in."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(folder, symlinks=True, with_pip=True)
     (site,) = folder.glob("lib/python3*/site-packages")
@@ -178,8 +183,8 @@ def test_the_declared_dependencies_suffice(clean: Path, elsewhere: Path):
     assert "No broken requirements" in run(clean / "python", "-m", "pip", "check", cwd=elsewhere)
 
 
-def test_both_packages_come_from_the_environment(clean: Path, elsewhere: Path):
-    code = "import orchestrator, orchestrator_stages as s; print(orchestrator.__file__); print(s.__file__)"
+def test_all_packages_come_from_the_environment(clean: Path, elsewhere: Path):
+    code = f"import {', '.join(PROJECTS)}; print({', '.join(f'{name}.__file__' for name in PROJECTS)})"
     for line in run(clean / "python", "-c", code, cwd=elsewhere).split():
         assert Path(line).is_relative_to(clean.parent)
 
@@ -197,3 +202,22 @@ def test_the_main_job_runs_on_a_photo(clean: Path, elsewhere: Path):
     kinds = {path.suffix for path in (elsewhere / "out").rglob("*")}
     assert ".json" in kinds
     assert kinds & {".png", ".jpg"}
+
+
+def test_the_emulated_device_runs_without_the_neuron_packages(clean: Path, elsewhere: Path):
+    code = "import importlib.util as u; print(u.find_spec('neuronx_distributed_inference'))"
+    assert run(clean / "python", "-c", code, cwd=elsewhere).strip() == "None"
+    words = ("run", "vision-text", "--device", "neuron-emulated", "--option", "tp_degree=2", "--json")
+    reply = json.loads(run(clean / "orchestrator", *words, cwd=elsewhere))
+    measured = reply["stats"]["measured"]["neuron-emulated"]
+    for count in ("uploads", "upload_bytes", "downloads", "download_bytes"):
+        assert measured[count] == reply["plan"][count]
+
+
+def test_a_neuron_device_says_what_is_missing(clean: Path, elsewhere: Path):
+    assert "on neuron" in run(clean / "orchestrator", "plan", "vision-text", "--device", "neuron", cwd=elsewhere)
+    words = [str(clean / "orchestrator"), "run", "vision-text", "--device", "neuron"]
+    done = subprocess.run(words, cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "neuronx" in done.stderr
+    assert "neuron-emulated" in done.stderr
