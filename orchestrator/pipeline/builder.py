@@ -18,7 +18,7 @@ from orchestrator.plan import Plan, Residency
 from orchestrator.planner import Request, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
 from orchestrator.specs import PortSpec, TensorSpec, check_name
-from orchestrator.stage import Stage, make_stage
+from orchestrator.stage import ModelWrapper, Stage, make_stage
 
 __all__ = ["Pipeline"]
 
@@ -114,6 +114,8 @@ class Pipeline:
             stage, used, accepts = resolve_stage(self._manager(), stage, options)
         if isinstance(stage, Pipeline):
             return self._inline(name, stage, options, device, inputs, outputs)
+        if not isinstance(stage, ModelWrapper):
+            stage = self._manager().adopt(stage)
         rest = {option: value for option, value in options.items() if option not in used}
         made = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
         made = replace(made, accepts=accepts)

@@ -23,6 +23,9 @@ __all__ = ["Programs", "is_program"]
 #: A stage (or a weightless program's value) with what it takes.
 Signature = tuple[str, tuple[ProgramInput, ...]]
 
+#: Shapes of all inputs of a program.
+Shapes = tuple[tuple[int, ...], ...]
+
 
 def is_program(draft: Draft, step: Step) -> bool:
     """Tells whether a step starts a program."""
@@ -68,8 +71,28 @@ class Programs:
                 route = routes.get(step.name, 0) if step.op == "call" else 0
                 name = self.name(step, route)
                 stage = signature[0] if step.op == "call" else ""
-                made[name] = PlannedProgram(name, step.device, stage, signature[1], outputs, route, on_host)
-        return tuple(made.values())
+                made[name] = PlannedProgram(name, step.device, stage, signature[1], outputs, to_host=on_host)
+        return self._told_apart(tuple(made.values()))
+
+    def _told_apart(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
+        """Gives routes, so that no two programs of an application take the same shapes: a router sees only these."""
+        taken: dict[tuple[str, str], set[Shapes]] = {}
+        routed = []
+        for program in programs:
+            known = taken.setdefault((program.device, program.stage or program.name), set())
+            route = 0
+            while known & (shapes := self._shapes(program, route)):
+                route += 1
+            known |= shapes
+            routed.append(replace(program, route=route))
+        return tuple(routed)
+
+    def _shapes(self, program: PlannedProgram, route: int) -> set[Shapes]:
+        """The shapes of all inputs, the routing input's last, at every combination of buckets."""
+        extra = ((route,),) if route else ()
+        specs = [item.spec for item in program.inputs if item.spec is not None]
+        every = program.combinations(self.draft.buckets)
+        return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
 
     def _named(self) -> dict[Signature, str]:
         """Names programs after their stage, with a number where it has several; weightless ones after their edge.

@@ -50,6 +50,7 @@ class _Programs:
         self._demand(not idle, f"program {idle[:1]} never runs")
         self._placed_moves()
         self._buffers()
+        self._routes()
 
     def _steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -194,3 +195,19 @@ class _Programs:
                 found[program.device] = found.get(program.device, 0) + sum(sizes)
         told = dict(self.plan.buffers)
         self._demand(told == found, f"it counts {told} bytes of output buffers, its programs have {found}")
+
+    def _routes(self) -> None:
+        """A router knows the programs of an application by the shapes of their inputs alone."""
+        buckets = {dim.name: dim.buckets for dim in self.plan.dims}
+        known: dict[tuple[object, ...], str] = {}
+        for program in self.plan.programs:
+            names = dict.fromkeys(name for item in program.inputs if item.spec for name in item.spec.names)
+            for at in combinations(names, buckets):
+                shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
+                shapes += [(program.route,)] if program.route else []
+                key = (program.device, program.stage or program.name, *shapes)
+                other = known.setdefault(key, program.name)
+                self._demand(
+                    other == program.name,
+                    f"programs {other!r} and {program.name!r} take the same shapes {shapes}",
+                )

@@ -1,8 +1,9 @@
 """The hooks: what a plugin may implement, and when each is called.
 
-Two kinds. A *registering* hook is called once, when the plugin is loaded, and fills a typed registry.
-An *observer* is told of something that happened; it changes nothing, returns nothing and may be called
-from several threads at once. Parameters are passed by name, so an implementation takes those it needs.
+Three kinds. A *registering* hook is called once, when the plugin is loaded, and fills a typed registry. The *adopting*
+hook turns an object of another library into a stage. An *observer* is told of something that happened; it changes
+nothing, returns nothing and may be called from several threads at once. Parameters are passed by name, so an
+implementation takes those it needs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from orchestrator.plugin.marker import hookspec
 if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.registry import BackendRegistry, PipelineRegistry, StageRegistry
+    from orchestrator.stage import ModelWrapper
 
 
 @hookspec
@@ -44,6 +46,21 @@ def orchestrator_register_pipelines(registry: PipelineRegistry) -> None:
     Args:
         registry: Takes the plugin's pipelines. A target is a factory that is called with options and
             returns a ``Pipeline``.
+    """
+
+
+@hookspec
+def orchestrator_adopt_stage(target: object) -> ModelWrapper | None:
+    """Make a stage of an object that ``Pipeline.add`` was given, if it is of a library that the plugin knows.
+
+    Called for what is no stage of this project's own, plain modules and functions included, so it must be quick and
+    import nothing for objects it does not know. The first plugin that returns a wrapper adopts the object.
+
+    Args:
+        target: What ``Pipeline.add`` was given.
+
+    Returns:
+        A wrapper, or ``None``: the object is none of the plugin's.
     """
 
 
@@ -85,6 +102,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
         orchestrator_register_stages,
         orchestrator_register_backends,
         orchestrator_register_pipelines,
+        orchestrator_adopt_stage,
         orchestrator_plan_made,
         orchestrator_stage_finished,
         orchestrator_request_finished,
@@ -95,5 +113,8 @@ HOOKS: dict[str, tuple[str, ...]] = {
 REGISTERING = tuple(name for name in HOOKS if name.startswith("orchestrator_register_"))
 """The hooks that fill a registry."""
 
-OBSERVERS = tuple(name for name in HOOKS if name not in REGISTERING)
+ADOPTING = "orchestrator_adopt_stage"
+"""The hook that turns an object of another library into a stage."""
+
+OBSERVERS = tuple(name for name in HOOKS if name not in (*REGISTERING, ADOPTING))
 """The hooks that are told what happened."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import pluggy
 
-from orchestrator.errors import PluginError, nearest
+from orchestrator.errors import OrchestratorError, PluginError, nearest
 from orchestrator.plugin import hookspecs
 from orchestrator.plugin.check import check_plugin, is_function
 from orchestrator.plugin.discover import Found, find_plugins
-from orchestrator.plugin.hookspecs import OBSERVERS, REGISTERING
+from orchestrator.plugin.hookspecs import ADOPTING, OBSERVERS, REGISTERING
 from orchestrator.plugin.marker import PROJECT
 from orchestrator.plugin.observe import Observer
 from orchestrator.registry import DISABLE_VARIABLE, BrokenPlugin, NameRegistry, Owner, Registry
@@ -114,6 +114,38 @@ class PluginManager:
                 known = nearest(name, self._owners)
                 raise PluginError(f"No plugin {name!r} is loaded.{known}", plugin=name)
             self._forget(owner)
+
+    def adopt(self, target: object) -> object:
+        """Returns the stage that the first plugin that knows an object makes of it; else the object itself.
+
+        Raises:
+            PluginError: A plugin failed at it, or made something else than a wrapper.
+        """
+        with self._lock:
+            implementations = getattr(self._host.hook, ADOPTING).get_hookimpls()
+        for each in reversed(implementations):
+            made = self._adopted(each, target)
+            if made is not None:
+                return made
+        return target
+
+    def _adopted(self, hook: Any, target: object) -> object:
+        owner = self._owners[hook.plugin_name]
+        try:
+            made = hook.function(target=target)
+        except OrchestratorError:
+            raise
+        except Exception as error:
+            raise _because(
+                owner, f"failed to adopt {type(target).__name__!r}", error, "Mend the hook"
+            ) from error
+        if made is not None and not _is_wrapper(made):
+            raise PluginError(
+                f"{owner} made {made!r} of a {type(target).__name__}; {ADOPTING} returns a ModelWrapper or None.",
+                plugin=owner.plugin,
+                distribution=owner.distribution,
+            )
+        return made
 
     def observers_of(self, hook: str) -> tuple[Observer, ...]:
         """Returns the observers of a hook in the order in which to call them; empty if nobody listens.
@@ -235,6 +267,13 @@ def _part(registry: Registry, hook: str) -> NameRegistry:
         "orchestrator_register_backends": registry.backends,
         "orchestrator_register_pipelines": registry.pipelines,
     }[hook]
+
+
+def _is_wrapper(made: object) -> bool:
+    """Tells whether an object is a stage; this module itself is imported before torch is."""
+    from orchestrator.stage import ModelWrapper
+
+    return isinstance(made, ModelWrapper)
 
 
 def _unloadable(found: Found, error: BaseException) -> PluginError:

@@ -35,7 +35,12 @@ __all__ = [
     "write_atomically",
 ]
 
-_HOMES = {"content_key": "keys", "digest": "fingerprints", "fingerprint": "fingerprints", "write_atomically": "files"}
+_HOMES = {
+    "content_key": "keys",
+    "digest": "fingerprints",
+    "fingerprint": "fingerprints",
+    "write_atomically": "files",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -217,3 +217,21 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path, stored: Callable[..., str
         with pytest.raises(CompileError, match=text) as caught:
             load_weights("s", Affine(), Settings(checkpoint=path))
         assert "'s'" in str(caught.value)
+
+
+def test_a_state_dict_in_memory_is_a_checkpoint_too():
+    from orchestrator import Pipeline, PlanError, TensorSpec
+
+    def run(checkpoint):
+        pipeline = Pipeline("p")
+        stage = pipeline.add("stage", torch.nn.Linear(4, 3), config={"checkpoint": checkpoint})
+        pipeline.output("y", stage(pipeline.input("x", TensorSpec((2, 4)))))
+        with pipeline.plan("neuron-emulated").load() as session:
+            return session(x=torch.ones(2, 4))["y"]
+
+    other = torch.nn.Linear(4, 3)
+    torch.testing.assert_close(run(other.state_dict()), other(torch.ones(2, 4)).detach())
+    with pytest.raises(CompileError, match=r"state_dict.*\n.*1 missing: 'bias'"):
+        run({"weight": other.weight})
+    with pytest.raises(PlanError, match="checkpoint"):
+        run({"weight": 3})

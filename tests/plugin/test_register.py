@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.errors import PluginError
 from orchestrator.plugin import PluginManager, hookimpl
-from orchestrator.plugin.hookspecs import HOOKS, OBSERVERS, REGISTERING
+from orchestrator.plugin.hookspecs import ADOPTING, HOOKS, OBSERVERS, REGISTERING
 from orchestrator.registry import DISABLE_VARIABLE, Owner
 
 
@@ -53,11 +53,12 @@ def test_the_hooks_are_those_of_the_contract():
         "orchestrator_register_stages": ("registry",),
         "orchestrator_register_backends": ("registry",),
         "orchestrator_register_pipelines": ("registry",),
+        "orchestrator_adopt_stage": ("target",),
         "orchestrator_plan_made": ("plan",),
         "orchestrator_stage_finished": ("pipeline", "call", "device", "seconds"),
         "orchestrator_request_finished": ("pipeline", "seconds", "error"),
     }
-    assert {*REGISTERING, *OBSERVERS} == set(HOOKS)
+    assert {*REGISTERING, ADOPTING, *OBSERVERS} == set(HOOKS)
 
 
 def test_an_object_is_registered_and_named(manager: PluginManager):

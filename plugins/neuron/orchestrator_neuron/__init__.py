@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.plugin import hookimpl
 
 if TYPE_CHECKING:
+    from orchestrator import ModelWrapper
     from orchestrator.registry import BackendRegistry
     from orchestrator_neuron.nxdi.adopt import from_nxdi
 
-__all__ = ["__version__", "from_nxdi", "orchestrator_register_backends"]
+__all__ = ["__version__", "from_nxdi", "orchestrator_adopt_stage", "orchestrator_register_backends"]
 
 __version__ = "0.1.0"
 
@@ -42,3 +43,16 @@ def orchestrator_register_backends(registry: BackendRegistry) -> None:
         "orchestrator_neuron.emulated.backend:EmulatedBackend",
         summary="emulated Neuron device, with its rules",
     )
+
+
+@hookimpl
+def orchestrator_adopt_stage(target: object) -> ModelWrapper | None:
+    """Makes a stage of a ``ModelWrapper`` or ``NeuronApplicationBase`` of NxD Inference."""
+    kinds = type(target).__mro__
+    if not any(kind.__module__.startswith("neuronx_distributed_inference.") for kind in kinds):
+        return None
+    if not {"ModelWrapper", "NeuronApplicationBase"} & {kind.__name__ for kind in kinds}:
+        return None
+    from orchestrator_neuron.nxdi.adopt import from_nxdi
+
+    return from_nxdi(target)

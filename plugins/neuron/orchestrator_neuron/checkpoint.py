@@ -1,4 +1,4 @@
-"""Weights of an application: from a safetensors checkpoint, or else from the stage's own module.
+"""Weights of an application: from a safetensors checkpoint or a ``state_dict``, or else from the stage's own module.
 
 Names in a checkpoint are those of the module, to the letter: one that starts with ``model.`` stays as it is. All
 names, shapes and kinds of dtype are compared before a byte of data is read, and all that does not fit is said at once.
@@ -67,7 +67,7 @@ def load_weights(stage: str, owner: torch.nn.Module | None, settings: Settings) 
     """
     owned = _tensors(owner) if owner is not None else {}
     _check_shards(stage, owned, settings)
-    found = _read(stage, owner, owned, settings) if settings.checkpoint else owned
+    found = _read(stage, owner, owned, settings) if settings.checkpoint is not None else owned
     cast: dict[int, torch.Tensor] = {}
     for name, tensor in found.items():
         if id(tensor) not in cast:
@@ -83,7 +83,7 @@ def check_weights(stage: str, owner: torch.nn.Module | None, settings: Settings)
     """
     owned = _tensors(owner) if owner is not None else {}
     _check_shards(stage, owned, settings)
-    if settings.checkpoint:
+    if settings.checkpoint is not None:
         with opened(stage, settings.checkpoint) as (path, files):
             _compare(stage, path, files, owner, owned, settings)
 
@@ -125,7 +125,7 @@ def _cast(tensor: torch.Tensor, owned: torch.Tensor, settings: Settings) -> torc
 
 
 def _check_shards(stage: str, owned: Mapping[str, torch.Tensor], settings: Settings) -> None:
-    if settings.shard_weights and not settings.checkpoint:
+    if settings.shard_weights and settings.checkpoint is None:
         raise CompileError(
             f"Stage {stage!r} has shard_weights but no checkpoint. The module has the shape that one rank runs; the "
             f"whole weights come from a file: config={{'checkpoint': 'model.safetensors', ...}}.",
@@ -151,6 +151,7 @@ def _read(
     stage: str, owner: torch.nn.Module | None, owned: Mapping[str, torch.Tensor], settings: Settings
 ) -> dict[str, torch.Tensor]:
     """Reads the checkpoint once it is known to fit; tied weights stay one tensor."""
+    assert settings.checkpoint is not None
     with opened(stage, settings.checkpoint) as (path, files):
         sources = _compare(stage, path, files, owner, owned, settings)
         try:
@@ -162,7 +163,7 @@ def _read(
 
 def _compare(
     stage: str,
-    path: Path,
+    path: Path | str,
     files: Mapping[str, Any],
     owner: torch.nn.Module | None,
     owned: Mapping[str, torch.Tensor],
@@ -203,7 +204,7 @@ def _compare_one(
 
 
 def _misfit_text(
-    stage: str, path: Path, lines: list[str], wanted: Mapping[str, Any], names: Mapping[str, Any]
+    stage: str, path: Path | str, lines: list[str], wanted: Mapping[str, Any], names: Mapping[str, Any]
 ) -> str:
     prefix = _prefix(wanted, names)
     hint = f" Names in the file start with {prefix!r}, those of the module do not." if prefix else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "compiler_args": str,
     "adapters": (str, dict, tuple),
     "hazards": str,
-    "checkpoint": str,
+    "checkpoint": (str, os.PathLike, dict),
     "sharded": (dict, tuple),
     "shard_weights": (dict, tuple),
 }
@@ -45,7 +46,8 @@ class Settings:
         torch_dtype: What weights and floating-point values are cast to; None: they stay as they are.
         logical_nc_config: Physical cores of one logical core.
         compiler_args: Arguments for the compiler; empty: its defaults.
-        checkpoint: A safetensors file, or a folder with ``model.safetensors``; empty: the module's own weights.
+        checkpoint: A safetensors file, a folder with ``model.safetensors``, or a ``state_dict``; ``None``: the
+            module's own weights.
         sharded: Output port to the dim along which the ranks' parts join.
         shard_weights: Weight to the dim along which it is cut into one part for each rank.
     """
@@ -55,7 +57,7 @@ class Settings:
     torch_dtype: torch.dtype | None = None
     logical_nc_config: int = 2
     compiler_args: str = ""
-    checkpoint: str = ""
+    checkpoint: str | Mapping[str, torch.Tensor] | None = None
     sharded: tuple[tuple[str, int], ...] = ()
     shard_weights: tuple[tuple[str, int], ...] = ()
 
@@ -101,8 +103,8 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
         )
     if settings.sharded and settings.tp_degree != world:
         raise PlanError(
-            f"Stage {stage!r} declares sharded outputs with tp_degree={settings.tp_degree} in a world of {world} ranks: "
-            f"groups of ranks would hold the same parts twice. Give it tp_degree={world}.",
+            f"Stage {stage!r} declares sharded outputs with tp_degree={settings.tp_degree} in a world of {world} "
+            f"ranks: groups of ranks would hold the same parts twice. Give it tp_degree={world}.",
             stage=stage,
         )
     return settings
@@ -122,6 +124,8 @@ def _check(name: str, value: Any, stage: str) -> Any:
         raise _wrong(name, value, stage, "a positive int")
     if name == "logical_nc_config" and value not in (1, 2):
         raise _wrong(name, value, stage, "1 or 2")
+    if name == "checkpoint":
+        return _checkpoint(value, stage)
     if name == "torch_dtype":
         return _dtype(value, stage)
     if name == "hazards" and value not in ("solve", "ignore"):
@@ -130,6 +134,15 @@ def _check(name: str, value: Any, stage: str) -> Any:
         return _places(value, stage)
     if name in ("sharded", "shard_weights"):
         return _pairs(name, value, stage, int)
+    return value
+
+
+def _checkpoint(value: Any, stage: str) -> Any:
+    if not isinstance(value, dict):
+        return os.fspath(value)
+    strange = next((name for name, item in value.items() if not isinstance(item, torch.Tensor)), None)
+    if strange is not None:
+        raise _wrong("checkpoint", strange, stage, "a path, or a state_dict of tensors by name")
     return value
 
 

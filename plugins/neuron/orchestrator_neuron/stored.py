@@ -1,17 +1,19 @@
 """Opening a safetensors checkpoint: which files it has, and which weight is in which.
 
 A *checkpoint* is a safetensors file, a folder with ``model.safetensors``, or a folder with
-``model.safetensors.index.json`` and the shards it lists. Opening reads names and shapes, no data.
+``model.safetensors.index.json`` and the shards it lists; or a ``state_dict`` in memory. Opening reads names and shapes,
+no data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from orchestrator.errors import CompileError
@@ -30,16 +32,22 @@ def kind_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(stage: str, checkpoint: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Opens a checkpoint; gives its path and, by name, the open file that a weight is in.
+def opened(
+    stage: str, checkpoint: str | Mapping[str, torch.Tensor]
+) -> Iterator[tuple[Path | str, dict[str, Any]]]:
+    """Opens a checkpoint; gives what to call it and, by name, the open file that a weight is in.
 
     Args:
         stage: The stage's name, for messages.
-        checkpoint: Path of the file or folder.
+        checkpoint: Path of the file or folder, or a ``state_dict``.
 
     Raises:
         CompileError: There is no such checkpoint, or it is damaged.
     """
+    if not isinstance(checkpoint, str):
+        held = _InMemory(checkpoint)
+        yield "state_dict", dict.fromkeys(checkpoint, held)
+        return
     path = Path(checkpoint).expanduser()
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
@@ -54,6 +62,36 @@ def opened(stage: str, checkpoint: str) -> Iterator[tuple[Path, dict[str, Any]]]
                 raise damaged(stage, file, f"the index says that it has {absent[0]!r}, but it does not")
             files.update(dict.fromkeys(names if names is not None else sorted(keys), handle))
         yield path, files
+
+
+class _InMemory:
+    """A ``state_dict``, read like an open safetensors file."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach().cpu()
+
+    def get_slice(self, name: str) -> _Form:
+        return _Form(self._tensors[name])
+
+
+class _Form:
+    """Shape and dtype of a tensor, as safetensors tells them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        dtype = self._tensor.dtype
+        if dtype is torch.bool:
+            return "BOOL"
+        kind = "C" if dtype.is_complex else "F" if dtype.is_floating_point else "I"
+        return f"{kind}{8 * dtype.itemsize}"
 
 
 def _files(stage: str, path: Path) -> list[tuple[Path, list[str] | None]]:
@@ -90,7 +128,7 @@ def _listed(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
     return [(index.parent / file, names) for file, names in shards.items()]
 
 
-def damaged(stage: str, path: Path, error: object) -> CompileError:
+def damaged(stage: str, path: Path | str, error: object) -> CompileError:
     """Returns the error that a file of a checkpoint cannot be read."""
     return CompileError(
         f"The checkpoint of stage {stage!r} cannot be read: {str(path)!r}: {error}. Write it again.",
