@@ -24,52 +24,14 @@ from orchestrator_neuron.emulated.backend import EmulatedBackend
 from orchestrator_stages.model5 import model5
 from orchestrator_stages.vision_text import vision_text
 from tests.bench.measure import Effort, Row
+from tests.neuron.on_nxdi.chains import LARGE, chain
 
 DEVICE = "neuron-emulated"
 RANKS = 2
 COUNTS = ("uploads", "upload_bytes", "downloads", "download_bytes")
-#: The intermediate of NxD Inference's own large pipeline test: 32 x 1440 x 1280 floats are 236 MB.
-LARGE = (32, 1440, 1280)
 SMALL = (32, 144, 128)
 LIMIT_PARALLEL = 1.8
 LIMIT_AGAIN = 5.0
-
-
-class Spread(nn.Module):
-    """Makes ``[batch, rows, columns]`` of ``[batch, rows]``."""
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.linspace(-1, 1, columns))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, None] * self.weight
-
-
-class Gather(nn.Module):
-    """Makes ``[batch, rows]`` of ``[batch, rows, columns]``."""
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.linspace(0, 1, columns))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weight
-
-
-def chain(sizes: tuple[int, int, int]) -> Pipeline:
-    """Three stages with two large values between them."""
-    batch, rows_, columns = sizes
-    pipeline = Pipeline("chain")
-    value = pipeline.input("x", TensorSpec((batch, rows_)))
-    for name, module in (
-        ("spread", Spread(columns)),
-        ("halve", nn.Threshold(0.0, 0.0)),
-        ("gather", Gather(columns)),
-    ):
-        value = pipeline.add(name, module.eval())(value)
-    pipeline.output("y", value)
-    return pipeline
 
 
 def rows(effort: Effort, device: str) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from on_nxdi.adopted import guide, guide_applications, guide_config, guide_pipeline
+from on_nxdi.chains import LARGE, chain
 from on_nxdi.kit import RANKS, close, counted
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_neuron import from_nxdi
@@ -68,6 +69,31 @@ def check_wrappers_of_the_guide():
     config = guide_config(classes)
     kinds = (classes.VisionModelWrapper, classes.TextModelWrapper)
     _run(guide_pipeline(*(from_nxdi(kind, config=config) for kind in kinds)), _guide_request())
+
+
+def check_objects_of_the_guide_added_as_they_are():
+    """`Pipeline.add` takes NxD Inference's objects; the plugin adopts them."""
+    classes = guide()
+    config = guide_config(classes)
+    _run(
+        guide_pipeline(classes.VisionModelWrapper(config), classes.TextModelWrapper(config)), _guide_request()
+    )
+    _, made = guide_applications(classes, config)
+    _run(guide_pipeline(*made), _guide_request())
+
+
+def check_guide_in_its_own_sizes():
+    """Batch 32: the features stay on the device, the result is [32, 1024] on the host."""
+    inputs = {"image": torch.randn(32, 3, 224, 224), "text": torch.randn(32, 256)}
+    plan = _run(vision_text(), [({"batch": 32}, inputs)])
+    assert dict(plan.outputs).keys() == {"logits"}
+
+
+def check_chain_with_values_of_236_megabytes():
+    pipeline = chain(LARGE)
+    plan = _run(pipeline, [({}, {"x": torch.rand(LARGE[:2])})])
+    assert max(edge.bytes for edge in plan.edges) == 235_929_600
+    assert _promised(plan) == (RANKS, RANKS * 4 * LARGE[0] * LARGE[1], 1, 4 * LARGE[0] * LARGE[1])
 
 
 def check_applications_of_the_guide():
