@@ -23,8 +23,15 @@ __all__ = ["PREFIX", "ProgramModule", "example_inputs", "stage_module"]
 PREFIX = "stage."
 
 
-def stage_module(stage: Stage | None) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
-    """Returns a private copy of what runs a stage, on the host, and the module that owns its weights, if any."""
+def stage_module(
+    stage: Stage | None, dtype: torch.dtype | None = None
+) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
+    """Returns a private copy of what runs a stage, on the host, and the module that owns its weights, if any.
+
+    Args:
+        stage: The stage; ``None``: there is none.
+        dtype: What floating-point weights and buffers are converted to; ``None``: they stay as they are.
+    """
     if stage is None:
         return None, None
     target = stage.module()
@@ -38,7 +45,19 @@ def stage_module(stage: Stage | None) -> tuple[Callable[..., Any] | None, torch.
         owner = copied.__dict__.get("_model")
     if not isinstance(owner, torch.nn.Module):
         return copied, None
-    return copied, owner.eval().requires_grad_(False).to("cpu")
+    owner = owner.eval().requires_grad_(False).to("cpu")
+    if dtype is not None:
+        _convert(owner, dtype)
+    return copied, owner
+
+
+def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Converts floating-point weights and buffers; complex ones stay, other than with ``owner.to(dtype)``."""
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    owner._apply(convert)  # type: ignore[no-untyped-call]
 
 
 class ProgramModule(torch.nn.Module):

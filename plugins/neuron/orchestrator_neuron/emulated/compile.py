@@ -64,25 +64,12 @@ def stage_on_host(
         CompileError: It cannot be built.
     """
     try:
-        target, owner = stage_module(application.stage)
+        return stage_module(application.stage, settings.torch_dtype)
     except Exception as error:
         raise CompileError(
             f"Stage {application.name!r} cannot be built: {type(error).__name__}: {error}",
             stage=application.name,
         ) from error
-    dtype = settings.torch_dtype
-    if owner is not None and dtype is not None:
-        _convert(owner, dtype)
-    return target, owner
-
-
-def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Converts floating-point weights and buffers; complex ones stay, other than with ``owner.to(dtype)``."""
-
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    owner._apply(convert)  # type: ignore[no-untyped-call]
 
 
 def _forms(owner: torch.nn.Module) -> dict[str, Form]:

@@ -29,7 +29,7 @@ from orchestrator_neuron.nxdi.forms import check_routes, examples, tag_of, versi
 from orchestrator_neuron.options import Settings
 
 if TYPE_CHECKING:
-    from orchestrator_neuron.nxdi.classes import Bucketed, Copied, Source
+    from orchestrator_neuron.nxdi.classes import Bucketed, Source
 
 __all__ = ["build_programs", "load_programs", "translated", "work_folder"]
 
@@ -59,7 +59,7 @@ def load_programs(
         CompileError: Weights do not fit, or the device refuses.
     """
     stage = application.stage
-    copied = [_copied(stage, settings)]
+    copied = [stage_module(stage, settings.torch_dtype)]
     # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
     # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
     source: Source = lambda: lambda _: copied[0]  # noqa: E731
@@ -166,18 +166,10 @@ def _fresh(stage: Stage | None, settings: Settings) -> Source:
         return lambda: adopted.traced(config)
 
     def make() -> Bucketed:
-        copied = _copied(stage, settings)
+        copied = stage_module(stage, settings.torch_dtype)
         return lambda _: copied
 
     return make
-
-
-def _copied(stage: Stage | None, settings: Settings) -> Copied:
-    """A private copy of what runs a stage and of what owns its weights, in the dtype that is in force."""
-    target, owner = stage_module(stage)
-    if owner is not None and settings.torch_dtype is not None:
-        owner.to(settings.torch_dtype)
-    return target, owner
 
 
 def adopted_stage(stage: Stage | None) -> AdoptedStage | None:
