@@ -23,7 +23,7 @@ The sizes are those of the pipeline test of NxD Inference; the weights are rando
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,13 @@ def models(seed: int = 0) -> dict[str, nn.Module]:
         }
 
 
+def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns ``x``, ``aux1`` and ``aux2`` at the size of ``batch``, random and the same each time."""
+    lengths = {"x": X, "aux1": AUX1, "aux2": AUX2}
+    with seeded(1):
+        return {name: torch.randn(sizes["batch"], length) for name, length in lengths.items()}
+
+
 def model5(*, batch: int | Sequence[int] = (1, 4), seed: int = 0) -> Pipeline:
     """Builds the pipeline.
 
@@ -78,6 +85,7 @@ def model5(*, batch: int | Sequence[int] = (1, 4), seed: int = 0) -> Pipeline:
     size = Dim("batch", buckets=batch)
     model = models(seed)
     pipeline = Pipeline("model5")
+    pipeline.example_inputs = example_inputs
     x = pipeline.input("x", TensorSpec((size, X), pad=0))
     aux1 = pipeline.input("aux1", TensorSpec((size, AUX1), pad=0))
     aux2 = pipeline.input("aux2", TensorSpec((size, AUX2), pad=0))

@@ -96,6 +96,13 @@ class FusionStage(ModelWrapper):
         self.outputs = {"output": TensorSpec(("batch", self.config.get("classes", CLASSES)))}
 
 
+def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns ``image`` and ``text`` at the size of ``batch``, random and the same each time."""
+    batch = sizes["batch"]
+    with seeded(2):
+        return {"image": torch.randn(batch, *IMAGE), "text": torch.randn(batch, TEXT)}
+
+
 def vision_text(*, batch: int | Sequence[int] = 32, hidden: int = HIDDEN) -> Pipeline:
     """Builds the pipeline: ``image`` ``[batch, 3, 224, 224]`` and ``text`` ``[batch, 256]`` to ``logits``.
 
@@ -106,6 +113,7 @@ def vision_text(*, batch: int | Sequence[int] = 32, hidden: int = HIDDEN) -> Pip
     """
     size = Dim("batch", buckets=batch)
     pipeline = Pipeline("vision-text")
+    pipeline.example_inputs = example_inputs
     image = pipeline.input("image", TensorSpec((size, *IMAGE), pad=0))
     text = pipeline.input("text", TensorSpec((size, TEXT), pad=0))
     vision = pipeline.add("vision", VisionStage({"hidden": hidden}))

@@ -48,6 +48,13 @@ def invalid() -> Pipeline:
     return pipeline
 
 
+def misled() -> Pipeline:
+    pipeline = Pipeline("misled")
+    linear = pipeline.add("linear", nn.Linear(3, 4).eval(), config={"rnaks": 2})
+    pipeline.output("y", linear(pipeline.input("x", TensorSpec((2, 3)))))
+    return pipeline
+
+
 def bare() -> Pipeline:
     pipeline = Pipeline("bare")
     pipeline.output("y", pipeline.add("times", Times())(pipeline.input("x", TensorSpec(("n", 3), pad=0))))
@@ -114,6 +121,21 @@ def failing() -> Pipeline:
     pipeline = Pipeline("failing")
     spec = TensorSpec((2,))
     pipeline.output("y", host(pipeline, "fail", fail, out=spec)(pipeline.input("x", spec)))
+    return pipeline
+
+
+def sampled(*, how: str = "well", echo: bool = False) -> Pipeline:
+    pipeline = double()
+    if echo:
+        pipeline.output("echo", host(pipeline, "echo", str.upper, text=str)(pipeline.input("prompt", str)))
+
+    def examples(sizes):
+        if how == "raise":
+            raise OSError("the photo is not here")
+        x = torch.arange(sizes["batch"] * 3.0).reshape(-1, 3)
+        return {"x": x, "prompt": "a"} if echo else {"y" if how == "wrong" else "x": x}
+
+    pipeline.example_inputs = examples
     return pipeline
 
 

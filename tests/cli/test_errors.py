@@ -13,6 +13,7 @@ from tests.cli.conftest import Shell
 
 X = ("-i", "x=x.npy")
 WORDS = ("-i", "prompt=a", "-i", "loud=true")
+NULL = ("shop:double", "--device", "null")
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,26 @@ USAGE = {
     "sizes value": (("plan", "shop:double", "--sizes", "batch=4,x"), "positive ints"),
     "sizes zero": (("plan", "shop:double", "--sizes", "batch=0"), "positive ints"),
     "sizes empty": (("plan", "shop:double", "--sizes", "batch="), "positive ints"),
+    "residency form": (("plan", "shop:double", "--residency", "scale.output -> y"), "FROM -> TO=host"),
+    "residency edge": (
+        ("plan", "shop:double", "--residency", "x->scale.y=host"),
+        "Did you mean 'x -> scale.x'?",
+    ),
+    "residency value": (("plan", "shop:double", "--residency", "x -> scale.x=hots"), "device or host"),
+    "residency twice": (
+        ("plan", "shop:double", "--residency", "x->scale.x=host", "--residency", "x -> scale.x=device"),
+        "given twice for 'x -> scale.x'",
+    ),
+    "memory value": (("plan", "shop:double", "--memory", "lots"), "a size like '16GB'"),
+    "memory of nothing": (("plan", "shop:double", "--memory", ""), "a size like '16GB'"),
+    "memory device": (("plan", "shop:double", "--memory", "cup=1GB"), "Did you mean 'cpu'?"),
+    "memory unused": (("plan", "shop:double", "--memory", "cuda=1GB"), "which the plan does not use"),
+    "memory of all and one": (("plan", "shop:double", "--memory", "1GB", "--memory", "cpu=1GB"), "one SIZE"),
+    "option form": (("plan", "shop:double", "--option", "ranks"), "NAME=VALUE"),
+    "option twice": (("plan", "shop:double", "--option", "a=1", "--option", "a=2"), "twice"),
+    "option of no backend": (("plan", "shop:double", "--option", "ranks=2"), "knows the option 'ranks'"),
+    "option mistyped": (("run", *NULL, *X, "--option", "rnaks=2"), "Did you mean 'ranks'?"),
+    "option of another type": (("plan", *NULL, "--option", "ranks=two"), "is a int, not 'two'"),
     "setting form": (("plan", "shop:double", "--set", "factor"), "OPTION=VALUE"),
     "setting name": (("plan", "shop:double", "--set", "=3"), "OPTION=VALUE"),
     "setting half": (("plan", "shop:double", "--set", "scale.=3"), "STAGE.OPTION"),
@@ -54,6 +75,10 @@ USAGE = {
     "no such stage": (("plan", "shop:double", "--set", "scael.factor=3"), "scale"),
     "option missing": (("plan", "shop:needy"), "--set secret=VALUE"),
     "inputs missing": (("run", "shop:double"), "x: [batch, 3] float32, from .npy or .safetensors"),
+    "some inputs missing": (
+        ("run", "shop:sampled", *X, "--set", "echo=true"),
+        "needs more inputs, each as --input NAME=FILE: prompt",
+    ),
     "no such input": (("run", "shop:double", *X, "-i", "z=x.npy"), "has no input 'z'"),
     "input form": (("run", "shop:double", "-i", "x.npy"), "NAME=FILE"),
     "input twice": (("run", "shop:double", *X, *X), "twice"),
@@ -75,6 +100,12 @@ USAGE = {
 FAILED = {
     "planning": (("plan", "shop:invalid"), "linear"),
     "a size that is no bucket": (("plan", "shop:double", "--sizes", "batch=3"), "batch"),
+    "a residency that cannot be": (
+        ("plan", *NULL, "--residency", "x -> scale.x=device"),
+        "come from the host",
+    ),
+    "too little memory": (("run", *NULL, *X, "--memory", "null=10"), "more memory than its budget"),
+    "examples that fail": (("run", "shop:sampled", "--set", "how=raise"), "OSError: the photo is not here"),
     "a size missing": (("plan", "shop:bare"), "sizes"),
     "a module that ends": (("plan", "crash:pipeline"), "SystemExit: stop"),
     "a module that lacks a library": (("plan", "lacks:pipeline"), "no_such_library"),

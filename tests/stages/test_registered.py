@@ -57,6 +57,20 @@ def test_a_pipeline_needs_no_options(name):
     assert name in str(pipeline.plan(device="cuda"))
 
 
+@pytest.mark.parametrize("name", ["vision-text", "model5"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_example_inputs_are_what_the_pipeline_takes(name, batch):
+    pipeline = load(PIPELINES[name])(batch=batch)
+    before = torch.get_rng_state()
+    first, second = (pipeline.example_inputs({"batch": batch}) for _ in range(2))
+    assert torch.get_rng_state().equal(before)
+    assert all(value.equal(second[port]) for port, value in first.items())
+    specs = pipeline.graph.inputs
+    assert {port: (tuple(value.shape), value.dtype) for port, value in first.items()} == {
+        port: (spec.shape({"batch": batch}), spec.dtype) for port, spec in specs.items()
+    }
+
+
 def test_stages_by_name_with_options():
     pipeline = Pipeline("mine")
     image = pipeline.input("image", PHOTO)
