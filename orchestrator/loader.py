@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from orchestrator.backend import Backend, CompilingBackend
@@ -18,6 +19,9 @@ from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
 
 __all__ = ["PipelineLoader", "resolve_backend", "resolve_stage"]
+
+#: Environment variable that names the store of plans that were compiled into no folder.
+STORE_VARIABLE = "ORCHESTRATOR_STORE"
 
 
 def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Backend]]:
@@ -91,7 +95,7 @@ class PipelineLoader:
     Args:
         graph: The frozen graph.
         manager: Its plugins.
-        path: Where artifacts are; None: a temporary folder for each load.
+        path: Where artifacts are; None: nobody said.
     """
 
     def __init__(
@@ -119,12 +123,17 @@ class PipelineLoader:
                 f"can be made and written to.",
                 path=path,
             ) from error
-        return PipelineLoader(self._graph, self._manager, path)
+        return PipelineLoader(self._graph, self._manager, Path(path).absolute())
 
     def load(self, plan: Plan) -> Session:
-        """Compiles what the store lacks, loads every stage, and opens a session."""
-        if self._path is not None:
-            return self._load(plan, ArtifactStore(self._path))
+        """Compiles what the store lacks, loads every stage, and opens a session.
+
+        The store is the folder that the plan was compiled into, else the one that the environment names, else a
+        temporary one.
+        """
+        path = self._path or os.environ.get(STORE_VARIABLE)
+        if path:
+            return self._load(plan, ArtifactStore(path))
         with tempfile.TemporaryDirectory(prefix="stage-orchestrator-") as folder:
             return self._load(plan, ArtifactStore(folder))
 

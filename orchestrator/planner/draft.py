@@ -22,7 +22,11 @@ from orchestrator.plan.model import (
 )
 from orchestrator.specs import PortSpec
 
-__all__ = ["Draft", "EdgeForm", "Fold", "Request"]
+__all__ = ["MAX_TWINS", "Draft", "EdgeForm", "Fold", "Request"]
+
+
+#: Programs of one application with equal code, where memory suffices.
+MAX_TWINS = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Draft:
     Attributes:
         graph: The frozen graph.
         request: What was asked for.
+        twins: How many programs of one application may have equal code; each costs a compilation and an output buffer.
         groups: (place) device to backend; absent for the host.
         backends: (place) device to the backend's registered name.
         devices: (place) stage to device, or ``"host"``.
@@ -76,6 +81,7 @@ class Draft:
 
     graph: Graph
     request: Request
+    twins: int = MAX_TWINS
     groups: Mapping[str, Backend] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, str] = field(default_factory=dict)

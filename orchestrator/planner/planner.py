@@ -19,6 +19,7 @@ from orchestrator.planner.passes.memory import weigh
 from orchestrator.planner.passes.place import place
 from orchestrator.planner.passes.residency import decide_residency
 from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.programs import equal_constants
 
 __all__ = ["bind_plan", "make_plan"]
 
@@ -33,11 +34,21 @@ def make_plan(graph: Graph, request: Request) -> Plan:
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    return verify(_run_passes(graph, request))
+    plan = _run_passes(Draft(graph, request))
+    try:
+        return verify(plan)
+    except PlanError as error:
+        if "table" not in error.objects or not any(program.route for program in plan.programs):
+            raise
+    # Second programs take memory; without them values are copied out over the host.
+    return verify(_run_passes(Draft(graph, request, twins=1).noted(_SPARED)))
 
 
-def _run_passes(graph: Graph, request: Request) -> Plan:
-    draft = bucket(place(Draft(graph, request)))
+_SPARED = "No program is compiled a second time: its output buffers would not fit the memory budget."
+
+
+def _run_passes(draft: Draft) -> Plan:
+    draft = bucket(place(draft))
     _check_static(draft)
     draft = _schedule(fold(_infer(draft)))
     return _finish(weigh(free_values(draft)))
@@ -144,7 +155,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     sizes = {dim.name: dim.buckets for dim in plan.dims}
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
-    fresh = _run_passes(graph, asked)
+    fresh = _run_passes(Draft(graph, asked))
     for what in ("inputs", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
@@ -154,6 +165,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     for call in plan.calls:
         if call != mine[call.name]:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
+    _check_constants(plan, graph)
     edges = {str(edge): edge for edge in fresh.edges}
     for edge in plan.edges:
         here = edges[str(edge)]
@@ -166,6 +178,20 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
         if edge.adapters == here.adapters and edge.cost != here.cost:
             raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
     return plan
+
+
+def _check_constants(plan: Plan, graph: Graph) -> None:
+    """Constants that programs share must be equal in this pipeline too; the plan holds their names alone."""
+    for step in walk(plan.steps):
+        inputs = plan.program(step.program).inputs if step.program and step.op == "call" else ()
+        for item, index in zip(inputs, step.inputs, strict=bool(inputs)):
+            own = plan.values[index].origin
+            if item.spec is None and not equal_constants(graph, item.constant, own):
+                raise _mismatch(
+                    plan,
+                    graph,
+                    f"{step.name!r} takes {own} at {item.port!r}, its program {item.constant}, which differs",
+                )
 
 
 def _fits(edge: PlannedEdge) -> list[str]:

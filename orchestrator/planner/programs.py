@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.graph import NodeKey
+from orchestrator.graph import Graph, NodeKey
 from orchestrator.plan.model import HOST, PlannedProgram, Step, walk
 from orchestrator.plan.programs import Folds, Port, place_of, port_order
 from orchestrator.planner.draft import Draft
@@ -18,7 +18,7 @@ from orchestrator.planner.held import is_gathered
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Programs", "is_program"]
+__all__ = ["Programs", "equal_constants", "is_program"]
 
 #: A stage (or a weightless program's value) with what it takes.
 Signature = tuple[str, tuple[ProgramInput, ...]]
@@ -31,6 +31,13 @@ def is_program(draft: Draft, step: Step) -> bool:
     """Tells whether a step starts a program."""
     called = step.op == "call" and draft.compiled(step.device)
     return called or place_of(step) == "program"
+
+
+def equal_constants(graph: Graph, one: str, other: str) -> bool:
+    """Tells whether two constants are the same to a program: one object, or plain values that read alike."""
+    first, second = (graph.constants[name] for name in (one, other))
+    plain = isinstance(first, (bool, int, float, str, type(None)))
+    return first is second or (plain and type(first) is type(second) and repr(first) == repr(second))
 
 
 class Programs:
@@ -129,8 +136,15 @@ class Programs:
                 plain = TensorSpec(spec.dims, spec.dtype)
                 inputs.append(ProgramInput(port, plain, before, written[port]))
             else:
-                inputs.append(ProgramInput(port, None, constant=self.draft.values[root].origin))
+                inputs.append(
+                    ProgramInput(port, None, constant=self._constant(self.draft.values[root].origin))
+                )
         return call.stage, tuple(inputs)
+
+    def _constant(self, name: str) -> str:
+        """The first constant that is equal: calls with equal constants run the same program."""
+        graph = self.draft.graph
+        return next(other for other in graph.constants if equal_constants(graph, other, name))
 
     def _written(self, call: str) -> dict[str, Any]:
         """The dtypes that a call's stage was written for, by port."""

@@ -83,7 +83,9 @@ class _Programs:
             root, before = self.names.get(index, (index, ()))
             spec = self.plan.values[root].spec
             if not isinstance(spec, TensorSpec):
-                same = item.spec is None and item.constant == self.plan.values[root].origin
+                # Equal constants go by one name; which value one has is told by the pipeline, not the plan.
+                names = {value.origin for value in self.plan.values if value.constant and value.spec is spec}
+                same = item.spec is None and item.constant in names
                 self._demand(same, f"program {program.name!r} has another constant at {item.port!r}")
                 continue
             same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before

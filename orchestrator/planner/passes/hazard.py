@@ -27,10 +27,6 @@ from orchestrator.planner.programs import Programs, Signature, is_program
 
 __all__ = ["solve_hazards"]
 
-#: Programs of one application with equal code; each costs a compilation and an output buffer.
-MAX_TWINS = 4
-
-
 def solve_hazards(draft: Draft) -> Draft:
     """Orders the steps, names the program of each, and makes twins; or marks edges as spilled.
 
@@ -96,7 +92,7 @@ class _Solver:
         stage = self.draft.graph.calls[call].stage
         backend = self.draft.groups[self.draft.devices[stage.name]]
         foldable = isinstance(backend, CompilingBackend) and backend.foldable(stage)
-        return foldable and self.routes.get(call, 0) + 1 < MAX_TWINS
+        return foldable and self.routes.get(call, 0) + 1 < self.draft.twins
 
     def _spilled(self, clash: Clash) -> Mapping[Edge, str]:
         """Edges from the call whose value is destroyed to the calls that read it too late."""
