@@ -114,12 +114,15 @@ class Blocks:
         return None
 
     def _made_in(self, at: int, key: Hashable) -> Iterator[int]:
-        """Values of a block that live in the buffer of a program."""
-        if self._blocks[at][0].op == "region":
-            return
-        for step in self._blocks[at]:
-            if self._run_by(step) == key or place_of(step) == "producer":
-                yield from step.outputs
+        """Values that a block gives and that live in the buffer of a program."""
+        block = self._blocks[at]
+        given = {index for step in block for index in step.outputs}
+        run = None
+        for step in walk(block):
+            if place_of(step) != "producer":
+                run = self._run_by(step)
+            if run is not None and run == key:
+                yield from (index for index in step.outputs if index in given)
 
     def _reaches(self, start: int, goal: int) -> bool:
         """Tells whether ``goal`` must come after ``start``."""

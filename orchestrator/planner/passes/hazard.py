@@ -53,7 +53,7 @@ class _Solver:
             clash = self._order(self.draft.steps, watched)
             if isinstance(clash, tuple):
                 return self._finished(clash)
-            twin = clash.later if clash.later in self.draft.calls else clash.earlier
+            twin = clash.later if clash.later in self.draft.calls else clash.made_by
             if twin in self.draft.calls and self._can_twin(twin):
                 self.routes[twin] = self.routes.get(twin, 0) + 1
                 continue

@@ -96,10 +96,12 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     used = {name: value for name, value in merged.items() if name in Settings.__dataclass_fields__}
     settings = Settings(**used)
     if world % settings.tp_degree:
+        who = f"Stage {stage!r} has" if stage else "The plan has"
         raise PlanError(
-            f"Stage {stage!r} has tp_degree={settings.tp_degree}, which does not divide the world size {world}; plan "
-            f"with options={{'world_size': {settings.tp_degree}}} or a multiple of it.",
+            f"{who} tp_degree={settings.tp_degree}, which does not divide the world size {world}; plan with "
+            f"options={{'world_size': {settings.tp_degree}}} or a multiple of it.",
             stage=stage,
+            option="tp_degree",
         )
     if settings.sharded and settings.tp_degree != world:
         raise PlanError(
