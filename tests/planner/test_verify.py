@@ -12,7 +12,9 @@ from orchestrator import Plan, PlanError
 from orchestrator.plan import serial
 from orchestrator.planner.passes.verify import verify
 from tests.kit import chain, linear, refuses, spec
+from tests.planner import broken_programs
 from tests.planner.broken import BROKEN, FOREIGN, make
+from tests.planner.devices import DEVICE, STIFF, on
 
 SAMPLE = make()
 PLAN = SAMPLE.plan(sizes={"b": (2, 4)})
@@ -99,3 +101,59 @@ def test_an_unbound_plan_cannot_be_loaded_or_compiled(tmp_path):
     bare = Plan.from_json(PLAN.to_json())
     refuses(PlanError, ("pipeline.bind(plan)", "'sample'"), bare.load)
     refuses(PlanError, "pipeline.bind(plan)", lambda: bare.compile(tmp_path))
+
+
+COMPILED_SAMPLE = broken_programs.make()
+COMPILED = broken_programs.plan(COMPILED_SAMPLE)
+BROKEN_PROGRAMS = [pytest.param(*case, id=name) for name, case in broken_programs.BROKEN.items()]
+
+
+def test_the_sample_of_programs_is_sound():
+    assert verify(COMPILED) is COMPILED
+    assert COMPILED_SAMPLE.bind(Plan.from_json(COMPILED.to_json())) == COMPILED
+    assert broken_programs.make().bind(COMPILED) == COMPILED
+
+
+@pytest.mark.parametrize(("change", "rule"), BROKEN_PROGRAMS)
+def test_broken_programs_are_refused_by_the_rule_they_break(change: Break, rule: str):
+    broken = change(COMPILED)
+    assert broken != COMPILED
+    error = refuses(PlanError, rule, lambda: verify(broken))
+    assert len(str(error)) > 30
+    refuses(PlanError, rule, lambda: COMPILED_SAMPLE.bind(Plan.from_json(as_json(broken))))
+
+
+@pytest.mark.parametrize("change", broken_programs.FOREIGN.values(), ids=broken_programs.FOREIGN)
+def test_programs_of_another_pipeline_are_refused(change: Break):
+    foreign = change(COMPILED)
+    assert foreign != COMPILED
+    refuses(PlanError, "", lambda: COMPILED_SAMPLE.bind(Plan.from_json(as_json(foreign))))
+
+
+@pytest.mark.xfail(strict=True, reason="verify does not look at it", raises=pytest.fail.Exception)
+@pytest.mark.parametrize("change", broken_programs.UNSEEN.values(), ids=broken_programs.UNSEEN)
+def test_what_verify_should_refuse(change: Break):
+    broken = change(COMPILED)
+    assert broken != COMPILED
+    refuses(PlanError, "", lambda: verify(broken))
+
+
+@pytest.mark.xfail(strict=True, reason="bind does not look at it", raises=pytest.fail.Exception)
+@pytest.mark.parametrize(
+    "change", broken_programs.UNSEEN_FOREIGN.values(), ids=broken_programs.UNSEEN_FOREIGN
+)
+def test_what_bind_should_refuse(change: Break):
+    foreign = change(COMPILED)
+    assert foreign != COMPILED
+    refuses(PlanError, "", lambda: COMPILED_SAMPLE.bind(foreign))
+
+
+@pytest.mark.xfail(strict=True, reason="bind does not ask what can be folded", raises=pytest.fail.Exception)
+@pytest.mark.parametrize(("calls", "options"), [(1, {}), (2, {"adapters": "consumer"})], ids=["fold", "twin"])
+def test_a_plan_that_folds_into_what_is_compiled_as_it_is_does_not_fit(calls, options):
+    """The stage could be folded into, and compiled a second time, where the plan was made."""
+    pipeline = broken_programs.unfoldable("own", calls)
+    elsewhere = on(pipeline, **options)
+    moved = Plan.from_json(elsewhere.to_json().replace(DEVICE, STIFF))
+    assert verify(moved)
+    refuses(PlanError, "own", lambda: pipeline.bind(moved))
