@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+import torch
 
 from orchestrator import Plan
-from tests.kit import pair
+from tests.kit import Double, linear, pair, spec
+from tests.planner.devices import on, ranked
 
 
 def plan(**given) -> Plan:
@@ -55,3 +57,71 @@ def test_a_plan_is_frozen():
         plan().pipeline = "other"
     with pytest.raises(FrozenInstanceError):
         plan().edges[0].bytes = 1
+
+
+def compiled(**options) -> Plan:
+    pipeline = ranked()
+    x, enc = pipeline.input("x", spec(2, 4)), pipeline.add("enc", linear(4, 4))
+    first, second = enc(x), enc(pipeline.add("mid", Double())(x))
+    ports = {"a": spec(2, 6, pad=0), "b": None}
+    pipeline.output("y", pipeline.add("join", lambda a, b: a[:, :4] + b, inputs=ports)(first, second))
+    return on(pipeline, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"adapters": "producer"},
+            (
+                "edge enc.output -> join.a",
+                "in the consumer",
+                "in the producer",
+                "program enc",
+                "buffers neuron",
+            ),
+        ),
+        ({"adapters": "program"}, ("program adapt enc.output", "total dispatches", "note 0")),
+        ({"adapters": "host"}, ("edge enc.output -> join.a", "download to host", "total uploads")),
+        ({"hazards": "ignore"}, ("program enc[route 1]", "route 1", "note 0", "second program")),
+        ({"tp_degree": 2}, ("group neuron-emulated", "ranks 2", "total uploads")),
+        (
+            {"torch_dtype": torch.bfloat16},
+            (
+                "call enc",
+                "bfloat16",
+                "cast to bfloat16",
+                "weights neuron-emulated",
+                "buffers neuron-emulated",
+            ),
+        ),
+        ({"memory": "1GB"}, ("budget neuron-emulated", "24000000000", "1000000000")),
+        ({"logical_nc_config": 1}, ("budget neuron-emulated", "12000000000")),
+    ],
+    ids=str,
+)
+def test_what_is_compiled_differs_by_rows_too(options, words):
+    difference = compiled(adapters="consumer").diff(compiled(**{"adapters": "consumer", **options}))
+    assert difference
+    for word in ("this plan", "other plan", *words):
+        assert word in str(difference)
+
+
+def test_plans_of_programs_that_differ_anywhere_differ():
+    one = compiled()
+    assert not one.diff(compiled())
+    first = one.programs[0]
+    changed = (
+        replace(first, to_host=not first.to_host),
+        replace(first, route=3),
+        replace(first, stage="mid"),
+        replace(first, inputs=(replace(first.inputs[0], dtype=torch.int64),)),
+        replace(first, outputs=()),
+    )
+    for program in changed:
+        other = replace(one, programs=(program, *one.programs[1:]))
+        assert one != other
+        assert one.diff(other)
+    assert one.diff(replace(one, buffers=()))
+    steps = tuple(replace(step, program=step.program and "enc") for step in one.steps)
+    assert one.diff(replace(one, steps=steps))

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
+from orchestrator_stages.vision_text import vision_text as shipped
 from tests.kit import Double, host, linear, new, spec
+from tests.planner.devices import on, ranked
 
 FOLDER = Path(__file__).with_name("golden")
 
@@ -75,6 +77,18 @@ def tokens() -> Pipeline:
     return pipeline
 
 
+def stereo() -> Pipeline:
+    """One encoder sees two pictures; both features are compared, and one is padded for a head."""
+    pipeline = ranked("stereo")
+    encode, compare = pipeline.add("encode", linear(8, 4)), pipeline.add("compare", nn.PairwiseDistance())
+    left = encode(pipeline.input("left", spec("batch", 8, pad=0)))
+    right = encode(pipeline.input("right", spec("batch", 8, pad=0)))
+    pipeline.output("distance", compare(left, right))
+    wide = pipeline.add("head", linear(6, 3), inputs={"input": spec("batch", 6, pad=0)})
+    pipeline.output("logits", wide(left))
+    return pipeline
+
+
 CASES: dict[str, Callable[[], Plan]] = {
     "vision-text": lambda: vision_text().plan(sizes={"batch": (8, 32)}),
     "vision-text-on-cuda": lambda: vision_text().plan("cuda", sizes={"batch": (8, 32)}),
@@ -84,6 +98,8 @@ CASES: dict[str, Callable[[], Plan]] = {
     "fan-out-forced-to-the-host": lambda: fan_out().plan("cuda", residency={"make.output -> left.x": "host"}),
     "born-dim": lambda: crops().plan("cuda"),
     "fixed-sizes-joined": lambda: tokens().plan(sizes={"batch": (1, 4)}),
+    "vision-text-on-neuron": lambda: shipped().plan("neuron-emulated", options={"tp_degree": 2}),
+    "fold-and-twin-on-neuron": lambda: on(stereo(), sizes={"batch": (1, 4)}, tp_degree=2),
 }
 
 
@@ -99,8 +115,9 @@ def steps(plan: Plan) -> list[str]:
             what = f"{one.adapter} " if one.adapter else ""
             made, read = ", ".join(map(show, one.outputs)), ", ".join(map(show, one.inputs))
             dies = f"; frees {', '.join(map(show, one.frees))}" if one.frees else ""
+            runs = f" by {one.program!r}" if one.program else ""
             lines.append(
-                f"  {'  ' * depth}{made or '-'} = {one.op} {what}{one.name}({read}) on {one.device}{dies}"
+                f"  {'  ' * depth}{made or '-'} = {one.op} {what}{one.name}({read}) on {one.device}{runs}{dies}"
             )
     return lines
 
