@@ -479,7 +479,8 @@ def region_patterns(draw: Any) -> Pipeline:
     x = pipeline.input("x", spec(3, 4))
     calls = Calls(pipeline, "n", draw)
     calls.values.append(host(pipeline, "find", lambda x: x, crops=CROPS)(x))
-    pool, loose, used = pipeline.add("pool", lambda x: x.mean(0)), [], None
+    pool, loose = pipeline.add("pool", lambda x: x.mean(0)), []
+    used = keep = None
     near = pipeline.add("near", Double())
     loose.append(near(x))
     for number in range(draw(st.integers(1, 2))):
@@ -489,9 +490,8 @@ def region_patterns(draw: Any) -> Pipeline:
         used = used or pipeline.add("used", lambda v, o: v + o.sum(0))
         calls.values.append(used(draw(st.sampled_from(calls.values)), draw(st.sampled_from(loose))))
         loose.append(near(loose[0]))
-        if number == 0:
-            keep = host(pipeline, "keep", lambda v: v, kept=spec("n", 4, pad=0))
-            calls.values.append(keep(draw(st.sampled_from(calls.values))))
+        keep = keep or host(pipeline, "keep", lambda v: v, kept=spec("n", 4, pad=0))
+        calls.values.append(keep(draw(st.sampled_from(calls.values))))
     loose.append(pool(calls.values[-1]))
     pipeline.output("last", pipeline.add("tail", lambda a, b: a.sum() + b.sum())(loose[-1], loose[-2]))
     give(pipeline, draw, calls.values)
