@@ -1,0 +1,148 @@
+"""Outputs that stay on a device whose programs own their output buffers: copies that later requests leave alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator import Pipeline, Plan
+from orchestrator.runner.keep import keep_on_device
+from orchestrator_neuron.ranked import RankedValue
+from tests.kit import Double, host, linear, spec
+from tests.planner.devices import DEVICE, Plus, on, ranked
+
+X = torch.arange(8.0).reshape(2, 4)
+
+
+def shown(value: Any) -> torch.Tensor:
+    """What rank 0 holds; all ranks hold the same."""
+    assert isinstance(value, RankedValue)
+    rows = [row[0].to("cpu") for row in value]
+    assert all(torch.equal(row, rows[0]) for row in rows)
+    return rows[0]
+
+
+def two_results(dims: tuple[Any, ...] = (2, 4)) -> Pipeline:
+    """``near`` and ``far`` are results; a host stage reads ``near`` as well, and so does another output."""
+    pipeline = ranked()
+    near = pipeline.add("near", Double())(pipeline.input("x", spec(*dims, pad=0)))
+    pipeline.output("near", near)
+    pipeline.output("far", pipeline.add("far", Plus())(near))
+    pipeline.output("twice", near)
+    pipeline.output("seen", host(pipeline, "see", lambda v: v - 1, out=spec(*dims))(near))
+    return pipeline
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("keep", [["near"], ["far"], ["near", "far"], ["near", "twice"]])
+def test_a_kept_output_outlives_later_requests(keep: list[str], ranks: int):
+    wanted = {"near": X * 2, "far": X * 2 + 1, "twice": X * 2, "seen": X * 2 - 1}
+    with on(two_results(), tp_degree=ranks).load() as session:
+        given = session.run({"x": X}, keep_on_device=keep)
+        for number in range(3):
+            session(x=torch.full((2, 4), float(number)))
+        for name, value in given.items():
+            assert torch.equal(shown(value) if name in keep else value, wanted[name]), name
+
+
+def test_kept_outputs_of_several_requests_are_several_values():
+    with on(two_results()).load() as session:
+        kept = [session.run({"x": X * scale}, keep_on_device=["far"])["far"] for scale in range(4)]
+        assert [torch.equal(shown(value), X * 2 * scale + 1) for scale, value in enumerate(kept)] == [
+            True
+        ] * 4
+
+
+def test_a_copy_is_counted_as_what_it_is():
+    """Its download stays, and each rank gets an upload; the plan does not speak of it."""
+    plan = on(two_results(), tp_degree=2)
+    with plan.load() as session:
+        kept = session.run({"x": X}, keep_on_device=["far"])["far"]
+        stats = session.stats
+        assert kept is not None
+    assert stats["uploads"] == plan.summary["uploads"] + 2
+    assert stats["upload_bytes"] == plan.summary["upload_bytes"] + 2 * 32
+    assert stats["downloads"] == plan.summary["downloads"]
+    for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
+        assert stats["measured"][DEVICE][name] == stats[name]
+
+
+def test_a_kept_output_is_cut_back_to_its_request():
+    with on(two_results(("b", 4)), sizes={"b": (2, 8)}).load() as session:
+        for rows in (2, 1, 5, 19):
+            x = torch.randn(rows, 4)
+            given = session.run({"x": x}, keep_on_device=["far", "near"])
+            session(x=torch.zeros(3, 4))
+            assert torch.equal(shown(given["far"]), x * 2 + 1)
+            assert torch.equal(given["seen"], x * 2 - 1)
+
+
+def test_a_kept_output_that_was_made_on_the_host_stays_there():
+    with on(two_results()).load() as session:
+        given = session.run({"x": X}, keep_on_device=["seen"])
+        session(x=X * 3)
+        assert torch.equal(given["seen"], X * 2 - 1)
+
+
+def test_joined_parts_are_kept_as_the_whole():
+    pipeline = ranked()
+    part = pipeline.add("part", Double(), config={"sharded": {"output": 1}})
+    pipeline.output("whole", part(pipeline.input("x", spec(2, 4))))
+    with on(pipeline, tp_degree=2).load() as session:
+        kept = session.run({"x": X}, keep_on_device=["whole"])["whole"]
+        session(x=torch.zeros(2, 4))
+        assert torch.equal(shown(kept), torch.cat([X * 2, X * 2], 1))
+
+
+def test_what_a_region_gives_is_kept_whole():
+    pipeline = ranked()
+    crops = host(pipeline, "find", lambda x: x, crops=spec("n", 4, pad=0))(pipeline.input("x", spec(5, 4)))
+    pipeline.output("y", pipeline.add("net", Plus())(crops))
+    x = torch.randn(5, 4)
+    with on(pipeline, sizes={"n": (2,)}).load() as session:
+        kept = session.run({"x": x}, keep_on_device=["y"])["y"]
+        session(x=x * 2)
+        assert torch.equal(shown(kept), x + 1)
+
+
+@pytest.mark.xfail(strict=True, reason="keep puts the int64 of the result on the device, which holds int32")
+def test_kept_integers_are_held_as_the_device_holds_them():
+    pipeline = ranked()
+    best = pipeline.add("best", lambda x: x.argmax(-1))
+    pipeline.output("y", best(pipeline.input("x", spec(2, 4))))
+    with on(pipeline).load() as session:
+        kept = session.run({"x": X}, keep_on_device=["y"])["y"]
+        session(x=-X)
+        assert shown(kept).tolist() == [3, 3]
+
+
+def test_kept_values_of_a_narrow_dtype_are_right():
+    pipeline = ranked()
+    module = linear(4, 4)
+    pipeline.output("y", pipeline.add("a", module)(pipeline.input("x", spec(2, 4))))
+    with on(pipeline, torch_dtype=torch.bfloat16).load() as session:
+        kept = session.run({"x": X}, keep_on_device=["y"])["y"]
+        session(x=X * 9)
+        assert torch.allclose(shown(kept).float(), module(X), atol=0.1)
+
+
+def test_a_stream_overwrites_no_result():
+    pipeline = two_results(("b", 4))
+    requests = [{"x": torch.randn(rows, 4)} for rows in (2, 5, 1, 8, 2)]
+    with on(pipeline, sizes={"b": (2, 8)}).load() as session:
+        found = list(session.stream(requests, depth=3))
+    for given, request in zip(found, requests, strict=True):
+        assert torch.equal(given["near"], request["x"] * 2)
+        assert torch.equal(given["far"], request["x"] * 2 + 1)
+
+
+def test_the_plan_that_keeps_differs_by_its_copies_alone():
+    plan = on(two_results(), tp_degree=2)
+    kept: Plan = keep_on_device(plan, ["far"])
+    (added,) = [step for step in kept.steps if step not in plan.steps]
+    assert (added.op, added.adapter.kind, added.device) == ("adapt", "upload", DEVICE)
+    assert kept.values[: len(plan.values)] == plan.values
+    assert dict(kept.outputs)["near"] == dict(plan.outputs)["near"]
+    assert keep_on_device(plan, []) == plan
