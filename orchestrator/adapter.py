@@ -24,7 +24,7 @@ import torch
 
 from orchestrator.specs import AnyDim, Derived, Pad, TensorSpec, dtype_name, plain_dims, size_of
 
-__all__ = ["Adapter", "Kind", "apply", "pad_to", "slice_to"]
+__all__ = ["Adapter", "Kind", "Place", "apply", "check_cast", "pad_to", "slice_to"]
 
 Kind: TypeAlias = Literal["upload", "download", "copy", "gather", "pad", "slice", "cut", "cast"]
 Place: TypeAlias = Literal["", "producer", "consumer", "program"]
@@ -121,6 +121,30 @@ def slice_to(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         if value.shape[dim] > size:
             value = value.narrow(dim, 0, size)
     return value
+
+
+def check_cast(value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Makes sure that a narrower integer dtype holds every element; torch itself would wrap them.
+
+    Args:
+        value: A tensor of the host: its content is looked at.
+        dtype: The target.
+
+    Raises:
+        OverflowError: An element does not fit.
+    """
+    whole = not (
+        dtype.is_floating_point or dtype.is_complex or value.is_floating_point() or value.is_complex()
+    )
+    if not whole or torch.bool in (dtype, value.dtype) or not value.numel():
+        return
+    limits = torch.iinfo(dtype)
+    low, high = (int(end) for end in torch.aminmax(value))
+    if low < limits.min or high > limits.max:
+        odd = low if low < limits.min else high
+        raise OverflowError(
+            f"{odd} does not fit {dtype_name(dtype)}, which holds {limits.min} to {limits.max}"
+        )
 
 
 def apply(adapter: Adapter, value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:

@@ -167,7 +167,7 @@ class TensorSpec:
             object.__setattr__(self, "pad", math.nan)  # the one NaN, so that equal specs compare equal
         if self.pad is not None and self.pad != "repeat_first" and not number:
             raise GraphError(f"pad is a number, 'repeat_first' or None, not {self.pad!r}.", pad=self.pad)
-        if number and not _holds(self.dtype, self.pad):
+        if number and not holds(self.dtype, self.pad):
             raise GraphError(
                 f"pad={self.pad!r} is no value of {dtype_name(self.dtype)}.", pad=self.pad, dtype=self.dtype
             )
@@ -208,12 +208,13 @@ class TensorSpec:
 PortSpec: TypeAlias = TensorSpec | type
 
 
-def _holds(dtype: torch.dtype, number: object) -> bool:
-    """Tells whether a dtype has a number: whole and in range for integers, 0 or 1 for bool."""
+def holds(dtype: torch.dtype, number: object) -> bool:
+    """Tells whether a dtype has a number: in range, whole for integers, 0 or 1 for bool."""
     if dtype.is_floating_point or dtype.is_complex:
-        return True
+        finite = isinstance(number, (int, float)) and math.isfinite(number)
+        return not finite or abs(number) <= torch.finfo(dtype).max  # type: ignore[arg-type]
     if not isinstance(number, int):
-        return isinstance(number, float) and number.is_integer() and _holds(dtype, int(number))
+        return isinstance(number, float) and number.is_integer() and holds(dtype, int(number))
     if dtype is torch.bool:
         return number in (0, 1)
     return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max

@@ -119,7 +119,7 @@ def least_copies(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
     inputs = {name for name, _ in plan.inputs}
     outputs = {name for name, _ in plan.outputs}
     up: dict[tuple[str, str], int] = {}
-    down: dict[str, int] = {}
+    down: dict[str, tuple[int, int]] = {}
     for edge in plan.edges:
         if not isinstance(edge.spec, TensorSpec):
             continue
@@ -129,9 +129,11 @@ def least_copies(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
             narrow = min(edge.spec.dtype.itemsize, _itemsize(plan, edge.target))
             up[edge.source, target] = edge.spec.numel(largest) * narrow * linked[target].ranks
         if edge.target in outputs and source in linked:
-            down[edge.source] = edge.spec.nbytes(largest)
+            parts = linked[source].ranks if any(adapter.kind == "gather" for adapter in edge.adapters) else 1
+            down[edge.source] = parts, parts * edge.spec.nbytes(largest)
     ranks = sum(linked[target].ranks for _, target in up)
-    return (ranks, sum(up.values())), (len(down), sum(down.values()))
+    copies, sizes = (sum(column) for column in zip(*down.values(), strict=True)) if down else (0, 0)
+    return (ranks, sum(up.values())), (copies, sizes)
 
 
 def _itemsize(plan: Plan, target: str) -> int:

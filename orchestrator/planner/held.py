@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from orchestrator.adapter import Adapter
+import torch
+
+from orchestrator.adapter import Adapter, check_cast
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import HOST
 from orchestrator.planner.draft import Draft, EdgeForm
-from orchestrator.specs import PortSpec, TensorSpec, show_spec
+from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
 
 __all__ = ["gathered", "held_form", "held_ports", "held_spec", "is_gathered"]
 
@@ -54,6 +56,26 @@ def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> Edg
     target = held_spec(draft, edge.target, form.spec)
     if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
         return form
+    held = _with_casts(source, target, form)
+    _check_pads(edge, source, held)
+    _check_constant(draft, edge, target)
+    return held
+
+
+def _check_constant(draft: Draft, edge: Edge, target: TensorSpec) -> None:
+    value = draft.graph.constants[edge.source.name] if edge.source.kind == "constant" else None
+    if isinstance(value, torch.Tensor) and value.is_cpu and value.dtype.itemsize > target.dtype.itemsize:
+        try:
+            check_cast(value, target.dtype)
+        except OverflowError as error:
+            raise PlanError(
+                f"The constant at {edge.destination!r} cannot be held: {error}. Compute with smaller numbers, or run "
+                f"the stage on the host or on 'cpu'.",
+                edge=str(edge),
+            ) from error
+
+
+def _with_casts(source: TensorSpec, target: TensorSpec, form: EdgeForm) -> EdgeForm:
     written = form.spec
     casts = [fit for fit in form.fits if fit.kind == "cast"]
     reached = casts[-1].dtype if casts else source.dtype
@@ -66,6 +88,32 @@ def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> Edg
         narrow = target.dtype.itemsize <= source.dtype.itemsize
         fits.insert(joined if narrow else len(fits), cast)
     return EdgeForm(target, tuple(fits), form.rule)
+
+
+def _check_pads(edge: Edge, source: TensorSpec, form: EdgeForm) -> None:
+    """Refuses a pad value that the dtype it is written in cannot hold.
+
+    Raises:
+        PlanError: It cannot.
+    """
+    dtype = source.dtype
+    for fit in form.fits:
+        dtype = fit.dtype or dtype
+        if fit.kind == "pad":
+            _check_pad(edge, fit.rule, dtype)
+    if isinstance(form.spec, TensorSpec) and form.spec.names:
+        _check_pad(edge, form.rule, form.spec.dtype)
+
+
+def _check_pad(edge: Edge, rule: Pad, dtype: torch.dtype) -> None:
+    if isinstance(rule, (int, float)) and not holds(dtype, rule):
+        raise PlanError(
+            f"'{edge}' is padded with {rule!r}, which {dtype_name(dtype)} cannot hold, and that is what the value is "
+            f"held in there. Declare another pad value, or plan with another torch_dtype.",
+            edge=str(edge),
+            pad=rule,
+            dtype=dtype,
+        )
 
 
 def gathered(draft: Draft, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:

@@ -71,12 +71,17 @@ class Blocks:
             if reader == later or self._reaches(later, reader):
                 return self._clash(maker, later, reader, value)
             self._before[later].add(reader)
+            self._tell(maker, later, reader)
+            order = self._sorted()
+        return tuple(step for at in order for step in self._blocks[at])
+
+    def _tell(self, maker: int, later: int, reader: int) -> None:
+        """Notes that a call was moved; a download by itself has its edge to tell of it."""
+        if self._blocks[reader][0].op != "adapt":
             first, read, second = (_name(self._blocks[at]) for at in (reader, maker, later))
             self.moves.append(
                 f"{first!r} comes before {second!r}, whose program overwrites what {read!r} gave."
             )
-            order = self._sorted()
-        return tuple(step for at in order for step in self._blocks[at])
 
     def _needed(self, block: tuple[Step, ...]) -> set[int]:
         made = {index for step in block for index in step.outputs}

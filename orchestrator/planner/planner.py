@@ -166,6 +166,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
         if call != mine[call.name]:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
     _check_constants(plan, graph)
+    _check_written(plan, fresh, graph)
     edges = {str(edge): edge for edge in fresh.edges}
     for edge in plan.edges:
         here = edges[str(edge)]
@@ -178,6 +179,20 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
         if edge.adapters == here.adapters and edge.cost != here.cost:
             raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
     return plan
+
+
+def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:
+    """Programs convert to the dtypes that the stages were written for."""
+    here = {
+        step.name: fresh.program(step.program)
+        for step in walk(fresh.steps)
+        if step.op == "call" and step.program
+    }
+    for step in walk(plan.steps):
+        if step.op == "call" and step.program:
+            one, other = plan.program(step.program).inputs, here[step.name].inputs
+            if [(item.port, item.dtype) for item in one] != [(item.port, item.dtype) for item in other]:
+                raise _mismatch(plan, graph, f"the program {step.program!r} is written for other dtypes")
 
 
 def _check_constants(plan: Plan, graph: Graph) -> None:

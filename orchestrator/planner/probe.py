@@ -240,9 +240,9 @@ def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:
         items, kind = [(str(position), value) for position, value in enumerate(result)], "tuple"
     else:
         return Outcome(f"a {type(result).__name__}", (), written)
-    strange = next((value for _, value in items if not isinstance(value, torch.Tensor)), None)
-    if strange is not None:
-        return Outcome(f"a {kind} that holds a {type(strange).__name__}", (), written)
+    strange = [type(value).__name__ for _, value in items if not isinstance(value, torch.Tensor)]
+    if strange:
+        return Outcome(f"a {kind} that holds a {strange[0]}", (), written)
     return Outcome(kind, tuple((name, tuple(value.shape), value.dtype) for name, value in items), written)
 
 

@@ -126,11 +126,19 @@ class _Programs:
             f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
         )
         if root in self.given:
-            program, port, after = self.given[root]
-            gives = [(item.port, item.adapters) for item in self.programs[program].outputs]
-            self._demand(
-                (port, after) in gives, f"program {program!r} does not give what {step.name!r} reads"
-            )
+            self._gives(step, root)
+
+    def _gives(self, step: Step, root: int) -> None:
+        """A program gives what is read of it, in its form, and to the host alone where it says so."""
+        name, port, after = self.given[root]
+        program, spec = self.programs[name], self.plan.values[root].spec
+        found = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
+        sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in found)
+        self._demand(sound, f"program {name!r} does not give what {step.name!r} reads")
+        moved = step.adapter is not None and step.adapter.kind == "download"
+        self._demand(
+            moved or not program.to_host, f"{step.name!r} reads on the device what {name!r} gives the host"
+        )
 
     def _adapt(self, step: Step) -> None:
         assert step.adapter is not None
@@ -195,8 +203,9 @@ class _Programs:
             sizes = [item.spec.nbytes(at) for at in combinations(names, buckets) for item in program.outputs]
             if self.groups[program.device].output_buffers:
                 found[program.device] = found.get(program.device, 0) + sum(sizes)
-        told = dict(self.plan.buffers)
-        self._demand(told == found, f"it counts {told} bytes of output buffers, its programs have {found}")
+        told = sorted(self.plan.buffers)
+        wanted = sorted((device, size) for device, size in found.items() if size)
+        self._demand(told == wanted, f"it counts {told} bytes of output buffers, its programs have {wanted}")
 
     def _routes(self) -> None:
         """A router knows the programs of an application by the shapes of their inputs alone."""

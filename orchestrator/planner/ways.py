@@ -170,6 +170,8 @@ class Ways:
         given, form = self.draft.sources[edge], self.draft.forms[edge]
         if not isinstance(given, TensorSpec) or not isinstance(form.spec, TensorSpec):
             return _Parts((), (), ())
+        if is_gathered(self.draft, edge):
+            given = form.fits[0].result(given)
         source, target = self.source(edge), self.target(edge)
         shrinks: list[Adapter] = []
         grows: list[Adapter] = []

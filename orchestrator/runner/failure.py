@@ -134,8 +134,8 @@ def release(lane: Lane, error: BaseException) -> None:
 
 
 def _said(error: Exception) -> str:
-    """Class and text of an exception; an exception may fail at telling its text."""
+    """Class and text of an exception, without its full stop; an exception may fail at telling its text."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}".removesuffix(".")
     except Exception:
         return type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.adapter import MOVES, Adapter, apply
+from orchestrator.adapter import MOVES, Adapter, apply, check_cast
 from orchestrator.backend import Artifact, Backend, CompilingBackend
 from orchestrator.graph import Graph
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
@@ -66,12 +66,25 @@ class Programs:
 
     def _op(self, adapter: Adapter, memory: str) -> Callable[..., Any]:
         if memory == HOST:
-            return lambda value, sizes: apply(adapter, value, sizes)
+            return _narrowed(adapter) if adapter.dtype else lambda value, sizes: apply(adapter, value, sizes)
         return self.backend_of(memory).adapt(adapter)
 
     def backend_of(self, memory: str) -> Backend:
         """Returns the backend whose values live in a memory other than the host's."""
         return next(self.backends[group.device] for group in self.plan.groups if group.memory == memory)
+
+
+def _narrowed(adapter: Adapter) -> Callable[..., Any]:
+    """A cast on the host that refuses integers which do not fit, in place of wrapping them."""
+    assert adapter.dtype is not None
+    dtype = adapter.dtype
+
+    def cast(value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
+        if value.dtype.itemsize > dtype.itemsize:
+            check_cast(value, dtype)
+        return apply(adapter, value, sizes)
+
+    return cast
 
 
 @dataclass(frozen=True)

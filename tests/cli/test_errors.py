@@ -64,7 +64,7 @@ USAGE = {
     "option twice": (("plan", "shop:double", "--option", "a=1", "--option", "a=2"), "twice"),
     "option of no backend": (("plan", "shop:double", "--option", "ranks=2"), "knows the option 'ranks'"),
     "option mistyped": (("run", *NULL, *X, "--option", "rnaks=2"), "Did you mean 'ranks'?"),
-    "option of another type": (("plan", *NULL, "--option", "ranks=two"), "is a int, not 'two'"),
+    "option of another type": (("plan", *NULL, "--option", "ranks=two"), "takes int, not 'two'"),
     "setting form": (("plan", "shop:double", "--set", "factor"), "OPTION=VALUE"),
     "setting name": (("plan", "shop:double", "--set", "=3"), "OPTION=VALUE"),
     "setting half": (("plan", "shop:double", "--set", "scale.=3"), "STAGE.OPTION"),

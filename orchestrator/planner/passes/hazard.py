@@ -27,6 +27,7 @@ from orchestrator.planner.programs import Programs, Signature, is_program
 
 __all__ = ["solve_hazards"]
 
+
 def solve_hazards(draft: Draft) -> Draft:
     """Orders the steps, names the program of each, and makes twins; or marks edges as spilled.
 
@@ -113,8 +114,8 @@ class _Solver:
 
     def _finished(self, steps: tuple[Step, ...]) -> Draft:
         notes = [
-            f"{call!r} runs a second program of {self.draft.calls[call].stage!r} (route {route}): the first owns one "
-            f"output buffer, and what it gave is still to be read."
+            f"{call!r} runs another program of {self.draft.calls[call].stage!r} (route {route}): each owns one output "
+            f"buffer, and what is in it is still to be read."
             for call, route in self.routes.items()
         ]
         planned = self.programs.planned(self.routes)

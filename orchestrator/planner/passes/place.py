@@ -110,7 +110,7 @@ def _check_options(draft: Draft, groups: dict[str, Backend]) -> None:
         if not isinstance(value, known[name]):
             kinds = known[name]
             wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise PlanError(f"Option {name!r} is a {wanted}, not {value!r}.", option=name)
+            raise PlanError(f"Option {name!r} takes {wanted}, not {value!r}.", option=name)
 
 
 def _check_config(stage: Stage, backend: Backend | None) -> None:

@@ -257,6 +257,8 @@ class _Verifier:
             (step.name, step.device) == (source.origin, at),
             f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
         )
+        whole = adapter.kind != "cut" or plain_dims(dims) == plain_dims(source.spec.dims)
+        self._demand(whole, f"{_step(step)} turns {source.spec} into {target.spec}, which is no cut")
         if adapter.kind in ("pad", "slice"):
             self._resizes(step, adapter.kind, source.spec, target.spec)
         if adapter.kind == "gather":
