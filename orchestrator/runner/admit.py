@@ -103,12 +103,22 @@ def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
     if fault == "odd":
         raise InputError(
             f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are "
-            f"not padded: an input with that dim has no pad rule. Declare it with pad=0 or pad='repeat_first', "
-            f"or plan for that size.",
+            f"not padded: {_ruleless(plan, dim.name)} has no pad rule. Declare it with pad=0 or "
+            f"pad='repeat_first', or plan for that size.",
             input=name,
             dim=dim.name,
             size=size,
         )
+
+
+def _ruleless(plan: Plan, dim: str) -> str:
+    """The edge that would have to be padded along a dim and has no rule; an input's is told by the input."""
+    inputs = {name for name, _ in plan.inputs}
+    for edge in plan.edges:
+        for adapter in edge.adapters:
+            if adapter.kind == "pad" and adapter.rule is None and dim in TensorSpec(adapter.dims).names:
+                return f"an input with that dim ({edge.source!r})" if edge.source in inputs else f"'{edge}'"
+    return "an input with that dim"
 
 
 def _lacking(plan: Plan, dim: str) -> tuple[str, ...]:
