@@ -83,7 +83,7 @@ def compiled(**options) -> Plan:
         ),
         ({"adapters": "program"}, ("program adapt enc.output", "total dispatches", "note 0")),
         ({"adapters": "host"}, ("edge enc.output -> join.a", "download to host", "total uploads")),
-        ({"hazards": "ignore"}, ("program enc[route 1]", "route 1", "note 0", "second program")),
+        ({"hazards": "ignore"}, ("program enc[route 1]", "route 1", "note 0", "another program")),
         ({"tp_degree": 2}, ("group neuron-emulated", "ranks 2", "total uploads")),
         (
             {"torch_dtype": torch.bfloat16},

@@ -16,7 +16,7 @@ from tests.kit import Double, host, spec
 from tests.planner.broken import Break, edge, find, item, made_by
 from tests.planner.devices import DEVICE, Plus, on, ranked
 
-__all__ = ["BROKEN", "FOREIGN", "UNSEEN", "UNSEEN_FOREIGN", "make", "plan", "unfoldable"]
+__all__ = ["BROKEN", "FOREIGN", "UNSEEN", "make", "plan", "unfoldable"]
 
 #: Where the sample's adapters are.
 ADAPTERS = {
@@ -363,7 +363,20 @@ BROKEN: dict[str, tuple[Break, str]] = {
         gives("enc", lambda outputs: (outputs[0], replace(outputs[1], adapters=(PAD,)))),
         "does not give what 'wide' reads",
     ),
-    # One output buffer for each program.
+    "a program that gives another shape": (
+        gives("mid", lambda outputs: (replace(outputs[0], spec=spec(4, "b")),)),
+        "does not give what",
+    ),
+    "a program that gives another dtype": (
+        gives("mid", lambda outputs: (replace(outputs[0], spec=spec("b", 4, dtype=torch.float16)),)),
+        "does not give what",
+    ),
+    "a program said to give the host what stays": (
+        program("mid", to_host=True),
+        "reads on the device what 'mid' gives the host",
+    ),
+    # Routes, and one output buffer for each program.
+    "a twin without a route": (program("enc[route 1]", route=0), "take the same shapes"),
     "two values in one buffer": (
         route_removed,
         "'join' reads 'enc.output' after its program 'enc' has run again",
@@ -411,18 +424,12 @@ FOREIGN: dict[str, Break] = {
     "a group whose hazards nobody looks at": lambda plan: item(
         plan, "groups", 0, options=(*plan.groups[0].options, ("hazards", "ignore"))
     ),
+    "a program written for another dtype": takes("mid", dtype=torch.int64),
     "a group of fewer ranks": lambda plan: item(plan, "groups", 0, ranks=1),
 }
 
 #: Plans that should be refused by `verify` and are not (reported).
 UNSEEN: dict[str, Break] = {
-    "a program said to give to the host what stays": program("mid", to_host=True),
-    "a program that gives another shape": gives(
-        "mid", lambda outputs: (replace(outputs[0], spec=spec(4, "b")),)
-    ),
-    "a program that gives another dtype": gives(
-        "mid", lambda outputs: (replace(outputs[0], spec=spec("b", 4, dtype=torch.float16)),)
-    ),
     "a program that gives one value twice": gives("mid", lambda outputs: outputs * 2),
     "a program that gives what its stage does not": gives(
         "mid", lambda outputs: (*outputs, ProgramOutput("other", spec("b", 4)))
@@ -433,11 +440,6 @@ UNSEEN: dict[str, Break] = {
     ),
     "adapters that are done twice": gives(LONG, lambda outputs: (replace(outputs[0], adapters=(PAD,)),)),
     "adapters that give nothing": gives(LONG, lambda outputs: ()),
-}
-
-#: Plans that `bind` should refuse and does not (reported).
-UNSEEN_FOREIGN: dict[str, Break] = {
-    "a program written for another dtype": takes("mid", dtype=torch.int64),
 }
 
 

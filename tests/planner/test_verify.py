@@ -138,16 +138,6 @@ def test_what_verify_should_refuse(change: Break):
     refuses(PlanError, "", lambda: verify(broken))
 
 
-@pytest.mark.xfail(strict=True, reason="bind does not look at it", raises=pytest.fail.Exception)
-@pytest.mark.parametrize(
-    "change", broken_programs.UNSEEN_FOREIGN.values(), ids=broken_programs.UNSEEN_FOREIGN
-)
-def test_what_bind_should_refuse(change: Break):
-    foreign = change(COMPILED)
-    assert foreign != COMPILED
-    refuses(PlanError, "", lambda: COMPILED_SAMPLE.bind(foreign))
-
-
 @pytest.mark.xfail(strict=True, reason="bind does not ask what can be folded", raises=pytest.fail.Exception)
 @pytest.mark.parametrize(("calls", "options"), [(1, {}), (2, {"adapters": "consumer"})], ids=["fold", "twin"])
 def test_a_plan_that_folds_into_what_is_compiled_as_it_is_does_not_fit(calls, options):
