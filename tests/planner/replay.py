@@ -1,8 +1,8 @@
 """An interpreter of plans that computes with names: it shows which content every step reads.
 
-A *content* stands for a tensor. On the device a program owns one buffer for each of its outputs; to run it again puts
-new contents there, whoever still holds the old handle. What runs twice, since a region runs once for each chunk, is fed
-other contents the second time. It shares nothing with the planner's own checks.
+A *content* stands for a tensor: what a call made of which contents. On the device a program owns one buffer for each of
+its outputs; to run it again puts new contents there, whoever still holds the old handle. What runs twice, since a region
+runs once for each chunk, is fed other contents the second time. It shares nothing with the planner's own checks.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ class Replay:
 
     def _call(self, step: Step) -> None:
         fed = [self._read(step.name, index, step.program) for index in step.inputs]
-        call = self.plan.call(step.name)
         for position, index in enumerate(step.outputs):
-            self._made(step, index, position, self.names.of(call.stage, position, *fed))
+            self._made(step, index, position, self.names.of(step.name, position, *fed))
 
     def _made(self, step: Step, index: int, position: int, content: Content) -> None:
         if step.program and step.device in self.buffered and self.destroys:
@@ -153,7 +152,7 @@ def wanted_results(graph: Graph, plan: Plan) -> bool:
         edges = {edge.target_port: edge for edge in graph.into(NodeKey("call", name))}
         fed = [made[edges[port].source, edges[port].source_port] for port, _ in call.inputs]
         for position, (port, _) in enumerate(call.outputs):
-            made[NodeKey("call", name), port] = replay.names.of(call.stage, position, *fed)
+            made[NodeKey("call", name), port] = replay.names.of(name, position, *fed)
     assert all(plan.values[index].memory == HOST for _, index in plan.outputs)
     return all(
         replay.results[name] == made[edge.source, edge.source_port]
