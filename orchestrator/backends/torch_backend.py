@@ -81,7 +81,8 @@ class TorchBackend(Backend):
     ) -> Artifact:
         """Describes the stage: eager torch runs the module itself, so there is no program to store."""
         at = tuple(sorted(sizes.items()))
-        key = content_key(["torch", torch.__version__, self.device, fingerprint(stage), at, adapters])
+        own = fingerprint(stage, contents=False)  # nothing compiled depends on it
+        key = content_key(["torch", torch.__version__, self.device, own, at, adapters])
         return Artifact(stage.name, key, at)
 
     def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:

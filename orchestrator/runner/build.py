@@ -95,6 +95,16 @@ def _workers() -> int:
     return int(given)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back, also in a child forked here, until that is ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Child:
     """A process that builds one application.
 
@@ -112,7 +122,7 @@ class _Child:
             args=(job.backend, job.application, job.key, store, sender, os.getpid()),
             name=f"compile {job.application.name}",
         )
-        with warnings.catch_warnings():
+        with _uninterrupted(), warnings.catch_warnings():
             # Python 3.12 warns of locks that other threads hold while it forks; a child takes none of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.process.start()

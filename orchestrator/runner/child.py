@@ -85,16 +85,28 @@ def build_in_child(
         answers: Where the answer goes.
         parent: The process that waits for it.
     """
-    _settle(parent)
+    try:
+        _settle(parent)
+        answer = _built(backend, application, key, store)
+        answers.send_bytes(pickle.dumps(answer))
+        answers.close()
+    except KeyboardInterrupt:  # wherever it comes: nobody waits for a word
+        os._exit(128 + signal.SIGINT)
+
+
+def _built(backend: CompilingBackend, application: Application, key: str, store: ArtifactStore) -> Answer:
     try:
         about = _about(backend, application)
         answer = Answer(store.obtain(key, lambda folder: backend.build(application, folder), about))
     except KeyboardInterrupt:
-        os._exit(128 + signal.SIGINT)
+        raise
     except BaseException as error:  # a compiler may well call sys.exit
-        answer = Answer(None, _told(error, backend, application), traceback.format_exc())
-    answers.send_bytes(pickle.dumps(answer))
-    answers.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return Answer(None, _told(error, backend, application), traceback.format_exc())
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # what is done is told, and Python ends without being disturbed
+    return answer
 
 
 def _settle(parent: int) -> None:
@@ -105,6 +117,7 @@ def _settle(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # its parent forked with it blocked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A thread pool does not survive a fork: with more than one thread torch would wait for threads that are not there.
     torch.set_num_threads(1)

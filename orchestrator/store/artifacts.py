@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.store import cleaning
 from orchestrator.store.cleaning import Cleaned
 from orchestrator.store.entries import Entry, look
-from orchestrator.store.files import remove, sync, write_atomically
+from orchestrator.store.files import remove, sync, write_anew
 from orchestrator.store.layout import Layout
 from orchestrator.store.manifest import NAME, write_manifest
 from orchestrator.store.trouble import disk_is_full, full, release, translated
@@ -57,10 +57,14 @@ class ArtifactStore:
         self._layout = Layout(self.path)
 
     def write_plan(self, plan: str, artifacts: Iterable[Artifact]) -> None:
-        """Writes the plan's JSON and the index of its artifacts."""
+        """Writes the plan's JSON and the index of its artifacts; what is there already is left alone.
+
+        Raises:
+            OSError: The store cannot be written to.
+        """
         index = [{"stage": item.stage, "key": item.key, "sizes": dict(item.sizes)} for item in artifacts]
-        write_atomically(self.path / "artifacts.json", json.dumps(index, indent=1).encode())
-        write_atomically(self.path / "plan.json", plan.encode())
+        write_anew(self.path / "artifacts.json", json.dumps(index, indent=1).encode())
+        write_anew(self.path / "plan.json", plan.encode())
 
     def find(self, key: str) -> Path | None:
         """Returns the folder of a valid artifact, every byte of it checked, or None; notes that it was used."""

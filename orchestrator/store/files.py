@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
-__all__ = ["digest_of", "files_in", "remove", "size_of", "sync", "write_atomically"]
+__all__ = ["digest_of", "files_in", "remove", "size_of", "sync", "write_anew", "write_atomically"]
 
 _BLOCK = 1 << 20
 
@@ -21,16 +21,26 @@ _BLOCK = 1 << 20
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new one, nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    # The permissions of any new file: others may read a store.
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+
+
+def write_anew(path: Path, data: bytes) -> None:
+    """Writes a file atomically, unless it has that content: a folder that can only be read may have it."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == data:
+            return
+    write_atomically(path, data)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -16,12 +16,30 @@ if TYPE_CHECKING:
 __all__ = ["Use", "cell", "function", "kind", "module", "name_of", "use", "written"]
 
 #: What Python, or a library, adds to a function or a class; all else is from its author.
-_ADDED = frozenset(
-    """__module__ __name__ __qualname__ __doc__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__
-    __dict__ __weakref__ __type_params__ __orig_bases__ __parameters__ __abstractmethods__ __static_attributes__
-    __firstlineno__ __slotnames__ __dataclass_fields__ __protocol_attrs__ __non_callable_proto_members__
-    __classdictcell__ _abc_impl""".split()
-)
+_ADDED = {
+    "__module__",
+    "__name__",
+    "__qualname__",
+    "__doc__",
+    "__annotations__",
+    "__annotate__",
+    "__annotate_func__",
+    "__annotations_cache__",
+    "__dict__",
+    "__weakref__",
+    "__type_params__",
+    "__orig_bases__",
+    "__parameters__",
+    "__abstractmethods__",
+    "__static_attributes__",
+    "__firstlineno__",
+    "__slotnames__",
+    "__dataclass_fields__",
+    "__protocol_attrs__",
+    "__non_callable_proto_members__",
+    "__classdictcell__",
+    "_abc_impl",
+}
 
 
 @dataclass(frozen=True, eq=False)

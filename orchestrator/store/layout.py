@@ -42,31 +42,40 @@ class Layout:
         self._check()
 
     def _check(self) -> None:
-        try:
-            text = (self.root / _MARKER).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return
-        try:
-            layout = int(json.loads(text)["layout"])
-        except (ValueError, TypeError, KeyError):
-            layout = 0
-        if not 1 <= layout <= LAYOUT:
-            found = f"layout {layout}" if layout else "no layout that can be read"
+        layout = self._layout() or 0
+        if layout > LAYOUT:
             raise CompileError(
-                f"The store {str(self.root)!r} has {found} in its {_MARKER}, and this release knows layout {LAYOUT}: a "
-                f"newer release made it. Use that release, or give another folder; this one is left as it is.",
+                f"The store {str(self.root)!r} has layout {layout} in its {_MARKER}, and this release knows layout "
+                f"{LAYOUT}: a newer release made it. Use that release, or give another folder; this one is left as it "
+                f"is.",
                 path=self.root,
                 layout=layout,
             )
 
+    def _layout(self) -> int | None:
+        """The layout that the marker says; None: there is no marker, or it is damaged.
+
+        What is not found out, since the file cannot be opened, is taken for this release's.
+        """
+        try:
+            found = json.loads((self.root / _MARKER).read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+            return None
+        except OSError:
+            return LAYOUT
+        layout = found.get("layout") if isinstance(found, dict) else None
+        return layout if type(layout) is int and layout >= 1 else None
+
     def prepare(self) -> None:
-        """Makes the store's own files.
+        """Makes the store's own files; a damaged marker is written anew, since each artifact has its own manifest.
 
         Raises:
+            CompileError: A newer release made the store meanwhile.
             OSError: It cannot be written to.
         """
+        self._check()
         (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        if not (self.root / _MARKER).exists():
+        if self._layout() is None:
             write_atomically(self.root / _MARKER, json.dumps({"layout": LAYOUT}).encode())
 
     def place(self, key: str) -> Path:

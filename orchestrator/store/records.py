@@ -1,4 +1,4 @@
-"""How objects of some kinds are described, where attributes do not tell: what they hold is asked for by their own ways."""
+"""Records of kinds whose attributes do not tell what they hold: each is asked in its own way."""
 
 from __future__ import annotations
 
@@ -32,9 +32,20 @@ __all__ = ["BY_BASE", "BY_KIND"]
 Describe: typing.TypeAlias = "Callable[[Walk, Any], Iterable[Any]]"
 
 #: Namespaces of operators that come with torch.
-_OPERATORS = frozenset(
-    "aten prims prim quantized _quantized c10d _c10d_functional mkldnn onednn inductor rngprims symm_mem".split()
-)
+_OPERATORS = {
+    "aten",
+    "prims",
+    "prim",
+    "quantized",
+    "_quantized",
+    "c10d",
+    "_c10d_functional",
+    "mkldnn",
+    "onednn",
+    "inductor",
+    "rngprims",
+    "symm_mem",
+}
 
 
 def _builtin(walk: Walk, value: types.BuiltinFunctionType) -> list[Any]:
@@ -73,8 +84,8 @@ def _stream(walk: Walk, value: io.IOBase) -> Iterable[Any]:
 def _operator(walk: Walk, value: Any) -> list[Any]:
     """An operator counts by name, one that is defined in Python by its definition too."""
     if isinstance(value, HigherOrderOperator):
-        return [value.name(), release_of(type(value).__module__) or walk.of(type(value))]
-    name = value.name() if isinstance(value, OpOverload) else value._qualified_op_name
+        return [value._name, walk.of(type(value))]
+    name = str(value._name if isinstance(value, OpOverload) else value._qualified_op_name)
     space = name.partition("::")[0]
     if space in _OPERATORS or release_of(space):
         return [name, release_of(space)]
@@ -87,9 +98,8 @@ def _definition(walk: Walk, value: CustomOpDef) -> list[Any]:
     return [value._qualname, *walk.all(getattr(value, name, None) for name in names)]
 
 
-def _script(walk: Walk, value: torch.jit.ScriptFunction) -> list[Any]:
-    code, constants = value.code_with_constants
-    return [code, walk.of(dict(constants.const_mapping))]
+def _script(_: Walk, value: Any) -> list[Any]:
+    return [value.code, unique(value) if "CONSTANTS" in value.code else ""]  # these cannot be read
 
 
 def _views(walk: Walk, value: Iterable[Any]) -> list[Any]:
@@ -114,7 +124,7 @@ def _fields(names: tuple[str, ...]) -> Describe:
     """By some attributes, and those that somebody added."""
 
     def describe(walk: Walk, value: Any) -> list[Any]:
-        added = [] if isinstance(value, types.MethodType) else functions.written(vars_of(value))
+        added = [] if isinstance(value, types.MethodType) else functions.written(_vars_of(value))
         return [
             walk.of(type(value)),
             *walk.all(getattr(value, name) for name in names),
@@ -124,8 +134,8 @@ def _fields(names: tuple[str, ...]) -> Describe:
     return describe
 
 
-def vars_of(value: Any) -> dict[str, Any]:
-    """Attributes of what may have none."""
+def _vars_of(value: Any) -> dict[str, Any]:
+    """Returns attributes, also of what may have none."""
     return dict(getattr(value, "__dict__", {}))
 
 
@@ -137,7 +147,7 @@ BY_KIND: dict[type, Describe] = {
     types.MappingProxyType: lambda walk, value: walk.pairs(value.items()),
     **{type(view()): _views for each in (_DICT, _ORDERED) for view in (each.keys, each.values, each.items)},
     types.CellType: lambda walk, value: walk.all([functions.cell(value)]),
-    types.CodeType: lambda walk, value: code_parts(value),
+    types.CodeType: lambda _, value: code_parts(value),
     contextvars.ContextVar: _variable,
     type(functools.lru_cache(_views)): _cached,
     **dict.fromkeys(
@@ -154,7 +164,7 @@ BY_KIND: dict[type, Describe] = {
     **dict.fromkeys(
         (type(threading.Lock()), type(threading.RLock()), torch.Stream, torch.Event), _kind_alone
     ),
-    typing.TypeVar: lambda walk, value: [value.__name__],
+    typing.TypeVar: lambda _, value: [value.__name__],
 }
 
 #: Kinds with all that are below them, in this order.
@@ -165,7 +175,7 @@ BY_BASE: tuple[tuple[type | tuple[type, ...], str, Describe], ...] = (
     (types.ModuleType, "namespace", functions.module),
     (functions.Use, "use", functions.use),
     *((kind, kind.__name__, _fields(names)) for kind, names in _FIELDS.items()),
-    (logging.Logger, "logger", lambda walk, value: [value.name]),
+    (logging.Logger, "logger", lambda _, value: [value.name]),
     (weakref.ref, "ref", lambda walk, value: [walk.of(type(value)), walk.of(value()), walk.state(value)]),
     (weakref.WeakSet, "set", lambda walk, value: walk.elements(value)),
     (threading.local, "local", lambda walk, value: [walk.of(type(value)), walk.state(value)]),

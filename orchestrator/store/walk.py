@@ -110,65 +110,95 @@ class Walk:
         return number
 
     def all(self, values: Iterable[Any]) -> list[Any]:
+        """Describes values in order."""
         return [self.of(value) for value in values]
 
     def pairs(self, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+        """Describes pairs in order."""
         return [[self.of(name), self.of(value)] for name, value in pairs]
 
+    def elements(self, values: Iterable[Any]) -> list[str]:
+        """Describes values that have no order, each apart from all else."""
+        return sorted(self._element(value) for value in values)
+
+    def state(self, value: Any, left_out: Iterable[str] = ()) -> list[Any]:
+        """Describes attributes and slots, by name."""
+        found = attributes(value) | {**self._instead.get(id(value), {})}
+        return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
+
     def _record(self, value: Any) -> list[Any]:
-        for kind, describe in _RECORDS:
-            if isinstance(value, kind):
-                return [kind.__name__, *describe(self, value)]
-        if type(value) in (list, tuple):
-            return [type(value).__name__, *self.all(value)]
-        if type(value) is dict:
+        kind = type(value)
+        if kind in (list, tuple):
+            return [kind.__name__, *self.all(value)]
+        if kind is dict:
             return ["dict", *self.pairs(value.items())]
-        if type(value) in (set, frozenset):
-            return ["set", *sorted(self._element(item) for item in value)]
-        return ["object", *self._object(value)]
+        if kind in (set, frozenset):
+            return ["set", *self.elements(value)]
+        if isinstance(value, torch.Tensor):
+            return ["Tensor", *self._tensor(value)]
+        if isinstance(value, torch.nn.Module):
+            return ["Module", *self._module(value)]
+        if kind in BY_KIND:
+            return [name_of(kind), *BY_KIND[kind](self, value)]
+        for base, name, describe in BY_BASE:
+            if isinstance(value, base):
+                return [name, *describe(self, value)]
+        return ["object", *self.object(value)]
 
     def _element(self, item: Any) -> str:
-        """An element of a set, apart from all else; in a set within it others count by type, so that cycles end."""
-        if type(item) in _PLAIN:
-            return repr(item)
-        if self._nested:
-            return _name(type(item))
-        return Walk(self._weights.values(), self._instead, nested=True).digest(item)
+        """An element of a set; in sets too deep within sets an object has no description, so that cycles end."""
+        if _is_constant(item):
+            return repr(constant(item))
+        if self._depth == _DEPTH:
+            return unique(item)
+        weights, depth = self._weights.values(), self._depth + 1
+        return Walk(weights, self._instead, self._contents, self._strict, depth).digest(item)
 
     def _tensor(self, value: torch.Tensor) -> list[Any]:
-        form = [list(value.shape), str(value.dtype)]
-        if id(value) in self._weights:
+        form = [[str(size) for size in value.shape], str(value.dtype)]
+        if id(value) in self._weights or not self._contents:
             return ["weight", *form]
-        return [*form, *(part if isinstance(part, str) else self.of(part) for part in contents(value))]
+        try:
+            parts = contents(value)
+        except ContentlessError:
+            if self._strict:
+                raise
+            parts = [unique(value)]
+        return [*form, *(part if isinstance(part, str) else self.of(part) for part in parts)]
 
     def _module(self, value: torch.nn.Module) -> list[Any]:
         if isinstance(vars(value).get("_modules", {}).get("_orig_mod"), torch.nn.Module):
             return ["compiled", self.of(value._orig_mod)]
-        left_out, code = _MODULE_PARTS, ""
+        left_out = _MODULE_PARTS
+        code: list[Any] = []
         if isinstance(value, torch.fx.GraphModule):
-            left_out, code = _MODULE_PARTS | _TRACED_PARTS, value.code
+            called = (node.target for node in value.graph.nodes if node.op == "call_function")
+            left_out, code = _MODULE_PARTS | _TRACED_PARTS, [value.code, *self.all(called)]
         elif isinstance(value, torch.jit.ScriptModule):
-            code = str(getattr(value, "code", ""))
-        hooks = (*value._forward_pre_hooks.values(), *value._forward_hooks.values())
+            code = [str(getattr(value, "code", ""))]
         return [
             self.of(type(value)),
             code,
             self.pairs(value._modules.items()),
             self.pairs(value._parameters.items()),
             self.pairs(value._buffers.items()),
-            self.all(hooks),
+            self._hooks(value),
             self.state(value, left_out),
         ]
 
-    def state(self, value: Any, left_out: Iterable[str] = ()) -> list[Any]:
-        """Attributes and slots, by name."""
-        slots = (name for kind in type(value).__mro__ for name in _slots(kind))
-        found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-        found |= {**getattr(value, "__dict__", {}), **self._instead.get(id(value), {})}
-        return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
+    def _hooks(self, value: torch.nn.Module) -> list[Any]:
+        before = [
+            [self.of(hook), name in value._forward_pre_hooks_with_kwargs]
+            for name, hook in value._forward_pre_hooks.items()
+        ]
+        after = [
+            [self.of(hook), name in value._forward_hooks_with_kwargs]
+            for name, hook in value._forward_hooks.items()
+        ]
+        return [before, after]
 
     def object(self, value: Any) -> list[Any]:
-        """Returns what an object holds: of somebody's own, all that it has; of a release, what pickling it would store."""
+        """Returns what an object holds; of a release, what pickling it would store."""
         kind = type(value)
         own = release_of(kind.__module__) is None or id(value) in self._instead
         if own and not hides(kind):
@@ -197,3 +227,9 @@ class Walk:
             yield self.elements(value)
         else:
             yield plain_items(value)
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) in (tuple, frozenset):
+        return all(_is_constant(item) for item in value)
+    return type(value) in _PLAIN

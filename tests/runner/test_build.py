@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, PlanError
 from orchestrator.program import Application
+from orchestrator.runner import child
 from orchestrator.runner.build import WORKERS, Job, build_applications
 from orchestrator.store import ArtifactStore, content_key
 
@@ -258,6 +260,31 @@ def test_the_number_of_workers_may_come_from_outside(store: ArtifactStore, monke
     folders = build_applications(Compiler(a=note, b=note).jobs(), store)
     starts = [float((folder / "at").read_text()) for folder in folders.values()]
     assert starts[1] - starts[0] >= 0.2
+
+
+@pytest.mark.parametrize("when", ["it starts", "it fails", "it is done"])
+def test_an_interrupted_child_is_silent(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], when: str
+):
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return function(*args)
+
+        return run
+
+    def fail(folder: Path) -> None:
+        raise ValueError("no")
+
+    module, name = {
+        "it starts": (child, "_settle"),
+        "it fails": (child.traceback, "format_exc"),
+        "it is done": (child.pickle, "dumps"),
+    }[when]
+    monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
+    with contextlib.suppress(CompileError):
+        build_applications(Compiler(a=fail if when == "it fails" else write).jobs(), store)
+    assert capfd.readouterr().err == ""
 
 
 SCRIPT = """

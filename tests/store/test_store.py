@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CompileError
-from orchestrator.store import ArtifactStore
+from orchestrator.store import ArtifactStore, files
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 
@@ -141,13 +141,37 @@ def test_another_release_has_its_artifacts_beside_ours(store: ArtifactStore):
     assert not theirs.exists()
 
 
-@pytest.mark.parametrize("marker", ['{"layout": 2}', "nonsense", "[]"])
+@pytest.mark.parametrize("marker", ['{"layout": 2}', '{"layout": 70, "more": []}'])
 def test_the_store_of_a_newer_release_is_refused(store: ArtifactStore, marker: str):
     store.obtain(KEY, build())
     (store.path / "store.json").write_text(marker)
     with pytest.raises(CompileError, match=r"newer release.*another folder") as caught:
         ArtifactStore(store.path)
     assert caught.value.path == store.path
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [b"", b'{"layo', b"nonsense", b"[]", b"\xff\x00", b'{"layout": "2"}', b'{"layout": 0}', b"[" * 99_999],
+)
+def test_a_damaged_marker_is_written_anew(store: ArtifactStore, marker: bytes):
+    folder = store.obtain(KEY, build())
+    whole = (store.path / "store.json").read_bytes()
+    (store.path / "store.json").write_bytes(marker)
+    again = ArtifactStore(store.path)
+    assert again.find(KEY) == folder == again.obtain(KEY, never)
+    assert (store.path / "store.json").read_bytes() == marker  # looking changes nothing
+    again.obtain(OTHER, build())
+    assert (store.path / "store.json").read_bytes() == whole
+
+
+def test_a_plan_that_is_there_is_not_written_again(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+    store.write_plan("plan", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", lambda *_: pytest.fail("it was written"))
+        store.write_plan("plan", [])
+    store.write_plan("other", [])
+    assert (store.path / "plan.json").read_text() == "other"
 
 
 def test_a_key_is_a_digest(store: ArtifactStore):

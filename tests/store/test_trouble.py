@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,6 +104,69 @@ def test_a_store_that_cannot_be_a_folder(tmp_path: Path):
     for path in (tmp_path / "file", tmp_path / "file/store"):
         with pytest.raises(CompileError, match="Give a folder that can be made"):
             ArtifactStore(path).obtain(KEY, write)
+
+
+#: Looks into a store as a user who may only read it, or on a file system that is read-only.
+READER = """
+import os, sys
+import filelock  # another user may not read the packages
+from pathlib import Path
+from orchestrator.errors import CompileError
+from orchestrator.store import ArtifactStore
+if sys.argv[2] == "user":
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+store = ArtifactStore(sys.argv[1])
+missing = "cd" * 32
+def never(folder):
+    raise AssertionError("it was built")
+assert store.find("ab" * 32) == store.obtain("ab" * 32, never)
+assert store.find(missing) is None
+assert [entry.state for entry in store.entries(checksums=True)] == ["ok"]
+store.write_plan("plan", [])
+try:
+    store.obtain(missing, never, {"stage": "vision"})
+except CompileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user, or mounts a file system")
+@pytest.mark.parametrize("how", ["user", "mount"])
+def test_a_store_that_can_only_be_read(readable: Path, how: str):
+    store = ArtifactStore(readable / "store")
+    store.obtain(KEY, write)
+    store.write_plan("plan", [])
+    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    mount = (
+        subprocess.run(["mount", "--bind", readable, readable], capture_output=True)
+        if how == "mount"
+        else None
+    )
+    if mount and mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        if mount:
+            subprocess.run(["mount", "-o", "remount,ro,bind", readable], check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", READER, store.path, how], capture_output=True, text=True, timeout=60
+        )
+    finally:
+        if mount:
+            subprocess.run(["umount", "-l", readable], check=True)
+    assert not done.returncode, done.stderr
+    assert "'vision' cannot be stored" in done.stdout
+    assert "Give a folder that can be made and written to" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A folder that every user can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def test_a_folder_is_gone_at_once_for_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
