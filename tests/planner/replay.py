@@ -1,8 +1,8 @@
 """An interpreter of plans that computes with names: it shows which content every step reads.
 
 A *content* stands for a tensor: what a call made of which contents. On the device a program owns one buffer for each of
-its outputs; to run it again puts new contents there, whoever still holds the old handle. What runs twice, since a region
-runs once for each chunk, is fed other contents the second time. It shares nothing with the planner's own checks.
+its outputs; to run it again puts new contents there, whoever still holds the old handle. What runs twice, as a region
+does for its chunks, is fed other contents the second time. It shares nothing with the planner's own checks.
 """
 
 from __future__ import annotations
