@@ -103,6 +103,23 @@ def test_what_cannot_be_exported_is_named(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_packed_weights_are_named_and_no_line_of_python(backend: EmulatedBackend, tmp_path: Path) -> None:
+    packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), dtype=torch.qint8)
+    with pytest.raises(CompileError, match="torch's 'LinearPackedParamsBase', as quantized") as caught:
+        load(backend, application(packed, SQUARE, inputs=("x",)), tmp_path)
+    assert "contextlib" not in str(caught.value)
+
+
+def _reads_text(x: torch.Tensor) -> torch.Tensor:
+    return x * json.loads("{")
+
+
+def test_the_line_is_the_users_and_not_of_python(backend: EmulatedBackend, tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"at test_emulated_compile.py:\d+: return x \* json.loads"):
+        load(backend, application(_reads_text, SQUARE), tmp_path)
+
+
 def test_a_stage_that_cannot_be_built_is_named(backend: EmulatedBackend, tmp_path: Path) -> None:
     class Lost(ModelWrapper):
         model_cls = nn.Linear

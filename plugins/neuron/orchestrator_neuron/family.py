@@ -16,6 +16,7 @@ from orchestrator.backend import Capabilities, CompilingBackend, Link
 from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
+from orchestrator_neuron.modes import check_scripts, training_notes
 from orchestrator_neuron.options import OPTION_TYPES, Settings, checked, settings_for
 
 __all__ = ["LINK", "RankedBackend"]
@@ -111,12 +112,14 @@ class RankedBackend(CompilingBackend):
     def review(
         self, stage: Stage, inputs: Mapping[str, PortSpec], outputs: Mapping[str, PortSpec]
     ) -> Iterable[str]:
-        """Refuses dtypes that Neuron does not compute with; see the page of failure modes for the whole list.
+        """Refuses what cannot run; see the page of failure modes for the whole list.
 
         Raises:
-            PlanError: A port has such a dtype, or an option is wrong.
+            PlanError: A port has a dtype that Neuron does not compute with, an option is wrong, or the stage is a
+                script.
         """
         settings = self.settings(stage)
+        check_scripts(stage, self.device)
         for side, ports in (("input", inputs), ("output", outputs)):
             for port, spec in ports.items():
                 if isinstance(spec, TensorSpec) and self.held_dtype(stage, spec.dtype) not in DTYPES:
@@ -133,4 +136,4 @@ class RankedBackend(CompilingBackend):
 
     def _notes(self, stage: Stage) -> Iterator[str]:
         """Yields warnings about a stage."""
-        yield from ()
+        yield from training_notes(stage, self.device)

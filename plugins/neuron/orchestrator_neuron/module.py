@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.adapter import Adapter, apply
 from orchestrator.duplicate import duplicate, owner_of
-from orchestrator.program import Program, ProgramInput
+from orchestrator.program import Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
 
 __all__ = ["PREFIX", "ProgramModule", "example_inputs", "stage_module"]
@@ -68,6 +68,7 @@ class ProgramModule(torch.nn.Module):
         owner: The module that owns the weights, if any.
         program: The program.
         sizes: The combination of buckets.
+        guarded: Integers that do not fit in the 32 bits that they are held in raise when it runs; else they wrap.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ProgramModule(torch.nn.Module):
         owner: torch.nn.Module | None,
         program: Program,
         sizes: Mapping[str, int],
+        guarded: bool = False,
     ) -> None:
         super().__init__()
         self.stage = owner
@@ -83,6 +85,7 @@ class ProgramModule(torch.nn.Module):
         self._target = (target,)
         self._program = program
         self._sizes = dict(sizes)
+        self._guarded = guarded
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the program once."""
@@ -94,8 +97,7 @@ class ProgramModule(torch.nn.Module):
         target = self._target[0]
         given = fed if target is None else self._named(self._call(target, fed))
         return tuple(
-            self._adapted(self._held(given[item.port], item.spec.dtype, item.adapters), item.adapters)
-            for item in self._program.outputs
+            self._adapted(self._held(given[item.port], item), item.adapters) for item in self._program.outputs
         )
 
     def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
@@ -109,10 +111,19 @@ class ProgramModule(torch.nn.Module):
             value = apply(adapter, value, self._sizes)
         return value
 
-    def _held(self, value: torch.Tensor, dtype: torch.dtype, adapters: tuple[Adapter, ...]) -> torch.Tensor:
+    def _held(self, value: torch.Tensor, item: ProgramOutput) -> torch.Tensor:
         """Brings what the stage gives to the dtype it is held in; a folded cast does the rest."""
-        casts = any(adapter.kind == "cast" for adapter in adapters)
-        return value if casts or value.dtype == dtype else value.to(dtype)
+        if value.dtype == item.spec.dtype or any(adapter.kind == "cast" for adapter in item.adapters):
+            return value
+        if self._guarded and value.dtype is torch.int64 and item.spec.dtype is torch.int32:
+            limits = torch.iinfo(torch.int32)
+            fits = ((value >= limits.min) & (value <= limits.max)).all()
+            torch._assert_async(
+                fits,
+                f"an element of the output {item.port!r} is beyond the 32 bits in which a Neuron device holds "
+                f"integers; give it as floating-point, or in parts",
+            )
+        return value.to(item.spec.dtype)
 
     def _call(self, target: Callable[..., Any], fed: dict[str, Any]) -> Any:
         keywords = self._program.keywords

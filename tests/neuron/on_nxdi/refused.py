@@ -115,6 +115,27 @@ def check_state_on_the_device():
         backend().build(application(stage("net", from_nxdi(wrapper)), one), Path(tempfile.mkdtemp()))
 
 
+def check_state_in_attributes():
+    class Counts(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind, self.inner = kind, nn.Module()
+            self.inner.register_buffer("seen", torch.zeros(4))
+            self.inner.runs = 0
+
+        def forward(self, x):
+            if self.kind == "runs":
+                self.inner.runs += 1
+            elif self.kind == "seen":
+                self.inner.seen = self.inner.seen + x[0]
+            return x + self.inner.seen
+
+    one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+    for kind in ("runs", "seen"):
+        with pytest.raises(CompileError, match=rf"'net' .*each run changes 'inner\.{kind}'.*keeps no state"):
+            backend().build(application(stage("net", Counts(kind)), one), Path(tempfile.mkdtemp()))
+
+
 def _plan(adopted, width=4, batch=2, **options):
     pipeline = Pipeline("one")
     x = pipeline.input("x", TensorSpec((batch, width)))

@@ -36,12 +36,15 @@ class EmulatedBackend(RankedBackend):
     Attributes:
         COMPILER: What each exported program goes through; tests and benchmarks put a slow one here.
         budget: Bytes of each rank's memory, in place of a real core's; set before :meth:`open`.
+        reserved: Bytes of it that requests will take at their peak, and constants of the pipeline: what is loaded must
+            leave them free. Set before :meth:`open`.
         compares_ranks: A download makes sure that all ranks hold the same.
     """
 
     family = "neuron-emulated"
     COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
     budget: int = 0
+    reserved: int = 0
     compares_ranks: bool = True
 
     _opened: Device | None = None
@@ -61,7 +64,7 @@ class EmulatedBackend(RankedBackend):
         """Takes a fresh device into use."""
         self.close()
         can = self.capabilities
-        self._opened = Device(can.ranks, self.budget or can.memory, can.link)
+        self._opened = Device(can.ranks, self.budget or can.memory, can.link, self.reserved)
         register(self._opened)
 
     def close(self) -> None:
@@ -121,9 +124,10 @@ class EmulatedBackend(RankedBackend):
             for rank, other in enumerate(rows[1:], 1):
                 if not _same_bits(value, other.payload):
                     raise DeviceError(
-                        f"A value of {list(value.shape)} differs between rank 0 and rank {rank}, so each holds a "
-                        f"part: reading rank 0 alone would lose the rest. Declare the dim along which the parts join, "
-                        f"config={{'sharded': {{'output': dim}}}}, or gather it inside the stage."
+                        f"A value of {list(value.shape)} differs between rank 0 and rank {rank}, and reading "
+                        f"rank 0 alone would lose the rest. If each holds a part, declare the dim along which they "
+                        f"join, config={{'sharded': {{'output': dim}}}}, or gather it inside the stage. If the stage "
+                        f"draws random numbers, each rank draws its own: draw on the host, and hand them in."
                     )
         return value
 

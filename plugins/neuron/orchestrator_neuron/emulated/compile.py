@@ -13,8 +13,9 @@ from orchestrator.program import Application, Program, ProgramInput, ProgramOutp
 from orchestrator.specs import AnyDim, dim_names
 from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, show_shapes, write
 from orchestrator_neuron.emulated.trace import trace
-from orchestrator_neuron.module import ProgramModule, stage_module
+from orchestrator_neuron.module import ProgramModule, example_inputs, stage_module
 from orchestrator_neuron.options import Settings
+from orchestrator_neuron.state import check_state
 
 __all__ = ["compile_application", "stage_on_host"]
 
@@ -33,17 +34,22 @@ def compile_application(
         compiler: What each exported program goes through.
 
     Raises:
-        CompileError: It cannot be built or exported, two entries have equal shapes, or an output is not what the plan
-            says.
+        CompileError: It cannot be built or exported, it keeps state, two entries have equal shapes, or an output is not
+            what the plan says.
     """
     distinct = list(_distinct(application))
     target, owner = stage_on_host(application, settings)
+    if target is not None:
+        program, sizes = distinct[0]
+        module = ProgramModule(target, owner, program, sizes)
+        shown = _show(application, program, sizes)
+        check_state(shown, application.name, module, example_inputs(program, sizes))
     entries = []
     for number, (program, sizes) in enumerate(distinct):
         traced = trace(
             _show(application, program, sizes),
             application.name,
-            ProgramModule(target, owner, program, sizes),
+            ProgramModule(target, owner, program, sizes, guarded=True),
             program,
             sizes,
         )

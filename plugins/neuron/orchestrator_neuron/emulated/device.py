@@ -52,11 +52,13 @@ class Device:
         ranks: Logical cores.
         budget: Bytes of memory of each; 0: without limit.
         link: Figures for the virtual clock.
+        reserved: Bytes of each rank's memory that loading must leave free, for requests.
     """
 
-    def __init__(self, ranks: int, budget: int, link: Link) -> None:
+    def __init__(self, ranks: int, budget: int, link: Link, reserved: int = 0) -> None:
         self.ranks = ranks
         self.budget = budget
+        self.reserved = reserved
         self.link = link
         self.is_open = True
         self.allocated = [0] * ranks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,19 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+import orchestrator
+import orchestrator_neuron
 from orchestrator.errors import CompileError
 
 __all__ = ["check_static", "unexportable"]
 
 #: Folders whose lines are not the user's.
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_NOT_THE_USERS = tuple(
+    f"{Path(file).parent}{os.sep}"
+    for file in (torch.__file__, orchestrator.__file__, orchestrator_neuron.__file__)
+)
+_PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _DATA_DEPENDENT = ("DataDependent", "DynamicOutputShape")
 _READS = ("aten.item", "aten._local_scalar_dense")
 _WAY_OUT = (
@@ -41,7 +50,7 @@ def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
             f"{operation or 'a branch or a size in Python'} depends on data, which a compiled program cannot"
         )
     else:
-        what = f"{operation or 'its code'} cannot be exported"
+        what = f"{operation or _packed(error.__traceback__) or 'its code'} cannot be exported"
     return CompileError(
         f"{where} cannot be compiled: {what}{_line(error.__traceback__)}. {_WAY_OUT}. "
         f"({type(error).__name__}: {first})",
@@ -97,8 +106,25 @@ def _operation(trace: TracebackType | None) -> str:
     return found
 
 
+def _packed(trace: TracebackType | None) -> str:
+    """The object of torch's own, opaque to Python, that was looked at, such as packed weights of a quantized module."""
+    found = ""
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, torch.ScriptObject):
+                found = f"torch's {value._type().name()!r}, as quantized modules hold,"  # type: ignore[attr-defined]
+        trace = trace.tb_next
+    return found
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith((*_NOT_THE_USERS, "<frozen", "<eval_with_key>")):
+        return False
+    return not file.startswith(_PYTHON) or any(name in file for name in _INSTALLED)
+
+
 def _line(trace: TracebackType | None) -> str:
-    frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(_NOT_THE_USERS)]
+    frames = [frame for frame in traceback.extract_tb(trace) if _is_users(frame.filename)]
     return _at(frames[-1].filename, frames[-1].lineno, frames[-1].line) if frames else ""
 
 

@@ -19,6 +19,11 @@ from orchestrator_neuron.options import Settings
 
 __all__ = ["load_application"]
 
+_CONSTANTS = (
+    " Constants are tensors that its code holds or makes from numbers, once for each program: a plan cannot count "
+    "them, since they show when a stage is exported. Registered as buffers they are weights, which it counts."
+)
+
 
 def load_application(
     device: Device, application: Application, settings: Settings, folder: Path
@@ -43,7 +48,7 @@ def load_application(
     ranked = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
     for row in ranked:
         _check_weights(application.name, row, manifest.weights)
-    _check_memory(device, application.name, manifest, ranked[0])
+    _check_memory(device, application, manifest, ranked[0])
     staged = [_stage(device, rank, row, application.name) for rank, row in enumerate(ranked)]
     return _programs(device, application, manifest, folder, staged)
 
@@ -87,8 +92,12 @@ def _check_weights(name: str, weights: Mapping[str, torch.Tensor], compiled: Map
         )
 
 
-def _check_memory(device: Device, name: str, manifest: Manifest, weights: Mapping[str, torch.Tensor]) -> None:
-    """Makes sure that weights, constants and output buffers fit beside what is there.
+def _check_memory(
+    device: Device, application: Application, manifest: Manifest, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Makes sure that weights, constants and output buffers fit beside what is there and what requests will take.
+
+    Constants are what a plan cannot count: they are known once a stage is exported.
 
     Raises:
         CompileError: They do not.
@@ -96,12 +105,15 @@ def _check_memory(device: Device, name: str, manifest: Manifest, weights: Mappin
     own = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in weights.values()}.values())
     constants = sum(entry.constant_bytes for entry in manifest.entries)
     buffers = sum(form.nbytes for entry in manifest.entries for form in entry.outputs)
-    taken, needed = max(device.allocated), own + constants + buffers
-    if device.budget and taken + needed > device.budget:
+    routes = sum(program.route * torch.int32.itemsize for program in application.programs)
+    name, taken, needed = application.name, max(device.allocated), own + constants + buffers + routes
+    if device.budget and taken + needed + device.reserved > device.budget:
         raise CompileError(
             f"{name!r} takes {needed:,} bytes of each rank (weights {own:,}, constants {constants:,}, output buffers "
-            f"of {len(manifest.entries)} programs {buffers:,}), but {taken:,} of {device.budget:,} are "
-            f"taken; nothing was loaded of it. Plan with smaller or fewer buckets, or a larger tp_degree.",
+            f"of {len(manifest.entries)} programs {buffers:,}, routing inputs {routes:,}), but {taken:,} of "
+            f"{device.budget:,} are taken and requests take {device.reserved:,}; nothing was loaded of it."
+            f"{_CONSTANTS if constants else ''} Plan with smaller or fewer buckets, a larger tp_degree, or a larger "
+            f"budget (memory=).",
             stage=name,
             bytes=needed,
         )

@@ -20,8 +20,8 @@ from orchestrator_neuron.emulated.device import size_of
 
 __all__ = ["FORMAT", "Entry", "Form", "Manifest", "read", "show_shapes", "write"]
 
-#: Counts up when a folder of an older version can no longer be read.
-FORMAT = 1
+#: Counts up when a folder of an older version can no longer be read, or programs would be others now.
+FORMAT = 2
 
 NAME = "manifest.json"
 

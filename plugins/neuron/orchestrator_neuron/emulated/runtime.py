@@ -18,10 +18,10 @@ from torch.export.graph_signature import InputKind
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
+from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison
 from orchestrator_neuron.emulated.manifest import Entry, Form, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
-from orchestrator_neuron.emulated.trace import by_itself, quiet
 from orchestrator_neuron.module import PREFIX
 from orchestrator_neuron.ranked import RankedValue, is_ranked, split_outputs
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch._subclasses import fake_tensor
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental import symbolic_shapes
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
+from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.emulated.device import size_of
 from orchestrator_neuron.emulated.explain import check_static, unexportable
 from orchestrator_neuron.emulated.manifest import Form
 from orchestrator_neuron.module import ProgramModule, example_inputs
 
-__all__ = ["Traced", "by_itself", "quiet", "trace", "warm_up"]
-
-_LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
+__all__ = ["Traced", "trace", "warm_up"]
 
 
 @dataclass(frozen=True)
@@ -82,31 +77,6 @@ def warm_up() -> None:
     with by_itself(), quiet():
         exported = torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), strict=False)
         torch.export.save(exported, io.BytesIO())
-
-
-@contextlib.contextmanager
-def by_itself() -> Iterator[None]:
-    """Keeps what is set for the caller's thread, gradients and autocast, out of a program."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        yield
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps torch from logging, printing and warning about what is raised, or is none of the user's business."""
-
-    def drop(_record: logging.LogRecord) -> bool:
-        return False
-
-    for logger in _LOGGERS:
-        logger.addFilter(drop)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger in _LOGGERS:
-            logger.removeFilter(drop)
 
 
 def _outputs(exported: torch.export.ExportedProgram) -> tuple[Form, ...]:

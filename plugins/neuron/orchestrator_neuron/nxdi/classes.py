@@ -27,8 +27,9 @@ from neuronx_distributed_inference.models.model_wrapper import (  # type: ignore
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
 from orchestrator_neuron.checkpoint import rank_weights
-from orchestrator_neuron.module import PREFIX, ProgramModule
+from orchestrator_neuron.module import PREFIX, ProgramModule, example_inputs
 from orchestrator_neuron.options import Settings
+from orchestrator_neuron.state import check_state
 
 __all__ = [
     "Bucketed",
@@ -71,10 +72,19 @@ class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
         self._made = self._source()
 
     def get(self, bucket_rank: int, **_: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
-        """Returns the module of one combination of sizes; it has no aliased state."""
+        """Returns the module of one combination of sizes; it has no aliased state.
+
+        Raises:
+            CompileError: It keeps state of its own.
+        """
         made = self._made or self._source()
         target, owner = made(bucket_rank)
-        return ProgramModule(target, owner, self._program, self._sizes[bucket_rank]).eval(), {}
+        program, sizes = self._program, self._sizes[bucket_rank]
+        module = ProgramModule(target, owner, program, sizes).eval()
+        if bucket_rank == 0 and target is not None:
+            where = f"The program {program.name!r}"
+            check_state(where, program.name, module, example_inputs(program, sizes))
+        return module, {}
 
 
 class StatelessInstance(BaseModelInstance):  # type: ignore[misc]

@@ -1,0 +1,42 @@
+"""What is set around a run of a stage that is no request: exporting it, or looking at what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch._subclasses import fake_tensor
+from torch.fx.experimental import symbolic_shapes
+
+__all__ = ["by_itself", "quiet"]
+
+_LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Keeps what is set for the caller's thread, gradients and autocast, out of a program."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps torch from logging, printing and warning about what is raised, or is none of the user's business."""
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    for logger in _LOGGERS:
+        logger.addFilter(drop)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger in _LOGGERS:
+            logger.removeFilter(drop)

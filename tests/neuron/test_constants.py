@@ -1,0 +1,107 @@
+"""What is compiled in: it is weighed before anything is loaded, and 64-bit integers keep their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.errors import CompileError
+from orchestrator_neuron.emulated.backend import EmulatedBackend
+from tests.neuron.programs import application, emulated, load, program, spec
+
+FORM = program({"x": spec(3, 4)}, {"output": spec(3, 4)})
+TABLE = torch.ones(100, 4)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.ones(100, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.table.sum(0)
+
+
+CONSTANTS = {
+    "closure": (lambda x: x + TABLE.sum(0), 1600),
+    "attribute": (Plain(), 1600),
+    "literal": (lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0]), 16),
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_constants_are_weighed_with_what_requests_take(tmp_path: Path, kind: str) -> None:
+    target, size = CONSTANTS[kind]
+    made = application(target, FORM)
+    backend = EmulatedBackend("neuron-emulated")
+    backend.reserved = 48
+    for budget, fits in ((size + 95, False), (size + 96, True)):
+        folder = tmp_path / str(budget)
+        folder.mkdir()
+        backend.build(made, folder)
+        backend.budget = budget
+        backend.open()
+        try:
+            if fits:
+                run = backend.load_application(made, folder)["p"]
+                run(backend.upload(torch.ones(3, 4)))
+                continue
+            with pytest.raises(CompileError) as caught:
+                backend.load_application(made, folder)
+            assert backend.opened.allocated == [0]
+        finally:
+            backend.close()
+        for part in (f"constants {size:,}", f"of {budget:,}", "requests take 48", "a plan cannot count them"):
+            assert part in str(caught.value)
+
+
+def test_routing_inputs_are_weighed(tmp_path: Path) -> None:
+    form = program({"x": spec(3, 4)}, {"output": spec(3, 4)}, route=5)
+    with emulated(budget=48 + 19) as backend, pytest.raises(CompileError, match="routing inputs 20"):
+        load(backend, application(nn.ReLU(), form, inputs=("x",)), tmp_path)
+
+
+HELD = spec(2, dtype=torch.int32)
+INTEGERS = program({"x": HELD}, {"output": HELD}, dtypes={"x": torch.int64})
+
+
+class Large(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = torch.tensor([2**40])
+        self.register_buffer("held", torch.tensor([2**41]))
+        self.register_buffer("aside", torch.tensor([2**42]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        whole = x * self.plain + self.held + self.aside + torch.tensor(2**43) + 2**44
+        assert whole.dtype is torch.int64
+        return whole // 2**38
+
+
+def test_integers_of_64_bits_keep_their_values_inside(tmp_path: Path) -> None:
+    with emulated() as backend:
+        run = load(backend, application(Large(), INTEGERS), tmp_path)["p"]
+        made = backend.download(run(backend.upload(torch.tensor([1, 3], dtype=torch.int32)))[0])
+        assert made.tolist() == Large()(torch.tensor([1, 3])).tolist()
+
+
+@pytest.mark.parametrize("factor", [2**30, -(2**30) - 1])
+def test_an_output_beyond_32_bits_raises(tmp_path: Path, factor: Any) -> None:
+    with emulated() as backend:
+        run = load(backend, application(lambda x: x * factor, INTEGERS), tmp_path)["p"]
+        (fits,) = run(backend.upload(torch.tensor([1, -1], dtype=torch.int32)))
+        assert backend.download(fits).tolist() == [factor, -factor]
+        with pytest.raises(RuntimeError, match="'output' is beyond the 32 bits"):
+            run(backend.upload(torch.tensor([2, 1], dtype=torch.int32)))
+
+
+def test_ranks_that_draw_for_themselves_are_told(tmp_path: Path) -> None:
+    with emulated(tp_degree=2) as backend:
+        run = load(backend, application(lambda x: x + torch.randn(3, 4), FORM), tmp_path)["p"]
+        (made,) = run(backend.upload(torch.zeros(3, 4)))
+        with pytest.raises(RuntimeError, match=r"'sharded'.*random numbers.*on the host"):
+            backend.download(made)
