@@ -79,7 +79,8 @@ def _with_casts(source: TensorSpec, target: TensorSpec, form: EdgeForm) -> EdgeF
     written = form.spec
     casts = [fit for fit in form.fits if fit.kind == "cast"]
     reached = casts[-1].dtype if casts else source.dtype
-    if written == target and reached == target.dtype:
+    idle = len(casts) == 1 and source.dtype == target.dtype
+    if written == target and reached == target.dtype and not idle:
         return form
     fits = [fit for fit in form.fits if fit.kind != "cast"]
     if source.dtype != target.dtype:

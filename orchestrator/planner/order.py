@@ -8,13 +8,16 @@ is one more edge of the graph of blocks; a demand that would close a cycle is a 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 
 from orchestrator.plan.model import Step, walk
 from orchestrator.plan.programs import Folds, place_of
 
 __all__ = ["Blocks", "Clash"]
+
+#: Stands for a reader after the last block.
+_END = -1
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Clash:
         later: The block that runs its program again; a call, or a region by its dims.
         reader: The block that reads it too late.
         made_by: The call that made it.
-        readers: The calls in the reading block.
+        readers: The calls in the reading block; None: all that come after.
     """
 
     earlier: str
     later: str
     reader: str
     made_by: str
-    readers: frozenset[str]
+    readers: frozenset[str] | None
 
 
 class Blocks:
@@ -43,18 +46,24 @@ class Blocks:
         steps: Steps in a legal order.
         run_by: The program a step runs, or None.
         folds: What is folded into calls.
+        given: Values that are read after the last block.
 
     Attributes:
         moves: What ``solve`` changed, a sentence each.
     """
 
     def __init__(
-        self, steps: tuple[Step, ...], run_by: Callable[[Step], Hashable | None], folds: Folds
+        self,
+        steps: tuple[Step, ...],
+        run_by: Callable[[Step], Hashable | None],
+        folds: Folds,
+        given: Collection[int] = (),
     ) -> None:
         self.moves: list[str] = []
         self._blocks = _glued(steps)
         self._run_by = run_by
         self._folds = folds
+        self._given = frozenset(given)
         self._maker = {
             index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
         }
@@ -68,7 +77,7 @@ class Blocks:
         order = list(range(len(self._blocks)))
         while (hazard := self._hazard(order)) is not None:
             maker, later, reader, value = hazard
-            if reader == later or self._reaches(later, reader):
+            if reader in (later, _END) or self._reaches(later, reader):
                 return self._clash(maker, later, reader, value)
             self._before[later].add(reader)
             self._tell(maker, later, reader)
@@ -113,8 +122,8 @@ class Blocks:
             for key in self._programs[at]:
                 for maker, value in lives.get(key, ()):
                     late = [reader for reader in readers.get(value, ()) if place[reader] >= place[at]]
-                    if late:
-                        return maker, at, late[0], value
+                    if late or value in self._given:
+                        return maker, at, late[0] if late else _END, value
                 lives[key] = [(at, index) for index in self._made_in(at, key)]
         return None
 
@@ -163,7 +172,10 @@ class Blocks:
     def _clash(self, maker: int, later: int, reader: int, value: int) -> Clash:
         made_by = self._folds.after[value][0] if value in self._folds.after else _name(self._blocks[maker])
         readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op == "call")
-        earlier, runs, reads = (_name(self._blocks[at]) for at in (maker, later, reader))
+        earlier, runs = (_name(self._blocks[at]) for at in (maker, later))
+        if reader == _END:
+            return Clash(earlier, runs, "what comes after the region", made_by, None)
+        reads = _name(self._blocks[reader])
         return Clash(earlier, runs, reads, made_by, readers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.adapter import MOVES
 from orchestrator.errors import PlanError
@@ -165,6 +166,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     for call in plan.calls:
         if call != mine[call.name]:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
+    _check_folds(plan, graph, request)
     _check_constants(plan, graph)
     _check_written(plan, fresh, graph)
     edges = {str(edge): edge for edge in fresh.edges}
@@ -179,6 +181,24 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
         if edge.adapters == here.adapters and edge.cost != here.cost:
             raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
     return plan
+
+
+def _check_folds(plan: Plan, graph: Graph, request: Request) -> None:
+    """What is compiled as its author made it has nothing folded into it, and no second program."""
+    backends: dict[str, Any] = {
+        group.device: request.resolve(group.device)[1](group.device, dict(group.options))
+        for group in plan.groups
+        if group.compiled
+    }
+    for program in plan.programs:
+        folded = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
+        stage = graph.stages.get(program.stage)
+        if (
+            stage is not None
+            and (program.route or any(folded))
+            and not backends[program.device].foldable(stage)
+        ):
+            raise _mismatch(plan, graph, f"stage {stage.name!r} is compiled as its author made it")
 
 
 def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:

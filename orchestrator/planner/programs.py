@@ -70,16 +70,24 @@ class Programs:
 
     def planned(self, routes: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
         """Returns the programs, given the route of each call that does not take the first."""
-        made: dict[str, PlannedProgram] = {}
+        made: list[PlannedProgram] = []
         for signature, steps in self.users.items():
-            outputs = self._outputs(steps)
-            on_host = len(outputs) == 1 and self._is_read_on_host(steps)
+            by_route: dict[int, list[Step]] = {}
             for step in steps:
-                route = routes.get(step.name, 0) if step.op == "call" else 0
-                name = self.name(step, route)
-                stage = signature[0] if step.op == "call" else ""
-                made[name] = PlannedProgram(name, step.device, stage, signature[1], outputs, to_host=on_host)
-        return self._told_apart(tuple(made.values()))
+                by_route.setdefault(routes.get(step.name, 0) if step.op == "call" else 0, []).append(step)
+            for route, users in by_route.items():
+                outputs = self._outputs(users)
+                made.append(
+                    PlannedProgram(
+                        name=self.name(users[0], route),
+                        device=users[0].device,
+                        stage=signature[0] if users[0].op == "call" else "",
+                        inputs=signature[1],
+                        outputs=outputs,
+                        to_host=len(outputs) == 1 and self._is_read_on_host(users),
+                    )
+                )
+        return self._told_apart(tuple(made))
 
     def _told_apart(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
         """Gives routes, so that no two programs of an application take the same shapes: a router sees only these."""

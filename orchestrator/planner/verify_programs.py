@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedProgram, Step, walk
 from orchestrator.planner.verify_edges import demand
-from orchestrator.specs import TensorSpec, combinations, show_spec
+from orchestrator.specs import PortSpec, TensorSpec, combinations, show_spec
 
 __all__ = ["check_programs"]
 
@@ -92,9 +92,26 @@ class _Programs:
             self._demand(
                 same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
             )
+        self._outputs(program, dict(call.outputs))
         self._starts(step, group, program)
         for (port, _), index in zip(call.outputs, step.outputs, strict=True):
             self.given[index] = program.name, port, ()
+
+    def _outputs(self, program: PlannedProgram, ports: Mapping[str, PortSpec]) -> None:
+        """A program gives ports that there are, each form of one once, and what its adapters make of it."""
+        forms = [(item.port, item.adapters) for item in program.outputs]
+        sound = bool(forms) and len(set(forms)) == len(forms) and {port for port, _ in forms} <= ports.keys()
+        self._demand(
+            sound, f"program {program.name!r} gives {[port for port, _ in forms]}, not ports of its stage"
+        )
+        for item in program.outputs:
+            spec = ports[item.port]
+            for adapter in item.adapters:
+                spec = adapter.result(spec) if isinstance(spec, TensorSpec) else spec
+            same = isinstance(spec, TensorSpec) and item.spec.same_form(spec)
+            self._demand(
+                same, f"program {program.name!r} gives {item.port!r} in another form than {show_spec(spec)}"
+            )
 
     def _program(self, step: Step, stage: str) -> PlannedProgram:
         program = self.programs.get(step.program)
@@ -176,12 +193,18 @@ class _Programs:
         assert step.adapter is not None
         root, before = self.names.get(source, (source, ()))
         done = (*before, step.adapter)
-        sound = len(program.inputs) == 1 and program.inputs[0].adapters == done
+        sound = [item.port for item in program.inputs] == ["value"] and program.inputs[0].adapters == done
         self._demand(sound, f"program {program.name!r} does not do what '{step.adapter}' says")
         spec = self.plan.values[root].spec
         wanted = program.inputs[0].spec
         fits = isinstance(spec, TensorSpec) and wanted is not None and wanted.same_form(spec)
         self._demand(fits, f"program {program.name!r} takes another form than {show_spec(spec)}")
+        made = self.plan.values[step.outputs[0]].spec
+        plain = len(program.outputs) == 1 and not program.outputs[0].adapters
+        self._demand(
+            plain, f"program {program.name!r} does not give the one value that '{step.adapter}' makes"
+        )
+        self._outputs(program, {"value": made})
         self._starts(step, group, program)
 
     def _placed_moves(self) -> None:

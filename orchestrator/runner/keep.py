@@ -7,11 +7,12 @@ overwrites it: there a kept output is what was downloaded, put on the device aga
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import HOST, Plan, Step, walk
+from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["keep_on_device"]
 
@@ -51,31 +52,40 @@ def _steps(steps: Iterable[Step], kept: set[int], dropped: set[int]) -> tuple[St
     return tuple(made)
 
 
-def _copied(plan: Plan, names: Collection[str]) -> dict[str, str]:
-    """Outputs whose value lives in a buffer that the next request overwrites, with the device to copy them to."""
+def _copied(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:
+    """Outputs in a buffer that the next request overwrites, with the device to copy them to and what it holds."""
     made_by = {index: step for step in walk(plan.steps) if step.op != "region" for index in step.outputs}
     buffered = {
         group.memory: group.device for group in plan.groups if group.compiled and group.output_buffers
     }
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:
         step = made_by.get(index)
         while step is not None and step.op == "adapt" and plan.values[index].memory == HOST:
             index = step.inputs[0]
             step = made_by.get(index)
-        if name in names and plan.values[index].memory in buffered:
-            found[name] = buffered[plan.values[index].memory]
+        value = plan.values[index]
+        if name in names and value.memory in buffered:
+            found[name] = buffered[value.memory], value.spec
     return found
 
 
-def _with_copies(plan: Plan, copied: dict[str, str]) -> Plan:
+def _with_copies(plan: Plan, copied: Mapping[str, tuple[str, PortSpec]]) -> Plan:
+    """Puts outputs on their device again, in the dtype that it holds."""
     values, steps, outputs = list(plan.values), list(plan.steps), []
+
+    def add(source: int, adapter: Adapter, memory: str, spec: PortSpec) -> int:
+        values.append(replace(values[source], memory=memory, spec=spec))
+        steps.append(Step("adapt", values[source].origin, (source,), (len(values) - 1,), adapter, memory))
+        return len(values) - 1
+
     for name, index in plan.outputs:
         if name in copied:
-            value = plan.values[index]
-            values.append(replace(value, memory=copied[name]))
-            adapter = Adapter("upload", device=copied[name])
-            steps.append(Step("adapt", value.origin, (index,), (len(values) - 1,), adapter, copied[name]))
-            index = len(values) - 1
+            device, held = copied[name]
+            spec = values[index].spec
+            if isinstance(spec, TensorSpec) and isinstance(held, TensorSpec) and spec.dtype != held.dtype:
+                spec = replace(spec, dtype=held.dtype)
+                index = add(index, Adapter("cast", dtype=held.dtype), HOST, spec)
+            index = add(index, Adapter("upload", device=device), device, spec)
         outputs.append((name, index))
     return replace(plan, values=tuple(values), steps=tuple(steps), outputs=tuple(outputs))

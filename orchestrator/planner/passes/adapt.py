@@ -135,6 +135,12 @@ class _Scheduler:
             end = 1 + max((at for at, adapter in enumerate(way) if adapter.kind == "cut"), default=-1)
             while end < len(way) and way[end].kind == "download":
                 end += 1
+        elif (
+            way
+            and way[0].kind in ("download", "gather")
+            and self.draft.compiled(self.ways.source(edge).device)
+        ):
+            end = 1  # the buffer that the value is in is the next call's
         index = self._walk(root, way[:end], body, region)
         self.made[None, root, way[:end]] = index
         return index

@@ -148,11 +148,12 @@ def _reason(
     costs: dict[str, float],
     able: list[Place],
 ) -> str:
+    are = "is" if len(fits) == 1 else "are"
     where = {
-        "producer": f"is compiled into {edge.source.name!r}",
-        "consumer": f"is compiled into {edge.target.name!r}",
-        "program": "is a program of its own",
-        "host": "is done on the host",
+        "producer": f"{are} compiled into {edge.source.name!r}",
+        "consumer": f"{are} compiled into {edge.target.name!r}",
+        "program": f"{are} a program of its own",
+        "host": f"{are} done on the host",
     }
     chosen = "host" if over_host else best
     what = " and ".join(fit.kind for fit in fits)

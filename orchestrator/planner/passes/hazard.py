@@ -69,17 +69,19 @@ class _Solver:
             if backend.capabilities.output_buffers and backend.options.get("hazards", "solve") != "ignore"
         )
 
-    def _order(self, steps: Iterable[Step], watched: frozenset[str]) -> tuple[Step, ...] | Clash:
+    def _order(
+        self, steps: Iterable[Step], watched: frozenset[str], given: tuple[int, ...] = ()
+    ) -> tuple[Step, ...] | Clash:
         """Orders steps, those of regions too, with the routes of the moment."""
         ordered: list[Step] = []
         for step in steps:
             if step.body:
-                body = self._order(step.body, watched)
+                body = self._order(step.body, watched, step.outputs)
                 if isinstance(body, Clash):
                     return body
                 step = replace(step, body=body)
             ordered.append(step)
-        blocks = Blocks(tuple(ordered), lambda step: self._run_by(step, watched), self.programs.folds)
+        blocks = Blocks(tuple(ordered), lambda step: self._run_by(step, watched), self.programs.folds, given)
         solved = blocks.solve()
         self.moves += blocks.moves
         return solved
@@ -106,7 +108,7 @@ class _Solver:
             for edge in self.draft.graph.edges
             if edge.source.name == clash.made_by
             and edge.target.kind == "call"
-            and edge.target.name in clash.readers
+            and (clash.readers is None or edge.target.name in clash.readers)
         }
         if not found.keys() - self.draft.spilled.keys():
             raise PlanError(f"No order of the calls saves a value: {reason}.", call=clash.made_by)
