@@ -85,7 +85,7 @@ def test_options_are_refused_if_no_backend_knows_them():
         == "tp_degree"
     )
     refuses(PlanError, "Did you mean 'ranks'?", lambda: chain(Double()).plan("null", options={"rnks": 2}))
-    refuses(PlanError, "'ranks' is a int", lambda: chain(Double()).plan("null", options={"ranks": "2"}))
+    refuses(PlanError, "'ranks' takes int", lambda: chain(Double()).plan("null", options={"ranks": "2"}))
     refuses(PlanError, ("'a'", "'tp'"), chain(Double(), config={"tp": 1}).plan)
 
 
