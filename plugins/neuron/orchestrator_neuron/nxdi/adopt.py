@@ -12,6 +12,7 @@ inputs does not fit them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -85,17 +86,22 @@ class _Held:
     A loaded application cannot be copied, and it is no other stage than before it was loaded.
     """
 
-    # A slot under a private name is not seen by what describes objects; see test `key_of_an_application_...`.
-    __slots__ = ("__objects",)
+    # The objects are kept beside it, and found by a computed name: what describes an object looks into attributes,
+    # slots, and globals that its class names; see the check `key_of_an_application_survives_its_loading`.
+    __slots__ = ("__weakref__",)
 
     def __init__(self, wrapper: Any, application: Any) -> None:
-        self.__objects = (wrapper, application)
+        globals()["_OBJECTS"][self] = (wrapper, application)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
         return self
 
     def __call__(self) -> tuple[Any, Any]:
-        return self.__objects
+        found: tuple[Any, Any] = globals()["_OBJECTS"][self]
+        return found
+
+
+_OBJECTS: weakref.WeakKeyDictionary[_Held, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 class AdoptedStage(ModelWrapper):
