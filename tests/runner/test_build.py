@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +18,6 @@ import torch
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, PlanError
 from orchestrator.program import Application
-from orchestrator.runner import child
 from orchestrator.runner.build import WORKERS, Job, build_applications
 from orchestrator.store import ArtifactStore, content_key
 
@@ -212,10 +209,10 @@ def test_what_a_compiler_started_ends_with_it(store: ArtifactStore, tmp_path: Pa
         (tmp_path / "sleeper").write_text(str(process.pid))
 
     build_applications(Compiler(a=leave).jobs(), store)
-    assert not _runs(int((tmp_path / "sleeper").read_text()))
+    assert not runs(int((tmp_path / "sleeper").read_text()))
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether a process runs; one that was killed gets a moment to end."""
     until = time.monotonic() + 10
     while _lives(pid) and time.monotonic() < until:
@@ -260,60 +257,3 @@ def test_the_number_of_workers_may_come_from_outside(store: ArtifactStore, monke
     folders = build_applications(Compiler(a=note, b=note).jobs(), store)
     starts = [float((folder / "at").read_text()) for folder in folders.values()]
     assert starts[1] - starts[0] >= 0.2
-
-
-@pytest.mark.parametrize("when", ["it starts", "it fails", "it is done"])
-def test_an_interrupted_child_is_silent(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], when: str
-):
-    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGINT)
-            return function(*args)
-
-        return run
-
-    def fail(folder: Path) -> None:
-        raise ValueError("no")
-
-    module, name = {
-        "it starts": (child, "_settle"),
-        "it fails": (child.traceback, "format_exc"),
-        "it is done": (child.pickle, "dumps"),
-    }[when]
-    monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
-    with contextlib.suppress(CompileError):
-        build_applications(Compiler(a=fail if when == "it fails" else write).jobs(), store)
-    assert capfd.readouterr().err == ""
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.runner.test_build import Compiler, build_applications, ArtifactStore
-def slow(folder):
-    (Path({tmp!r}) / folder.name).touch()
-    time.sleep(60)
-print("ready", flush=True)
-build_applications(Compiler(a=slow, b=slow).jobs(), ArtifactStore({tmp!r} + "/store"), workers=2)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_children_end_with_their_parent(tmp_path: Path, number: int):
-    script = SCRIPT.format(root=str(Path(__file__).parents[2]), tmp=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob(".*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 2
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert (b"KeyboardInterrupt" in errors) == (number == signal.SIGINT)
-    assert not [child for child in children if _runs(child.pid)]
-    store = ArtifactStore(tmp_path / "store")
-    assert store.entries() == ()
-    assert store.clean().leftovers == (0 if number == signal.SIGINT else 2)
