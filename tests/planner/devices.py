@@ -17,7 +17,7 @@ from orchestrator.registry import BackendRegistry
 from orchestrator.stage import Stage
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 
-__all__ = ["DEVICE", "STIFF", "Plus", "Stiff", "edge_of", "on", "programs_of", "ranked", "runs"]
+__all__ = ["DEVICE", "STIFF", "Plus", "Stiff", "edge_of", "on", "programs_of", "ranked", "runs", "way"]
 
 DEVICE = "neuron-emulated"
 STIFF = "neuron-stiff"
@@ -86,3 +86,8 @@ def runs(plan: Plan) -> list[tuple[str, str]]:
 
     look(plan.steps)
     return found
+
+
+def way(plan: Plan, edge: str) -> list[str]:
+    """The adapters of an edge, in words."""
+    return [str(adapter) for adapter in edge_of(plan, edge).adapters]

@@ -107,7 +107,6 @@ def test_what_a_region_gives_is_kept_whole():
         assert torch.equal(shown(kept), x + 1)
 
 
-@pytest.mark.xfail(strict=True, reason="keep puts the int64 of the result on the device, which holds int32")
 def test_kept_integers_are_held_as_the_device_holds_them():
     pipeline = ranked()
     best = pipeline.add("best", lambda x: x.argmax(-1))
