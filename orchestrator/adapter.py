@@ -123,8 +123,14 @@ def slice_to(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return value
 
 
+def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Tells whether an integer dtype holds all that another one does."""
+    own, its = torch.iinfo(dtype), torch.iinfo(other)
+    return own.min <= its.min and its.max <= own.max
+
+
 def check_cast(value: torch.Tensor, dtype: torch.dtype) -> None:
-    """Makes sure that a narrower integer dtype holds every element; torch itself would wrap them.
+    """Makes sure that an integer dtype holds every element; torch itself would wrap them.
 
     Args:
         value: A tensor of the host: its content is looked at.
@@ -133,13 +139,14 @@ def check_cast(value: torch.Tensor, dtype: torch.dtype) -> None:
     Raises:
         OverflowError: An element does not fit.
     """
-    whole = not (
-        dtype.is_floating_point or dtype.is_complex or value.is_floating_point() or value.is_complex()
-    )
-    if not whole or torch.bool in (dtype, value.dtype) or not value.numel():
+    if dtype.is_floating_point or dtype.is_complex or value.is_complex() or not value.numel():
+        return
+    if torch.bool in (dtype, value.dtype) or (
+        not value.is_floating_point() and _is_wider(dtype, value.dtype)
+    ):
         return
     limits = torch.iinfo(dtype)
-    low, high = (int(end) for end in torch.aminmax(value))
+    low, high = (end.item() for end in torch.aminmax(value))
     if low < limits.min or high > limits.max:
         odd = low if low < limits.min else high
         raise OverflowError(

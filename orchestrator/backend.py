@@ -209,9 +209,11 @@ class CompilingBackend(Backend):
 
     Attributes:
         budget: Bytes of each rank's memory that the plan may use, set before ``open``; 0: all there are.
+        reserved: Bytes of it that requests and constants will take, so that loading leaves room for them.
     """
 
     budget: int = 0
+    reserved: int = 0
 
     def compile(
         self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore

@@ -20,7 +20,7 @@ from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_ent
 from orchestrator.plan.programs import place_of
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Counter", "Tally", "request_sizes", "summarise"]
+__all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
 
 
 @dataclass
@@ -103,6 +103,13 @@ def _check_size(dim: DimPlan, size: int) -> None:
 def summarise(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Returns the counts of one request at these sizes."""
     return Counter(plan).request(request_sizes(plan, sizes)).as_dict()
+
+
+def constant_bytes(plan: Plan, device: str) -> int:
+    """Returns the bytes that staged constants take on a device, one rank."""
+    memory = next(group.memory for group in plan.groups if group.device == device)
+    specs = [value.spec for value in plan.values if value.constant and value.memory == memory]
+    return sum(spec.nbytes({}) for spec in specs if isinstance(spec, TensorSpec))
 
 
 class Counter:

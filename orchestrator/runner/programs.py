@@ -12,6 +12,7 @@ import torch
 from orchestrator.adapter import MOVES, Adapter, apply, check_cast
 from orchestrator.backend import Artifact, Backend, CompilingBackend
 from orchestrator.graph import Graph
+from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
 from orchestrator.program import Application, Program
 from orchestrator.runner.build import Job, build_applications
@@ -75,13 +76,12 @@ class Programs:
 
 
 def _narrowed(adapter: Adapter) -> Callable[..., Any]:
-    """A cast on the host that refuses integers which do not fit, in place of wrapping them."""
+    """A cast on the host that refuses numbers which an integer dtype does not hold, in place of wrapping them."""
     assert adapter.dtype is not None
     dtype = adapter.dtype
 
     def cast(value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
-        if value.dtype.itemsize > dtype.itemsize:
-            check_cast(value, dtype)
+        check_cast(value, dtype)
         return apply(adapter, value, sizes)
 
     return cast
@@ -190,6 +190,7 @@ def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], com
         for device, backend in backends.items():
             if isinstance(backend, CompilingBackend):
                 backend.budget = dict(plan.budget).get(device, 0)
+                backend.reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
             backend.open()
             opened.append(backend)
         functions = _functions(plan, graph, backends, compiled)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from orchestrator import Dim, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
+from orchestrator import CompileError, Dim, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.planner.passes.verify import verify
 from orchestrator.testing import run_by_hand
@@ -143,3 +143,34 @@ def test_a_plan_whose_constants_were_equal_does_not_fit_others():
     assert build(2.0).bind(plan) == plan
     with pytest.raises(PlanError, match="constant"):
         build(3.0).bind(plan)
+
+
+def test_a_float_that_an_integer_port_cannot_hold_is_refused():
+    pipeline = one(
+        lambda a: a + 1, TensorSpec((2,)), inputs={"a": TensorSpec((2,), torch.int64, allow_cast=True)}
+    )
+    with pipeline.plan(DEVICE).load() as session:
+        with pytest.raises(StageError, match=r"int32.*3000000000"):
+            session(x=torch.tensor([3e9, 1.0]))
+        assert session(x=torch.tensor([3.7, -1.0]))["y"].tolist() == [4, 0]
+
+
+def test_places_of_adapters_are_no_option_of_a_stage():
+    with pytest.raises(PlanError, match=r"'adapters' of stage 'stage'"):
+        one(nn.Linear(4, 4), TensorSpec((2, 4)), config={"adapters": "host"}).plan(DEVICE)
+
+
+def test_loading_leaves_room_for_requests():
+    """A tensor that a function closes over is compiled in; only loading sees what it takes."""
+    eye = torch.eye(64)
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return x + eye
+
+    pipeline = one(add, TensorSpec((64, 64)))
+    plan = pipeline.plan(DEVICE)
+    needed = sum(size for _, size in plan.buffers) + plan.summary["peak_bytes"][DEVICE]
+    with pytest.raises(CompileError, match="nothing was loaded"):
+        pipeline.plan(DEVICE, memory=needed + 100).load()
+    with pipeline.plan(DEVICE, memory=needed + 64 * 64 * 4).load() as session:
+        assert session(x=torch.zeros(64, 64))["y"].sum() == 64

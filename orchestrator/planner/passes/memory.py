@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from orchestrator.errors import PlanError, nearest
+from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.planner.draft import Draft
-from orchestrator.specs import TensorSpec
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["check_budget", "parse_bytes", "weigh"]
@@ -148,12 +148,7 @@ def check_budget(plan: Plan) -> None:
     if not plan.budget:
         return
     peak = plan.summary["peak_bytes"]
-    constants = dict.fromkeys((group.device for group in plan.groups), 0)
-    for value in plan.values:
-        if value.constant and isinstance(value.spec, TensorSpec):
-            for group in plan.groups:
-                if group.memory == value.memory:
-                    constants[group.device] += value.spec.nbytes({})
+    constants = {group.device: constant_bytes(plan, group.device) for group in plan.groups}
     weights, buffers = dict(plan.weights), dict(plan.buffers)
     rows: list[Row] = []
     over = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
 STAGE_ONLY = ("checkpoint", "sharded", "shard_weights")
 #: Options of the process: they are the same for all stages.
 PROCESS_WIDE = ("world_size", "logical_nc_config", "hazards")
+#: Options that speak of edges; they have no meaning for one stage.
+PLAN_ONLY = ("adapters",)
 PLACES = ("cost", "producer", "consumer", "program", "host")
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -117,26 +119,30 @@ def _check(name: str, value: Any, stage: str) -> Any:
     if not isinstance(value, kinds) or isinstance(value, bool):
         listed = kinds if isinstance(kinds, tuple) else (kinds,)
         raise _wrong(name, value, stage, f"a {' or '.join(kind.__name__ for kind in listed)}")
+    _check_owner(name, stage)
+    if isinstance(value, int) and value < 1:
+        raise _wrong(name, value, stage, "a positive int")
+    if name == "logical_nc_config" and value not in (1, 2):
+        raise _wrong(name, value, stage, "1 or 2")
+    if name == "hazards" and value not in ("solve", "ignore"):
+        raise _wrong(name, value, stage, "'solve' or 'ignore'")
+    return _FORMS[name](value, stage) if name in _FORMS else value
+
+
+def _check_owner(name: str, stage: str) -> None:
+    """Some options are of one stage, some of the whole plan."""
     if not stage and name in STAGE_ONLY:
         raise PlanError(
             f"The option {name!r} is of one stage: pipeline.add('name', stage, config={{{name!r}: ...}}).",
             option=name,
         )
-    if isinstance(value, int) and value < 1:
-        raise _wrong(name, value, stage, "a positive int")
-    if name == "logical_nc_config" and value not in (1, 2):
-        raise _wrong(name, value, stage, "1 or 2")
-    if name == "checkpoint":
-        return _checkpoint(value, stage)
-    if name == "torch_dtype":
-        return _dtype(value, stage)
-    if name == "hazards" and value not in ("solve", "ignore"):
-        raise _wrong(name, value, stage, "'solve' or 'ignore'")
-    if name == "adapters":
-        return _places(value, stage)
-    if name in ("sharded", "shard_weights"):
-        return _pairs(name, value, stage, int)
-    return value
+    if stage and name in PLAN_ONLY:
+        raise PlanError(
+            f"The option {name!r} of stage {stage!r} is of edges, so it goes to the plan: "
+            f"options={{'adapters': {{'a.out -> b.in': ...}}}}.",
+            option=name,
+            stage=stage,
+        )
 
 
 def _checkpoint(value: Any, stage: str) -> Any:
@@ -175,3 +181,13 @@ def _pairs(name: str, value: Any, stage: str, kind: type) -> tuple[tuple[str, An
 def _wrong(name: str, value: Any, stage: str, wanted: str) -> PlanError:
     where = f" of stage {stage!r}" if stage else ""
     return PlanError(f"The option {name!r}{where} is {wanted}, not {value!r}.", option=name, stage=stage)
+
+
+#: Options that have one form in which they are kept, and what brings a value to it.
+_FORMS: Mapping[str, Callable[[Any, str], Any]] = {
+    "adapters": _places,
+    "checkpoint": _checkpoint,
+    "sharded": lambda value, stage: _pairs("sharded", value, stage, int),
+    "shard_weights": lambda value, stage: _pairs("shard_weights", value, stage, int),
+    "torch_dtype": _dtype,
+}
