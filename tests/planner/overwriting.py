@@ -164,7 +164,7 @@ def region_patterns(draw: Any) -> Pipeline:
     loose.append(near(x))
     for _ in range(draw(st.integers(1, 2))):
         calls.make(draw(st.integers(1, 4)))
-        if draw(st.booleans()):
+        for _ in range(draw(st.integers(0, 2))):
             loose.append(pool(draw(st.sampled_from(calls.values))))
         used = used or pipeline.add("used", lambda v, o: v + o.sum(0))
         calls.values.append(used(draw(st.sampled_from(calls.values)), draw(st.sampled_from(loose))))
@@ -172,6 +172,9 @@ def region_patterns(draw: Any) -> Pipeline:
         keep = keep or host(pipeline, "keep", lambda v: v, kept=spec("n", 4, pad=0))
         calls.values.append(keep(last(draw(st.sampled_from(calls.values)))))
     loose.append(pool(calls.values[-1]))
-    pipeline.output("last", pipeline.add("tail", lambda a, b: a.sum() + b.sum())(loose[-1], loose[-2]))
+    late = draw(st.lists(st.sampled_from(loose), min_size=2, max_size=5))
+    ports = tuple(f"p{number}" for number in range(len(late)))
+    tail = pipeline.add("tail", lambda *given: sum(one.sum() for one in given), inputs=ports)
+    pipeline.output("last", tail(*late))
     give(pipeline, draw, calls.values)
     return pipeline
