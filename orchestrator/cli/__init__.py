@@ -19,8 +19,10 @@ Exit codes:
                            cannot be read or does not fit its input; an output that cannot be written; a
                            damaged artifact that `cache verify` found
     2     wrong usage      the command line is at fault: an option that does not exist or is malformed; a
-                           target, stage, device, dim, input or store that does not exist; an input that is
-                           missing; a file that is not there, or of a kind that its input does not take
+                           target, stage, device, dim, edge, input or store that does not exist; a size of
+                           memory that is none; an option that no backend of the plan knows, or a value that it
+                           does not take; an input that is missing; a file that is not there, or of a kind that
+                           its input does not take
     130   interrupted      Ctrl-C
 
 An error is ``error: ...`` on stderr, with its traceback if ``--debug`` asks for it. With ``--json`` stdout

@@ -24,7 +24,7 @@ from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md", ROOT / "plugins" / "neuron" / "README.md"]
 PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
 PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 FENCE = re.compile(r"^ *(`{3,}|:{3,}|~{3,})(\{code-block\} )?(?P<language>[\w{}+-]+)", re.MULTILINE)
