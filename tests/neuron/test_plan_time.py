@@ -206,3 +206,11 @@ def test_an_application_without_example_inputs_is_refused(stand_in: ModuleType) 
     application = stand_in.NeuronApplicationBase(stand_in.ModelWrapper(_config(), Scaled, "net"))
     with pytest.raises(GraphError, match="override input_generator"):
         planned(application, TensorSpec((2, 4)), "neuron")
+
+
+@pytest.mark.parametrize("own", [{"world_size": 2}, {"logical_nc_config": 2}, {"hazards": "solve"}], ids=str)
+def test_a_stage_may_say_what_holds_for_the_process_anyway(own: dict[str, object]):
+    pipeline = Pipeline("p")
+    stage = pipeline.add("stage", torch.nn.Linear(4, 3), config=own)
+    pipeline.output("y", stage(pipeline.input("x", TensorSpec((2, 4)))))
+    assert pipeline.plan("neuron-emulated", options={"tp_degree": 2}).groups[0].ranks == 2

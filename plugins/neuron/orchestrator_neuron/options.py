@@ -84,8 +84,10 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
         PlanError: A value is none of its option, or an option of the whole process differs for the stage.
     """
     whole, own = dict(options), checked(config, stage)
+    world = int(whole.get("world_size", whole.get("tp_degree", 1)))
+    shared = {"logical_nc_config": 2, "hazards": "solve", **whole, "world_size": world}
     for name in PROCESS_WIDE:
-        if name in own and own[name] != whole.get(name, own[name] if name == "hazards" else None):
+        if own.get(name, shared[name]) != shared[name]:
             raise PlanError(
                 f"Stage {stage!r} asks for {name}={own[name]!r}, but all stages of one process share one; give it to "
                 f"the plan: options={{{name!r}: {own[name]!r}}}. (NxD Inference crashes while loading weights when "
@@ -93,7 +95,6 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
                 stage=stage,
                 option=name,
             )
-    world = int(whole.get("world_size", whole.get("tp_degree", 1)))
     merged = {**whole, **own, "world_size": world}
     used = {name: value for name, value in merged.items() if name in Settings.__dataclass_fields__}
     settings = Settings(**used)
