@@ -97,9 +97,10 @@ class Blocks:
         reads = {index for step in block for index in step.inputs} - made
         return {self._maker[index] for index in reads if index in self._maker}
 
-    def _run(self, block: tuple[Step, ...]) -> frozenset[Hashable]:
+    def _run(self, block: tuple[Step, ...]) -> tuple[Hashable, ...]:
+        """Programs of a block, in the order of running: a plan is the same in every process."""
         keys = (self._run_by(step) for step in walk(block))
-        return frozenset(key for key in keys if key is not None)
+        return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
         """Values whose buffers the block reads: through names that folded adapters gave them, not by giving names."""
