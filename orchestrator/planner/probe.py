@@ -62,12 +62,13 @@ class Prober:
         self._copies: dict[int, Callable[..., Any]] = {}
         self._structures: dict[int, Any] = {}
 
-    def run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
+    def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> Outcome:
         """Runs a stage.
 
         Args:
             stage: The stage.
             arguments: For each fed port its name, and shape and dtype, or a Python constant.
+            captured: Whether it is told that it is being captured (``torch.compiler.is_compiling``).
 
         Raises:
             DataDependentError: It looks at tensor contents.
@@ -75,11 +76,11 @@ class Prober:
         """
         if id(stage) not in self._structures:
             self._structures[id(stage)] = structure(stage.target)
-        key = (self._structures[id(stage)], tuple((name, _key(value)) for name, value in arguments))
+        key = (self._structures[id(stage)], tuple((name, _key(value)) for name, value in arguments), captured)
         if key not in self._memo:
             # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
             # of the moment, the plan is not.
-            with _quiet(), torch.inference_mode(False), _no_autocast():
+            with _quiet(), torch.inference_mode(False), _no_autocast(), _capture(captured):
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
@@ -254,6 +255,17 @@ def _no_autocast() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+@contextlib.contextmanager
+def _capture(asked: bool) -> Iterator[None]:
+    """Tells modules that they are being captured, as ``torch.export`` does: many look at masks only if not."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = asked or before
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import Dim, ModelWrapper, PlanError
+import orchestrator_neuron
+from orchestrator import Dim, ModelWrapper, Pipeline, PlanError, StageError, TensorSpec
+from orchestrator.testing.pytest_plugin import make_plugins
 from tests.kit import Double, chain, host, linear, new, refuses, spec
 
 
@@ -349,3 +351,42 @@ def test_an_optional_port_that_names_a_dim_may_stay_unfed():
     pipeline.output("y", stage(pipeline.input("x", spec(2))))
     with pipeline.plan().load() as session:
         assert session(x=torch.zeros(2))["y"].tolist() == [1.0, 1.0]
+
+
+class Masked(torch.nn.Module):
+    """Looks at its mask, unless it is being captured, as many models of the Transformers library do."""
+
+    def __init__(self, honest: bool = True) -> None:
+        super().__init__()
+        self.honest = honest
+
+    def forward(self, x, mask):
+        if not torch.compiler.is_compiling() and bool(mask.all()):
+            return x if self.honest else x[:1]
+        return x * mask
+
+
+@pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
+def test_a_module_that_looks_at_a_mask_unless_it_is_captured(device):
+    plugins = make_plugins()
+    plugins.register(orchestrator_neuron)
+    pipeline = Pipeline("p", plugins=plugins)
+    x, mask = (pipeline.input(name, spec("b", 4, pad=0)) for name in ("x", "mask"))
+    pipeline.output("y", pipeline.add("masked", Masked())(x, mask))
+    plan = pipeline.plan(device, sizes={"b": (2, 4)})
+    assert plan.call("masked").outputs == (("output", TensorSpec(("b", 4))),)
+    with plan.load() as session:
+        for mask in (torch.ones(3, 4), torch.tensor([[1.0, 0, 1, 0]] * 3)):
+            given = torch.randn(3, 4)
+            torch.testing.assert_close(session(x=given, mask=mask)["y"], given * mask)
+    assert not torch.compiler.is_compiling()
+
+
+def test_what_was_seen_of_a_captured_module_is_checked_at_each_call():
+    pipeline = new()
+    x, mask = (pipeline.input(name, spec(2, 4)) for name in ("x", "mask"))
+    pipeline.output("y", pipeline.add("masked", Masked(honest=False))(x, mask))
+    with pipeline.plan("cpu").load() as session:
+        assert session(x=torch.ones(2, 4), mask=torch.zeros(2, 4))["y"].sum() == 0
+        with pytest.raises(StageError, match=r"'masked.output' is \[2, 4\].*gave \[1, 4\]"):
+            session(x=torch.ones(2, 4), mask=torch.ones(2, 4))

@@ -49,6 +49,7 @@ class _Inference:
         self.graph = draft.graph
         self.dims = dict(draft.dims)
         self.prober = Prober()
+        self.captured: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.forms: dict[Edge, EdgeForm] = {}
         self.calls: dict[str, PlannedCall] = {}
@@ -107,7 +108,7 @@ class _Inference:
         fed: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
             form = self._fit(edge, self._wanted(stage, edge.target_port))
-            self._check_type(edge, stage, form.spec)
+            _check_type(self.draft.devices[stage.name], edge, stage, form.spec)
             self.forms[edge] = form
             fed[edge.target_port] = form.spec
         ordered = {port.name: fed[port.name] for port in stage.inputs if port.name in fed}
@@ -133,16 +134,6 @@ class _Inference:
             self.examples[stage.name] = _example_specs(stage, self.prober.examples(wrapper))
         return self.examples[stage.name].get(port)
 
-    def _check_type(self, edge: Edge, stage: Stage, spec: PortSpec) -> None:
-        if stage.host or isinstance(spec, TensorSpec) or edge.source.kind == "constant":
-            return
-        raise PlanError(
-            f"{edge.origin!r} gives the Python type {show_spec(spec)}, but {edge.destination!r} runs on "
-            f"{self.draft.devices[stage.name]!r}; such a value never meets a device. Turn it into a tensor in a "
-            f"host stage (device='host').",
-            edge=str(edge),
-        )
-
     def _outputs(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
     ) -> tuple[dict[str, PortSpec], str, bool]:
@@ -150,19 +141,29 @@ class _Inference:
         if stage.host or stage.opaque:
             return self._declared(name, stage)
         try:
-            samples = self._samples(name, stage, fed)
+            return self._inferred(name, stage, self._samples(name, stage, fed))
         except DataDependentError as error:
             if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
                 return self._declared(name, stage)
-            raise PlanError(
-                f"Stage {stage.name!r} (call {name!r}) decides a shape, or what it does, by the content of a tensor: "
-                f"{error}. Declare what it gives, with a Dim whose buckets bound the size "
-                f"(outputs={{'name': TensorSpec((Dim('n', buckets=(8, 64)), ...))}}), or make it a host stage "
-                f"(device='host').",
-                stage=stage.name,
-                call=name,
-            ) from error
-        return self._inferred(name, stage, samples)
+            found = self._captured(name, stage, fed)
+            if found is not None:
+                return found
+            raise _looks_at_content(name, stage, error) from error
+
+    def _captured(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> tuple[dict[str, PortSpec], str, bool] | None:
+        """What a stage gives when it is told that it is being captured; None: it looks at contents even so.
+
+        It is not told so when it runs eagerly, so what it gives is checked at each call.
+        """
+        self.captured.add(name)
+        try:
+            outputs, returns, _ = self._inferred(name, stage, self._samples(name, stage, fed))
+        except DataDependentError:
+            self.captured.discard(name)
+            return None
+        return outputs, returns, True
 
     def _declared(self, name: str, stage: Stage) -> tuple[dict[str, PortSpec], str, bool]:
         outputs: dict[str, PortSpec] = {}
@@ -234,7 +235,7 @@ class _Inference:
                 arguments.append((port, (spec.shape(at), spec.dtype)))
             else:
                 arguments.append((port, constants[port]))
-        return self.prober.run(stage, tuple(arguments))
+        return self.prober.run(stage, tuple(arguments), name in self.captured)
 
     def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
         try:
@@ -316,6 +317,27 @@ def _sized(fed: dict[str, PortSpec], at: dict[str, int]) -> bool:
 
 def _constant_spec(value: Any) -> PortSpec:
     return TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+def _check_type(device: str, edge: Edge, stage: Stage, spec: PortSpec) -> None:
+    if stage.host or isinstance(spec, TensorSpec) or edge.source.kind == "constant":
+        return
+    raise PlanError(
+        f"{edge.origin!r} gives the Python type {show_spec(spec)}, but {edge.destination!r} runs on {device!r}; such a "
+        f"value never meets a device. Turn it into a tensor in a host stage (device='host').",
+        edge=str(edge),
+    )
+
+
+def _looks_at_content(name: str, stage: Stage, error: Exception) -> PlanError:
+    return PlanError(
+        f"Stage {stage.name!r} (call {name!r}) decides a shape, or what it does, by the content of a tensor: "
+        f"{error}. Declare what it gives, with a Dim whose buckets bound the size "
+        f"(outputs={{'name': TensorSpec((Dim('n', buckets=(8, 64)), ...))}}), or make it a host stage "
+        f"(device='host').",
+        stage=stage.name,
+        call=name,
+    )
 
 
 def _check_birth(draft: Draft, name: str, stage: Stage, dim: str) -> None:
