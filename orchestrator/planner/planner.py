@@ -190,9 +190,10 @@ def _check_folds(plan: Plan, graph: Graph, request: Request) -> None:
         for group in plan.groups
         if group.compiled
     }
+    stages = graph.stages
     for program in plan.programs:
         folded = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
-        stage = graph.stages.get(program.stage)
+        stage = stages.get(program.stage)
         if (
             stage is not None
             and (program.route or any(folded))

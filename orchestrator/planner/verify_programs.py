@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedProgram, Step, walk
 from orchestrator.planner.verify_edges import demand
-from orchestrator.specs import PortSpec, TensorSpec, combinations, show_spec
+from orchestrator.specs import PortSpec, TensorSpec, show_spec
 
 __all__ = ["check_programs"]
 
@@ -222,8 +222,7 @@ class _Programs:
         buckets = {dim.name: dim.buckets for dim in self.plan.dims}
         found: dict[str, int] = {}
         for program in self.plan.programs:
-            names = dict.fromkeys(name for item in program.inputs if item.spec for name in item.spec.names)
-            sizes = [item.spec.nbytes(at) for at in combinations(names, buckets) for item in program.outputs]
+            sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
             if self.groups[program.device].output_buffers:
                 found[program.device] = found.get(program.device, 0) + sum(sizes)
         told = sorted(self.plan.buffers)
@@ -235,8 +234,7 @@ class _Programs:
         buckets = {dim.name: dim.buckets for dim in self.plan.dims}
         known: dict[tuple[object, ...], str] = {}
         for program in self.plan.programs:
-            names = dict.fromkeys(name for item in program.inputs if item.spec for name in item.spec.names)
-            for at in combinations(names, buckets):
+            for at in program.combinations(buckets):
                 shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
                 shapes += [(program.route,)] if program.route else []
                 key = (program.device, program.stage or program.name, *shapes)

@@ -83,7 +83,6 @@ class Generator:
         self.programs = programs
         self.plan = programs.plan
         self.exact = exact
-        self.spared = spared
         self.region = region
         self.check = check
         self.observer = observer
@@ -91,15 +90,14 @@ class Generator:
         self.folds = Folds.of_plan(self.plan)
         self.table = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
+        self.unfreed = spared | self._unmade()
 
-    def unmade(self, call: str) -> set[int]:
-        """Returns the values of a call that its program does not give, since nobody reads them by themselves."""
-        if call in self.calls and self._is_compiled(self.calls[call]):
-            return set(self.folds.ports[call].values()) - set(self.folds.given(call).values())
-        return set()
-
-    def _is_compiled(self, call: PlannedCall) -> bool:
-        return any(group.compiled for group in self.plan.groups if group.device == call.device)
+    def _unmade(self) -> frozenset[int]:
+        """Values that no program gives, since only adapters folded into it would read them."""
+        compiled = {group.device for group in self.plan.groups if group.compiled}
+        names = [name for name in self.folds.ports if self.calls[name].device in compiled]
+        values = {index for name in names for index in self.folds.ports[name].values()}
+        return frozenset(values - {index for name in names for index in self.folds.given(name).values()})
 
     def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
         """Generates a function.
@@ -141,8 +139,6 @@ class _Writer:
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
         self.sized = False
         self.pending: dict[int, str] = {}
-        #: Values that no program gives, since only adapters folded into it would read them.
-        self.skipped = frozenset(index for call in generator.folds.ports for index in generator.unmade(call))
         self.roots: dict[int, int] = {}
         self.holders: dict[int, int] = {}
 
@@ -302,7 +298,7 @@ class _Writer:
         return lines
 
     def _free(self, step: Step) -> None:
-        gone = [index for index in step.frees if index not in self.owner.spared | self.skipped]
+        gone = [index for index in step.frees if index not in self.owner.unfreed]
         for index in gone:
             memory = self.values[index].memory
             counted = memory == HOST or self.programs.backend_of(memory).capabilities.refcounted

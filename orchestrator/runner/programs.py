@@ -109,13 +109,12 @@ def compile_stages(
         CompileError: A stage cannot be compiled.
     """
     artifacts: dict[str, tuple[Artifact, ...]] = {}
-    for call in plan.calls:
-        backend = backends.get(call.device)
-        if backend is not None and not isinstance(backend, CompilingBackend) and call.stage not in artifacts:
-            uses = [other for other in plan.calls if other.stage == call.stage]
+    stages = graph.stages
+    for name, uses in _uses(plan).items():
+        backend = backends[uses[0].device]
+        if not isinstance(backend, CompilingBackend):
             sizes = _compile_sizes(plan, backend, uses)
-            stage = graph.stages[call.stage]
-            artifacts[call.stage] = tuple(backend.compile(stage, at, (), store) for at in sizes)
+            artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
     jobs = []
     for device, application in applications_of(plan, graph):
         compiler = backends[device]
@@ -126,6 +125,15 @@ def compile_stages(
         artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
     made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
     return Compiled(artifacts, made)
+
+
+def _uses(plan: Plan) -> dict[str, list[PlannedCall]]:
+    """Stages that run on devices, each with its calls."""
+    uses: dict[str, list[PlannedCall]] = {}
+    for call in plan.calls:
+        if call.device != HOST:
+            uses.setdefault(call.stage, []).append(call)
+    return uses
 
 
 def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> list[dict[str, int]]:
@@ -140,33 +148,41 @@ def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> li
 def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
     """Returns the device and application of each stage that is compiled, and of each weightless program."""
     buckets = {dim.name: dim.buckets for dim in plan.dims}
+    stages, uses = graph.stages, _uses(plan)
     found: dict[tuple[str, str], list[Program]] = {}
     for planned in plan.programs:
-        program = _program(plan, graph, planned, buckets)
+        program = _plain_program(planned, graph, buckets)
+        if planned.stage:
+            program = _of_stage(program, stages[planned.stage], uses[planned.stage][0])
         found.setdefault((planned.device, planned.stage or planned.name), []).append(program)
-    stages = graph.stages
     return [
         (device, Application(name, stages.get(name), tuple(programs)))
         for (device, name), programs in found.items()
     ]
 
 
-def _program(
-    plan: Plan, graph: Graph, planned: PlannedProgram, buckets: Mapping[str, tuple[int, ...]]
-) -> Program:
-    sizes = tuple(planned.combinations(buckets))
+def _plain_program(planned: PlannedProgram, graph: Graph, buckets: Mapping[str, tuple[int, ...]]) -> Program:
+    """What a program takes and gives, with the values of its constants; its one port is that of a weightless one."""
     inputs = tuple(
         replace(item, constant=graph.constants[item.constant]) if item.spec is None else item
         for item in planned.inputs
     )
-    base = Program(planned.name, inputs, planned.outputs, sizes, route=planned.route, to_host=planned.to_host)
-    if not planned.stage:
-        return replace(base, ports=("value",))
-    call = next(call for call in plan.calls if call.stage == planned.stage)
-    stage = graph.stages[planned.stage]
+    return Program(
+        planned.name,
+        inputs,
+        planned.outputs,
+        tuple(planned.combinations(buckets)),
+        ports=("value",),
+        route=planned.route,
+        to_host=planned.to_host,
+    )
+
+
+def _of_stage(program: Program, stage: Stage, call: PlannedCall) -> Program:
+    """Adds how a stage is called, as one of its calls tells."""
     ports = tuple(port for port, _ in call.outputs)
-    keywords = _keywords(stage, tuple(item.port for item in inputs))
-    return replace(base, returns=call.returns, ports=ports, keywords=keywords)
+    keywords = _keywords(stage, tuple(item.port for item in program.inputs))
+    return replace(program, returns=call.returns, ports=ports, keywords=keywords)
 
 
 def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,10 +34,9 @@ def solve_hazards(draft: Draft) -> Draft:
     Returns:
         The draft with programs; where :attr:`Draft.spilled` has grown, its steps must be made again first.
     """
-    programs = Programs(draft)
-    if not programs.signatures:
+    if not any(map(draft.compiled, draft.groups)):
         return draft
-    return _Solver(draft, programs).run()
+    return _Solver(draft, Programs(draft)).run()
 
 
 @dataclass
@@ -89,7 +88,10 @@ class _Solver:
     def _run_by(self, step: Step, watched: frozenset[str]) -> tuple[Signature, int] | None:
         if not is_program(self.draft, step) or step.device not in watched:
             return None
-        return self.programs.key(step), self.routes.get(step.name, 0) if step.op == "call" else 0
+        return self.programs.key(step), self._route(step)
+
+    def _route(self, step: Step) -> int:
+        return self.routes.get(step.name, 0) if step.op == "call" else 0
 
     def _can_twin(self, call: str) -> bool:
         stage = self.draft.graph.calls[call].stage
@@ -127,9 +129,6 @@ class _Solver:
         """Writes into every step the program that it runs."""
         named = []
         for step in steps:
-            name = ""
-            if is_program(self.draft, step):
-                route = self.routes.get(step.name, 0) if step.op == "call" else 0
-                name = self.programs.name(step, route)
+            name = self.programs.name(step, self._route(step)) if is_program(self.draft, step) else ""
             named.append(replace(step, program=name, body=self._named(step.body)))
         return tuple(named)

@@ -173,7 +173,8 @@ def _over(plan: Plan, over: list[str], rows: list[Row]) -> str:
     smaller = f"choose smaller buckets for {dims}, or " if dims else ""
     if plan.buffers:
         smaller += (
-            "compile fewer buckets, or spread weights over more ranks (options={'tp_degree': ...}), or "
+            "compile fewer buckets, use a narrower dtype (options={'torch_dtype': 'bfloat16'}), cut weights over ranks "
+            "(tp_degree with shard_weights), or "
         )
     return (
         f"The plan of {plan.pipeline!r} needs more memory than its budget on {', '.join(over)} (bytes, one rank):\n"

@@ -22,7 +22,7 @@ from orchestrator.errors import CompileError, nearest
 from orchestrator_neuron.options import Settings
 from orchestrator_neuron.stored import damaged, kind_of, opened
 
-__all__ = ["check_weights", "load_weights", "rank_weights"]
+__all__ = ["load_weights", "rank_weights"]
 
 #: How many names of a kind a message lists.
 SHOWN = 20
@@ -73,19 +73,6 @@ def load_weights(stage: str, owner: torch.nn.Module | None, settings: Settings) 
         if id(tensor) not in cast:
             cast[id(tensor)] = _cast(tensor.detach(), owned[name], settings)
     return {name: cast[id(tensor)] for name, tensor in found.items()}
-
-
-def check_weights(stage: str, owner: torch.nn.Module | None, settings: Settings) -> None:
-    """Compares the checkpoint with the module, and reads no data.
-
-    Raises:
-        CompileError: As :func:`load_weights` does.
-    """
-    owned = _tensors(owner) if owner is not None else {}
-    _check_shards(stage, owned, settings)
-    if settings.checkpoint is not None:
-        with opened(stage, settings.checkpoint) as (path, files):
-            _compare(stage, path, files, owner, owned, settings)
 
 
 def rank_weights(

@@ -56,11 +56,6 @@ def check_value_between_two_stages_stays_on_the_device():
         assert made.download(logits) is logits
         assert (counts.up, counts.up_bytes) == (RANKS, RANKS * text.nbytes)
         assert (counts.down, counts.down_bytes) == (1, logits.nbytes)
-        with counted() as counts:
-            (kept,) = calls["fusion"].kept(features, made.upload(text))
-        assert is_ranked(kept)
-        assert counts.down == 0
-        close(made.download(kept), logits)
 
 
 def check_second_route_keeps_the_first_value_and_a_rerun_does_not():

@@ -52,15 +52,6 @@ class ProgramCall:
             program=self.name,
         )
 
-    def kept(self, *handles: Any) -> tuple[Any, ...]:
-        """Runs the program once and leaves its output on the device, wherever it goes otherwise."""
-        before = self._wrapper.return_ranked_to_cpu
-        self._wrapper.return_ranked_to_cpu = False
-        try:
-            return self(*handles)
-        finally:
-            self._wrapper.return_ranked_to_cpu = before
-
 
 def _shown(given: Any) -> str:
     if is_ranked(given):
