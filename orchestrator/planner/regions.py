@@ -8,13 +8,14 @@ regions leads to a higher level, so joining the calls of each region leaves the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.graph import NodeKey
+from orchestrator.graph import Edge, NodeKey
 from orchestrator.planner.draft import Draft
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Region", "find_regions"]
+__all__ = ["Region", "find_regions", "leaving"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ def find_regions(draft: Draft) -> dict[str, Region]:
         ]
         levels[name] = max((levels[other] + (labels[other] != labels[name]) for other in before), default=0)
     return {name: Region(label, levels[name]) for name, label in labels.items() if label}
+
+
+def leaving(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[str, ...]:
+    """Returns the region dims that an edge's value carries out of its region."""
+    spec = draft.sources[edge]
+    region = regions.get(edge.source.name) if edge.source.kind == "call" else None
+    inside = edge.target.kind == "call" and regions.get(edge.target.name) == region
+    if region is None or inside or not isinstance(spec, TensorSpec):
+        return ()
+    return tuple(name for name in spec.names if name in region.dims)
 
 
 def _label(draft: Draft, name: str, born: list[str]) -> tuple[str, ...]:

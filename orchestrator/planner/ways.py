@@ -15,7 +15,7 @@ from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
-from orchestrator.planner.regions import Region
+from orchestrator.planner.regions import Region, leaving
 from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dims
 
 __all__ = ["End", "Ways"]
@@ -110,12 +110,7 @@ class Ways:
 
     def leaves(self, edge: Edge) -> tuple[str, ...]:
         """Returns the region dims that an edge's value carries out of its region."""
-        spec = self.draft.sources[edge]
-        region = self.regions.get(edge.source.name) if edge.source.kind == "call" else None
-        inside = edge.target.kind == "call" and self.regions.get(edge.target.name) == region
-        if region is None or inside or not isinstance(spec, TensorSpec):
-            return ()
-        return tuple(name for name in spec.names if name in region.dims)
+        return leaving(self.draft, edge, self.regions)
 
     def bucketed(self, spec: TensorSpec) -> bool:
         """Tells whether named dims of a value are compiled for buckets."""

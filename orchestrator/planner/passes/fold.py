@@ -24,7 +24,7 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge
 from orchestrator.planner.draft import Draft, Fold
 from orchestrator.planner.held import is_gathered
-from orchestrator.planner.regions import Region, find_regions
+from orchestrator.planner.regions import Region, find_regions, leaving
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
@@ -87,9 +87,7 @@ def _stays_with_adapters(draft: Draft, edge: Edge, regions: Mapping[str, Region]
     devices = {draft.device_of(node.name) for node in ends}
     if len(devices) > 1 or not draft.compiled(devices.pop()):
         return False
-    one, other = (regions.get(node.name) for node in ends)
-    spec = draft.sources[edge]
-    return one is None or one == other or not set(one.dims) & set(getattr(spec, "names", ()))
+    return not leaving(draft, edge, regions)
 
 
 def _runs(draft: Draft, call: str) -> int:

@@ -16,7 +16,7 @@ from orchestrator.graph import Edge
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
-from orchestrator.planner.regions import Region, find_regions
+from orchestrator.planner.regions import Region, find_regions, leaving
 
 __all__ = ["decide_residency"]
 
@@ -86,11 +86,9 @@ def _decide(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[Re
 def _within(draft: Draft, edge: Edge, device: str, regions: Mapping[str, Region]) -> tuple[Residency, str]:
     if edge in draft.spilled:
         return Residency.HOST, draft.spilled[edge]
-    region, spec = regions.get(edge.source.name), draft.sources[edge]
-    if region is not None and region != regions.get(edge.target.name) and draft.compiled(device):
-        born = [name for name in getattr(spec, "names", ()) if name in region.dims]
-        if born:
-            return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
+    born = leaving(draft, edge, regions)
+    if born and draft.compiled(device):
+        return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
     fold = draft.folds.get(edge)
     if fold is None:
         return Residency.DEVICE, f"both ends are on {device}"
