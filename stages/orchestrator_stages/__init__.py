@@ -31,6 +31,13 @@ STAGES = {
     "faces.onet": ("faces.trained:onet", "faces and their landmarks in crops of 48 pixels"),
     "faces.finish": ("faces.finish:Finish", "host: judged crops to boxes and landmarks in the photo"),
     "faces.annotate": ("faces.annotate:Annotate", "host: draw the faces into the photo"),
+    "digits.prompts": ("digits.prompts:Prompts", "host: a text, one prompt a line, to tokens"),
+    "digits.noise": ("digits.noise:Noise", "host: a seed to the noise that each picture begins as"),
+    "digits.text": ("digits.trained:text", "tokens to a vector for each word"),
+    "digits.denoiser": ("digits.trained:denoiser", "where the noise in latents lies, guided by a prompt"),
+    "digits.painter": ("digits.trained:painter", "latents to pictures"),
+    "digits.sheet": ("digits.sheets:Sheet", "host: pictures side by side"),
+    "digits.strip": ("digits.sheets:Strip", "host: how pictures came to be, step by step"),
 }
 
 PIPELINES = {
