@@ -161,6 +161,14 @@ class Backend(abc.ABC):
         """Takes one chunk of a value along a dim."""
 
     @abc.abstractmethod
+    def select(self, handle: Handle, index: int) -> Handle:
+        """Takes one slice along dim 0, without that dim; asked of devices with eager compute."""
+
+    @abc.abstractmethod
+    def stack(self, handles: list[Handle]) -> Handle:
+        """Joins values of one shape along a new dim 0; asked of devices with eager compute that count references."""
+
+    @abc.abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
         """Makes a value of this shape with undefined content (a region that zero items skip)."""
 
@@ -224,6 +232,14 @@ class CompilingBackend(Backend):
     def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
         """Refuses, as :meth:`compile` does."""
         raise TypeError(f"{type(self).__name__} loads applications: key, build, load_application.")
+
+    def select(self, handle: Handle, index: int) -> Handle:
+        """Refuses: slices are cut on the host."""
+        raise TypeError(f"{type(self).__name__} computes nothing outside a program; slice on the host.")
+
+    def stack(self, handles: list[Handle]) -> Handle:
+        """Refuses: values are stacked on the host."""
+        raise TypeError(f"{type(self).__name__} computes nothing outside a program; stack on the host.")
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""

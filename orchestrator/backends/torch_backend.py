@@ -166,6 +166,14 @@ class TorchBackend(Backend):
         """Takes a view of one chunk."""
         return handle.narrow(dim, start, size)
 
+    def select(self, handle: Handle, index: int) -> Handle:
+        """Takes a view of one slice."""
+        return handle[index]
+
+    def stack(self, handles: list[Handle]) -> Handle:
+        """Stacks with torch."""
+        return torch.stack(handles)
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
         """Makes a tensor with undefined content."""
         return torch.empty(shape, dtype=dtype, device=self._torch_device)

@@ -1,5 +1,6 @@
 """The frozen graph: calls of stages, and which output feeds which input."""
 
 from orchestrator.graph.graph import Call, Edge, Graph, NodeKey
+from orchestrator.graph.loop import Loop, collected, ending, following
 
-__all__ = ["Call", "Edge", "Graph", "NodeKey"]
+__all__ = ["Call", "Edge", "Graph", "Loop", "NodeKey", "collected", "ending", "following"]

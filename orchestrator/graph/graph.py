@@ -1,9 +1,10 @@
 """A graph of calls, frozen.
 
 A *node* is a pipeline input, a constant, a call of a stage, or a pipeline output, keyed with its kind since an
-input and an output may share a name. An *edge* joins one producer port to one consumer port. Beneath it is a
-``networkx.MultiDiGraph`` (:attr:`Graph.nx`), whose lexicographical topological order, keyed by creation, is the
-order of everything that follows: a branch is finished before the next one begins.
+input and an output may share a name. A loop is two nodes, where values enter and where they leave it, with the calls of
+its body in between; so the graph stays acyclic (see :mod:`orchestrator.graph.loop`). An *edge* joins one producer port
+to one consumer port. Beneath it is a ``networkx.MultiDiGraph`` (:attr:`Graph.nx`), whose lexicographical topological
+order, keyed by creation, is the order of everything that follows: a branch is finished before the next one begins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import networkx
 
 from orchestrator.errors import GraphError
+from orchestrator.graph.loop import Loop
 from orchestrator.specs import PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
@@ -23,7 +25,10 @@ __all__ = ["Call", "Edge", "Graph", "NodeKey"]
 
 
 class NodeKey(NamedTuple):
-    """Key of a node in :attr:`Graph.nx`: its kind (input, constant, call, output) and its name."""
+    """Key of a node in :attr:`Graph.nx`: its kind and its name.
+
+    Kinds are input, constant, call, output, and for a loop enter and leave.
+    """
 
     kind: str
     name: str
@@ -36,10 +41,12 @@ class Call:
     Attributes:
         name: ``enc``, ``enc#2`` for the second call, ``sub/enc`` where it was inlined.
         stage: What is called.
+        loop: The innermost loop whose body it is in; empty: none.
     """
 
     name: str
     stage: Stage
+    loop: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class Graph:
         calls: Calls in the order of creation.
         outputs: Names of outputs, in order.
         edges: All edges.
+        loops: All loops, an outer one before those in it.
 
     Raises:
         GraphError: For a cycle, a port fed twice or never, or a graph without outputs.
@@ -106,11 +114,13 @@ class Graph:
         calls: Iterable[Call],
         outputs: Iterable[str],
         edges: Iterable[Edge],
+        loops: Iterable[Loop] = (),
     ) -> None:
         self.name = name
         self.inputs = MappingProxyType(dict(inputs))
         self.constants = MappingProxyType(dict(constants))
         self.calls = MappingProxyType(_by_name(calls))
+        self.loops = MappingProxyType({loop.name: loop for loop in loops})
         self.outputs = tuple(outputs)
         self.edges = tuple(edges)
         self._into: dict[NodeKey, list[Edge]] = {}
@@ -120,7 +130,8 @@ class Graph:
             self._from.setdefault(edge.source, []).append(edge)
         self.nx = self._build()
         self._check_ports()
-        self.order = self._order()
+        self.nodes = self._order()
+        self.order = tuple(node.name for node in self.nodes if node.kind == "call")
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -137,28 +148,51 @@ class Graph:
 
     def ordered_edges(self) -> list[Edge]:
         """Returns all edges in the order in which their values are read, outputs last."""
-        calls = [edge for name in self.order for edge in self.into(NodeKey("call", name))]
-        return calls + [edge for name in self.outputs for edge in self.into(NodeKey("output", name))]
+        inner = [edge for node in self.nodes if node.kind != "output" for edge in self.into(node)]
+        return inner + [edge for name in self.outputs for edge in self.into(NodeKey("output", name))]
 
-    def ordered_units(self, unit_of: Mapping[str, Hashable]) -> list[tuple[str, ...]]:
-        """Orders calls so that those of one unit stand together; a call without a unit is one by itself.
+    def ordered_units(self, unit_of: Mapping[NodeKey, Hashable], loop: str = "") -> list[tuple[NodeKey, ...]]:
+        """Orders the calls and loops that are directly in a loop, or in none, so that those of one unit stand together.
 
         Args:
-            unit_of: Call to unit; joining them must leave the graph acyclic.
+            unit_of: Call, or entry of a loop, to unit; joining them must leave the graph acyclic. One that is missing
+                is a unit by itself.
+            loop: The loop; empty: what is in none.
         """
-        members: dict[Hashable, list[str]] = {}
-        for name in self.order:
-            members.setdefault(unit_of.get(name, name), []).append(name)
+        members: dict[Hashable, list[NodeKey]] = {}
+        for node in self.nodes:
+            if node.kind in ("call", "enter") and self.scope(node) == loop:
+                members.setdefault(unit_of.get(node, node), []).append(node)
         created = {unit: position for position, unit in enumerate(members)}
         joined: networkx.DiGraph[Hashable] = networkx.DiGraph()
         joined.add_nodes_from(members)
         for edge in self.edges:
-            if edge.source.kind == edge.target.kind == "call":
-                ends = [unit_of.get(node.name, node.name) for node in (edge.source, edge.target)]
-                if ends[0] != ends[1]:
-                    joined.add_edge(*ends)
+            ends = [self.within(node, loop) for node in (edge.source, edge.target)]
+            units = [unit_of.get(node, node) for node in ends if node is not None]
+            if len(units) == 2 and units[0] != units[1]:
+                joined.add_edge(*units)
         order = networkx.lexicographical_topological_sort(joined, key=created.__getitem__)
         return [tuple(members[unit]) for unit in order]
+
+    def scope(self, node: NodeKey) -> str:
+        """Returns the innermost loop around a node; that around a loop for both its ends."""
+        if node.kind == "call":
+            return self.calls[node.name].loop
+        return self.loops[node.name].within if node.kind in ("enter", "leave") else ""
+
+    def within(self, node: NodeKey, loop: str) -> NodeKey | None:
+        """Returns the call, or the entry of the loop, directly in a loop that a node is or belongs to.
+
+        None: it is no part of that loop's body.
+        """
+        if node.kind not in ("call", "enter", "leave"):
+            return None
+        found = NodeKey("enter", node.name) if node.kind == "leave" else node
+        while (around := self.scope(found)) != loop:
+            if not around:
+                return None
+            found = NodeKey("enter", around)
+        return found
 
     def _build(self) -> networkx.MultiDiGraph[NodeKey]:
         graph: networkx.MultiDiGraph[NodeKey] = networkx.MultiDiGraph(name=self.name)
@@ -166,6 +200,11 @@ class Graph:
         graph.add_nodes_from(NodeKey("constant", name) for name in self.constants)
         graph.add_nodes_from(
             (NodeKey("call", name), {"stage": call.stage}) for name, call in self.calls.items()
+        )
+        graph.add_nodes_from(
+            (NodeKey(kind, name), {"loop": loop})
+            for name, loop in self.loops.items()
+            for kind in ("enter", "leave")
         )
         graph.add_nodes_from(NodeKey("output", name) for name in self.outputs)
         for edge in self.edges:
@@ -178,10 +217,10 @@ class Graph:
         networkx.freeze(graph)
         return graph
 
-    def _order(self) -> tuple[str, ...]:
+    def _order(self) -> tuple[NodeKey, ...]:
         created = {node: position for position, node in enumerate(self.nx)}
         try:
-            order = list(networkx.lexicographical_topological_sort(self.nx, key=created.__getitem__))
+            return tuple(networkx.lexicographical_topological_sort(self.nx, key=created.__getitem__))
         except networkx.NetworkXUnfeasible:
             cycle = [edge[0] for edge in networkx.find_cycle(self.nx)]
             path = " -> ".join(node.name for node in [*cycle, cycle[0]])
@@ -190,7 +229,6 @@ class Graph:
                 f"iteration to the next with a loop.",
                 cycle=tuple(node.name for node in cycle),
             ) from None
-        return tuple(node.name for node in order if node.kind == "call")
 
     def _check_ports(self) -> None:
         for name, call in self.calls.items():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orchestrator.errors import GraphError, PlanError
-from orchestrator.graph import Call, Edge, Graph, NodeKey
+from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
+from orchestrator.pipeline.loops import LoopPorts
 from orchestrator.pipeline.overrides import overridden
 from orchestrator.pipeline.values import Value, Values
 from orchestrator.plan import Plan, Residency
@@ -52,6 +53,7 @@ class Pipeline:
         self._calls: list[Call] = []
         self._outputs: list[str] = []
         self._edges: list[Edge] = []
+        self._loops: list[Loop] = []
 
     def input(self, name: str, spec: PortSpec) -> Value:
         """Adds an input.
@@ -100,11 +102,7 @@ class Pipeline:
             GraphError: The name is taken, or the stage or a port is none.
             PluginError: A registered name is unknown, or its plugin is broken.
         """
-        check_name("stage", name)
-        if name in self.stages or any(path.startswith(f"{name}/") for path in self.stages):
-            raise GraphError(
-                f"Pipeline {self.name!r} has a stage {name!r} already; names are unique.", stage=name
-            )
+        self._check_free("stage", name)
         if config is not None and not isinstance(config, Mapping):
             raise GraphError(f"config of stage {name!r} is a dict of options, not {config!r}.", stage=name)
         options = overridden(name, config)
@@ -121,6 +119,14 @@ class Pipeline:
         made = replace(made, accepts=accepts)
         self.stages[name] = made
         return StageHandle(self, made)
+
+    def _check_free(self, kind: str, name: str) -> None:
+        """Makes sure that a stage or loop may be called so."""
+        check_name(kind, name)
+        if name in self.stages or any(path.startswith(f"{name}/") for path in self.stages):
+            raise GraphError(
+                f"Pipeline {self.name!r} has a stage {name!r} already; names are unique.", stage=name
+            )
 
     def _manager(self) -> PluginManager:
         return self._plugins or default_manager()
@@ -139,6 +145,10 @@ class Pipeline:
                 raise GraphError(
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name
                 )
+        return SubPipelineHandle(self, name, self._adopt(name, inner, device))
+
+    def _adopt(self, name: str, inner: Pipeline, device: str | torch.device | None = None) -> Graph:
+        """Takes over the stages of another pipeline, under ``name/``; returns its graph."""
         if inner is self:
             raise GraphError(
                 f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
@@ -148,7 +158,49 @@ class Pipeline:
             path = f"{name}/{stage.name}"
             keeps = stage.device or stage.host or device is None
             self.stages[path] = replace(stage, name=path, device=stage.device if keeps else str(device))
-        return SubPipelineHandle(self, name, graph)
+        return graph
+
+    def loop(
+        self,
+        name: str,
+        body: Pipeline,
+        *,
+        carry: Mapping[str, Any] | None = None,
+        each: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        until: str | None = None,
+        max_steps: int | None = None,
+        check_every: int = 1,
+        collect: Sequence[str] = (),
+        outputs: Sequence[str] | None = None,
+    ) -> Any:
+        """Adds a loop that runs a body ``min(len(each), max_steps)`` times, or until it says so.
+
+        Carries stay where the body gives them, and what is the same in all iterations is put in place once.
+
+        Args:
+            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
+            body: A pipeline; it is frozen now.
+            carry: Names that are both an input and an output of the body, each with the value it starts with. The
+                output of one iteration is the input of the next; it keeps its shape and dtype.
+            each: Inputs of the body that get one slice for each iteration, along dim 0; all of one length.
+            inputs: Inputs of the body that are the same in all iterations.
+            until: An output of the body, one boolean; once it is true no further iteration runs.
+            max_steps: Most iterations; zero gives the start of each carry.
+            check_every: Iterations from one look at ``until`` to the next; the body may run up to so many less one
+                times too often, what is collected is cut.
+            collect: Outputs of the body that are stacked along a new dim 0, one part for each iteration.
+            outputs: Carries and collected outputs to return; by default the collected ones, if any, else the carries.
+
+        Returns:
+            One :class:`Value`, or one for each of ``outputs``.
+
+        Raises:
+            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or a number is none.
+        """
+        self._check_free("loop", name)
+        ports = LoopPorts(name, body, carry, each, inputs, until, max_steps, check_every, collect, outputs)
+        return ports.draw(self, self._adopt(name, body))
 
     def output(self, name: str, value: Value) -> None:
         """Adds an output.
@@ -189,14 +241,27 @@ class Pipeline:
         self._constants[name] = value
         return Value(self, NodeKey("constant", name), "")
 
-    def draw(self, stage: Stage, fed: Mapping[str, Value]) -> str:
-        """Adds one call of a stage, with its edges, and returns its name; handles call it."""
-        count = self._counts[stage.name] = self._counts.get(stage.name, 0) + 1
-        call = stage.name if count == 1 else f"{stage.name}#{count}"
-        self._calls.append(Call(call, stage))
+    def draw(self, stage: Stage, fed: Mapping[str, Value], loop: str = "") -> str:
+        """Adds one call of a stage, in the body of a loop if in any, and returns its name; handles call it."""
+        call = self._numbered(stage.name)
+        self._calls.append(Call(call, stage, loop))
         for port, value in fed.items():
-            self._edges.append(Edge(value.node, value.port, NodeKey("call", call), port, value.via))
+            self.join(value, NodeKey("call", call), port)
         return call
+
+    def draw_loop(self, loop: Loop) -> str:
+        """Adds a loop, without edges, and returns its name; handles call it."""
+        name = self._numbered(loop.name)
+        self._loops.append(replace(loop, name=name))
+        return name
+
+    def join(self, value: Value, node: NodeKey, port: str) -> None:
+        """Adds an edge; handles call it."""
+        self._edges.append(Edge(value.node, value.port, node, port, value.via))
+
+    def _numbered(self, name: str) -> str:
+        count = self._counts[name] = self._counts.get(name, 0) + 1
+        return name if count == 1 else f"{name}#{count}"
 
     @property
     def graph(self) -> Graph:
@@ -212,7 +277,9 @@ class Pipeline:
                 stage=idle,
                 pipeline=self.name,
             )
-        return Graph(self.name, self._inputs, self._constants, self._calls, self._outputs, self._edges)
+        return Graph(
+            self.name, self._inputs, self._constants, self._calls, self._outputs, self._edges, self._loops
+        )
 
     def validate(self) -> Graph:
         """Freezes and checks the graph, without planning it.

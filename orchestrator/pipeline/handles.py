@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import GraphError, nearest
-from orchestrator.graph import Edge, Graph, NodeKey
+from orchestrator.graph import Graph, NodeKey
+from orchestrator.pipeline.inline import copy_calls, through
 from orchestrator.pipeline.values import Value, Values
-from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
 if TYPE_CHECKING:
     from orchestrator.pipeline.builder import Pipeline
 
-__all__ = ["StageHandle", "SubPipelineHandle"]
+__all__ = ["StageHandle", "SubPipelineHandle", "feed_ports"]
 
 
-def _feed(
+def feed_ports(
     pipeline: Pipeline,
     name: str,
     ports: list[str],
@@ -64,7 +64,9 @@ class StageHandle:
         """Adds a call, fed by position or port name; returns its output, or one value for each."""
         ports = [port.name for port in self.stage.inputs]
         optional = {port.name for port in self.stage.inputs if port.optional}
-        call = self._pipeline.draw(self.stage, _feed(self._pipeline, self.name, ports, optional, args, named))
+        call = self._pipeline.draw(
+            self.stage, feed_ports(self._pipeline, self.name, ports, optional, args, named)
+        )
         names = [port.name for port in self.stage.outputs] or ["output"]
         node = NodeKey("call", call)
         values = {port: Value(self._pipeline, node, port, self.stage) for port in names}
@@ -85,38 +87,10 @@ class SubPipelineHandle:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
-        fed = _feed(self._pipeline, self.name, list(self._graph.inputs), set(), args, named)
-        values: dict[tuple[NodeKey, str], Value] = {}
-        for port, value in fed.items():
-            spec = self._graph.inputs[port]
-            via = (*value.via, spec) if isinstance(spec, TensorSpec) else value.via
-            values[NodeKey("input", port), ""] = Value(
-                self._pipeline, value.node, value.port, value.stage, via
-            )
-        for constant, content in self._graph.constants.items():
-            if constant not in self._constants:
-                self._constants[constant] = self._pipeline.feed(content, f"constant {constant!r}")
-            values[NodeKey("constant", constant), ""] = self._constants[constant]
-        self._copy_calls(values)
-        results = {name: self._find(values, NodeKey("output", name)) for name in self._graph.outputs}
+        fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), set(), args, named)
+        met = {port: through(value, self._graph.inputs[port]) for port, value in fed.items()}
+        results = copy_calls(self._pipeline, self.name, self._graph, met, self._constants)
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))
-
-    def _copy_calls(self, values: dict[tuple[NodeKey, str], Value]) -> None:
-        for name in self._graph.order:
-            node = NodeKey("call", name)
-            inputs = {edge.target_port: self._source(values, edge) for edge in self._graph.into(node)}
-            stage = self._pipeline.stages[f"{self.name}/{self._graph.calls[name].stage.name}"]
-            call = NodeKey("call", self._pipeline.draw(stage, inputs))
-            for edge in self._graph.out_of(node):
-                port = edge.source_port
-                values.setdefault((node, port), Value(self._pipeline, call, port, stage))
-
-    def _source(self, values: dict[tuple[NodeKey, str], Value], edge: Edge) -> Value:
-        value = values[edge.source, edge.source_port]
-        return Value(self._pipeline, value.node, value.port, value.stage, (*value.via, *edge.via))
-
-    def _find(self, values: dict[tuple[NodeKey, str], Value], node: NodeKey) -> Value:
-        return self._source(values, self._graph.into(node)[0])
 
     def __repr__(self) -> str:
         return f"<Pipeline {self._graph.name!r} as stage {self.name!r}>"

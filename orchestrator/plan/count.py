@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.chunks import Run, combine, misfit
-from orchestrator.plan.model import DimPlan, Plan, PlannedValue, Step, split_entry, walk
+from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.programs import place_of
-from orchestrator.specs import TensorSpec
+from orchestrator.plan.steps import spent_starts, split_entry, walk
+from orchestrator.specs import TensorSpec, size_of
 
 __all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
 
@@ -112,6 +113,23 @@ def constant_bytes(plan: Plan, device: str) -> int:
     return sum(spec.nbytes({}) for spec in specs if isinstance(spec, TensorSpec))
 
 
+def iterations(plan: Plan, loop: PlannedLoop, run: Run) -> int:
+    """Returns how often a loop's body runs: what the run counted, where the loop decides it, else what sizes say."""
+    if loop.dim:
+        return run.real.get(total_key(loop.dim), run.real[loop.dim])
+    bounds = [] if loop.max_steps is None else [loop.max_steps]
+    for whole, _ in loop.slices[:1]:
+        spec = plan.values[whole].spec
+        assert isinstance(spec, TensorSpec)
+        bounds.append(size_of(spec.dims[0], run.real))
+    return min(bounds)
+
+
+def total_key(dim: str) -> str:
+    """Returns the name under which a run adds up the iterations of a loop that decides them."""
+    return f"{dim}, in all"
+
+
 class Counter:
     """Counts runs of one plan.
 
@@ -167,6 +185,10 @@ class Counter:
                 tally.dispatches += 1
             elif step.op == "adapt":
                 self._adapt(step, run, tally)
+            elif step.loop is not None:
+                inner = Tally()
+                self._steps(step.body, run, inner)
+                tally.add(inner, iterations(self.plan, step.loop, run))
             else:
                 for part in combine([self._dims[name] for name in step.dims], run.real, run):
                     self._steps(step.body, part, tally)
@@ -254,6 +276,8 @@ class Peaks:
         for step in steps:
             if step.op == "region":
                 self._region(step, run)
+            elif step.loop is not None:
+                self._loop(step, step.loop, run)
             else:
                 for index in step.outputs:
                     self._make(index, self._source(step, index, run), run)
@@ -268,6 +292,52 @@ class Peaks:
         view = step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
         view = view or (step.adapter.kind == "pad" and self._bytes(source, run) == self._bytes(target, run))
         return self._root.get(step.inputs[0], index) if view else index
+
+    def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
+        """Replays the first iteration, and the last one with all that was collected by then."""
+        count = iterations(self.plan, loop, run)
+        starts = [start for start, _, _ in loop.carries]
+        for start, head, _ in loop.carries:
+            self._make(head, self._root.get(start, head), run)
+        for index in spent_starts(step):
+            self._drop(index, run)
+        passes = list(dict.fromkeys((0, count - 1))) if count else []
+        for at in passes:
+            if at:
+                self._hand_over(loop, run)
+            for whole, part in loop.slices:
+                self._make(part, self._root.get(whole, part), run)
+            self._hold(loop, max(0, at - 1), run)
+            self._steps(step.body, run)
+            self._hold(loop, -max(0, at - 1), run)
+        last = [following for _, _, following in loop.carries] if count else starts
+        for final, index in zip(step.outputs, last, strict=False):
+            self._make(final, self._root.get(index, final), run)
+        for index in {*loop.heads, *loop.ends} - set(starts):
+            for _ in passes:
+                self._drop_again(index, run)
+        for index in step.outputs[len(loop.carries) :]:
+            self._make(index, index, run)
+
+    def _hand_over(self, loop: PlannedLoop, run: Run) -> None:
+        """What an iteration gave becomes the next one's carry."""
+        for _, head, following in loop.carries:
+            if following not in loop.heads:
+                self._drop(head, run)
+                self._drop(following, run)
+                self._make(head, head, run)
+
+    def _hold(self, loop: PlannedLoop, times: int, run: Run) -> None:
+        """Adds what earlier iterations collected."""
+        for index in loop.collects:
+            memory = self.plan.values[index].memory
+            self._alive[memory] = self._alive.get(memory, 0) + times * self._own_bytes(index, run)
+
+    def _drop_again(self, index: int, run: Run) -> None:
+        """Drops a value that may have been made once in each pass."""
+        if index in self._root or self._holders.get(index):
+            self._root.setdefault(index, index)
+            self._drop(index, run)
 
     def _region(self, step: Step, run: Run) -> None:
         largest = max(

@@ -2,7 +2,8 @@
 
 A *value* is one tensor (or Python object) at one place in one form: the same output on its device, padded, and on
 the host, cut back, is three values. A *step* reads and makes values. A *region* is a step with a body: the calls
-in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all.
+in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all. A *loop* is another: its body
+runs once for each iteration.
 
 Values are *real* (named dims at the size of the request) or not (at their bucket). The host sees real values only.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,6 +34,7 @@ __all__ = [
     "PlannedCall",
     "PlannedEdge",
     "PlannedGroup",
+    "PlannedLoop",
     "PlannedProgram",
     "PlannedValue",
     "Residency",
@@ -146,20 +148,60 @@ class PlannedValue:
 
 
 @dataclass(frozen=True)
+class PlannedLoop:
+    """How a loop's body hangs together, by values.
+
+    Attributes:
+        name: The loop.
+        carries: For each carry the value it starts with, that of an iteration, and the one for the next.
+        slices: For each input that is sliced the whole value, and the slice of an iteration.
+        collects: What an iteration adds to each collected value.
+        until: What ends the loop once it is true; None: nothing does.
+        max_steps: Most iterations; None: as many as there are slices.
+        check_every: Iterations from one look at ``until`` to the next.
+        dim: The dim that is the number of iterations, where the loop decides it; else empty.
+    """
+
+    name: str
+    carries: tuple[tuple[int, int, int], ...]
+    slices: tuple[tuple[int, int], ...]
+    collects: tuple[int, ...]
+    until: int | None = None
+    max_steps: int | None = None
+    check_every: int = 1
+    dim: str = ""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Values that every iteration is given."""
+        return (*(head for _, head, _ in self.carries), *(head for _, head in self.slices))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Values of an iteration that are read after its last step."""
+        nexts = tuple(following for _, _, following in self.carries)
+        return (*nexts, *self.collects, *(() if self.until is None else (self.until,)))
+
+
+@dataclass(frozen=True)
 class Step:
     """One instruction.
 
     Attributes:
-        op: ``call``, ``adapt`` or ``region``.
-        name: The call; for an adapter the edge's origin; for a region its dims.
+        op: ``call``, ``adapt``, ``region`` or ``loop``.
+        name: The call; for an adapter the edge's origin; for a region its dims; the loop.
         inputs: Values read, by index; for a call in the order of its fed ports.
-        outputs: Values made, by index; for a call in the order of its output ports.
+        outputs: Values made, by index; for a call in the order of its output ports; for a loop the last carries, then
+            the collected values.
         adapter: What an ``adapt`` step does.
         device: Where it happens: a device group, or ``"host"``.
         dims: Born dims of a region.
-        body: Steps of a region.
+        body: Steps of a region, or of one iteration of a loop.
         frees: Values that die after this step.
         program: The program it runs, on a device without eager compute.
+        twin: The program it runs in its stead in every second iteration, so that what it gave is still there in the
+            next one.
+        loop: How the body of a loop hangs together.
     """
 
     op: str
@@ -172,6 +214,8 @@ class Step:
     body: tuple[Step, ...] = ()
     frees: tuple[int, ...] = ()
     program: str = ""
+    twin: str = ""
+    loop: PlannedLoop | None = None
 
 
 @dataclass(frozen=True)
@@ -366,31 +410,3 @@ class Plan:
         from orchestrator.plan.text import render
 
         return render(self)
-
-
-def walk(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yields every step, those of a region's body after the region itself."""
-    for step in steps:
-        yield step
-        yield from walk(step.body)
-
-
-def split_entry(plan: Plan) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
-    """Parts the steps in those that prepare one input each, and the rest.
-
-    What prepares an input depends on that input alone, so that a request in chunks does it once for an input
-    that is not cut.
-
-    Returns:
-        For each input the adapter steps rooted in it, and all other steps in order.
-    """
-    roots = {value: name for value, (name, _) in enumerate(plan.inputs)}
-    entry: dict[str, list[Step]] = {name: [] for name, _ in plan.inputs}
-    rest = []
-    for step in plan.steps:
-        if step.op == "adapt" and step.inputs[0] in roots:
-            root = roots[step.outputs[0]] = roots[step.inputs[0]]
-            entry[root].append(step)
-        else:
-            rest.append(step)
-    return {name: tuple(steps) for name, steps in entry.items()}, tuple(rest)

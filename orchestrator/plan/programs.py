@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import Plan, Step, walk
+from orchestrator.plan.model import Plan, Step
+from orchestrator.plan.steps import walk
 
 __all__ = ["Folds", "Port", "place_of", "port_order"]
 
@@ -30,7 +31,8 @@ class Folds:
         before: Value to the value that is really read for it, and the adapters on the way.
         after: Value to the output (call, position) it comes from, and the adapters on the way.
         ports: Call to its outputs and the values they are, folded ones included.
-        needed: Values somebody reads by themselves: steps that are not folded into a producer, and the outputs.
+        needed: Values somebody reads by themselves: steps that are not folded into a producer, the next iteration or
+            the end of a loop, and the outputs.
     """
 
     before: Mapping[int, tuple[int, tuple[Adapter, ...]]]
@@ -50,6 +52,8 @@ class Folds:
                 after.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
             if place != "producer":
                 needed.update(step.inputs)
+            if step.loop is not None:
+                needed.update(step.loop.ends)
             if step.adapter is None or place not in ("consumer", "producer"):
                 continue
             (source,), (target,) = step.inputs, step.outputs

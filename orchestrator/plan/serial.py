@@ -25,6 +25,7 @@ from orchestrator.plan.model import (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedLoop,
     PlannedProgram,
     PlannedValue,
     Residency,
@@ -36,7 +37,7 @@ from orchestrator.specs import Derived, Dim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 2
+VERSION = 3
 
 _RECORDS = (
     Adapter,
@@ -44,6 +45,7 @@ _RECORDS = (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedLoop,
     PlannedProgram,
     PlannedValue,
     ProgramInput,

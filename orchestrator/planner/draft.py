@@ -20,7 +20,7 @@ from orchestrator.plan.model import (
     Residency,
     Step,
 )
-from orchestrator.specs import PortSpec
+from orchestrator.specs import AnyDim, PortSpec
 
 __all__ = ["MAX_TWINS", "Draft", "EdgeForm", "Fold", "Request"]
 
@@ -65,6 +65,7 @@ class Draft:
         devices: (place) stage to device, or ``"host"``.
         dims: (bucket, infer) named dims.
         calls: (infer) calls with their proven ports, in the dtypes their device holds.
+        counts: (infer) loop to the number of its iterations, as a dim.
         written: (infer) call to the dtypes of its fed ports as the stage's author wrote them.
         sources: (infer) what each edge's producer gives.
         forms: (infer) what each edge's consumer reads.
@@ -87,6 +88,7 @@ class Draft:
     devices: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, DimPlan] = field(default_factory=dict)
     calls: Mapping[str, PlannedCall] = field(default_factory=dict)
+    counts: Mapping[str, AnyDim] = field(default_factory=dict)
     written: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
     sources: Mapping[Edge, PortSpec] = field(default_factory=dict)
     forms: Mapping[Edge, EdgeForm] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.adapter import Adapter, check_cast
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, NodeKey
+from orchestrator.graph import Edge, NodeKey, following
 from orchestrator.plan.model import HOST
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
@@ -26,11 +26,12 @@ def is_gathered(draft: Draft, edge: Edge) -> bool:
     return any(fit.kind == "gather" for fit in draft.forms[edge].fits)
 
 
-def held_spec(draft: Draft, node: NodeKey, spec: PortSpec) -> PortSpec:
-    """Returns what a node's device holds a value of it as."""
-    if node.kind != "call" or not isinstance(spec, TensorSpec):
+def held_spec(draft: Draft, node: NodeKey, port: str, spec: PortSpec) -> PortSpec:
+    """Returns what a port's device holds a value of it as; a carry is held as what gives its next value holds it."""
+    giver = _giver(draft, node, port)
+    if giver is None or not isinstance(spec, TensorSpec):
         return spec
-    stage = draft.graph.calls[node.name].stage
+    stage = draft.graph.calls[giver].stage
     backend = draft.groups.get(draft.devices[stage.name])
     if backend is None:
         return spec
@@ -38,10 +39,25 @@ def held_spec(draft: Draft, node: NodeKey, spec: PortSpec) -> PortSpec:
     return spec if dtype == spec.dtype else replace(spec, dtype=dtype)
 
 
+def _giver(draft: Draft, node: NodeKey, port: str) -> str | None:
+    """The call whose device holds a port's values: for a carry the one that gives its next value."""
+    seen = set()
+    while node.kind in ("enter", "leave") and (node.name, port) not in seen:
+        loop = draft.graph.loops[node.name]
+        port = port.removesuffix("[next]")
+        if port not in loop.carry:
+            return None
+        seen.add((node.name, port))
+        edges = draft.graph.into(NodeKey("leave", loop.name))
+        edge = next(edge for edge in edges if edge.target_port == following(port))
+        node, port = edge.source, edge.source_port
+    return node.name if node.kind == "call" else None
+
+
 def held_ports(draft: Draft, call: str, ports: Mapping[str, PortSpec]) -> tuple[tuple[str, PortSpec], ...]:
     """Returns the ports of a call as its device holds them."""
     node = NodeKey("call", call)
-    return tuple((port, held_spec(draft, node, spec)) for port, spec in ports.items())
+    return tuple((port, held_spec(draft, node, port, spec)) for port, spec in ports.items())
 
 
 def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> EdgeForm:
@@ -53,7 +69,7 @@ def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> Edg
         source: What the producer's device holds.
         form: What the consumer reads, by what both stages' authors wrote.
     """
-    target = held_spec(draft, edge.target, form.spec)
+    target = held_spec(draft, edge.target, edge.target_port, form.spec)
     if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
         return form
     held = _with_casts(source, target, form)

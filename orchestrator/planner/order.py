@@ -1,23 +1,29 @@
 """Order: blocks of steps put in an order in which nothing is read after it was overwritten.
 
-A *block* runs as one: an adapter, a region, or a call with the adapters folded into it. ``solve`` keeps the order it
-is given, except where a reader of a value must come before the next run of the program that made it. Each such demand
-is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can solve.
+A *block* runs as one: an adapter, a region, a loop, or a call with the adapters folded into it. ``solve`` keeps the
+order it is given, except where a reader of a value must come before the next run of the program that made it. Each
+such demand is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can
+solve.
+
+In the body of a loop a carry is in the buffer of the program that gave it in the iteration before.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.plan.model import Step, walk
+from orchestrator.plan.model import Step
 from orchestrator.plan.programs import Folds, place_of
+from orchestrator.plan.steps import walk
 
 __all__ = ["Blocks", "Clash"]
 
 #: Stands for a reader after the last block.
 _END = -1
+#: Stands for what made a value before the first block.
+_START = -2
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Clash:
         reader: The block that reads it too late.
         made_by: The call that made it.
         readers: The calls in the reading block; None: all that come after.
+        carried: The carry, by its value in the body, whose next value is destroyed before it is read; None: none is.
     """
 
     earlier: str
@@ -37,6 +44,7 @@ class Clash:
     reader: str
     made_by: str
     readers: frozenset[str] | None
+    carried: int | None = None
 
 
 class Blocks:
@@ -47,6 +55,8 @@ class Blocks:
         run_by: The program a step runs, or None.
         folds: What is folded into calls.
         given: Values that are read after the last block.
+        carried: Values that are in the buffer of a program before the first block, with the program and the call that
+            runs it.
 
     Attributes:
         moves: What ``solve`` changed, a sentence each.
@@ -58,12 +68,14 @@ class Blocks:
         run_by: Callable[[Step], Hashable | None],
         folds: Folds,
         given: Collection[int] = (),
+        carried: Mapping[int, tuple[Hashable, str]] | None = None,
     ) -> None:
         self.moves: list[str] = []
         self._blocks = _glued(steps)
         self._run_by = run_by
         self._folds = folds
         self._given = frozenset(given)
+        self._carried = carried or {}
         self._maker = {
             index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
         }
@@ -87,7 +99,8 @@ class Blocks:
     def _tell(self, maker: int, later: int, reader: int) -> None:
         """Notes that a call was moved; a download by itself has its edge to tell of it."""
         if self._blocks[reader][0].op != "adapt":
-            first, read, second = (_name(self._blocks[at]) for at in (reader, maker, later))
+            first, second = (_name(self._blocks[at]) for at in (reader, later))
+            read = "the iteration before" if maker == _START else _name(self._blocks[maker])
             self.moves.append(
                 f"{first!r} comes before {second!r}, whose program overwrites what {read!r} gave."
             )
@@ -107,13 +120,19 @@ class Blocks:
         made = {index for step in walk(block) for index in step.outputs}
         found: set[int] = set()
         for step in walk(block):
-            if place_of(step) not in ("producer", "consumer") and step.op != "region":
-                found.update(self._folds.read(index)[0] for index in step.inputs)
+            if place_of(step) in ("producer", "consumer") or step.op == "region":
+                continue
+            read = step.inputs if step.loop is None else step.loop.ends
+            found.update(self._folds.read(index)[0] for index in read)
+            if step.loop is not None:
+                found.update(start for start, _, _ in step.loop.carries)
         return frozenset(found - made)
 
     def _hazard(self, order: list[int]) -> tuple[int, int, int, int] | None:
         """Finds a value, by its block, that is read in or after the next run of its program."""
         lives: dict[Hashable, list[tuple[int, int]]] = {}
+        for index, (key, _) in self._carried.items():
+            lives.setdefault(key, []).append((_START, index))
         readers: dict[int, list[int]] = {}
         place = {at: position for position, at in enumerate(order)}
         for at in order:
@@ -132,12 +151,14 @@ class Blocks:
         """Values that a block gives and that live in the buffer of a program."""
         block = self._blocks[at]
         given = {index for step in block for index in step.outputs}
+        ends = _ends(block[0])
         run = None
         for step in walk(block):
             if place_of(step) != "producer":
                 run = self._run_by(step)
             if run is not None and run == key:
                 yield from (index for index in step.outputs if index in given)
+                yield from (ends[index] for index in step.outputs if index in ends)
 
     def _reaches(self, start: int, goal: int) -> bool:
         """Tells whether ``goal`` must come after ``start``."""
@@ -171,6 +192,8 @@ class Blocks:
         return order
 
     def _clash(self, maker: int, later: int, reader: int, value: int) -> Clash:
+        if value in self._carried:
+            return self._clash_over_carry(later, reader, value)
         made_by = self._folds.after[value][0] if value in self._folds.after else _name(self._blocks[maker])
         readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op == "call")
         earlier, runs = (_name(self._blocks[at]) for at in (maker, later))
@@ -178,6 +201,19 @@ class Blocks:
             return Clash(earlier, runs, "what comes after the region", made_by, None)
         reads = _name(self._blocks[reader])
         return Clash(earlier, runs, reads, made_by, readers)
+
+    def _clash_over_carry(self, later: int, reader: int, value: int) -> Clash:
+        made_by = self._carried[value][1]
+        reads = "the iteration after" if reader == _END else _name(self._blocks[reader])
+        return Clash("the iteration before", _name(self._blocks[later]), reads, made_by, None, value)
+
+
+def _ends(step: Step) -> dict[int, int]:
+    """What the last iteration of a loop gave for the next one: it is what the loop gives."""
+    if step.loop is None:
+        return {}
+    pairs = zip(step.loop.carries, step.outputs, strict=False)
+    return {following: final for (_, _, following), final in pairs}
 
 
 def _name(block: tuple[Step, ...]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from orchestrator.adapter import MOVES
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedEdge, PlannedGroup, Step, walk
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedEdge, PlannedGroup, Step
+from orchestrator.plan.steps import walk
 from orchestrator.planner.draft import Draft, Request
 from orchestrator.planner.passes.adapt import adapt
 from orchestrator.planner.passes.bucket import ANY_SIZES, bucket

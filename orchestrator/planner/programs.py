@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.graph import Graph, NodeKey
-from orchestrator.plan.model import HOST, PlannedProgram, Step, walk
+from orchestrator.plan.model import HOST, PlannedProgram, Step
 from orchestrator.plan.programs import Folds, Port, place_of, port_order
+from orchestrator.plan.steps import walk
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
+from orchestrator.planner.homes import Homes
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 
@@ -49,6 +51,7 @@ class Programs:
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
+        self.homes = Homes(draft)
         self.folds = Folds.of(draft.steps, (index for _, index in draft.outputs))
         self.signatures: dict[int, Signature] = {}
         self.users: dict[Signature, list[Step]] = {}
@@ -68,13 +71,15 @@ class Programs:
         base = self._names[self.key(step)]
         return f"{base}[route {route}]" if route else base
 
-    def planned(self, routes: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
-        """Returns the programs, given the route of each call that does not take the first."""
+    def planned(self, routes: Mapping[str, int], doubles: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
+        """Returns the programs, given the route of each call that does not take the first, and second ones."""
         made: list[PlannedProgram] = []
         for signature, steps in self.users.items():
             by_route: dict[int, list[Step]] = {}
             for step in steps:
                 by_route.setdefault(routes.get(step.name, 0) if step.op == "call" else 0, []).append(step)
+                if step.op == "call" and step.name in doubles:
+                    by_route.setdefault(doubles[step.name], []).append(step)
             for route, users in by_route.items():
                 outputs = self._outputs(users)
                 made.append(
@@ -180,10 +185,6 @@ class Programs:
         """Tells whether all that a program gives goes to the host and nowhere else."""
         calls = {step.name for step in steps if step.op == "call"}
         edges = [edge for name in calls for edge in self.draft.graph.out_of(NodeKey("call", name))]
-        homes = [edge.target.kind == "output" or self._is_host(edge.target.name) for edge in edges]
+        homes = [self.homes.target(edge).memory == HOST for edge in edges]
         parts = any(is_gathered(self.draft, edge) for edge in edges)
         return bool(homes) and all(homes) and not parts
-
-    def _is_host(self, call: str) -> bool:
-        device = self.draft.device_of(call)
-        return device == HOST or self.draft.groups[device].capabilities.host_memory

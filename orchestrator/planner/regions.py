@@ -4,6 +4,8 @@ The *label* of a device call is the set of born dims it reads; of any other call
 call counts how often the label changes on the longest way to it. Calls of one label and level form a region. A way
 between two of them that left the region would raise the level, so a region is convex; and every edge between two
 regions leads to a higher level, so joining the calls of each region leaves the graph acyclic.
+
+A loop counts as one call that reads what enters its body. No dim is born in a loop, so there is no region in it.
 """
 
 from __future__ import annotations
@@ -26,39 +28,52 @@ class Region:
     level: int
 
 
-def find_regions(draft: Draft) -> dict[str, Region]:
-    """Returns the region of each call that is in one."""
+def find_regions(draft: Draft) -> dict[NodeKey, Region]:
+    """Returns the region of each call, and of each loop by its entry, that is in one."""
     born = [name for name, dim in draft.dims.items() if dim.born and not dim.any]
     if not born:
         return {}
-    labels: dict[str, tuple[str, ...]] = {}
-    levels: dict[str, int] = {}
-    for name in draft.graph.order:
-        labels[name] = _label(draft, name, born)
-        before = [
-            edge.source.name for edge in draft.graph.into(NodeKey("call", name)) if edge.source.kind == "call"
-        ]
-        levels[name] = max((levels[other] + (labels[other] != labels[name]) for other in before), default=0)
-    return {name: Region(label, levels[name]) for name, label in labels.items() if label}
+    graph = draft.graph
+    reads: dict[NodeKey, list[Edge]] = {}
+    for edge in graph.edges:
+        node, source = graph.within(edge.target, ""), graph.within(edge.source, "")
+        if node is not None and node != source:
+            reads.setdefault(node, []).append(edge)
+    labels: dict[NodeKey, tuple[str, ...]] = {}
+    levels: dict[NodeKey, int] = {}
+    for (node,) in graph.ordered_units({}):
+        edges = reads.get(node, [])
+        labels[node] = _label(draft, node, edges, born)
+        before = [other for edge in edges if (other := graph.within(edge.source, "")) is not None]
+        levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
+    return {node: Region(label, levels[node]) for node, label in labels.items() if label}
 
 
-def leaving(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[str, ...]:
+def leaving(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> tuple[str, ...]:
     """Returns the region dims that an edge's value carries out of its region."""
     spec = draft.sources[edge]
-    region = regions.get(edge.source.name) if edge.source.kind == "call" else None
-    inside = edge.target.kind == "call" and regions.get(edge.target.name) == region
-    if region is None or inside or not isinstance(spec, TensorSpec):
+    region, there = (_region(draft, node, regions) for node in (edge.source, edge.target))
+    if region is None or there == region or not isinstance(spec, TensorSpec):
         return ()
     return tuple(name for name in spec.names if name in region.dims)
 
 
-def _label(draft: Draft, name: str, born: list[str]) -> tuple[str, ...]:
-    if draft.graph.calls[name].stage.host:
+def _region(draft: Draft, node: NodeKey, regions: Mapping[NodeKey, Region]) -> Region | None:
+    around = draft.graph.within(node, "")
+    return None if around is None else regions.get(around)
+
+
+def _label(draft: Draft, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:
+    if node.kind == "call" and draft.graph.calls[node.name].stage.host:
         return ()
-    read = {
-        dim
-        for edge in draft.graph.into(NodeKey("call", name))
-        if isinstance(spec := draft.forms[edge].spec, TensorSpec)
-        for dim in spec.names
-    }
+    read = {dim for edge in edges for dim in _read(draft, edge)}
     return tuple(dim for dim in born if dim in read)
+
+
+def _read(draft: Draft, edge: Edge) -> tuple[str, ...]:
+    """Names of what an edge's consumer reads; the number of slices that enter a loop is no size to it."""
+    spec = draft.forms[edge].spec
+    if not isinstance(spec, TensorSpec):
+        return ()
+    sliced = edge.target.kind == "enter" and edge.target_port in draft.graph.loops[edge.target.name].each
+    return TensorSpec(spec.dims[1:]).names if sliced else spec.names

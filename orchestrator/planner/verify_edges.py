@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedValue, Residency, Step, walk
+from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop, PlannedValue, Residency, Step
+from orchestrator.plan.steps import walk
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["check_edges", "demand", "same_spec", "wrong"]
@@ -61,7 +62,9 @@ class _Edges:
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.constants = {value.origin for value in plan.values if value.constant}
         steps = (*walk(plan.staging), *walk(plan.steps))
-        self.makers = {index: step for step in steps if step.op != "region" for index in step.outputs}
+        self.makers = {index: step for step in steps if not step.body for index in step.outputs}
+        self.loops = {step.name: step.loop for step in steps if step.loop is not None}
+        self.heads = {index for loop in self.loops.values() for index in loop.heads}
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -73,6 +76,8 @@ class _Edges:
         for name, step in self.called.items():
             ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
             wanted.update(zip(ports, step.inputs, strict=True))
+        for loop in self.loops.values():
+            wanted.update(self._of_loop(loop))
         self._demand(
             set(edges) == set(wanted), f"edges and ports differ: {sorted(set(edges) ^ set(wanted))[:2]}"
         )
@@ -93,6 +98,21 @@ class _Edges:
             )
             self._residency(edge, [adapter.kind for adapter in way])
 
+    def _of_loop(self, loop: PlannedLoop) -> dict[str, int]:
+        """What enters and leaves a loop, by the ports that the origins of its values tell."""
+        values = self.plan.values
+        found = {values[head].origin: start for start, head, _ in loop.carries}
+        found |= {values[part].origin: whole for whole, part in loop.slices}
+        found |= {f"{values[head].origin}[next]": following for _, head, following in loop.carries}
+        step = next(step for step in walk(self.plan.steps) if step.loop is loop)
+        stacked = step.outputs[len(loop.carries) :]
+        found |= {values[index].origin: part for part, index in zip(loop.collects, stacked, strict=True)}
+        if loop.until is not None:
+            ends = [edge for edge in self.plan.edges if edge.target.endswith("[until]")]
+            name = next(edge.target for edge in ends if edge.target.startswith(f"{loop.name}."))
+            found[name] = loop.until
+        return found
+
     def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
         way: list[Adapter] = []
         while (step := self.makers.get(index)) is not None and step.adapter is not None:
@@ -101,7 +121,10 @@ class _Edges:
         return way, self.plan.values[index]
 
     def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
-        ends = [self._device(name) for name in (edge.source, edge.target)]
+        found = [self._device(name) for name in (edge.source, edge.target)]
+        ends = [device for device in found if device is not None]
+        if len(ends) < len(found):
+            return  # an end of a loop, which is where its value is: the record of the loop tells
         if edge.source in self.constants:
             where = Residency.HOST if ends[1] == HOST else Residency.DEVICE
             self._demand(edge.residency is where, f"the constant of '{edge}' is not where it is read")
@@ -118,6 +141,7 @@ class _Edges:
         elif HOST not in ends and HOST not in {self.memory[device] for device in ends}:
             self._demand(over_host, f"the edge '{edge}' is said to go over the host but stays on the device")
 
-    def _device(self, end: str) -> str:
-        call = self.calls.get(end.rpartition(".")[0])
-        return call.device if call else HOST
+    def _device(self, end: str) -> str | None:
+        name = end.rpartition(".")[0]
+        call = self.calls.get(name)
+        return call.device if call else None if name in self.loops else HOST

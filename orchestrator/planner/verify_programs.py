@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedProgram, Step, walk
+from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedLoop, PlannedProgram, Step
+from orchestrator.plan.steps import walk
 from orchestrator.planner.verify_edges import demand
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 
@@ -37,6 +39,7 @@ class _Programs:
         self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
         self.owner: dict[int, tuple[str, int]] = {}
         self.turn: dict[str, int] = {}
+        self.odd = False
         self.used: set[str] = set()
 
     def _demand(self, holds: bool, what: str) -> None:
@@ -58,10 +61,46 @@ class _Programs:
                 # The next chunk comes after every chunk.
                 self._steps(step.body)
                 self._steps(step.body)
+            elif step.loop is not None:
+                self._loop(step, step.loop)
             elif step.op == "call":
                 self._call(step)
             else:
                 self._adapt(step)
+
+    def _loop(self, step: Step, loop: PlannedLoop) -> None:
+        """Runs a loop's body often enough for every program that takes turns to come round again."""
+        around = self.odd
+        for index, (start, head, _) in enumerate(loop.carries):
+            self._call_it(head, start)
+            self._call_it(step.outputs[index], start)
+        for turn in range(4):
+            self.odd = bool(turn % 2)
+            self._steps(step.body)
+            for index in loop.ends:
+                self._reads(step, index)
+            fresh = [(head, following, self._held(following)) for _, head, following in loop.carries]
+            for head, _, held in fresh:
+                self._hold(head, held)
+            for final, (_, _, held) in zip(step.outputs, fresh, strict=False):
+                self._hold(final, held)
+        self.odd = around
+
+    def _call_it(self, name: int, index: int) -> None:
+        self._hold(name, self._held(index))
+
+    def _held(self, index: int) -> tuple[Any, Any]:
+        """The buffer that a value is in, and what gave it."""
+        root, _ = self.names.get(index, (index, ()))
+        return self.owner.get(root), self.given.get(root)
+
+    def _hold(self, index: int, held: tuple[Any, Any]) -> None:
+        tables: tuple[dict[int, Any], ...] = (self.owner, self.given)
+        for table, value in zip(tables, held, strict=True):
+            if value is None:
+                table.pop(index, None)
+            else:
+                table[index] = value
 
     def _group(self, step: Step) -> PlannedGroup | None:
         return self.groups.get(step.device)
@@ -114,8 +153,9 @@ class _Programs:
             )
 
     def _program(self, step: Step, stage: str) -> PlannedProgram:
-        program = self.programs.get(step.program)
-        self._demand(program is not None, f"step {step.op} {step.name!r} runs {step.program!r}, no program")
+        name = step.twin if step.twin and self.odd else step.program
+        program = self.programs.get(name)
+        self._demand(program is not None, f"step {step.op} {step.name!r} runs {name!r}, no program")
         assert program is not None
         same = (program.stage, program.device) == (stage, step.device)
         self._demand(same, f"program {program.name!r} is not of {stage or 'adapters'!r} on {step.device}")
@@ -213,7 +253,7 @@ class _Programs:
             group = self._group(step)
             program = step.op == "call" and group is not None and group.compiled
             place = step.adapter.place if step.adapter is not None else ""
-            able = program or step.op == "region" or place in ("consumer", "program")
+            able = program or bool(step.body) or place in ("consumer", "program")
             renamed = [index for index in step.inputs if index in self.names]
             self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
 

@@ -11,23 +11,15 @@ from dataclasses import dataclass, replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.graph import Edge
+from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
+from orchestrator.planner.homes import End, Homes
 from orchestrator.planner.regions import Region, leaving
 from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dims
 
-__all__ = ["End", "Ways"]
-
-
-@dataclass(frozen=True)
-class End:
-    """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
-
-    device: str
-    memory: str
-    real: bool
+__all__ = ["Ways"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,12 @@ class Ways:
 
     Args:
         draft: The plan so far, with residencies.
-        regions: Call to region.
+        regions: Call, or entry of a loop, to region.
     """
 
-    def __init__(self, draft: Draft, regions: dict[str, Region]) -> None:
+    def __init__(self, draft: Draft, regions: dict[NodeKey, Region]) -> None:
         self.draft = draft
+        self.homes = Homes(draft)
         self.regions = regions
         self._ways: dict[Edge, tuple[Adapter, ...]] = {}
         self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
@@ -95,18 +88,18 @@ class Ways:
     def source(self, edge: Edge) -> End:
         """Returns the producing end."""
         if edge.source.kind != "call":
-            return End(HOST, HOST, True)
+            return self.homes.source(edge)
         return self.produced(edge.source.name, self.draft.sources[edge])
 
     def produced(self, call: str, spec: PortSpec) -> End:
         """Returns the end at which a call gives an output."""
-        end = self._end(call)
+        end = self.homes.call(call)
         births = isinstance(spec, TensorSpec) and self._births(call, spec)
         return End(end.device, end.memory, True) if births else end
 
     def target(self, edge: Edge) -> End:
         """Returns the consuming end."""
-        return End(HOST, HOST, True) if edge.target.kind == "output" else self._end(edge.target.name)
+        return self.homes.target(edge)
 
     def leaves(self, edge: Edge) -> tuple[str, ...]:
         """Returns the region dims that an edge's value carries out of its region."""
@@ -115,13 +108,6 @@ class Ways:
     def bucketed(self, spec: TensorSpec) -> bool:
         """Tells whether named dims of a value are compiled for buckets."""
         return any(not self.draft.dims[name].any for name in spec.names)
-
-    def _end(self, call: str) -> End:
-        device = self.draft.device_of(call)
-        if device == HOST:
-            return End(HOST, HOST, True)
-        host_memory = self.draft.groups[device].capabilities.host_memory
-        return End(device, HOST if host_memory else device, False)
 
     def _births(self, call: str, spec: TensorSpec) -> bool:
         own = [name for name in spec.names if self.draft.dims[name].born.split(".")[0] == call]

@@ -25,6 +25,7 @@ from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
 from orchestrator.plan.programs import Folds
 from orchestrator.runner.checks import make_unwritten, versions
+from orchestrator.runner.loops import LoopWriter
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
@@ -138,73 +139,83 @@ class _Writer:
         self.steps: list[Step] = []
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
         self.sized = False
+        self.depth = 1
+        self.turn = ""
+        self.guards: dict[int, str] = {}
         self.pending: dict[int, str] = {}
         self.roots: dict[int, int] = {}
         self.holders: dict[int, int] = {}
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
-        before = len(self.lines)
-        if self.owner.observer is not None:
+        if self.owner.observer is not None and step.op != "loop":
             self._observed(step)
         else:
             self._plain(step)
-        self._free(step)
-        self.steps += [step] * (len(self.lines) - before)
+        if step.op != "loop":
+            self.free(step)
+        self.mark(step)
+
+    def mark(self, step: Step) -> None:
+        """Notes that the lines written since the last mark are of this step."""
+        self.steps += [step] * (len(self.lines) - len(self.steps))
 
     def _plain(self, step: Step) -> None:
-        {"call": self._call, "adapt": self._adapt, "region": self._region}[step.op](step)
+        {"call": self._call, "adapt": self._adapt, "region": self._region, "loop": self._loop}[step.op](step)
 
     def _observed(self, step: Step) -> None:
-        at = self._name("step", step)
-        self._line("started = clock()")
+        at = self.name("step", step)
+        self.line("started = clock()")
         self._plain(step)
-        self._line(f"observer({at}, started, clock())")
+        self.line(f"observer({at}, started, clock())")
         self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
 
-    def _line(self, text: str) -> None:
-        self.lines.append(f"    {text}")
+    def line(self, text: str) -> None:
+        """Writes one line."""
+        self.lines.append("    " * self.depth + text)
 
-    def _name(self, kind: str, value: Any) -> str:
+    def name(self, kind: str, value: Any) -> str:
+        """Makes a value a global of the function and returns its name."""
         name = f"{kind}{len(self.scope)}"
         self.scope[name] = value
         return name
 
+    def _loop(self, step: Step) -> None:
+        LoopWriter(self, step).write()
+
     def _call(self, step: Step) -> None:
         call = self.owner.calls[step.name]
         stage = self.programs.stages[call.stage]
-        self._sync(step.inputs)
+        self.sync(step.inputs)
         if step.program:
             self._program(step)
             return
-        function = self._name("stage", self.programs.functions[call.stage])
+        function = self.name("stage", self.programs.functions[call.stage])
         expression = f"{function}({', '.join(_arguments(stage, call, step))})"
         targets = [f"v{index}" for index in step.outputs]
         if call.declared:
             self.sized = True
-            check = self._name("check", self.owner.check(call))
+            check = self.name("check", self.owner.check(call))
             read = "".join(f"v{index}, " for index in step.inputs)
             if call.device == HOST:
-                self._line(f"versions = {self._name('versions', versions)}({read})")
-            self._line(
-                f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R, B)"
-            )
+                self.line(f"versions = {self.name('versions', versions)}({read})")
+            self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R, B)")
             if call.device == HOST:
-                self._line(f"{self._name('unwritten', make_unwritten(call))}(versions, {read})")
+                self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
         elif call.returns == "single":
-            self._line(f"{targets[0]} = {expression}")
+            self.line(f"{targets[0]} = {expression}")
         elif call.returns == "tuple":
-            self._line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
+            self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
         else:
-            self._line(f"given = {expression}")
+            self.line(f"given = {expression}")
             for target, (port, _) in zip(targets, call.outputs, strict=True):
-                self._line(f"{target} = given[{port!r}]")
-            self._line("del given")
+                self.line(f"{target} = given[{port!r}]")
+            self.line("del given")
 
     def _program(self, step: Step) -> None:
         """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
         program = self.owner.table[step.program]
-        function = self._name("program", self.programs.functions[step.program])
+        function = self._started(step)
         pairs = zip(program.inputs, step.inputs, strict=True)
         arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
         if step.op == "call":
@@ -214,9 +225,16 @@ class _Writer:
         else:
             found = list(step.outputs)
         targets = "".join("_, " if index is None else f"v{index}, " for index in found)
-        self._line(f"{targets.rstrip()} = {function}({arguments})")
+        self.line(f"{targets.rstrip()} = {function}({arguments})")
         if None in found:
-            self._line("del _")
+            self.line("del _")
+
+    def _started(self, step: Step) -> str:
+        """The program of a step: one that has a twin takes turns with it."""
+        first = self.programs.functions[step.program]
+        if not step.twin:
+            return self.name("program", first)
+        return f"{self.name('programs', (first, self.programs.functions[step.twin]))}[{self.turn} & 1]"
 
     def _adapt(self, step: Step) -> None:
         adapter = step.adapter
@@ -231,18 +249,18 @@ class _Writer:
             self._alias(source, target)
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
-            self._sync(step.inputs)
-        function = self._name(adapter.kind, self.programs.adapt(step))
+            self.sync(step.inputs)
+        function = self.name(adapter.kind, self.programs.adapt(step))
         if adapter.kind in MOVES:
-            self._line(f"v{target} = {function}(v{source})")
+            self.line(f"v{target} = {function}(v{source})")
             self._defer(step)
             return
         self.sized = True
-        self._line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
+        self.line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
 
     def _alias(self, source: int, target: int) -> None:
         """Gives a value a second name; its handle is freed with the last one."""
-        self._line(f"v{target} = v{source}")
+        self.line(f"v{target} = v{source}")
         root = self.roots[target] = self.roots.get(source, source)
         self.holders[root] = self.holders.get(root, 1) + 1
         if source in self.pending:
@@ -266,11 +284,11 @@ class _Writer:
 
     def _region(self, step: Step) -> None:
         self.sized = True
-        self._sync(step.inputs)
-        driver = self._name("region", self.owner.region(step))
+        self.sync(step.inputs)
+        driver = self.name("region", self.owner.region(step))
         values = "".join(f", v{index}" for index in step.inputs)
         targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
-        self._line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
+        self.line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
 
     def _defer(self, step: Step) -> None:
         """Notes a download that is not there before its device is synchronised."""
@@ -280,13 +298,13 @@ class _Writer:
             if backend.capabilities.deferred:
                 self.pending[step.outputs[0]] = backend.device
 
-    def _sync(self, read: Iterable[int]) -> None:
+    def sync(self, read: Iterable[int]) -> None:
         """Waits for the downloads among the values that are about to be read on the host."""
         for device in sorted({self.pending[index] for index in read if index in self.pending}):
             self._wait(device)
 
     def _wait(self, device: str) -> None:
-        self._line(f"{self._name('wait', self.programs.backends[device].synchronize)}()")
+        self.line(f"{self.name('wait', self.programs.backends[device].synchronize)}()")
         self.pending = {index: other for index, other in self.pending.items() if other != device}
 
     def synced(self) -> list[str]:
@@ -297,15 +315,21 @@ class _Writer:
         lines, self.lines = self.lines[before:], self.lines[:before]
         return lines
 
-    def _free(self, step: Step) -> None:
-        gone = [index for index in step.frees if index not in self.owner.unfreed]
+    def free(self, step: Step, done: Sequence[int] = ()) -> None:
+        """Writes what frees the values that die after a step, but those that are gone already."""
+        gone = [index for index in step.frees if index not in self.owner.unfreed and index not in done]
         for index in gone:
-            memory = self.values[index].memory
-            counted = memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
-            if self._is_last(index) and not counted:
-                self._line(f"{self._name('free', self.programs.backend_of(memory).free)}(v{index})")
+            if self._is_last(index) and not self.counts(index):
+                only = self.guards.get(self.roots.get(index, index), "")
+                backend = self.programs.backend_of(self.values[index].memory)
+                self.line(f"{only}{self.name('free', backend.free)}(v{index})")
         if gone:
-            self._line(f"del {', '.join(f'v{index}' for index in gone)}")
+            self.line(f"del {', '.join(f'v{index}' for index in gone)}")
+
+    def counts(self, index: int) -> bool:
+        """Tells whether a value's memory is freed with its last reference."""
+        memory = self.values[index].memory
+        return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
 
 
 def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:

@@ -233,6 +233,22 @@ class NullBackend(Backend):
         content = None if handle._content is None else handle._content.narrow(dim, start, size)
         return self._made("part", "", [handle], shape, handle.dtype, content, handle)
 
+    def select(self, handle: Handle, index: int) -> Handle:
+        """Makes a handle of a slice, which shares the bytes of the whole."""
+        self._check(handle, "a slice")
+        if index >= handle.shape[0]:
+            raise HandleError(f"{handle!r} has no slice {index}.")
+        content = None if handle._content is None else handle._content[index]
+        return self._made("select", "", [handle], handle.shape[1:], handle.dtype, content, handle)
+
+    def stack(self, handles: list[Handle]) -> Handle:
+        """Makes a handle of values of one shape along a new dim 0."""
+        for handle in handles:
+            self._check(handle, "a stack")
+        first = handles[0]
+        content = torch.stack([handle._content for handle in handles]) if self._compute else None
+        return self._made("stack", "", handles, (len(handles), *first.shape), first.dtype, content)
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
         """Makes a handle; with ``compute`` it hides rubbish."""
         return self._made("empty", "", [], shape, dtype, rubbish(shape, dtype) if self._compute else None)

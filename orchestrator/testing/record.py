@@ -30,6 +30,8 @@ Kind: TypeAlias = Literal[
     "adapt",
     "join",
     "part",
+    "select",
+    "stack",
     "empty",
     "free",
     "synchronize",

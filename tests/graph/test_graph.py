@@ -172,5 +172,5 @@ def test_units_stand_together():
     a, b, c = (pipeline.add(name, Double()) for name in "abc")
     pipeline.output("y", c(a(x)))
     pipeline.output("z", b(x))
-    units = pipeline.graph.ordered_units({"a": "pair", "b": "pair"})
-    assert units == [("a", "b"), ("c",)]
+    units = pipeline.graph.ordered_units({NodeKey("call", "a"): "pair", NodeKey("call", "b"): "pair"})
+    assert [tuple(node.name for node in unit) for unit in units] == [("a", "b"), ("c",)]

@@ -4,7 +4,8 @@ Four places are possible: compiled into the producer, compiled into the consumer
 the host. They are compared by estimated time: bytes through a core's memory, bytes over the link (down from one rank,
 up to all), and program starts. All edges that want the same of one value are decided together, since they share it.
 
-With *b* bytes of the value and *a* of the adapted one, *n* consumers, and *r* runs of the producer for a request:
+With *b* bytes of the value and *a* of the adapted one, *n* consumers (one in a loop counts once for each iteration),
+and *r* runs of the producer for a request:
 
     producer    memory: r a, and r b if somebody else reads the value as it is; n a
     consumer    memory: r b, and n (b + 2 a)
@@ -21,9 +22,10 @@ from typing import Any
 from orchestrator.adapter import Adapter, Place
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge
+from orchestrator.graph import Edge, NodeKey
 from orchestrator.planner.draft import Draft, Fold
 from orchestrator.planner.held import is_gathered
+from orchestrator.planner.loops import limit_of
 from orchestrator.planner.regions import Region, find_regions, leaving
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
@@ -41,11 +43,13 @@ class _Group:
         edges: The edges.
         alone: Nobody else reads the value.
         runs: Calls of the producer's stage in a request.
+        reads: How often a consumer reads it for one time that it is made: above 1 where it enters a loop.
     """
 
     edges: tuple[Edge, ...]
     alone: bool
     runs: int
+    reads: int = 1
 
 
 def fold(draft: Draft) -> Draft:
@@ -74,12 +78,17 @@ def _groups(draft: Draft) -> list[_Group]:
         if _stays_with_adapters(draft, edge, regions):
             found.setdefault((root, draft.forms[edge].fits, _forced(draft, edge)), []).append(edge)
     return [
-        _Group(tuple(edges), len(edges) == readers[root], _runs(draft, edges[0].source.name))
+        _Group(
+            tuple(edges),
+            len(edges) == readers[root],
+            _runs(draft, edges[0].source.name),
+            max(_reads(draft, edge) for edge in edges),
+        )
         for (root, _, _), edges in found.items()
     ]
 
 
-def _stays_with_adapters(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> bool:
+def _stays_with_adapters(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> bool:
     """Tells whether an edge could stay on a device that compiles, if its adapters were compiled too."""
     ends = (edge.source, edge.target)
     if not draft.forms[edge].fits or is_gathered(draft, edge) or any(node.kind != "call" for node in ends):
@@ -95,6 +104,16 @@ def _runs(draft: Draft, call: str) -> int:
     return sum(other.stage is stage for other in draft.graph.calls.values())
 
 
+def _reads(draft: Draft, edge: Edge) -> int:
+    """Iterations of the loops between an edge's producer and its consumer."""
+    graph, times = draft.graph, 1
+    around = graph.scope(edge.target)
+    while around != graph.scope(edge.source):
+        times *= max(1, limit_of(draft, graph.loops[around]))
+        around = graph.loops[around].within
+    return times
+
+
 def _costs(draft: Draft, group: _Group) -> dict[str, float]:
     """Estimated seconds of each place."""
     edge = group.edges[0]
@@ -103,7 +122,7 @@ def _costs(draft: Draft, group: _Group) -> dict[str, float]:
     assert isinstance(target, TensorSpec)
     before, after = source.nbytes(draft.largest), target.nbytes(draft.largest)
     capabilities = draft.groups[draft.device_of(edge.source.name)].capabilities
-    link, runs, count = capabilities.link, group.runs, len(group.edges)
+    link, runs, count = capabilities.link, group.runs, len(group.edges) * group.reads
     raw = runs * before
     return {
         "producer": link.memory_seconds(runs * after + (0 if group.alone else raw) + count * after),

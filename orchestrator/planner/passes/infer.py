@@ -10,19 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
-from orchestrator.duplicate import owner_of
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
 from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
+from orchestrator.planner.loops import entered, left
 from orchestrator.planner.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
+from orchestrator.planner.refuse import check_birth, check_mode
 from orchestrator.planner.symbols import symbol_for
 from orchestrator.specs import (
+    AnyDim,
     PortSpec,
     TensorSpec,
     combinations,
@@ -56,6 +57,7 @@ class _Inference:
         self.examples: dict[str, dict[str, TensorSpec]] = {}
         self.written: dict[str, dict[str, torch.dtype]] = {}
         self.notes: list[str] = []
+        self.counts: dict[str, AnyDim] = {}
         self.entered = {
             name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
         }
@@ -66,23 +68,45 @@ class _Inference:
         for name, value in self.graph.constants.items():
             self.values[NodeKey("constant", name), ""] = _constant_spec(value)
         for stage in self.graph.stages.values():
-            _check_mode(stage)
-        for name in self.graph.order:
-            self._call(name)
+            check_mode(stage)
+        for node in self.graph.nodes:
+            if node.kind == "call":
+                self._call(node.name)
+            elif node.kind in ("enter", "leave"):
+                self._loop_end(node)
         for name in self.graph.outputs:
             for edge in self.graph.into(NodeKey("output", name)):
                 self.forms[edge] = self._fit(edge, None)
-        sources = {edge: held_spec(self.draft, edge.source, self._source(edge)) for edge in self.graph.edges}
+        sources = {
+            edge: held_spec(self.draft, edge.source, edge.source_port, self._source(edge))
+            for edge in self.graph.edges
+        }
         return replace(
             self.draft,
             dims=self.dims,
             calls=self.calls,
+            counts=self.counts,
             written=self.written,
             forms={
                 edge: held_form(self.draft, edge, sources[edge], form) for edge, form in self.forms.items()
             },
             sources=sources,
         ).noted(*self.notes)
+
+    def _loop_end(self, node: NodeKey) -> None:
+        """What enters the body of a loop, or leaves it."""
+        forms = {edge: self._fit(edge, None) for edge in self.graph.into(node)}
+        self.forms |= forms
+        loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in forms}
+        given = {port: forms[edge].spec for port, edge in ports.items()}
+        if node.kind == "enter":
+            made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
+            if decided is not None:
+                self.dims[decided.name] = decided
+        else:
+            heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
+            made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
+        self.values |= {(node, port): spec for port, spec in made.items()}
 
     def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
         """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
@@ -95,7 +119,8 @@ class _Inference:
         if key in self.values:
             return self.values[key]
         known = [port for node, port in self.values if node == edge.source]
-        stage = self.graph.calls[edge.source.name].stage.name
+        call = self.graph.calls.get(edge.source.name)
+        stage = call.stage.name if call is not None else edge.source.name
         raise PlanError(
             f"{edge.destination!r} reads {edge.origin!r}, but stage {stage!r} gives the ports "
             f"{known}.{nearest(edge.source_port, known)}",
@@ -176,7 +201,7 @@ class _Inference:
             outputs[port.name] = port.spec
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
                 if dim not in self.entered and not self.dims[dim].born:
-                    _check_birth(self.draft, name, stage, dim)
+                    check_birth(self.draft, name, stage, dim)
                     self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
@@ -338,52 +363,6 @@ def _looks_at_content(name: str, stage: Stage, error: Exception) -> PlanError:
         stage=stage.name,
         call=name,
     )
-
-
-def _check_birth(draft: Draft, name: str, stage: Stage, dim: str) -> None:
-    """Refuses a stage that decides a size where shapes are compiled in."""
-    device = draft.devices[stage.name]
-    if draft.compiled(device):
-        raise PlanError(
-            f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} while it runs, but {device!r} "
-            f"compiles static shapes. Make it a host stage (device='host'), or give a fixed size and a mask.",
-            stage=stage.name,
-            call=name,
-            dim=dim,
-        )
-
-
-def _check_mode(stage: Stage) -> None:
-    """Refuses Dropout and BatchNorm in training mode: results would differ from call to call, or drift."""
-    wrapper = stage.wrapper
-    target = wrapper.__dict__.get("_model") if wrapper is not None else owner_of(stage.target)
-    if stage.host or not isinstance(target, torch.nn.Module):
-        return
-    lazy = next((path for path, value in target.named_parameters() if is_lazy(value)), None)
-    if lazy is not None:
-        raise PlanError(
-            f"Stage {stage.name!r} has no shape yet for its lazy parameter {lazy!r}; call the module once on an "
-            f"example before planning.",
-            stage=stage.name,
-            parameter=lazy,
-        )
-    for path, part in target.named_modules():
-        if getattr(part, "training", False) and _is_random(part):
-            raise PlanError(
-                f"Stage {stage.name!r} is in training mode with a {type(part).__name__} "
-                f"({path or 'the module itself'}); call .eval() on it first.",
-                stage=stage.name,
-                module=path,
-            )
-
-
-def _is_random(part: torch.nn.Module) -> bool:
-    """Tells whether a module in training mode drops values or updates statistics."""
-    if isinstance(part, torch.jit.ScriptModule):
-        return any(word in part.original_name for word in ("Dropout", "BatchNorm"))
-    if isinstance(part, (torch.nn.MultiheadAttention, torch.nn.RNNBase)):
-        return part.dropout > 0
-    return isinstance(part, (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm))
 
 
 def _feeds(graph: Any, name: str, fed: dict[str, PortSpec]) -> str:

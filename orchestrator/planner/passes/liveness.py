@@ -1,7 +1,8 @@
 """Liveness: a value is freed right after the last step that reads it.
 
-Values of a region's body live and die in the body, those it hands out excepted. Results of the pipeline and
-constants are not freed. An output nobody reads dies with the step that made it.
+Values of a region's body live and die in the body, those it hands out excepted. So do those of a loop's body, this
+iteration's carries and slices among them, but not what the next iteration or the end of the loop reads. Results of the
+pipeline and constants are not freed. An output nobody reads dies with the step that made it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ def free_values(draft: Draft) -> Draft:
     return replace(draft, steps=_with_frees(draft.steps, kept, range(len(draft.graph.inputs))))
 
 
-def _with_frees(steps: tuple[Step, ...], kept: set[int], given: Iterable[int]) -> tuple[Step, ...]:
-    """Frees what these steps make, or are given, and do not keep."""
-    last: dict[int, int] = {}
+def _with_frees(
+    steps: tuple[Step, ...], kept: set[int], given: Iterable[int], within: bool = False
+) -> tuple[Step, ...]:
+    """Frees what these steps make, or are given, and do not keep; in a loop also what is given and not read."""
+    last: dict[int, int] = dict.fromkeys(given if within else (), 0)
     own = set(given)
     for position, step in enumerate(steps):
         own.update(step.outputs)
@@ -38,7 +41,12 @@ def _with_frees(steps: tuple[Step, ...], kept: set[int], given: Iterable[int]) -
         replace(
             step,
             frees=tuple(sorted(frees.get(position, ()))),
-            body=_with_frees(step.body, kept | set(step.outputs), ()),
+            body=_with_frees(step.body, kept | _handed_out(step), step.loop.heads if step.loop else (), True),
         )
         for position, step in enumerate(steps)
     )
+
+
+def _handed_out(step: Step) -> set[int]:
+    """Values of a body that are read after its last step."""
+    return {*step.outputs, *(step.loop.ends if step.loop else ())}

@@ -3,7 +3,8 @@
 What is possible comes first: a value to or from the host is on the host, and within one device group it stays on
 the device, unless its ranks hold parts, or chunks of it are to be joined where nothing computes eagerly, or its buffer
 would be overwritten before it is read. Then cost: adapters that are cheaper on the host take the value there. Two
-groups of one backend with peer copies hand values over directly. A residency may be forced where both are possible.
+groups of one backend with peer copies hand values over directly. What enters and
+leaves a loop has a home of its own. A residency may be forced where both are possible.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge
+from orchestrator.graph import Edge, NodeKey, ending
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
+from orchestrator.planner.homes import Homes
 from orchestrator.planner.regions import Region, find_regions, leaving
 
 __all__ = ["decide_residency"]
@@ -28,8 +30,8 @@ def decide_residency(draft: Draft) -> Draft:
         PlanError: A forced residency names no edge, or is impossible.
     """
     forced = _forced(draft)
-    regions = find_regions(draft)
-    decided = {edge: _decide(draft, edge, regions) for edge in draft.graph.edges}
+    regions, homes = find_regions(draft), Homes(draft)
+    decided = {edge: _decide(draft, edge, regions, homes) for edge in draft.graph.edges}
     for edge, wish in forced.items():
         decided[edge] = _force(draft, edge, wish, *decided[edge])
     return replace(draft, residencies=decided)
@@ -54,16 +56,10 @@ def _forced(draft: Draft) -> Mapping[Edge, Residency]:
     return forced
 
 
-def _ends(draft: Draft, edge: Edge) -> tuple[str, str]:
-    """Devices of both ends; inputs, outputs and host stages are on the host."""
-    source, target = (
-        draft.device_of(node.name) if node.kind == "call" else HOST for node in (edge.source, edge.target)
-    )
-    return source, target
-
-
-def _decide(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[Residency, str]:
-    source, target = _ends(draft, edge)
+def _decide(
+    draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region], homes: Homes
+) -> tuple[Residency, str]:
+    source, target = homes.source(edge).device, homes.target(edge).device
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
         return where, "a constant, put in place once, at load"
@@ -74,8 +70,7 @@ def _decide(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[Re
     if edge.target.kind == "output":
         return Residency.HOST, "results go to the host"
     if HOST in (source, target):
-        stage = edge.source.name if source == HOST else edge.target.name
-        return Residency.HOST, f"{stage!r} is a host stage"
+        return Residency.HOST, _on_host(draft, edge, source)
     if is_gathered(draft, edge):
         return Residency.HOST, f"each rank of {source} holds a part; they are joined on the host"
     if source == target:
@@ -83,15 +78,39 @@ def _decide(draft: Draft, edge: Edge, regions: Mapping[str, Region]) -> tuple[Re
     return _between(draft, source, target)
 
 
-def _within(draft: Draft, edge: Edge, device: str, regions: Mapping[str, Region]) -> tuple[Residency, str]:
+def _on_host(draft: Draft, edge: Edge, source: str) -> str:
+    """Why an edge with an end on the host has it there."""
+    node, port = (edge.source, edge.source_port) if source == HOST else (edge.target, edge.target_port)
+    if edge in draft.spilled:
+        return draft.spilled[edge]
+    if node.kind == "call":
+        return f"{node.name!r} is a host stage"
+    loop = draft.graph.loops[node.name]
+    if node.kind == "leave" and port == ending(loop.until):
+        return f"what ends {loop.name!r} is read on the host"
+    if port in loop.each:
+        return f"slices of {port!r} are cut on the host"
+    name = port.partition("[")[0]
+    what = "collects" if port in loop.results and port not in loop.carry else "carries"
+    return f"{loop.name!r} {what} {name!r} on the host"
+
+
+def _within(
+    draft: Draft, edge: Edge, device: str, regions: Mapping[NodeKey, Region]
+) -> tuple[Residency, str]:
     if edge in draft.spilled:
         return Residency.HOST, draft.spilled[edge]
     born = leaving(draft, edge, regions)
     if born and draft.compiled(device):
         return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
     fold = draft.folds.get(edge)
+    if fold is None and draft.compiled(device) and draft.forms[edge].fits:
+        return Residency.HOST, "a loop's end takes no adapters on the device; they are done on the host"
     if fold is None:
-        return Residency.DEVICE, f"both ends are on {device}"
+        if edge.target.kind != "leave":
+            return Residency.DEVICE, f"both ends are on {device}"
+        collects = edge.target_port in draft.graph.loops[edge.target.name].results
+        return Residency.DEVICE, f"{'collected' if collects else 'carried'} on {device}"
     where = Residency.HOST if fold.over_host else Residency.DEVICE
     return where, f"both ends are on {device}; {fold.reason}"
 

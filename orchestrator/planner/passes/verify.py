@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
 from orchestrator.planner.passes.memory import check_budget
 from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wrong
+from orchestrator.planner.verify_loops import check_left, check_loop
 from orchestrator.planner.verify_programs import check_programs
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
@@ -143,6 +144,10 @@ class _Verifier:
             self._call(step)
         elif step.op == "adapt":
             self._adapt(step)
+        elif step.op == "loop":
+            loop = check_loop(self.plan, step)
+            self._demand(alive.isdisjoint(loop.heads), f"loop {step.name!r} makes a value a second time")
+            check_left(self.plan, step, alive, self._replay(step.body, alive | set(loop.heads)))
         else:
             self._demand(step.op == "region", f"there is no step {step.op!r}")
             self._region(step, alive)

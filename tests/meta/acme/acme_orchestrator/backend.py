@@ -56,5 +56,11 @@ class AcmeBackend(Backend):
     def part(self, handle, dim, start, size):
         return Crate(handle.tensor.narrow(dim, start, size))
 
+    def select(self, handle, index):
+        return Crate(handle.tensor[index])
+
+    def stack(self, handles):
+        return Crate(torch.stack([handle.tensor for handle in handles]))
+
     def empty(self, shape, dtype):
         return Crate(torch.empty(shape, dtype=dtype))

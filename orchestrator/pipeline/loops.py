@@ -1,0 +1,204 @@
+"""Drawing a loop: its ports are checked against the inputs and outputs of its body, then the body is inlined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import GraphError, nearest
+from orchestrator.graph import Graph, Loop, NodeKey, collected, ending, following
+from orchestrator.pipeline.inline import copy_calls, through
+from orchestrator.pipeline.values import Value, Values
+
+if TYPE_CHECKING:
+    from orchestrator.pipeline.builder import Pipeline
+
+__all__ = ["LoopPorts", "check_body", "check_fed", "mapping", "names_of"]
+
+
+class LoopPorts:
+    """What a loop is fed with and gives; arguments as in :meth:`Pipeline.loop`.
+
+    Raises:
+        GraphError: One of them is wrong.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        body: Any,
+        carry: Any,
+        each: Any,
+        inputs: Any,
+        until: str | None,
+        max_steps: int | None,
+        check_every: int,
+        collect: Any,
+        outputs: Any,
+    ) -> None:
+        check_body("loop", name, body)
+        self.name = name
+        self.carry = mapping(name, "carry", carry)
+        self.each = mapping(name, "each", each)
+        self.inputs = mapping(name, "inputs", inputs)
+        self.until = until or ""
+        self.collect = names_of(name, "collect", collect)
+        self.max_steps = max_steps
+        self.check_every = check_every
+        self._outputs = outputs
+
+    def draw(self, pipeline: Pipeline, graph: Graph) -> Any:
+        """Draws the loop with its body, and returns its outputs."""
+        self._check(graph)
+        loop = Loop(
+            self.name,
+            tuple(self.carry),
+            tuple(self.each),
+            self.collect,
+            self.until,
+            self.max_steps,
+            self.check_every,
+        )
+        asked = self._asked(loop)
+        pipeline.draw_loop(loop)
+        enter, leave = NodeKey("enter", self.name), NodeKey("leave", self.name)
+        fed: dict[str, Value] = {}
+        for port, start in {**self.carry, **self.each}.items():
+            value = pipeline.feed(start, f"port '{self.name}.{port}'")
+            spec, inside = graph.inputs[port], Value(pipeline, enter, port)
+            pipeline.join(through(value, spec) if port in self.carry else value, enter, port)
+            fed[port] = inside if port in self.carry else through(inside, spec)
+        for port, given in self.inputs.items():
+            value = pipeline.feed(given, f"port '{self.name}.{port}'")
+            fed[port] = through(value, graph.inputs[port])
+        made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
+        for port in self.carry:
+            pipeline.join(made[port], leave, following(port))
+        for port in self.collect:
+            pipeline.join(made[port], leave, collected(port))
+        if self.until:
+            pipeline.join(made[self.until], leave, ending(self.until))
+        results = {name: Value(pipeline, leave, port) for name, port in asked.items()}
+        return Values.of(results) if len(results) > 1 else next(iter(results.values()))
+
+    def _check(self, graph: Graph) -> None:
+        check_fed(self.name, graph, {"carry": self.carry, "each": self.each, "inputs": self.inputs})
+        for what, names in (("carry", self.carry), ("collect", self.collect)):
+            self._check_given(graph, what, names)
+        if self.until:
+            self._check_given(graph, "until", (self.until,))
+        for what, number, least in (
+            ("max_steps", self.max_steps, 0),
+            ("check_every", self.check_every, 1),
+        ):
+            wrong = isinstance(number, bool) or not isinstance(number, int) or number < least
+            if wrong and not (what == "max_steps" and number is None):
+                raise GraphError(
+                    f"{what} of loop {self.name!r} is an int of at least {least}, not {number!r}.",
+                    loop=self.name,
+                )
+        if not self.each and self.max_steps is None:
+            raise GraphError(
+                f"Loop {self.name!r} has no end: give it each={{...}}, one slice for each iteration, or max_steps=.",
+                loop=self.name,
+            )
+        if not self.carry and not self.collect:
+            raise GraphError(
+                f"Loop {self.name!r} gives nothing: it has no carry and no collect.", loop=self.name
+            )
+
+    def _check_given(self, graph: Graph, what: str, names: Iterable[str]) -> None:
+        for port in names:
+            if port not in graph.outputs:
+                raise GraphError(
+                    f"{what} of loop {self.name!r} names {port!r}, which is no output of its body {graph.name!r} "
+                    f"({', '.join(graph.outputs)}).{nearest(port, graph.outputs)}",
+                    loop=self.name,
+                    port=port,
+                )
+
+    def _asked(self, loop: Loop) -> dict[str, str]:
+        """Names of what the loop returns to ports; a plain name is a carry where there is one of that name."""
+        known = {**{name: collected(name) for name in loop.collect}, **{name: name for name in loop.carry}}
+        known |= {collected(name): collected(name) for name in loop.collect}
+        if self._outputs is None:
+            names = tuple(map(collected, loop.collect)) or loop.carry
+        else:
+            names = names_of(self.name, "outputs", self._outputs)
+        for name in names:
+            if name not in known:
+                raise GraphError(
+                    f"outputs of loop {self.name!r} names {name!r}, which it neither carries nor collects."
+                    f"{nearest(name, known)}",
+                    loop=self.name,
+                    port=name,
+                )
+        if not names:
+            raise GraphError(f"outputs of loop {self.name!r} is empty; leave it out.", loop=self.name)
+        return {name.removesuffix("[]") if self._outputs is None else name: known[name] for name in names}
+
+
+def check_body(kind: str, name: str, body: Any) -> None:
+    """Raises :class:`GraphError` unless a body is a pipeline."""
+    from orchestrator.pipeline.builder import Pipeline
+
+    if not isinstance(body, Pipeline):
+        raise GraphError(
+            f"The body of {kind} {name!r} is a Pipeline with inputs and outputs of its own, not {body!r}.",
+            **{kind: name},
+        )
+
+
+def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes sure that every input of a body is fed once.
+
+    Raises:
+        GraphError: It is not, or another one is named.
+    """
+    fed: dict[str, str] = {}
+    for what, values in groups.items():
+        for port in values:
+            if port not in graph.inputs:
+                raise GraphError(
+                    f"{what} of {name!r} names {port!r}, which is no input of its body {graph.name!r} "
+                    f"({', '.join(graph.inputs) or 'it has none'}).{nearest(port, graph.inputs)}",
+                    loop=name,
+                    port=port,
+                )
+            if port in fed:
+                raise GraphError(
+                    f"The port '{name}.{port}' is fed twice: by {fed[port]} and by {what}.",
+                    loop=name,
+                    port=port,
+                )
+            fed[port] = what
+    missing = [port for port in graph.inputs if port not in fed]
+    if missing:
+        raise GraphError(
+            f"The input port '{name}.{missing[0]}' is never fed; name it in {', '.join(groups)}.",
+            loop=name,
+            port=missing[0],
+        )
+
+
+def mapping(name: str, what: str, given: Any) -> dict[str, Any]:
+    """Returns an argument that is a dict of ports to values.
+
+    Raises:
+        GraphError: It is none.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise GraphError(f"{what} of {name!r} is a dict of port to value, not {given!r}.", loop=name)
+    return dict(given or {})
+
+
+def names_of(name: str, what: str, given: Sequence[str] | str) -> tuple[str, ...]:
+    """Returns an argument that is a sequence of names, each once.
+
+    Raises:
+        GraphError: It is none.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(port, str) for port in names) or len(set(names)) < len(names):
+        raise GraphError(f"{what} of {name!r} is a tuple of names, each once, not {given!r}.", loop=name)
+    return names

@@ -1,0 +1,189 @@
+"""The code of a loop: ``for`` around the lines of its body.
+
+A carry is one local variable: the body reads it, and gives the next value its name. So a value dies when the last
+reader of its iteration is done, as everywhere. What is collected goes into a list and is stacked at the end.
+
+Where handles are freed by call, the value that a carry starts with stays the property of the code around the loop: the
+first iteration leaves it alone, and a loop that did not run at all hands on a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from orchestrator.plan.count import total_key
+from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.steps import spent_starts
+from orchestrator.runner.programs import Programs
+from orchestrator.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from orchestrator.runner.codegen import _Writer
+
+__all__ = ["LoopWriter"]
+
+
+class LoopWriter:
+    """Writes one loop.
+
+    Args:
+        writer: Where.
+        step: The loop.
+    """
+
+    def __init__(self, writer: _Writer, step: Step) -> None:
+        assert step.loop is not None
+        self.writer = writer
+        self.step = step
+        self.loop: PlannedLoop = step.loop
+        number = len(writer.scope) + len(writer.lines)
+        self.at, self.count = f"i{number}", f"n{number}"
+        self.lists = {at: f"c{number}_{at}" for at in range(len(self.loop.collects))}
+        self.flags = f"f{number}" if self.loop.until is not None and self.loop.check_every > 1 else ""
+
+    def write(self) -> None:
+        """Writes the lines."""
+        writer = self.writer
+        writer.sync(self.step.inputs)
+        self._begin()
+        writer.line(f"for {self.at} in range({self.count}):")
+        around = writer.turn, writer.depth, writer.pending
+        writer.turn, writer.depth, writer.pending = self.at, writer.depth + 1, dict(writer.pending)
+        self._iteration()
+        late = {index: writer.pending[index] for index in self.loop.collects if index in writer.pending}
+        writer.turn, writer.depth, writer.pending = around[0], around[1], {**around[2], **late}
+        self._end()
+
+    def _begin(self) -> None:
+        writer, loop = self.writer, self.loop
+        for start, head, _ in loop.carries:
+            writer.line(f"v{head} = v{start}")
+            if not writer.counts(head):
+                writer.guards[head] = f"if {self.at}: "
+        bounds = [f"len(v{loop.slices[0][0]})"] if loop.slices else []
+        bounds += [] if loop.max_steps is None else [str(loop.max_steps)]
+        writer.line(f"{self.count} = {bounds[0] if len(bounds) == 1 else f'min({bounds[0]}, {bounds[1]})'}")
+        if loop.dim:
+            writer.sized = True
+            writer.line(f"k{self.count} = {self.count}")
+        for name in (*self.lists.values(), *([self.flags] if self.flags else [])):
+            writer.line(f"{name} = []")
+        self.early = [index for index in spent_starts(self.step) if writer.counts(index)]
+        if self.early:
+            writer.line(f"del {', '.join(f'v{index}' for index in self.early)}")
+
+    def _iteration(self) -> None:
+        writer, loop = self.writer, self.loop
+        for whole, part in loop.slices:
+            memory = writer.values[whole].memory
+            backend = None if memory == HOST else writer.programs.backend_of(memory)
+            cut = f"v{whole}[{self.at}]"
+            if backend is not None:
+                cut = f"{writer.name('select', backend.select)}(v{whole}, {self.at})"
+            writer.line(f"v{part} = {cut}")
+        writer.mark(self.step)
+        for step in self.step.body:
+            writer.step(step)
+        for at, index in enumerate(loop.collects):
+            writer.line(f"{self.lists[at]}.append(v{index})")
+        writer.sync(following for _, _, following in loop.carries)
+        heads = ", ".join(f"v{head}" for _, head, _ in loop.carries)
+        moved = ", ".join(f"v{following}" for _, _, following in loop.carries)
+        if heads != moved:
+            writer.line(f"{heads} = {moved}")
+        own = {index for step in self.step.body for index in step.outputs}
+        spent = sorted(
+            own & ({following for *_, following in loop.carries} | set(loop.collects)) - self._until()
+        )
+        if spent:
+            writer.line(f"del {', '.join(f'v{index}' for index in spent)}")
+        if loop.until is not None:
+            self._check(loop.until)
+
+    def _until(self) -> set[int]:
+        return set() if self.loop.until is None else {self.loop.until}
+
+    def _check(self, until: int) -> None:
+        writer, count = self.writer, self.count
+        if not self.flags:
+            writer.sync((until,))
+            writer.line(f"if v{until}:")
+            writer.line(f"    {count} = k{count} = {self.at} + 1")
+            writer.line("    break")
+            return
+        every = self.loop.check_every
+        writer.line(f"{self.flags}.append(v{until})")
+        writer.line(f"if not ({self.at} + 1) % {every} or {self.at} + 1 == {count}:")
+        writer.depth += 1
+        writer.sync((until,))
+        writer.line(f"k{count} = {writer.name('first', _first)}({self.flags}, {self.at} + 1)")
+        writer.line(f"if k{count}:")
+        writer.line(f"    {count} = {self.at} + 1")
+        writer.line("    break")
+        writer.line(f"k{count} = {count}")
+        writer.line(f"{self.flags}.clear()")
+        writer.depth -= 1
+
+    def _end(self) -> None:
+        writer, loop = self.writer, self.loop
+        if loop.dim:
+            total = total_key(loop.dim)
+            writer.line(f"R[{loop.dim!r}] = k{self.count}")
+            writer.line(f"R[{total!r}] = R.get({total!r}, 0) + {self.count}")
+        finals = self.step.outputs[: len(loop.carries)]
+        for (start, head, _), final in zip(loop.carries, finals, strict=True):
+            if not writer.counts(head):
+                backend = writer.programs.backend_of(writer.values[head].memory)
+                copy = writer.name(
+                    "copy", lambda handle, backend=backend: backend.copy(handle, backend.device)
+                )
+                writer.line(f"v{final} = v{head} if {self.count} else {copy}(v{start})")
+            else:
+                writer.line(f"v{final} = v{head}")
+        writer.sync(loop.collects)
+        for at, index in enumerate(self.step.outputs[len(loop.carries) :]):
+            self._stack(at, index)
+        gone = [f"v{index}" for index in loop.heads]
+        gone += [*self.lists.values(), *([self.flags] if self.flags else [])]
+        writer.line("; ".join(f"{name} = None" for name in gone) or "pass")
+        writer.free(self.step, self.early)
+
+    def _stack(self, at: int, index: int) -> None:
+        writer = self.writer
+        stack = writer.name("stack", make_stack(writer.programs, writer.values[index]))
+        kept = f"[:k{self.count}]" if self.flags else ""
+        writer.sized = True
+        writer.line(
+            f"v{index} = {stack}({self.lists[at]}{kept}, {'R' if writer.values[index].real else 'B'})"
+        )
+
+
+def _first(flags: list[Any], done: int) -> int:
+    """Returns the iteration that ended the loop, counted from one; 0: none of these did.
+
+    Args:
+        flags: What the last iterations gave.
+        done: Iterations so far.
+    """
+    return next((done - len(flags) + at + 1 for at, flag in enumerate(flags) if flag), 0)
+
+
+def make_stack(programs: Programs, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
+    """Returns the function ``(parts, sizes) -> stacked``; no parts give an empty tensor."""
+    spec = value.spec
+    if not isinstance(spec, TensorSpec):
+        return lambda parts, _: parts
+    rest = TensorSpec(spec.dims[1:], spec.dtype)
+    if value.memory == HOST:
+        return lambda parts, sizes: (
+            torch.stack(parts)
+            if parts
+            else torch.empty((0, *rest.shape(sizes)), dtype=rest.dtype, device="cpu")
+        )
+    backend = programs.backend_of(value.memory)
+    return lambda parts, sizes: (
+        backend.stack(parts) if parts else backend.empty((0, *rest.shape(sizes)), rest.dtype)
+    )
