@@ -3,6 +3,7 @@
     vision-text   an image encoder feeds a fusion model: the smallest pipeline worth planning
     model5        five models that show fan-out, fan-in and inputs from the host
     faces         a photo in, the faces it shows out
+    digits        a prompt in, a picture of a handwritten digit out
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
@@ -44,6 +45,7 @@ PIPELINES = {
     "vision-text": ("vision_text:vision_text", "an image and a text vector to logits"),
     "model5": ("model5:model5", "five small models: fan-out, fan-in, inputs from the host"),
     "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
+    "digits": ("digits.pipeline:digits", "a prompt to a picture of a handwritten digit"),
 }
 
 

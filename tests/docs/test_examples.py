@@ -1,4 +1,4 @@
-"""Every example in the READMEs and docs/ runs, page by page, in a folder that holds nothing but photos.
+"""Every example in the READMEs and docs/ runs, page by page, in a folder that holds photos and prompts.
 
 Python blocks of a page share one namespace, as a reader who types them in order would have it. A block
 with `>>>` is checked against the output it shows, and a `text` block right after a Python block is what
@@ -50,11 +50,12 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a photo under every name the pages use; this environment's commands come first."""
+    """A folder with a photo, or prompts, under every name the pages use; this environment's commands come first."""
     skimage = pytest.importorskip("skimage")
     with Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png") as photo:
         for name in PHOTOS:
             photo.convert("RGB").save(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("a thin 3\nthe bold digit 8\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path

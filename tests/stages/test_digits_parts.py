@@ -120,14 +120,18 @@ def test_pictures_are_bytes():
 
 def test_enlarging_keeps_what_is_seen():
     pictures = torch.randint(0, 256, (2, 32, 32), dtype=torch.uint8)
-    assert enlarge(pictures, 1) is pictures
-    assert enlarge(torch.full_like(pictures, 77), 4).equal(torch.full((2, 128, 128), 77, dtype=torch.uint8))
+    assert enlarge(pictures, 1, 0).equal(pictures)
+    assert enlarge(pictures, 1, 2)[:, 2:-2, 2:-2].equal(pictures)
+    assert enlarge(torch.full_like(pictures, 77), 4, 0).equal(
+        torch.full((2, 128, 128), 77, dtype=torch.uint8)
+    )
+    assert not enlarge(torch.full_like(pictures, 77), 4, 4)[:, :8].any()
 
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (32, 32)), (3, (32, 96)), (4, (64, 96)), (7, (96, 96))])
 def test_a_sheet_shows_pictures_in_reading_order(count, shape):
     pictures = torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None].expand(count, 32, 32)
-    sheet = Sheet(columns=3, scale=1)(pictures)
+    sheet = Sheet(columns=3, scale=1, margin=0)(pictures)
     assert sheet.shape == shape
     seen = sheet[::32, ::32].flatten().tolist()
     assert seen == [*range(1, count + 1), *[0] * (len(seen) - count)]
@@ -136,5 +140,5 @@ def test_a_sheet_shows_pictures_in_reading_order(count, shape):
 @pytest.mark.parametrize(("steps", "shown"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (9, [0, 4, 8])])
 def test_a_strip_shows_the_first_and_the_last_step(steps, shown):
     previews = torch.arange(steps, dtype=torch.uint8)[:, None, None, None].expand(steps, 2, 32, 32)
-    strip = Strip(columns=3, scale=1)(previews)
+    strip = Strip(columns=3, scale=1, margin=0)(previews)
     assert strip[::32, ::32].tolist() == [shown, shown]

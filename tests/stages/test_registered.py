@@ -40,7 +40,7 @@ def load(path: str) -> Any:
 
 
 def test_the_families_are_there():
-    assert set(PIPELINES) == {"vision-text", "model5", "faces"}
+    assert set(PIPELINES) == {"vision-text", "model5", "faces", "digits"}
     assert {name.partition(".")[0] for name in STAGES} == {"vision-text", "faces", "digits"}
 
 

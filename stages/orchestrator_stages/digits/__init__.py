@@ -7,4 +7,5 @@ picture of 4 by 4 cells, in many steps; a *decoder* turns the latent into a pict
     nets, trained      the networks, and their weights
     prompts, noise     the host's part before the loop: texts to tokens, seeds to noise
     sheets             the host's part after it: many small pictures to one large one
+    pipeline           puts them together
 """

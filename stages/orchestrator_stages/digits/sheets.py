@@ -1,6 +1,7 @@
 """Arrange small pictures into a large one, for people.
 
-Pictures of 32 pixels are hard to see, so they are enlarged; ``scale`` 1 leaves them as they are.
+Pictures of 32 pixels are hard to see, so they are enlarged, and the digits fill them to the edge, so that they get
+a margin.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ from orchestrator import Dim, TensorSpec
 from orchestrator_stages.digits.nets import SIDE
 from orchestrator_stages.host import HostStage
 
-SHEET = TensorSpec((Dim("height", any=True), Dim("width", any=True)), torch.uint8)
-"""A grey picture of any size."""
+
+def any_size(name: str) -> TensorSpec:
+    """Returns the spec of a grey picture whose sides are called ``{name}_height`` and ``{name}_width``."""
+    return TensorSpec((Dim(f"{name}_height", any=True), Dim(f"{name}_width", any=True)), torch.uint8)
 
 
-def enlarge(pictures: Tensor, scale: int) -> Tensor:
-    """Returns ``pictures`` ``[n, h, w]`` uint8 with sides ``scale`` times as long, smoothly."""
+def enlarge(pictures: Tensor, scale: int, margin: int) -> Tensor:
+    """Returns ``pictures`` ``[n, h, w]`` uint8 with a black margin and sides ``scale`` times as long."""
+    framed = functional.pad(pictures, (margin, margin, margin, margin))
     if scale == 1:
-        return pictures
-    large = functional.interpolate(pictures[:, None].float(), scale_factor=scale, mode="bicubic")
+        return framed
+    large = functional.interpolate(framed[:, None].float(), scale_factor=scale, mode="bicubic")
     return large[:, 0].clamp(0, 255).round().to(torch.uint8)
 
 
-def arrange(pictures: Tensor) -> Tensor:
-    """Returns ``pictures`` ``[rows, columns, h, w]`` as one, ``[rows * h, columns * w]``."""
-    return pictures.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+def arrange(pictures: Tensor, columns: int) -> Tensor:
+    """Returns ``pictures`` ``[rows * columns, h, w]`` as one, ``[rows * h, columns * w]``, in reading order."""
+    rows = pictures.reshape(-1, columns, *pictures.shape[1:])
+    return rows.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
 class Sheet(HostStage):
@@ -36,21 +41,22 @@ class Sheet(HostStage):
     Args:
         columns: Pictures in a row, at most; the last row is filled with black.
         scale: How much larger they are shown.
+        margin: Pixels around each of them, before it is enlarged.
     """
 
-    def __init__(self, columns: int = 10, scale: int = 4) -> None:
+    def __init__(self, columns: int = 10, scale: int = 4, margin: int = 4) -> None:
         super().__init__(tag="sheet")
         self.columns = columns
         self.scale = scale
+        self.margin = margin
         self.inputs = {"pictures": TensorSpec(("batch", SIDE, SIDE), torch.uint8)}
-        self.outputs = {"picture": SHEET}
+        self.outputs = {"picture": any_size("sheet")}
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Arranges the pictures of one request."""
         columns = min(self.columns, len(pictures))
-        missing = torch.zeros(-len(pictures) % columns, SIDE, SIDE, dtype=torch.uint8)
-        large = enlarge(torch.cat([pictures, missing]), self.scale)
-        return arrange(large.reshape(-1, columns, *large.shape[1:]))
+        missing = pictures.new_zeros(-len(pictures) % columns, SIDE, SIDE)
+        return arrange(enlarge(torch.cat([pictures, missing]), self.scale, self.margin), columns)
 
 
 class Strip(HostStage):
@@ -59,18 +65,23 @@ class Strip(HostStage):
     Args:
         columns: Steps that are shown, at most, equally far apart; the last one always is.
         scale: How much larger they are shown.
+        margin: Pixels around each of them, before it is enlarged.
     """
 
-    def __init__(self, columns: int = 10, scale: int = 4) -> None:
+    def __init__(self, columns: int = 10, scale: int = 4, margin: int = 4) -> None:
         super().__init__(tag="strip")
         self.columns = columns
         self.scale = scale
+        self.margin = margin
         self.inputs = {"previews": TensorSpec((Dim("steps", any=True), "batch", SIDE, SIDE), torch.uint8)}
-        self.outputs = {"strip": SHEET}
+        self.outputs = {"strip": any_size("strip")}
 
     def forward(self, previews: Tensor) -> Tensor:
         """Arranges the previews of one request."""
-        columns = min(self.columns, len(previews))
-        shown = torch.linspace(0, len(previews) - 1, columns).round().long() if columns > 1 else [-1]
-        large = enlarge(previews[shown].transpose(0, 1).flatten(0, 1), self.scale)
-        return arrange(large.reshape(-1, columns, *large.shape[1:]))
+        steps = len(previews)
+        columns = min(self.columns, steps)
+        shown = [steps - 1 - round(place * (steps - 1) / max(columns - 1, 1)) for place in range(columns)][
+            ::-1
+        ]
+        chosen = previews[shown].transpose(0, 1).flatten(0, 1)
+        return arrange(enlarge(chosen, self.scale, self.margin), columns)

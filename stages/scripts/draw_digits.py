@@ -1,0 +1,54 @@
+"""Draw the pictures of the pipeline ``digits`` that the documentation shows.
+
+    python stages/scripts/draw_digits.py docs/images
+
+``digits.png`` has a column for each digit and a row for each kind of prompt. ``digits-strip.png`` shows how
+pictures come out of noise.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from orchestrator.pipeline import stage_overrides
+from orchestrator_stages.digits.pipeline import digits
+from orchestrator_stages.digits.words import NUMBERS
+
+ROWS = ("{}", "a thin {}", "a bold {}", "a {} leaning left", "the bold digit {} leaning right")
+SHOWN = ("the bold digit 7 leaning right", "a thin 3", "a bold 8 leaning left")
+SEED = 7
+
+
+def grid() -> Tensor:
+    """Returns a picture of all digits in each row's way."""
+    prompts = [row.format(number) for row in ROWS for number in NUMBERS]
+    with stage_overrides({"sheet": {"scale": 2}}), digits(seed=SEED).plan().load() as session:
+        picture: Tensor = session(prompt="\n".join(prompts))["picture"]
+    return picture
+
+
+def denoising() -> Tensor:
+    """Returns a strip of the denoising of some prompts."""
+    with stage_overrides({"strip": {"scale": 2}}), digits(strip=True, seed=SEED).plan().load() as session:
+        picture: Tensor = session(prompt="\n".join(SHOWN))["strip"]
+    return picture
+
+
+def main() -> None:
+    """Draw all pictures into the folder named on the command line."""
+    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("out", type=Path, help="folder to write to")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    Image.fromarray(grid().numpy()).save(out / "digits.png", optimize=True)
+    Image.fromarray(denoising().numpy()).save(out / "digits-strip.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
