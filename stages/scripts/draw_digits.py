@@ -22,6 +22,7 @@ from orchestrator_stages.digits.words import NUMBERS
 ROWS = ("{}", "a thin {}", "a bold {}", "a {} leaning left", "the bold digit {} leaning right")
 SHOWN = ("the bold digit 7 leaning right", "a thin 3", "a bold 8 leaning left")
 SEED = 7
+"""Seed of the grid; the strip has the default."""
 
 
 def grid() -> Tensor:
@@ -34,7 +35,7 @@ def grid() -> Tensor:
 
 def denoising() -> Tensor:
     """Returns a strip of the denoising of some prompts."""
-    with stage_overrides({"strip": {"scale": 2}}), digits(strip=True, seed=SEED).plan().load() as session:
+    with stage_overrides({"strip": {"scale": 2}}), digits(strip=True).plan().load() as session:
         picture: Tensor = session(prompt="\n".join(SHOWN))["strip"]
     return picture
 

@@ -142,3 +142,10 @@ def test_a_strip_shows_the_first_and_the_last_step(steps, shown):
     previews = torch.arange(steps, dtype=torch.uint8)[:, None, None, None].expand(steps, 2, 32, 32)
     strip = Strip(columns=3, scale=1, margin=0)(previews)
     assert strip[::32, ::32].tolist() == [shown, shown]
+
+
+@pytest.mark.parametrize("stage", [Sheet, Strip])
+@pytest.mark.parametrize(("option", "value"), [("columns", 0), ("scale", 0), ("scale", 1.5), ("margin", -1)])
+def test_sheets_refuse_sizes_that_are_none(stage, option, value):
+    with pytest.raises(ValueError, match=f"{option} is an int of at least"):
+        stage(**{option: value})

@@ -35,7 +35,34 @@ def arrange(pictures: Tensor, columns: int) -> Tensor:
     return rows.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
-class Sheet(HostStage):
+class Arranged(HostStage):
+    """What :class:`Sheet` and :class:`Strip` have in common.
+
+    Args:
+        tag: A name for messages and for the sides of the result.
+        columns: Pictures in a row, at most.
+        scale: How much larger they are shown.
+        margin: Pixels around each of them, before it is enlarged.
+
+    Raises:
+        ValueError: One of them is too small.
+    """
+
+    def __init__(self, tag: str, columns: int, scale: int, margin: int) -> None:
+        super().__init__(tag=tag)
+        for option, value, least in (("columns", columns, 1), ("scale", scale, 1), ("margin", margin, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{option} is an int of at least {least}, not {value!r}.")
+        self.columns = columns
+        self.scale = scale
+        self.margin = margin
+
+    def arranged(self, pictures: Tensor, columns: int) -> Tensor:
+        """Returns ``pictures`` ``[n, h, w]`` in rows of ``columns``, enlarged."""
+        return arrange(enlarge(pictures, self.scale, self.margin), columns)
+
+
+class Sheet(Arranged):
     """Host stage: ``pictures`` ``[batch, SIDE, SIDE]`` to a ``picture`` that shows them all, in reading order.
 
     Args:
@@ -45,10 +72,7 @@ class Sheet(HostStage):
     """
 
     def __init__(self, columns: int = 10, scale: int = 4, margin: int = 4) -> None:
-        super().__init__(tag="sheet")
-        self.columns = columns
-        self.scale = scale
-        self.margin = margin
+        super().__init__("sheet", columns, scale, margin)
         self.inputs = {"pictures": TensorSpec(("batch", SIDE, SIDE), torch.uint8)}
         self.outputs = {"picture": any_size("sheet")}
 
@@ -56,10 +80,10 @@ class Sheet(HostStage):
         """Arranges the pictures of one request."""
         columns = min(self.columns, len(pictures))
         missing = pictures.new_zeros(-len(pictures) % columns, SIDE, SIDE)
-        return arrange(enlarge(torch.cat([pictures, missing]), self.scale, self.margin), columns)
+        return self.arranged(torch.cat([pictures, missing]), columns)
 
 
-class Strip(HostStage):
+class Strip(Arranged):
     """Host stage: ``previews`` ``[steps, batch, SIDE, SIDE]`` to a ``strip``: a row for each picture, noise first.
 
     Args:
@@ -69,10 +93,7 @@ class Strip(HostStage):
     """
 
     def __init__(self, columns: int = 10, scale: int = 4, margin: int = 4) -> None:
-        super().__init__(tag="strip")
-        self.columns = columns
-        self.scale = scale
-        self.margin = margin
+        super().__init__("strip", columns, scale, margin)
         self.inputs = {"previews": TensorSpec((Dim("steps", any=True), "batch", SIDE, SIDE), torch.uint8)}
         self.outputs = {"strip": any_size("strip")}
 
@@ -83,5 +104,4 @@ class Strip(HostStage):
         shown = [steps - 1 - round(place * (steps - 1) / max(columns - 1, 1)) for place in range(columns)][
             ::-1
         ]
-        chosen = previews[shown].transpose(0, 1).flatten(0, 1)
-        return arrange(enlarge(chosen, self.scale, self.margin), columns)
+        return self.arranged(previews[shown].transpose(0, 1).flatten(0, 1), columns)
