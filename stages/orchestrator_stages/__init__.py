@@ -4,6 +4,8 @@
     model5        five models that show fan-out, fan-in and inputs from the host
     faces         a photo in, the faces it shows out
     digits        a prompt in, a picture of a handwritten digit out
+    translate     the stages of a translation: tokens, the two halves of a student
+    scene-text    the stages that read a photo: detector, crops, reader
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
@@ -39,6 +41,17 @@ STAGES = {
     "digits.painter": ("digits.trained:painter", "latents to pictures"),
     "digits.sheet": ("digits.sheets:Sheet", "host: pictures side by side"),
     "digits.strip": ("digits.sheets:Strip", "host: how pictures came to be, step by step"),
+    "translate.tokenize": ("translate.tokens:Tokenize", "host: a text to the token ids of its sentences"),
+    "translate.encode": ("translate.trained:encode", "sentences to what their translations look up"),
+    "translate.begin": ("translate.student:Begin", "what the first token of a translation starts from"),
+    "translate.decode": ("translate.trained:decode", "one more token of each translation"),
+    "translate.detokenize": ("translate.tokens:Detokenize", "host: the tokens of translations to a text"),
+    "scene-text.fit": ("scene_text.fit:Fit", "host: a photo of any size, small enough for the detector"),
+    "scene-text.detector": ("scene_text.trained:detector", "how likely each place of a photo shows a letter"),
+    "scene-text.words": ("scene_text.words:Words", "host: likely places to boxes and crops of words"),
+    "scene-text.reader": ("scene_text.trained:reader", "the letters that crops of words show"),
+    "scene-text.spell": ("scene_text.spell:Spell", "host: letters to words, words to lines"),
+    "scene-text.annotate": ("scene_text.annotate:Annotate", "host: draw the words' boxes into the photo"),
 }
 
 PIPELINES = {

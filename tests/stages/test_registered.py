@@ -41,7 +41,8 @@ def load(path: str) -> Any:
 
 def test_the_families_are_there():
     assert set(PIPELINES) == {"vision-text", "model5", "faces", "digits"}
-    assert {name.partition(".")[0] for name in STAGES} == {"vision-text", "faces", "digits"}
+    families = {name.partition(".")[0] for name in STAGES}
+    assert families == {"vision-text", "faces", "digits", "translate", "scene-text"}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -81,6 +81,10 @@ def annotated(sizes):
     return {**photo(sizes), "faces": [face]}
 
 
+def worded(sizes):
+    return {**photo(sizes), "words": [{"text": "a", "box": [1, 1, 4, 4], "sureness": 0.9, "line": 0}]}
+
+
 SHIPPED_CASES = {
     "vision-text.vision": {
         "feeds": {"image": TensorSpec((Dim("batch", buckets=(1, 2)), 3, 224, 224), pad=0)},
@@ -101,6 +105,18 @@ SHIPPED_CASES = {
     "faces.rnet": {"feeds": {"crops": crops(PROPOSALS, 24)}, "ports": ("scores", "offsets")},
     "faces.onet": {"feeds": {"crops": crops(CANDIDATES, 48)}, "ports": ("scores", "landmarks")},
     "faces.annotate": {"feeds": {"photo": PHOTO, "faces": list}, "host": True, "values": annotated},
+    "translate.begin": {
+        "feeds": {"ids": TensorSpec((Dim("rows", buckets=(1, 3)), 4), torch.int64, pad=-1)},
+        "config": {"steps": 6},
+        "ports": ("token", "state", "finished", "written"),
+    },
+    "scene-text.fit": {
+        "feeds": {"photo": PHOTO},
+        "host": True,
+        "values": photo,
+        "config": {"sides": [32, 64]},
+    },
+    "scene-text.annotate": {"feeds": {"photo": PHOTO, "words": list}, "host": True, "values": worded},
 }
 
 
