@@ -101,6 +101,7 @@ class Graph:
         outputs: Names of outputs, in order.
         edges: All edges.
         loops: All loops, an outer one before those in it.
+        optional: Inputs that a request may leave out.
 
     Raises:
         GraphError: For a cycle, a port fed twice or never, or a graph without outputs.
@@ -115,12 +116,14 @@ class Graph:
         outputs: Iterable[str],
         edges: Iterable[Edge],
         loops: Iterable[Loop] = (),
+        optional: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.inputs = MappingProxyType(dict(inputs))
         self.constants = MappingProxyType(dict(constants))
         self.calls = MappingProxyType(_by_name(calls))
         self.loops = MappingProxyType({loop.name: loop for loop in loops})
+        self.optional = frozenset(optional)
         self.outputs = tuple(outputs)
         self.edges = tuple(edges)
         self._into: dict[NodeKey, list[Edge]] = {}
@@ -237,8 +240,22 @@ class Graph:
             count = len(self.into(NodeKey("output", name)))
             if count != 1:
                 raise GraphError(f"Output {name!r} is fed {count} times; it takes one value.", output=name)
+        for name in sorted(self.optional):
+            self._check_optional(name)
         if not self.outputs:
             raise GraphError(f"Pipeline {self.name!r} has no output; add pipeline.output('name', value).")
+
+    def _check_optional(self, name: str) -> None:
+        """What may be missing is read where it is known to be there."""
+        for edge in self.out_of(NodeKey("input", name)):
+            loop = self.loops.get(edge.target.name) if edge.target.kind == "enter" else None
+            if loop is None or edge.target_port not in loop.given:
+                raise GraphError(
+                    f"Input {name!r} is optional, but {edge.destination!r} reads it in every request. Read it in a "
+                    f"branch: pipeline.when('name', body, inputs={{...}}, otherwise={{...}}).",
+                    input=name,
+                    port=edge.destination,
+                )
 
     def _check_call(self, name: str, call: Call) -> None:
         fed: dict[str, Edge] = {}

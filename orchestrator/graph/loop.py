@@ -1,4 +1,4 @@
-"""A loop: calls that run again and again, with what is handed from one iteration to the next.
+"""A loop: calls that run as often as a request wants, with what is handed from one iteration to the next.
 
 A loop is two nodes of the graph with the calls of its body between them. Values *enter* it: the start of each carry,
 and what is cut into one slice for each iteration. They *leave* it: from the body the next value of each carry, what is
@@ -11,13 +11,22 @@ Ports of the loop ``decode``:
     decode.ids[next]   from the body: the next value of a carry
     decode.token[]     from the body: one part of what is collected; out of it: the parts, stacked
     decode.done[until] from the body: whether this iteration was the last
+
+Two more kinds of loop have the same form. A *map* runs its body for the items of a list or of a dim, in batches: items
+enter it, and what is collected leaves it, item by item. A *branch* runs its body once or not at all: its carries start
+with what they are otherwise, and what enters it is handed on as it is; ``see[when]`` is its condition.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Loop", "collected", "ending", "following"]
+from orchestrator.specs import TensorSpec
+
+__all__ = ["CONDITION", "Loop", "collected", "ending", "following"]
+
+#: The port of a branch by which its condition enters.
+CONDITION = "[when]"
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,10 @@ class Loop:
         max_steps: Most iterations; None: as many as there are slices.
         check_every: Iterations from one look at ``until`` to the next.
         within: The loop around it; empty: none.
+        kind: ``loop``, ``map`` or ``when``.
+        over: (map) Names of which every batch gets some items, with what a batch of them looks like.
+        given: (when) Names that enter as they are.
+        condition: (when) There is a condition that enters by ``[when]``.
     """
 
     name: str
@@ -43,6 +56,16 @@ class Loop:
     max_steps: int | None = None
     check_every: int = 1
     within: str = ""
+    kind: str = "loop"
+    over: tuple[tuple[str, TensorSpec], ...] = ()
+    given: tuple[str, ...] = ()
+    condition: bool = False
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Ports through which values enter it."""
+        asked = (CONDITION,) if self.condition else ()
+        return (*self.carry, *self.each, *(name for name, _ in self.over), *self.given, *asked)
 
     @property
     def results(self) -> tuple[str, ...]:

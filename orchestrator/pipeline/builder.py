@@ -13,6 +13,7 @@ from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
 from orchestrator.pipeline.loops import LoopPorts
+from orchestrator.pipeline.maps import BranchPorts, MapPorts
 from orchestrator.pipeline.overrides import overridden
 from orchestrator.pipeline.values import Value, Values
 from orchestrator.plan import Plan, Residency
@@ -54,13 +55,15 @@ class Pipeline:
         self._outputs: list[str] = []
         self._edges: list[Edge] = []
         self._loops: list[Loop] = []
+        self._optional: list[str] = []
 
-    def input(self, name: str, spec: PortSpec) -> Value:
+    def input(self, name: str, spec: PortSpec, *, optional: bool = False) -> Value:
         """Adds an input.
 
         Args:
             name: Unique among the inputs.
             spec: What a request gives for it: a ``TensorSpec`` or a Python type.
+            optional: A request may leave it out; only branches (:meth:`when`) read it.
 
         Raises:
             GraphError: The name is taken, or the spec is none.
@@ -72,6 +75,8 @@ class Pipeline:
         if not isinstance(spec, (TensorSpec, type)):
             raise GraphError(f"Input {name!r} takes a TensorSpec or a Python type, not {spec!r}.", input=name)
         self._inputs[name] = spec
+        if optional:
+            self._optional.append(name)
         return Value(self, NodeKey("input", name), "")
 
     def add(
@@ -202,6 +207,67 @@ class Pipeline:
         ports = LoopPorts(name, body, carry, each, inputs, until, max_steps, check_every, collect, outputs)
         return ports.draw(self, self._adopt(name, body))
 
+    def map(
+        self,
+        name: str,
+        body: Pipeline,
+        *,
+        over: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> Any:
+        """Runs a body for each of a number of items that only a request knows, in batches, in order; none is legal.
+
+        The inputs of the body that take items begin with a named dim, whose buckets are the sizes of a batch. Items
+        of a list may differ in size along the body's other named dims: each is padded to its own bucket and batched
+        with others of that bucket, and what comes out of it is a list of host tensors, cut to the item's size where
+        that is a named dim. Items that are slices of a tensor along dim 0 give tensors.
+
+        Args:
+            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
+            body: A pipeline; it is frozen now.
+            over: Inputs of the body that get items, each with a list of tensors or a tensor; all of one length.
+            inputs: Inputs of the body that are the same for all items.
+            outputs: Outputs of the body to return; by default all.
+
+        Returns:
+            One :class:`Value`, or one for each output.
+
+        Raises:
+            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or does not begin with a
+                named dim.
+        """
+        self._check_free("map", name)
+        return MapPorts(name, body, over, inputs, outputs).draw(self, self._adopt(name, body))
+
+    def when(
+        self,
+        name: str,
+        body: Pipeline,
+        *,
+        inputs: Mapping[str, Any],
+        otherwise: Mapping[str, Any],
+        condition: Value | None = None,
+    ) -> Any:
+        """Runs a body only for some requests.
+
+        Args:
+            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
+            body: A pipeline; it is frozen now.
+            inputs: Its inputs. It runs if a request gives all of the optional ones among them.
+            otherwise: For each of its outputs what it is if the body does not run, of the same shape and dtype.
+            condition: One boolean; the body runs only if it is true.
+
+        Returns:
+            One :class:`Value`, or one for each output, in the order of ``otherwise``.
+
+        Raises:
+            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or nothing decides
+                whether it runs.
+        """
+        self._check_free("branch", name)
+        return BranchPorts(name, body, inputs, otherwise, condition).draw(self, self._adopt(name, body))
+
     def output(self, name: str, value: Value) -> None:
         """Adds an output.
 
@@ -232,6 +298,10 @@ class Pipeline:
                 value=value,
             )
         return value
+
+    def is_optional(self, value: Value) -> bool:
+        """Tells whether a value is an input that a request may leave out; handles call it."""
+        return value.node.kind == "input" and value.node.name in self._optional
 
     def feed(self, value: Any, where: str) -> Value:
         """Returns a value of this pipeline, or a constant made of anything else; handles call it."""
@@ -278,7 +348,14 @@ class Pipeline:
                 pipeline=self.name,
             )
         return Graph(
-            self.name, self._inputs, self._constants, self._calls, self._outputs, self._edges, self._loops
+            self.name,
+            self._inputs,
+            self._constants,
+            self._calls,
+            self._outputs,
+            self._edges,
+            self._loops,
+            self._optional,
         )
 
     def validate(self) -> Graph:

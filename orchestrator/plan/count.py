@@ -16,10 +16,12 @@ from typing import Any
 
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.chunks import Run, combine, misfit
-from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.model import DimPlan, Plan, Step
+from orchestrator.plan.peaks import Peaks
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.steps import spent_starts, split_entry, walk
-from orchestrator.specs import TensorSpec, size_of
+from orchestrator.plan.repeats import noted_share, repeats
+from orchestrator.plan.steps import split_entry
+from orchestrator.specs import TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
 
@@ -113,23 +115,6 @@ def constant_bytes(plan: Plan, device: str) -> int:
     return sum(spec.nbytes({}) for spec in specs if isinstance(spec, TensorSpec))
 
 
-def iterations(plan: Plan, loop: PlannedLoop, run: Run) -> int:
-    """Returns how often a loop's body runs: what the run counted, where the loop decides it, else what sizes say."""
-    if loop.dim:
-        return run.real.get(total_key(loop.dim), run.real[loop.dim])
-    bounds = [] if loop.max_steps is None else [loop.max_steps]
-    for whole, _ in loop.slices[:1]:
-        spec = plan.values[whole].spec
-        assert isinstance(spec, TensorSpec)
-        bounds.append(size_of(spec.dims[0], run.real))
-    return min(bounds)
-
-
-def total_key(dim: str) -> str:
-    """Returns the name under which a run adds up the iterations of a loop that decides them."""
-    return f"{dim}, in all"
-
-
 class Counter:
     """Counts runs of one plan.
 
@@ -150,7 +135,8 @@ class Counter:
         Args:
             real: The size of every name; every chunk of the request gives birth to the same sizes.
         """
-        born = {dim.name: real[dim.name] for dim in self.plan.dims if dim.born}
+        outer_names = {dim.name for dim in self.outer}
+        born = {name: size for name, size in real.items() if name not in outer_names}
         outer = [dim for dim in self.outer if dim.name in real]
         return self.runs(combine(outer, real, Run(real=born)))
 
@@ -179,19 +165,22 @@ class Counter:
         tally.peak_bytes = Peaks(self.plan).run(run)
         return tally
 
-    def _steps(self, steps: Iterable[Step], run: Run, tally: Tally) -> None:
+    def _steps(self, steps: Iterable[Step], run: Run, tally: Tally, times: int = 1) -> None:
         for step in steps:
             if step.op == "call":
-                tally.dispatches += 1
+                tally.dispatches += times
             elif step.op == "adapt":
-                self._adapt(step, run, tally)
+                one = Tally()
+                self._adapt(step, run, one)
+                tally.add(one, times)
             elif step.loop is not None:
-                inner = Tally()
-                self._steps(step.body, run, inner)
-                tally.add(inner, iterations(self.plan, step.loop, run))
+                for part, count in repeats(self.plan, step.loop, run, times):
+                    if count:
+                        self._steps(step.body, part, tally, count)
             else:
-                for part in combine([self._dims[name] for name in step.dims], run.real, run):
-                    self._steps(step.body, part, tally)
+                parts = list(combine([self._dims[name] for name in step.dims], run.real, run))
+                for at, part in enumerate(parts):
+                    self._steps(step.body, noted_share(part, at, len(parts)), tally, times)
 
     def _adapt(self, step: Step, run: Run, tally: Tally) -> None:
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
@@ -211,142 +200,3 @@ class Counter:
             size = target.spec.numel(run.sizes(target))
             tally.entered += size
             tally.padded += size - source.spec.numel(run.sizes(source))
-
-
-class Peaks:
-    """Replays the life of every value and finds the most bytes alive at once in each memory, one rank.
-
-    A slice or cut is a view and shares its source's storage; so does a pad that has nothing to add. Constants
-    and weights are not values of a request. What a program gives lives in a buffer that is there since load; it is
-    counted in :attr:`Plan.buffers`.
-
-    Args:
-        plan: The plan.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._dims = {dim.name: dim for dim in plan.dims}
-        buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}
-        self._owned = {
-            index
-            for step in walk(plan.steps)
-            if (step.program and step.device in buffered) or place_of(step) in ("producer", "consumer")
-            for index in step.outputs
-        }
-
-    def run(self, run: Run) -> dict[str, int]:
-        """Returns the peak of each device group at these sizes."""
-        self._alive: dict[str, int] = {}
-        self._peak: dict[str, int] = {}
-        self._root: dict[int, int] = {}
-        self._holders: dict[int, int] = {}
-        for index in range(len(self.plan.inputs)):
-            self._make(index, index, run)
-        self._steps(self.plan.steps, run)
-        return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
-
-    def _bytes(self, value: PlannedValue, run: Run) -> int:
-        if value.constant or not isinstance(value.spec, TensorSpec):
-            return 0
-        return value.spec.nbytes(run.sizes(value))
-
-    def _own_bytes(self, index: int, run: Run) -> int:
-        """Bytes that come and go with a value."""
-        return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
-
-    def _make(self, index: int, root: int, run: Run) -> None:
-        self._root[index] = root
-        self._holders[root] = self._holders.get(root, 0) + 1
-        if root == index:
-            value = self.plan.values[index]
-            self._alive[value.memory] = self._alive.get(value.memory, 0) + self._own_bytes(index, run)
-            self._peak[value.memory] = max(self._peak.get(value.memory, 0), self._alive[value.memory])
-
-    def _drop(self, index: int, run: Run) -> None:
-        root = self._root.pop(index, None)
-        if root is None:
-            return
-        self._holders[root] -= 1
-        if not self._holders[root]:
-            value = self.plan.values[root]
-            self._alive[value.memory] -= self._own_bytes(root, run)
-
-    def _steps(self, steps: Iterable[Step], run: Run) -> None:
-        for step in steps:
-            if step.op == "region":
-                self._region(step, run)
-            elif step.loop is not None:
-                self._loop(step, step.loop, run)
-            else:
-                for index in step.outputs:
-                    self._make(index, self._source(step, index, run), run)
-            for index in step.frees:
-                self._drop(index, run)
-
-    def _source(self, step: Step, index: int, run: Run) -> int:
-        """The value whose storage an output shares: itself, or an adapter's input."""
-        if step.op != "adapt" or step.adapter is None:
-            return index
-        source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
-        view = step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
-        view = view or (step.adapter.kind == "pad" and self._bytes(source, run) == self._bytes(target, run))
-        return self._root.get(step.inputs[0], index) if view else index
-
-    def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
-        """Replays the first iteration, and the last one with all that was collected by then."""
-        count = iterations(self.plan, loop, run)
-        starts = [start for start, _, _ in loop.carries]
-        for start, head, _ in loop.carries:
-            self._make(head, self._root.get(start, head), run)
-        for index in spent_starts(step):
-            self._drop(index, run)
-        passes = list(dict.fromkeys((0, count - 1))) if count else []
-        for at in passes:
-            if at:
-                self._hand_over(loop, run)
-            for whole, part in loop.slices:
-                self._make(part, self._root.get(whole, part), run)
-            self._hold(loop, max(0, at - 1), run)
-            self._steps(step.body, run)
-            self._hold(loop, -max(0, at - 1), run)
-        last = [following for _, _, following in loop.carries] if count else starts
-        for final, index in zip(step.outputs, last, strict=False):
-            self._make(final, self._root.get(index, final), run)
-        for index in {*loop.heads, *loop.ends} - set(starts):
-            for _ in passes:
-                self._drop_again(index, run)
-        for index in step.outputs[len(loop.carries) :]:
-            self._make(index, index, run)
-
-    def _hand_over(self, loop: PlannedLoop, run: Run) -> None:
-        """What an iteration gave becomes the next one's carry."""
-        for _, head, following in loop.carries:
-            if following not in loop.heads:
-                self._drop(head, run)
-                self._drop(following, run)
-                self._make(head, head, run)
-
-    def _hold(self, loop: PlannedLoop, times: int, run: Run) -> None:
-        """Adds what earlier iterations collected."""
-        for index in loop.collects:
-            memory = self.plan.values[index].memory
-            self._alive[memory] = self._alive.get(memory, 0) + times * self._own_bytes(index, run)
-
-    def _drop_again(self, index: int, run: Run) -> None:
-        """Drops a value that may have been made once in each pass."""
-        if index in self._root or self._holders.get(index):
-            self._root.setdefault(index, index)
-            self._drop(index, run)
-
-    def _region(self, step: Step, run: Run) -> None:
-        largest = max(
-            combine([self._dims[name] for name in step.dims], run.real, run),
-            default=None,
-            key=lambda part: sum(part.bucket.values()),
-        )
-        if largest is not None:
-            self._steps(step.body, largest)
-        for index in step.outputs:
-            self._drop(index, largest or run)
-            self._make(index, index, run)

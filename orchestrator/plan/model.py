@@ -149,17 +149,20 @@ class PlannedValue:
 
 @dataclass(frozen=True)
 class PlannedLoop:
-    """How a loop's body hangs together, by values.
+    """How the body of a loop, map or branch hangs together, by values.
 
     Attributes:
         name: The loop.
         carries: For each carry the value it starts with, that of an iteration, and the one for the next.
-        slices: For each input that is sliced the whole value, and the slice of an iteration.
+        slices: For each input that is sliced the whole value, and the slice of an iteration; for a map the items and
+            a batch of them; for a branch what enters it, twice.
         collects: What an iteration adds to each collected value.
         until: What ends the loop once it is true; None: nothing does.
         max_steps: Most iterations; None: as many as there are slices.
         check_every: Iterations from one look at ``until`` to the next.
-        dim: The dim that is the number of iterations, where the loop decides it; else empty.
+        dim: The dim that is the number of iterations, where the loop decides it; for a map that of items; else empty.
+        kind: ``loop``, ``map`` or ``when``.
+        condition: What a branch hangs on, besides what may be missing of what enters it; None: nothing.
     """
 
     name: str
@@ -170,6 +173,8 @@ class PlannedLoop:
     max_steps: int | None = None
     check_every: int = 1
     dim: str = ""
+    kind: str = "loop"
+    condition: int | None = None
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -188,7 +193,7 @@ class Step:
     """One instruction.
 
     Attributes:
-        op: ``call``, ``adapt``, ``region`` or ``loop``.
+        op: ``call``, ``adapt``, ``region`` or ``loop`` (a map or a branch too).
         name: The call; for an adapter the edge's origin; for a region its dims; the loop.
         inputs: Values read, by index; for a call in the order of its fed ports.
         outputs: Values made, by index; for a call in the order of its output ports; for a loop the last carries, then
@@ -300,6 +305,7 @@ class Plan:
         groups: Device groups in use.
         inputs: Names of inputs to what they take.
         outputs: Names of outputs to the value handed back, by index.
+        optional: Inputs that a request may leave out.
         calls: Calls in the order of running.
         values: All values; steps and edges speak of them by index.
         edges: Edges in the order of reading.
@@ -327,6 +333,7 @@ class Plan:
     buffers: tuple[tuple[str, int], ...] = ()
     budget: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     loader: Loader | None = field(default=None, compare=False, repr=False)
 
     @property

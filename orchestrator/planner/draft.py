@@ -88,7 +88,7 @@ class Draft:
     devices: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, DimPlan] = field(default_factory=dict)
     calls: Mapping[str, PlannedCall] = field(default_factory=dict)
-    counts: Mapping[str, AnyDim] = field(default_factory=dict)
+    counts: Mapping[str, AnyDim | None] = field(default_factory=dict)
     written: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
     sources: Mapping[Edge, PortSpec] = field(default_factory=dict)
     forms: Mapping[Edge, EdgeForm] = field(default_factory=dict)

@@ -73,14 +73,18 @@ class Homes:
         if node.kind not in ("enter", "leave"):
             return _ON_HOST
         loop = self.graph.loops[node.name]
-        return (
-            self._entered(loop, port)
-            if node.kind == "enter" or port in loop.carry
-            else self._left(loop, port)
-        )
+        if node.kind == "enter" or port in loop.carry:
+            return self._entered(loop, port)
+        return self._left(loop, port)
 
     def _entered(self, loop: Loop, port: str) -> End:
-        return self._carried(loop, port) if port in loop.carry else self._sliced(loop, port)
+        if port in loop.carry:
+            return self._carried(loop, port)
+        if port in loop.given:
+            edges = self.graph.into(NodeKey("enter", loop.name))
+            edge = next(edge for edge in edges if edge.target_port == port)
+            return self._given(edge.source, edge.source_port)
+        return self._sliced(loop, port) if port in loop.each else _ON_HOST
 
     def _carried(self, loop: Loop, port: str) -> End:
         key = (loop.name, port)
@@ -134,7 +138,7 @@ class Homes:
         """Where a collected value is stacked, or an end is read."""
         edge = self._into(loop, port)
         end = self._given(edge.source, edge.source_port)
-        if port not in loop.results or end.device == HOST or self._counts_itself(loop):
+        if port not in loop.results or end.device == HOST or loop.kind == "map" or self._counts_itself(loop):
             return _ON_HOST
         capabilities = self.draft.groups[end.device].capabilities
         keeps = capabilities.eager and capabilities.refcounted and not self._is_python(edge)

@@ -7,17 +7,27 @@ loop decides as a host stage decides the number of its crops.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 
 from orchestrator.errors import PlanError
-from orchestrator.graph import Edge, Loop, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Graph, Loop, collected, ending, following
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.draft import Draft
-from orchestrator.specs import AnyDim, PortSpec, TensorSpec, combinations, plain_dim, show_spec, size_of
+from orchestrator.specs import (
+    AnyDim,
+    PortSpec,
+    TensorSpec,
+    combinations,
+    plain_dim,
+    plain_dims,
+    show_spec,
+    size_of,
+)
 
-__all__ = ["entered", "left", "limit_of", "steps_dim"]
+__all__ = ["born_by", "entered", "is_of_items", "left", "limit_of", "steps_dim"]
 
 
 def steps_dim(loop: str) -> str:
@@ -28,6 +38,8 @@ def steps_dim(loop: str) -> str:
 def limit_of(draft: Draft, loop: Loop) -> int:
     """Returns the most iterations of a loop, at the largest buckets."""
     name = steps_dim(loop.name)
+    if loop.kind != "loop":
+        return 1
     if name in draft.dims:
         return draft.dims[name].buckets[-1]
     edges = [edge for edge in draft.graph.edges if edge.target.name == loop.name]
@@ -42,7 +54,7 @@ def limit_of(draft: Draft, loop: Loop) -> int:
 
 def entered(
     loop: Loop, given: Mapping[str, PortSpec], ports: Mapping[str, Edge], dims: Mapping[str, DimPlan]
-) -> tuple[dict[str, PortSpec], AnyDim, DimPlan | None]:
+) -> tuple[dict[str, PortSpec], AnyDim | None, DimPlan | None]:
     """Finds what one iteration of a loop gets, and how many there are.
 
     Args:
@@ -57,6 +69,8 @@ def entered(
     Raises:
         PlanError: What is to be sliced has no dim 0, or not the length of the others.
     """
+    if loop.kind != "loop":
+        return (*_entered_once(loop, given, ports), None)
     made = {port: given[port] for port in loop.carry}
     length: tuple[str, AnyDim] | None = None
     for port in loop.each:
@@ -83,6 +97,116 @@ def entered(
     return made, count, decided
 
 
+def _entered_once(
+    loop: Loop, given: Mapping[str, PortSpec], ports: Mapping[str, Edge]
+) -> tuple[dict[str, PortSpec], AnyDim | None]:
+    """What the body of a map or branch gets, and the number of items where it is a dim."""
+    made = {port: given[port] for port in (*loop.carry, *loop.given)}
+    if loop.condition:
+        _check_boolean(f"The condition of branch {loop.name!r}", given[CONDITION], ports[CONDITION])
+    counts: dict[AnyDim | None, str] = {}
+    for port, batch in loop.over:
+        counts.setdefault(_items(loop, port, given[port], batch, ports[port]), port)
+        made[port] = batch
+    if len(counts) > 1:
+        (one, first), (other, second) = list(counts.items())[:2]
+        raise PlanError(
+            f"Items of one map are equally many, but {ports[first].origin!r} at '{loop.name}.{first}' has "
+            f"{one or 'a list of them'} and {ports[second].origin!r} at '{loop.name}.{second}' has "
+            f"{other or 'a list of them'}.",
+            loop=loop.name,
+            ports=(first, second),
+        )
+    return made, next(iter(counts), None)
+
+
+def _items(loop: Loop, port: str, spec: PortSpec, batch: TensorSpec, edge: Edge) -> AnyDim | None:
+    """The number of items, which are the slices of a tensor along dim 0; None for a list."""
+    if spec is list:
+        return None
+    fits = (
+        isinstance(spec, TensorSpec)
+        and spec.dtype == batch.dtype
+        and len(spec.dims) == len(batch.dims)
+        and all(isinstance(dim, int) for dim in batch.dims[1:])
+        and plain_dims(spec.dims[1:]) == plain_dims(batch.dims[1:])
+    )
+    if not fits or not isinstance(spec, TensorSpec):
+        raise PlanError(
+            f"Map {loop.name!r} takes items of {show_spec(batch)} at {port!r}, but {edge.origin!r} gives "
+            f"{show_spec(spec)}. Give a list of tensors without the first dim, or a tensor whose other dims are those "
+            f"of fixed size.",
+            edge=str(edge),
+            source=spec,
+            target=batch,
+        )
+    return plain_dim(spec.dims[0])
+
+
+def _left_map(
+    loop: Loop, given: Mapping[str, PortSpec], ports: Mapping[str, Edge], count: AnyDim | None
+) -> dict[str, PortSpec]:
+    """What a map gives: lists, or tensors where it was given tensors."""
+    first = str(loop.over[0][1].dims[0])
+    own = {name for _, spec in loop.over for name in spec.names}
+    made: dict[str, PortSpec] = {}
+    for name in loop.collect:
+        spec = given[collected(name)]
+        names = spec.names if isinstance(spec, TensorSpec) else ()
+        if not isinstance(spec, TensorSpec) or plain_dims(spec.dims[:1]) != (first,) or first in names[1:]:
+            raise PlanError(
+                f"The body of map {loop.name!r} gives {show_spec(spec)} at {name!r} "
+                f"({ports[collected(name)].origin!r}); it must begin with the dim {first!r} that counts the items.",
+                loop=loop.name,
+                port=name,
+            )
+        if count is not None and own & set(names[1:]):
+            raise PlanError(
+                f"Map {loop.name!r} gives items of {show_spec(spec)}, which may differ in size; give it a list.",
+                loop=loop.name,
+                port=name,
+            )
+        made[collected(name)] = list if count is None else TensorSpec((count, *spec.dims[1:]), spec.dtype)
+    return made
+
+
+def is_of_items(graph: Graph, dim: DimPlan) -> bool:
+    """Tells whether a dim is one of the items of a map."""
+    loop = graph.loops.get(dim.born.rpartition(".")[0])
+    return loop is not None and loop.kind == "map"
+
+
+def born_by(
+    graph: Graph, loop: Loop, dims: Mapping[str, DimPlan], taken: Collection[str]
+) -> dict[str, DimPlan]:
+    """Returns the dims of a map's items, which every batch decides.
+
+    Args:
+        graph: The graph.
+        loop: The map.
+        dims: Named dims.
+        taken: Names that inputs of the pipeline size.
+
+    Raises:
+        PlanError: One of them has another size elsewhere.
+    """
+    born: dict[str, DimPlan] = {}
+    for port, spec in loop.over:
+        for name in spec.names:
+            if is_of_items(graph, dims[name]):
+                continue
+            if name in taken or dims[name].born:
+                by = dims[name].born or "an input of the pipeline"
+                raise PlanError(
+                    f"The items of '{loop.name}.{port}' have a dim {name!r}, whose size {by} decides; in a batch of "
+                    f"items it is another. Call it otherwise in the body of the map.",
+                    loop=loop.name,
+                    dim=name,
+                )
+            born.setdefault(name, replace(dims[name], born=f"{loop.name}.{port}"))
+    return born
+
+
 def _count(loop: Loop, length: AnyDim | None, dims: Mapping[str, DimPlan]) -> tuple[AnyDim, DimPlan | None]:
     largest = {name: dim.buckets[-1] for name, dim in dims.items()}
     bounds = [] if length is None else [size_of(length, largest)]
@@ -100,7 +224,7 @@ def left(
     given: Mapping[str, PortSpec],
     ports: Mapping[str, Edge],
     heads: Mapping[str, PortSpec],
-    count: AnyDim,
+    count: AnyDim | None,
     dims: Mapping[str, DimPlan],
 ) -> dict[str, PortSpec]:
     """Finds what a loop gives.
@@ -119,14 +243,17 @@ def left(
     Raises:
         PlanError: A carry changes its shape or dtype, or what is to end the loop is not one boolean.
     """
+    if loop.kind == "map":
+        return _left_map(loop, given, ports, count)
     for port in loop.carry:
         _check_carry(loop, port, given[following(port)], ports[following(port)], heads[port], dims)
     if loop.until:
-        _check_until(loop, given[ending(loop.until)], ports[ending(loop.until)])
+        end = ending(loop.until)
+        _check_boolean(f"until of loop {loop.name!r}", given[end], ports[end])
     made: dict[str, PortSpec] = dict(heads)
     for name in loop.collect:
         spec = given[collected(name)]
-        if isinstance(spec, TensorSpec):
+        if isinstance(spec, TensorSpec) and count is not None:
             made[collected(name)] = TensorSpec((count, *spec.dims), spec.dtype)
         else:
             made[collected(name)] = list
@@ -138,6 +265,15 @@ def _check_carry(
 ) -> None:
     if _same(given, head, dims):
         return
+    if loop.kind == "when":
+        raise PlanError(
+            f"A branch gives one form, but {port!r} of {loop.name!r} is {show_spec(given)} from {edge.origin!r} and "
+            f"otherwise {show_spec(head)}. Let them be equal.",
+            loop=loop.name,
+            port=port,
+            otherwise=head,
+            given=given,
+        )
     raise PlanError(
         f"A carry keeps its shape and dtype, but {port!r} of loop {loop.name!r} starts as {show_spec(head)} and "
         f"{edge.origin!r} gives {show_spec(given)} for the next iteration. Give state that grows a fixed size and a "
@@ -159,15 +295,14 @@ def _same(one: PortSpec, other: PortSpec, dims: Mapping[str, DimPlan]) -> bool:
     return all(one.shape(sizes) == other.shape(sizes) for sizes in combinations(names, buckets))
 
 
-def _check_until(loop: Loop, spec: PortSpec, edge: Edge) -> None:
+def _check_boolean(what: str, spec: PortSpec, edge: Edge) -> None:
     if spec is bool:
         return
     if isinstance(spec, TensorSpec) and spec.dtype is torch.bool and all(dim == 1 for dim in spec.dims):
         return
     raise PlanError(
-        f"until of loop {loop.name!r} is one boolean, but {edge.origin!r} gives {show_spec(spec)}. Reduce it in a "
-        f"stage of the body, e.g. finished.all().",
-        loop=loop.name,
-        port=loop.until,
+        f"{what} is one boolean, but {edge.origin!r} gives {show_spec(spec)}. Reduce it in a stage, e.g. "
+        f"finished.all().",
+        edge=str(edge),
         spec=spec,
     )

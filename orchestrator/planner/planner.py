@@ -133,6 +133,7 @@ def _finish(draft: Draft) -> Plan:
         buffers=tuple(draft.buffers.items()),
         budget=tuple(draft.budget.items()),
         notes=draft.notes,
+        optional=tuple(sorted(draft.graph.optional)),
     )
 
 
@@ -158,7 +159,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
     fresh = _run_passes(Draft(graph, asked))
-    for what in ("inputs", "dims", "groups", "weights"):
+    for what in ("inputs", "optional", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
                 plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"

@@ -5,7 +5,8 @@ call counts how often the label changes on the longest way to it. Calls of one l
 between two of them that left the region would raise the level, so a region is convex; and every edge between two
 regions leads to a higher level, so joining the calls of each region leaves the graph acyclic.
 
-A loop counts as one call that reads what enters its body. No dim is born in a loop, so there is no region in it.
+A loop counts as one call that reads what enters its body. No dim is born in a loop, so there is no region in it; the
+dims of a map's items are its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.planner.draft import Draft
+from orchestrator.planner.loops import is_of_items
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Region", "find_regions", "leaving"]
@@ -30,10 +32,12 @@ class Region:
 
 def find_regions(draft: Draft) -> dict[NodeKey, Region]:
     """Returns the region of each call, and of each loop by its entry, that is in one."""
-    born = [name for name, dim in draft.dims.items() if dim.born and not dim.any]
+    graph = draft.graph
+    born = [
+        name for name, dim in draft.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
+    ]
     if not born:
         return {}
-    graph = draft.graph
     reads: dict[NodeKey, list[Edge]] = {}
     for edge in graph.edges:
         node, source = graph.within(edge.target, ""), graph.within(edge.source, "")

@@ -107,6 +107,8 @@ class _Edges:
         step = next(step for step in walk(self.plan.steps) if step.loop is loop)
         stacked = step.outputs[len(loop.carries) :]
         found |= {values[index].origin: part for part, index in zip(loop.collects, stacked, strict=True)}
+        if loop.condition is not None:
+            found[f"{loop.name}.[when]"] = loop.condition
         if loop.until is not None:
             ends = [edge for edge in self.plan.edges if edge.target.endswith("[until]")]
             name = next(edge.target for edge in ends if edge.target.startswith(f"{loop.name}."))

@@ -72,12 +72,50 @@ class _Loop:
         for final, (start, head, following) in zip(finals, loop.carries, strict=True):
             for index in (start, following, final):
                 self._same(head, index)
+        self._demand(loop.kind in ("loop", "map", "when"), f"is a {loop.kind!r}")
         for whole, part in loop.slices:
-            self._slice(whole, part)
+            check = {"loop": self._slice, "map": self._batch, "when": self._pass}[loop.kind]
+            check(whole, part)
         for part, index in zip(loop.collects, stacked, strict=True):
             self._stack(part, index)
-        self._numbers()
+        if loop.kind == "loop":
+            self._numbers()
+        else:
+            self._once()
         self._inputs()
+
+    def _once(self) -> None:
+        """A map and a branch have no end of their own, and a branch has something to hang on."""
+        loop = self.loop
+        plain = loop.until is None and loop.max_steps is None and loop.check_every == 1
+        self._demand(plain, "is no loop, but ends like one")
+        self._demand((loop.kind == "map") == bool(loop.dim), f"counts {loop.dim!r}")
+        if loop.kind == "map":
+            self._demand(loop.condition is None and not loop.carries, "is a map with a condition or a carry")
+            return
+        maybe = {index for index, (name, _) in enumerate(self.plan.inputs) if name in self.plan.optional}
+        hangs = loop.condition is not None or any(whole in maybe for whole, _ in loop.slices)
+        self._demand(hangs, "is a branch that nothing decides on")
+        if loop.condition is not None:
+            self._demand(self._boolean(loop.condition), "has a condition that is not one boolean on the host")
+
+    def _boolean(self, index: int) -> bool:
+        value = self._value(index)
+        spec = value.spec
+        one = isinstance(spec, TensorSpec) and spec.dtype is torch.bool and all(dim == 1 for dim in spec.dims)
+        return (spec is bool or one) and value.memory == HOST
+
+    def _batch(self, whole: int, part: int) -> None:
+        one, other = self._value(whole), self._value(part)
+        dims = other.spec.dims[:1] if isinstance(other.spec, TensorSpec) else ()
+        listed = one.spec is list or isinstance(one.spec, TensorSpec)
+        sound = listed and plain_dims(dims) == (self.loop.dim,) and one.memory == other.memory == HOST
+        self._demand(sound and other.real, f"makes batches, value {part}, of value {whole}")
+
+    def _pass(self, whole: int, part: int) -> None:
+        one, other = self._value(whole), self._value(part)
+        same = same_spec(one.spec, other.spec) and (one.memory, one.real) == (other.memory, other.real)
+        self._demand(same, f"hands value {whole} on as value {part}")
 
     def _numbers(self) -> None:
         loop = self.loop
@@ -85,14 +123,7 @@ class _Loop:
         sound = ends and (loop.max_steps or 0) >= 0 and loop.check_every >= 1
         self._demand(sound, f"runs {loop.max_steps} times at most, and is checked every {loop.check_every}")
         if loop.until is not None:
-            value = self._value(loop.until)
-            spec = value.spec
-            one = spec is bool or (
-                isinstance(spec, TensorSpec)
-                and spec.dtype is torch.bool
-                and all(dim == 1 for dim in spec.dims)
-            )
-            self._demand(one and value.memory == HOST, "is ended by what is not one boolean on the host")
+            self._demand(self._boolean(loop.until), "is ended by what is not one boolean on the host")
         decided = loop.until is not None or (bool(loop.dim) and loop.max_steps is not None)
         name = next((dim.name for dim in self.plan.dims if dim.born == f"{loop.name}.steps"), "")
         self._demand(loop.dim == name, f"decides the dim {loop.dim!r}")
@@ -133,7 +164,10 @@ class _Loop:
 
     def _stack(self, part: int, index: int) -> None:
         one, other = self._value(part), self._value(index)
-        if isinstance(one.spec, TensorSpec):
+        if self.loop.kind == "map":
+            sound = other.spec is list or isinstance(other.spec, TensorSpec)
+            sound = sound and one.memory == HOST and one.real
+        elif isinstance(one.spec, TensorSpec):
             sound = isinstance(other.spec, TensorSpec) and same_spec(
                 TensorSpec(other.spec.dims[1:], other.spec.dtype), one.spec
             )
@@ -146,4 +180,5 @@ class _Loop:
         made = {index for step in body for index in step.outputs} | set(loop.heads)
         read = {index for step in body for index in step.inputs} | set(loop.ends)
         wanted = {start for start, _, _ in loop.carries} | {whole for whole, _ in loop.slices} | (read - made)
+        wanted |= set() if loop.condition is None else {loop.condition}
         self._demand(sorted(wanted) == sorted(self.step.inputs), "reads other values than it says")

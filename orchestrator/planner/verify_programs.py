@@ -71,6 +71,8 @@ class _Programs:
     def _loop(self, step: Step, loop: PlannedLoop) -> None:
         """Runs a loop's body often enough for every program that takes turns to come round again."""
         around = self.odd
+        for whole, part in loop.slices if loop.kind == "when" else ():
+            self._call_it(part, whole)
         for index, (start, head, _) in enumerate(loop.carries):
             self._call_it(head, start)
             self._call_it(step.outputs[index], start)

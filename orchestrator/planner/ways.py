@@ -41,6 +41,12 @@ class Ways:
         self.draft = draft
         self.homes = Homes(draft)
         self.regions = regions
+        self._items = {
+            name
+            for loop in draft.graph.loops.values()
+            for _, spec in loop.over
+            for name in TensorSpec(spec.dims[1:]).names
+        }
         self._ways: dict[Edge, tuple[Adapter, ...]] = {}
         self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
         self._cuts: dict[tuple[object, ...], set[tuple[Adapter, ...]]] = {}
@@ -202,7 +208,7 @@ class Ways:
 
     def _is_padded(self, name: str) -> bool:
         dim = self.draft.dims[name]
-        if dim.any:
+        if dim.any or name in self._items:
             return False
         return bool(dim.born) or all(
             isinstance(spec, TensorSpec) and spec.pad is not None

@@ -10,12 +10,13 @@ import torch
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.chunks import misfit
 from orchestrator.plan.model import DimPlan, Plan
+from orchestrator.plan.repeats import ABSENT
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
 
 __all__ = ["admit"]
 
 
-def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, int]:
+def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Checks a request.
 
     Args:
@@ -23,7 +24,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, int]:
         inputs: Names to host tensors and Python values.
 
     Returns:
-        The real size of every named dim of the inputs.
+        The real size of every named dim of the inputs, and a note of those that are left out, if any are.
 
     Raises:
         InputError: The request does not fit.
@@ -36,17 +37,20 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, int]:
             raise InputError(
                 f"Pipeline {plan.pipeline!r} has no input {name!r}.{nearest(name, specs)}", input=name
             )
-    missing = [name for name in specs if name not in inputs]
+    absent = tuple(name for name in plan.optional if inputs.get(name) is None)
+    missing = [name for name in specs if name not in inputs and name not in absent]
     if missing:
         wanted = ", ".join(f"{name!r} ({show_spec(specs[name])})" for name in missing)
         raise InputError(f"The request lacks {wanted}.", inputs=tuple(missing))
     sizes: dict[str, tuple[str, int]] = {}
     for name, spec in specs.items():
-        _check(name, spec, inputs[name], sizes)
+        if name not in absent:
+            _check(name, spec, inputs[name], sizes)
     for dim in plan.dims:
         if dim.name in sizes:
             _check_size(plan, dim, *sizes[dim.name])
-    return {dim: size for dim, (_, size) in sizes.items()}
+    real: dict[str, Any] = {dim: size for dim, (_, size) in sizes.items()}
+    return {**real, ABSENT: absent} if absent else real
 
 
 def _unfit(name: str, spec: PortSpec, value: Any, what: str) -> InputError:

@@ -148,11 +148,12 @@ class _Writer:
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
-        if self.owner.observer is not None and step.op != "loop":
+        loops = step.loop is not None and step.loop.kind != "map"
+        if self.owner.observer is not None and not loops:
             self._observed(step)
         else:
             self._plain(step)
-        if step.op != "loop":
+        if not loops:
             self.free(step)
         self.mark(step)
 
@@ -161,7 +162,7 @@ class _Writer:
         self.steps += [step] * (len(self.lines) - len(self.steps))
 
     def _plain(self, step: Step) -> None:
-        {"call": self._call, "adapt": self._adapt, "region": self._region, "loop": self._loop}[step.op](step)
+        {"call": self._call, "adapt": self._adapt, "region": self._driven, "loop": self._loop}[step.op](step)
 
     def _observed(self, step: Step) -> None:
         at = self.name("step", step)
@@ -181,7 +182,10 @@ class _Writer:
         return name
 
     def _loop(self, step: Step) -> None:
-        LoopWriter(self, step).write()
+        if step.loop is not None and step.loop.kind == "map":
+            self._driven(step)
+        else:
+            LoopWriter(self, step).write()
 
     def _call(self, step: Step) -> None:
         call = self.owner.calls[step.name]
@@ -246,7 +250,7 @@ class _Writer:
         if adapter.place == "producer":
             return
         if self._is_idle(step) or adapter.place == "consumer":
-            self._alias(source, target)
+            self.alias(source, target)
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
             self.sync(step.inputs)
@@ -258,7 +262,7 @@ class _Writer:
         self.sized = True
         self.line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
 
-    def _alias(self, source: int, target: int) -> None:
+    def alias(self, source: int, target: int) -> None:
         """Gives a value a second name; its handle is freed with the last one."""
         self.line(f"v{target} = v{source}")
         root = self.roots[target] = self.roots.get(source, source)
@@ -282,7 +286,8 @@ class _Writer:
         same = plain_dims(source.dims) == plain_dims(target.dims)
         return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.born
 
-    def _region(self, step: Step) -> None:
+    def _driven(self, step: Step) -> None:
+        """A region or a map: a driver runs the function of its body."""
         self.sized = True
         self.sync(step.inputs)
         driver = self.name("region", self.owner.region(step))

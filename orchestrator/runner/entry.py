@@ -35,10 +35,15 @@ def request_form(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the form of a request that was admitted, equal to what the generated entry looks up."""
     form: list[Any] = []
     for name, spec in plan.inputs:
-        value = inputs[name]
-        form += (
-            [value.shape, value.dtype, value.is_cpu] if isinstance(spec, TensorSpec) else [value.__class__]
-        )
+        value = inputs.get(name)
+        if value is None and isinstance(spec, TensorSpec):
+            form += [None, None, None]
+        else:
+            form += (
+                [value.shape, value.dtype, value.is_cpu]
+                if isinstance(spec, TensorSpec)
+                else [value.__class__]
+            )
     return tuple(form)
 
 
@@ -62,8 +67,12 @@ def entry_source(plan: Plan, takes_turns: bool) -> str:
         takes_turns: Requests run one at a time.
     """
     values = [f"_a{position}" for position in range(len(plan.inputs))]
-    fetch = [f"{value} = _inputs[{name!r}]" for value, (name, _) in zip(values, plan.inputs, strict=True)]
-    fetch.append(f"if len(_inputs) != {len(values)}: raise KeyError")
+    fetch, given = [], [str(len(values))]
+    for value, (name, _) in zip(values, plan.inputs, strict=True):
+        maybe = name in plan.optional
+        fetch.append(f"{value} = _inputs.get({name!r})" if maybe else f"{value} = _inputs[{name!r}]")
+        given += [f"({name!r} not in _inputs)"] if maybe else []
+    fetch.append(f"if len(_inputs) != {' - '.join(given)}: raise KeyError")
     lines = _body(plan, values, fetch, ["_run, _tick = _admit(_inputs)", *fetch], takes_turns)
     return "\n".join(["def entry(_inputs):", *lines]) + "\n"
 
@@ -71,10 +80,10 @@ def entry_source(plan: Plan, takes_turns: bool) -> str:
 def call_source(plan: Plan, takes_turns: bool) -> str:
     """Returns the source of ``__call__``, with the inputs as keyword parameters; globals as in :func:`entry_source`.
 
-    An input that is not given is ``_missing``.
+    An input that is not given is ``_missing``, an optional one None.
     """
     names = [name for name, _ in plan.inputs]
-    head = "".join(f", {name}=_missing" for name in names)
+    head = "".join(f", {name}={'None' if name in plan.optional else '_missing'}" for name in names)
     given = "".join(f"({name!r}, {name}), " for name in names)
     slow = [
         f"_inputs = {{_name: _value for _name, _value in ({given}) if _value is not _missing}}",
@@ -85,8 +94,11 @@ def call_source(plan: Plan, takes_turns: bool) -> str:
     return "\n".join([f"def __call__(_self, /{star}{head}, **_more):", *lines]) + "\n"
 
 
-def _form(value: str, spec: PortSpec) -> dict[str, str]:
+def _form(value: str, spec: PortSpec, optional: bool) -> dict[str, str]:
     """Parts of a value's form, each with how it is compared."""
+    if isinstance(spec, TensorSpec) and optional:
+        parts = {"shape": "==", "dtype": "is", "is_cpu": "is"}
+        return {f"getattr({value}, {part!r}, None)": how for part, how in parts.items()}
     if isinstance(spec, TensorSpec):
         return {f"{value}.shape": "==", f"{value}.dtype": "is", f"{value}.is_cpu": "is"}
     return {f"{value}.__class__": "is"}
@@ -94,8 +106,8 @@ def _form(value: str, spec: PortSpec) -> dict[str, str]:
 
 def _body(plan: Plan, values: list[str], fetch: list[str], slow: list[str], takes_turns: bool) -> list[str]:
     form: dict[str, str] = {}
-    for value, (_, spec) in zip(values, plan.inputs, strict=True):
-        form |= _form(value, spec)
+    for value, (name, spec) in zip(values, plan.inputs, strict=True):
+        form |= _form(value, spec, name in plan.optional)
     known = "".join(f", _k{number}" for number in range(len(form)))
     same = (
         " and ".join(f"{part} {how} _k{number}" for number, (part, how) in enumerate(form.items())) or "True"

@@ -17,10 +17,12 @@ from orchestrator.backend import Backend
 from orchestrator.plan.chunks import Run, bucket_for, run_chunks
 from orchestrator.plan.count import Counter, Tally
 from orchestrator.plan.model import HOST, Step
+from orchestrator.plan.steps import walk
 from orchestrator.runner.admit import admit
 from orchestrator.runner.checks import make_check
 from orchestrator.runner.chunked import Chunks
 from orchestrator.runner.codegen import Code, Generator
+from orchestrator.runner.maps import body_ends, make_map
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
 from orchestrator.runner.totals import Ticks, Totals
@@ -54,7 +56,8 @@ class Lane:
         self.totals = totals
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
-        self.born = [dim.name for dim in self.plan.dims if dim.born]
+        branches = any(step.loop is not None and step.loop.kind == "when" for step in walk(self.plan.steps))
+        self.decides = branches or any(dim.born for dim in self.plan.dims)
         self.codes: list[Code] = []
         self._observer = observer
         self._exact = self._whole(exact=True)
@@ -84,12 +87,14 @@ class Lane:
         return made
 
     def _region(self, step: Step, exact: bool) -> Callable[..., Any]:
-        result = f"({''.join(f'v{index}, ' for index in step.outputs)})"
-        body = self.code("region", exact, step.inputs, step.body, result)
-        function = body.function
+        is_map = step.loop is not None
+        arguments, given = body_ends(step) if is_map else (step.inputs, step.outputs)
+        result = f"({''.join(f'v{index}, ' for index in given)})"
+        body = self.code("items" if is_map else "region", exact, arguments, step.body, result)
+        make, function = make_map if is_map else make_region, body.function
         if body.sized:
-            return make_region(self.programs, step, function)
-        return make_region(self.programs, step, lambda _real, _bucket, *values: function(*values))
+            return make(self.programs, step, function)
+        return make(self.programs, step, lambda _real, _bucket, *values: function(*values))
 
     def _result(self) -> str:
         return f"{{{', '.join(f'{name!r}: v{index}' for name, index in self.plan.outputs)}}}"
@@ -112,7 +117,7 @@ class Lane:
         }
         if not all(bucket.values()):
             return self._chunked(real)
-        if real == bucket:
+        if all(real[name] == size for name, size in bucket.items()):
             code = self._exact
         else:
             code = self._padded = self._padded or self._whole(exact=False)
@@ -122,7 +127,7 @@ class Lane:
         self, code: Code, real: dict[str, int], bucket: dict[str, int]
     ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
-        if self.born:
+        if self.decides:
             return self._counted(function, real, bucket), _nothing
         ticks = self._ticks(real)
         if not code.sized:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from orchestrator.plan.count import total_key
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.repeats import note_of
 from orchestrator.plan.steps import spent_starts
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec
@@ -63,9 +63,7 @@ class LoopWriter:
             writer.line(f"v{head} = v{start}")
             if not writer.counts(head):
                 writer.guards[head] = f"if {self.at}: "
-        bounds = [f"len(v{loop.slices[0][0]})"] if loop.slices else []
-        bounds += [] if loop.max_steps is None else [str(loop.max_steps)]
-        writer.line(f"{self.count} = {bounds[0] if len(bounds) == 1 else f'min({bounds[0]}, {bounds[1]})'}")
+        writer.line(f"{self.count} = {self._bound()}")
         if loop.dim:
             writer.sized = True
             writer.line(f"k{self.count} = {self.count}")
@@ -75,9 +73,25 @@ class LoopWriter:
         if self.early:
             writer.line(f"del {', '.join(f'v{index}' for index in self.early)}")
 
+    def _bound(self) -> str:
+        """The expression for the number of iterations, or the most of them."""
+        loop, writer = self.loop, self.writer
+        if loop.kind == "when":
+            maybe = {name: index for index, (name, _) in enumerate(writer.plan.inputs)}
+            missing = {maybe[name] for name in writer.plan.optional}
+            terms = [f"v{whole} is not None" for whole, _ in loop.slices if whole in missing]
+            terms += [] if loop.condition is None else [f"v{loop.condition}"]
+            return f"1 if {' and '.join(terms)} else 0"
+        bounds = [f"len(v{loop.slices[0][0]})"] if loop.slices else []
+        bounds += [] if loop.max_steps is None else [str(loop.max_steps)]
+        return bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
+
     def _iteration(self) -> None:
         writer, loop = self.writer, self.loop
         for whole, part in loop.slices:
+            if loop.kind == "when":
+                writer.alias(whole, part)
+                continue
             memory = writer.values[whole].memory
             backend = None if memory == HOST else writer.programs.backend_of(memory)
             cut = f"v{whole}[{self.at}]"
@@ -130,9 +144,11 @@ class LoopWriter:
     def _end(self) -> None:
         writer, loop = self.writer, self.loop
         if loop.dim:
-            total = total_key(loop.dim)
             writer.line(f"R[{loop.dim!r}] = k{self.count}")
-            writer.line(f"R[{total!r}] = R.get({total!r}, 0) + {self.count}")
+        if loop.dim or loop.kind == "when":
+            writer.sized = True
+            note = note_of(loop)
+            writer.line(f"R[{note!r}] = (*R.get({note!r}, ()), {self.count})")
         finals = self.step.outputs[: len(loop.carries)]
         for (start, head, _), final in zip(loop.carries, finals, strict=True):
             if not writer.counts(head):

@@ -39,22 +39,31 @@ class _Region:
         self.reads = [programs.plan.values[index] for index in step.inputs]
         self.gives = [programs.plan.values[index] for index in step.outputs]
 
-    def __call__(self, real: Mapping[str, int], bucket: Mapping[str, int], *values: Any) -> Any:
+    def __call__(self, real: dict[str, int], bucket: Mapping[str, int], *values: Any) -> Any:
         whole = Run(real, bucket)
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
-            outputs = run_chunks(self.dims, real, whole, lambda run: self._once(run, values), self._join)
+            outputs = run_chunks(
+                self.dims, real, whole, lambda run: self._once(run, real, values), self._join
+            )
         return outputs
 
-    def _once(self, run: Run, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _once(self, run: Run, real: dict[str, int], values: tuple[Any, ...]) -> tuple[Any, ...]:
         parts = [self._part(value, given, run) for value, given in zip(self.reads, values, strict=True)]
         try:
             return self.body(run.real, run.bucket, *parts)
         finally:
+            self._tell(run.real, real)
             for value, part, given in zip(self.reads, parts, values, strict=True):
                 if part is not given:
                     self._free(value, part)
+
+    def _tell(self, inner: Mapping[str, int], real: dict[str, int]) -> None:
+        """Hands on what loops in the body decided; what they note they add to."""
+        for name, size in inner.items():
+            if name not in self.step.dims and real.get(name) != size:
+                real[name] = size
 
     def _part(self, value: PlannedValue, given: Any, run: Run) -> Any:
         """The chunk of a value; the value itself where this run has all of it."""

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.adapter import MOVES, Adapter
-from orchestrator.graph import Edge, Loop, NodeKey, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, collected, ending, following
 from orchestrator.plan.model import HOST, DimPlan, PlannedEdge, PlannedLoop, PlannedValue, Step
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.homes import End
@@ -180,10 +180,11 @@ class _Scheduler:
         """Writes a loop: what enters it, its body, and what leaves it."""
         enter, leave = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
         into = {edge.target_port: edge for node in (enter, leave) for edge in self.graph.into(node)}
-        given = {port: self._realise(into[port]) for port in (*loop.carry, *loop.each)}
+        given = {port: self._realise(into[port]) for port in loop.entries}
+        asked = given.get(CONDITION)
         frame = _Frame(loop=loop.name)
         self.frames.append(frame)
-        heads = {port: self._head(loop, port, into[port], given[port]) for port in given}
+        heads = {port: self._head(loop, port, into[port], given[port]) for port in given if port != CONDITION}
         for (node,) in self.graph.ordered_units({}, loop.name):
             self._unit(node)
         for edge in self.graph.out_of(enter):
@@ -194,12 +195,14 @@ class _Scheduler:
         planned = PlannedLoop(
             loop.name,
             tuple((given[port], heads[port], ends[following(port)]) for port in loop.carry),
-            tuple((given[port], heads[port]) for port in loop.each),
+            tuple((given[port], heads[port]) for port in heads if port not in loop.carry),
             tuple(ends[collected(port)] for port in loop.collect),
             ends[ending(loop.until)] if loop.until else None,
             loop.max_steps,
             loop.check_every,
-            steps_dim(loop.name) if steps_dim(loop.name) in self.draft.dims else "",
+            self._count_dim(loop),
+            loop.kind,
+            asked,
         )
         body = tuple(frame.steps)
         inputs = tuple(
@@ -207,6 +210,11 @@ class _Scheduler:
         )
         outputs = tuple(self._left(loop, leave, port) for port in loop.results)
         self.frames[-1].steps.append(Step("loop", loop.name, inputs, outputs, body=body, loop=planned))
+
+    def _count_dim(self, loop: Loop) -> str:
+        """The dim that says how often the body of a loop runs, or for how many items, where that is its own."""
+        own = str(loop.over[0][1].dims[0]) if loop.over else steps_dim(loop.name)
+        return own if own in self.draft.dims else ""
 
     def _outside(self, ends: Mapping[str, int], heads: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
         """Values handed to the next iteration, or collected, that are made outside the loop."""
@@ -219,6 +227,9 @@ class _Scheduler:
         if port in loop.each:
             assert isinstance(spec, TensorSpec)
             spec = TensorSpec(spec.dims[1:], spec.dtype)
+        batch = dict(loop.over).get(port)
+        if batch is not None:
+            spec = TensorSpec(plain_dims(batch.dims), batch.dtype, pad=batch.pad)
         root = (NodeKey("enter", loop.name), port)
         return self._give(root, f"{loop.name}.{port}", spec, end)
 
@@ -232,7 +243,9 @@ class _Scheduler:
 
     def _stacked(self, loop: Loop, spec: PortSpec) -> PortSpec:
         count = self.draft.counts[loop.name]
-        return TensorSpec((count, *spec.dims), spec.dtype) if isinstance(spec, TensorSpec) else list
+        if count is None or not isinstance(spec, TensorSpec):
+            return list
+        return TensorSpec((count, *(spec.dims[1:] if loop.over else spec.dims)), spec.dtype)
 
     def _end(self, edge: Edge) -> int:
         """The value that an edge hands to the end of its loop."""

@@ -46,6 +46,9 @@ def _declarations(draft: Draft) -> Iterator[tuple[str, Dim]]:
         ports += [
             (f"{stage.name}.{port.name}", port.spec) for port in (*stage.inputs, *stage.outputs) if port.spec
         ]
+    ports += [
+        (f"{loop.name}.{port}", spec) for loop in draft.graph.loops.values() for port, spec in loop.over
+    ]
     ports += [(str(edge), spec) for edge in draft.graph.edges for spec in edge.via]
     for where, spec in ports:
         for dim in spec.dims if isinstance(spec, TensorSpec) else ():

@@ -17,7 +17,7 @@ from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
 from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
-from orchestrator.planner.loops import entered, left
+from orchestrator.planner.loops import born_by, entered, left
 from orchestrator.planner.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.refuse import check_birth, check_mode
@@ -57,7 +57,7 @@ class _Inference:
         self.examples: dict[str, dict[str, TensorSpec]] = {}
         self.written: dict[str, dict[str, torch.dtype]] = {}
         self.notes: list[str] = []
-        self.counts: dict[str, AnyDim] = {}
+        self.counts: dict[str, AnyDim | None] = {}
         self.entered = {
             name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
         }
@@ -98,11 +98,12 @@ class _Inference:
         forms = {edge: self._fit(edge, None) for edge in self.graph.into(node)}
         self.forms |= forms
         loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in forms}
-        given = {port: forms[edge].spec for port, edge in ports.items()}
+        given = {port: _with_rule(forms[edge]) for port, edge in ports.items()}
         if node.kind == "enter":
             made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
             if decided is not None:
                 self.dims[decided.name] = decided
+            self.dims |= born_by(self.graph, loop, self.dims, self.entered)
         else:
             heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
             made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
@@ -313,6 +314,11 @@ class _Inference:
         wanted = {port.name for port in stage.outputs}
         kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
         return kept, first.returns, False
+
+
+def _with_rule(form: EdgeForm) -> PortSpec:
+    """What an edge brings to a loop's end, with the rule it may be padded by beyond it."""
+    return replace(form.spec, pad=form.rule) if isinstance(form.spec, TensorSpec) else form.spec
 
 
 def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[str, TensorSpec]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
+from orchestrator.plan.repeats import item_dims
 from orchestrator.planner.passes.memory import check_budget
 from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify_loops import check_left, check_loop
@@ -145,12 +146,19 @@ class _Verifier:
         elif step.op == "adapt":
             self._adapt(step)
         elif step.op == "loop":
-            loop = check_loop(self.plan, step)
-            self._demand(alive.isdisjoint(loop.heads), f"loop {step.name!r} makes a value a second time")
-            check_left(self.plan, step, alive, self._replay(step.body, alive | set(loop.heads)))
+            self._loop(step, alive)
         else:
             self._demand(step.op == "region", f"there is no step {step.op!r}")
             self._region(step, alive)
+
+    def _loop(self, step: Step, alive: set[int]) -> None:
+        loop = check_loop(self.plan, step)
+        self._demand(alive.isdisjoint(loop.heads), f"loop {step.name!r} makes a value a second time")
+        around = self.within
+        if loop.kind == "map":
+            self.within = (*around, *item_dims(self.plan, loop))
+        check_left(self.plan, step, alive, self._replay(step.body, alive | set(loop.heads)))
+        self.within = around
 
     def _region(self, step: Step, alive: set[int]) -> None:
         born = all(name in self.dims and self.dims[name].born for name in step.dims)
