@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.backend import Backend
     from orchestrator.errors import (
+        CancelledError,
         CompileError,
         GraphError,
         InputError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
+    "CancelledError",
     "CompileError",
     "Dim",
     "Graph",

@@ -6,6 +6,7 @@
     |-- CompileError    compiling or loading a stage on its device
     |-- InputError      a request: names, dtype, rank, size, a closed session
     |-- StageError      a stage raised, or returned what it did not declare; ``__cause__`` is kept
+    |-- CancelledError  a request was cancelled between two iterations of a loop
     `-- PluginError     an unknown or broken plugin
 
 A message states the rule that was broken, both ports with their shapes and dtypes, the nearest known
@@ -19,6 +20,7 @@ import pickle
 from collections.abc import Iterable
 
 __all__ = [
+    "CancelledError",
     "CompileError",
     "GraphError",
     "InputError",
@@ -69,6 +71,10 @@ class InputError(OrchestratorError):
 
 class StageError(OrchestratorError):
     """A stage raised while it ran, or returned something else than it declared."""
+
+
+class CancelledError(OrchestratorError):
+    """A request was cancelled between two iterations of a loop; what it held is freed."""
 
 
 class PluginError(OrchestratorError):

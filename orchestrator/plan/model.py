@@ -163,6 +163,7 @@ class PlannedLoop:
         dim: The dim that is the number of iterations, where the loop decides it; for a map that of items; else empty.
         kind: ``loop``, ``map`` or ``when``.
         condition: What a branch hangs on, besides what may be missing of what enters it; None: nothing.
+        watched: Names of values of an iteration that are handed out while the loop runs, with what is handed out.
     """
 
     name: str
@@ -175,6 +176,7 @@ class PlannedLoop:
     dim: str = ""
     kind: str = "loop"
     condition: int | None = None
+    watched: tuple[tuple[str, int], ...] = ()
 
     @property
     def heads(self) -> tuple[int, ...]:

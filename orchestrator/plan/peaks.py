@@ -119,7 +119,8 @@ class Peaks:
         last = [following for _, _, following in loop.carries] if count else starts
         for final, index in zip(step.outputs, last, strict=False):
             self._make(final, self._root.get(index, final), run)
-        for index in {*loop.heads, *loop.ends} - set(starts):
+        seen = {index for _, index in loop.watched}
+        for index in {*loop.heads, *loop.ends, *seen} - set(starts):
             for _ in passes:
                 self._drop_again(index, run)
         for index in step.outputs[len(loop.carries) :]:

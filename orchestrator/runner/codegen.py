@@ -69,6 +69,7 @@ class Generator:
         region: Makes the driver of a region step.
         check: Makes the function that checks what a host or opaque stage gave.
         observer: Called with a step, its start and its end (seconds), or None.
+        watch: Called after each iteration of a loop, or None.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Generator:
         region: Callable[[Step], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
+        watch: Callable[..., None] | None = None,
     ) -> None:
         self.programs = programs
         self.plan = programs.plan
@@ -87,6 +89,7 @@ class Generator:
         self.region = region
         self.check = check
         self.observer = observer
+        self.watch = watch
         self.born = {dim.name for dim in self.plan.dims if dim.born}
         self.folds = Folds.of_plan(self.plan)
         self.table = {program.name: program for program in self.plan.programs}

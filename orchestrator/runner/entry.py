@@ -35,7 +35,7 @@ def request_form(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the form of a request that was admitted, equal to what the generated entry looks up."""
     form: list[Any] = []
     for name, spec in plan.inputs:
-        value = inputs.get(name)
+        value: Any = inputs.get(name)
         if value is None and isinstance(spec, TensorSpec):
             form += [None, None, None]
         else:

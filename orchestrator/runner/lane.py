@@ -43,6 +43,7 @@ class Lane:
         programs: The loaded plan.
         totals: Where requests are counted.
         observer: Called with every step and its times, or None.
+        watch: Called after each iteration of a loop, or None.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Lane:
         programs: Programs,
         totals: Totals,
         observer: Callable[[Step, float, float], None] | None = None,
+        watch: Callable[..., None] | None = None,
     ) -> None:
         self.programs = programs
         self.plan = programs.plan
@@ -60,6 +62,8 @@ class Lane:
         self.decides = branches or any(dim.born for dim in self.plan.dims)
         self.codes: list[Code] = []
         self._observer = observer
+        self._watch = watch
+        self._watched = tuple(step.loop.watched for step in walk(self.plan.steps) if step.loop is not None)
         self._exact = self._whole(exact=True)
         self._padded: Code | None = None
         self._shared: dict[frozenset[str], tuple[dict[str, Prepare], Code]] = {}
@@ -81,6 +85,7 @@ class Lane:
             region=lambda step: self._region(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
+            watch=self._watch,
         )
         made = generator.function(name, arguments, steps, result)
         self.codes.append(made)
@@ -150,7 +155,7 @@ class Lane:
 
     def ticks(self, kind: Hashable, tally: Callable[[], Tally]) -> Ticks:
         """Returns the ticks of a kind of request; plans that hand other values out count apart."""
-        return self.totals.ticks((self.plan.outputs, kind), tally)
+        return self.totals.ticks((self.plan.outputs, self._watched, kind), tally)
 
     def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
         dims = [dim for dim in self.outer if dim.name in real]

@@ -103,6 +103,7 @@ class LoopWriter:
             writer.step(step)
         for at, index in enumerate(loop.collects):
             writer.line(f"{self.lists[at]}.append(v{index})")
+        self._tell()
         writer.sync(following for _, _, following in loop.carries)
         heads = ", ".join(f"v{head}" for _, head, _ in loop.carries)
         moved = ", ".join(f"v{following}" for _, _, following in loop.carries)
@@ -116,6 +117,16 @@ class LoopWriter:
             writer.line(f"del {', '.join(f'v{index}' for index in spent)}")
         if loop.until is not None:
             self._check(loop.until)
+
+    def _tell(self) -> None:
+        """Tells who watches of the iteration; see :class:`~orchestrator.runner.watch.Watch`."""
+        writer, loop = self.writer, self.loop
+        if writer.owner.watch is None or loop.kind != "loop":
+            return
+        writer.sync(index for _, index in loop.watched)
+        told = "".join(f", **{{{name!r}: v{index}}}" for name, index in loop.watched)
+        watch = writer.name("watch", writer.owner.watch)
+        writer.line(f"{watch}({loop.name!r}, {self.at} + 1, {self.count}{told})")
 
     def _until(self) -> set[int]:
         return set() if self.loop.until is None else {self.loop.until}

@@ -22,15 +22,20 @@ from orchestrator.runner.entry import call_source, entry_source, is_callable_by_
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.lane import REMEMBERED, Lane
+from orchestrator.runner.partial import PartialStream
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.stream import Stream
 from orchestrator.runner.totals import Totals
 from orchestrator.runner.trace import Trace
+from orchestrator.runner.watch import Listener, Watch, watch_plan
 
 __all__ = ["Session"]
 
 Observe = Callable[[str, str, float], None]
 Finish = Callable[[float, "BaseException | None"], None]
+
+#: Outputs kept on their device, whether steps are observed, and what loops hand out (None: they are not watched).
+_Kind = tuple[frozenset[str], bool, "tuple[str, ...] | None"]
 
 
 class Session:
@@ -54,11 +59,13 @@ class Session:
         self._on_stage = on_stage
         self._on_request = on_request
         self._traces: tuple[Trace, ...] = ()
+        self._watch = Watch()
         self._closed = False
         self._lock = threading.RLock()
         self._active: collections.deque[None] = collections.deque()
         self._lanes: dict[
-            tuple[frozenset[str], bool], tuple[Lane, Callable[[Mapping[str, Any]], dict[str, Any]]]
+            tuple[frozenset[str], bool, tuple[str, ...] | None],
+            tuple[Lane, Callable[[Mapping[str, Any]], dict[str, Any]]],
         ] = {}
         self._tables: list[dict[Any, Any]] = []
         shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
@@ -75,16 +82,26 @@ class Session:
         """
         return self._entry(inputs)
 
-    def run(self, inputs: Mapping[str, Any], keep_on_device: Iterable[str] = ()) -> dict[str, Any]:
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        keep_on_device: Iterable[str] = (),
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, Any]:
         """Runs one request, given as a dict.
 
         Args:
             inputs: Values by input name.
             keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``.
+            progress: Called after each iteration of a loop with its name, the iterations done, and the most there are.
+            cancel: Once it is set, the request ends after the iteration that is running.
 
         Raises:
             InputError: It does not fit the plan, an output is unknown, or the session is closed.
             StageError: A stage raised, or gave something else than it declared.
+            CancelledError: ``cancel`` was set.
         """
         keep = frozenset([keep_on_device] if isinstance(keep_on_device, str) else keep_on_device)
         known = [name for name, _ in self.plan.outputs]
@@ -93,26 +110,59 @@ class Session:
                 raise InputError(
                     f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
                 )
-        return (self._choose(keep) if keep else self._entry)(inputs)
+        if progress is None and cancel is None:
+            return (self._choose(keep) if keep else self._entry)(inputs)
+        tell = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
+        return self._run_watched(inputs, keep, (), tell, cancel)
 
-    def stream(self, requests: Iterable[Mapping[str, Any]], depth: int = 2) -> Stream:
+    def _run_watched(
+        self,
+        inputs: Mapping[str, Any],
+        keep: frozenset[str],
+        partial: tuple[str, ...],
+        listener: Listener | None,
+        cancel: threading.Event | None,
+    ) -> dict[str, Any]:
+        entry = self._choose(keep, partial)
+        with self._watch.listening(listener, cancel):
+            return entry(inputs)
+
+    def stream(
+        self, requests: Iterable[Mapping[str, Any]], depth: int = 2, partial: Iterable[str] = ()
+    ) -> Any:
         """Runs requests at the same time and yields their results in order.
 
         Args:
             requests: Dicts of inputs; taken one by one as there is room.
             depth: How many requests run at once, each in a thread of its own.
+            partial: What loops give in each iteration, to be yielded at once: outputs that a loop gives, or its ports
+                (``"decode.token"``).
 
         Returns:
-            An iterator; ``next`` raises a failed request's error at its place, and goes on after it.
+            An iterator of results; ``next`` raises a failed request's error at its place, and goes on after it. With
+            ``partial`` it yields ``(request, name, value)`` as values come: the number of the request, from 0, and
+            what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. Closing it
+            cancels the requests that run.
 
         Raises:
-            InputError: ``depth`` is not positive, or the session is closed.
+            InputError: ``depth`` is not positive, no loop gives a ``partial``, or the session is closed.
         """
+        names = (partial,) if isinstance(partial, str) else tuple(partial)
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise InputError(f"The depth of a stream is a positive int, not {depth!r}.", depth=depth)
         if self._closed:
             raise self._refusal()
-        return Stream(self.run, requests, depth)
+        if not names:
+            return Stream(self.run, requests, depth)
+        self._choose(frozenset(), names)
+        return PartialStream(
+            lambda request, listener, cancel: self._run_watched(
+                request, frozenset(), names, listener, cancel
+            ),
+            requests,
+            depth,
+            names,
+        )
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -190,7 +240,7 @@ class Session:
         if self._closed or self._watched or self._on_request or not is_callable_by_name(self.plan):
             self._be_plain()
         elif self.__class__ is Session:
-            lane = self._lanes[frozenset(), False][0]
+            lane = self._lanes[frozenset(), False, None][0]
             call = self._generate(lane, call_source(self.plan, self._turn is not None), "__call__")
             self.__class__ = type("Session", (Session,), {"__call__": call, "__slots__": ()})
 
@@ -208,18 +258,28 @@ class Session:
     def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise self._refusal()
 
-    def _choose(self, keep: frozenset[str]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """The entry for this set of kept outputs, observed if somebody listens now."""
+    def _choose(
+        self, keep: frozenset[str], partial: tuple[str, ...] | None = None
+    ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """The entry for this set of kept outputs, observed if somebody listens now.
+
+        Args:
+            keep: Outputs that stay on their device.
+            partial: What is handed out in each iteration of a loop; None: nobody watches the iterations.
+        """
         watched = self._watched
+        key = keep, watched, partial
         with self._lock:
             if self._closed:
                 return self._refuse
-            if (keep, watched) not in self._lanes:
-                programs = replace(self._programs, plan=keep_on_device(self.plan, keep))
-                lane = Lane(programs, self._totals, self._observe if watched else None)
+            if key not in self._lanes:
+                plan = keep_on_device(self.plan, keep)
+                programs = replace(self._programs, plan=watch_plan(plan, partial) if partial else plan)
+                watch = None if partial is None else self._watch
+                lane = Lane(programs, self._totals, self._observe if watched else None, watch)
                 entry = self._generate(lane, entry_source(self.plan, self._turn is not None), "entry")
-                self._lanes[keep, watched] = (lane, self._finished(entry))
-            return self._lanes[keep, watched][1]
+                self._lanes[key] = (lane, self._finished(entry))
+            return self._lanes[key][1]
 
     def _observe(self, step: Step, started: float, ended: float) -> None:
         for trace in self._traces:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Stream"]
+__all__ = ["Modes", "Stream"]
 
 Result = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Stream(Iterator[Result]):
         self._run = run
         self._requests = iter(requests)
         self._depth = depth
-        self._modes = _Modes()
+        self._modes = Modes()
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
             depth, thread_name_prefix="orchestrator-stream"
         )
@@ -97,7 +97,7 @@ def _failed(error: Exception) -> Future[Result]:
     return future
 
 
-class _Modes:
+class Modes:
     """The torch modes of the thread that made it, to be taken on by another."""
 
     _KINDS = ("cpu", "cuda")

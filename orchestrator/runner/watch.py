@@ -1,0 +1,148 @@
+"""Watching loops: values of an iteration while the loop still runs, progress, and cancelling.
+
+A session that nobody watches runs code without any of this. Who watches gets code of a kind that calls a :class:`Watch`
+after every iteration; what is listened with belongs to the thread that runs the request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import CancelledError, InputError, nearest
+from orchestrator.plan.model import HOST, Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.steps import walk
+from orchestrator.specs import TensorSpec, plain_dims
+
+__all__ = ["Listener", "Watch", "watch_plan"]
+
+#: Called with loop, iterations that are done, the most there are, and the watched values by name.
+Listener = Callable[[str, int, int, dict[str, Any]], None]
+
+
+class Watch(threading.local):
+    """What generated code calls after an iteration; each thread has its own listener."""
+
+    listener: Listener | None = None
+    cancel: threading.Event | None = None
+
+    def __call__(self, loop: str, done: int, most: int, **values: Any) -> None:
+        """Tells the listener of an iteration.
+
+        Raises:
+            CancelledError: Somebody asked for that.
+        """
+        if self.cancel is not None and self.cancel.is_set():
+            raise CancelledError(
+                f"The request was cancelled after iteration {done} of {most} of loop {loop!r}.",
+                loop=loop,
+                done=done,
+            )
+        if self.listener is not None:
+            self.listener(loop, done, most, values)
+
+    @contextmanager
+    def listening(self, listener: Listener | None, cancel: threading.Event | None) -> Iterator[None]:
+        """Listens while the block runs, in this thread."""
+        before = self.listener, self.cancel
+        self.listener, self.cancel = listener, cancel
+        try:
+            yield
+        finally:
+            self.listener, self.cancel = before
+
+
+def watch_plan(plan: Plan, names: Iterable[str]) -> Plan:
+    """Returns the plan that hands out values of each iteration.
+
+    Args:
+        plan: The plan.
+        names: Outputs that a loop gives, or ports of loops (``decode.token``; ``token`` where one loop alone has it).
+
+    Raises:
+        InputError: No loop gives one of them.
+    """
+    watched = {name: _find(plan, name) for name in names}
+    values = list(plan.values)
+    return replace(plan, steps=_steps(plan, plan.steps, watched, values), values=tuple(values))
+
+
+def _ports(plan: Plan) -> dict[str, tuple[str, int]]:
+    """Ports of all loops, each with the loop and the value of an iteration; a carry goes before what is collected."""
+    found: dict[str, tuple[str, int]] = {}
+    for step in walk(plan.steps):
+        loop = step.loop
+        if loop is None or loop.kind != "loop":
+            continue
+        for index, part in zip(step.outputs[len(loop.carries) :], loop.collects, strict=True):
+            origin = plan.values[index].origin
+            found[origin] = found[origin.removesuffix("[]")] = loop.name, part
+        for _, head, following in loop.carries:
+            found[plan.values[head].origin] = loop.name, following
+    return found
+
+
+def _find(plan: Plan, name: str) -> tuple[str, int]:
+    ports = _ports(plan)
+    fed = next((edge.source for edge in plan.edges if edge.target == name), "")
+    for known in (fed, name):
+        if known in ports:
+            return ports[known]
+    ends = [port for port in ports if port.rpartition(".")[2] == name]
+    if len(ends) == 1:
+        return ports[ends[0]]
+    outputs = [edge.target for edge in plan.edges if edge.source in ports and "." not in edge.target]
+    raise InputError(
+        f"partial names {name!r}, which no loop gives in its iterations.{nearest(name, [*outputs, *ports])}",
+        partial=name,
+    )
+
+
+def _steps(
+    plan: Plan, steps: Sequence[Step], watched: dict[str, tuple[str, int]], values: list[PlannedValue]
+) -> tuple[Step, ...]:
+    made = []
+    for step in steps:
+        body = _steps(plan, step.body, watched, values)
+        loop = step.loop
+        if loop is not None:
+            mine = {name: index for name, (owner, index) in watched.items() if owner == loop.name}
+            body, loop = _watched(plan, body, loop, mine, values)
+        made.append(replace(step, body=body, loop=loop))
+    return tuple(made)
+
+
+def _watched(
+    plan: Plan, body: tuple[Step, ...], loop: PlannedLoop, mine: dict[str, int], values: list[PlannedValue]
+) -> tuple[tuple[Step, ...], PlannedLoop]:
+    """Adds to a body what brings values home, and to the loop what they are called."""
+    steps, pairs = list(body), []
+    for name, index in mine.items():
+        for adapter in _way(plan, values[index]):
+            source = values[index]
+            assert isinstance(source.spec, TensorSpec)
+            memory = HOST if adapter.kind == "download" else source.memory
+            real = source.real or adapter.kind == "cut"
+            values.append(PlannedValue(source.origin, adapter.result(source.spec), memory, real))
+            steps.append(Step("adapt", source.origin, (index,), (len(values) - 1,), adapter, source.memory))
+            index = len(values) - 1
+        pairs.append((name, index))
+    return tuple(steps), replace(loop, watched=tuple(pairs))
+
+
+def _way(plan: Plan, value: PlannedValue) -> list[Adapter]:
+    """What brings a value to the host, at its own size where that is known."""
+    if not isinstance(value.spec, TensorSpec):
+        return []
+    dims = plain_dims(value.spec.dims)
+    plain = all(isinstance(dim, (int, str)) for dim in dims)
+    cut = [Adapter("cut", dims)] if not value.real and plain and value.spec.names else []
+    if value.memory == HOST:
+        return cut
+    download = Adapter("download", device=HOST)
+    compiled = any(group.compiled for group in plan.groups if group.memory == value.memory)
+    return [download, *cut] if compiled else [*cut, download]
