@@ -155,7 +155,8 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     verify(plan)
     _same_names(plan, graph)
     placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
-    sizes = {dim.name: dim.buckets for dim in plan.dims}
+    decided = {step.loop.dim for step in walk(plan.steps) if step.loop is not None}
+    sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, options=options)
     fresh = _run_passes(Draft(graph, asked))

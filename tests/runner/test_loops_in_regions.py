@@ -1,0 +1,58 @@
+"""A loop that decides how often it runs, over items whose number a host stage decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator import Dim, Pipeline, Plan, TensorSpec
+
+ITEMS = Dim("items", buckets=(1, 2))
+
+
+class Halve(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x / 2
+        return {"x": x, "done": (x < 1).all(0, keepdim=True)}
+
+
+def found(numbers: Tensor) -> Tensor:
+    return numbers[numbers > 0]
+
+
+def halving() -> Pipeline:
+    body = Pipeline("body")
+    made = body.add("halve", Halve())(body.input("x", TensorSpec((ITEMS,))))
+    body.output("x", made["x"])
+    body.output("done", made["done"])
+    pipeline = Pipeline("halving")
+    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    items = pipeline.add(
+        "found", found, device="host", outputs={"items": TensorSpec((ITEMS,), pad="repeat_first")}
+    )(numbers)
+    pipeline.output("x", pipeline.loop("halve", body, carry={"x": items}, until="done", max_steps=9))
+    return pipeline
+
+
+def test_it_runs_whole_in_chunks_and_not_at_all():
+    with halving().plan(device="cpu").load() as session:
+        for given, expected in [
+            ([-1.0, 5.0], [0.625]),
+            ([3.0, 5.0], [0.375, 0.625]),
+            ([3.0, 5.0, 1.5], [0.375, 0.625, 0.75]),
+            ([-1.0], []),
+        ]:
+            assert session(numbers=torch.tensor(given))["x"].tolist() == expected
+
+
+def test_iterations_are_counted():
+    with halving().plan(device="cpu").load() as session:
+        session(numbers=torch.tensor([5.0]))
+        assert session.stats["dispatches"] == 1 + 3
+
+
+def test_a_plan_with_such_a_loop_is_bound_again():
+    pipeline = halving()
+    plan = pipeline.plan(device="cpu")
+    with pipeline.bind(Plan.from_json(plan.to_json())).load() as session:
+        assert session(numbers=torch.tensor([3.0]))["x"].tolist() == [0.75]
