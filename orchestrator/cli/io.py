@@ -6,6 +6,7 @@
     str                   a .txt file, or the text itself
     int, float, bool      the number itself, or a .json file
     list, dict, tuple     a .json file, or JSON text
+    any other type        a file, by the type's own `from_file`
 
     output                written as
     uint8 picture         .png, or .jpg
@@ -52,7 +53,9 @@ def _sources(spec: PortSpec) -> str:
         return "text or .txt"
     if spec in _NUMBERS:
         return "a number or .json" if spec is not bool else "true, false or .json"
-    return "JSON text or .json" if spec in _CONTAINERS else "Python only"
+    if spec in _CONTAINERS:
+        return "JSON text or .json"
+    return "a file" if hasattr(spec, "from_file") else "Python only"
 
 
 def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -> Any:
@@ -70,6 +73,8 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
     """
     if isinstance(spec, TensorSpec):
         return _read_tensor(name, text, spec)
+    if hasattr(spec, "from_file"):
+        return _read_own(spec, _existing(name, text))
     if spec not in (str, *_NUMBERS, *_CONTAINERS):
         raise UsageError(
             f"The input {name!r} takes a {spec.__name__}, which no file holds; run it from Python."
@@ -105,6 +110,14 @@ def _existing(name: str, text: str) -> Path:
         why = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"The file {text!r} for the input {name!r} {why}.")
     return path
+
+
+def _read_own(spec: Any, path: Path) -> Any:
+    """The value that a type's own ``from_file`` reads."""
+    try:
+        return spec.from_file(path)
+    except (OSError, ValueError) as error:
+        raise JobError(f"{str(path)!r} cannot be read as a {spec.__name__}: {error}") from error
 
 
 def _read_text(path: Path) -> str:

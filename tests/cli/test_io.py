@@ -288,3 +288,31 @@ def test_a_file_has_ordinary_permissions(here: Path):
     ordinary.touch()
     written = write_text(here / "written", "x")
     assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+# Types that read themselves.
+
+
+class Note:
+    """A value with a file form of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @classmethod
+    def from_file(cls, path: Path) -> Note:
+        text = path.read_text(encoding="utf-8")
+        if not text:
+            raise ValueError("it is empty")
+        return cls(text)
+
+
+def test_a_type_with_from_file_reads_its_own_files(here: Path):
+    (here / "a.note").write_text("hello")
+    (here / "b.note").write_text("")
+    assert read_input("x", "a.note", Note).text == "hello"
+    assert describe_input("x", Note) == "x: Note, from a file"
+    with pytest.raises(JobError, match=r"'b\.note' cannot be read as a Note: it is empty"):
+        read_input("x", "b.note", Note)
+    with pytest.raises(UsageError, match="does not exist"):
+        read_input("x", "c.note", Note)
