@@ -9,18 +9,26 @@
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
+
+    from_transformers   a loaded encoder-decoder model of transformers as a pipeline of stages
+
+is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from orchestrator import hookimpl
 
 if TYPE_CHECKING:
     from orchestrator.registry import PipelineRegistry, StageRegistry
+    from orchestrator_stages.seq2seq.build import from_transformers
 
-__all__ = ["orchestrator_register_pipelines", "orchestrator_register_stages"]
+__all__ = ["from_transformers", "orchestrator_register_pipelines", "orchestrator_register_stages"]
+
+_HOMES = {"from_transformers": "seq2seq.build"}
 
 STAGES = {
     "vision-text.vision": ("vision_text:VisionStage", "an image to a feature vector"),
@@ -60,6 +68,14 @@ PIPELINES = {
     "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
     "digits": ("digits.pipeline:digits", "a prompt to a picture of a handwritten digit"),
 }
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 @hookimpl

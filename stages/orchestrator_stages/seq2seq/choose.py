@@ -1,0 +1,130 @@
+"""Choose the next token on the device: the most likely one, or one drawn with the request's random numbers.
+
+Everything a request cannot change is a table by position: which tokens are banned there, which one is forced. So the
+loop needs nothing from the host but the random numbers, and those are there before it begins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator_stages.seq2seq.decoder import Decoder
+from orchestrator_stages.seq2seq.rules import Rules, Sampling
+
+__all__ = ["Choose", "Step", "drawn"]
+
+
+def drawn(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
+    """Returns tokens ``[batch]`` by the inverse of the cumulative distribution.
+
+    Args:
+        logits: ``[batch, vocabulary]``, float32; banned tokens are minus infinity.
+        number: ``[batch]``, uniform in [0, 1).
+        sampling: What narrows the distribution: the k most likely, then as many of those as hold the mass p.
+    """
+    logits = logits / sampling.temperature
+    ids = None
+    if sampling.top_k or sampling.top_p < 1:
+        count = min(sampling.top_k or logits.shape[1], logits.shape[1])
+        logits, ids = torch.topk(logits, count, dim=1)
+    weights = torch.softmax(logits, 1)
+    if sampling.top_p < 1:
+        before = torch.cumsum(weights, 1) - weights
+        weights = torch.where(before < sampling.top_p, weights, 0.0)
+    mass = torch.cumsum(weights, 1)
+    total = mass[:, -1:]
+    # A product that rounds up to the total must not choose what comes after the last token with any weight.
+    chosen = ((mass <= number[:, None] * total) & (mass < total)).sum(1, keepdim=True)
+    return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
+
+
+class Choose(nn.Module):
+    """Chooses by rules.
+
+    Args:
+        rules: How.
+        vocabulary: Number of tokens.
+    """
+
+    forced: Tensor
+    rows: Tensor
+    bias: Tensor
+    eos: Tensor
+
+    def __init__(self, rules: Rules, vocabulary: int) -> None:
+        super().__init__()
+        self.pad = rules.pad
+        self.sampling = rules.sampling
+        self.register_buffer("forced", torch.tensor(rules.forced_ids()), persistent=False)
+        rows, banned = rules.banned_rows()
+        bias = torch.zeros(len(banned), vocabulary)
+        for row, ids in enumerate(banned):
+            if ids.only:
+                bias[row] = -torch.inf
+                bias[row, list(ids.only)] = 0
+            bias[row, [token for token in ids.never if token < vocabulary]] = -torch.inf
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("eos", torch.tensor(rules.eos, dtype=torch.int64), persistent=False)
+
+    def forward(
+        self, logits: Tensor, position: Tensor, finished: Tensor, numbers: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the next tokens ``[batch]`` and which rows are finished with them.
+
+        Args:
+            logits: ``[batch, vocabulary]``, float32.
+            position: ``[1]``, int64, of the token before.
+            finished: ``[batch]``, bool: rows that get nothing but padding.
+            numbers: ``[steps, batch]``, uniform in [0, 1); needed where tokens are drawn.
+        """
+        logits = logits + self.bias[self.rows[position]]
+        token = logits.argmax(1)
+        if self.sampling is not None and numbers is not None:
+            token = drawn(logits, numbers[position][0], self.sampling)
+        forced = self.forced[position]
+        token = torch.where(forced >= 0, forced, token)
+        token = torch.where(finished, self.pad, token)
+        return token, finished | torch.eq(token[:, None], self.eos).any(1)
+
+
+class Step(nn.Module):
+    """One iteration: a token in, the next one out.
+
+    Args:
+        decoder: The decoder.
+        choose: Chooses from its logits.
+    """
+
+    def __init__(self, decoder: Decoder, choose: Choose) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.choose = choose
+
+    def forward(
+        self,
+        token: Tensor,
+        position: Tensor,
+        cache: Tensor,
+        finished: Tensor,
+        chosen: Tensor,
+        memory: Tensor,
+        masked: Tensor,
+        numbers: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns what the next iteration takes, by the same names, and ``done``: whether there is to be none.
+
+        ``chosen`` ``[batch, steps]``, int64, are the tokens so far; :class:`Choose` and
+        :class:`~orchestrator_stages.seq2seq.decoder.Decoder` tell the other shapes.
+        """
+        logits, cache = self.decoder(token, position, cache, memory, masked)
+        token, finished = self.choose(logits, position, finished, numbers)
+        return {
+            "token": token,
+            "position": position + 1,
+            "cache": cache,
+            "finished": finished,
+            "chosen": chosen.index_copy(1, position, token[:, None]),
+            "done": finished.all(0, keepdim=True),
+        }

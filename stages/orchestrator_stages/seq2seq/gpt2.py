@@ -1,0 +1,81 @@
+"""The decoder of GPT-2 with cross-attention, as image captioners have it: one projection for query, key and value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator_stages.seq2seq.attention import attend, merged, split
+from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
+
+__all__ = ["gpt2_parts"]
+
+
+class Gpt2Cross(nn.Module):
+    """Keys and values of one layer for what the encoder gave."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.c_attn = attention.c_attn
+        self.heads: int = attention.num_heads
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Returns ``[2, batch, heads, tokens, size]`` of ``[batch, tokens, width]``."""
+        return torch.stack([split(part, self.heads) for part in self.c_attn(encoded).chunk(2, 2)])
+
+
+class Gpt2Layer(DecoderLayer):
+    """One layer, a ``GPT2Block``."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        own, cross = block.attn, block.crossattention
+        self.heads: int = own.num_heads
+        self.scaling, self.cross_scaling = float(own.scaling), float(cross.scaling)
+        self.c_attn, self.c_proj = own.c_attn, own.c_proj
+        self.cross_q, self.cross_proj = cross.q_attn, cross.c_proj
+        self.own_norm, self.cross_norm, self.last_norm = block.ln_1, block.ln_cross_attn, block.ln_2
+        self.mlp = block.mlp
+
+    def forward(
+        self, hidden: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the layer for one token."""
+        query, key, value = (
+            split(part, self.heads) for part in self.c_attn(self.own_norm(hidden)).chunk(3, 2)
+        )
+        own = torch.stack([key, value])
+        hidden = hidden + self.c_proj(merged(attend(query * self.scaling, [past, own], seen)))
+        query = split(self.cross_q(self.cross_norm(hidden)) * self.cross_scaling, self.heads)
+        hidden = hidden + self.cross_proj(merged(attend(query, [memory], masked)))
+        return hidden + self.mlp(self.last_norm(hidden)), own
+
+
+class Gpt2Embedding(nn.Module):
+    """A token and its position."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.wte, self.wpe = transformer.wte, transformer.wpe
+
+    def forward(self, token: Tensor, position: Tensor) -> Tensor:
+        """Returns ``[batch, 1, width]`` of a token ``[batch]`` at a position ``[1]``."""
+        hidden: Tensor = self.wte(token) + self.wpe(position)
+        return hidden[:, None]
+
+
+def gpt2_parts(model: Any) -> DecoderParts:
+    """Returns the parts of a ``GPT2LMHeadModel`` with cross-attention."""
+    transformer = model.transformer
+    attention = transformer.h[0].attn
+    return DecoderParts(
+        Gpt2Embedding(transformer),
+        tuple(Gpt2Layer(block) for block in transformer.h),
+        tuple(Gpt2Cross(block.crossattention) for block in transformer.h),
+        nn.Sequential(transformer.ln_f, model.lm_head),
+        attention.num_heads,
+        attention.head_dim,
+        transformer.wpe.weight.shape[0],
+    )

@@ -1,0 +1,134 @@
+"""The host stages around a decoder loop: text to ids and back, and a request's random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator import Dim, TensorSpec
+from orchestrator_stages.host import HostStage
+from orchestrator_stages.seq2seq.rules import Rules
+
+__all__ = ["Detokenise", "Finish", "Numbers", "Tokenise"]
+
+LENGTH = Dim("length", any=True)
+"""How many tokens the longest sequence of a request has."""
+
+
+class Tokenise(HostStage):
+    """Host stage: texts to ids and mask, as long as the longest text.
+
+    Takes ``text``, a list of strings. Gives ``input_ids`` and ``attention_mask`` ``[batch, tokens]``, int64.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        batch: The dim of the texts.
+        tokens: The dim of the ids; a text that is longer than its largest bucket is refused.
+        pad: What fills up the ids.
+    """
+
+    def __init__(self, tokenizer: Any, batch: Dim, tokens: Dim, pad: int) -> None:
+        super().__init__(tag="tokenise")
+        self.tokenizer = tokenizer
+        self.longest = tokens.buckets[-1]
+        self.inputs = {"text": list}
+        self.outputs = {
+            "input_ids": TensorSpec((batch, tokens), torch.int64, pad=pad),
+            "attention_mask": TensorSpec((batch, tokens), torch.int64, pad=0),
+        }
+
+    def forward(self, text: list[str]) -> tuple[Tensor, Tensor]:
+        """Tokenises.
+
+        Raises:
+            ValueError: There is no text, an item is none, or one is longer than the largest bucket.
+        """
+        if not text or not all(isinstance(item, str) for item in text):
+            raise ValueError(f"text is a list of one or more strings, not {text!r}.")
+        found = self.tokenizer(text, padding=True, padding_side="right", return_tensors="pt")
+        lengths = found["attention_mask"].sum(1)
+        worst = int(lengths.argmax())
+        if lengths[worst] > self.longest:
+            raise ValueError(
+                f"Text {worst} has {int(lengths[worst])} tokens, but the largest bucket is {self.longest}: "
+                f"{text[worst][:60]!r}... Shorten it, or give from_transformers larger buckets: tokens=(...)."
+            )
+        return found["input_ids"], found["attention_mask"]
+
+
+class Numbers(HostStage):
+    """Host stage: the random numbers of a request.
+
+    Takes ``seed``, an int, and ``like``, any tensor with the batch in front. Gives ``numbers`` ``[steps, batch]``,
+    uniform in [0, 1). A row's numbers do not depend on how many rows there are.
+
+    Args:
+        steps: How many a row gets.
+        batch: The dim of the rows.
+    """
+
+    def __init__(self, steps: int, batch: Dim) -> None:
+        super().__init__(tag="numbers")
+        self.steps = steps
+        self.inputs = {"seed": int, "like": None}
+        self.outputs = {"numbers": TensorSpec((steps, batch), pad=0)}
+
+    def forward(self, seed: int, like: Tensor) -> Tensor:
+        """Draws them."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(like.shape[0], self.steps, generator=generator).T.contiguous()
+
+
+class Finish(HostStage):
+    """Host stage: what the loop chose, as ``generate()`` of transformers returns it.
+
+    Takes ``chosen`` ``[batch, steps]``. Gives ``tokens`` ``[batch, length]``, int64: as many columns as the longest
+    sequence needs.
+
+    Args:
+        rules: How the sequences were made.
+        batch: The dim of the rows.
+        bare: Give only what was added, without start, prompt and end, as ``generate()`` of Whisper does.
+    """
+
+    def __init__(self, rules: Rules, batch: Dim, *, bare: bool = False) -> None:
+        super().__init__(tag="finish")
+        self.rules = rules
+        self.bare = bare
+        self.inputs = {"chosen": None}
+        self.outputs = {"tokens": TensorSpec((batch, LENGTH), torch.int64)}
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """Completes and cuts them."""
+        ended = (chosen[:, :, None] == torch.tensor(self.rules.eos)).any(2)
+        ended[:, : len(self.rules.prompt)] = False
+        before = ended.cumsum(1) - ended.long()
+        if self.bare:
+            kept = (before + ended == 0)[:, len(self.rules.prompt) :]
+            tokens = torch.where(kept, chosen[:, len(self.rules.prompt) :], self.rules.pad)
+            return tokens[:, : int(kept.sum(1).max())].contiguous()
+        longest = int((before == 0).sum(1).max())
+        first = chosen.new_full((len(chosen), 1), self.rules.start)
+        return torch.cat([first, chosen[:, :longest]], 1)
+
+
+class Detokenise(HostStage):
+    """Host stage: tokens to texts.
+
+    Takes ``tokens`` ``[batch, length]``. Gives ``text``, a list of strings without special tokens.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tag="detokenise")
+        self.tokenizer = tokenizer
+        self.inputs = {"tokens": None}
+        self.outputs = {"text": list}
+
+    def forward(self, tokens: Tensor) -> list[str]:
+        """Reads them."""
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]

@@ -1,0 +1,102 @@
+"""Draw the decoder loop: what is carried, what stays the same, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator_stages.seq2seq.choose import Choose, Step
+from orchestrator_stages.seq2seq.decoder import Begin, Decoder, DecoderParts
+from orchestrator_stages.seq2seq.rules import Rules
+
+__all__ = ["CARRIED", "Decoding"]
+
+CARRIED = ("token", "position", "cache", "finished", "chosen")
+"""What one iteration hands to the next."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoder, the rules by which it chooses, and the dims of what it works on.
+
+    Attributes:
+        parts: The decoder's modules.
+        rules: The rules.
+        vocabulary: Number of tokens it knows.
+        dtype: Of its weights.
+        batch: The dim of the sequences.
+        tokens: The dim of what the encoder gave, or its size.
+    """
+
+    parts: DecoderParts
+    rules: Rules
+    vocabulary: int
+    dtype: torch.dtype
+    batch: Dim
+    tokens: Dim | int
+
+    def begin(self) -> Begin:
+        """Returns the stage that prepares the loop."""
+        return Begin(self.parts.crosses, self.rules.steps, self.rules.start, self.rules.pad)
+
+    def _pasts(self, length: Dim | int) -> TensorSpec:
+        shape = (len(self.parts.layers), 2, self.batch, self.parts.heads, length, self.parts.size)
+        return TensorSpec(shape, self.dtype)
+
+    def body(self) -> Pipeline:
+        """Returns one iteration as a pipeline."""
+        specs = {
+            "token": TensorSpec((self.batch,), torch.int64),
+            "position": TensorSpec((1,), torch.int64),
+            "cache": self._pasts(self.rules.steps),
+            "finished": TensorSpec((self.batch,), torch.bool),
+            "chosen": TensorSpec((self.batch, self.rules.steps), torch.int64),
+            "memory": self._pasts(self.tokens),
+            "masked": TensorSpec((self.batch, 1, 1, self.tokens), self.dtype),
+        }
+        if self.rules.sampling is not None:
+            specs["numbers"] = TensorSpec((self.rules.steps, self.batch))
+        body = Pipeline("next-token")
+        step = body.add("step", Step(Decoder(self.parts), Choose(self.rules, self.vocabulary)))
+        made = step(**{name: body.input(name, spec) for name, spec in specs.items()})
+        for name in (*CARRIED, "done"):
+            body.output(name, made[name])
+        return body
+
+    def draw(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        begun: Mapping[str, Any],
+        numbers: Any = None,
+        check_every: int = 1,
+    ) -> Any:
+        """Draws the loop into a pipeline.
+
+        Args:
+            pipeline: The pipeline.
+            name: What the loop is called.
+            begun: What :meth:`begin` gave.
+            numbers: The random numbers, where tokens are drawn.
+            check_every: How many iterations are run between two looks at whether all sequences have ended.
+
+        Returns:
+            The chosen tokens, ``[batch, steps]``; the pad token after the end of a sequence.
+        """
+        same = {"memory": begun["memory"], "masked": begun["masked"]}
+        if numbers is not None:
+            same["numbers"] = numbers
+        return pipeline.loop(
+            name,
+            self.body(),
+            carry={port: begun[port] for port in CARRIED},
+            inputs=same,
+            until="done",
+            max_steps=self.rules.steps,
+            check_every=check_every,
+            outputs=("chosen",),
+        )

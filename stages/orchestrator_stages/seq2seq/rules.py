@@ -1,0 +1,248 @@
+"""What a generation config says, read once into rules by position; what cannot be followed is refused.
+
+*Iteration* ``i`` of the loop reads the token at position ``i`` and gives the one at ``i + 1``. The first tokens may be
+a *prompt* that the model is given, such as the language for Whisper; they are forced like any other forced token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import GraphError
+
+__all__ = ["Banned", "Rules", "Sampling", "read_rules"]
+
+#: Options that change the tokens in ways that are not supported, each with the values that change nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "assistant_early_exit": (),
+    "constraints": (),
+    "diversity_penalty": (0.0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "guidance_scale": (1.0,),
+    "max_time": (),
+    "min_p": (),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (),
+    "prompt_lookup_num_tokens": (),
+    "repetition_penalty": (1.0,),
+    "return_timestamps": (False,),
+    "return_token_timestamps": (False,),
+    "sequence_bias": (),
+    "stop_strings": (),
+    "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "watermarking_config": (),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: The logits are divided by it.
+        top_k: Only so many of the most likely tokens are drawn from; 0: all.
+        top_p: Only as many of them as hold this mass together; 1: all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        if not self.temperature > 0:
+            raise GraphError(f"temperature is more than 0, not {self.temperature!r}.", option="temperature")
+        if self.top_k < 0:
+            raise GraphError(f"top_k is at least 0, which means all, not {self.top_k!r}.", option="top_k")
+        if not 0 < self.top_p <= 1:
+            raise GraphError(f"top_p is more than 0 and at most 1, not {self.top_p!r}.", option="top_p")
+
+
+@dataclass(frozen=True)
+class Banned:
+    """Which tokens an iteration may not give.
+
+    Attributes:
+        never: These.
+        only: Any but these; empty: any at all.
+    """
+
+    never: tuple[int, ...] = ()
+    only: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a sequence is made.
+
+    Attributes:
+        start: Its first token.
+        prompt: The tokens after it that the model is given; None: the model chooses it from ``languages``.
+        new: How many tokens the model may add.
+        pad: What follows the end of a sequence.
+        eos: Tokens that end it.
+        min_length: It does not end before it has so many tokens, prompt included.
+        banned: Tokens it never gets.
+        banned_first: Tokens that are not the first one after the prompt.
+        forced_bos: The token after ``start``, whatever the model says.
+        forced_eos: The last possible token, likewise.
+        languages: Tokens of languages.
+        sampling: How tokens are drawn; None: always the most likely one.
+    """
+
+    start: int
+    prompt: tuple[int | None, ...]
+    new: int
+    pad: int
+    eos: tuple[int, ...]
+    min_length: int = 0
+    banned: tuple[int, ...] = ()
+    banned_first: tuple[int, ...] = ()
+    forced_bos: int | None = None
+    forced_eos: int | None = None
+    languages: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+
+    @property
+    def steps(self) -> int:
+        """Iterations at most, which is also how many tokens the cache has to hold."""
+        return len(self.prompt) + self.new
+
+    def forced_ids(self) -> list[int]:
+        """For each iteration, the token that it must give, or -1."""
+        forced = [-1] * self.steps
+        if self.forced_bos is not None:
+            forced[0] = self.forced_bos
+        if self.forced_eos is not None:
+            forced[-1] = self.forced_eos
+        for place, token in enumerate(self.prompt):
+            forced[place] = -1 if token is None else token
+        return forced
+
+    def banned_rows(self) -> tuple[list[int], list[Banned]]:
+        """For each iteration, which of the kinds of bans applies; and the kinds."""
+        kinds: dict[Banned, int] = {}
+        rows = [kinds.setdefault(self._banned(place), len(kinds)) for place in range(self.steps)]
+        return rows, list(kinds)
+
+    def _banned(self, place: int) -> Banned:
+        if place < len(self.prompt):
+            return Banned(only=self.languages) if self.prompt[place] is None else Banned()
+        first = len(self.prompt) if self.prompt or self.forced_bos is None else 1
+        never = [*self.banned]
+        if place == first:
+            never += self.banned_first
+        if place + 1 < self.min_length:
+            never += self.eos
+        return Banned(tuple(sorted(set(never))))
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(int(item) for item in value) if isinstance(value, Iterable) else (int(value),)
+
+
+def _one(value: Any) -> int | None:
+    return None if value is None else _ids(value)[0]
+
+
+def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
+    """Tokens that are words nobody wants; the end is not banned as one."""
+    return [word[0] for word in words or () if word[0] not in eos]
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    words = options.get("bad_words_ids")
+    refused = {name: value for name, value in options.items() if name in REFUSED and value is not None}
+    if words is not None and any(len(word) != 1 for word in words):
+        refused["bad_words_ids"] = words
+    for name, value in refused.items():
+        neutral = REFUSED.get(name, ())
+        if value in neutral:
+            continue
+        raise GraphError(
+            f"The generation config says {name}={value!r}{', which is beam search' * (name == 'num_beams')}. That is "
+            f"not supported: tokens are chosen greedily, or drawn by temperature, top_k and top_p. To go without, "
+            f"pass {name}={neutral[0] if neutral else None!r}.",
+            option=name,
+            value=value,
+        )
+
+
+def read_rules(options: Mapping[str, Any], prompt: tuple[int | None, ...] = ()) -> Rules:
+    """Returns the rules of a generation config.
+
+    Args:
+        options: Its options by name, as its ``to_dict()`` gives them, with what the user changed.
+        prompt: The tokens after the start that the model is given.
+
+    Raises:
+        GraphError: An option asks for what is not supported, or contradicts another.
+    """
+    _refuse(options)
+    start, pad = _one(options.get("decoder_start_token_id")), _one(options.get("pad_token_id"))
+    eos = _ids(options.get("eos_token_id"))
+    if start is None:
+        start = _one(options.get("bos_token_id"))
+    if start is None:
+        raise GraphError(
+            "The generation config has no decoder_start_token_id; pass decoder_start_token_id=...",
+            option="decoder_start_token_id",
+        )
+    if pad is None:
+        pad = eos[0] if eos else 0
+    before = 1 + len(prompt)
+    new = _new_tokens(options, before)
+    min_length = max(int(options.get("min_length") or 0), before + int(options.get("min_new_tokens") or 0))
+    if min_length > before + new:
+        raise GraphError(
+            f"min_length asks for {min_length} tokens, but at most {before + new} are made.",
+            option="min_length",
+        )
+    return Rules(
+        start,
+        prompt,
+        new,
+        pad,
+        eos,
+        min_length if min_length > before else 0,
+        (*_ids(options.get("suppress_tokens")), *_words(options.get("bad_words_ids"), eos)),
+        _ids(options.get("begin_suppress_tokens")),
+        _one(options.get("forced_bos_token_id")),
+        _one(options.get("forced_eos_token_id")),
+        tuple((options.get("lang_to_id") or {}).values()),
+        _sampling(options) if options.get("do_sample") else None,
+    )
+
+
+def _new_tokens(options: Mapping[str, Any], before: int) -> int:
+    new = options.get("max_new_tokens")
+    if new is None:
+        longest = options.get("max_length")
+        new = 20 - 1 if longest is None else longest - before
+    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+        raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")
+    return new
+
+
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    temperature, k, p = (options.get(name) for name in ("temperature", "top_k", "top_p"))
+    return Sampling(
+        1.0 if temperature is None else float(temperature),
+        50 if k is None else int(k),
+        1.0 if p is None else float(p),
+    )
