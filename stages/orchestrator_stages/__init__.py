@@ -6,6 +6,7 @@
     digits        a prompt in, a picture of a handwritten digit out
     translate     the stages of a translation: tokens, the two halves of a student
     scene-text    the stages that read a photo: detector, crops, reader
+    speech        a recording in, what is said in it out
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
@@ -60,6 +61,7 @@ STAGES = {
     "scene-text.reader": ("scene_text.trained:reader", "the letters that crops of words show"),
     "scene-text.spell": ("scene_text.spell:Spell", "host: letters to words, words to lines"),
     "scene-text.annotate": ("scene_text.annotate:Annotate", "host: draw the words' boxes into the photo"),
+    "speech.cut": ("speech.cut:Cut", "host: a recording to spectrograms of at most 30 s"),
 }
 
 PIPELINES = {
@@ -67,6 +69,7 @@ PIPELINES = {
     "model5": ("model5:model5", "five small models: fan-out, fan-in, inputs from the host"),
     "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
     "digits": ("digits.pipeline:digits", "a prompt to a picture of a handwritten digit"),
+    "speech": ("speech.pipeline:speech", "a recording to what is said in it"),
 }
 
 
