@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,8 @@ from orchestrator.errors import GraphError, PlanError
 from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
-from orchestrator.pipeline.loops import LoopPorts
-from orchestrator.pipeline.maps import BranchPorts, MapPorts
 from orchestrator.pipeline.overrides import overridden
+from orchestrator.pipeline.repeating import Repeating
 from orchestrator.pipeline.values import Value, Values
 from orchestrator.plan import Plan, Residency
 from orchestrator.planner import Request, bind_plan, make_plan
@@ -25,7 +24,7 @@ from orchestrator.stage import ModelWrapper, Stage, make_stage
 __all__ = ["Pipeline"]
 
 
-class Pipeline:
+class Pipeline(Repeating):
     """A pipeline under construction.
 
     Args:
@@ -107,7 +106,7 @@ class Pipeline:
             GraphError: The name is taken, or the stage or a port is none.
             PluginError: A registered name is unknown, or its plugin is broken.
         """
-        self._check_free("stage", name)
+        self.check_free("stage", name)
         if config is not None and not isinstance(config, Mapping):
             raise GraphError(f"config of stage {name!r} is a dict of options, not {config!r}.", stage=name)
         options = overridden(name, config)
@@ -125,8 +124,8 @@ class Pipeline:
         self.stages[name] = made
         return StageHandle(self, made)
 
-    def _check_free(self, kind: str, name: str) -> None:
-        """Makes sure that a stage or loop may be called so."""
+    def check_free(self, kind: str, name: str) -> None:
+        """Makes sure that a stage or loop may be called so; handles call it."""
         check_name(kind, name)
         if name in self.stages or any(path.startswith(f"{name}/") for path in self.stages):
             raise GraphError(
@@ -150,10 +149,10 @@ class Pipeline:
                 raise GraphError(
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name
                 )
-        return SubPipelineHandle(self, name, self._adopt(name, inner, device))
+        return SubPipelineHandle(self, name, self.adopt(name, inner, device))
 
-    def _adopt(self, name: str, inner: Pipeline, device: str | torch.device | None = None) -> Graph:
-        """Takes over the stages of another pipeline, under ``name/``; returns its graph."""
+    def adopt(self, name: str, inner: Pipeline, device: str | torch.device | None = None) -> Graph:
+        """Takes over the stages of another pipeline, under ``name/``; returns its graph; handles call it."""
         if inner is self:
             raise GraphError(
                 f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
@@ -164,109 +163,6 @@ class Pipeline:
             keeps = stage.device or stage.host or device is None
             self.stages[path] = replace(stage, name=path, device=stage.device if keeps else str(device))
         return graph
-
-    def loop(
-        self,
-        name: str,
-        body: Pipeline,
-        *,
-        carry: Mapping[str, Any] | None = None,
-        each: Mapping[str, Any] | None = None,
-        inputs: Mapping[str, Any] | None = None,
-        until: str | None = None,
-        max_steps: int | None = None,
-        check_every: int = 1,
-        collect: Sequence[str] = (),
-        outputs: Sequence[str] | None = None,
-    ) -> Any:
-        """Adds a loop that runs a body ``min(len(each), max_steps)`` times, or until it says so.
-
-        Carries stay where the body gives them, and what is the same in all iterations is put in place once.
-
-        Args:
-            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
-            body: A pipeline; it is frozen now.
-            carry: Names that are both an input and an output of the body, each with the value it starts with. The
-                output of one iteration is the input of the next; it keeps its shape and dtype.
-            each: Inputs of the body that get one slice for each iteration, along dim 0; all of one length.
-            inputs: Inputs of the body that are the same in all iterations.
-            until: An output of the body, one boolean; once it is true no further iteration runs.
-            max_steps: Most iterations; zero gives the start of each carry.
-            check_every: Iterations from one look at ``until`` to the next; the body may run up to so many less one
-                times too often, what is collected is cut.
-            collect: Outputs of the body that are stacked along a new dim 0, one part for each iteration.
-            outputs: Carries and collected outputs to return; by default the collected ones, if any, else the carries.
-
-        Returns:
-            One :class:`Value`, or one for each of ``outputs``.
-
-        Raises:
-            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or a number is none.
-        """
-        self._check_free("loop", name)
-        ports = LoopPorts(name, body, carry, each, inputs, until, max_steps, check_every, collect, outputs)
-        return ports.draw(self, self._adopt(name, body))
-
-    def map(
-        self,
-        name: str,
-        body: Pipeline,
-        *,
-        over: Mapping[str, Any],
-        inputs: Mapping[str, Any] | None = None,
-        outputs: Sequence[str] | None = None,
-    ) -> Any:
-        """Runs a body for each of a number of items that only a request knows, in batches, in order; none is legal.
-
-        The inputs of the body that take items begin with a named dim, whose buckets are the sizes of a batch. Items
-        of a list may differ in size along the body's other named dims: each is padded to its own bucket and batched
-        with others of that bucket, and what comes out of it is a list of host tensors, cut to the item's size where
-        that is a named dim. Items that are slices of a tensor along dim 0 give tensors.
-
-        Args:
-            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
-            body: A pipeline; it is frozen now.
-            over: Inputs of the body that get items, each with a list of tensors or a tensor; all of one length.
-            inputs: Inputs of the body that are the same for all items.
-            outputs: Outputs of the body to return; by default all.
-
-        Returns:
-            One :class:`Value`, or one for each output.
-
-        Raises:
-            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or does not begin with a
-                named dim.
-        """
-        self._check_free("map", name)
-        return MapPorts(name, body, over, inputs, outputs).draw(self, self._adopt(name, body))
-
-    def when(
-        self,
-        name: str,
-        body: Pipeline,
-        *,
-        inputs: Mapping[str, Any],
-        otherwise: Mapping[str, Any],
-        condition: Value | None = None,
-    ) -> Any:
-        """Runs a body only for some requests.
-
-        Args:
-            name: Unique among stages and loops; the stages of the body are called ``name/stage``.
-            body: A pipeline; it is frozen now.
-            inputs: Its inputs. It runs if a request gives all of the optional ones among them.
-            otherwise: For each of its outputs what it is if the body does not run, of the same shape and dtype.
-            condition: One boolean; the body runs only if it is true.
-
-        Returns:
-            One :class:`Value`, or one for each output, in the order of ``otherwise``.
-
-        Raises:
-            GraphError: A name is taken or unknown, an input of the body is fed twice or never, or nothing decides
-                whether it runs.
-        """
-        self._check_free("branch", name)
-        return BranchPorts(name, body, inputs, otherwise, condition).draw(self, self._adopt(name, body))
 
     def output(self, name: str, value: Value) -> None:
         """Adds an output.

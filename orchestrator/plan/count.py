@@ -20,7 +20,6 @@ from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.peaks import Peaks
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.repeats import noted_share, repeats
-from orchestrator.plan.steps import split_entry
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
@@ -200,3 +199,24 @@ class Counter:
             size = target.spec.numel(run.sizes(target))
             tally.entered += size
             tally.padded += size - source.spec.numel(run.sizes(source))
+
+
+def split_entry(plan: Plan) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
+    """Parts the steps in those that prepare one input each, and the rest.
+
+    What prepares an input depends on that input alone, so that a request in chunks does it once for an input
+    that is not cut.
+
+    Returns:
+        For each input the adapter steps rooted in it, and all other steps in order.
+    """
+    roots = {value: name for value, (name, _) in enumerate(plan.inputs)}
+    entry: dict[str, list[Step]] = {name: [] for name, _ in plan.inputs}
+    rest = []
+    for step in plan.steps:
+        if step.op == "adapt" and step.inputs[0] in roots:
+            root = roots[step.outputs[0]] = roots[step.inputs[0]]
+            entry[root].append(step)
+        else:
+            rest.append(step)
+    return {name: tuple(steps) for name, steps in entry.items()}, tuple(rest)

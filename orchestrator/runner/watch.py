@@ -36,14 +36,14 @@ class Watch(threading.local):
         Raises:
             CancelledError: Somebody asked for that.
         """
+        if self.listener is not None:
+            self.listener(loop, done, most, values)
         if self.cancel is not None and self.cancel.is_set():
             raise CancelledError(
                 f"The request was cancelled after iteration {done} of {most} of loop {loop!r}.",
                 loop=loop,
                 done=done,
             )
-        if self.listener is not None:
-            self.listener(loop, done, most, values)
 
     @contextmanager
     def listening(self, listener: Listener | None, cancel: threading.Event | None) -> Iterator[None]:
