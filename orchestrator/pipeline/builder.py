@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from orchestrator.errors import GraphError, PlanError
-from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
+from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
 from orchestrator.pipeline.overrides import overridden
 from orchestrator.pipeline.repeating import Repeating
-from orchestrator.pipeline.values import Value, Values
+from orchestrator.pipeline.values import Value
 from orchestrator.plan import Plan, Residency
 from orchestrator.planner import Request, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
 from orchestrator.specs import PortSpec, TensorSpec, check_name
-from orchestrator.stage import ModelWrapper, Stage, make_stage
+from orchestrator.stage import ModelWrapper, make_stage
 
 __all__ = ["Pipeline"]
 
@@ -43,18 +43,9 @@ class Pipeline(Repeating):
     def __init__(self, name: str, *, plugins: PluginManager | None = None) -> None:
         if not isinstance(name, str) or not name.strip():
             raise GraphError(f"A pipeline is named by a non-empty string, not {name!r}.", name=name)
-        self.name = name
+        super().__init__(name)
         self.example_inputs: Callable[[Mapping[str, int]], Mapping[str, Any]] | None = None
         self._plugins = plugins
-        self._inputs: dict[str, PortSpec] = {}
-        self._constants: dict[str, Any] = {}
-        self.stages: dict[str, Stage] = {}
-        self._counts: dict[str, int] = {}
-        self._calls: list[Call] = []
-        self._outputs: list[str] = []
-        self._edges: list[Edge] = []
-        self._loops: list[Loop] = []
-        self._optional: list[str] = []
 
     def input(self, name: str, spec: PortSpec, *, optional: bool = False) -> Value:
         """Adds an input.
@@ -124,14 +115,6 @@ class Pipeline(Repeating):
         self.stages[name] = made
         return StageHandle(self, made)
 
-    def check_free(self, kind: str, name: str) -> None:
-        """Makes sure that a stage or loop may be called so; handles call it."""
-        check_name(kind, name)
-        if name in self.stages or any(path.startswith(f"{name}/") for path in self.stages):
-            raise GraphError(
-                f"Pipeline {self.name!r} has a stage {name!r} already; names are unique.", stage=name
-            )
-
     def _manager(self) -> PluginManager:
         return self._plugins or default_manager()
 
@@ -151,19 +134,6 @@ class Pipeline(Repeating):
                 )
         return SubPipelineHandle(self, name, self.adopt(name, inner, device))
 
-    def adopt(self, name: str, inner: Pipeline, device: str | torch.device | None = None) -> Graph:
-        """Takes over the stages of another pipeline, under ``name/``; returns its graph; handles call it."""
-        if inner is self:
-            raise GraphError(
-                f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
-            )
-        graph = inner.graph
-        for stage in graph.stages.values():
-            path = f"{name}/{stage.name}"
-            keeps = stage.device or stage.host or device is None
-            self.stages[path] = replace(stage, name=path, device=stage.device if keeps else str(device))
-        return graph
-
     def output(self, name: str, value: Value) -> None:
         """Adds an output.
 
@@ -176,58 +146,6 @@ class Pipeline(Repeating):
         own = self._own(value, f"output {name!r}")
         self._outputs.append(name)
         self._edges.append(Edge(own.node, own.port, NodeKey("output", name), "", own.via))
-
-    def _own(self, value: Any, where: str) -> Value:
-        if isinstance(value, Values):
-            names = list(value.names)
-            raise GraphError(f"The {where} takes one value; pick one of {names}.", where=where, ports=names)
-        if not isinstance(value, Value):
-            kind = type(value).__name__
-            raise GraphError(
-                f"The {where} takes a value of the pipeline, not {kind}.", where=where, value=value
-            )
-        if value.owner is not self:
-            raise GraphError(
-                f"{value!r} is of pipeline {value.owner.name!r}, but {where} is of {self.name!r}. Add the other "
-                f"pipeline as a stage: add('name', pipeline).",
-                where=where,
-                value=value,
-            )
-        return value
-
-    def is_optional(self, value: Value) -> bool:
-        """Tells whether a value is an input that a request may leave out; handles call it."""
-        return value.node.kind == "input" and value.node.name in self._optional
-
-    def feed(self, value: Any, where: str) -> Value:
-        """Returns a value of this pipeline, or a constant made of anything else; handles call it."""
-        if isinstance(value, (Value, Values)):
-            return self._own(value, where)
-        name = f"constant#{len(self._constants) + 1}"
-        self._constants[name] = value
-        return Value(self, NodeKey("constant", name), "")
-
-    def draw(self, stage: Stage, fed: Mapping[str, Value], loop: str = "") -> str:
-        """Adds one call of a stage, in the body of a loop if in any, and returns its name; handles call it."""
-        call = self._numbered(stage.name)
-        self._calls.append(Call(call, stage, loop))
-        for port, value in fed.items():
-            self.join(value, NodeKey("call", call), port)
-        return call
-
-    def draw_loop(self, loop: Loop) -> str:
-        """Adds a loop, without edges, and returns its name; handles call it."""
-        name = self._numbered(loop.name)
-        self._loops.append(replace(loop, name=name))
-        return name
-
-    def join(self, value: Value, node: NodeKey, port: str) -> None:
-        """Adds an edge; handles call it."""
-        self._edges.append(Edge(value.node, value.port, node, port, value.via))
-
-    def _numbered(self, name: str) -> str:
-        count = self._counts[name] = self._counts.get(name, 0) + 1
-        return name if count == 1 else f"{name}#{count}"
 
     @property
     def graph(self) -> Graph:

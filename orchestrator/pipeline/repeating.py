@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.pipeline.drawing import Drawing
 from orchestrator.pipeline.loops import LoopPorts
 from orchestrator.pipeline.maps import BranchPorts, MapPorts
 from orchestrator.pipeline.values import Value
@@ -15,12 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Repeating"]
 
 
-class Repeating:
+class Repeating(Drawing):
     """The part of :class:`~orchestrator.pipeline.Pipeline` that draws bodies."""
-
-    @property
-    def _pipeline(self) -> Pipeline:
-        return cast("Pipeline", self)
 
     def loop(
         self,
@@ -60,9 +57,9 @@ class Repeating:
         Raises:
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or a number is none.
         """
-        self._pipeline.check_free("loop", name)
+        self.check_free("loop", name)
         ports = LoopPorts(name, body, carry, each, inputs, until, max_steps, check_every, collect, outputs)
-        return ports.draw(self._pipeline, self._pipeline.adopt(name, body))
+        return ports.draw(self._pipeline, self.adopt(name, body))
 
     def map(
         self,
@@ -94,7 +91,7 @@ class Repeating:
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or does not begin with a
                 named dim.
         """
-        self._pipeline.check_free("map", name)
+        self.check_free("map", name)
         return MapPorts(name, body, over, inputs, outputs).draw(
             self._pipeline, self._pipeline.adopt(name, body)
         )
@@ -124,7 +121,7 @@ class Repeating:
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or nothing decides
                 whether it runs.
         """
-        self._pipeline.check_free("branch", name)
+        self.check_free("branch", name)
         return BranchPorts(name, body, inputs, otherwise, condition).draw(
             self._pipeline, self._pipeline.adopt(name, body)
         )

@@ -52,8 +52,8 @@ class _Programs:
         idle = sorted(set(self.programs) - self.used)
         self._demand(not idle, f"program {idle[:1]} never runs")
         self._placed_moves()
-        self._buffers()
-        self._routes()
+        _check_buffers(self.plan)
+        _check_routes(self.plan)
 
     def _steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -259,29 +259,33 @@ class _Programs:
             renamed = [index for index in step.inputs if index in self.names]
             self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
 
-    def _buffers(self) -> None:
-        """The bytes of output buffers are those of every program at every combination of its buckets."""
-        buckets = {dim.name: dim.buckets for dim in self.plan.dims}
-        found: dict[str, int] = {}
-        for program in self.plan.programs:
-            sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
-            if self.groups[program.device].output_buffers:
-                found[program.device] = found.get(program.device, 0) + sum(sizes)
-        told = sorted(self.plan.buffers)
-        wanted = sorted((device, size) for device, size in found.items() if size)
-        self._demand(told == wanted, f"it counts {told} bytes of output buffers, its programs have {wanted}")
 
-    def _routes(self) -> None:
-        """A router knows the programs of an application by the shapes of their inputs alone."""
-        buckets = {dim.name: dim.buckets for dim in self.plan.dims}
-        known: dict[tuple[object, ...], str] = {}
-        for program in self.plan.programs:
-            for at in program.combinations(buckets):
-                shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
-                shapes += [(program.route,)] if program.route else []
-                key = (program.device, program.stage or program.name, *shapes)
-                other = known.setdefault(key, program.name)
-                self._demand(
-                    other == program.name,
-                    f"programs {other!r} and {program.name!r} take the same shapes {shapes}",
-                )
+def _check_buffers(plan: Plan) -> None:
+    """The bytes of output buffers are those of every program at every combination of its buckets."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    groups = {group.device: group for group in plan.groups}
+    found: dict[str, int] = {}
+    for program in plan.programs:
+        sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
+        if groups[program.device].output_buffers:
+            found[program.device] = found.get(program.device, 0) + sum(sizes)
+    told = sorted(plan.buffers)
+    wanted = sorted((device, size) for device, size in found.items() if size)
+    demand(plan, told == wanted, f"it counts {told} bytes of output buffers, its programs have {wanted}")
+
+
+def _check_routes(plan: Plan) -> None:
+    """A router knows the programs of an application by the shapes of their inputs alone."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    known: dict[tuple[object, ...], str] = {}
+    for program in plan.programs:
+        for at in program.combinations(buckets):
+            shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
+            shapes += [(program.route,)] if program.route else []
+            key = (program.device, program.stage or program.name, *shapes)
+            other = known.setdefault(key, program.name)
+            demand(
+                plan,
+                other == program.name,
+                f"programs {other!r} and {program.name!r} take the same shapes {shapes}",
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,7 +96,7 @@ class Session:
         Args:
             inputs: Values by input name.
             keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``.
-            progress: Called after each iteration of a loop with its name, the iterations done, and the most there are.
+            progress: Called after each iteration of a loop: its name, iterations done, the most there are.
             cancel: Once it is set, the request ends after the iteration that is running.
 
         Raises:
@@ -103,23 +104,17 @@ class Session:
             StageError: A stage raised, or gave something else than it declared.
             CancelledError: ``cancel`` was set.
         """
-        keep = frozenset([keep_on_device] if isinstance(keep_on_device, str) else keep_on_device)
-        known = [name for name, _ in self.plan.outputs]
-        for name in keep:
-            if name not in known:
-                raise InputError(
-                    f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
-                )
+        keep = _known(self.plan, keep_on_device)
         if progress is None and cancel is None:
             return (self._choose(keep) if keep else self._entry)(inputs)
         tell = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
-        return self._run_watched(inputs, keep, (), tell, cancel)
+        return self._run_watched(keep, (), inputs, tell, cancel)
 
     def _run_watched(
         self,
-        inputs: Mapping[str, Any],
         keep: frozenset[str],
         partial: tuple[str, ...],
+        inputs: Mapping[str, Any],
         listener: Listener | None,
         cancel: threading.Event | None,
     ) -> dict[str, Any]:
@@ -148,21 +143,14 @@ class Session:
             InputError: ``depth`` is not positive, no loop gives a ``partial``, or the session is closed.
         """
         names = (partial,) if isinstance(partial, str) else tuple(partial)
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise InputError(f"The depth of a stream is a positive int, not {depth!r}.", depth=depth)
+        _check_depth(depth)
         if self._closed:
             raise self._refusal()
         if not names:
             return Stream(self.run, requests, depth)
         self._choose(frozenset(), names)
-        return PartialStream(
-            lambda request, listener, cancel: self._run_watched(
-                request, frozenset(), names, listener, cancel
-            ),
-            requests,
-            depth,
-            names,
-        )
+        run = functools.partial(self._run_watched, frozenset(), names)
+        return PartialStream(run, requests, depth, names)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -237,7 +225,13 @@ class Session:
         nobody observes it.
         """
         self._entry = self._choose(frozenset())
-        if self._closed or self._watched or self._on_request or not is_callable_by_name(self.plan):
+        if (
+            self._closed
+            or self._on_stage
+            or self._traces
+            or self._on_request
+            or not is_callable_by_name(self.plan)
+        ):
             self._be_plain()
         elif self.__class__ is Session:
             lane = self._lanes[frozenset(), False, None][0]
@@ -251,10 +245,6 @@ class Session:
         if own is not Session:
             del own.__call__
 
-    @property
-    def _watched(self) -> bool:
-        return bool(self._on_stage or self._traces)
-
     def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise self._refusal()
 
@@ -267,7 +257,7 @@ class Session:
             keep: Outputs that stay on their device.
             partial: What is handed out in each iteration of a loop; None: nobody watches the iterations.
         """
-        watched = self._watched
+        watched = bool(self._on_stage or self._traces)
         key = keep, watched, partial
         with self._lock:
             if self._closed:
@@ -278,7 +268,7 @@ class Session:
                 watch = None if partial is None else self._watch
                 lane = Lane(programs, self._totals, self._observe if watched else None, watch)
                 entry = self._generate(lane, entry_source(self.plan, self._turn is not None), "entry")
-                self._lanes[key] = (lane, self._finished(entry))
+                self._lanes[key] = (lane, _finished(entry, self._on_request))
             return self._lanes[key][1]
 
     def _observe(self, step: Step, started: float, ended: float) -> None:
@@ -287,25 +277,6 @@ class Session:
         if step.op == "call":
             for observer in self._on_stage:
                 observer(step.name, step.device, ended - started)
-
-    def _finished(self, entry: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-        """Tells the observers of requests, where there are any."""
-        if not self._on_request:
-            return entry
-
-        def observed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-            started, failure = time.perf_counter(), None
-            try:
-                return entry(inputs)
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                for finish in self._on_request:
-                    finish(time.perf_counter() - started, failure)
-                failure = None
-
-        return observed
 
     def _admit(self, lane: Lane, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
         """Checks a request in full and remembers its form."""
@@ -323,18 +294,67 @@ class Session:
         """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
         table: dict[Any, Any] = {}
         self._tables.append(table)
-        scope: dict[str, Any] = {
+        own = {
             "_table": table,
             "_begin": self._active.append,
             "_end": self._active.pop,
             "_admit": lambda inputs: self._admit(lane, table, inputs),
-            "_grad": torch.is_grad_enabled,
-            "_no_grad": torch.no_grad,
-            "_explain": lambda error: explain(lane, error),
-            "_release": lambda error: release(lane, error),
-            "_is_own": lambda error: is_own(lane, error),
             "_turn": self._turn,
-            "_missing": object(),
         }
-        exec(compile(source, f"<stage-orchestrator {self.plan.pipeline} entry>", "exec"), scope)
-        return scope.pop(name)  # type: ignore[no-any-return]
+        return _made(lane, source, name, own)
+
+
+def _made(lane: Lane, source: str, name: str, own: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Makes an entry from its source, given the globals that are its session's own."""
+    scope: dict[str, Any] = {
+        **own,
+        "_grad": torch.is_grad_enabled,
+        "_no_grad": torch.no_grad,
+        "_explain": lambda error: explain(lane, error),
+        "_release": lambda error: release(lane, error),
+        "_is_own": lambda error: is_own(lane, error),
+        "_missing": object(),
+    }
+    exec(compile(source, f"<stage-orchestrator {lane.plan.pipeline} entry>", "exec"), scope)
+    return scope.pop(name)  # type: ignore[no-any-return]
+
+
+def _check_depth(depth: int) -> None:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise InputError(f"The depth of a stream is a positive int, not {depth!r}.", depth=depth)
+
+
+def _known(plan: Plan, names: Iterable[str]) -> frozenset[str]:
+    """Returns the outputs to keep.
+
+    Raises:
+        InputError: One of them is no output.
+    """
+    keep = frozenset([names] if isinstance(names, str) else names)
+    known = [name for name, _ in plan.outputs]
+    for name in keep:
+        if name not in known:
+            raise InputError(
+                f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
+            )
+    return keep
+
+
+def _finished(entry: Callable[[Mapping[str, Any]], dict[str, Any]], listeners: tuple[Finish, ...]) -> Any:
+    """Tells the observers of requests, where there are any."""
+    if not listeners:
+        return entry
+
+    def observed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        started, failure = time.perf_counter(), None
+        try:
+            return entry(inputs)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            for finish in listeners:
+                finish(time.perf_counter() - started, failure)
+            failure = None
+
+    return observed

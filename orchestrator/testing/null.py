@@ -103,7 +103,7 @@ class NullBackend(Backend):
     def close(self) -> None:
         """Frees all that is alive."""
         for handle in self.live:
-            self._forget(handle)
+            forget(self._live.pop(handle.serial))
         self._note("close")
 
     def compile(
@@ -142,23 +142,12 @@ class NullBackend(Backend):
                 result = target(
                     *map(_reveal, args), **{name: _reveal(value) for name, value in named.items()}
                 )
-            made = self._wrap(result, wanted)
+            made = _wrapped(self._hide, result, wanted)
             handles = [made] if isinstance(made, NullHandle) else list(_parts(made))
             self._note("run", stage.name, given, handles)
             return made
 
         return run
-
-    def _wrap(self, result: Any, wanted: set[str]) -> Any:
-        """Handles in the form the stage gave its tensors in; undeclared parts of a dict are dropped."""
-        if isinstance(result, torch.Tensor):
-            return self._make(result.shape, result.dtype, result if self._compute else None)
-        if isinstance(result, Mapping):
-            kept = {name: part for name, part in result.items() if part is not None}
-            return {
-                name: self._wrap(part, wanted) for name, part in kept.items() if not wanted or name in wanted
-            }
-        return tuple(self._wrap(part, wanted) for part in result)
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Makes a handle; with ``compute`` it hides a copy."""
@@ -261,7 +250,10 @@ class NullBackend(Backend):
         """
         self._check(handle, "free")
         self._note("free", reads=[handle])
-        self._forget(handle)
+        forget(self._live.pop(handle.serial))
+
+    def _hide(self, result: torch.Tensor) -> NullHandle:
+        return self._make(result.shape, result.dtype, result if self._compute else None)
 
     def _make(
         self,
@@ -298,15 +290,23 @@ class NullBackend(Backend):
     ) -> None:
         note(Event(kind, self.device, name, tuple(reads or ()), tuple(makes or ()), ranks))
 
-    def _forget(self, handle: NullHandle) -> None:
-        del self._live[handle.serial]
-        forget(handle)
-
     def _check(self, handle: object, where: str) -> None:
         """Makes sure that a handle is alive and of this device."""
         _check_alive(handle, where)
         if isinstance(handle, NullHandle) and handle.device != self.device:
             raise HandleError(f"{where} on {self.device} was given {handle!r}, which is on another device.")
+
+
+def _wrapped(make: Callable[[torch.Tensor], NullHandle], result: Any, wanted: set[str]) -> Any:
+    """Handles in the form the stage gave its tensors in; undeclared parts of a dict are dropped."""
+    if isinstance(result, torch.Tensor):
+        return make(result)
+    if isinstance(result, Mapping):
+        kept = {name: part for name, part in result.items() if part is not None}
+        return {
+            name: _wrapped(make, part, wanted) for name, part in kept.items() if not wanted or name in wanted
+        }
+    return tuple(_wrapped(make, part, wanted) for part in result)
 
 
 def rubbish(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

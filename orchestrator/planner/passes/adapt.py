@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, collected, ending, following
-from orchestrator.plan.model import HOST, DimPlan, PlannedEdge, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.homes import End
 from orchestrator.planner.loops import steps_dim
 from orchestrator.planner.regions import Region, find_regions
+from orchestrator.planner.told import Told
 from orchestrator.planner.ways import Ways
-from orchestrator.specs import PortSpec, TensorSpec, dim_names, plain_dims
+from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
 __all__ = ["adapt"]
 
@@ -84,14 +85,15 @@ class _Scheduler:
         for edge in self.graph.ordered_edges():
             if edge.target.kind == "output" and edge.source.kind in ("input", "constant"):
                 self._realise(edge)
-        dims = {name: self._judge(dim) for name, dim in self.draft.dims.items()}
+        told = Told(self.draft, self.ways, tuple(self.values), tuple(self.frames[0].steps))
+        dims = {name: told.dim(dim) for name, dim in self.draft.dims.items()}
         return replace(
             self.draft,
             dims=dims,
             values=tuple(self.values),
             steps=tuple(self.frames[0].steps),
             staging=tuple(self.staging.steps),
-            edges=tuple(self._edge(edge) for edge in self.graph.ordered_edges()),
+            edges=tuple(told.edge(edge, self.final[edge]) for edge in self.graph.ordered_edges()),
             outputs=tuple(
                 (name, self.final[self.graph.into(NodeKey("output", name))[0]]) for name in self.graph.outputs
             ),
@@ -205,9 +207,7 @@ class _Scheduler:
             asked,
         )
         body = tuple(frame.steps)
-        inputs = tuple(
-            sorted({*given.values(), *_outer(body, heads.values()), *self._outside(ends, heads, body)})
-        )
+        inputs = tuple(sorted({*given.values(), *_outer(body, heads.values()), *_outside(ends, heads, body)}))
         outputs = tuple(self._left(loop, leave, port) for port in loop.results)
         self.frames[-1].steps.append(Step("loop", loop.name, inputs, outputs, body=body, loop=planned))
 
@@ -215,11 +215,6 @@ class _Scheduler:
         """The dim that says how often the body of a loop runs, or for how many items, where that is its own."""
         own = str(loop.over[0][1].dims[0]) if loop.over else steps_dim(loop.name)
         return own if own in self.draft.dims else ""
-
-    def _outside(self, ends: Mapping[str, int], heads: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
-        """Values handed to the next iteration, or collected, that are made outside the loop."""
-        made = {index for step in body for index in step.outputs} | set(heads.values())
-        return set(ends.values()) - made
 
     def _head(self, loop: Loop, port: str, edge: Edge, given: int) -> int:
         """Makes the value of a port in the body: this iteration's carry, or slice."""
@@ -308,85 +303,14 @@ class _Scheduler:
             return HOST
         return device
 
-    def _judge(self, dim: DimPlan) -> DimPlan:
-        """Whether a dim may be padded and cut into chunks."""
-        pads = [
-            adapter
-            for edge in self.graph.edges
-            for adapter in self.ways.way(edge)
-            if adapter.kind == "pad" and dim.name in TensorSpec(adapter.dims).names
-        ]
-        padded = not dim.any and all(adapter.rule is not None for adapter in pads)
-        if dim.born:
-            carried = [
-                self.values[index].spec
-                for step in self.frames[0].steps
-                if dim.name in step.dims
-                for index in step.outputs
-            ]
-        else:
-            carried = [
-                self.draft.sources[self.graph.into(NodeKey("output", name))[0]] for name in self.graph.outputs
-            ]
-        whole = dim.any or dim.name in self._counts()
-        return replace(
-            dim, padded=padded, chunked=not whole and all(self._joins(spec, dim) for spec in carried)
-        )
-
-    def _counts(self) -> set[str]:
-        """Names that say how often a loop runs: no chunk of its iterations is a loop by itself."""
-        slices = [
-            self.draft.sources[edge]
-            for loop in self.graph.loops.values()
-            for edge in self.graph.into(NodeKey("enter", loop.name))
-            if edge.target_port in loop.each
-        ]
-        names = {name for spec in slices if isinstance(spec, TensorSpec) for name in dim_names(spec.dims[0])}
-        return names | {steps_dim(name) for name in self.graph.loops}
-
-    def _joins(self, spec: PortSpec, dim: DimPlan) -> bool:
-        """Tells whether chunks of a value can be joined along a dim."""
-        if not isinstance(spec, TensorSpec):
-            return False
-        others = [name for name in spec.names if name != dim.name]
-        counts = {steps_dim(name) for name in self.graph.loops}
-        ragged = any(name in counts or (self.draft.dims[name].born and not dim.born) for name in others)
-        return plain_dims(spec.dims).count(dim.name) == 1 and not ragged
-
-    def _edge(self, edge: Edge) -> PlannedEdge:
-        way = self.ways.way(edge)
-        spec = self.draft.sources[edge]
-        residency, reason = self.draft.residencies[edge]
-        size = spec.nbytes(self.draft.largest) if isinstance(spec, TensorSpec) else 0
-        return PlannedEdge(
-            edge.origin,
-            edge.destination,
-            spec,
-            residency,
-            size,
-            way,
-            reason,
-            self._cost(edge, way, size),
-            self.final[edge],
-        )
-
-    def _cost(self, edge: Edge, way: tuple[Adapter, ...], size: int) -> float:
-        """Estimated microseconds on the link, and to start a program for adapters alone."""
-        total = 0.0
-        for adapter in way:
-            group = adapter.device if adapter.kind == "upload" else self.ways.source(edge).device
-            if group not in self.draft.groups:
-                continue
-            capabilities = self.draft.groups[group].capabilities
-            if adapter.kind in ("upload", "download", "gather"):
-                copies = 1 if adapter.kind == "download" else capabilities.ranks
-                total += capabilities.link.seconds(size * copies) * 1e6
-            if adapter.place == "program":
-                total += capabilities.link.dispatch_seconds * 1e6
-        return round(total, 3)
-
 
 def _outer(body: tuple[Step, ...], given: Collection[int]) -> tuple[int, ...]:
     """Values that the steps of a body read and do not make."""
     made = {index for step in body for index in step.outputs} | set(given)
     return tuple(sorted({index for step in body for index in step.inputs} - made))
+
+
+def _outside(ends: Mapping[str, int], heads: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
+    """Values handed to the next iteration, or collected, that are made outside the loop."""
+    made = {index for step in body for index in step.outputs} | set(heads.values())
+    return set(ends.values()) - made

@@ -167,7 +167,7 @@ class _Inference:
         if stage.host or stage.opaque:
             return self._declared(name, stage)
         try:
-            return self._inferred(name, stage, self._samples(name, stage, fed))
+            return _inferred(name, stage, self._samples(name, stage, fed))
         except DataDependentError as error:
             if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
                 return self._declared(name, stage)
@@ -185,7 +185,7 @@ class _Inference:
         """
         self.captured.add(name)
         try:
-            outputs, returns, _ = self._inferred(name, stage, self._samples(name, stage, fed))
+            outputs, returns, _ = _inferred(name, stage, self._samples(name, stage, fed))
         except DataDependentError:
             self.captured.discard(name)
             return None
@@ -287,33 +287,32 @@ class _Inference:
             )
         return outcome
 
-    def _inferred(
-        self, name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
-    ) -> tuple[dict[str, PortSpec], str, bool]:
-        first = samples[0][1]
-        ports = port_names(name, stage, first)
-        shapes = {
-            (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
-            for _, out in samples
-        }
-        if len(shapes) > 1:
-            raise PlanError(
-                f"Stage {stage.name!r} (call {name!r}) gives outputs of another number, rank or dtype at other sizes "
-                f"of {list(samples[0][0])}; give it one form.",
-                stage=stage.name,
-                call=name,
-            )
-        names = list(samples[0][0])
-        outputs: dict[str, PortSpec] = {}
-        for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
-            seen = [
-                [(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))
-            ]
-            found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
-            outputs[port] = against_declared(name, stage, port, found, samples, position)
-        wanted = {port.name for port in stage.outputs}
-        kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
-        return kept, first.returns, False
+
+def _inferred(
+    name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
+) -> tuple[dict[str, PortSpec], str, bool]:
+    first = samples[0][1]
+    ports = port_names(name, stage, first)
+    shapes = {
+        (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
+        for _, out in samples
+    }
+    if len(shapes) > 1:
+        raise PlanError(
+            f"Stage {stage.name!r} (call {name!r}) gives outputs of another number, rank or dtype at other sizes "
+            f"of {list(samples[0][0])}; give it one form.",
+            stage=stage.name,
+            call=name,
+        )
+    names = list(samples[0][0])
+    outputs: dict[str, PortSpec] = {}
+    for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
+        seen = [[(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))]
+        found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
+        outputs[port] = against_declared(name, stage, port, found, samples, position)
+    wanted = {port.name for port in stage.outputs}
+    kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
+    return kept, first.returns, False
 
 
 def _with_rule(form: EdgeForm) -> PortSpec:

@@ -15,6 +15,7 @@ from orchestrator.planner.passes.memory import check_budget
 from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify_loops import check_left, check_loop
 from orchestrator.planner.verify_programs import check_programs
+from orchestrator.planner.verify_tables import check_tables
 from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
@@ -46,7 +47,7 @@ class _Verifier:
         self.within: tuple[str, ...] = ()
 
     def run(self) -> None:
-        self._tables()
+        check_tables(self.plan)
         inputs = set(range(len(self.plan.inputs)))
         constants = {index for index, value in enumerate(self.plan.values) if value.constant}
         alive = self._replay(self.plan.steps, inputs | self._staged(constants))
@@ -83,41 +84,6 @@ class _Verifier:
     def _value(self, index: int) -> PlannedValue:
         self._demand(0 <= index < len(self.plan.values), f"there is no value {index}")
         return self.plan.values[index]
-
-    def _tables(self) -> None:
-        """Names are unique and known, sizes are sizes, and the first values are the inputs."""
-        for dim in self.plan.dims:
-            sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
-            self._demand(bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
-        for kind, names in (
-            ("call", [call.name for call in self.plan.calls]),
-            ("dim", [dim.name for dim in self.plan.dims]),
-            ("device group", [group.device for group in self.plan.groups]),
-            ("output", [name for name, _ in self.plan.outputs]),
-            ("edge", [str(edge) for edge in self.plan.edges]),
-        ):
-            twice = (
-                {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-            )
-            self._demand(not twice, f"{kind} {sorted(twice)[:1]} is there twice")
-        for call in self.plan.calls:
-            self._demand(
-                call.device in self.memory, f"call {call.name!r} runs on {call.device!r}, which is no group"
-            )
-        for index, (name, spec) in enumerate(self.plan.inputs):
-            value = self._value(index)
-            same = (
-                value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
-            )
-            self._demand(same and not value.constant, f"value {index} is not the input {name!r}")
-        for value in self.plan.values:
-            used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
-            self._demand(
-                all(name in self.dims for name in used), f"{value.origin!r} has a dim the plan lacks"
-            )
-            self._demand(
-                value.memory in self.memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory"
-            )
 
     def _replay(self, steps: tuple[Step, ...], alive: set[int]) -> set[int]:
         """Runs steps on the set of live values; returns what is alive after them."""

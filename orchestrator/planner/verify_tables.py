@@ -1,0 +1,46 @@
+"""Verify, fifth part: the tables of a plan by themselves."""
+
+from __future__ import annotations
+
+from orchestrator.plan.model import HOST, Plan, PlannedValue
+from orchestrator.planner.verify_edges import demand, same_spec
+from orchestrator.specs import TensorSpec
+
+__all__ = ["check_tables"]
+
+
+def check_tables(plan: Plan) -> None:
+    """Checks that names are unique and known, sizes are sizes, and the first values are the inputs.
+
+    Raises:
+        PlanError: They are not.
+    """
+    memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
+    dims = {dim.name for dim in plan.dims}
+    for dim in plan.dims:
+        sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
+        demand(plan, bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
+    for kind, names in (
+        ("call", [call.name for call in plan.calls]),
+        ("dim", [dim.name for dim in plan.dims]),
+        ("device group", [group.device for group in plan.groups]),
+        ("output", [name for name, _ in plan.outputs]),
+        ("edge", [str(edge) for edge in plan.edges]),
+    ):
+        twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+        demand(plan, not twice, f"{kind} {sorted(twice)[:1]} is there twice")
+    for call in plan.calls:
+        demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
+    for index, (name, spec) in enumerate(plan.inputs):
+        value = _value(plan, index)
+        same = value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
+        demand(plan, same and not value.constant, f"value {index} is not the input {name!r}")
+    for value in plan.values:
+        used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
+        demand(plan, all(name in dims for name in used), f"{value.origin!r} has a dim the plan lacks")
+        demand(plan, value.memory in memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory")
+
+
+def _value(plan: Plan, index: int) -> PlannedValue:
+    demand(plan, index < len(plan.values), f"there is no value {index}")
+    return plan.values[index]
