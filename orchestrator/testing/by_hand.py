@@ -2,7 +2,8 @@
 
 A frozen graph is walked from its inputs: every call is made by calling its stage's own module with the values of its
 ports, at the sizes of the request, without buckets, devices, plan or runner. Only what a port's declaration asks for
-is done on the way: fixed sizes are padded or cut, dtypes cast.
+is done on the way: fixed sizes are padded or cut, dtypes cast. A loop is a Python loop over its body, and what it
+collects a Python list.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import Edge, Graph
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, collected, ending, following
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
@@ -35,42 +36,92 @@ def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
 class _Walk:
     def __init__(self, graph: Graph, inputs: Mapping[str, Any]) -> None:
         self.graph = graph
-        self.values: dict[tuple[str, str, str], Any] = {}
+        self.values: dict[tuple[NodeKey, str], Any] = {}
         self.sizes: dict[str, int] = {}
         for name, spec in graph.inputs.items():
-            self.values["input", name, ""] = inputs[name]
+            self.values[NodeKey("input", name), ""] = inputs[name]
             self._learn(spec, inputs[name])
         for name, value in graph.constants.items():
-            self.values["constant", name, ""] = value
+            self.values[NodeKey("constant", name), ""] = value
 
     def run(self) -> dict[str, Any]:
-        waiting = list(self.graph.calls)
         with torch.no_grad():
-            while waiting:
-                ready = [name for name in waiting if all(map(self._has, self._into("call", name)))]
-                assert ready, f"nothing feeds {waiting}"
-                for name in ready:
-                    self._call(name)
-                waiting = [name for name in waiting if name not in ready]
-        return {name: self._fetch(self._into("output", name)[0], None) for name in self.graph.outputs}
+            self._body("")
+        outputs = {name: self.graph.into(NodeKey("output", name))[0] for name in self.graph.outputs}
+        return {name: self._fetch(edge, None) for name, edge in outputs.items()}
 
-    def _into(self, kind: str, name: str) -> list[Edge]:
-        return [edge for edge in self.graph.edges if (edge.target.kind, edge.target.name) == (kind, name)]
+    def _body(self, loop: str) -> None:
+        """Runs what is directly in a loop, or in none: each call and each loop as soon as all it reads is there."""
+        nodes = [*(NodeKey("call", name) for name in self.graph.calls), *self._loops()]
+        waiting = [node for node in nodes if self.graph.scope(node) == loop]
+        while waiting:
+            ready = [node for node in waiting if all(map(self._has, self._read(node, loop)))]
+            assert ready, f"nothing feeds {waiting}"
+            for node in ready:
+                if node.kind == "call":
+                    self._call(node.name)
+                else:
+                    self._loop(self.graph.loops[node.name])
+            waiting = [node for node in waiting if node not in ready]
+
+    def _loops(self) -> list[NodeKey]:
+        return [NodeKey("enter", name) for name in self.graph.loops]
+
+    def _read(self, node: NodeKey, loop: str) -> list[Edge]:
+        """Edges into a call, or into a loop with all that is in it, from elsewhere."""
+        inside = self.graph.within
+        edges = [edge for edge in self.graph.edges if inside(edge.target, loop) == node]
+        return [edge for edge in edges if inside(edge.source, loop) != node]
 
     def _has(self, edge: Edge) -> bool:
-        return edge.source.kind != "call" or ("done", edge.source.name, "") in self.values
+        return (edge.source, edge.source_port) in self.values
+
+    def _loop(self, loop: Loop) -> None:
+        enter, leave = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
+        edges = {edge.target_port: edge for edge in (*self.graph.into(enter), *self.graph.into(leave))}
+        carried = {port: self._fetch(edges[port], None) for port in loop.carry}
+        sliced = {port: self._fetch(edges[port], None) for port in loop.each}
+        bounds = [len(value) for value in sliced.values()]
+        bounds += [] if loop.max_steps is None else [loop.max_steps]
+        parts: dict[str, list[Any]] = {port: [] for port in loop.collect}
+        ended: list[bool] = []
+        for at in range(min(bounds)):
+            self._iterate(loop, {**carried, **{port: value[at] for port, value in sliced.items()}})
+            carried = {port: self._fetch(edges[following(port)], None) for port in loop.carry}
+            for port, found in parts.items():
+                found.append(self._fetch(edges[collected(port)], None))
+            ended.append(bool(loop.until) and bool(self._fetch(edges[ending(loop.until)], None)))
+            if any(ended) and len(ended) % loop.check_every == 0:
+                break
+        kept = ended.index(True) + 1 if any(ended) else len(ended)
+        if not ended and parts:  # one iteration, thrown away, shows what would have been collected
+            self._iterate(loop, {**carried, **{port: _blank(value) for port, value in sliced.items()}})
+        for port, value in carried.items():
+            self.values[leave, port] = value
+        for port, found in parts.items():
+            sample = None if found else self._fetch(edges[collected(port)], None)
+            self.values[leave, collected(port)] = _stack(found[:kept], sample)
+
+    def _iterate(self, loop: Loop, given: Mapping[str, Any]) -> None:
+        """Runs a loop's body once, from nothing but what it is given."""
+        old = [key for key in self.values if self.graph.within(key[0], loop.name) is not None]
+        for key in old:
+            del self.values[key]
+        for port, value in given.items():
+            self.values[NodeKey("enter", loop.name), port] = value
+        self._body(loop.name)
 
     def _call(self, name: str) -> None:
         stage = self.graph.calls[name].stage
         ports = {port.name: port.spec for port in stage.inputs}
+        node = NodeKey("call", name)
         fed = {
-            edge.target_port: self._fetch(edge, ports[edge.target_port]) for edge in self._into("call", name)
+            edge.target_port: self._fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)
         }
         for port, value in _name_outputs(stage, _call_module(stage, fed)).items():
-            self.values["call", name, port] = value
+            self.values[node, port] = value
         for item in stage.outputs:
-            self._learn(item.spec, self.values["call", name, item.name])
-        self.values["done", name, ""] = True
+            self._learn(item.spec, self.values[node, item.name])
 
     def _learn(self, spec: PortSpec | None, value: Any) -> None:
         """Notes the sizes of names that a value brings in."""
@@ -80,7 +131,7 @@ class _Walk:
                     self.sizes.setdefault(str(dim), size)
 
     def _fetch(self, edge: Edge, port: PortSpec | None) -> Any:
-        value = self.values[edge.source.kind, edge.source.name, edge.source_port]
+        value = self.values[edge.source, edge.source_port]
         for spec in (*edge.via, port):
             if isinstance(spec, TensorSpec) and isinstance(value, torch.Tensor):
                 value = self._fit(value, spec)
@@ -99,6 +150,18 @@ class _Walk:
 
     def _size(self, dim: AnyDim, given: int) -> int:
         return dim if isinstance(dim, int) else self.sizes.get(str(dim), given)
+
+
+def _blank(value: torch.Tensor) -> torch.Tensor:
+    """One slice of what has none."""
+    return value.new_zeros(value.shape[1:])
+
+
+def _stack(parts: list[Any], sample: Any) -> Any:
+    """Joins what a loop collected; without any part, one of them shows what they are."""
+    if not isinstance(parts[0] if parts else sample, torch.Tensor):
+        return parts
+    return torch.stack(parts) if parts else sample.new_empty((0, *sample.shape))
 
 
 def _grow(value: torch.Tensor, axis: int, size: int, rule: Pad) -> torch.Tensor:
