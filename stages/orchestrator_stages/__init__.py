@@ -4,9 +4,10 @@
     model5        five models that show fan-out, fan-in and inputs from the host
     faces         a photo in, the faces it shows out
     digits        a prompt in, a picture of a handwritten digit out
-    translate     the stages of a translation: tokens, the two halves of a student
-    scene-text    the stages that read a photo: detector, crops, reader
     speech        a recording in, what is said in it out
+    translate     a text in, its translation out
+    scene-text    a photo in, the words it shows out
+    sign          a photo of a sign in, what it says in another language out
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
@@ -70,6 +71,9 @@ PIPELINES = {
     "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
     "digits": ("digits.pipeline:digits", "a prompt to a picture of a handwritten digit"),
     "speech": ("speech.pipeline:speech", "a recording to what is said in it"),
+    "translate": ("translate.pipeline:translate", "a text to its translation, English and Portuguese"),
+    "scene-text": ("scene_text.pipeline:scene_text", "a photo to the words and lines it shows"),
+    "sign": ("sign:sign", "a photo of an English sign to what it says in Portuguese"),
 }
 
 

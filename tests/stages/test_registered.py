@@ -41,7 +41,10 @@ def load(path: str) -> Any:
 
 
 def test_the_families_are_there():
-    assert set(PIPELINES) == {"vision-text", "model5", "faces", "digits", "speech"}
+    assert set(PIPELINES) == {
+        *("vision-text", "model5", "faces", "digits", "speech"),
+        *("translate", "scene-text", "sign"),
+    }
     families = {name.partition(".")[0] for name in STAGES}
     assert families == {"vision-text", "faces", "digits", "translate", "scene-text", "speech"}
 

@@ -10,4 +10,5 @@ Between them, plain Python on the host joins places to boxes and cuts the crops.
     components, words  score maps to boxes, boxes to crops of a few widths
     spell              what the reader saw to words, words to lines
     annotate           draws the result
+    pipeline           puts them together
 """

