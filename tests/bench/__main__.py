@@ -15,7 +15,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
 
-from tests.bench import peers, report
+from tests.bench import decoding, peers, report
 from tests.bench.measure import Effort, Row
 
 #: Figure to its module; the order of the table.
@@ -27,6 +27,7 @@ FIGURES = {
     "plan": "planning",
     "start": "startup",
     "neuron": "neuron",
+    "decode": "decoding",
     "peers": "peers",
 }
 ON_DEVICES = ("chain", "memory")
@@ -70,6 +71,8 @@ def skipped(options: argparse.Namespace) -> list[str]:
     said = []
     if not torch.cuda.is_available() and set(names) & set(ON_DEVICES):
         said.append("CUDA: there is no such device here")
+    if "decode" in names:
+        said += [f"decoding: {name} is not installed" for name in decoding.absent()]
     if "peers" in names:
         said += [f"{name}: not installed (the extra `bench`)" for name in peers.absent()]
     return said

@@ -1,18 +1,17 @@
 """Attention of one new token over what a decoder has seen: its own past, and what the encoder gave.
 
 A *past* holds the keys and values of one layer, ``[2, batch, heads, length, size]``, keys first. Its length is fixed;
-the token at hand sits at a *position*, and everything from there on is empty and hidden by a *bias*: what is added to
-a score, 0 where a token may look and the lowest number of the dtype where it may not.
+the token at hand is written at its *position*, and what lies behind is empty and hidden by a *bias*: what is added to a
+score, 0 where a token may look and the lowest number of the dtype where it may not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["attend", "hiding", "merged", "own_past", "split"]
+__all__ = ["attend", "hiding", "merged", "seen_past", "split", "written"]
 
 
 def split(hidden: Tensor, heads: int) -> Tensor:
@@ -33,30 +32,38 @@ def hiding(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(visible, torch.zeros_like(lowest), lowest)
 
 
-def own_past(position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Returns the bias ``[1, 1, 1, length + 1]`` of a token over its past and, last, over itself.
+def seen_past(position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Returns the bias ``[1, 1, 1, length]`` of a token over its past, itself included.
 
     Args:
         position: ``[1]``, int64: how many tokens came before.
         length: How many the past can hold.
         dtype: Of the scores.
     """
-    places = torch.arange(length + 1, device=position.device)
-    visible = (places < position) | (places == length)
-    return hiding(visible, dtype)[None, None, None]
+    places = torch.arange(length, device=position.device)
+    return hiding(places <= position, dtype)[None, None, None]
 
 
-def attend(query: Tensor, parts: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """Returns what a query reads from pasts that follow one another, without joining them.
+def written(past: Tensor, position: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Returns the past with one more token in it; the past itself is left alone.
 
     Args:
-        query: ``[batch, heads, tokens, size]``, scaled.
-        parts: Pasts.
-        bias: Added to the scores ``[batch, heads, tokens, length of all parts]``; dims of 1 are repeated.
+        past: ``[2, batch, heads, length, size]``.
+        position: ``[1]``, int64: where the token goes.
+        key: ``[batch, heads, 1, size]``.
+        value: Likewise.
     """
-    scores = [torch.matmul(query, part[0].transpose(2, 3)) for part in parts]
-    joined = scores[0] if len(scores) == 1 else torch.cat(scores, 3)
-    weights = torch.softmax(joined + bias, 3)
-    shares = torch.split(weights, [part.shape[3] for part in parts], 3)
-    read = [torch.matmul(share, part[1]) for share, part in zip(shares, parts, strict=True)]
-    return sum(read[1:], read[0])
+    return past.index_copy(3, position, torch.stack([key, value]))
+
+
+def attend(query: Tensor, past: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Returns what a query ``[batch, heads, tokens, size]`` reads from a past.
+
+    Args:
+        query: The query.
+        past: The past.
+        bias: Added to the scores ``[batch, heads, tokens, length]``; dims of 1 are repeated.
+        scale: The scores are multiplied by it before.
+    """
+    read: Tensor = functional.scaled_dot_product_attention(query, past[0], past[1], bias, scale=scale)
+    return read

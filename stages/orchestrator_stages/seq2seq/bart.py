@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator_stages.seq2seq.attention import attend, merged, split
+from orchestrator_stages.seq2seq.attention import attend, merged, split, written
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["NORM_FIRST", "bart_parts"]
@@ -74,21 +74,21 @@ class BartLayer(DecoderLayer):
         return hidden if self.norm_first else norm(hidden)
 
     def forward(
-        self, hidden: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
         x = self._before(self.own_norm, hidden)
-        own = torch.stack([split(self.k_proj(x), self.heads), split(self.v_proj(x), self.heads)])
-        query = split(self.q_proj(x) * self.scaling, self.heads)
-        hidden = hidden + self.out_proj(merged(attend(query, [past, own], seen)))
+        query, key, value = (split(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        past = written(past, position, key, value)
+        hidden = hidden + self.out_proj(merged(attend(query, past, seen, self.scaling)))
         hidden = self._after(self.own_norm, hidden)
 
-        query = split(self.cross_q_proj(self._before(self.cross_norm, hidden)) * self.scaling, self.heads)
-        hidden = hidden + self.cross_out_proj(merged(attend(query, [memory], masked)))
+        query = split(self.cross_q_proj(self._before(self.cross_norm, hidden)), self.heads)
+        hidden = hidden + self.cross_out_proj(merged(attend(query, memory, masked, self.scaling)))
         hidden = self._after(self.cross_norm, hidden)
 
         x = self.fc2(self.activation(self.fc1(self._before(self.last_norm, hidden))))
-        return self._after(self.last_norm, hidden + x), own
+        return self._after(self.last_norm, hidden + x), past
 
 
 class BartEmbedding(nn.Module):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.decoder import Decoder
-from orchestrator_stages.seq2seq.rules import Rules, Sampling
+from orchestrator_stages.seq2seq.decoder import Decoder, past_names
+from orchestrator_stages.seq2seq.rules import Banned, Rules, Sampling
 
 __all__ = ["Choose", "Step", "drawn"]
 
@@ -64,6 +64,7 @@ class Choose(nn.Module):
                 bias[row] = -torch.inf
                 bias[row, list(ids.only)] = 0
             bias[row, [token for token in ids.never if token < vocabulary]] = -torch.inf
+        self.bans = banned != [Banned()]
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("eos", torch.tensor(rules.eos, dtype=torch.int64), persistent=False)
@@ -79,7 +80,8 @@ class Choose(nn.Module):
             finished: ``[batch]``, bool: rows that get nothing but padding.
             numbers: ``[steps, batch]``, uniform in [0, 1); needed where tokens are drawn.
         """
-        logits = logits + self.bias[self.rows[position]]
+        if self.bans:
+            logits = logits + self.bias[self.rows[position]]
         token = logits.argmax(1)
         if self.sampling is not None and numbers is not None:
             token = drawn(logits, numbers[position][0], self.sampling)
@@ -101,30 +103,32 @@ class Step(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.choose = choose
+        self.layers = len(decoder.layers)
 
     def forward(
         self,
         token: Tensor,
         position: Tensor,
-        cache: Tensor,
         finished: Tensor,
         chosen: Tensor,
         memory: Tensor,
         masked: Tensor,
-        numbers: Tensor | None = None,
+        *rest: Tensor,
     ) -> dict[str, Tensor]:
         """Returns what the next iteration takes, by the same names, and ``done``: whether there is to be none.
 
-        ``chosen`` ``[batch, steps]``, int64, are the tokens so far; :class:`Choose` and
+        ``chosen`` ``[batch, steps]``, int64, are the tokens so far. ``rest`` are the pasts of all layers and, where
+        tokens are drawn, the random numbers. :class:`Choose` and
         :class:`~orchestrator_stages.seq2seq.decoder.Decoder` tell the other shapes.
         """
-        logits, cache = self.decoder(token, position, cache, memory, masked)
-        token, finished = self.choose(logits, position, finished, numbers)
+        pasts, numbers = rest[: self.layers], rest[self.layers :]
+        logits, pasts = self.decoder(token, position, pasts, memory, masked)
+        token, finished = self.choose(logits, position, finished, *numbers)
         return {
             "token": token,
             "position": position + 1,
-            "cache": cache,
             "finished": finished,
             "chosen": chosen.index_copy(1, position, token[:, None]),
             "done": finished.all(0, keepdim=True),
+            **dict(zip(past_names(self.layers), pasts, strict=True)),
         }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.attention import attend, merged, split
+from orchestrator_stages.seq2seq.attention import attend, merged, split, written
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["gpt2_parts"]
@@ -40,17 +40,16 @@ class Gpt2Layer(DecoderLayer):
         self.mlp = block.mlp
 
     def forward(
-        self, hidden: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
-        query, key, value = (
-            split(part, self.heads) for part in self.c_attn(self.own_norm(hidden)).chunk(3, 2)
-        )
-        own = torch.stack([key, value])
-        hidden = hidden + self.c_proj(merged(attend(query * self.scaling, [past, own], seen)))
-        query = split(self.cross_q(self.cross_norm(hidden)) * self.cross_scaling, self.heads)
-        hidden = hidden + self.cross_proj(merged(attend(query, [memory], masked)))
-        return hidden + self.mlp(self.last_norm(hidden)), own
+        projected = self.c_attn(self.own_norm(hidden)).chunk(3, 2)
+        query, key, value = (split(part, self.heads) for part in projected)
+        past = written(past, position, key, value)
+        hidden = hidden + self.c_proj(merged(attend(query, past, seen, self.scaling)))
+        query = split(self.cross_q(self.cross_norm(hidden)), self.heads)
+        hidden = hidden + self.cross_proj(merged(attend(query, memory, masked, self.cross_scaling)))
+        return hidden + self.mlp(self.last_norm(hidden)), past
 
 
 class Gpt2Embedding(nn.Module):

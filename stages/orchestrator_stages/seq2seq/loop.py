@@ -10,13 +10,10 @@ import torch
 
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_stages.seq2seq.choose import Choose, Step
-from orchestrator_stages.seq2seq.decoder import Begin, Decoder, DecoderParts
+from orchestrator_stages.seq2seq.decoder import Begin, Decoder, DecoderParts, past_names
 from orchestrator_stages.seq2seq.rules import Rules
 
-__all__ = ["CARRIED", "Decoding"]
-
-CARRIED = ("token", "position", "cache", "finished", "chosen")
-"""What one iteration hands to the next."""
+__all__ = ["Decoding"]
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,38 @@ class Decoding:
         """Returns the stage that prepares the loop."""
         return Begin(self.parts.crosses, self.rules.steps, self.rules.start, self.rules.pad)
 
-    def _pasts(self, length: Dim | int) -> TensorSpec:
-        shape = (len(self.parts.layers), 2, self.batch, self.parts.heads, length, self.parts.size)
-        return TensorSpec(shape, self.dtype)
+    def _carried(self) -> dict[str, TensorSpec]:
+        """What one iteration hands to the next."""
+        past = TensorSpec((2, self.batch, self.parts.heads, self.rules.steps, self.parts.size), self.dtype)
+        return {
+            "token": TensorSpec((self.batch,), torch.int64),
+            "position": TensorSpec((1,), torch.int64),
+            "finished": TensorSpec((self.batch,), torch.bool),
+            "chosen": TensorSpec((self.batch, self.rules.steps), torch.int64),
+            **dict.fromkeys(past_names(len(self.parts.layers)), past),
+        }
+
+    def _same(self) -> dict[str, TensorSpec]:
+        """What is the same in all iterations."""
+        layers, heads, size = len(self.parts.layers), self.parts.heads, self.parts.size
+        return {
+            "memory": TensorSpec((layers, 2, self.batch, heads, self.tokens, size), self.dtype),
+            "masked": TensorSpec((self.batch, 1, 1, self.tokens), self.dtype),
+        }
 
     def body(self) -> Pipeline:
         """Returns one iteration as a pipeline."""
-        specs = {
-            "token": TensorSpec((self.batch,), torch.int64),
-            "position": TensorSpec((1,), torch.int64),
-            "cache": self._pasts(self.rules.steps),
-            "finished": TensorSpec((self.batch,), torch.bool),
-            "chosen": TensorSpec((self.batch, self.rules.steps), torch.int64),
-            "memory": self._pasts(self.tokens),
-            "masked": TensorSpec((self.batch, 1, 1, self.tokens), self.dtype),
-        }
+        carried, specs = self._carried(), {**self._carried(), **self._same()}
         if self.rules.sampling is not None:
             specs["numbers"] = TensorSpec((self.rules.steps, self.batch))
+        # In the order of forward: what every step has, the pasts, and the numbers last.
+        fixed = ("token", "position", "finished", "chosen", "memory", "masked")
+        ports = dict.fromkeys((*fixed, *specs))
         body = Pipeline("next-token")
-        step = body.add("step", Step(Decoder(self.parts), Choose(self.rules, self.vocabulary)))
-        made = step(**{name: body.input(name, spec) for name, spec in specs.items()})
-        for name in (*CARRIED, "done"):
+        stage = Step(Decoder(self.parts), Choose(self.rules, self.vocabulary))
+        step = body.add("step", stage, inputs=tuple(ports))
+        made = step(**{name: body.input(name, specs[name]) for name in ports})
+        for name in (*carried, "done"):
             body.output(name, made[name])
         return body
 
@@ -93,7 +101,7 @@ class Decoding:
         return pipeline.loop(
             name,
             self.body(),
-            carry={port: begun[port] for port in CARRIED},
+            carry={port: begun[port] for port in self._carried()},
             inputs=same,
             until="done",
             max_steps=self.rules.steps,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.attention import attend, merged, own_past, split
+from orchestrator_stages.seq2seq.attention import attend, merged, seen_past, split, written
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["t5_parts"]
@@ -39,16 +39,17 @@ class T5Layer(DecoderLayer):
         self.feed = block.layer[-1]
 
     def forward(
-        self, hidden: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
         x = self.own_norm(hidden)
-        own = torch.stack([split(self.k(x), self.heads), split(self.v(x), self.heads)])
-        hidden = hidden + self.o(merged(attend(split(self.q(x), self.heads), [past, own], seen)))
+        query, key, value = (split(f(x), self.heads) for f in (self.q, self.k, self.v))
+        past = written(past, position, key, value)
+        hidden = hidden + self.o(merged(attend(query, past, seen, 1.0)))
         query = split(self.cross_q(self.cross_norm(hidden)), self.heads)
-        hidden = hidden + self.cross_o(merged(attend(query, [memory], masked)))
+        hidden = hidden + self.cross_o(merged(attend(query, memory, masked, 1.0)))
         fed: Tensor = self.feed(hidden)
-        return fed, own
+        return fed, past
 
 
 class T5Embedding(nn.Module):
@@ -78,7 +79,7 @@ class T5Bias(nn.Module):
         super().__init__()
         self.weights = attention.relative_attention_bias
         buckets = attention._relative_position_bucket(
-            -torch.arange(length + 1),
+            -torch.arange(length),
             bidirectional=False,
             num_buckets=attention.relative_attention_num_buckets,
             max_distance=attention.relative_attention_max_distance,
@@ -86,11 +87,10 @@ class T5Bias(nn.Module):
         self.register_buffer("buckets", buckets, persistent=False)
 
     def forward(self, position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-        """Returns ``[1, heads, 1, length + 1]``; the last place is the token itself."""
-        places = torch.arange(length + 1, device=position.device)
-        distance = torch.where(places < length, position - places, 0).clamp(min=0)
+        """Returns ``[1, heads, 1, length]``."""
+        distance = (position - torch.arange(length, device=position.device)).clamp(min=0)
         weighed = self.weights(self.buckets[distance]).T[None, :, None]
-        bias: Tensor = own_past(position, length, dtype) + weighed
+        bias: Tensor = seen_past(position, length, dtype) + weighed
         return bias
 
 
