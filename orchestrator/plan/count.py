@@ -164,6 +164,12 @@ class Counter:
         tally.peak_bytes = Peaks(self.plan).run(run)
         return tally
 
+    def steps(self, steps: Iterable[Step], run: Run) -> Tally:
+        """Counts some steps, once."""
+        tally = Tally()
+        self._steps(steps, run, tally)
+        return tally
+
     def _steps(self, steps: Iterable[Step], run: Run, tally: Tally, times: int = 1) -> None:
         for step in steps:
             if step.op == "call":

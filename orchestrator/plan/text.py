@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Plan, PlannedEdge
+from orchestrator.plan.outline import Block, describe, outline, show_bytes
+from orchestrator.plan.steps import PlannedLoop, walk
 from orchestrator.specs import TensorSpec, show_spec
 
 __all__ = ["least_copies", "render", "show_bytes", "table"]
-
-
-def show_bytes(size: float) -> str:
-    """Returns ``602 kB``: three digits and a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -32,14 +25,38 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 def render(plan: Plan) -> str:
     """Returns the whole plan as text."""
+    return "\n".join([*_head(plan), "", *_edges(plan), "", *_programs(plan), *_totals(plan), *_notes(plan)])
+
+
+def _edges(plan: Plan) -> list[str]:
+    """A line for each edge; those of a loop in an indented block under what is said of it."""
     rows: list[tuple[str, ...]] = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
-    rows += [_row(edge) for edge in plan.edges]
-    return "\n".join([*_head(plan), "", *table(rows), "", *_programs(plan), *_totals(plan), *_notes(plan)])
+    heads: dict[int, list[str]] = {}
+
+    def write(block: Block, indent: str) -> None:
+        if block.step is not None:
+            heads.setdefault(len(rows), []).extend(f"  {indent}{line}" for line in describe(plan, block.step))
+            indent += "    "
+        for item in block.items:
+            if isinstance(item, Block):
+                write(item, indent)
+            else:
+                first, *rest = _row(item)
+                rows.append((indent + first, *rest))
+
+    write(outline(plan), "")
+    lines = table(rows)
+    return [line for at, row in enumerate(lines) for line in (*heads.get(at, ()), row)]
 
 
 def _head(plan: Plan) -> list[str]:
     lines = [f"Plan of {plan.pipeline!r}: {len(plan.calls)} calls on {', '.join(_places(plan))}"]
+    counts = {str(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
     for dim in plan.dims:
+        if dim.name in counts or dim.born.endswith(".steps"):
+            of = counts.get(dim.name) or dim.born.removesuffix(".steps")
+            lines.append(f"  {dim.name}: how often {of!r} runs, at most {dim.buckets[-1]} times")
+            continue
         facts = ["any size"] if dim.any else [f"buckets {', '.join(map(str, dim.buckets))}"]
         facts += [f"born by {dim.born}"] if dim.born else []
         if not dim.any:
@@ -47,6 +64,16 @@ def _head(plan: Plan) -> list[str]:
             facts.append("larger ones run in chunks" if dim.chunked else "no larger ones")
         lines.append(f"  {dim.name}: {'; '.join(facts)}")
     return lines
+
+
+def _sliced(plan: Plan) -> Iterator[tuple[PlannedLoop, TensorSpec]]:
+    """Yields loops with what is sliced for them."""
+    loops = (step.loop for step in walk(plan.steps) if step.loop is not None)
+    for loop in loops:
+        for whole, _ in loop.slices if loop.kind == "loop" else ():
+            spec = plan.values[whole].spec
+            if isinstance(spec, TensorSpec):
+                yield loop, spec
 
 
 def _programs(plan: Plan) -> list[str]:
@@ -113,31 +140,28 @@ def least_copies(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
 
     Inputs that devices read go up, to every rank; results made there come down.
     """
-    linked = {group.device: group for group in plan.groups if not group.host_memory}
+    linked = {group.memory: group for group in plan.groups if not group.host_memory}
     device_of = {call.name: call.device for call in plan.calls}
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    inputs = {name for name, _ in plan.inputs}
-    outputs = {name for name, _ in plan.outputs}
+    inputs, outputs = dict(plan.inputs), {name for name, _ in plan.outputs}
+    before = {edge.target: edge.source for edge in plan.edges}
     up: dict[tuple[str, str], int] = {}
     down: dict[str, tuple[int, int]] = {}
     for edge in plan.edges:
-        if not isinstance(edge.spec, TensorSpec):
-            continue
-        target = device_of.get(edge.target.rpartition(".")[0], "")
-        source = device_of.get(edge.source.rpartition(".")[0], "")
-        if edge.source in inputs and target in linked:
-            narrow = min(edge.spec.dtype.itemsize, _itemsize(plan, edge.target))
-            up[edge.source, target] = edge.spec.numel(largest) * narrow * linked[target].ranks
-        if edge.target in outputs and source in linked:
+        value, first = plan.values[edge.value], edge.source
+        while first not in inputs and first in before:
+            first = before[first]  # through what enters a loop
+        spec = inputs.get(first)
+        if isinstance(spec, TensorSpec) and isinstance(value.spec, TensorSpec) and value.memory in linked:
+            narrow = min(spec.dtype.itemsize, value.spec.dtype.itemsize)
+            up[first, value.memory] = spec.numel(largest) * narrow * linked[value.memory].ranks
+        made = before.get(f"{edge.source}[next]", before.get(edge.source, edge.source))
+        source = device_of.get(made.rpartition(".")[0], "")
+        if edge.target in outputs and source in linked and isinstance(edge.spec, TensorSpec):
             parts = linked[source].ranks if any(adapter.kind == "gather" for adapter in edge.adapters) else 1
-            down[edge.source] = parts, parts * edge.spec.nbytes(largest)
-    ranks = sum(linked[target].ranks for _, target in up)
-    copies, sizes = (sum(column) for column in zip(*down.values(), strict=True)) if down else (0, 0)
-    return (ranks, sum(up.values())), (copies, sizes)
-
-
-def _itemsize(plan: Plan, target: str) -> int:
-    """Bytes of an element at a port."""
-    call, _, port = target.rpartition(".")
-    spec = dict(plan.call(call).inputs)[port]
-    return spec.dtype.itemsize if isinstance(spec, TensorSpec) else 0
+            given = next((other.spec for other in plan.edges if other.target == edge.source), edge.spec)
+            sizes = [spec.dtype.itemsize for spec in (edge.spec, given) if isinstance(spec, TensorSpec)]
+            down[edge.source] = parts, parts * edge.spec.numel(largest) * min(sizes)
+    ranks = sum(linked[memory].ranks for _, memory in up)
+    copies, size = (sum(column) for column in zip(*down.values(), strict=True)) if down else (0, 0)
+    return (ranks, sum(up.values())), (copies, size)

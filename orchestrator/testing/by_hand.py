@@ -115,9 +115,7 @@ class _Walk:
         stage = self.graph.calls[name].stage
         ports = {port.name: port.spec for port in stage.inputs}
         node = NodeKey("call", name)
-        fed = {
-            edge.target_port: self._fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)
-        }
+        fed = {edge.target_port: self._fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)}
         for port, value in _name_outputs(stage, _call_module(stage, fed)).items():
             self.values[node, port] = value
         for item in stage.outputs:

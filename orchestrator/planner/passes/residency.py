@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, NodeKey, ending
+from orchestrator.graph import CONDITION, Edge, NodeKey, ending
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
@@ -90,6 +90,12 @@ def _on_host(draft: Draft, edge: Edge, source: str) -> str:
         return f"what ends {loop.name!r} is read on the host"
     if port in loop.each:
         return f"slices of {port!r} are cut on the host"
+    if port in dict(loop.over):
+        return f"batches of {port!r} are made on the host"
+    if port in loop.given:
+        return f"{loop.name!r} hands {port!r} on as it is"
+    if port == CONDITION:
+        return f"the condition of {loop.name!r} is read on the host"
     name = port.partition("[")[0]
     what = "collects" if port in loop.results and port not in loop.carry else "carries"
     return f"{loop.name!r} {what} {name!r} on the host"
