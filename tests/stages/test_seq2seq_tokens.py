@@ -159,6 +159,12 @@ def test_a_text_longer_than_the_largest_bucket_is_refused():
         session(**texts((9,)))
 
 
+def test_more_rows_than_the_largest_bucket_are_refused():
+    pipeline = from_transformers(tiny("bart"), max_new_tokens=NEW, batch=(1, 2), tokens=(8,))
+    with pipeline.plan(device="cpu").load() as session, pytest.raises(InputError, match=r"batch=3.*bucket 2"):
+        session(**texts((4, 3, 2)))
+
+
 def test_the_model_is_left_as_it_was():
     model = tiny("t5")
     before = {name: (value, value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
