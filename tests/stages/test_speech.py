@@ -61,7 +61,10 @@ def session() -> Iterator[Session]:
 @pytest.mark.slow
 def test_thirty_seconds_of_dickens_word_for_word(session: Session):
     recording = first(30, Recording.from_file(sound("two_cities.wav")))
-    assert words(session(audio=recording)["text"]) == words(DICKENS)
+    text = session(audio=recording)["text"]
+    assert words(text) == words(DICKENS)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "encoder-decoder.md"
+    assert text in page.read_text(encoding="utf-8"), "the page shows what is written here"
 
 
 @pytest.mark.slow
