@@ -181,3 +181,93 @@ def check_sharded_output_is_joined():
         found = session(x=x)["y"]
     close(found, whole(x))
     assert counts.all() == _promised(plan)
+
+
+class _Step(nn.Module):
+    """One step of a denoising loop: the carry with the time and the text mixed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.mix(x)) * t + text
+
+
+class _Token(nn.Module):
+    """One step of a decoder with a position: the next token, and whether all rows are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.head = nn.Linear(8, 11)
+
+    def forward(
+        self, ids: torch.Tensor, position: torch.Tensor, memory: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        token = self.head(self.embed(ids) + memory + position * 0.3).argmax(-1)
+        return {"ids": token, "position": position + 1, "done": (token == 3).all().reshape(1)}
+
+
+def check_loops():
+    """Carries stay on the device, in two programs that take turns; only slices, tokens and the end cross the link."""
+    torch.manual_seed(4)
+    step, token = Pipeline("step"), Pipeline("token")
+    x, t, text = (
+        step.input("x", TensorSpec(("batch", 8))),
+        step.input("t", TensorSpec((1,))),
+        step.input("text", TensorSpec(("batch", 8))),
+    )
+    step.output("x", step.add("mix", _Step().eval())(x, t, text))
+    ids = token.input("ids", TensorSpec(("batch",), torch.int64))
+    position, memory = (
+        token.input("position", TensorSpec((1,))),
+        token.input("memory", TensorSpec(("batch", 8))),
+    )
+    names = ("ids", "position", "done")
+    given = token.add("next", _Token().eval(), outputs=names)(ids, position, memory)
+    for name in names:
+        token.output(name, given[name])
+
+    pipeline = Pipeline("loops")
+    batch = Dim("batch", (2, 4))
+    noise = pipeline.input("noise", TensorSpec((batch, 8), pad="repeat_first"))
+    words = pipeline.input("words", TensorSpec((batch, 8), pad="repeat_first"))
+    start = pipeline.input("start", TensorSpec((batch,), torch.int64, pad="repeat_first"))
+    times = torch.linspace(1, 0, 5).reshape(5, 1)
+    latents = pipeline.loop("denoise", step, carry={"x": noise}, each={"t": times}, inputs={"text": words})
+    tokens = pipeline.loop(
+        "decode",
+        token,
+        carry={"ids": start, "position": torch.zeros(1)},
+        inputs={"memory": latents},
+        until="done",
+        max_steps=6,
+        collect=("ids",),
+        outputs=("ids[]",),
+    )
+    pipeline.output("latents", latents)
+    pipeline.output("tokens", tokens)
+
+    def request(size):
+        return {"batch": size}, {
+            "noise": torch.randn(size, 8),
+            "words": torch.randn(size, 8),
+            "start": torch.arange(size),
+        }
+
+    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    steps = next(dim.name for dim in plan.dims if dim.born)
+    reference = pipeline.plan(device="cpu").load()
+    with plan.compile(tempfile.mkdtemp()).load() as session:
+        for size in (4, 2, 3):
+            sizes, inputs = request(size)
+            wanted = reference(**inputs)
+            with counted() as counts:
+                found = session(**inputs)
+            close(found["latents"], wanted["latents"])
+            assert torch.equal(found["tokens"], wanted["tokens"])
+            assert counts.all() == _promised(plan, {**sizes, steps: len(found["tokens"])})
+            sys.stdout.write(f"{plan.pipeline} {sizes}: {counts}, as planned\n")
+    routed = [program.name for program in plan.programs if program.route]
+    assert len(routed) == 2, routed
