@@ -1,22 +1,24 @@
 """Draw a graph as Mermaid, DOT or SVG.
 
 Inputs and outputs are rounded, calls are boxes (dashed on the host), constants are cylinders. An arrow says
-which port it leaves and which it enters; the port ``output`` is the usual one and is not named.
+which port it leaves and which it enters; the port ``output`` is the usual one and is not named. A loop, map or branch
+is a frame around its body, with a hexagon where values enter it and one where they leave; a dotted arrow from this to
+that is what one iteration hands to the next.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.report import JobError
 from orchestrator.specs import show_spec
 
 if TYPE_CHECKING:
-    from orchestrator.graph import Graph, NodeKey
+    from orchestrator.graph import Graph, Loop, NodeKey
 
 __all__ = ["draw", "to_dot", "to_mermaid"]
 
@@ -25,8 +27,17 @@ _MERMAID_SHAPES = {
     "output": ("([", "])"),
     "constant": ("[(", ")]"),
     "call": ("[", "]"),
+    "enter": ("{{", "}}"),
+    "leave": ("{{", "}}"),
 }
-_DOT_SHAPES = {"input": "ellipse", "output": "ellipse", "constant": "cylinder", "call": "box"}
+_DOT_SHAPES = {
+    "input": "ellipse",
+    "output": "ellipse",
+    "constant": "cylinder",
+    "call": "box",
+    "enter": "hexagon",
+    "leave": "hexagon",
+}
 
 #: Characters that mean something inside a quoted Mermaid label; it has entity codes of its own.
 _MERMAID_CODES = str.maketrans(
@@ -34,6 +45,7 @@ _MERMAID_CODES = str.maketrans(
 )
 _DOT_CODES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 _SECONDS = 60
+_KINDS = {"loop": "loop", "map": "map", "when": "branch"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,17 @@ class _Arrow:
     source: str
     target: str
     label: str
+    back: bool = False
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What is directly in a loop, or (without a title) in none."""
+
+    identity: str
+    title: str
+    nodes: list[_Node] = field(default_factory=list)
+    frames: list[_Frame] = field(default_factory=list)
 
 
 def draw(graph: Graph, kind: str) -> str:
@@ -69,47 +92,108 @@ def draw(graph: Graph, kind: str) -> str:
 
 def to_mermaid(graph: Graph) -> str:
     """Returns the graph as a Mermaid flowchart."""
-    nodes, arrows = _parts(graph)
-    lines = ["flowchart LR"]
-    for node in nodes:
-        label = "<br/>".join(line.translate(_MERMAID_CODES) for line in node.lines)
-        opening, closing = _MERMAID_SHAPES[node.kind]
-        lines.append(f'    {node.identity}{opening}"{label}"{closing}')
+    frame, arrows = _parts(graph)
+    lines = ["flowchart LR", *_nested(frame, _mermaid_node, _mermaid_frame, "end")]
     for arrow in arrows:
         label = f'|"{arrow.label.translate(_MERMAID_CODES)}"|' if arrow.label else ""
-        lines.append(f"    {arrow.source} -->{label} {arrow.target}")
-    host = [node.identity for node in nodes if node.host]
+        lines.append(f"    {arrow.source} {'-.->' if arrow.back else '-->'}{label} {arrow.target}")
+    host = [node.identity for node in _nodes(frame) if node.host]
     if host:
         lines += ["    classDef host stroke-dasharray: 4 4", f"    class {','.join(host)} host"]
     return "\n".join(lines)
 
 
+def _mermaid_node(node: _Node) -> str:
+    label = "<br/>".join(line.translate(_MERMAID_CODES) for line in node.lines)
+    opening, closing = _MERMAID_SHAPES[node.kind]
+    return f'{node.identity}{opening}"{label}"{closing}'
+
+
+def _mermaid_frame(frame: _Frame) -> list[str]:
+    return [f'subgraph {frame.identity}["{frame.title.translate(_MERMAID_CODES)}"]']
+
+
 def to_dot(graph: Graph) -> str:
     """Returns the graph in DOT, the language of Graphviz."""
-    nodes, arrows = _parts(graph)
+    frame, arrows = _parts(graph)
     lines = [f"digraph {_quoted(graph.name)} {{", "    rankdir=LR", '    node [fontname="sans-serif"]']
-    for node in nodes:
-        label = "\\n".join(line.translate(_DOT_CODES) for line in node.lines)
-        style = " style=dashed" if node.host else ""
-        lines.append(f'    {node.identity} [label="{label}" shape={_DOT_SHAPES[node.kind]}{style}]')
+    lines += _nested(frame, _dot_node, _dot_frame, "}")
     for arrow in arrows:
-        label = f" [label={_quoted(arrow.label)}]" if arrow.label else ""
-        lines.append(f"    {arrow.source} -> {arrow.target}{label}")
+        facts = [f"label={_quoted(arrow.label)}"] if arrow.label else []
+        facts += ["style=dotted", "constraint=false"] if arrow.back else []
+        shown = f" [{' '.join(facts)}]" if facts else ""
+        lines.append(f"    {arrow.source} -> {arrow.target}{shown}")
     return "\n".join([*lines, "}"])
+
+
+def _dot_node(node: _Node) -> str:
+    label = "\\n".join(line.translate(_DOT_CODES) for line in node.lines)
+    style = " style=dashed" if node.host else ""
+    return f'{node.identity} [label="{label}" shape={_DOT_SHAPES[node.kind]}{style}]'
+
+
+def _dot_frame(frame: _Frame) -> list[str]:
+    return [f"subgraph cluster_{frame.identity} {{", f"    label={_quoted(frame.title)}", "    style=rounded"]
+
+
+def _nested(
+    frame: _Frame, node: Callable[[_Node], str], begin: Callable[[_Frame], list[str]], end: str
+) -> Iterator[str]:
+    """Yields the lines of what is in a frame, indented."""
+    yield from (f"    {node(each)}" for each in frame.nodes)
+    for inner in frame.frames:
+        yield from (f"    {line}" for line in begin(inner))
+        yield from (f"    {line}" for line in _nested(inner, node, begin, end))
+        yield f"    {end}"
+
+
+def _nodes(frame: _Frame) -> Iterator[_Node]:
+    yield from frame.nodes
+    for inner in frame.frames:
+        yield from _nodes(inner)
 
 
 def _quoted(text: str) -> str:
     return f'"{text.translate(_DOT_CODES)}"'
 
 
-def _parts(graph: Graph) -> tuple[list[_Node], list[_Arrow]]:
+def _parts(graph: Graph) -> tuple[_Frame, list[_Arrow]]:
     identities: dict[NodeKey, str] = {key: f"n{position}" for position, key in enumerate(graph.nx.nodes)}
-    nodes = [_node(graph, key, identity) for key, identity in identities.items()]
     arrows = [
         _Arrow(identities[source], identities[target], _ports(*ports))
         for source, target, ports in graph.nx.edges(keys=True)
     ]
-    return nodes, arrows
+    ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "leave")}
+    for name, loop in graph.loops.items():
+        if loop.kind == "loop" and loop.carry:
+            enter, leave = (identity for key, identity in ends.items() if key.name == name)
+            arrows.append(_Arrow(leave, enter, ", ".join(loop.carry), back=True))
+    frames = {"": _Frame("", "")}
+    for position, (name, loop) in enumerate(graph.loops.items()):
+        frames[name] = _Frame(f"g{position}", f"{_KINDS[loop.kind]} {name}: {_terms(graph, loop)}")
+        frames[loop.within].frames.append(frames[name])
+    for key, identity in identities.items():
+        scope = key.name if key in ends else graph.scope(key)
+        frames[scope].nodes.append(_node(graph, key, identity))
+    return frames[""], arrows
+
+
+def _terms(graph: Graph, loop: Loop) -> str:
+    """How often a body runs, in words."""
+    if loop.kind == "map":
+        return f"in batches over {', '.join(name for name, _ in loop.over)}"
+    if loop.kind == "when":
+        fed = [
+            edge for edge in graph.edges if edge.target.name == loop.name and edge.target_port in loop.given
+        ]
+        maybe = [edge.origin for edge in fed if edge.source.kind == "input" and edge.origin in graph.optional]
+        given = [f"{' and '.join(dict.fromkeys(maybe))} given"] if maybe else []
+        return f"if {' and '.join([*given, *(['its condition holds'] if loop.condition else [])])}"
+    terms = [f"for each {', '.join(loop.each)}"] if loop.each else []
+    terms += [f"until {loop.until}"] if loop.until else []
+    if loop.max_steps is not None:
+        terms.append(f"{'at most ' if terms else ''}{loop.max_steps} times")
+    return ", ".join(terms)
 
 
 def _node(graph: Graph, key: NodeKey, identity: str) -> _Node:
@@ -118,9 +202,12 @@ def _node(graph: Graph, key: NodeKey, identity: str) -> _Node:
 
 
 def _lines(graph: Graph, key: NodeKey) -> Iterator[str]:
+    if key.kind in ("enter", "leave"):
+        yield key.kind
+        return
     yield key.name
     if key.kind == "input":
-        yield show_spec(graph.inputs[key.name])
+        yield show_spec(graph.inputs[key.name]) + (", optional" if key.name in graph.optional else "")
     elif key.kind == "call":
         stage = graph.calls[key.name].stage
         if stage.name != key.name:

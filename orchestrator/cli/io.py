@@ -6,12 +6,14 @@
     str                   a .txt file, or the text itself
     int, float, bool      the number itself, or a .json file
     list, dict, tuple     a .json file, or JSON text
+    list of tensors       .safetensors: its tensors in the order of their names
     any other type        a file, by the type's own `from_file`
 
     output                written as
     uint8 picture         .png, or .jpg
     other tensor          .npy, or .safetensors (also where numpy lacks the dtype)
     str                   .txt
+    list of tensors       a folder of files, one for each, named by its place
     other Python value    .json
 
 Nothing is cast or resized: whether a value fits its input is for the session to say.
@@ -19,10 +21,13 @@ Nothing is cast or resized: whether a value fits its input is for the session to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 
@@ -54,7 +59,7 @@ def _sources(spec: PortSpec) -> str:
     if spec in _NUMBERS:
         return "a number or .json" if spec is not bool else "true, false or .json"
     if spec in _CONTAINERS:
-        return "JSON text or .json"
+        return "JSON text or .json" + (" or .safetensors" if spec is list else "")
     return "a file" if hasattr(spec, "from_file") else "Python only"
 
 
@@ -79,6 +84,8 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
         raise UsageError(
             f"The input {name!r} takes a {spec.__name__}, which no file holds; run it from Python."
         )
+    if spec is list and not literal and text.lower().endswith(".safetensors"):
+        return _read_all(_existing(name, text))
     suffix = ".txt" if spec is str else ".json"
     if not literal and text.lower().endswith(suffix):
         path = _existing(name, text)
@@ -158,27 +165,40 @@ def _read_npy(path: Path) -> torch.Tensor:
 
 
 def _read_safetensors(path: Path, key: str) -> torch.Tensor:
+    with _open(path) as file:
+        keys = sorted(file.keys())
+        chosen = key or (keys[0] if len(keys) == 1 else "")
+        if chosen not in keys:
+            listed = ", ".join(repr(item) for item in keys[:12]) + (", ..." if len(keys) > 12 else "")
+            raise UsageError(f"Name one tensor of {str(path)!r} as {path}:KEY; its keys: {listed or 'none'}.")
+        tensor: torch.Tensor = file.get_tensor(chosen)
+        return tensor
+
+
+def _read_all(path: Path) -> list[torch.Tensor]:
+    """All tensors of a file; numbers in their names count as such: "2" comes before "10"."""
+    with _open(path) as file:
+        names = sorted(
+            file.keys(), key=lambda name: [part.zfill(20) for part in re.findall(r"\d+|\D+", name)]
+        )
+        return [file.get_tensor(name) for name in names]
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise JobError(f"{str(path)!r} needs safetensors: {_FILES}.") from error
     try:
         with safe_open(path, framework="pt") as file:
-            keys = sorted(file.keys())
-            chosen = key or (keys[0] if len(keys) == 1 else "")
-            if chosen not in keys:
-                listed = ", ".join(repr(item) for item in keys[:12]) + (", ..." if len(keys) > 12 else "")
-                raise UsageError(
-                    f"Name one tensor of {str(path)!r} as {path}:KEY; its keys: {listed or 'none'}."
-                )
-            tensor: torch.Tensor = file.get_tensor(chosen)
-            return tensor
+            yield file
     except (OSError, SafetensorError) as error:
         raise JobError(f"{str(path)!r} cannot be read as safetensors: {error}.") from error
 
 
 def write_output(folder: Path, name: str, value: Any, *, picture: str = "png", tensors: str = "npy") -> Path:
-    """Writes an output into a folder, atomically, and returns the file's path.
+    """Writes an output into a folder, atomically, and returns the path of the file, or of a folder of its own.
 
     Args:
         folder: An existing folder.
@@ -192,10 +212,32 @@ def write_output(folder: Path, name: str, value: Any, *, picture: str = "png", t
     """
     if isinstance(value, torch.Tensor):
         return _write_tensor(folder, name, value.detach().cpu().contiguous(), picture, tensors)
+    if _is_tensors(value):
+        return _write_all(folder / name, value, picture, tensors)
     if isinstance(value, str):
         return write_text(folder / f"{name}.txt", value)
     text = json.dumps(_plain(name, value), indent=2, ensure_ascii=False, allow_nan=False)
     return write_text(folder / f"{name}.json", text + "\n")
+
+
+def _is_tensors(value: Any) -> TypeGuard[list[torch.Tensor]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)
+
+
+def _write_all(folder: Path, values: list[torch.Tensor], picture: str, tensors: str) -> Path:
+    """Writes each tensor into a file; what an earlier run wrote for further places is removed."""
+    try:
+        folder.mkdir(exist_ok=True)
+        written = {
+            write_output(folder, str(at), value, picture=picture, tensors=tensors)
+            for at, value in enumerate(values)
+        }
+        for path in set(folder.iterdir()) - written:
+            if path.stem.isdecimal() and path.suffix in (*_PICTURES, ".npy", ".safetensors"):
+                path.unlink()
+    except OSError as error:
+        raise JobError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from error
+    return folder
 
 
 def _write_tensor(folder: Path, name: str, value: torch.Tensor, picture: str, tensors: str) -> Path:
@@ -247,8 +289,11 @@ def describe(name: str, value: Any) -> Any:
     """Returns what JSON says of an output that is not written to a file.
 
     A tensor gives ``shape``, ``dtype``, ``min``, ``max`` and ``mean`` (``None`` where there is none, e.g. of
-    no elements), and ``values`` if it has at most 4,096 elements. Anything else gives its ``value``.
+    no elements), and ``values`` if it has at most 4,096 elements. A list of tensors gives that of each in ``items``.
+    Anything else gives its ``value``.
     """
+    if _is_tensors(value):
+        return {"items": [describe(name, item) for item in value]}
     if not isinstance(value, torch.Tensor):
         return {"value": _plain(name, value)}
     value = value.detach().cpu()

@@ -1,34 +1,95 @@
 """Say what is going on while a person waits: on a terminal, on stderr. Elsewhere nothing is printed.
 
-The bar counts finished stage calls. It listens as an observer does, which makes a session take its slower
-path, so it is not there unless somebody looks at it.
+The bar counts finished stage calls against those that are expected: at first those of the plan's largest request, with
+all iterations of its loops; then fewer where a loop ended early or a branch did not run, more where there were more
+items. It listens as an observer does, which makes a session take its slower path, so it is not there unless somebody
+looks at it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-__all__ = ["Progress", "progress"]
+    from orchestrator.plan import Plan, Step
+    from orchestrator.plan.chunks import Run
+
+__all__ = ["Meter", "Progress", "progress"]
 
 _PLUGIN = "orchestrator.cli progress bar"
+
+
+class Meter:
+    """Counts the stage calls of a request against those expected.
+
+    Args:
+        plan: What runs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        from orchestrator.plan.chunks import Run
+        from orchestrator.plan.steps import walk
+
+        largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
+        self._expected = [_count(plan, [step], Run(largest, largest)) for step in plan.steps]
+        self._place = {
+            inner.name: at
+            for at, step in enumerate(plan.steps)
+            for inner in walk([step])
+            if inner.op == "call"
+        }
+        self._at = 0
+        self._here = 0
+        self.done = 0
+
+    @property
+    def total(self) -> int:
+        """Calls that are done, and those that are expected yet."""
+        here, after = self._expected[self._at : self._at + 1], self._expected[self._at + 1 :]
+        return self.done + max(0, sum(here) - self._here) + sum(after)
+
+    def advance(self, call: str) -> None:
+        """Counts one more call; what stands before it is over.
+
+        Where the call stands before the last one, the next chunk of the request has begun.
+        """
+        at = self._place[call]
+        if at != self._at:
+            self._at, self._here = at, 0
+        self._here += 1
+        self.done += 1
+
+
+def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
+    """The stage calls of steps, those of all iterations too."""
+    from orchestrator.plan.repeats import repeats
+
+    total = 0
+    for step in steps:
+        if step.loop is None:
+            total += 1 if step.op == "call" else _count(plan, step.body, run)
+        else:
+            total += sum(
+                times * _count(plan, step.body, inner) for inner, times in repeats(plan, step.loop, run)
+            )
+    return total
 
 
 class Progress(Protocol):
     """What a command tells of its progress."""
 
-    def phase(self, text: str, calls: int | None = None) -> None:
-        """Begins a phase; ``calls`` is how many stage calls are expected, if known."""
+    def phase(self, text: str, plan: Plan | None = None) -> None:
+        """Begins a phase; ``plan`` is what runs, if something does."""
 
 
 class _Silent:
-    def phase(self, text: str, calls: int | None = None) -> None:
+    def phase(self, text: str, plan: Plan | None = None) -> None:
         """Says nothing."""
 
 
@@ -36,14 +97,18 @@ class _Shown:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._task: TaskID = bar.add_task("", total=None)
+        self._meter: Meter | None = None
 
-    def phase(self, text: str, calls: int | None = None) -> None:
-        """Shows the phase, with a bar that fills if the number of calls is known."""
-        self._bar.reset(self._task, description=text, total=calls)
+    def phase(self, text: str, plan: Plan | None = None) -> None:
+        """Shows the phase, with a bar that fills if something runs."""
+        self._meter = None if plan is None else Meter(plan)
+        self._bar.reset(self._task, description=text, total=self._meter.total if self._meter else None)
 
-    def advance(self) -> None:
+    def advance(self, call: str) -> None:
         """One more call is done."""
-        self._bar.advance(self._task)
+        if self._meter is not None:
+            self._meter.advance(call)
+            self._bar.update(self._task, completed=self._meter.done, total=self._meter.total)
 
 
 @contextlib.contextmanager
@@ -64,7 +129,7 @@ def progress() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def _listening(advance: Callable[[], None]) -> Iterator[None]:
+def _listening(advance: Callable[[str], None]) -> Iterator[None]:
     from orchestrator.plugin import default_manager
 
     manager = default_manager()
@@ -75,12 +140,12 @@ def _listening(advance: Callable[[], None]) -> Iterator[None]:
         manager.unregister(_PLUGIN)
 
 
-def _observer(advance: Callable[[], None]) -> Any:
+def _observer(advance: Callable[[str], None]) -> Any:
     from orchestrator.plugin import hookimpl
 
     class Observer:
         @hookimpl
-        def orchestrator_stage_finished(self) -> None:
-            advance()
+        def orchestrator_stage_finished(self, call: str) -> None:
+            advance(call)
 
     return Observer()

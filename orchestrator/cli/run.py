@@ -107,7 +107,11 @@ def command(
 
 
 def _request(built: Built, files: dict[str, str]) -> dict[str, Any] | None:
-    """Returns the request's inputs; files and settings must give each of them once, or none: None for examples."""
+    """Returns the request's inputs; None for examples, where neither files nor settings give any.
+
+    Raises:
+        UsageError: An input is given twice, or is missing and not optional.
+    """
     from orchestrator.cli.io import describe_input, read_input
     from orchestrator.errors import nearest
 
@@ -119,17 +123,21 @@ def _request(built: Built, files: dict[str, str]) -> dict[str, Any] | None:
             raise UsageError(f"{built.graph.name!r} has no input {name!r}.{nearest(name, specs)}")
         if name in built.inputs:
             raise UsageError(f"The input {name!r} is given twice, by --input and by --set.")
-    missing = [
-        describe_input(name, specs[name]) for name in specs if name not in files and name not in built.inputs
-    ]
-    if missing:
-        listed = "\n  ".join(missing)
+    missing = [name for name in specs if name not in files and name not in built.inputs]
+    optional = built.graph.optional
+    if not optional.issuperset(missing):
+        lines = [
+            describe_input(name, specs[name]) + (" (optional)" if name in optional else "")
+            for name in sorted(missing, key=optional.__contains__)
+        ]
+        listed = "\n  ".join(lines)
         raise UsageError(f"{built.graph.name!r} needs more inputs, each as --input NAME=FILE:\n  {listed}")
     return {
         name: read_input(name, files[name], spec)
         if name in files
         else read_input(name, built.inputs[name], spec, literal=True)
         for name, spec in specs.items()
+        if name not in missing
     }
 
 
@@ -169,7 +177,7 @@ def _run(plan: Plan, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     with progress() as shown:
         shown.phase(f"loading {plan.pipeline}")
         with plan.load() as session:
-            shown.phase(f"running {plan.pipeline}", len(plan.calls))
+            shown.phase(f"running {plan.pipeline}", plan)
             return session.run(request), dict(session.stats)
 
 
@@ -198,6 +206,8 @@ def _print(outputs: dict[str, Any]) -> None:
     if written:
         print_table(("output", "file"), written)
     tensors = [(name, found) for name, found in outputs.items() if "shape" in found]
+    for name, found in outputs.items():
+        tensors += [(f"{name}[{at}]", item) for at, item in enumerate(found.get("items", ()))]
     if tensors:
         columns = ("output", "shape", "dtype", "min", "max", "mean")
         print_table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from orchestrator.cli.options import (
@@ -17,6 +19,9 @@ from orchestrator.cli.options import (
     Target,
 )
 from orchestrator.cli.report import reporting
+
+if TYPE_CHECKING:
+    from orchestrator.graph import Graph
 
 __all__ = ["command"]
 
@@ -48,10 +53,13 @@ def command(
             "inputs": len(graph.inputs),
             "stages": len(graph.stages),
             "calls": len(graph.calls),
+            "loops": len(graph.loops),
             "outputs": len(graph.outputs),
         }
         if not as_json:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            listed = ", ".join(
+                f"{name} {count}{_more(graph, name)}" for name, count in counts.items() if count
+            )
             typer.echo(f"OK  graph of {graph.name!r}: {listed}")
         plan = wishes.plan(built)
         devices = [group.device for group in plan.groups]
@@ -64,3 +72,8 @@ def command(
         }
         if not as_json:
             typer.echo(f"OK  plan on {', '.join(devices) or 'the host'}: edges {len(plan.edges)}")
+
+
+def _more(graph: Graph, what: str) -> str:
+    """What is said of a count besides."""
+    return f" (optional {len(graph.optional)})" if what == "inputs" and graph.optional else ""

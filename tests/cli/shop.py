@@ -139,6 +139,51 @@ def sampled(*, how: str = "well", echo: bool = False) -> Pipeline:
     return pipeline
 
 
+class Count(nn.Module):
+    def forward(self, n, limit):
+        return n + 1, (n + 1 >= limit).reshape(1)
+
+
+def counting() -> Pipeline:
+    """Counts up to a limit, at most ten times, and again as often from there."""
+    inner = Pipeline("inner")
+    n, limit = inner.input("n", TensorSpec((1,))), inner.input("limit", TensorSpec((1,)))
+    n, done = inner.add("count", Count(), outputs=("n", "done"))(n, limit)
+    inner.output("n", n)
+    inner.output("done", done)
+    body = Pipeline("body")
+    n, limit = body.input("n", TensorSpec((1,))), body.input("limit", TensorSpec((1,)))
+    ports = {"carry": {"n": n}, "inputs": {"limit": limit}, "until": "done", "max_steps": 10}
+    body.output("n", body.loop("inner", inner, **ports))
+    pipeline = Pipeline("counting")
+    limit = pipeline.input("limit", TensorSpec((1,)))
+    ports = {"carry": {"n": torch.zeros(1)}, "inputs": {"limit": limit}, "max_steps": 2}
+    pipeline.output("n", pipeline.add("times", Times())(pipeline.loop("outer", body, **ports)))
+    return pipeline
+
+
+def pieces(*, most: int = 4) -> Pipeline:
+    """Doubles each item of a list."""
+    body = Pipeline("body")
+    item = body.input("item", TensorSpec((Dim("items", (1, most)), Dim("w", (2, 8))), pad=0))
+    body.output("twice", body.add("times", Times())(item))
+    pipeline = Pipeline("pieces")
+    pipeline.output("twice", pipeline.map("each", body, over={"item": pipeline.input("items", list)}))
+    return pipeline
+
+
+def maybe() -> Pipeline:
+    """Doubles an image if there is one."""
+    body = Pipeline("body")
+    body.output("y", body.add("times", Times())(body.input("x", TensorSpec((3,)))))
+    pipeline = Pipeline("maybe")
+    image = pipeline.input("image", TensorSpec((3,)), optional=True)
+    text = pipeline.input("text", TensorSpec((3,)))
+    seen = pipeline.when("see", body, inputs={"x": image}, otherwise={"y": text})
+    pipeline.output("y", pipeline.add("last", Times())(seen))
+    return pipeline
+
+
 ready = hello()
 
 

@@ -57,7 +57,7 @@ def test_validate_says_what_holds(shell: Shell):
     assert [line.split()[:2] for line in lines] == [["OK", "graph"], ["OK", "plan"]]
     data = shell("validate", "shop:double", "--json").data
     assert data["valid"] is True
-    assert data["graph"] == {"inputs": 1, "stages": 1, "calls": 1, "outputs": 1}
+    assert data["graph"] == {"inputs": 1, "stages": 1, "calls": 1, "loops": 0, "outputs": 1}
     assert data["plan"]["dispatches"] == 1
 
 
