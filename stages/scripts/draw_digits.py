@@ -32,8 +32,8 @@ SEED = 7
 def grid() -> Tensor:
     """Returns a picture of all digits in each row's way."""
     prompts = [row.format(number) for row in ROWS for number in NUMBERS]
-    with stage_overrides({"sheet": {"scale": 2}}), digits(seed=SEED).plan().load() as session:
-        picture: Tensor = session(prompt="\n".join(prompts))["picture"]
+    with stage_overrides({"sheet": {"scale": 2}}), digits().plan().load() as session:
+        picture: Tensor = session(prompt="\n".join(prompts), seed=SEED)["picture"]
     return picture
 
 

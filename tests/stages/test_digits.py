@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import Session, StageError
+from orchestrator import InputError, Session, StageError
 from orchestrator_stages.digits.pipeline import digits
 from tests.stages.painting import Painting, ink, numbers, readings, slant
 
@@ -26,10 +26,10 @@ def session() -> Iterator[Session]:
         yield session
 
 
-def paint(prompts: list[str] | str, **options: Any) -> dict[str, Any]:
+def paint(prompts: list[str] | str, seed: int = 0, **options: Any) -> dict[str, Any]:
     text = prompts if isinstance(prompts, str) else "\n".join(prompts)
     with digits(**options).plan(device="cpu").load() as session:
-        return session(prompt=text)
+        return session(prompt=text, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,24 @@ def test_padding_and_chunks_change_next_to_nothing(count):
 
 
 def test_a_seed_gives_the_same_pictures_again_and_another_seed_others(session):
-    first, again = (session(prompt=DEMO)["pictures"] for _ in range(2))
+    first, again, other = (session(prompt=DEMO, seed=seed)["pictures"] for seed in (5, 5, 6))
     assert first.equal(again)
-    assert not first.equal(paint(DEMO, steps=10, seed=1)["pictures"])
+    assert not first.equal(other)
+
+
+def test_without_a_seed_it_is_zero(session):
+    assert session(prompt=DEMO)["pictures"].equal(session(prompt=DEMO, seed=0)["pictures"])
+
+
+@pytest.mark.parametrize("seed", ["5", 5.0])
+def test_a_seed_that_is_no_int_is_refused(session, seed):
+    with pytest.raises(InputError, match="'seed' takes int"):
+        session(prompt=DEMO, seed=seed)
 
 
 def test_a_picture_of_a_batch_can_be_painted_alone(session):
     many = session(prompt=f"a thin 3\n{DEMO}")["pictures"]
-    alone = paint(DEMO, steps=10, seed=1)["pictures"]
+    alone = session(prompt=DEMO, seed=1)["pictures"]
     assert (many[1].int() - alone[0].int()).abs().max() <= 1
 
 

@@ -1,7 +1,7 @@
 """The pipeline ``digits``: a prompt in, a picture of a handwritten digit out.
 
     prompt -> prompts -> text ----------------.
-                 '-----> noise -> denoise: (denoiser -> step), once for each time -> paint -> sheet
+    seed --------'-----> noise -> denoise: (denoiser -> step), once for each time -> paint -> sheet
 
 The latents are what the loop carries. They never leave the device while noise is taken out of them; the text goes
 to the device once, and so do the times. With ``strip`` the latents are painted after every step as well, and the
@@ -23,11 +23,24 @@ from orchestrator_stages.digits.words import LENGTH, NUMBERS
 
 STEPS = 50
 GUIDANCE = 2.0
+SEED = 0
 
 
 def example_inputs(sizes: Mapping[str, int]) -> dict[str, Any]:
     """Returns a prompt for each digit, as far as they fit."""
     return {"prompt": "\n".join(NUMBERS[: sizes["batch"]])}
+
+
+def seeding() -> Pipeline:
+    """Builds what reads the seed of a request that gives one."""
+
+    def given(seed: int) -> int:
+        return seed
+
+    body = Pipeline("seed")
+    read = body.add("given", given, device="host", outputs={"seed": int})
+    body.output("chosen", read(body.input("seed", int)))
+    return body
 
 
 def denoising(*, strip: bool = False) -> Pipeline:
@@ -54,20 +67,19 @@ def digits(
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    seed: int = 0,
     strip: bool = False,
     batch: int | Sequence[int] = BATCH,
 ) -> Pipeline:
     """Builds the pipeline.
 
-    Its input is ``prompt``, a text such as ``the bold digit 7 leaning right``, or one prompt a line. Its outputs
-    are ``pictures`` ``[batch, 32, 32]`` and ``picture``, all of them enlarged on one sheet, both grey and uint8;
-    with ``strip`` also ``strip``, a sheet that shows how each picture came to be.
+    Its inputs are ``prompt``, a text such as ``the bold digit 7 leaning right``, or one prompt a line, and ``seed``,
+    which may be left out: that of the first picture's noise, 0 by default; the next picture has the next seed.
+    Its outputs are ``pictures`` ``[batch, 32, 32]`` and ``picture``, all of them enlarged on one sheet, both grey
+    and uint8; with ``strip`` also ``strip``, a sheet that shows how each picture came to be.
 
     Args:
         steps: How many steps the noise is taken out in; 10 are nearly as good as 50.
         guidance: How strongly a picture follows its prompt: 1 as the networks learned it, more exaggerates it.
-        seed: Seed of the first picture's noise; the next picture has the next seed.
         strip: Also show the denoising.
         batch: How many pictures are painted at a time; more are painted one batch after another.
 
@@ -78,7 +90,9 @@ def digits(
     pipeline = Pipeline("digits")
     pipeline.example_inputs = example_inputs
     prompt = pipeline.input("prompt", str)
+    seed = pipeline.input("seed", int, optional=True)
     tokens = pipeline.add("prompts", "digits.prompts", device="host", config={"batch": batch})(prompt)
+    seed = pipeline.when("seed", seeding(), inputs={"seed": seed}, otherwise={"chosen": SEED})
     noise = pipeline.add("noise", "digits.noise", device="host")(tokens, seed)
     text = pipeline.add("text", "digits.text")(tokens)
     results = pipeline.loop(
