@@ -31,7 +31,7 @@ python_use_unqualified_type_names = True
 
 nitpick_ignore_regex = [
     # The build must not depend on a network, so what other projects document is not looked up.
-    ("py:.*", r"(torch|networkx|pluggy|numpy|collections|typing|pathlib|os|enum|abc|types)(\..*)?"),
+    ("py:.*", r"(torch|networkx|pluggy|numpy|collections|typing|pathlib|os|enum|abc|types|threading)(\..*)?"),
     # Sphinx splits a type in an "Attributes" section at its comma.
     ("py:class", r"(dict|list|tuple|set)\[\w+"),
     # Aliases of plain types, and what only the project's own code makes or calls.

@@ -69,7 +69,7 @@ class Loop:
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Ports through which values leave it: the last carries, then the collected ones."""
+        """Ports through which values leave it, first the last carries, then the collected ones."""
         return (*self.carry, *map(collected, self.collect))
 
 
