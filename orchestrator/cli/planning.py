@@ -90,7 +90,9 @@ class Wishes:
         """Tells whether the planner refuses a name or value that was given on the command line."""
         stage, option = (str(error.objects.get(name) or "") for name in ("stage", "option"))
         if option:
-            return option in (built.overrides.get(stage, {}) if stage else self.options)
+            last = stage.rpartition("/")[2]
+            own = {**built.overrides.get(last, {}), **built.overrides.get(stage, {})}
+            return option in (own if stage else self.options)
         unused = set(error.objects) == {"device"} and isinstance(self.memory, dict)
         return unused and error.objects["device"] in self.memory
 
@@ -131,4 +133,5 @@ def _dims(graph: Graph) -> set[str]:
     for stage in graph.stages.values():
         specs += [port.spec for port in (*stage.inputs, *stage.outputs) if port.spec is not None]
     specs += [spec for edge in graph.edges for spec in edge.via]
+    specs += [spec for loop in graph.loops.values() for _, spec in loop.over]
     return {name for spec in specs if isinstance(spec, TensorSpec) for name in spec.names}

@@ -5,7 +5,8 @@ a factory in a module, which may lie in the current folder.
 
 A *setting* ``NAME=VALUE`` finds its place by its name:
 
-1. ``stage.option`` is an option of a stage; it overrides the config that the stage is added with.
+1. ``stage.option`` is an option of a stage; it overrides the config that the stage is added with. ``loop/stage.option``
+   names a stage in the body of a loop, or in a pipeline that was added, by its path.
 2. A parameter of the factory is an option of the pipeline.
 3. A text or number input of the pipeline gets the value; it wins over a parameter of that name.
 """
@@ -105,6 +106,7 @@ def build(target: str, settings: list[str] | None = None) -> Built:
     found = _import(target, parsed) if ":" in target else _registered(target)
     if isinstance(found, _Factory):
         return _from_factory(found, parsed)
+    _check_paths(found.graph, parsed.dotted)
     return Built(found, _input_settings(target, found.graph, parsed.plain, ()), parsed.dotted)
 
 
@@ -194,6 +196,7 @@ def _from_factory(factory: _Factory, settings: _Settings) -> Built:
         pipeline = _call(
             factory, {name: value for name, value in options.items() if name not in inputs}, overrides
         )
+    _check_paths(pipeline.graph, overrides)
     rest = {name: text for name, text in settings.plain.items() if name not in known or name in inputs}
     return Built(pipeline, _input_settings(factory.target, pipeline.graph, rest, factory.names), overrides)
 
@@ -231,14 +234,33 @@ def _overriding(overrides: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
     from orchestrator.pipeline import stage_overrides
 
     built = False
+    local: dict[str, dict[str, Any]] = {}
+    for path, options in overrides.items():
+        local.setdefault(path.rpartition("/")[2], {}).update(_values(options))
     try:
-        with stage_overrides({stage: _values(options) for stage, options in overrides.items()}):
+        with stage_overrides(local):
             yield
             built = True
     except GraphError as error:
         if built:
             raise UsageError(str(error)) from error
         raise
+
+
+def _check_paths(graph: Graph, overrides: Mapping[str, Mapping[str, str]]) -> None:
+    """Makes sure that a path names one stage: while a body is built, its stages go by their last names."""
+    for path in overrides:
+        if "/" not in path:
+            continue
+        if path not in graph.stages:
+            raise UsageError(f"There is no stage {path!r} to set options of.{nearest(path, graph.stages)}")
+        last = path.rpartition("/")[2]
+        same = [name for name in graph.stages if name.rpartition("/")[2] == last]
+        if len(same) > 1:
+            raise UsageError(
+                f"Options of {path!r} cannot be set alone: {', '.join(map(repr, same))} are added as {last!r}. "
+                f"--set {last}.OPTION=VALUE sets them all."
+            )
 
 
 def _values(options: Mapping[str, str]) -> dict[str, Any]:

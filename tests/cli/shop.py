@@ -172,6 +172,18 @@ def pieces(*, most: int = 4) -> Pipeline:
     return pipeline
 
 
+def twice(*, both: bool = False) -> Pipeline:
+    """Scales in a loop, and in another if asked."""
+    body = Pipeline("body")
+    body.output(
+        "x", body.add("scale", "acme.scale", config={"factor": 2.0})(body.input("x", TensorSpec((3,))))
+    )
+    pipeline = Pipeline("twice")
+    x = pipeline.loop("twice", body, carry={"x": pipeline.input("x", TensorSpec((3,)))}, max_steps=2)
+    pipeline.output("y", pipeline.loop("more", body, carry={"x": x}, max_steps=2) if both else x)
+    return pipeline
+
+
 def maybe() -> Pipeline:
     """Doubles an image if there is one."""
     body = Pipeline("body")

@@ -100,6 +100,35 @@ def test_validate_counts_optional_inputs(shell: Shell):
     )
 
 
+def test_dims_of_items_take_sizes(shell: Shell):
+    done = shell("plan", "shop:pieces", "--sizes", "w=8", "--sizes", "items=1", "--json").data
+    assert {dim["name"]: dim["buckets"] for dim in done["dims"]} == {"items": [1], "w": [8]}
+
+
+def test_an_edge_and_a_stage_of_a_body_are_named_by_their_path(shell: Shell):
+    edge = "outer/inner/count.n -> outer/inner.n[next]"
+    edges = shell("plan", "shop:counting", "--residency", f"{edge}=host", "--json").data["edges"]
+    reason = next(each["reason"] for each in edges if f"{each['source']} -> {each['target']}" == edge)
+    assert reason.startswith("forced to the host")
+    shell("plan", "shop:counting", "--placement", "outer/inner/count=cpu")
+    shell("plan", "shop:counting", "--placement", "outer/inner=cpu")
+
+
+def test_options_reach_a_stage_of_a_body_by_its_path(shell: Shell, data: Path):
+    words = ("run", "shop:twice", "-i", f"x={data / 'x.npy'}", "--json")
+    assert shell(*words).data["outputs"]["y"]["values"] == [4, 4, 4]
+    assert shell(*words, "--set", "twice/scale.factor=3").data["outputs"]["y"]["values"] == [9, 9, 9]
+    assert "Did you mean 'twice/scale'" in shell(*words, "--set", "again/scale.factor=3", code=2).err
+
+
+def test_options_of_one_of_several_stages_of_a_name_are_refused(shell: Shell):
+    done = shell("plan", "shop:twice", "--set", "both=true", "--set", "twice/scale.factor=3", code=2)
+    assert (
+        "'twice/scale', 'more/scale' are added as 'scale'. --set scale.OPTION=VALUE sets them all" in done.err
+    )
+    shell("plan", "shop:twice", "--set", "both=true", "--set", "scale.factor=3")
+
+
 @pytest.mark.usefixtures("data")
 def test_an_optional_input_may_be_left_out(shell: Shell):
     with_it = shell("run", "shop:maybe", "-i", "text=x.npy", "-i", "image=x.npy", "--json").data

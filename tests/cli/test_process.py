@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_a_run_is_quiet_on_a_pipe_and_shows_progress_on_a_terminal(folder: Path)
     out, shown = on_terminal(folder, *words, "--json")
     assert json.loads(out)["stats"]["requests"] == 1
     assert "running noisy" in shown
+
+
+def test_the_bar_counts_iterations_on_a_terminal(folder: Path):
+    numpy.save(folder / "limit.npy", numpy.full(1, 4, dtype=numpy.float32))
+    out, shown = on_terminal(folder, "run", "shop:counting", "--input", "limit=limit.npy", "--json")
+    assert json.loads(out)["stats"]["dispatches"] == 6
+    assert "running counting" in shown
+    assert re.search(r"\d/(21|6)\b", shown)  # expected at first, or in the end
 
 
 def test_an_installed_plugin_is_used_by_name(folder: Path):
