@@ -73,7 +73,8 @@ class FlowMatchEuler(Scheduler):
 
     def mu(self, latents: int) -> float:
         """Returns the shift for a picture of this many latents (after packing)."""
-        low, high = self.base_shift or 0.5, self.max_shift or 1.15
+        low = 0.5 if self.base_shift is None else self.base_shift
+        high = 1.15 if self.max_shift is None else self.max_shift
         slope = (high - low) / (self.max_image_seq_len - self.base_image_seq_len)
         return latents * slope + (low - slope * self.base_image_seq_len)
 

@@ -31,3 +31,55 @@ class Guide(nn.Module):
         """
         without, prompted = output.chunk(2)
         return without + scale * (prompted - without)
+
+
+class Ask(nn.Module):
+    """Makes what the denoiser is shown: latents, scaled as the scheduler wants it, and twice with guidance.
+
+    Args:
+        scale: The stage ``(latents, row) -> latents`` of the scheduler, or None.
+        guided: There is guidance.
+    """
+
+    def __init__(self, scale: nn.Module | None, *, guided: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        self.guided = guided
+        self.twice = Twice()
+
+    def forward(self, latents: Tensor, row: Tensor | None = None) -> Tensor:
+        """Returns ``[batch, ...]``, or ``[2*batch, ...]`` with guidance.
+
+        Args:
+            latents: ``[batch, ...]``.
+            row: The scheduler's row, where it scales.
+        """
+        shown: Tensor = latents if self.scale is None else self.scale(latents, row)
+        return self.twice(shown) if self.guided else shown
+
+
+class Advance(nn.Module):
+    """Moves the latents one step, guided or not.
+
+    Args:
+        step: The stage ``(output, latents, row) -> latents`` of the scheduler.
+        guided: There is guidance.
+    """
+
+    def __init__(self, step: nn.Module, *, guided: bool) -> None:
+        super().__init__()
+        self.step = step
+        self.guide = Guide() if guided else None
+
+    def forward(self, output: Tensor, latents: Tensor, row: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Returns the next latents ``[batch, ...]``.
+
+        Args:
+            output: What the denoiser said, ``[batch, ...]``, or ``[2*batch, ...]`` with guidance.
+            latents: ``[batch, ...]``.
+            row: The scheduler's row.
+            scale: A scalar: how strong guidance is, where there is any.
+        """
+        answer = output if self.guide is None else self.guide(output, scale)
+        moved: Tensor = self.step(answer, latents, row)
+        return moved

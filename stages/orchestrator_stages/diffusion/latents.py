@@ -1,0 +1,160 @@
+"""The host's part of the latents: seeds to noise, and a number of steps to a scheduler's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator import Dim, TensorSpec
+from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
+from orchestrator_stages.diffusion.schedule import Scheduler, Table
+from orchestrator_stages.host import HostStage
+
+Seed = int | torch.Generator | Sequence[int | torch.Generator] | None
+
+
+def generators(seed: Seed) -> torch.Generator | list[torch.Generator] | None:
+    """Returns the generators that a seed stands for: one for all images, or one for each.
+
+    Args:
+        seed: An int or a generator of the CPU, or one for each image; None: torch's own generator is used.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, (list, tuple)):
+        return [_generator(one) for one in seed]
+    return _generator(seed)
+
+
+def _generator(seed: object) -> torch.Generator:
+    if isinstance(seed, torch.Generator):
+        return seed
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        return torch.Generator().manual_seed(seed)
+    raise TypeError(f"seed is an int or a torch.Generator, or a list with one for each image, not {seed!r}.")
+
+
+def draw(shape: tuple[int, ...], seed: Seed, dtype: torch.dtype) -> Tensor:
+    """Draws noise as diffusers does with generators of the CPU: one drawing for all images, or one for each.
+
+    Raises:
+        ValueError: There are several seeds, but not as many as images.
+    """
+    made = generators(seed)
+    if not isinstance(made, list):
+        return torch.randn(shape, generator=made, dtype=dtype)
+    if len(made) == 1:
+        return torch.randn(shape, generator=made[0], dtype=dtype)
+    if len(made) != shape[0]:
+        raise ValueError(
+            f"There are {len(made)} seeds for {shape[0]} images; give one for each, or a single one."
+        )
+    return torch.cat([torch.randn((1, *shape[1:]), generator=one, dtype=dtype) for one in made])
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Makes tokens ``[batch, height/2 * width/2, 4*channels]`` of ``[batch, channels, height, width]``, for Flux."""
+    batch, channels, height, width = latents.shape
+    squares = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), 4 * channels)
+
+
+class Noise(HostStage):
+    """Host stage: draws the latents that the first step is given.
+
+    Takes ``count``, the number of images; ``start``, their standard deviation; and ``seed``, as
+    :func:`generators` describes it. Gives ``latents`` ``[images, *shape]``, or packed.
+
+    Args:
+        images: The dim of images.
+        shape: Channels, height and width of the latents.
+        dtype: Their element type.
+        packed: They are packed to tokens.
+    """
+
+    def __init__(
+        self, images: Dim, shape: tuple[int, int, int], dtype: torch.dtype, *, packed: bool = False
+    ) -> None:
+        super().__init__(tag="noise")
+        self.shape = shape
+        self.dtype = dtype
+        self.packed = packed
+        self.inputs = {"count": int, "start": float, "seed": object}
+        given = tuple(pack(torch.empty(1, *shape)).shape[1:]) if packed else shape
+        self.spec = TensorSpec((images, *given), dtype, pad="repeat_first")
+        self.outputs = {"latents": self.spec}
+
+    def forward(self, count: int, start: float, seed: Seed = None) -> Tensor:
+        """Draws the noise of one request."""
+        noise = draw((count, *self.shape), seed, self.dtype)
+        return (pack(noise) if self.packed else noise) * start
+
+
+class Schedule(HostStage):
+    """Host stage: the scheduler's table for a number of steps, and how strong guidance is.
+
+    Takes ``num_inference_steps`` and ``guidance_scale``. Gives ``timesteps`` ``[steps]``, ``rows`` ``[steps,
+    columns]``, ``start``, and with guidance ``scale``, a scalar.
+
+    Args:
+        scheduler: The scheduler.
+        steps: The dim of steps.
+        default: Steps of a request that does not say.
+        scale: Guidance of a request that does not say; None: there is none, no input for it and no output.
+        least: Guidance below this counts as this; 1 is no guidance at all.
+        table: Makes the table; the scheduler's own if it is None.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        steps: Dim,
+        *,
+        default: int,
+        scale: float | None = None,
+        least: float | None = None,
+        table: Callable[[int], Table] | None = None,
+    ) -> None:
+        super().__init__(tag="schedule")
+        self.least = least
+        self.table = table or scheduler.table
+        self.default = default
+        self.scale = scale
+        self.inputs = {"num_inference_steps": int}
+        self.outputs = {
+            "timesteps": TensorSpec((steps,), scheduler.timestep_dtype),
+            "rows": TensorSpec((steps, scheduler.columns)),
+            "start": float,
+        }
+        if scale is not None:
+            self.inputs["guidance_scale"] = Real
+            self.outputs["scale"] = TensorSpec(())
+
+    def forward(
+        self, num_inference_steps: int | None = None, guidance_scale: float | None = None
+    ) -> dict[str, Any]:
+        """Makes the table of one request."""
+        steps = self.default if num_inference_steps is None else num_inference_steps
+        table: dict[str, Any] = self.table(steps)._asdict()
+        if self.scale is not None:
+            scale = self.scale if guidance_scale is None else float(guidance_scale)
+            table["scale"] = torch.tensor(scale if self.least is None else max(self.least, scale))
+        return table
+
+
+def flux_table(scheduler: FlowMatchEuler, latents: int) -> Callable[[int], Table]:
+    """Returns the table that Flux uses: levels in equal distances, shifted by the number of packed latents."""
+
+    def table(steps: int) -> Table:
+        levels: Any = np.linspace(1.0, 1 / scheduler.checked(steps), steps).tolist()
+        return scheduler.table(steps, mu=scheduler.mu(latents), levels=levels)
+
+    return table
