@@ -12,9 +12,10 @@
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the families.
 
+    from_diffusers      a loaded text-to-image pipeline of diffusers as a pipeline of stages
     from_transformers   a loaded encoder-decoder model of transformers as a pipeline of stages
 
-is imported when it is first used.
+are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ from orchestrator import hookimpl
 
 if TYPE_CHECKING:
     from orchestrator.registry import PipelineRegistry, StageRegistry
+    from orchestrator_stages.diffusion.convert import from_diffusers
     from orchestrator_stages.seq2seq.build import from_transformers
 
-__all__ = ["from_transformers", "orchestrator_register_pipelines", "orchestrator_register_stages"]
+__all__ = [
+    "from_diffusers",
+    "from_transformers",
+    "orchestrator_register_pipelines",
+    "orchestrator_register_stages",
+]
 
-_HOMES = {"from_transformers": "seq2seq.build"}
+_HOMES = {"from_diffusers": "diffusion.convert", "from_transformers": "seq2seq.build"}
 
 STAGES = {
     "vision-text.vision": ("vision_text:VisionStage", "an image to a feature vector"),

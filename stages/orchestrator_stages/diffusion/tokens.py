@@ -124,14 +124,13 @@ class Tokens(HostStage):
         negative_prompt: Texts = None,
         prompt_2: Texts = None,
         negative_prompt_2: Texts = None,
-        num_images_per_prompt: int | None = None,
+        num_images_per_prompt: int = 1,
     ) -> dict[str, Any]:
         """Reads the prompts of one request."""
         if prompt is None:
             raise TypeError("prompt is a text or a list of texts, not None.")
-        repeats = 1 if num_images_per_prompt is None else num_images_per_prompt
-        if repeats < 1:
-            raise ValueError(f"num_images_per_prompt is at least 1, not {repeats}.")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is at least 1, not {num_images_per_prompt}.")
         first = listed(prompt, "prompt")
         count = len(first)
         texts = {"": [first, listed(prompt_2, "prompt_2", count) if prompt_2 else first]}
@@ -141,12 +140,12 @@ class Tokens(HostStage):
             texts["negative_"] = [without, second]
         ids = {
             f"{kind}ids_{number}": reader.ids(both[number - 1], truncate=self.truncate).repeat_interleave(
-                repeats, dim=0
+                num_images_per_prompt, dim=0
             )
             for kind, both in texts.items()
             for number, reader in enumerate(self.readers, 1)
         }
-        given: Mapping[str, Any] = {**ids, "count": count * repeats}
+        given: Mapping[str, Any] = {**ids, "count": count * num_images_per_prompt}
         return (
             {**given, "negated": torch.tensor(negative_prompt is not None)} if self.negative else dict(given)
         )

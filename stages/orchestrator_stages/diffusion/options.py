@@ -1,0 +1,67 @@
+"""What a caller asks of a pipeline that is made from one of diffusers, checked, with the defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import Dim, GraphError
+
+OUTPUTS = ("pil", "pt", "uint8", "latent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See :func:`~orchestrator_stages.diffusion.convert.from_diffusers`, whose arguments these are.
+
+    Attributes:
+        factor: Pixels along the side of one latent.
+    """
+
+    height: int
+    width: int
+    factor: int
+    batch: int | Sequence[int]
+    guidance: bool
+    num_inference_steps: int
+    max_inference_steps: int
+    guidance_scale: float
+    truncate: bool
+    output_type: str
+    tile: int | None
+    overlap: float
+    max_sequence_length: int
+
+    def __post_init__(self) -> None:
+        if self.output_type not in OUTPUTS:
+            known = ", ".join(map(repr, OUTPUTS))
+            raise GraphError(
+                f"output_type is one of {known}, not {self.output_type!r}.", option="output_type"
+            )
+        for name, side in (("height", self.height), ("width", self.width), ("tile", self.tile)):
+            if side is not None and (side < self.factor or side % self.factor):
+                raise GraphError(
+                    f"{name} is a positive multiple of {self.factor} pixels, not {side!r}.", option=name
+                )
+
+    @property
+    def images(self) -> Dim:
+        """The dim of images."""
+        return Dim("images", buckets=self.batch)
+
+    @property
+    def steps(self) -> Dim:
+        """The dim of steps."""
+        return Dim("steps", buckets=sorted({self.num_inference_steps, self.max_inference_steps}))
+
+
+def positive(name: str, value: Any) -> int:
+    """Returns a positive int.
+
+    Raises:
+        GraphError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise GraphError(f"{name} is a positive int, not {value!r}.", option=name)
+    return value
