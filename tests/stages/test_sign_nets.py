@@ -69,6 +69,13 @@ def test_weights_of_another_network_are_refused():
 
 
 @needs(*READING)
+@pytest.mark.parametrize("size", [20, 24, 40])
+def test_letters_may_be_small_or_large(size):
+    photo = picture(size=(22 * size, 7 * size), font=size)
+    assert SignReader()(pixels(photo))[0].splitlines() == list(LINES)
+
+
+@needs(*READING)
 def test_a_sign_is_read():
     text, words = SignReader()(pixels(picture()))
     assert text.splitlines() == list(LINES)

@@ -100,8 +100,9 @@ def _box(part: Tensor, kept: Tensor) -> Tensor:
         kept: Those of its letters.
     """
     high, wide = (part.amax(0) - part.amin(0) + 1).tolist()
-    grow = int(math.sqrt(len(part) * min(high, wide) / (high * wide))) + 1
-    first, last = kept.amin(0) - grow, kept.amax(0) + grow + 1
+    grow = int(math.sqrt(len(part) * min(high, wide) / (high * wide)))
+    around = torch.tensor([grow + 1, grow])  # beside a word there is another one, and soon
+    first, last = kept.amin(0) - around, kept.amax(0) + around + 1
     return CELL * torch.cat([first.flip(0), last.flip(0)]).to(torch.float32)
 
 
