@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from orchestrator import Residency
 from tests.bench.measure import Effort, Row, compare
 
 LIMIT = 1.0
@@ -33,6 +34,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     assert device == "cpu"
     if absent():
         return
+    yield _link()
     for name, kind, batch, rounds in CASES:
         yield _decoding(effort, f"{name}, {batch} x {NEW} tokens", _model(kind), batch, rounds)
 
@@ -66,6 +68,27 @@ def _wide(tiny_models: Any) -> Any:
     transformers = tiny_models.transformers
     torch.manual_seed(0)
     return transformers.MarianMTModel(transformers.MarianConfig(**shape)).eval()
+
+
+def _link() -> Row:
+    """Bytes over the link for each token, by the plan, against every value of a step up and down."""
+    from orchestrator_stages import from_transformers
+
+    pipeline = from_transformers(_model("wide"), max_new_tokens=NEW, batch=(4,), tokens=(16,))
+    plan = pipeline.plan(device="neuron-emulated")
+    step = [edge for edge in plan.edges if "decode/step." in f"{edge.source} {edge.target}"]
+    everything = sum(edge.bytes for edge in step)
+    crossing = sum(edge.bytes for edge in step if edge.residency is Residency.HOST)
+    return Row(
+        "decode",
+        "wide Marian, 4 rows on neuron-emulated: bytes over the link for each token",
+        "B",
+        crossing,
+        everything,
+        everything / crossing,
+        "times fewer",
+        note="reference: every value of a step up and down",
+    )
 
 
 def _decoding(effort: Effort, case: str, model: Any, batch: int, rounds: int) -> Row:

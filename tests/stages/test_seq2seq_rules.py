@@ -119,4 +119,4 @@ def test_without_a_pad_token_rows_are_filled_with_the_end():
 
 
 def test_without_a_length_there_are_as_many_tokens_as_generate_makes():
-    assert read_rules({**BASE, "max_new_tokens": None}).new == 19
+    assert read_rules({**BASE, "max_new_tokens": None}).new == 20

@@ -10,7 +10,18 @@ from torch import Tensor
 
 from orchestrator import InputError, Plan
 from orchestrator_stages import from_transformers
-from tests.stages.tiny_models import CAPTIONERS, EOS, MODELS, PAD, START, generated, inputs, texts, tiny
+from tests.stages.tiny_models import (
+    CAPTIONERS,
+    EOS,
+    MODELS,
+    PAD,
+    START,
+    generated,
+    inputs,
+    texts,
+    tiny,
+    transformers,
+)
 
 NEW = 12
 
@@ -105,9 +116,33 @@ def test_whisper_is_told_language_and_task(language: str | None, task: str | Non
     assert run(model, request, language=language, task=task).equal(expected)
 
 
-def test_whisper_follows_forced_ids_of_old_checkpoints():
+@pytest.mark.parametrize("language", [60, None])
+def test_whisper_follows_forced_ids_of_old_checkpoints(language: int | None):
     model, request = tiny("whisper"), inputs("whisper")
-    model.generation_config.forced_decoder_ids = [[1, 60], [2, 63]]
+    model.generation_config.lang_to_id = {"<|en|>": 60, "<|de|>": 61}
+    model.generation_config.forced_decoder_ids = [[1, language], [2, 63]]
+    assert run(model, request).equal(generated(model, request, max_new_tokens=NEW))
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default:UserWarning")
+def test_without_a_length_there_are_as_many_tokens_as_generate_makes():
+    model, request = tiny("bart"), inputs("bart")
+    tokens = run(model, request, max_new_tokens=None)
+    assert tokens.equal(generated(model, request))
+    assert tokens.shape[1] == 1 + 20
+
+
+def test_the_picture_may_be_of_any_shape():
+    """Donut: a Swin encoder, wider than high."""
+    swin = transformers.DonutSwinModel(
+        transformers.DonutSwinConfig(
+            image_size=(16, 32), patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=2
+        )
+    )
+    model = tiny("donut")
+    model = transformers.VisionEncoderDecoderModel(encoder=swin, decoder=model.decoder).eval()
+    model.generation_config = tiny("donut").generation_config
+    request = {"pixel_values": torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))}
     assert run(model, request).equal(generated(model, request, max_new_tokens=NEW))
 
 

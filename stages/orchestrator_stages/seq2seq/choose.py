@@ -55,6 +55,7 @@ class Choose(nn.Module):
     def __init__(self, rules: Rules, vocabulary: int) -> None:
         super().__init__()
         self.pad = rules.pad
+        self.prompt = len(rules.prompt)
         self.sampling = rules.sampling
         self.register_buffer("forced", torch.tensor(rules.forced_ids()), persistent=False)
         rows, banned = rules.banned_rows()
@@ -88,7 +89,10 @@ class Choose(nn.Module):
         forced = self.forced[position]
         token = torch.where(forced >= 0, forced, token)
         token = torch.where(finished, self.pad, token)
-        return token, finished | torch.eq(token[:, None], self.eos).any(1)
+        ends = torch.eq(token[:, None], self.eos).any(1)
+        if self.prompt:
+            ends = ends & (position >= self.prompt)
+        return token, finished | ends
 
 
 class Step(nn.Module):

@@ -47,6 +47,10 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+NEW = 20
+"""Tokens that are added at most where the config does not say; what ``generate()`` takes."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
@@ -233,7 +237,7 @@ def _new_tokens(options: Mapping[str, Any], before: int) -> int:
     new = options.get("max_new_tokens")
     if new is None:
         longest = options.get("max_length")
-        new = 20 - 1 if longest is None else longest - before
+        new = NEW if longest is None else longest - before
     if isinstance(new, bool) or not isinstance(new, int) or new < 1:
         raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")
     return new
