@@ -145,6 +145,7 @@ class _Writer:
         self.depth = 1
         self.turn = ""
         self.guards: dict[int, str] = {}
+        self.kept: set[int] = set()
         self.pending: dict[int, str] = {}
         self.roots: dict[int, int] = {}
         self.holders: dict[int, int] = {}
@@ -325,7 +326,8 @@ class _Writer:
 
     def free(self, step: Step, done: Sequence[int] = ()) -> None:
         """Writes what frees the values that die after a step, but those that are gone already."""
-        gone = [index for index in step.frees if index not in self.owner.unfreed and index not in done]
+        kept = {*self.owner.unfreed, *self.kept, *done}
+        gone = [index for index in step.frees if index not in kept]
         for index in gone:
             if self._is_last(index) and not self.counts(index):
                 only = self.guards.get(self.roots.get(index, index), "")

@@ -115,11 +115,13 @@ def release(lane: Lane, error: BaseException) -> None:
     if not strict:
         return
     codes = {code.code: code for code in lane.codes}
-    freed: set[int] = set()
+    # A carry may go by another name for what is not this frame's: a constant, or what its caller owns.
+    freed = set(map(id, [None, *programs.constants.values()]))
     for frame, _ in _frames(codes, error):
         if frame.f_code not in codes:
             continue
         given = codes[frame.f_code].arguments
+        freed |= {id(frame.f_locals.get(f"v{index}")) for index in given}
         for name, handle in frame.f_locals.items():
             index = int(name[1:]) if name[0] == "v" and name[1:].isdigit() else -1
             held = (

@@ -4,12 +4,14 @@ A carry is one local variable: the body reads it, and gives the next value its n
 reader of its iteration is done, as everywhere. What is collected goes into a list and is stacked at the end.
 
 Where handles are freed by call, the value that a carry starts with stays the property of the code around the loop: the
-first iteration leaves it alone, and a loop that did not run at all hands on a copy.
+first iteration leaves it alone, and a loop that did not run at all hands on a copy. Where that does not do, see
+:mod:`~orchestrator.runner.owned`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +19,9 @@ import torch
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.repeats import note_of
 from orchestrator.plan.steps import spent_starts
+from orchestrator.runner.owned import Owned
 from orchestrator.runner.programs import Programs
-from orchestrator.specs import TensorSpec
+from orchestrator.specs import TensorSpec, plain_dim, size_of
 
 if TYPE_CHECKING:
     from orchestrator.runner.codegen import _Writer
@@ -43,6 +46,8 @@ class LoopWriter:
         self.at, self.count = f"i{number}", f"n{number}"
         self.lists = {at: f"c{number}_{at}" for at in range(len(self.loop.collects))}
         self.flags = f"f{number}" if self.loop.until is not None and self.loop.check_every > 1 else ""
+        self.strict = [carry for carry in self.loop.carries if not writer.counts(carry[1])]
+        self.owned = "" if self._is_made_anew() else f"o{number}"
 
     def write(self) -> None:
         """Writes the lines."""
@@ -63,6 +68,12 @@ class LoopWriter:
             writer.line(f"v{head} = v{start}")
             if not writer.counts(head):
                 writer.guards[head] = f"if {self.at}: "
+        if self.owned:
+            backends = [writer.programs.backend_of(writer.values[head].memory) for _, head, _ in self.strict]
+            frees = [backend.free for backend in backends]
+            account = partial(Owned, frees, [_copier(backend) for backend in backends])
+            writer.line(f"{self.owned} = {writer.name('owned', account)}()")
+            writer.kept |= {head for _, head, _ in self.strict}
         writer.line(f"{self.count} = {self._bound()}")
         if loop.dim:
             writer.sized = True
@@ -73,6 +84,17 @@ class LoopWriter:
         if self.early:
             writer.line(f"del {', '.join(f'v{index}' for index in self.early)}")
 
+    def _is_made_anew(self) -> bool:
+        """Tells whether every carry freed by call is made in each iteration, for itself alone."""
+        given = [following for _, _, following in self.strict]
+        named = {index for step in self.step.body if step.op == "adapt" for index in step.outputs}
+        return len(set(given)) == len(given) and set(given) <= self._made() - named
+
+    def _made(self) -> set[int]:
+        """Values that an iteration makes."""
+        parts = {part for _, part in self.loop.slices if self.loop.kind == "loop"}
+        return parts | {index for step in self.step.body for index in step.outputs}
+
     def _bound(self) -> str:
         """The expression for the number of iterations, or the most of them."""
         loop, writer = self.loop, self.writer
@@ -82,22 +104,23 @@ class LoopWriter:
             terms = [f"v{whole} is not None" for whole, _ in loop.slices if whole in missing]
             terms += [] if loop.condition is None else [f"v{loop.condition}"]
             return f"1 if {' and '.join(terms)} else 0"
-        bounds = [f"len(v{loop.slices[0][0]})"] if loop.slices else []
+        bounds = [self._slices(loop.slices[0][0])] if loop.slices else []
         bounds += [] if loop.max_steps is None else [str(loop.max_steps)]
         return bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
 
+    def _slices(self, index: int) -> str:
+        """The expression for the number of slices; a handle does not tell, its size does."""
+        writer, value = self.writer, self.writer.values[index]
+        if value.memory == HOST or not isinstance(value.spec, TensorSpec):
+            return f"len(v{index})"
+        writer.sized = True
+        count = writer.name("count", partial(size_of, plain_dim(value.spec.dims[0])))
+        return f"{count}({'R' if value.real else 'B'})"
+
     def _iteration(self) -> None:
         writer, loop = self.writer, self.loop
-        for whole, part in loop.slices:
-            if loop.kind == "when":
-                writer.alias(whole, part)
-                continue
-            memory = writer.values[whole].memory
-            backend = None if memory == HOST else writer.programs.backend_of(memory)
-            cut = f"v{whole}[{self.at}]"
-            if backend is not None:
-                cut = f"{writer.name('select', backend.select)}(v{whole}, {self.at})"
-            writer.line(f"v{part} = {cut}")
+        first = len(writer.lines)
+        self._cut()
         writer.mark(self.step)
         for step in self.step.body:
             writer.step(step)
@@ -109,6 +132,8 @@ class LoopWriter:
         moved = ", ".join(f"v{following}" for _, _, following in loop.carries)
         if heads != moved:
             writer.line(f"{heads} = {moved}")
+        if self.owned:
+            self._hand_over()
         own = {index for step in self.step.body for index in step.outputs}
         spent = sorted(
             own & ({following for *_, following in loop.carries} | set(loop.collects)) - self._until()
@@ -117,6 +142,29 @@ class LoopWriter:
             writer.line(f"del {', '.join(f'v{index}' for index in spent)}")
         if loop.until is not None:
             self._check(loop.until)
+        if len(writer.lines) == first:
+            writer.line("pass")
+
+    def _cut(self) -> None:
+        """Writes what the iteration gets its slice of."""
+        writer, loop = self.writer, self.loop
+        for whole, part in loop.slices:
+            if loop.kind == "when":
+                writer.alias(whole, part)
+                continue
+            memory = writer.values[whole].memory
+            backend = None if memory == HOST else writer.programs.backend_of(memory)
+            cut = f"v{whole}[{self.at}]"
+            if backend is not None:
+                cut = f"{writer.name('select', backend.select)}(v{whole}, {self.at})"
+            writer.line(f"v{part} = {cut}")
+
+    def _hand_over(self) -> None:
+        made = self._made()
+        roots = [self.writer.roots.get(following, following) for _, _, following in self.strict]
+        pairs = "".join(f"({at}, v{self.strict[at][1]}), " for at, root in enumerate(roots) if root in made)
+        carried = "".join(f"v{head}, " for _, head, _ in self.strict)
+        self.writer.line(f"{self.owned}.hand_over(({pairs}), ({carried}))")
 
     def _tell(self) -> None:
         """Tells who watches of the iteration; see :class:`~orchestrator.runner.watch.Watch`."""
@@ -160,23 +208,25 @@ class LoopWriter:
             writer.sized = True
             note = note_of(loop)
             writer.line(f"R[{note!r}] = (*R.get({note!r}, ()), {self.count})")
-        finals = self.step.outputs[: len(loop.carries)]
-        for (start, head, _), final in zip(loop.carries, finals, strict=True):
-            if not writer.counts(head):
-                backend = writer.programs.backend_of(writer.values[head].memory)
-                copy = writer.name(
-                    "copy", lambda handle, backend=backend: backend.copy(handle, backend.device)
-                )
-                writer.line(f"v{final} = v{head} if {self.count} else {copy}(v{start})")
-            else:
-                writer.line(f"v{final} = v{head}")
+        for carry, final in zip(loop.carries, self.step.outputs, strict=False):
+            writer.line(f"v{final} = {self._final(carry)}")
         writer.sync(loop.collects)
         for at, index in enumerate(self.step.outputs[len(loop.carries) :]):
             self._stack(at, index)
         gone = [f"v{index}" for index in loop.heads]
-        gone += [*self.lists.values(), *([self.flags] if self.flags else [])]
+        gone += [*self.lists.values(), *(name for name in (self.flags, self.owned) if name)]
         writer.line("; ".join(f"{name} = None" for name in gone) or "pass")
         writer.free(self.step, self.early)
+
+    def _final(self, carry: tuple[int, int, int]) -> str:
+        """The expression for the last value of a carry."""
+        start, head, _ = carry
+        if carry not in self.strict:
+            return f"v{head}"
+        if self.owned:
+            return f"{self.owned}.final({self.strict.index(carry)}, v{head})"
+        copy = _copier(self.writer.programs.backend_of(self.writer.values[head].memory))
+        return f"v{head} if {self.count} else {self.writer.name('copy', copy)}(v{start})"
 
     def _stack(self, at: int, index: int) -> None:
         writer = self.writer
@@ -186,6 +236,10 @@ class LoopWriter:
         writer.line(
             f"v{index} = {stack}({self.lists[at]}{kept}, {'R' if writer.values[index].real else 'B'})"
         )
+
+
+def _copier(backend: Any) -> Callable[[Any], Any]:
+    return lambda handle: backend.copy(handle, backend.device)
 
 
 def _first(flags: list[Any], done: int) -> int:
