@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from orchestrator.graph import Edge, Loop, NodeKey, following
 from orchestrator.plan.model import HOST
 from orchestrator.planner.draft import Draft
-from orchestrator.planner.loops import steps_dim
 from orchestrator.specs import TensorSpec
 
 __all__ = ["End", "Homes"]
@@ -92,7 +91,11 @@ class Homes:
             self._carries[key] = None  # a carry that is handed on as it is, by way of others or not
             self._carries[key] = self._find_carried(loop, port)
         found = self._carries[key]
-        return self._read(loop, port) if found is None else found
+        if found is not None:
+            return found
+        # It leaves the loop in the buffer that it came in, which the order of the steps does not see.
+        read = self._read(loop, port)
+        return _ON_HOST if self._buffered(read) else read
 
     def _find_carried(self, loop: Loop, port: str) -> End:
         edge = self._into(loop, following(port))
@@ -138,12 +141,10 @@ class Homes:
         """Where a collected value is stacked, or an end is read."""
         edge = self._into(loop, port)
         end = self._given(edge.source, edge.source_port)
-        if port not in loop.results or end.device == HOST or loop.kind == "map" or self._counts_itself(loop):
+        if port not in loop.results or end.device == HOST or loop.kind == "map":
             return _ON_HOST
+        if not isinstance(self.draft.counts[loop.name], int):
+            return _ON_HOST  # there are as many parts as iterations, and no more up to a bucket
         capabilities = self.draft.groups[end.device].capabilities
         keeps = capabilities.eager and capabilities.refcounted and not self._is_python(edge)
         return end if keeps else _ON_HOST
-
-    def _counts_itself(self, loop: Loop) -> bool:
-        """Tells whether the number of iterations is known only when it has run."""
-        return steps_dim(loop.name) in self.draft.dims
