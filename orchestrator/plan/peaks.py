@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan.chunks import Run, combine
 from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.repeats import ABSENT, repeats
+from orchestrator.plan.repeats import ABSENT, most_repeats, repeats
 from orchestrator.plan.steps import spent_starts, walk
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Peaks"]
+
+
+@dataclass(eq=False)
+class _Storage:
+    """Bytes in a memory, until nothing holds them any more."""
+
+    memory: str
+    size: int
+    holders: int = 0
 
 
 class Peaks:
@@ -41,12 +51,11 @@ class Peaks:
         """Returns the peak of each device group at these sizes."""
         self._alive: dict[str, int] = {}
         self._peak: dict[str, int] = {}
-        self._root: dict[int, int] = {}
-        self._holders: dict[int, int] = {}
+        self._at: dict[int, _Storage] = {}
         absent: Any = run.real.get(ABSENT, ())
         for index, (name, _) in enumerate(self.plan.inputs):
             if name not in absent:
-                self._make(index, index, run)
+                self._make(index, run)
         self._steps(self.plan.steps, run)
         return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
 
@@ -59,22 +68,32 @@ class Peaks:
         """Bytes that come and go with a value."""
         return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
 
-    def _make(self, index: int, root: int, run: Run) -> None:
-        self._root[index] = root
-        self._holders[root] = self._holders.get(root, 0) + 1
-        if root == index:
-            value = self.plan.values[index]
-            self._alive[value.memory] = self._alive.get(value.memory, 0) + self._own_bytes(index, run)
-            self._peak[value.memory] = max(self._peak.get(value.memory, 0), self._alive[value.memory])
+    def _make(self, index: int, run: Run) -> None:
+        """Gives a value storage of its own."""
+        memory = self.plan.values[index].memory
+        self._share(index, _Storage(memory, self._own_bytes(index, run)))
 
-    def _drop(self, index: int, run: Run) -> None:
-        root = self._root.pop(index, None)
-        if root is None:
-            return
-        self._holders[root] -= 1
-        if not self._holders[root]:
-            value = self.plan.values[root]
-            self._alive[value.memory] -= self._own_bytes(root, run)
+    def _share(self, index: int, storage: _Storage) -> None:
+        """Gives a value a storage; what it had before loses a holder."""
+        storage.holders += 1
+        if storage.holders == 1:
+            self._add(storage.memory, storage.size)
+        self._drop(index)
+        self._at[index] = storage
+
+    def _drop(self, index: int) -> None:
+        storage = self._at.pop(index, None)
+        if storage is not None:
+            self._release(storage)
+
+    def _release(self, storage: _Storage) -> None:
+        storage.holders -= 1
+        if not storage.holders:
+            self._add(storage.memory, -storage.size)
+
+    def _add(self, memory: str, size: int) -> None:
+        self._alive[memory] = self._alive.get(memory, 0) + size
+        self._peak[memory] = max(self._peak.get(memory, 0), self._alive[memory])
 
     def _steps(self, steps: Iterable[Step], run: Run) -> None:
         for step in steps:
@@ -86,45 +105,75 @@ class Peaks:
                 self._loop(step, step.loop, run)
             else:
                 for index in step.outputs:
-                    self._make(index, self._source(step, index, run), run)
+                    self._output(step, index, run)
             for index in step.frees:
-                self._drop(index, run)
+                self._drop(index)
 
-    def _source(self, step: Step, index: int, run: Run) -> int:
-        """The value whose storage an output shares: itself, or an adapter's input."""
+    def _output(self, step: Step, index: int, run: Run) -> None:
+        """A step's output shares an adapter's input's storage, or has its own."""
+        source = self._at.get(step.inputs[0]) if step.inputs else None
+        if source is not None and self._is_view(step, index, run):
+            self._share(index, source)
+        else:
+            self._make(index, run)
+
+    def _is_view(self, step: Step, index: int, run: Run) -> bool:
         if step.op != "adapt" or step.adapter is None:
-            return index
-        source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
-        view = step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
-        view = view or (step.adapter.kind == "pad" and self._bytes(source, run) == self._bytes(target, run))
-        return self._root.get(step.inputs[0], index) if view else index
+            return False
+        if step.adapter.kind == "pad":
+            source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
+            return self._bytes(source, run) == self._bytes(target, run)
+        return step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
 
     def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
-        """Replays the first iteration, and the last one with all that was collected by then."""
-        count = sum(times for _, times in repeats(self.plan, loop, run))
-        starts = [start for start, _, _ in loop.carries]
-        for start, head, _ in loop.carries:
-            self._make(head, self._root.get(start, head), run)
+        """Replays as many iterations as differ, and the last one with all that was collected by then."""
+        count = most_repeats(self.plan, loop, run)
+        replayed = min(count, len(loop.carries) + 2)
+        self._rename([(head, start) for start, head, _ in loop.carries])
         for index in spent_starts(step):
-            self._drop(index, run)
-        passes = list(dict.fromkeys((0, count - 1))) if count else []
-        for at in passes:
-            if at:
-                self._hand_over(loop, run)
-            for whole, part in loop.slices:
-                self._make(part, self._root.get(whole, part), run)
-            self._hold(loop, max(0, at - 1), run)
-            self._steps(step.body, run)
-            self._hold(loop, -max(0, at - 1), run)
-        last = [following for _, _, following in loop.carries] if count else starts
-        for final, index in zip(step.outputs, last, strict=False):
-            self._make(final, self._root.get(index, final), run)
-        seen = {index for _, index in loop.watched}
-        for index in {*loop.heads, *loop.ends, *seen} - set(starts):
-            for _ in passes:
-                self._drop_again(index, run)
+            self._drop(index)
+        parts: list[_Storage] = []
+        for at in range(replayed):
+            if at == replayed - 1:
+                parts += [self._parts(index, count - replayed, run) for index in loop.collects]
+            parts += self._iteration(step, loop, run)
+        self._rename([(final, head) for final, (_, head, _) in zip(step.outputs, loop.carries, strict=False)])
+        for index in {*loop.heads, *loop.ends, *(index for _, index in loop.watched)} - self._around(loop):
+            self._drop(index)
         for index in step.outputs[len(loop.carries) :]:
-            self._make(index, index, run)
+            self._make(index, run)
+        for part in parts:
+            self._release(part)
+
+    def _iteration(self, step: Step, loop: PlannedLoop, run: Run) -> list[_Storage]:
+        """Replays one iteration; returns what it adds to what is collected, held once more."""
+        for whole, part in loop.slices:
+            self._rename([(part, whole)])
+        self._steps(step.body, run)
+        parts = [self._at[index] for index in loop.collects if index in self._at]
+        for storage in parts:
+            storage.holders += 1
+        self._rename([(head, following) for _, head, following in loop.carries])
+        own = {index for inner in step.body for index in inner.outputs}
+        for index in own & {*(following for _, _, following in loop.carries), *loop.collects}:
+            self._drop(index)
+        return parts
+
+    def _around(self, loop: PlannedLoop) -> set[int]:
+        """Values of the code around a loop that its body hands on."""
+        return {start for start, _, _ in loop.carries}
+
+    def _rename(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Gives values the storage of others, all at once; a constant's is none of a request."""
+        found = [(index, self._at.get(source)) for index, source in pairs]
+        for index, storage in found:
+            self._share(index, storage or _Storage(self.plan.values[index].memory, 0))
+
+    def _parts(self, index: int, times: int, run: Run) -> _Storage:
+        """What iterations that are not replayed collected."""
+        storage = _Storage(self.plan.values[index].memory, times * self._own_bytes(index, run), 1)
+        self._add(storage.memory, storage.size)
+        return storage
 
     def _map(self, step: Step, loop: PlannedLoop, run: Run) -> None:
         """Replays the largest batch."""
@@ -132,32 +181,12 @@ class Peaks:
         largest = max(parts, default=None, key=lambda part: sum(part.bucket.values()))
         if largest is not None:
             for _, part in loop.slices:
-                self._make(part, part, largest)
+                self._make(part, largest)
             self._steps(step.body, largest)
             for index in {*loop.heads, *loop.ends}:
-                self._drop(index, largest)
+                self._drop(index)
         for index in step.outputs:
-            self._make(index, index, run)
-
-    def _hand_over(self, loop: PlannedLoop, run: Run) -> None:
-        """What an iteration gave becomes the next one's carry."""
-        for _, head, following in loop.carries:
-            if following not in loop.heads:
-                self._drop(head, run)
-                self._drop(following, run)
-                self._make(head, head, run)
-
-    def _hold(self, loop: PlannedLoop, times: int, run: Run) -> None:
-        """Adds what earlier iterations collected."""
-        for index in loop.collects:
-            memory = self.plan.values[index].memory
-            self._alive[memory] = self._alive.get(memory, 0) + times * self._own_bytes(index, run)
-
-    def _drop_again(self, index: int, run: Run) -> None:
-        """Drops a value that may have been made once in each pass."""
-        if index in self._root or self._holders.get(index):
-            self._root.setdefault(index, index)
-            self._drop(index, run)
+            self._make(index, run)
 
     def _region(self, step: Step, run: Run) -> None:
         largest = max(
@@ -168,5 +197,5 @@ class Peaks:
         if largest is not None:
             self._steps(step.body, largest)
         for index in step.outputs:
-            self._drop(index, largest or run)
-            self._make(index, index, run)
+            self._drop(index)
+            self._make(index, run)

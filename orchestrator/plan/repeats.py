@@ -16,7 +16,7 @@ from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.model import DimPlan, Plan, PlannedLoop
 from orchestrator.specs import TensorSpec, size_of
 
-__all__ = ["ABSENT", "batch_run", "item_dims", "note_of", "noted_share", "repeats"]
+__all__ = ["ABSENT", "batch_run", "item_dims", "most_repeats", "note_of", "noted_share", "repeats"]
 
 _NOTE = "runs of "
 
@@ -54,6 +54,12 @@ def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tup
     if noted is not None:
         return [(run, sum(noted))]
     return [(run, times * _most(plan, loop, run))]
+
+
+def most_repeats(plan: Plan, loop: PlannedLoop, run: Run) -> int:
+    """Returns how often a loop or branch runs at most each time that it is come to."""
+    noted: Any = run.real.get(note_of(loop))
+    return _most(plan, loop, run) if noted is None else max(noted, default=0)
 
 
 def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
