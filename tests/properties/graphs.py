@@ -101,7 +101,10 @@ class Case:
     def inputs(self, sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         specs = self.pipeline.graph.inputs.items()
-        return {name: torch.randn(spec.shape(sizes), generator=generator) * 3 for name, spec in specs}
+        return {
+            name: (torch.randn(spec.shape(sizes), generator=generator) * 3).to(spec.dtype)
+            for name, spec in specs
+        }
 
     def outer(self, plan: Plan) -> list[Any]:
         carried = {name for _, spec in plan.inputs for name in spec.names}
@@ -121,6 +124,11 @@ class Builder:
     fails: list[stages.Fail] = field(default_factory=list)
     depth: int = 0
     count: int = 0
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of methods that add something."""
+        return OPERATIONS
 
     def add(self, stage: Any, **more: Any) -> Any:
         self.count += 1
@@ -145,7 +153,7 @@ class Builder:
 
     def grow(self, steps: int) -> None:
         for _ in range(steps):
-            name = self.draw(st.sampled_from(OPERATIONS))
+            name = self.draw(st.sampled_from(self.operations))
             getattr(self, name)()
 
     def double(self) -> None:
