@@ -102,10 +102,11 @@ class Homes:
         if edge in self.draft.spilled:
             return _ON_HOST
         found = self._given(edge.source, edge.source_port)
-        # A loop inside gave it, whose programs overwrite it when that loop runs again; or it is another carry, and so
-        # older than one iteration.
-        old = edge.source.kind == "leave" or (edge.source.kind == "enter" and edge.source_port != port)
-        held = old and self._buffered(found)
+        # Not a call of this body gave it, but a loop inside, whose programs overwrite it when that loop runs again; or
+        # it is another carry or of the code around, and so older than one iteration.
+        fresh = edge.source.kind == "call" and self.graph.scope(edge.source) == loop.name
+        same = (edge.source, edge.source_port) == (NodeKey("enter", loop.name), port)
+        held = not fresh and not same and self._buffered(found)
         return _ON_HOST if held or self._is_python(edge) else found
 
     def _is_python(self, edge: Edge) -> bool:
