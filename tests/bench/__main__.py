@@ -26,6 +26,7 @@ FIGURES = {
     "stream": "streaming",
     "plan": "planning",
     "start": "startup",
+    "loop": "loops",
     "neuron": "neuron",
     "decode": "decoding",
     "diffusion": "diffusion",
