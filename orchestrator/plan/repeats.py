@@ -8,15 +8,24 @@ are noted as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
-from orchestrator.plan.model import DimPlan, Plan, PlannedLoop
-from orchestrator.specs import TensorSpec, size_of
+from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue
+from orchestrator.specs import TensorSpec, plain_dim, size_of
 
-__all__ = ["ABSENT", "batch_run", "item_dims", "most_repeats", "note_of", "noted_share", "repeats"]
+__all__ = [
+    "ABSENT",
+    "batch_run",
+    "item_dims",
+    "may_skip",
+    "most_repeats",
+    "note_of",
+    "noted_share",
+    "repeats",
+]
 
 _NOTE = "runs of "
 
@@ -60,6 +69,24 @@ def most_repeats(plan: Plan, loop: PlannedLoop, run: Run) -> int:
     """Returns how often a loop or branch runs at most each time that it is come to."""
     noted: Any = run.real.get(note_of(loop))
     return _most(plan, loop, run) if noted is None else max(noted, default=0)
+
+
+def may_skip(loop: PlannedLoop, values: Sequence[PlannedValue], dims: Mapping[str, DimPlan]) -> bool:
+    """Tells whether a loop or branch may not run at all: what it gives is then what its carries start with.
+
+    Args:
+        loop: The loop or branch.
+        values: Values of the plan.
+        dims: Named dims.
+    """
+    if loop.kind == "when" or loop.max_steps == 0:
+        return True
+    for whole, _ in loop.slices:
+        spec = values[whole].spec
+        size = plain_dim(spec.dims[0]) if isinstance(spec, TensorSpec) else 0
+        if not (size > 0 if isinstance(size, int) else isinstance(size, str) and not dims[size].born):
+            return True
+    return False
 
 
 def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:

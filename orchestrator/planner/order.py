@@ -5,7 +5,8 @@ order it is given, except where a reader of a value must come before the next ru
 such demand is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can
 solve.
 
-In the body of a loop a carry is in the buffer of the program that gave it in the iteration before.
+In the body of a loop a carry is in the buffer of the program that gave it in the iteration before. What a loop gives
+that may not run at all may also be in the buffer that its carry started in.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Clash:
         later: The block that runs its program again; a call, or a region by its dims.
         reader: The block that reads it too late.
         made_by: The call that made it.
-        readers: The calls in the reading block; None: all that come after.
+        readers: The calls and loops in the reading block; None: all that come after.
         carried: The carry, by its value in the body, whose next value is destroyed before it is read; None: none is.
     """
 
@@ -57,6 +58,7 @@ class Blocks:
         given: Values that are read after the last block.
         carried: Values that are in the buffer of a program before the first block, with the program and the call that
             runs it.
+        may_skip: Tells whether a loop may not run at all.
 
     Attributes:
         moves: What ``solve`` changed, a sentence each.
@@ -69,6 +71,7 @@ class Blocks:
         folds: Folds,
         given: Collection[int] = (),
         carried: Mapping[int, tuple[Hashable, str]] | None = None,
+        may_skip: Callable[[Step], bool] = lambda _: False,
     ) -> None:
         self.moves: list[str] = []
         self._blocks = _glued(steps)
@@ -76,6 +79,10 @@ class Blocks:
         self._folds = folds
         self._given = frozenset(given)
         self._carried = carried or {}
+        skipped = [
+            step for block in self._blocks for step in block if step.loop is not None and may_skip(step)
+        ]
+        self._starts = {final: start for step in skipped for start, final in _carried_through(step)}
         self._maker = {
             index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
         }
@@ -139,13 +146,25 @@ class Blocks:
             for index in self._reads[at]:
                 readers.setdefault(index, []).append(at)
         for at in order:
+            held = {key: {value for _, value in found} for key, found in lives.items()}
             for key in self._programs[at]:
                 for maker, value in lives.get(key, ()):
                     late = [reader for reader in readers.get(value, ()) if place[reader] >= place[at]]
                     if late or value in self._given:
                         return maker, at, late[0] if late else _END, value
                 lives[key] = [(at, index) for index in self._made_in(at, key)]
+            self._let_through(at, held, lives)
         return None
+
+    def _let_through(
+        self, at: int, held: Mapping[Hashable, set[int]], lives: dict[Hashable, list[tuple[int, int]]]
+    ) -> None:
+        """Notes that what a loop gives is still where it started, if the loop did not run."""
+        for step in self._blocks[at]:
+            for final in step.outputs:
+                start = self._folds.read(self._starts[final])[0] if final in self._starts else None
+                for key in (key for key, values in held.items() if start in values):
+                    lives.setdefault(key, []).append((at, final))
 
     def _made_in(self, at: int, key: Hashable) -> Iterator[int]:
         """Values that a block gives and that live in the buffer of a program."""
@@ -192,10 +211,13 @@ class Blocks:
         return order
 
     def _clash(self, maker: int, later: int, reader: int, value: int) -> Clash:
-        if value in self._carried:
-            return self._clash_over_carry(later, reader, value)
+        start = value
+        while start in self._starts:
+            start = self._folds.read(self._starts[start])[0]
+        if start in self._carried:
+            return self._clash_over_carry(later, reader, start)
         made_by = self._folds.after[value][0] if value in self._folds.after else _name(self._blocks[maker])
-        readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op == "call")
+        readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op in ("call", "loop"))
         earlier, runs = (_name(self._blocks[at]) for at in (maker, later))
         if reader == _END:
             return Clash(earlier, runs, "what comes after the region", made_by, None)
@@ -214,6 +236,12 @@ def _ends(step: Step) -> dict[int, int]:
         return {}
     pairs = zip(step.loop.carries, step.outputs, strict=False)
     return {following: final for (_, _, following), final in pairs}
+
+
+def _carried_through(step: Step) -> Iterator[tuple[int, int]]:
+    """What each carry of a loop starts with, and what the loop gives for it."""
+    assert step.loop is not None
+    return ((start, final) for (start, _, _), final in zip(step.loop.carries, step.outputs, strict=False))
 
 
 def _name(block: tuple[Step, ...]) -> str:

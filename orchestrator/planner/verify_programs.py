@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedLoop, PlannedProgram, Step
+from orchestrator.plan.repeats import may_skip
 from orchestrator.plan.steps import walk
 from orchestrator.planner.verify_edges import demand
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
@@ -15,6 +16,9 @@ __all__ = ["check_programs"]
 
 #: The value that is really read for another name of it, and what its reader's program does to it.
 Read = tuple[int, tuple[Adapter, ...]]
+
+#: Programs in whose buffers a value may be, each with which of its runs gave it.
+Owners = tuple[tuple[str, int], ...]
 
 
 def check_programs(plan: Plan) -> None:
@@ -32,12 +36,13 @@ def check_programs(plan: Plan) -> None:
 class _Programs:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.dims = {dim.name: dim for dim in plan.dims}
         self.groups = {group.device: group for group in plan.groups}
         self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
         self.programs = {program.name: program for program in plan.programs}
         self.names: dict[int, Read] = {}
         self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
-        self.owner: dict[int, tuple[str, int]] = {}
+        self.owner: dict[int, Owners] = {}
         self.turn: dict[str, int] = {}
         self.odd = False
         self.used: set[str] = set()
@@ -76,6 +81,7 @@ class _Programs:
         for index, (start, head, _) in enumerate(loop.carries):
             self._call_it(head, start)
             self._call_it(step.outputs[index], start)
+        starts, before = [self._held(start)[0] for start, _, _ in loop.carries], dict(self.turn)
         for turn in range(4):
             self.odd = bool(turn % 2)
             self._steps(step.body)
@@ -87,6 +93,15 @@ class _Programs:
             for final, (_, _, held) in zip(step.outputs, fresh, strict=False):
                 self._hold(final, held)
         self.odd = around
+        if may_skip(loop, self.plan.values, self.dims):
+            for final, owners in zip(step.outputs, starts, strict=False):
+                self._let_through(final, owners or (), before)
+
+    def _let_through(self, final: int, owners: Owners, before: Mapping[str, int]) -> None:
+        """What a loop gives that did not run is in the buffer that its carry started in."""
+        late = tuple((name, self.turn[name] if turn == before[name] else turn) for name, turn in owners)
+        if late:
+            self.owner[final] = (*self.owner.get(final, ()), *late)
 
     def _call_it(self, name: int, index: int) -> None:
         self._hold(name, self._held(index))
@@ -169,21 +184,22 @@ class _Programs:
         own = [self.names.get(index, (index, ()))[0] for index in step.inputs]
         watched = group.output_buffers and group.option("hazards", "solve") != "ignore"
         self._demand(
-            not watched or all(self.owner.get(index, ("", 0))[0] != program.name for index in own),
+            not watched
+            or program.name not in {name for index in own for name, _ in self.owner.get(index, ())},
             f"{step.name!r} reads the buffer that it writes",
         )
         self.turn[program.name] = self.turn.get(program.name, 0) + 1
         if watched:
             for index in step.outputs:
-                self.owner[index] = program.name, self.turn[program.name]
+                self.owner[index] = ((program.name, self.turn[program.name]),)
 
     def _reads(self, step: Step, index: int) -> None:
         root, _ = self.names.get(index, (index, ()))
-        name, turn = self.owner.get(root, ("", 0))
-        self._demand(
-            not name or self.turn[name] == turn,
-            f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
-        )
+        for name, turn in self.owner.get(root, ()):
+            self._demand(
+                self.turn[name] == turn,
+                f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
+            )
         if root in self.given:
             self._gives(step, root)
 
@@ -221,7 +237,8 @@ class _Programs:
             self.given[target] = program, port, (*after, step.adapter)
             if source in self.owner:
                 self._demand(
-                    self.owner[source][1] == self.turn[program], f"'{step.adapter}' comes after its producer"
+                    self.owner[source][0][1] == self.turn[program],
+                    f"'{step.adapter}' comes after its producer",
                 )
                 self.owner[target] = self.owner[source]
         else:

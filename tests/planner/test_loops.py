@@ -125,38 +125,6 @@ def test_what_is_the_same_in_an_outer_loop_is_moved_before_it(outer: int, inner:
         assert session(x=torch.ones(2), by=torch.ones(2))["y"].tolist() == [expected] * 2
 
 
-# Each was found by `tests/properties/test_loops.py`: a value that leaves an inner loop in the buffer it came in.
-
-
-def handing_on(carry_of: Callable[[Any, Any], Any]) -> Pipeline:
-    """An inner loop whose carry goes on with something old, in an outer one whose stage then overwrites it."""
-    deep = new("deep")
-    x, by = deep.input("x", spec(2)), deep.input("by", spec(2))
-    deep.output("saw", deep.add("see", Double())(x))
-    deep.output("x", carry_of(x, by))
-    body = new("body")
-    x, by = body.input("x", spec(2)), body.input("by", spec(2))
-    old = body.loop("deep", deep, carry={"x": by}, inputs={"by": x}, max_steps=2)
-    new_ = body.add("next", lambda x: x + 1)(x)
-    body.output("x", new_)
-    body.output("by", body.add("late", lambda old, new: old + 10 * new)(old, new_))
-    pipeline = new()
-    carry = {"x": pipeline.input("x", spec(2)), "by": torch.zeros(2)}
-    for name, value in zip("xy", pipeline.loop("loop", body, carry=carry, max_steps=3), strict=True):
-        pipeline.output(name, value)
-    return pipeline
-
-
-@pytest.mark.parametrize("carry_of", [lambda x, by: x, lambda x, by: by], ids=["itself", "the outer carry"])
-def test_what_an_inner_loop_hands_on_as_it_is_is_not_overwritten(carry_of: Callable[[Any, Any], Any]):
-    pipeline, inputs = handing_on(carry_of), {"x": torch.tensor([1.0, 2.0])}
-    with pipeline.plan(NEURON).load() as session:
-        for _ in range(2):
-            assert {name: value.tolist() for name, value in session.run(inputs).items()} == {
-                name: value.tolist() for name, value in run_by_hand(pipeline.graph, inputs).items()
-            }
-
-
 def test_what_a_named_number_of_iterations_collects_is_padded_for_who_reads_it():
     body = new("body")
     t = body.input("t", spec(3))

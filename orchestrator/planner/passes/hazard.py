@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, following
 from orchestrator.plan.model import Step
+from orchestrator.plan.repeats import may_skip
 from orchestrator.planner.draft import Draft
 from orchestrator.planner.order import Blocks, Clash
 from orchestrator.planner.programs import Programs, Signature, is_program
@@ -93,7 +95,8 @@ class _Solver:
             ordered.append(step)
         carried = self._carried(ordered, watched, carries)
         folds = self.programs.folds
-        blocks = Blocks(tuple(ordered), lambda step: self._run_by(step, watched), folds, given, carried)
+        run_by, may_skip = partial(self._run_by, watched=watched), self._may_skip
+        blocks = Blocks(tuple(ordered), run_by, folds, given, carried, may_skip)
         solved = blocks.solve()
         self.moves += blocks.moves
         return solved
@@ -135,6 +138,9 @@ class _Solver:
             f"{clash.reader!r} has read it; the carry is copied out over the host"
         )
         return {edge: reason for edge in self.draft.graph.edges if edge.destination == following(origin)}
+
+    def _may_skip(self, step: Step) -> bool:
+        return step.loop is not None and may_skip(step.loop, self.draft.values, self.draft.dims)
 
     def _run_by(self, step: Step, watched: frozenset[str]) -> tuple[Signature, int] | None:
         if not is_program(self.draft, step) or step.device not in watched:
