@@ -207,16 +207,12 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
-        return (
-            f"<Session of {self.plan.pipeline!r} on {[group.device for group in self.plan.groups]}, {state}>"
-        )
+        state, devices = "closed" if self._closed else "open", [group.device for group in self.plan.groups]
+        return f"<Session of {self.plan.pipeline!r} on {devices}, {state}>"
 
     def _refusal(self) -> InputError:
-        return InputError(
-            f"This session of {self.plan.pipeline!r} is closed; load the plan again.",
-            session=self,
-        )
+        what = f"This session of {self.plan.pipeline!r} is closed; load the plan again."
+        return InputError(what, session=self)
 
     def _switch(self) -> None:
         """Takes the entries that fit: plain, observed, or (closed) one that refuses.

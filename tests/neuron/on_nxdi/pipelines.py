@@ -269,5 +269,4 @@ def check_loops():
             assert torch.equal(found["tokens"], wanted["tokens"])
             assert counts.all() == _promised(plan, {**sizes, steps: len(found["tokens"])})
             sys.stdout.write(f"{plan.pipeline} {sizes}: {counts}, as planned\n")
-    routed = [program.name for program in plan.programs if program.route]
-    assert len(routed) == 2, routed
+    assert sum(program.route > 0 for program in plan.programs) == 2
