@@ -39,7 +39,7 @@ def note_of(loop: PlannedLoop) -> str:
 
 
 def noted_share(run: Run, at: int, count: int) -> Run:
-    """Returns one of several runs of a region with its share of what was noted in all of them."""
+    """Returns one of several runs of a body with its share of what was noted in all of them."""
     real: dict[str, Any] = dict(run.real)
     for name in real:
         if name.startswith(_NOTE):
@@ -105,13 +105,14 @@ def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
 def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int, noted: Any) -> list[tuple[Run, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
-    batches = noted
-    if batches is None:
-        rest = tuple(run.real[dim.name] for dim in dims[1:])
-        batches = [(count, *rest) for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets)] * times
+    if noted is not None:
+        runs = (batch_run(dims, batch, run) for batch in noted)
+        return [(noted_share(one, at, len(noted)), 1) for at, one in enumerate(runs)]
+    rest = tuple(run.real[dim.name] for dim in dims[1:])
     found: dict[tuple[int, ...], int] = {}
-    for batch in batches:
-        found[batch] = found.get(batch, 0) + 1
+    for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets):
+        batch = (count, *rest)
+        found[batch] = found.get(batch, 0) + times
     return [(batch_run(dims, batch, run), count) for batch, count in found.items()]
 
 
