@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, collected, ending, following
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
@@ -25,7 +25,7 @@ def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         graph: ``pipeline.graph``.
-        inputs: Values by input name.
+        inputs: Values by input name; an optional one may be missing, or None.
 
     Returns:
         Values by output name.
@@ -39,8 +39,9 @@ class _Walk:
         self.values: dict[tuple[NodeKey, str], Any] = {}
         self.sizes: dict[str, int] = {}
         for name, spec in graph.inputs.items():
-            self.values[NodeKey("input", name), ""] = inputs[name]
-            self._learn(spec, inputs[name])
+            value = inputs.get(name) if name in graph.optional else inputs[name]
+            self.values[NodeKey("input", name), ""] = value
+            self._learn(spec, value)
         for name, value in graph.constants.items():
             self.values[NodeKey("constant", name), ""] = value
 
@@ -61,7 +62,8 @@ class _Walk:
                 if node.kind == "call":
                     self._call(node.name)
                 else:
-                    self._loop(self.graph.loops[node.name])
+                    loop_ = self.graph.loops[node.name]
+                    {"loop": self._loop, "map": self._map, "when": self._branch}[loop_.kind](loop_)
             waiting = [node for node in waiting if node not in ready]
 
     def _loops(self) -> list[NodeKey]:
@@ -76,9 +78,55 @@ class _Walk:
     def _has(self, edge: Edge) -> bool:
         return (edge.source, edge.source_port) in self.values
 
+    def _ports(self, loop: Loop) -> dict[str, Edge]:
+        """Edges into a loop, from outside and from its body, by port."""
+        ends = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
+        return {edge.target_port: edge for end in ends for edge in self.graph.into(end)}
+
+    def _map(self, loop: Loop) -> None:
+        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
+        given = {port: self._fetch(edges[port], None) for port, _ in loop.over}
+        lists = {port: list(value) for port, value in given.items()}
+        found: dict[str, list[Any]] = {port: [] for port in loop.collect}
+        (count,) = {len(items) for items in lists.values()}
+        for at in range(count):
+            made = self._item(loop, edges, {port: items[at] for port, items in lists.items()})
+            for port in loop.collect:
+                found[port].append(made[port])
+        if all(isinstance(value, list) for value in given.values()):
+            results: dict[str, Any] = dict(found)
+        else:  # one item, thrown away, shows what there would be
+            blanks = {port: _blank(value) for port, value in given.items()} if not count else {}
+            sample = self._item(loop, edges, blanks) if blanks else {}
+            results = {port: _stack(parts, sample.get(port)) for port, parts in found.items()}
+        for port, value in results.items():
+            self.values[leave, collected(port)] = value
+
+    def _item(self, loop: Loop, edges: Mapping[str, Edge], items: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs a map's body for one item; names of its dims have other sizes in the next one."""
+        before = dict(self.sizes)
+        for port, spec in loop.over:
+            for dim, size in zip(spec.dims, (1, *items[port].shape), strict=True):
+                if isinstance(dim, (str, Dim)):
+                    self.sizes[str(dim)] = size
+        self._iterate(loop, {port: item[None] for port, item in items.items()})
+        made = {port: self._fetch(edges[collected(port)], None)[0] for port in loop.collect}
+        self.sizes = before
+        return made
+
+    def _branch(self, loop: Loop) -> None:
+        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
+        given = {port: self._fetch(edges[port], None) for port in loop.given}
+        runs = all(value is not None for value in given.values())
+        if loop.condition:
+            runs = runs and bool(self._fetch(edges[CONDITION], None))
+        if runs:
+            self._iterate(loop, given)
+        for port in loop.carry:
+            self.values[leave, port] = self._fetch(edges[following(port) if runs else port], None)
+
     def _loop(self, loop: Loop) -> None:
-        enter, leave = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
-        edges = {edge.target_port: edge for edge in (*self.graph.into(enter), *self.graph.into(leave))}
+        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
         carried = {port: self._fetch(edges[port], None) for port in loop.carry}
         sliced = {port: self._fetch(edges[port], None) for port in loop.each}
         bounds = [len(value) for value in sliced.values()]
@@ -123,7 +171,7 @@ class _Walk:
 
     def _learn(self, spec: PortSpec | None, value: Any) -> None:
         """Notes the sizes of names that a value brings in."""
-        if isinstance(spec, TensorSpec):
+        if isinstance(spec, TensorSpec) and value is not None:
             for dim, size in zip(spec.dims, value.shape, strict=True):
                 if isinstance(dim, (str, Dim)):
                     self.sizes.setdefault(str(dim), size)
