@@ -19,7 +19,7 @@ from orchestrator.plan.chunks import Run, combine, misfit
 from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.peaks import Peaks
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.repeats import noted_share, repeats
+from orchestrator.plan.repeats import region_parts, repeats
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
@@ -183,9 +183,8 @@ class Counter:
                     if count:
                         self._steps(step.body, part, tally, count)
             else:
-                parts = list(combine([self._dims[name] for name in step.dims], run.real, run))
-                for at, part in enumerate(parts):
-                    self._steps(step.body, noted_share(part, at, len(parts)), tally, times)
+                for part in region_parts([self._dims[name] for name in step.dims], step, run):
+                    self._steps(step.body, part, tally, times)
 
     def _adapt(self, step: Step, run: Run, tally: Tally) -> None:
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.plan.chunks import Run, combine
+from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.repeats import ABSENT, most_repeats, repeats
+from orchestrator.plan.repeats import ABSENT, most_repeats, region_parts, repeats
 from orchestrator.plan.steps import spent_starts, walk
 from orchestrator.specs import TensorSpec
 
@@ -176,13 +176,11 @@ class Peaks:
         return storage
 
     def _map(self, step: Step, loop: PlannedLoop, run: Run) -> None:
-        """Replays the largest batch."""
-        parts = [part for part, _ in repeats(self.plan, loop, run)]
-        largest = max(parts, default=None, key=lambda part: sum(part.bucket.values()))
-        if largest is not None:
+        """Replays batches that differ."""
+        for batch, _ in repeats(self.plan, loop, run):
             for _, part in loop.slices:
-                self._make(part, largest)
-            self._steps(step.body, largest)
+                self._make(part, batch)
+            self._steps(step.body, batch)
             for index in {*loop.heads, *loop.ends}:
                 self._drop(index)
         for index in step.outputs:
@@ -190,7 +188,7 @@ class Peaks:
 
     def _region(self, step: Step, run: Run) -> None:
         largest = max(
-            combine([self._dims[name] for name in step.dims], run.real, run),
+            region_parts([self._dims[name] for name in step.dims], step, run),
             default=None,
             key=lambda part: sum(part.bucket.values()),
         )

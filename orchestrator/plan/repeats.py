@@ -2,8 +2,9 @@
 
 Sizes tell, or the plan's most for a summary. Where a request decides it on its way, the runner *notes* it in the run's
 real sizes, under a name of its own: an entry for each time that the loop was come to (iterations), that a branch was (0
-or 1), and for each batch of a map (its items, and the sizes that they were padded to). Inputs that a request left out
-are noted as well.
+or 1), for each batch of a map (its items, and the sizes that they were padded to), and for each chunk of a region.
+What is noted in the body of a map or region is in the entry of its batch or chunk. Inputs that a request left out are
+noted as well.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
-from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue
+from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
+from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.specs import TensorSpec, plain_dim, size_of
 
 __all__ = [
@@ -23,11 +24,17 @@ __all__ = [
     "may_skip",
     "most_repeats",
     "note_of",
-    "noted_share",
+    "note_of_region",
+    "notes",
+    "region_parts",
     "repeats",
+    "without_notes",
 ]
 
 _NOTE = "runs of "
+
+#: What was noted, by name.
+Notes = tuple[tuple[str, Any], ...]
 
 #: The name under which a run notes the inputs that its request left out.
 ABSENT = "inputs left out"
@@ -38,14 +45,39 @@ def note_of(loop: PlannedLoop) -> str:
     return f"{_NOTE}{loop.name}"
 
 
-def noted_share(run: Run, at: int, count: int) -> Run:
-    """Returns one of several runs of a body with its share of what was noted in all of them."""
-    real: dict[str, Any] = dict(run.real)
-    for name in real:
-        if name.startswith(_NOTE):
-            size = len(real[name]) // count
-            real[name] = real[name][at * size : (at + 1) * size]
-    return replace(run, real=real)
+def note_of_region(step: Step) -> str:
+    """Returns the name under which a run notes what was noted in the chunks of a region."""
+    return f"{_NOTE}{step.name} {step.outputs}"
+
+
+def notes(real: Mapping[str, Any]) -> Notes:
+    """Returns what a run noted."""
+    return tuple(sorted((name, value) for name, value in real.items() if name.startswith(_NOTE)))
+
+
+def without_notes(real: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sizes of a run alone."""
+    return {name: value for name, value in real.items() if not name.startswith(_NOTE)}
+
+
+def region_parts(dims: Sequence[DimPlan], step: Step, run: Run) -> list[Run]:
+    """Returns the runs of a region's body, one for each chunk, with what was noted in it.
+
+    Args:
+        dims: The region's dims.
+        step: The region.
+        run: Sizes around it.
+    """
+    parts = list(combine(dims, run.real, run))
+    noted: Any = run.real.get(note_of_region(step))
+    if noted is None:
+        return parts
+    return [_with_notes(part, found) for part, found in zip(parts, noted, strict=True)]
+
+
+def _with_notes(run: Run, found: Notes, times: int = 1) -> Run:
+    """A run with what was noted in it; so many equal runs in one."""
+    return replace(run, real={**run.real, **{name: value * times for name, value in found}})
 
 
 def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tuple[Run, int]]:
@@ -105,15 +137,20 @@ def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
 def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int, noted: Any) -> list[tuple[Run, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
-    if noted is not None:
-        runs = (batch_run(dims, batch, run) for batch in noted)
-        return [(noted_share(one, at, len(noted)), 1) for at, one in enumerate(runs)]
-    rest = tuple(run.real[dim.name] for dim in dims[1:])
-    found: dict[tuple[int, ...], int] = {}
-    for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets):
-        batch = (count, *rest)
-        found[batch] = found.get(batch, 0) + times
-    return [(batch_run(dims, batch, run), count) for batch, count in found.items()]
+    batches: Any
+    if noted is None:
+        rest = tuple(run.real[dim.name] for dim in dims[1:])
+        sizes = [count for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets)]
+        batches, each = [((count, *rest), ()) for count in sizes], times
+    else:
+        batches, each = noted, 1
+    found: dict[tuple[tuple[int, ...], Notes], int] = {}
+    for batch in batches:
+        found[batch] = found.get(batch, 0) + each
+    return [
+        (_with_notes(batch_run(dims, sizes, run), inner, count), count)
+        for (sizes, inner), count in found.items()
+    ]
 
 
 def item_dims(plan: Plan, loop: PlannedLoop) -> tuple[str, ...]:

@@ -75,9 +75,12 @@ def _label(draft: Draft, node: NodeKey, edges: list[Edge], born: list[str]) -> t
 
 
 def _read(draft: Draft, edge: Edge) -> tuple[str, ...]:
-    """Names of what an edge's consumer reads; the number of slices that enter a loop is no size to it."""
+    """Names of what an edge's consumer reads; the number of slices or items that enter a loop is no size to it."""
     spec = draft.forms[edge].spec
     if not isinstance(spec, TensorSpec):
         return ()
-    sliced = edge.target.kind == "enter" and edge.target_port in draft.graph.loops[edge.target.name].each
-    return TensorSpec(spec.dims[1:]).names if sliced else spec.names
+    if edge.target.kind != "enter":
+        return spec.names
+    loop = draft.graph.loops[edge.target.name]
+    cut = edge.target_port in (*loop.each, *(name for name, _ in loop.over))
+    return TensorSpec(spec.dims[1:]).names if cut else spec.names

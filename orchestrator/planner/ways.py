@@ -175,25 +175,32 @@ class Ways:
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
             (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
         if not target.real and (source.real or leaves) and self.bucketed(form.spec):
-            rule = form.rule if form.rule is not None or not leaves else self._promise(form.spec)
+            rule = form.rule
+            if rule is None and (leaves or self._is_joined(edge)):
+                rule = self._promise(form.spec)
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
             grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
         return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
 
+    def _is_joined(self, edge: Edge) -> bool:
+        """Tells whether a value is what iterations or batches gave, joined: as many as there really were."""
+        loop = self.draft.graph.loops.get(edge.source.name) if edge.source.kind == "leave" else None
+        return loop is not None and edge.source_port not in loop.carry
+
     def _promise(self, spec: TensorSpec) -> Pad:
-        """The rule that a born dim was declared with: it holds for what the planner cuts and has to grow again."""
-        rules: list[Pad] = []
-        for name in spec.names:
-            call, _, port = self.draft.dims[name].born.partition(".")
-            if call:
-                outputs = self.draft.graph.calls[call].stage.outputs
-                rules += [
-                    item.spec.pad
-                    for item in outputs
-                    if item.name == port and isinstance(item.spec, TensorSpec)
-                ]
+        """The rule that a named dim was declared with: it holds for what the planner cuts and has to grow again."""
+        rules = [rule for name in spec.names for rule in self._rules(name)]
         return rules[0] if rules and None not in rules else None
+
+    def _rules(self, name: str) -> list[Pad]:
+        graph = self.draft.graph
+        call, _, port = self.draft.dims[name].born.rpartition(".")
+        if call in graph.calls:
+            specs = [item.spec for item in graph.calls[call].stage.outputs if item.name == port]
+        else:
+            specs = [spec for spec in graph.inputs.values() if name in getattr(spec, "names", ())]
+        return [spec.pad for spec in specs if isinstance(spec, TensorSpec)]
 
     def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
         for dim in spec.dims:

@@ -11,7 +11,7 @@ from orchestrator.adapter import pad_to
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.model import DimPlan, Step
-from orchestrator.plan.repeats import batch_run, item_dims, note_of
+from orchestrator.plan.repeats import batch_run, item_dims, note_of, notes, without_notes
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims, show_spec, show_tensor
 
@@ -60,10 +60,10 @@ class _Map:
         lists = [self._listed(values[at], port) for at, port in zip(self.lists, self.ports, strict=True)]
         sizes = self._check(lists)
         results: list[list[Any]] = [[None] * len(lists[0]) for _ in self.gives]
-        noted = []
+        around, noted = without_notes(real), []
         for key, places in self._batches(sizes):
             batch = (len(places), *key)
-            run = batch_run(self.dims, batch, Run(real, bucket))
+            run = batch_run(self.dims, batch, Run(around, bucket))
             heads = [
                 self._batch(items, port.spec, places, run)
                 for items, port in zip(lists, self.ports, strict=True)
@@ -71,8 +71,7 @@ class _Map:
             given = self.body(run.real, run.bucket, *heads, *outer)
             for result, value, tensor in zip(results, self.gives, given, strict=True):
                 self._part(result, value.spec, tensor, places, sizes)
-            real.update({name: size for name, size in run.real.items() if name.startswith("runs of ")})
-            noted.append(batch)
+            noted.append((batch, notes(run.real)))
         real.update(
             {dim.name: max((size[at] for size in sizes), default=dim.buckets[-1]) for at, dim in self._own()}
         )

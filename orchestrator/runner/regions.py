@@ -10,6 +10,7 @@ import torch
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, PlannedValue, Step
+from orchestrator.plan.repeats import note_of_region, notes, without_notes
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims
 
@@ -39,28 +40,34 @@ class _Region:
         self.reads = [programs.plan.values[index] for index in step.inputs]
         self.gives = [programs.plan.values[index] for index in step.outputs]
 
-    def __call__(self, real: dict[str, int], bucket: Mapping[str, int], *values: Any) -> Any:
-        whole = Run(real, bucket)
+    def __call__(self, real: dict[str, Any], bucket: Mapping[str, int], *values: Any) -> Any:
+        whole = Run(without_notes(real), bucket)
+        noted: list[Any] = []
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
             outputs = run_chunks(
-                self.dims, real, whole, lambda run: self._once(run, real, values), self._join
+                self.dims, real, whole, lambda run: self._once(run, real, noted, values), self._join
             )
+        if any(noted):
+            real[note_of_region(self.step)] = tuple(noted)
         return outputs
 
-    def _once(self, run: Run, real: dict[str, int], values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _once(
+        self, run: Run, real: dict[str, Any], noted: list[Any], values: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         parts = [self._part(value, given, run) for value, given in zip(self.reads, values, strict=True)]
         try:
             return self.body(run.real, run.bucket, *parts)
         finally:
-            self._tell(run.real, real)
+            noted.append(notes(run.real))
+            self._tell(without_notes(run.real), real)
             for value, part, given in zip(self.reads, parts, values, strict=True):
                 if part is not given:
                     self._free(value, part)
 
     def _tell(self, inner: Mapping[str, int], real: dict[str, int]) -> None:
-        """Hands on what loops in the body decided; what they note they add to."""
+        """Hands on what loops in the body decided."""
         for name, size in inner.items():
             if name not in self.step.dims and real.get(name) != size:
                 real[name] = size
