@@ -1,4 +1,4 @@
-"""Pipelines with maps and branches, and a check of what they give on all devices: shared by tests of several folders."""
+"""Pipelines with maps and branches, and a check of what they give on all devices, for tests of several folders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,29 @@ from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.testing import assert_same, recording, run_by_hand
-from tests.kit import COMPUTE, Double, spec
+from tests.kit import COMPUTE, Double, linear, spec
 from tests.planner.devices import DEVICE as NEURON
 from tests.planner.devices import ranked as new
 
-__all__ = ["DEVICES", "NEURON", "Halve", "body", "check", "items", "mapped", "new", "reader"]
+__all__ = [
+    "BOOL",
+    "DEVICES",
+    "IMAGE",
+    "NEURON",
+    "ROWS",
+    "SIZES",
+    "Halve",
+    "asked",
+    "asked_of_constant",
+    "body",
+    "check",
+    "items",
+    "mapped",
+    "new",
+    "reader",
+    "requests",
+    "seeing",
+]
 
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")
 SUMS = (*LINK, "dispatches")
@@ -27,6 +45,12 @@ DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
     "null-compiled": ("null", {**COMPUTE, "eager": False, "output_buffers": 1}),
     "null-deferred": ("null", {**COMPUTE, "deferred": True, "ranks": 2}),
 }
+
+
+#: Forms of what is asked with and without a picture, and how many rows are compiled for.
+ROWS, IMAGE = spec("batch", 4, pad=0), spec("batch", 6, pad=0)
+BOOL = spec(1, dtype=torch.bool)
+SIZES = {"batch": (2, 4)}
 
 
 class Halve(nn.Module):
@@ -62,6 +86,41 @@ def mapped(inner: Pipeline | None = None, **inputs: Any) -> Pipeline:
     given = {name: pipeline.input(name, one) for name, one in inputs.items()}
     crops = pipeline.input("crops", list)
     pipeline.output("texts", pipeline.map("read", inner or reader(), over={"crop": crops}, inputs=given))
+    return pipeline
+
+
+def seeing(stage: Any = None, image: Any = None) -> Pipeline:
+    """A body that makes ``f`` of ``image``."""
+    return body(stage or linear(6, 4), "seeing", output="f", image=image or spec("batch", 6))
+
+
+def asked(*, condition: bool = False, fused: bool = True) -> Pipeline:
+    """A model of pictures and texts that may be asked without a picture."""
+    pipeline = new("asked")
+    image, text = pipeline.input("image", IMAGE, optional=True), pipeline.input("text", ROWS)
+    more = {"condition": pipeline.input("look", BOOL)} if condition else {}
+    seen = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": text}, **more)
+    if fused:
+        seen = pipeline.add("fuse", lambda a, b: torch.cat([a, b], -1))(seen, text)
+    pipeline.output("y", seen)
+    return pipeline
+
+
+def requests(*counts: int, **more: Any) -> list[dict[str, Any]]:
+    """For each number of rows a request with a picture, one without, and one where it is None."""
+    made = []
+    for count in counts:
+        text = {"text": torch.randn(count, 4), **more}
+        made += [{**text, "image": torch.randn(count, 6)}, text, {**text, "image": None}]
+    return made
+
+
+def asked_of_constant() -> Pipeline:
+    """The same, where ones stand in for what is seen of a picture."""
+    pipeline = new()
+    image, text = pipeline.input("image", IMAGE, optional=True), pipeline.input("text", ROWS)
+    seen = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": torch.ones(4, 4)})
+    pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(seen, text))
     return pipeline
 
 

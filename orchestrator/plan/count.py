@@ -111,7 +111,8 @@ def constant_bytes(plan: Plan, device: str) -> int:
     """Returns the bytes that staged constants take on a device, one rank."""
     memory = next(group.memory for group in plan.groups if group.device == device)
     specs = [value.spec for value in plan.values if value.constant and value.memory == memory]
-    return sum(spec.nbytes({}) for spec in specs if isinstance(spec, TensorSpec))
+    sizes = {dim.name: dim.buckets[-1] for dim in plan.dims}
+    return sum(spec.nbytes(sizes) for spec in specs if isinstance(spec, TensorSpec))
 
 
 class Counter:

@@ -53,6 +53,8 @@ def fit_edge(
     for want in wants:
         assert isinstance(want, TensorSpec)
         want = _settled(value, want, dims, entered)
+        if edge.source.kind == "constant":
+            _check_constant(edge, source, want, dims)
         value, adapters = _fit(edge, value, want, dims)
         fits += adapters
         rule = want.pad if want.pad is not None else rule
@@ -72,6 +74,22 @@ def _settled(
             fixed = dims[asked].buckets
             settled[position] = next((size for size in fixed if size >= largest), fixed[-1])
     return replace(want, dims=tuple(settled))
+
+
+def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan]) -> None:
+    """A constant is put in place once, so it takes no size that a request decides."""
+    for given, asked in zip(source.dims, plain_dims(want.dims), strict=False):
+        if not isinstance(asked, str) or dims[asked].any:
+            continue
+        if len(dims[asked].buckets) > 1 or dims[asked].born:
+            raise PlanError(
+                f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {asked!r} a request "
+                f"decides (buckets {dims[asked].buckets}), and {edge.origin!r} is {show_spec(source)}. Make it in a "
+                f"stage out of a value that has {asked!r}, e.g. with torch.zeros_like, or let the port take {given}.",
+                edge=str(edge),
+                source=source,
+                target=want,
+            )
 
 
 def _fit_type(edge: Edge, source: PortSpec, want: PortSpec) -> None:

@@ -15,7 +15,7 @@ import torch
 from orchestrator.errors import PlanError
 from orchestrator.graph import CONDITION, Edge, Graph, Loop, collected, ending, following
 from orchestrator.plan.model import DimPlan
-from orchestrator.planner.draft import Draft
+from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.specs import (
     AnyDim,
     PortSpec,
@@ -27,7 +27,7 @@ from orchestrator.specs import (
     size_of,
 )
 
-__all__ = ["born_by", "entered", "is_of_items", "left", "limit_of", "steps_dim"]
+__all__ = ["born_by", "entered", "is_of_items", "left", "limit_of", "named_constant", "steps_dim"]
 
 
 def steps_dim(loop: str) -> str:
@@ -263,12 +263,13 @@ def left(
 def _check_carry(
     loop: Loop, port: str, given: PortSpec, edge: Edge, head: PortSpec, dims: Mapping[str, DimPlan]
 ) -> None:
-    if _same(given, head, dims):
+    if _same(given, head, dims) and (loop.kind != "when" or _named_alike(given, head)):
         return
     if loop.kind == "when":
         raise PlanError(
             f"A branch gives one form, but {port!r} of {loop.name!r} is {show_spec(given)} from {edge.origin!r} and "
-            f"otherwise {show_spec(head)}. Let them be equal.",
+            f"otherwise {show_spec(head)}. Let them be equal: named dims are those that every request sizes, and what "
+            f"is there otherwise is made in a stage out of a value that has them, e.g. with torch.zeros_like.",
             loop=loop.name,
             port=port,
             otherwise=head,
@@ -283,6 +284,36 @@ def _check_carry(
         start=head,
         next=given,
     )
+
+
+def named_constant(
+    form: EdgeForm, spec: PortSpec, dims: Mapping[str, DimPlan], sized: Collection[str]
+) -> EdgeForm:
+    """Returns the form of a constant that stands for a value with named dims.
+
+    Args:
+        form: The form of the constant, which has fixed dims.
+        spec: The value.
+        dims: Named dims.
+        sized: Names that every request sizes.
+    """
+    if not isinstance(form.spec, TensorSpec) or not isinstance(spec, TensorSpec):
+        return form
+    if len(form.spec.dims) != len(spec.dims):
+        return form
+    named = [
+        name if name in sized and dims[str(name)].buckets == (size,) else size
+        for size, name in zip(form.spec.dims, plain_dims(spec.dims), strict=True)
+    ]
+    return replace(form, spec=replace(form.spec, dims=tuple(named)))
+
+
+def _named_alike(one: PortSpec, other: PortSpec) -> bool:
+    """Tells whether two specs have fixed dims at the same places."""
+    if not isinstance(one, TensorSpec) or not isinstance(other, TensorSpec):
+        return True
+    pairs = zip(one.dims, other.dims, strict=True)
+    return all(isinstance(here, int) == isinstance(there, int) for here, there in pairs)
 
 
 def _same(one: PortSpec, other: PortSpec, dims: Mapping[str, DimPlan]) -> bool:

@@ -174,7 +174,8 @@ class Ways:
             )
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
             (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
-        if not target.real and (source.real or leaves) and self.bucketed(form.spec):
+        settled = edge.source.kind == "constant"  # its sizes are those of buckets already
+        if not target.real and (source.real or leaves) and self.bucketed(form.spec) and not settled:
             rule = form.rule
             if rule is None and (leaves or self._is_joined(edge)):
                 rule = self._promise(form.spec)

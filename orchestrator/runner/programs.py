@@ -245,9 +245,10 @@ def _stage_constants(programs: Programs, graph: Graph) -> dict[int, Any]:
         for index, value in enumerate(programs.plan.values)
         if value.constant and value.origin in graph.constants
     }
+    sizes = {dim.name: dim.buckets[-1] for dim in programs.plan.dims}
     for step in programs.plan.staging:
         function = programs.adapt(step)
         source = staged[step.inputs[0]]
         moves = step.adapter is not None and step.adapter.kind in MOVES
-        staged[step.outputs[0]] = function(source) if moves else function(source, {})
+        staged[step.outputs[0]] = function(source) if moves else function(source, sizes)
     return staged

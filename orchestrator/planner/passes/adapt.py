@@ -219,6 +219,8 @@ class _Scheduler:
     def _head(self, loop: Loop, port: str, edge: Edge, given: int) -> int:
         """Makes the value of a port in the body: this iteration's carry, or slice."""
         spec, end = self.values[given].spec, self.ways.target(edge)
+        if port in loop.carry:
+            spec = self.draft.forms[edge].spec
         if port in loop.each:
             assert isinstance(spec, TensorSpec)
             spec = TensorSpec(spec.dims[1:], spec.dtype)

@@ -6,18 +6,19 @@ name that only such a declaration brings in is a *born* dim: the stage decides i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, NodeKey
+from orchestrator.graph import Edge, Loop, NodeKey, following
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
 from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
-from orchestrator.planner.loops import born_by, entered, left
+from orchestrator.planner.loops import born_by, entered, left, named_constant
 from orchestrator.planner.outputs import against_declared, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.refuse import check_birth, check_mode
@@ -58,13 +59,14 @@ class _Inference:
         self.written: dict[str, dict[str, torch.dtype]] = {}
         self.notes: list[str] = []
         self.counts: dict[str, AnyDim | None] = {}
-        self.entered = {
-            name for spec in self.graph.inputs.values() if isinstance(spec, TensorSpec) for name in spec.names
-        }
+        names = [
+            (name, dim) for name, spec in self.graph.inputs.items() for dim in getattr(spec, "names", ())
+        ]
+        self.entered = {dim for _, dim in names}
+        self.sized = {dim for name, dim in names if name not in self.graph.optional}
 
     def run(self) -> Draft:
-        for name, spec in self.graph.inputs.items():
-            self.values[NodeKey("input", name), ""] = spec
+        self.values |= {(NodeKey("input", name), ""): spec for name, spec in self.graph.inputs.items()}
         for name, value in self.graph.constants.items():
             self.values[NodeKey("constant", name), ""] = _constant_spec(value)
         for stage in self.graph.stages.values():
@@ -74,9 +76,8 @@ class _Inference:
                 self._call(node.name)
             elif node.kind in ("enter", "leave"):
                 self._loop_end(node)
-        for name in self.graph.outputs:
-            for edge in self.graph.into(NodeKey("output", name)):
-                self.forms[edge] = self._fit(edge, None)
+        for edge in (edge for edge in self.graph.edges if edge.target.kind == "output"):
+            self.forms[edge] = self._fit(edge, None)
         sources = {
             edge: held_spec(self.draft, edge.source, edge.source_port, self._source(edge))
             for edge in self.graph.edges
@@ -95,19 +96,27 @@ class _Inference:
 
     def _loop_end(self, node: NodeKey) -> None:
         """What enters the body of a loop, or leaves it."""
-        forms = {edge: self._fit(edge, None) for edge in self.graph.into(node)}
-        self.forms |= forms
-        loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in forms}
-        given = {port: _with_rule(forms[edge]) for port, edge in ports.items()}
+        loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in self.graph.into(node)}
+        self.forms |= {edge: self._fit(edge, None) for edge in ports.values()}
+        given = {port: _with_rule(self.forms[edge]) for port, edge in ports.items()}
         if node.kind == "enter":
             made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
-            if decided is not None:
-                self.dims[decided.name] = decided
+            self.dims |= {} if decided is None else {decided.name: decided}
             self.dims |= born_by(self.graph, loop, self.dims, self.entered)
         else:
+            if loop.kind == "when":
+                self._name_constants(loop, given)
             heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
             made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
         self.values |= {(node, port): spec for port, spec in made.items()}
+
+    def _name_constants(self, loop: Loop, given: Mapping[str, PortSpec]) -> None:
+        """Constants that a branch gives otherwise take on the named dims of what its body gives."""
+        for edge in self.graph.into(node := NodeKey("enter", loop.name)):
+            spec = given.get(following(edge.target_port))
+            if edge.source.kind == "constant" and spec is not None:
+                self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, self.sized)
+                self.values[node, edge.target_port] = self.forms[edge].spec
 
     def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
         """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
