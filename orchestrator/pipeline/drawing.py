@@ -102,6 +102,10 @@ class Drawing:
             self.join(value, NodeKey("call", call), port)
         return call
 
+    def spare(self, stage: str) -> None:
+        """Notes that a stage need not be called."""
+        self._counts.setdefault(stage, 0)
+
     def draw_loop(self, loop: Loop) -> str:
         """Adds a loop, without edges, and returns its name."""
         name = self._numbered(loop.name)

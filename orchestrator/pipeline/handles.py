@@ -87,7 +87,8 @@ class SubPipelineHandle:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
-        fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), set(), args, named)
+        optional = set(self._graph.optional)
+        fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, named)
         met = {port: through(value, self._graph.inputs[port]) for port, value in fed.items()}
         results = copy_calls(self._pipeline, self.name, self._graph, met, self._constants)
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))

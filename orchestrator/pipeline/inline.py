@@ -1,11 +1,16 @@
-"""Inlining: the calls and loops of a frozen graph, drawn again in another pipeline under a name."""
+"""Inlining: the calls and loops of a frozen graph, drawn again in another pipeline under a name.
+
+An optional input of the graph may be fed with a value that every request has, or not at all. A branch that hangs on
+such inputs alone is *settled*: it always runs, and its body is drawn without it, or never, and what it gives otherwise
+is drawn instead.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.graph import Edge, Graph, NodeKey
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, following
 from orchestrator.pipeline.values import Value
 from orchestrator.specs import PortSpec, TensorSpec
 
@@ -35,7 +40,7 @@ def copy_calls(
         pipeline: Where; its stages are there already, under ``name/``.
         name: What names of the graph begin with there.
         graph: The graph.
-        inputs: What its inputs are fed with.
+        inputs: What its inputs are fed with; optional ones may be missing.
         constants: Its constants as far as they were fed before; added to.
         loop: The loop that the calls are the body of; empty: none.
 
@@ -52,6 +57,7 @@ class _Copy:
         self._graph = graph
         self._values: dict[tuple[NodeKey, str], Value] = {}
         self._loops = {"": loop}
+        self._settled: dict[str, bool] = {}
 
     def run(self, inputs: dict[str, Value], constants: dict[str, Value]) -> dict[str, Value]:
         for port, value in inputs.items():
@@ -61,16 +67,50 @@ class _Copy:
                 constants[constant] = self._pipeline.feed(content, f"constant {constant!r}")
             self._values[NodeKey("constant", constant), ""] = constants[constant]
         for inner in self._graph.loops.values():
-            within = self._loops[inner.within]
-            self._loops[inner.name] = self._pipeline.draw_loop(
-                replace(inner, name=f"{self._name}/{inner.name}", within=within)
-            )
+            self._loop(inner)
         for node in self._graph.nodes:
             if node.kind in ("call", "enter", "leave"):
                 self._node(node)
         return {name: self._find(NodeKey("output", name)) for name in self._graph.outputs}
 
+    def _loop(self, loop: Loop) -> None:
+        """Draws a loop, but a branch that is settled, and what is in one that never runs."""
+        within = self._loops[loop.within]
+        if loop.kind == "when":
+            self._settle(loop)
+        if loop.name in self._settled or self._is_idle(NodeKey("enter", loop.name)):
+            self._loops[loop.name] = within
+            return
+        drawn = replace(loop, name=f"{self._name}/{loop.name}", within=within)
+        self._loops[loop.name] = self._pipeline.draw_loop(drawn)
+
+    def _settle(self, loop: Loop) -> None:
+        into = self._graph.into(NodeKey("enter", loop.name))
+        given = [edge.source for edge in into if edge.target_port in loop.given]
+        maybe = [node for node in given if node.kind == "input" and node.name in self._graph.optional]
+        fed = [self._values.get((node, "")) for node in maybe]
+        if None in fed:
+            self._settled[loop.name] = False
+        elif not loop.condition and not any(value and self._pipeline.is_optional(value) for value in fed):
+            self._settled[loop.name] = True
+
+    def _is_idle(self, node: NodeKey) -> bool:
+        """Tells whether a call or loop is in a branch that never runs."""
+        around = self._graph.scope(node)
+        while around:
+            if self._settled.get(around) is False:
+                return True
+            around = self._graph.loops[around].within
+        return False
+
     def _node(self, node: NodeKey) -> None:
+        if self._is_idle(node):
+            if node.kind == "call":
+                self._pipeline.spare(f"{self._name}/{self._graph.calls[node.name].stage.name}")
+            return
+        if node.kind != "call" and node.name in self._settled:
+            self._pass(self._graph.loops[node.name], node)
+            return
         fed = {edge.target_port: self._source(edge) for edge in self._graph.into(node)}
         if node.kind == "call":
             call = self._graph.calls[node.name]
@@ -84,6 +124,21 @@ class _Copy:
         for edge in self._graph.out_of(node):
             port = edge.source_port
             self._values.setdefault((node, port), Value(self._pipeline, copy, port, stage))
+
+    def _pass(self, loop: Loop, node: NodeKey) -> None:
+        """Hands on what goes into a branch that always runs, and what comes out of one that is settled."""
+        runs = self._settled[loop.name]
+        enter = NodeKey("enter", loop.name)
+        if node != enter:
+            for port in loop.carry:
+                end, at = (node, following(port)) if runs else (enter, port)
+                self._values[node, port] = self._source(self._into(end, at))
+        elif runs:
+            for port in loop.given:
+                self._values[node, port] = self._source(self._into(node, port))
+
+    def _into(self, node: NodeKey, port: str) -> Edge:
+        return next(edge for edge in self._graph.into(node) if edge.target_port == port)
 
     def _source(self, edge: Edge) -> Value:
         value = self._values[edge.source, edge.source_port]

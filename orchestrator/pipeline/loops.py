@@ -150,7 +150,7 @@ def check_body(kind: str, name: str, body: Any) -> None:
 
 
 def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) -> None:
-    """Makes sure that every input of a body is fed once.
+    """Makes sure that every input of a body is fed once, an optional one once at most.
 
     Raises:
         GraphError: It is not, or another one is named.
@@ -172,7 +172,7 @@ def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) 
                     port=port,
                 )
             fed[port] = what
-    missing = [port for port in graph.inputs if port not in fed]
+    missing = [port for port in graph.inputs if port not in fed and port not in graph.optional]
     if missing:
         raise GraphError(
             f"The input port '{name}.{missing[0]}' is never fed; name it in {', '.join(groups)}.",
