@@ -290,7 +290,13 @@ def test_only_known_schedulers():
         ({"width": 0, "height": 4}, "height is a positive multiple"),
         ({"tile": 20}, "tile is a positive multiple of 8"),
         ({"output_type": "np"}, "output_type is one of 'pil', 'pt', 'uint8', 'latent', not 'np'"),
+        ({"height": 64.0}, "height is a positive multiple of 8 pixels, not 64.0"),
+        ({"tile": 64, "overlap": 1.5}, "overlap is from 0 to less than 1, not 1.5"),
+        ({"guidance_scale": "strong"}, "guidance_scale is a number, not 'strong'"),
         ({"num_inference_steps": -3}, "num_inference_steps is a positive int, not -3"),
+        ({"num_inference_steps": 0}, "num_inference_steps is a positive int, not 0"),
+        ({"max_inference_steps": 0}, "max_inference_steps is a positive int, not 0"),
+        ({"max_inference_steps": 20}, "max_inference_steps=20 is less than num_inference_steps=50"),
         ({"batch": 0}, "bucket"),
     ],
 )

@@ -19,7 +19,7 @@ from orchestrator_stages.diffusion.ddim import DDIM
 from orchestrator_stages.diffusion.euler import Euler
 from orchestrator_stages.diffusion.families import flux, stable_diffusion, stable_diffusion_xl
 from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
-from orchestrator_stages.diffusion.options import Options, positive
+from orchestrator_stages.diffusion.options import Options, number, positive
 from orchestrator_stages.diffusion.schedule import Scheduler
 
 NOISE = {"DDIMScheduler": DDIM, "EulerDiscreteScheduler": Euler}
@@ -81,8 +81,8 @@ def from_diffusers(
         guidance: Guidance by a negative prompt, empty or not, which takes twice the work in each step. Flux has
             none. Without, ``guidance_scale`` is no input of Stable Diffusion.
         num_inference_steps: Steps of a request that does not say; None: as in diffusers.
-        max_inference_steps: The most steps that a request may ask for; None: ``num_inference_steps``, and at
-            least 100.
+        max_inference_steps: The most steps that a request may ask for, at least ``num_inference_steps``; None: as
+            many as that, and at least 100.
         guidance_scale: Guidance of a request that does not say; None: as in diffusers. 1 and less is none.
         max_sequence_length: The longest prompt for Flux's T5 in tokens.
         truncate: A prompt that is longer than its text encoder takes is cut with a warning, as diffusers does;
@@ -97,8 +97,7 @@ def from_diffusers(
     """
     name, convert, schedulers = _family(pipe)
     scheduler = _scheduler(pipe, schedulers)
-    steps = positive("num_inference_steps", num_inference_steps or STEPS.get(name, STEPS_ELSE))
-    most = positive("max_inference_steps", max_inference_steps or max(steps, 100))
+    steps, most = _steps(name, num_inference_steps, max_inference_steps)
     tall, wide = _sides(pipe)
     options = Options(
         height=height or tall,
@@ -108,7 +107,7 @@ def from_diffusers(
         guidance=guidance and name != "FluxPipeline",
         num_inference_steps=steps,
         max_inference_steps=most,
-        guidance_scale=SCALE[name] if guidance_scale is None else float(guidance_scale),
+        guidance_scale=SCALE[name] if guidance_scale is None else number("guidance_scale", guidance_scale),
         truncate=truncate,
         output_type=output_type,
         tile=tile,
@@ -127,6 +126,20 @@ def _family(pipe: Any) -> tuple[str, Family, dict[str, Any]]:
             pipeline=type(pipe).__name__,
         )
     return home.__name__, *FAMILIES[home.__name__]
+
+
+def _steps(name: str, default: int | None, most: int | None) -> tuple[int, int]:
+    """Returns the steps of a request that does not say, and the most that one may ask for."""
+    steps = STEPS.get(name, STEPS_ELSE) if default is None else positive("num_inference_steps", default)
+    if most is None:
+        return steps, max(steps, 100)
+    if positive("max_inference_steps", most) < steps:
+        raise GraphError(
+            f"max_inference_steps={most} is less than num_inference_steps={steps}, the steps of a request that does "
+            "not say.",
+            option="max_inference_steps",
+        )
+    return steps, most
 
 
 def _scheduler(pipe: Any, known: dict[str, Any]) -> Scheduler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from orchestrator import Dim, GraphError
@@ -40,10 +41,12 @@ class Options:
                 f"output_type is one of {known}, not {self.output_type!r}.", option="output_type"
             )
         for name, side in (("height", self.height), ("width", self.width), ("tile", self.tile)):
-            if side is not None and (side < self.factor or side % self.factor):
+            if side is not None and (not isinstance(side, int) or side < self.factor or side % self.factor):
                 raise GraphError(
                     f"{name} is a positive multiple of {self.factor} pixels, not {side!r}.", option=name
                 )
+        if not 0 <= self.overlap < 1:
+            raise GraphError(f"overlap is from 0 to less than 1, not {self.overlap!r}.", option="overlap")
 
     @property
     def images(self) -> Dim:
@@ -65,3 +68,14 @@ def positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise GraphError(f"{name} is a positive int, not {value!r}.", option=name)
     return value
+
+
+def number(name: str, value: Any) -> float:
+    """Returns a number as a float.
+
+    Raises:
+        GraphError: It is none.
+    """
+    if not isinstance(value, Real):
+        raise GraphError(f"{name} is a number, not {value!r}.", option=name)
+    return float(value)
