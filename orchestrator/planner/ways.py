@@ -177,17 +177,19 @@ class Ways:
         settled = edge.source.kind == "constant"  # its sizes are those of buckets already
         if not target.real and (source.real or leaves) and self.bucketed(form.spec) and not settled:
             rule = form.rule
-            if rule is None and (leaves or self._is_joined(edge)):
+            if rule is None and (leaves or self._is_of_loop(edge)):
                 rule = self._promise(form.spec)
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
             grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
         return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
 
-    def _is_joined(self, edge: Edge) -> bool:
-        """Tells whether a value is what iterations or batches gave, joined: as many as there really were."""
-        loop = self.draft.graph.loops.get(edge.source.name) if edge.source.kind == "leave" else None
-        return loop is not None and edge.source_port not in loop.carry
+    def _is_of_loop(self, edge: Edge) -> bool:
+        """Tells whether a value is a carry or what a loop joined: at its own size it is if the planner keeps it so."""
+        if edge.source.kind not in ("enter", "leave"):
+            return False
+        loop = self.draft.graph.loops[edge.source.name]
+        return edge.source.kind == "leave" or edge.source_port in loop.carry
 
     def _promise(self, spec: TensorSpec) -> Pad:
         """The rule that a named dim was declared with: it holds for what the planner cuts and has to grow again."""
