@@ -141,6 +141,9 @@ def _body(plan: Plan, values: list[str], fetch: list[str], slow: list[str], take
         "        _release(error)",
         "        if _is_own(error): raise",
         "        raise _explain(error) from error",
+        "    except BaseException as error:",
+        "        _release(error)",
+        "        raise",
         "    finally:",
         "        _end()",
     ]

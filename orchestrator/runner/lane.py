@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend
 from orchestrator.plan.chunks import Run, bucket_for, run_chunks
 from orchestrator.plan.count import Counter, Tally
-from orchestrator.plan.model import HOST, Step
+from orchestrator.plan.model import HOST, PlannedValue, Step
 from orchestrator.plan.steps import walk
 from orchestrator.runner.admit import admit
 from orchestrator.runner.checks import make_check
 from orchestrator.runner.chunked import Chunks
 from orchestrator.runner.codegen import Code, Generator
 from orchestrator.runner.maps import body_ends, make_map
+from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
 from orchestrator.runner.totals import Ticks, Totals
@@ -162,8 +162,19 @@ class Lane:
         cut = frozenset(dim.name for dim in dims if not dim.any and real[dim.name] > dim.buckets[-1])
 
         def run(*values: Any) -> dict[str, Any]:
-            with Chunks(self, cut, values) as chunks:
-                result = run_chunks(dims, real, Run(), chunks.once, self._join)
+            held = Held(self._free)
+            with Chunks(self, cut, values) as chunks, held:
+
+                def once(run: Run) -> dict[str, Any]:
+                    given = chunks.once(run)
+                    held.keep(
+                        (self.plan.values[index] for _, index in self.plan.outputs), tuple(given.values())
+                    )
+                    return given
+
+                result = run_chunks(
+                    dims, real, Run(), once, lambda pieces, name: self._join(pieces, name, held)
+                )
             chunks.count()
             return result
 
@@ -196,24 +207,28 @@ class Lane:
             self._shared[dims] = prepare, self.code("run", False, tuple(given), rest, self._result(), spared)
         return self._shared[dims]
 
-    def _join(self, pieces: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    def _free(self, value: PlannedValue, handle: Any) -> None:
+        backend = self.programs.backend_of(value.memory)
+        if not backend.capabilities.refcounted:
+            backend.free(handle)
+
+    def _join(self, pieces: list[dict[str, Any]], name: str, held: Held) -> dict[str, Any]:
         joined: dict[str, Any] = {}
-        spent: dict[int, tuple[Backend, Any]] = {}
+        spent: list[tuple[PlannedValue, Any]] = []
         for output, index in self.plan.outputs:
-            spec = self.plan.values[index].spec
+            made = self.plan.values[index]
+            spec = made.spec
             assert isinstance(spec, TensorSpec)
             axis = plain_dims(spec.dims).index(name)
             values = [piece[output] for piece in pieces]
-            memory = self.plan.values[index].memory
-            if memory == HOST:
+            if made.memory == HOST:
                 joined[output] = torch.cat(values, axis)
                 continue
-            backend = self.programs.backend_of(memory)
-            joined[output] = backend.join(values, axis)
-            if not backend.capabilities.refcounted:
-                spent |= {id(value): (backend, value) for value in values}
-        for backend, value in spent.values():
-            backend.free(value)
+            joined[output] = self.programs.backend_of(made.memory).join(values, axis)
+            held.keep((made,), (joined[output],))
+            spent += [(made, value) for value in values]
+        for made, value in spent:
+            held.spend(made, value)
         return joined
 
 

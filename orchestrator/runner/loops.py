@@ -175,6 +175,9 @@ class LoopWriter:
         told = "".join(f", **{{{name!r}: v{index}}}" for name, index in loop.watched)
         watch = writer.name("watch", writer.owner.watch)
         writer.line(f"{watch}({loop.name!r}, {self.at} + 1, {self.count}{told})")
+        spent = {index for _, index in loop.watched} - set(loop.ends)
+        if spent:
+            writer.line(f"del {', '.join(f'v{index}' for index in sorted(spent))}")
 
     def _until(self) -> set[int]:
         return set() if self.loop.until is None else {self.loop.until}

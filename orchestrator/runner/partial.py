@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runner.stream import Modes
@@ -18,7 +19,39 @@ from orchestrator.runner.watch import Listener
 __all__ = ["PartialStream"]
 
 Partial = tuple[int, str, Any]
+Given = queue.SimpleQueue[tuple[Partial | None, Exception | None]]
 Run = Callable[[Mapping[str, Any], Listener, threading.Event], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _One:
+    """Runs one request and puts what it gives into the queue.
+
+    It does not hold the stream, so that one that nobody holds any more cancels what runs.
+    """
+
+    run: Run
+    names: Collection[str]
+    given: Given
+    cancel: threading.Event
+
+    def __call__(self, numbered: tuple[int, Mapping[str, Any]]) -> dict[str, Any]:
+        number, request = numbered
+
+        def listen(_loop: str, _done: int, _most: int, values: dict[str, Any]) -> None:
+            for name, value in values.items():
+                self.given.put(((number, name, value), None))
+
+        try:
+            results = self.run(request, listen, self.cancel)
+        except Exception as error:
+            self.given.put((None, error))
+        else:
+            for name, value in results.items():
+                if name not in self.names:
+                    self.given.put(((number, name, value), None))
+            self.given.put((None, None))
+        return {}
 
 
 class PartialStream(Iterator[Partial]):
@@ -34,17 +67,16 @@ class PartialStream(Iterator[Partial]):
     def __init__(
         self, run: Run, requests: Iterable[Mapping[str, Any]], depth: int, names: Collection[str]
     ) -> None:
-        self._run = run
         self._requests = enumerate(requests)
         self._depth = depth
-        self._names = names
         self._modes = Modes()
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
             depth, thread_name_prefix="orchestrator-stream"
         )
         self._cancel = threading.Event()
         self._running = 0
-        self._given: queue.SimpleQueue[tuple[Partial | None, Exception | None]] = queue.SimpleQueue()
+        self._given: Given = queue.SimpleQueue()
+        self._one = _One(run, names, self._given, self._cancel)
 
     def __next__(self) -> Partial:
         """Returns what comes next.
@@ -60,7 +92,10 @@ class PartialStream(Iterator[Partial]):
                 return value
             self._running -= 1
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame
             self._fill()
         self.close()
         raise StopIteration
@@ -77,25 +112,7 @@ class PartialStream(Iterator[Partial]):
                 self._given.put((None, error))
                 return
             self._running += 1
-            self._pool.submit(self._modes.call, lambda given: self._one(*given), (number, request))
-
-    def _one(self, number: int, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs one request and puts what it gives into the queue."""
-
-        def listen(_loop: str, _done: int, _most: int, values: dict[str, Any]) -> None:
-            for name, value in values.items():
-                self._given.put(((number, name, value), None))
-
-        try:
-            results = self._run(request, listen, self._cancel)
-        except Exception as error:
-            self._given.put((None, error))
-        else:
-            for name, value in results.items():
-                if name not in self._names:
-                    self._given.put(((number, name, value), None))
-            self._given.put((None, None))
-        return {}
+            self._pool.submit(self._modes.call, self._one, (number, request))
 
     def close(self) -> None:
         """Cancels what is under way, waits for it, and takes no more requests."""

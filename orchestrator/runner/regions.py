@@ -11,6 +11,7 @@ from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, PlannedValue, Step
 from orchestrator.plan.repeats import note_of_region, notes, without_notes
+from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims
 
@@ -43,12 +44,18 @@ class _Region:
     def __call__(self, real: dict[str, Any], bucket: Mapping[str, int], *values: Any) -> Any:
         whole = Run(without_notes(real), bucket)
         noted: list[Any] = []
+        held = Held(self._free)
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
-            outputs = run_chunks(
-                self.dims, real, whole, lambda run: self._once(run, real, noted, values), self._join
-            )
+            with held:
+                outputs = run_chunks(
+                    self.dims,
+                    real,
+                    whole,
+                    lambda run: held.keep(self.gives, self._once(run, real, noted, values)),
+                    lambda pieces, name: self._join(pieces, name, held),
+                )
         if any(noted):
             real[note_of_region(self.step)] = tuple(noted)
         return outputs
@@ -92,16 +99,17 @@ class _Region:
             if not backend.capabilities.refcounted:
                 backend.free(handle)
 
-    def _join(self, pieces: list[tuple[Any, ...]], name: str) -> tuple[Any, ...]:
+    def _join(self, pieces: list[tuple[Any, ...]], name: str, held: Held) -> tuple[Any, ...]:
         joined = []
         for value, handles in zip(self.gives, zip(*pieces, strict=True), strict=True):
             axis = self._axis(value, name)
             if value.memory == HOST:
                 joined.append(torch.cat(list(handles), axis))
                 continue
-            joined.append(self.programs.backend_of(value.memory).join(list(handles), axis))
+            whole = self.programs.backend_of(value.memory).join(list(handles), axis)
+            joined += held.keep((value,), (whole,))
             for handle in handles:
-                self._free(value, handle)
+                held.spend(value, handle)
         return tuple(joined)
 
     def _axis(self, value: PlannedValue, name: str) -> int:

@@ -28,6 +28,7 @@ from orchestrator.runner.programs import Programs
 from orchestrator.runner.stream import Stream
 from orchestrator.runner.totals import Totals
 from orchestrator.runner.trace import Trace
+from orchestrator.runner.turn import Turn
 from orchestrator.runner.watch import Listener, Watch, watch_plan
 
 __all__ = ["Session"]
@@ -70,7 +71,7 @@ class Session:
         ] = {}
         self._tables: list[dict[Any, Any]] = []
         shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
-        self._turn: contextlib.AbstractContextManager[Any] | None = threading.RLock() if shared else None
+        self._turn = Turn(self.plan.pipeline) if shared else None
         self._entry: Callable[[Mapping[str, Any]], dict[str, Any]]
         self._switch()
 
@@ -96,7 +97,8 @@ class Session:
         Args:
             inputs: Values by input name.
             keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``.
-            progress: Called after each iteration of a loop: its name, iterations done, the most there are.
+            progress: Called after each iteration of a loop: its name, iterations done, the most there are. What it
+                raises ends the request.
             cancel: Once it is set, the request ends after the iteration that is running.
 
         Raises:
@@ -119,8 +121,7 @@ class Session:
         cancel: threading.Event | None,
     ) -> dict[str, Any]:
         entry = self._choose(keep, partial)
-        with self._watch.listening(listener, cancel):
-            return entry(inputs)
+        return self._watch.run(lambda: entry(inputs), listener, cancel)
 
     def stream(
         self, requests: Iterable[Mapping[str, Any]], depth: int = 2, partial: Iterable[str] = ()
@@ -136,8 +137,9 @@ class Session:
         Returns:
             An iterator of results; ``next`` raises a failed request's error at its place, and goes on after it. With
             ``partial`` it yields ``(request, name, value)`` as values come: the number of the request, from 0, and
-            what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. Closing it
-            cancels the requests that run.
+            what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. A request
+            in chunks gives what the iterations of one chunk gave, then those of the next. Closing it cancels the
+            requests that run.
 
         Raises:
             InputError: ``depth`` is not positive, no loop gives a ``partial``, or the session is closed.

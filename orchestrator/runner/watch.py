@@ -7,8 +7,7 @@ after every iteration; what is listened with belongs to the thread that runs the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,31 +28,54 @@ class Watch(threading.local):
 
     listener: Listener | None = None
     cancel: threading.Event | None = None
+    failure: Exception | None = None
 
     def __call__(self, loop: str, done: int, most: int, **values: Any) -> None:
         """Tells the listener of an iteration.
 
         Raises:
-            CancelledError: Somebody asked for that.
+            CancelledError: Somebody asked for that, or the listener raised.
         """
         if self.listener is not None:
-            self.listener(loop, done, most, values)
-        if self.cancel is not None and self.cancel.is_set():
+            try:
+                self.listener(loop, done, most, values)
+            except Exception as error:
+                self.failure = error
+        if self.failure is not None or (self.cancel is not None and self.cancel.is_set()):
             raise CancelledError(
                 f"The request was cancelled after iteration {done} of {most} of loop {loop!r}.",
                 loop=loop,
                 done=done,
             )
 
-    @contextmanager
-    def listening(self, listener: Listener | None, cancel: threading.Event | None) -> Iterator[None]:
-        """Listens while the block runs, in this thread."""
-        before = self.listener, self.cancel
-        self.listener, self.cancel = listener, cancel
+    def _failed(self) -> Exception | None:
+        return self.failure
+
+    def run(
+        self,
+        request: Callable[[], dict[str, Any]],
+        listener: Listener | None,
+        cancel: threading.Event | None,
+    ) -> dict[str, Any]:
+        """Runs a request in this thread, listening to it.
+
+        Raises:
+            Exception: What the listener raised, or the request.
+        """
+        before = self.listener, self.cancel, self.failure
+        self.listener, self.cancel, self.failure = listener, cancel, None
         try:
-            yield
+            return request()
+        except CancelledError:
+            failure = self._failed()
+            if failure is None:
+                raise
         finally:
-            self.listener, self.cancel = before
+            self.listener, self.cancel, self.failure = before
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
 
 
 def watch_plan(plan: Plan, names: Iterable[str]) -> Plan:
@@ -88,16 +110,17 @@ def _ports(plan: Plan) -> dict[str, tuple[str, int]]:
 
 def _find(plan: Plan, name: str) -> tuple[str, int]:
     ports = _ports(plan)
-    fed = next((edge.source for edge in plan.edges if edge.target == name), "")
+    outputs = dict(plan.outputs)
+    fed = next((edge.source for edge in plan.edges if edge.target == name and name in outputs), "")
     for known in (fed, name):
         if known in ports:
             return ports[known]
     ends = [port for port in ports if port.rpartition(".")[2] == name]
     if len(ends) == 1:
         return ports[ends[0]]
-    outputs = [edge.target for edge in plan.edges if edge.source in ports and "." not in edge.target]
+    given = [edge.target for edge in plan.edges if edge.source in ports and edge.target in outputs]
     raise InputError(
-        f"partial names {name!r}, which no loop gives in its iterations.{nearest(name, [*outputs, *ports])}",
+        f"partial names {name!r}, which no loop gives in its iterations.{nearest(name, [*given, *ports])}",
         partial=name,
     )
 
@@ -123,12 +146,13 @@ def _watched(
     steps, pairs = list(body), []
     for name, index in mine.items():
         for adapter in _way(plan, values[index]):
-            source = values[index]
+            source, spent = values[index], () if index in mine.values() else (index,)
             assert isinstance(source.spec, TensorSpec)
             memory = HOST if adapter.kind == "download" else source.memory
             real = source.real or adapter.kind == "cut"
             values.append(PlannedValue(source.origin, adapter.result(source.spec), memory, real))
-            steps.append(Step("adapt", source.origin, (index,), (len(values) - 1,), adapter, source.memory))
+            made = (len(values) - 1,)
+            steps.append(Step("adapt", source.origin, (index,), made, adapter, source.memory, frees=spent))
             index = len(values) - 1
         pairs.append((name, index))
     return tuple(steps), replace(loop, watched=tuple(pairs))
