@@ -17,6 +17,7 @@ from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator_stages.vision_text import vision_text as shipped
+from tests.bodies import asked, mapped
 from tests.kit import Double, host, linear, new, spec
 from tests.planner.devices import on, ranked
 
@@ -89,6 +90,42 @@ def stereo() -> Pipeline:
     return pipeline
 
 
+class Step(nn.Module):
+    """The next latents, and whether they are calm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = torch.tanh(self.mix(x)) * t + text
+        return {"x": x, "calm": (x.abs() < 0.1).all().reshape(1)}
+
+
+def denoising() -> Pipeline:
+    """A loop that carries, slices, shares, collects, and may end early."""
+    body = ranked("step")
+    given = [body.input(name, spec(*dims)) for name, dims in (("x", ("batch", 8)), ("t", (1,)))]
+    made = body.add("mix", Step().eval())(*given, body.input("text", spec("batch", 8)))
+    body.output("x", made["x"])
+    body.output("calm", made["calm"])
+    pipeline = ranked("denoising")
+    noise, text = (pipeline.input(name, spec("batch", 8, pad=0)) for name in ("noise", "text"))
+    last, all_ = pipeline.loop(
+        "denoise",
+        body,
+        carry={"x": noise},
+        each={"t": torch.linspace(1, 0, 10).reshape(10, 1)},
+        inputs={"text": text},
+        until="calm",
+        collect=("x",),
+        outputs=("x", "x[]"),
+    )
+    pipeline.output("picture", pipeline.add("decode", linear(8, 4))(last))
+    pipeline.output("all", all_)
+    return pipeline
+
+
 CASES: dict[str, Callable[[], Plan]] = {
     "vision-text": lambda: vision_text().plan(sizes={"batch": (8, 32)}),
     "vision-text-on-cuda": lambda: vision_text().plan("cuda", sizes={"batch": (8, 32)}),
@@ -99,6 +136,10 @@ CASES: dict[str, Callable[[], Plan]] = {
     "born-dim": lambda: crops().plan("cuda"),
     "fixed-sizes-joined": lambda: tokens().plan(sizes={"batch": (1, 4)}),
     "vision-text-on-neuron": lambda: shipped().plan("neuron-emulated", options={"tp_degree": 2}),
+    "loop": lambda: denoising().plan(sizes={"batch": (1, 4)}),
+    "loop-on-neuron": lambda: on(denoising(), sizes={"batch": (1, 4)}, tp_degree=2),
+    "map": lambda: mapped().plan("cuda"),
+    "branch-on-neuron": lambda: on(asked(), sizes={"batch": (2, 4)}, tp_degree=2),
     "fold-and-twin-on-neuron": lambda: on(stereo(), sizes={"batch": (1, 4)}, tp_degree=2),
 }
 
