@@ -64,16 +64,22 @@ class Dim:
         name: The name; one name has one set of buckets in the whole graph.
         buckets: Sizes it is compiled for, in elements; kept sorted.
         any: True for a dim of any size, legal only where no backend with static shapes sees it.
+        batch: The author's promise that items along it are computed independently of one another: a request above
+            the largest bucket may be cut into chunks, and requests of several users may be joined. One declaration
+            of the name gives the promise for the whole graph; ``pipeline.check`` tests it.
 
     Raises:
-        GraphError: For a size that is no positive int, or buckets together with ``any``.
+        GraphError: For a size that is no positive int, buckets together with ``any``, or a ``batch`` that is no bool.
     """
 
     name: str
     buckets: tuple[int, ...] = ()
     any: bool = False
+    batch: bool = False
 
-    def __init__(self, name: str, buckets: Iterable[int] | int = (), any: bool = False) -> None:
+    def __init__(
+        self, name: str, buckets: Iterable[int] | int = (), any: bool = False, *, batch: bool = False
+    ) -> None:
         check_name("dim", name)
         sizes = (buckets,) if isinstance(buckets, int) else tuple(buckets)
         for size in sizes:
@@ -83,9 +89,12 @@ class Dim:
                 )
         if any and sizes:
             raise GraphError(f"Dim {name!r} has buckets and any=True; give one of the two.", dim=name)
+        if not isinstance(batch, bool):
+            raise GraphError(f"batch of dim {name!r} is True or False, not {batch!r}.", dim=name)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "buckets", tuple(sorted(set(sizes))))
         object.__setattr__(self, "any", any)
+        object.__setattr__(self, "batch", batch)
 
     def __str__(self) -> str:
         return self.name

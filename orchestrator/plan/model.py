@@ -61,6 +61,7 @@ class DimPlan:
         born: ``call.port`` that decides its size during a request; empty for dims of inputs.
         padded: Smaller sizes than a bucket run, padded.
         chunked: Larger sizes than the largest bucket run, in chunks.
+        batch: Its author promises that items along it are independent (``Dim(batch=True)``).
     """
 
     name: str
@@ -69,6 +70,7 @@ class DimPlan:
     born: str = ""
     padded: bool = False
     chunked: bool = False
+    batch: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from orchestrator.specs import Derived, Dim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 3
+VERSION = 4
 
 _RECORDS = (
     Adapter,
