@@ -88,6 +88,12 @@ class ModelWrapper:
         self._model: Any = None
 
     @property
+    def makes_model(self) -> bool:
+        """Whether it has a model: made by ``model_cls``, or by its subclass's own ``make_model`` or ``model``."""
+        own = self.overrides("make_model") or self.overrides("model")
+        return own or self.model_cls is not None or self.__dict__.get("_model") is not None
+
+    @property
     def model(self) -> Any:
         """The model, built (in eval mode) when first asked for."""
         if self.__dict__.get("_model") is None:
@@ -105,7 +111,7 @@ class ModelWrapper:
         )
         if factory is None:
             raise GraphError(
-                f"{type(self).__name__} has no model_cls; set it, or override forward.", wrapper=self
+                f"{type(self).__name__} has no model_cls; override make_model or forward.", wrapper=self
             )
         model = build(factory, self.config)
         return model.eval() if isinstance(model, torch.nn.Module) else model
@@ -326,6 +332,8 @@ def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
         name, "input", inputs if inputs is not None else (wrapper.inputs if wrapper else None)
     )
     found = _signature_ports(target)
+    if found is None and not declared and wrapper is not None and wrapper.makes_model:
+        found = _signature_ports(wrapper.model)
     if found is None:
         if not declared:
             raise GraphError(

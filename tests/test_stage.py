@@ -188,7 +188,22 @@ def test_example_inputs_are_made_from_the_declared_ports():
 
 
 def test_a_wrapper_without_a_model_says_what_to_set():
-    refuses(GraphError, ("no model_cls", "override forward"), lambda: ModelWrapper().model)
+    refuses(GraphError, ("no model_cls", "override make_model or forward"), lambda: ModelWrapper().model)
+
+
+class Making(ModelWrapper):
+    def make_model(self):
+        return linear(4, 3)
+
+
+def test_a_wrapper_that_makes_its_model_itself_says_so():
+    assert Making().makes_model
+    assert ModelWrapper(model_cls=nn.Linear).makes_model
+    assert not ModelWrapper().makes_model
+
+
+def test_the_ports_of_a_wrapper_that_makes_its_model_are_read_from_the_model():
+    assert [port.name for port in make_stage("s", Making()).inputs] == ["input"]
 
 
 def test_a_wrapper_in_a_pipeline_is_built_by_nobody_but_the_load():

@@ -93,9 +93,9 @@ class TorchBackend(Backend):
         """
         try:
             target = stage.module()
-            owner = owner_of(target)
-            if not isinstance(owner, torch.nn.Module) and stage.wrapper is not None:
-                owner = stage.wrapper.__dict__.get("_model")
+            owner, wrapper = owner_of(target), stage.wrapper
+            if wrapper is not None and wrapper.makes_model:
+                owner = wrapper.model
             if not isinstance(owner, torch.nn.Module) or self._is_here(owner):
                 return target  # type: ignore[no-any-return]
             return self._moved(target, owner)

@@ -82,8 +82,8 @@ def _owner(stage: Stage) -> Any:
     wrapper = stage.wrapper
     if wrapper is None:
         return getattr(stage.target, "__self__", stage.target)
-    if wrapper.model_cls is None:
-        return wrapper.__dict__.get("_model")
+    if not wrapper.makes_model:
+        return None
     return wrapper.__dict__.get("_model") or _skeleton(wrapper)
 
 

@@ -37,7 +37,7 @@ def stage_module(
     target = stage.module()
     wrapper = stage.wrapper
     if wrapper is not None and target is wrapper:
-        _ = wrapper.model if wrapper.model_cls is not None else None
+        _ = wrapper.model if wrapper.makes_model else None
     memo: dict[int, Any] = {}
     copied: Any = duplicate(target, memo)
     owner = owner_of(copied)
