@@ -82,7 +82,7 @@ def model5(*, batch: int | Sequence[int] = (1, 4), seed: int = 0) -> Pipeline:
         batch: The batch sizes it is compiled for.
         seed: Seed of the weights.
     """
-    size = Dim("batch", buckets=batch)
+    size = Dim("batch", buckets=batch, batch=True)
     model = models(seed)
     pipeline = Pipeline("model5")
     pipeline.example_inputs = example_inputs

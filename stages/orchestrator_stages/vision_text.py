@@ -111,7 +111,7 @@ def vision_text(*, batch: int | Sequence[int] = 32, hidden: int = HIDDEN) -> Pip
             run in chunks; no row looks at another, so neither changes a result.
         hidden: Length of the image features.
     """
-    size = Dim("batch", buckets=batch)
+    size = Dim("batch", buckets=batch, batch=True)
     pipeline = Pipeline("vision-text")
     pipeline.example_inputs = example_inputs
     image = pipeline.input("image", TensorSpec((size, *IMAGE), pad=0))

@@ -174,7 +174,7 @@ class Draft:
         overlap = round(tile * options.overlap)
         body = Pipeline("vae")
         tiles = TensorSpec(
-            (Dim("tiles", buckets=TILES), vae.config.latent_channels, tile, tile),
+            (Dim("tiles", buckets=TILES, batch=True), vae.config.latent_channels, tile, tile),
             self.dtype,
             pad="repeat_first",
         )

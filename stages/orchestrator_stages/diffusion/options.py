@@ -51,7 +51,7 @@ class Options:
     @property
     def images(self) -> Dim:
         """The dim of images."""
-        return Dim("images", buckets=self.batch)
+        return Dim("images", buckets=self.batch, batch=True)
 
     @property
     def steps(self) -> Dim:

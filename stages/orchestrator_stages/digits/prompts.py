@@ -27,7 +27,7 @@ class Prompts(HostStage):
 
     def __init__(self, batch: int | Sequence[int] = BATCH) -> None:
         super().__init__(tag="prompts")
-        size = Dim("batch", buckets=batch)
+        size = Dim("batch", buckets=batch, batch=True)
         self.inputs = {"prompt": str}
         self.outputs = {"tokens": TensorSpec((size, 2, LENGTH), torch.int64, pad="repeat_first")}
 

@@ -17,7 +17,7 @@ from orchestrator_stages.host import HostStage
 BUCKETS = (8, 16, 32, 64, 128)
 """Numbers of crops that the networks are compiled for; more than the last one runs in chunks."""
 
-PROPOSALS = Dim("proposals", buckets=BUCKETS)
+PROPOSALS = Dim("proposals", buckets=BUCKETS, batch=True)
 """How many crops ``RNet`` judges: born here, when a request runs."""
 
 SIDE = 24

@@ -10,7 +10,7 @@ from orchestrator_stages.faces.letterbox import Frame
 from orchestrator_stages.faces.propose import BUCKETS, PROPOSALS
 from orchestrator_stages.host import HostStage
 
-CANDIDATES = Dim("candidates", buckets=BUCKETS)
+CANDIDATES = Dim("candidates", buckets=BUCKETS, batch=True)
 """How many crops ``ONet`` judges: born here, when a request runs."""
 
 SIDE = 48

@@ -92,7 +92,9 @@ def from_transformers(
             f"its prompt.",
             option="max_new_tokens",
         )
-    rows = Dim("batch", buckets=batch)
+    # The numbers of a row depend on its place, so that rows of a request that comes with its batch are no batch.
+    places = rules.sampling is not None and not _is_prepared(family, tokenizer, processor)
+    rows = Dim("batch", buckets=batch, batch=not places)
     pipeline = Pipeline(name or model.config.model_type)
     source = _Source(model, family, tokenizer, processor, rows, rules.pad)
     encoded, mask, length = source.draw(pipeline, tokens)
@@ -111,6 +113,13 @@ def from_transformers(
         read = pipeline.add("detokenise", Detokenise(source.tokenizer), device="host")
         pipeline.output("text", read(made))
     return pipeline
+
+
+def _is_prepared(family: Family, tokenizer: Any, processor: Any) -> bool:
+    """Tells whether a host stage decides how many rows there are, and the stages around the loop see all of them."""
+    if family.kind == "text":
+        return tokenizer is not None or getattr(processor, "tokenizer", None) is not None
+    return processor is not None
 
 
 def _options(model: Any, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:

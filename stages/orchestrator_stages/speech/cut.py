@@ -67,7 +67,7 @@ class Cut(HostStage):
         self.lengths = length.buckets
         self.inputs = {"audio": Recording}
         # Rows that fill up the batch repeat the first, so that they end when it does.
-        spec = TensorSpec((Dim("segments", buckets=batch), mels, length, 2), pad="repeat_first")
+        spec = TensorSpec((Dim("segments", buckets=batch, batch=True), mels, length, 2), pad="repeat_first")
         self.outputs = {"mel": spec}
 
     def forward(self, audio: Recording) -> Tensor:

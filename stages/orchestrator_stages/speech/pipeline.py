@@ -71,7 +71,7 @@ def speech(
         raise GraphError(
             f"tokens= are lengths up to {config.max_source_positions} for this model.", option="tokens"
         )
-    rows = Dim("segments", buckets=segments)
+    rows = Dim("segments", buckets=segments, batch=True)
 
     pipeline = Pipeline("speech")
     cut = Cut(config.num_mel_bins, length.buckets, rows.buckets)
