@@ -82,7 +82,7 @@ class Homes:
         if port in loop.given:
             edges = self.graph.into(NodeKey("enter", loop.name))
             edge = next(edge for edge in edges if edge.target_port == port)
-            return self._given(edge.source, edge.source_port)
+            return _ON_HOST if edge in self.draft.spilled else self._given(edge.source, edge.source_port)
         return self._sliced(loop, port) if port in loop.each else _ON_HOST
 
     def _carried(self, loop: Loop, port: str) -> End:

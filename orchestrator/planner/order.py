@@ -6,7 +6,8 @@ such demand is one more edge of the graph of blocks; a demand that would close a
 solve.
 
 In the body of a loop a carry is in the buffer of the program that gave it in the iteration before. What a loop gives
-that may not run at all may also be in the buffer that its carry started in.
+that may not run at all may also be in the buffer that its carry started in. What enters a branch is read in its body,
+by a name of its own, from the buffer that it is in outside.
 """
 
 from __future__ import annotations
@@ -125,15 +126,20 @@ class Blocks:
     def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
         """Values whose buffers the block reads: through names that folded adapters gave them, not by giving names."""
         made = {index for step in walk(block) for index in step.outputs}
-        found: set[int] = set()
+        entered = _entered(block)
+        reads: set[int] = set()
         for step in walk(block):
             if place_of(step) in ("producer", "consumer") or step.op == "region":
                 continue
-            read = step.inputs if step.loop is None else step.loop.ends
-            found.update(self._folds.read(index)[0] for index in read)
-            if step.loop is not None:
-                found.update(start for start, _, _ in step.loop.carries)
-        return frozenset(found - made)
+            ends = step.inputs if step.loop is None else step.loop.ends
+            starts = () if step.loop is None else (start for start, _, _ in step.loop.carries)
+            reads.update(self._buffer(index, entered) for index in (*ends, *starts))
+        return frozenset(reads - made)
+
+    def _buffer(self, index: int, entered: Mapping[int, int]) -> int:
+        """The value whose buffer is read for another name of it."""
+        root, _ = self._folds.read(index)
+        return self._buffer(entered[root], entered) if root in entered else root
 
     def _hazard(self, order: list[int]) -> tuple[int, int, int, int] | None:
         """Finds a value, by its block, that is read in or after the next run of its program."""
@@ -228,6 +234,12 @@ class Blocks:
         made_by = self._carried[value][1]
         reads = "the iteration after" if reader == _END else _name(self._blocks[reader])
         return Clash("the iteration before", _name(self._blocks[later]), reads, made_by, None, value)
+
+
+def _entered(block: tuple[Step, ...]) -> dict[int, int]:
+    """What the bodies of branches call the values that enter them, which stay in the buffers that they are in."""
+    branches = (step.loop for step in walk(block) if step.loop is not None and step.loop.kind == "when")
+    return {part: whole for loop in branches for whole, part in loop.slices}
 
 
 def _ends(step: Step) -> dict[int, int]:

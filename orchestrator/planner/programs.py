@@ -182,9 +182,9 @@ class Programs:
         return tuple(outputs)
 
     def _is_read_on_host(self, steps: list[Step]) -> bool:
-        """Tells whether all that a program gives goes to the host and nowhere else."""
-        calls = {step.name for step in steps if step.op == "call"}
-        edges = [edge for name in calls for edge in self.draft.graph.out_of(NodeKey("call", name))]
+        """Tells whether all that a program gives, in each of its calls, goes to the host and nowhere else."""
+        readers = [self.draft.graph.out_of(NodeKey("call", step.name)) for step in steps]
+        edges = [edge for reading in readers for edge in reading]
         homes = [self.homes.target(edge).memory == HOST for edge in edges]
         parts = any(is_gathered(self.draft, edge) for edge in edges)
-        return bool(homes) and all(homes) and not parts
+        return all(readers) and all(homes) and not parts
