@@ -187,7 +187,7 @@ def test_sizes_a_program_does_not_depend_on_make_no_second_one(
     sizes = [{"batch": batch, "other": other} for batch in (2, 4) for other in (1, 2, 3)]
     form = program({"x": spec("batch", 4)}, {"output": spec("batch", 3)}, sizes=sizes)
     run = load(backend, application(Affine(), form), tmp_path)["p"]
-    assert len(list(tmp_path.glob("*/*.pt2"))) == 2
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 2
     assert backend.download(run(backend.upload(torch.zeros(4, 4)))[0]).shape == (4, 3)
 
 
@@ -216,7 +216,10 @@ def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_p
         "has format 99": lambda: manifest.write_text(json.dumps({**data, "format": 99})),
         "cannot be read": lambda: manifest.write_text("{"),
         r"2 weights .* e\.g\. 'gone'": lambda: manifest.write_text(whole.replace('"scale"', '"gone"')),
-        "cannot be read from": lambda: (manifest.write_text(whole), (tmp_path / "0.pt2").write_bytes(b"x")),
+        "cannot be read from": lambda: (
+            manifest.write_text(whole),
+            (tmp_path / "0.safetensors").write_bytes(b"x"),
+        ),
         r"cannot be read .*FileNotFound": manifest.unlink,
     }
     for text, damage in cases.items():

@@ -4,6 +4,8 @@
     tensor     tensors on it, which nothing but a move or a view may touch
     register   ``host.to("privateuseone:0")`` while a device is open
     trace      one program at one combination of buckets, exported
+    graph_file a program's graph as data, in a file that runs nothing when it is read
+    operators  which operators such a graph may hold
     explain    why one cannot be exported: the operation, the line, the way out
     manifest   what a compiled application consists of, as JSON
     compile    an application to a folder

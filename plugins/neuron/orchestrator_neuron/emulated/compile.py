@@ -17,7 +17,7 @@ from orchestrator_neuron.module import ProgramModule, example_inputs, stage_modu
 from orchestrator_neuron.options import Settings
 from orchestrator_neuron.state import check_state
 
-__all__ = ["compile_application", "stage_on_host"]
+__all__ = ["compile_application", "planned_entries", "stage_on_host"]
 
 Compiler = Callable[[bytes], bytes]
 
@@ -53,12 +53,32 @@ def compile_application(
             program,
             sizes,
         )
-        file = f"{number}.pt2"
-        (folder / file).write_bytes(compiler(traced.data))
+        (folder / _file_of(number)).write_bytes(compiler(traced.data))
         inputs = tuple(_input_forms(program, sizes))
-        entries.append(Entry(program.name, file, inputs, traced.outputs, traced.constant_bytes))
+        entries.append(Entry(program.name, _file_of(number), inputs, traced.outputs, traced.constant_bytes))
     weights = {} if owner is None else _forms(owner)
     write(Manifest(application.name, weights, tuple(entries)), folder)
+
+
+def planned_entries(application: Application) -> list[Entry]:
+    """Returns the entries that compiling an application gives, but for the bytes of constants: a plan says them.
+
+    Raises:
+        CompileError: Two entries have equal shapes.
+    """
+    return [
+        Entry(
+            program.name,
+            _file_of(number),
+            tuple(_input_forms(program, sizes)),
+            tuple(Form(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs),
+        )
+        for number, (program, sizes) in enumerate(_distinct(application))
+    ]
+
+
+def _file_of(number: int) -> str:
+    return f"{number}.safetensors"
 
 
 def stage_on_host(

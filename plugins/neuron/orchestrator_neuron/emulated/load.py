@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.program import Application
 from orchestrator_neuron.checkpoint import load_weights, rank_weights
-from orchestrator_neuron.emulated.compile import stage_on_host
+from orchestrator_neuron.emulated.compile import planned_entries, stage_on_host
 from orchestrator_neuron.emulated.device import Device
 from orchestrator_neuron.emulated.manifest import Form, Manifest, read
 from orchestrator_neuron.emulated.runtime import LoadedEntry, LoadedProgram, Weights, stage_route
@@ -43,6 +44,7 @@ def load_application(
         CompileError: The folder is damaged, the weights do not fit, or the memory does not suffice.
     """
     manifest = read(application.name, folder)
+    _check_entries(application, manifest)
     _, owner = stage_on_host(application, settings)
     weights = load_weights(application.name, owner, settings)
     ranked = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
@@ -51,6 +53,17 @@ def load_application(
     _check_memory(device, application, manifest, ranked[0])
     staged = [_stage(device, rank, row, application.name) for rank, row in enumerate(ranked)]
     return _programs(device, application, manifest, folder, staged)
+
+
+def _check_entries(application: Application, manifest: Manifest) -> None:
+    """Makes sure that the folder holds what the plan says: files in a store are somebody's word."""
+    listed = [replace(entry, constant_bytes=0) for entry in manifest.entries]
+    if listed != planned_entries(application):
+        raise CompileError(
+            f"The compiled {application.name!r} is not what the plan says: its manifest lists other programs, files "
+            f"or shapes. Compile it again.",
+            stage=application.name,
+        )
 
 
 def _programs(

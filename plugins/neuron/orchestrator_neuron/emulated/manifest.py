@@ -21,7 +21,7 @@ from orchestrator_neuron.emulated.device import size_of
 __all__ = ["FORMAT", "Entry", "Form", "Manifest", "read", "show_shapes", "write"]
 
 #: Counts up when a folder of an older version can no longer be read, or programs would be others now.
-FORMAT = 2
+FORMAT = 3
 
 NAME = "manifest.json"
 
@@ -135,7 +135,7 @@ def read(application: str, folder: Path) -> Manifest:
         entries = tuple(_entry(item) for item in data["entries"])
         weights = {name: _form(item) for name, item in data["weights"].items()}
         return Manifest(data["application"], weights, entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CompileError(
             f"The compiled {application!r} in {str(folder)!r} cannot be read ({type(error).__name__}: {error}); "
             f"compile it again.",
@@ -148,10 +148,20 @@ def _plain(form: Form) -> list[Any]:
 
 
 def _form(data: Any) -> Form:
-    return Form(tuple(data[0]), getattr(torch, data[1]))
+    shape, name = data
+    dtype = vars(torch).get(name)
+    if not isinstance(dtype, torch.dtype) or not all(map(_is_count, shape)):
+        raise ValueError(f"{data!r} is no shape and dtype")
+    return Form(tuple(shape), dtype)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _entry(data: Any) -> Entry:
+    if not _is_count(data["constant_bytes"]):
+        raise ValueError("constant_bytes is no number of bytes")
     return Entry(
         data["program"],
         data["file"],

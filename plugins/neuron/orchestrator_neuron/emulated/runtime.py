@@ -8,18 +8,17 @@ poisoned, so that nobody takes it for right.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch.export.graph_signature import InputKind
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
-from orchestrator_neuron.aside import by_itself, quiet
+from orchestrator_neuron.aside import by_itself
 from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison
+from orchestrator_neuron.emulated.graph_file import StoredGraph, load
 from orchestrator_neuron.emulated.manifest import Entry, Form, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
 from orchestrator_neuron.module import PREFIX
@@ -47,9 +46,9 @@ class LoadedEntry:
     def __init__(self, device: Device, application: str, entry: Entry, file: Path, weights: Weights) -> None:
         self.entry = entry
         self._what = f"program {entry.program!r} of {application!r}"
-        exported = self._read(file)
-        self._run: Callable[..., Any] = exported.graph_module.forward
-        self._fixed = [self._given(exported, weights[rank]) for rank in range(device.ranks)]
+        stored = self._read(file, weights[0])
+        self._run: Callable[..., Any] = stored.run
+        self._fixed = [self._given(stored, weights[rank]) for rank in range(device.ranks)]
         # The graph is handed payloads; these keep the memory that they are in taken.
         self._held = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
         self._dtypes = tuple(form.dtype for form in entry.inputs)
@@ -59,25 +58,39 @@ class LoadedEntry:
         self._blocks = [row[0].block if row else None for row in self._buffers]
         self._warm_up()
 
-    def _read(self, file: Path) -> torch.export.ExportedProgram:
+    def _read(self, file: Path, weights: Mapping[str, EmulatedTensor]) -> StoredGraph:
         try:
-            with quiet():
-                return torch.export.load(io.BytesIO(file.read_bytes()))
+            stored = load(file.read_bytes())
         except Exception as error:
-            raise CompileError(
-                f"The {self._what} cannot be read from {str(file)!r} ({type(error).__name__}); compile it again."
-            ) from error
+            raise self._damaged(file, f"{type(error).__name__}: {error}") from error
+        inputs = sum(kind == "input" for kind, _ in stored.takes)
+        held = sum(constant.nbytes for constant in stored.constants.values())
+        if (inputs, stored.outputs, held) != (
+            len(self.entry.inputs),
+            len(self.entry.outputs),
+            self.entry.constant_bytes,
+        ):
+            raise self._damaged(file, "it is not what the manifest says")
+        strange = [
+            name
+            for kind, name in stored.takes
+            if kind == "weight" and name.removeprefix(PREFIX) not in weights
+        ]
+        if strange:
+            raise self._damaged(file, f"the stage has no weight {strange[0]!r}")
+        return stored
 
-    def _given(
-        self, exported: torch.export.ExportedProgram, weights: dict[str, EmulatedTensor]
-    ) -> list[torch.Tensor]:
+    def _damaged(self, file: Path, why: str) -> CompileError:
+        return CompileError(f"The {self._what} cannot be read from {str(file)!r} ({why}); compile it again.")
+
+    def _given(self, stored: StoredGraph, weights: dict[str, EmulatedTensor]) -> list[torch.Tensor]:
         """What the program's graph takes before its inputs, on one rank: weights and constants."""
         given: list[torch.Tensor] = []
-        for item in exported.graph_signature.input_specs:
-            if item.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                given.append(weights[str(item.target).removeprefix(PREFIX)].payload)
-            elif item.kind is InputKind.CONSTANT_TENSOR:
-                given.append(exported.constants[str(item.target)])
+        for kind, name in stored.takes:
+            if kind == "weight":
+                given.append(weights[name.removeprefix(PREFIX)].payload)
+            elif kind == "constant":
+                given.append(stored.constants[name])
         return given
 
     def _constants(self, device: Device, rank: int) -> Block:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from orchestrator.program import Program
 from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.emulated.device import size_of
 from orchestrator_neuron.emulated.explain import check_static, unexportable
+from orchestrator_neuron.emulated.graph_file import UnstorableError, dump
 from orchestrator_neuron.emulated.manifest import Form
 from orchestrator_neuron.module import ProgramModule, example_inputs
 
@@ -26,7 +26,7 @@ class Traced:
     """An exported program.
 
     Attributes:
-        data: It, as ``torch.export.save`` writes it; of its weights only shapes and dtypes are left.
+        data: Its graph and constants, as a file holds them; of its weights only the names.
         outputs: Forms of what it gives.
         constant_bytes: What tensors take that were compiled in.
     """
@@ -59,11 +59,15 @@ def trace(
     check_static(where, stage, exported.graph, lambda: _run_fake(module, program, sizes))
     outputs = _outputs(exported)
     _check_outputs(where, stage, outputs, program, sizes)
-    kept = _blank(exported)
-    file = io.BytesIO()
-    with quiet():
-        torch.export.save(exported, file)
-    return Traced(file.getvalue(), outputs, kept)
+    try:
+        data = dump(exported)
+    except UnstorableError as error:
+        raise CompileError(
+            f"{where} cannot be compiled: {error}. A program holds operators and plain tensors; run this part as a "
+            f"host stage, pipeline.add(..., device='host', outputs={{...}}).",
+            stage=stage,
+        ) from error
+    return Traced(data, outputs, _constant_bytes(exported))
 
 
 def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
@@ -76,7 +80,7 @@ def warm_up() -> None:
     """Exports next to nothing, so that what torch imports for it is there before a process forks for each stage."""
     with by_itself(), quiet():
         exported = torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), strict=False)
-        torch.export.save(exported, io.BytesIO())
+        dump(exported)
 
 
 def _outputs(exported: torch.export.ExportedProgram) -> tuple[Form, ...]:
@@ -97,19 +101,11 @@ def _check_outputs(
             )
 
 
-def _blank(exported: torch.export.ExportedProgram) -> int:
-    """Drops the content of all weights, so that only a checkpoint can provide it; returns the bytes of constants."""
-    state, constants = exported.state_dict, exported.constants
-    for name, tensor in state.items():
-        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        is_parameter = isinstance(tensor, torch.nn.Parameter)
-        state[name] = torch.nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-    weights = {
-        item.target
+def _constant_bytes(exported: torch.export.ExportedProgram) -> int:
+    """What tensors take that are compiled in, and are no weights."""
+    names = [
+        str(item.target)
         for item in exported.graph_signature.input_specs
-        if item.kind is InputKind.BUFFER and item.target in constants
-    }
-    for name in weights:
-        constants[name] = torch.empty(constants[name].shape, dtype=constants[name].dtype, device="meta")
-    exported._example_inputs = None
-    return sum(size_of(item.shape, item.dtype) for name, item in constants.items() if name not in weights)
+        if item.kind is InputKind.CONSTANT_TENSOR
+    ]
+    return sum(size_of(exported.constants[name].shape, exported.constants[name].dtype) for name in names)
