@@ -218,16 +218,31 @@ class Pipeline(Repeating):
         manager.notify("orchestrator_plan_made", plan=plan)
         return replace(plan, loader=PipelineLoader(graph, manager))
 
-    def bind(self, plan: Plan) -> Plan:
+    def bind(
+        self,
+        plan: Plan,
+        *,
+        options: Mapping[str, Any] | None = None,
+        memory: int | str | Mapping[str, int | str] | None = None,
+    ) -> Plan:
         """Verifies a plan, e.g. one read from JSON, against this pipeline; the result can be loaded.
 
+        Args:
+            plan: The plan; it brings placement, sizes and options along.
+            options: Options of the plan that its text alone is not enough for, since they switch off a proof
+                (``hazards``) or go to a compiler (``compiler_args``).
+            memory: Budget of each device that is larger than what it is known to have, as in :meth:`plan`.
+
         Raises:
-            PlanError: The plan is wrong, or of another pipeline.
+            PlanError: The plan is wrong, of another pipeline, or asks for what only code may ask for.
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
         graph, manager = self.graph, self._manager()
-        bound = bind_plan(plan, graph, Request(lambda name: resolve_backend(manager, name)))
+        request = Request(
+            lambda name: resolve_backend(manager, name), memory=memory, options=options or {}
+        )
+        bound = bind_plan(plan, graph, request)
         return replace(bound, loader=PipelineLoader(graph, manager))
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -62,10 +63,12 @@ def to_json(plan: Plan) -> str:
     """Returns the plan as JSON text."""
     body = {item.name: _encode(getattr(plan, item.name)) for item in fields(plan) if item.name != "loader"}
     head = {"format": FORMAT, "version": VERSION}
-    return json.dumps({**head, **body, "summary": plan.summary}, indent=1)
+    return json.dumps({**head, **body, "summary": _encode(plan.summary)}, indent=1, allow_nan=False)
 
 
 def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"is": "float", "name": str(value)}
     if isinstance(value, torch.dtype):
         return {"is": "dtype", "name": dtype_name(value)}
     if isinstance(value, Residency):
@@ -91,7 +94,7 @@ def from_json(text: str) -> Plan:
         PlanError: The text is no JSON (truncated?), no plan, of another version, or malformed.
     """
     try:
-        data = json.loads(text, parse_constant=lambda name: math.nan if name == "NaN" else float(name))
+        data = json.loads(text, parse_constant=_refused)
     except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(
             f"This is no plan: the JSON cannot be read, it may be truncated ({error})."
@@ -117,6 +120,10 @@ def from_json(text: str) -> Plan:
     return plan
 
 
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no JSON; a plan says {{\"is\": \"float\", \"name\": ...}}")
+
+
 def _names(record: type[Any]) -> list[str]:
     return [item.name for item in fields(record)]
 
@@ -139,18 +146,21 @@ def _decode(value: Any) -> Any:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
+    dtype = vars(torch).get(name)
     if not isinstance(dtype, torch.dtype):
         raise PlanError(f"The plan is malformed: {name!r} is no dtype.")
     return dtype
 
 
 def _type(name: str) -> type:
-    """A type that is loaded already; nothing is imported on the word of a file."""
+    """A type that is loaded already; nothing is imported or run on the word of a file.
+
+    Looked up in dictionaries: an attribute of a module or a class may be code that runs, and imports.
+    """
     module, _, path = name.partition(":")
     found: Any = builtins if module == "builtins" else sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
     if not isinstance(found, type):
         raise PlanError(
             f"The plan speaks of the Python type {name!r}; import its module before reading the plan."
@@ -158,7 +168,20 @@ def _type(name: str) -> type:
     return found
 
 
-_SCALARS: Mapping[str, Callable[[str], Any]] = {"dtype": _dtype, "type": _type, "Residency": Residency}
+def _number(name: str) -> float:
+    """A float that JSON has no word for."""
+    found = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(name)
+    if found is None:
+        raise PlanError(f"The plan is malformed: {name!r} is no float that JSON lacks.")
+    return found
+
+
+_SCALARS: Mapping[str, Callable[[str], Any]] = {
+    "dtype": _dtype,
+    "float": _number,
+    "type": _type,
+    "Residency": Residency,
+}
 
 
 def _check_form(record: Any) -> None:

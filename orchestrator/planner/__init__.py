@@ -10,7 +10,8 @@ memory     weights, constants and peak against the budget
 verify     the finished plan, proven again by an independent checker
 """
 
+from orchestrator.planner.bind import bind_plan
 from orchestrator.planner.draft import Request
-from orchestrator.planner.planner import bind_plan, make_plan
+from orchestrator.planner.planner import make_plan
 
 __all__ = ["Request", "bind_plan", "make_plan"]

@@ -59,6 +59,7 @@ class RankedBackend(CompilingBackend):
 
     family: ClassVar[str]
     option_types: ClassVar[Mapping[str, type | tuple[type, ...]]] = OPTION_TYPES
+    code_options: ClassVar[Mapping[str, Any]] = {"hazards": "solve", "compiler_args": ""}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(device, checked(options or {}))

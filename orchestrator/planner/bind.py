@@ -1,0 +1,219 @@
+"""Binding: a finished plan, e.g. one read from a file, is proven again and compared with the graph that it is to run.
+
+What a plan says is somebody's word. So nothing in it may switch off a proof: options that code alone may give are
+refused, memory is held against what the devices have, and loops must run as the graph says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.adapter import MOVES
+from orchestrator.errors import PlanError
+from orchestrator.graph import Graph
+from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop
+from orchestrator.plan.steps import walk
+from orchestrator.planner.draft import Draft, Request
+from orchestrator.planner.passes.memory import check_budget
+from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.planner import run_passes
+from orchestrator.planner.programs import equal_constants
+
+__all__ = ["bind_plan"]
+
+
+def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
+    """Verifies a plan against a graph: what it says of ports, shapes, devices and edges must hold there.
+
+    Args:
+        plan: A plan, e.g. read from JSON.
+        graph: The graph it is to run.
+        request: Its ``resolve`` finds backends, its ``options`` are those that the plan may have although code alone
+            gives them, and its ``memory`` is what devices have; everything else is taken from the plan.
+
+    Raises:
+        PlanError: The plan is wrong, or of another pipeline.
+    """
+    _check_options(plan, request)
+    verify(plan)
+    _same_names(plan, graph)
+    placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
+    decided = {step.loop.dim for step in walk(plan.steps) if step.loop is not None}
+    sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
+    options = {name: value for group in plan.groups for name, value in group.options}
+    asked = Request(
+        request.resolve, placement=placement, sizes=sizes, memory=request.memory, options=options
+    )
+    fresh = run_passes(Draft(graph, asked))
+    for what in ("inputs", "optional", "dims", "groups", "weights"):
+        if getattr(plan, what) != getattr(fresh, what):
+            raise _mismatch(
+                plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"
+            )
+    mine = {call.name: call for call in fresh.calls}
+    for call in plan.calls:
+        if call != mine[call.name]:
+            raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
+    _check_loops(plan, fresh, graph)
+    _check_memory(plan, fresh)
+    _check_folds(plan, graph, request)
+    _check_constants(plan, graph)
+    _check_written(plan, fresh, graph)
+    edges = {str(edge): edge for edge in fresh.edges}
+    for edge in plan.edges:
+        here = edges[str(edge)]
+        if here.spec != edge.spec:
+            raise _mismatch(plan, graph, f"the edge '{edge}' carries {edge.spec} there and {here.spec} here")
+        if _fits(edge) != _fits(here):
+            raise _mismatch(
+                plan, graph, f"the edge '{edge}' has the adapters {_fits(edge)}, not {_fits(here)}"
+            )
+        if edge.adapters == here.adapters and edge.cost != here.cost:
+            raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
+    return plan
+
+
+def _check_options(plan: Plan, request: Request) -> None:
+    """Options that switch off a proof, or reach beyond the device, are code's to give; a plan's text is not enough."""
+    there = {name: value for group in plan.groups for name, value in group.options}
+    for name, value in request.options.items():
+        if name not in there or there[name] != value:
+            raise PlanError(
+                f"bind is given the option {name}={value!r}, but the plan of {plan.pipeline!r} has "
+                f"{f'{there[name]!r}' if name in there else 'none'}: a plan's options are made when it is planned.",
+                plan=plan,
+                option=name,
+            )
+    for group in plan.groups:
+        kind = request.resolve(group.device)[1]
+        for name, value in group.options:
+            if name in kind.code_options and request.options.get(name, kind.code_options[name]) != value:
+                raise PlanError(
+                    f"The plan of {plan.pipeline!r} has the option {name}={value!r} for {group.device!r}, which a plan "
+                    f"alone cannot ask for: only code may give it. If you mean it, say so where you bind: "
+                    f"pipeline.bind(plan, options={{{name!r}: {value!r}}}); else plan the pipeline anew.",
+                    plan=plan,
+                    option=name,
+                )
+
+
+def _check_loops(plan: Plan, fresh: Plan, graph: Graph) -> None:
+    """Loops, maps and branches count and end as the graph says; the verifier knows only that they are sound."""
+    here = {loop.name: _outline(fresh, loop) for loop in _loops(fresh)}
+    for loop in _loops(plan):
+        mine = _outline(plan, loop)
+        if here.get(loop.name) != mine:
+            raise _mismatch(plan, graph, f"loop {loop.name!r} is {mine} there and {here.get(loop.name)} here")
+    missing = here.keys() - {loop.name for loop in _loops(plan)}
+    if missing:
+        raise _mismatch(plan, graph, f"it lacks the loop {min(missing)!r}")
+
+
+def _loops(plan: Plan) -> list[PlannedLoop]:
+    return [step.loop for step in walk(plan.steps) if step.loop is not None]
+
+
+def _outline(plan: Plan, loop: PlannedLoop) -> dict[str, Any]:
+    """What a loop does, by the origins of its values: their numbers differ from plan to plan."""
+
+    def origin(index: int | None) -> str | None:
+        return None if index is None else plan.values[index].origin
+
+    return {
+        "kind": loop.kind,
+        "max_steps": loop.max_steps,
+        "check_every": loop.check_every,
+        "dim": loop.dim,
+        "until": origin(loop.until),
+        "condition": origin(loop.condition),
+        "carries": [tuple(map(origin, carry)) for carry in loop.carries],
+        "slices": [tuple(map(origin, pair)) for pair in loop.slices],
+        "collects": [origin(index) for index in loop.collects],
+        "watched": loop.watched,
+    }
+
+
+def _check_memory(plan: Plan, fresh: Plan) -> None:
+    """The plan fits the memory that its devices have, whatever budget it states.
+
+    Raises:
+        PlanError: It does not.
+    """
+    stated = dict(plan.budget)
+    known = {device: min(size, stated.get(device, size)) for device, size in fresh.budget}
+    check_budget(replace(plan, budget=tuple({**stated, **known}.items())))
+
+
+def _check_folds(plan: Plan, graph: Graph, request: Request) -> None:
+    """What is compiled as its author made it has nothing folded into it, and no second program."""
+    backends: dict[str, Any] = {
+        group.device: request.resolve(group.device)[1](group.device, dict(group.options))
+        for group in plan.groups
+        if group.compiled
+    }
+    stages = graph.stages
+    for program in plan.programs:
+        folded = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
+        stage = stages.get(program.stage)
+        if (
+            stage is not None
+            and (program.route or any(folded))
+            and not backends[program.device].foldable(stage)
+        ):
+            raise _mismatch(plan, graph, f"stage {stage.name!r} is compiled as its author made it")
+
+
+def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:
+    """Programs convert to the dtypes that the stages were written for."""
+    here = {
+        step.name: fresh.program(step.program)
+        for step in walk(fresh.steps)
+        if step.op == "call" and step.program
+    }
+    for step in walk(plan.steps):
+        if step.op == "call" and step.program:
+            one, other = plan.program(step.program).inputs, here[step.name].inputs
+            if [(item.port, item.dtype) for item in one] != [(item.port, item.dtype) for item in other]:
+                raise _mismatch(plan, graph, f"the program {step.program!r} is written for other dtypes")
+
+
+def _check_constants(plan: Plan, graph: Graph) -> None:
+    """Constants that programs share must be equal in this pipeline too; the plan holds their names alone."""
+    for step in walk(plan.steps):
+        inputs = plan.program(step.program).inputs if step.program and step.op == "call" else ()
+        for item, index in zip(inputs, step.inputs, strict=bool(inputs)):
+            own = plan.values[index].origin
+            if item.spec is None and not equal_constants(graph, item.constant, own):
+                raise _mismatch(
+                    plan,
+                    graph,
+                    f"{step.name!r} takes {own} at {item.port!r}, its program {item.constant}, which differs",
+                )
+
+
+def _fits(edge: PlannedEdge) -> list[str]:
+    """What an edge does to its value besides moving it; order and places may differ with the residency."""
+    kept = (adapter for adapter in edge.adapters if adapter.kind not in MOVES)
+    return sorted(str(replace(adapter, place="")) for adapter in kept)
+
+
+def _same_names(plan: Plan, graph: Graph) -> None:
+    pairs = (
+        ("name", {plan.pipeline}, {graph.name}),
+        ("inputs", {name for name, _ in plan.inputs}, set(graph.inputs)),
+        ("outputs", set(enumerate(name for name, _ in plan.outputs)), set(enumerate(graph.outputs))),
+        ("calls", {call.name for call in plan.calls}, set(graph.calls)),
+        ("edges", {str(edge) for edge in plan.edges}, {str(edge) for edge in graph.edges}),
+    )
+    for what, there, here in pairs:
+        if there != here:
+            odd = sorted(map(str, there ^ here))[:3]
+            raise _mismatch(plan, graph, f"{what} differ in {odd}")
+
+
+def _mismatch(plan: Plan, graph: Graph, what: str) -> PlanError:
+    return PlanError(
+        f"This plan of {plan.pipeline!r} does not fit the pipeline {graph.name!r}: {what}. Plan the pipeline anew.",
+        plan=plan,
+    )
