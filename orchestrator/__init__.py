@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.pipeline import Pipeline
     from orchestrator.plan import Plan, Residency
     from orchestrator.plugin import hookimpl
+    from orchestrator.promises.report import CheckReport
     from orchestrator.registry import Registry
     from orchestrator.runner import Session
     from orchestrator.specs import Dim, TensorSpec
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "CancelledError",
+    "CheckReport",
     "CompileError",
     "Dim",
     "Graph",
@@ -55,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "Backend": "backend",
+    "CheckReport": "promises.report",
     "Dim": "specs",
     "Graph": "graph",
     "ModelWrapper": "stage",

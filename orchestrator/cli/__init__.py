@@ -2,7 +2,8 @@
 
     run        run one request and write its outputs
     plan       print the plan, or write it as JSON
-    validate   build, check and plan; run nothing
+    validate   build and plan; run nothing
+    check      try what stages promise: pad rules, and batch=True
     list       pipelines, stages, backends and plugins, broken ones included
     draw       the graph as Mermaid, DOT or SVG
     env        versions and devices, for a bug report
@@ -17,7 +18,7 @@ Exit codes:
     0     done             a broken plugin that nobody asked for included
     1     the job failed   a pipeline that cannot be built, planned, loaded or run; a file whose content
                            cannot be read or does not fit its input; an output that cannot be written; a
-                           damaged artifact that `cache verify` found
+                           damaged artifact that `cache verify` found; a broken promise that `check` found
     2     wrong usage      the command line is at fault: an option that does not exist or is malformed; a
                            target, stage, device, dim, edge, input or store that does not exist; a size of
                            memory that is none; an option that no backend of the plan knows, or a value that it
@@ -37,7 +38,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cache, draw, env, listing, plan, run, validate
+from orchestrator.cli import cache, check, draw, env, listing, plan, run, validate
 
 __all__ = ["app", "main"]
 
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.command("run")(run.command)
 app.command("plan")(plan.command)
 app.command("validate")(validate.command)
+app.command("check")(check.command)
 app.command("list")(listing.command)
 app.command("draw")(draw.command)
 app.command("env")(env.command)

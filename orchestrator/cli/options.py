@@ -19,6 +19,7 @@ __all__ = [
     "AsJson",
     "Debug",
     "Device",
+    "Inputs",
     "Memory",
     "Options",
     "Placement",
@@ -38,6 +39,16 @@ Target: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="NAME_OR_MODULE:ATTR", help="A registered pipeline, or MODULE:ATTR.", show_default=False
+    ),
+]
+Inputs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="NAME=FILE",
+        help="A file, or text for a text input. Repeatable. Without any, the pipeline's examples are taken.",
+        show_default=False,
     ),
 ]
 Device: TypeAlias = Annotated[

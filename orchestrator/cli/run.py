@@ -21,6 +21,7 @@ from orchestrator.cli.options import (
     AsJson,
     Debug,
     Device,
+    Inputs,
     Memory,
     Options,
     Placement,
@@ -30,11 +31,9 @@ from orchestrator.cli.options import (
     Target,
     parse_pairs,
 )
-from orchestrator.cli.report import JobError, UsageError, reporting
+from orchestrator.cli.report import UsageError, reporting
 
 if TYPE_CHECKING:
-    from orchestrator.cli.resolve import Built
-    from orchestrator.pipeline import Pipeline
     from orchestrator.plan import Plan
 
 __all__ = ["command"]
@@ -56,16 +55,7 @@ class Tensors(str, enum.Enum):
 
 def command(
     target: Target,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="NAME=FILE",
-            help="A file, or text for a text input. Repeatable. Without any, the pipeline's examples are run.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: Inputs = None,
     device: Device = "cpu",
     placement: Placement = None,
     sizes: Sizes = None,
@@ -85,14 +75,15 @@ def command(
     """Run one request and write or show its outputs."""
     with reporting(as_json=as_json, debug=debug) as reply:
         from orchestrator.cli.planning import Wishes
+        from orchestrator.cli.request import make_examples, make_request
         from orchestrator.cli.resolve import build
 
         wishes = Wishes(device, placement, sizes, residency, memory, options)
         built = build(target, settings)
-        given = _request(built, parse_pairs("--input", inputs, "NAME=FILE"))
+        given = make_request(built, parse_pairs("--input", inputs, "NAME=FILE"))
         _make_folder(out)
         plan = wishes.plan(built)
-        results, stats = _run(plan, _examples(built.pipeline, plan) if given is None else given)
+        results, stats = _run(plan, make_examples(built, plan, "running") if given is None else given)
         reply.data = {
             "pipeline": plan.pipeline,
             "devices": [group.device for group in plan.groups],
@@ -104,61 +95,6 @@ def command(
         if not as_json:
             _print(reply.data["outputs"])
             _print_measured(plan, stats)
-
-
-def _request(built: Built, files: dict[str, str]) -> dict[str, Any] | None:
-    """Returns the request's inputs; None for examples, where neither files nor settings give any.
-
-    Raises:
-        UsageError: An input is given twice, or is missing and not optional.
-    """
-    from orchestrator.cli.io import describe_input, read_input
-    from orchestrator.errors import nearest
-
-    specs = built.graph.inputs
-    if not files and not built.inputs and built.pipeline.example_inputs is not None:
-        return None
-    for name in files:
-        if name not in specs:
-            raise UsageError(f"{built.graph.name!r} has no input {name!r}.{nearest(name, specs)}")
-        if name in built.inputs:
-            raise UsageError(f"The input {name!r} is given twice, by --input and by --set.")
-    missing = [name for name in specs if name not in files and name not in built.inputs]
-    optional = built.graph.optional
-    if not optional.issuperset(missing):
-        lines = [
-            describe_input(name, specs[name]) + (" (optional)" if name in optional else "")
-            for name in sorted(missing, key=optional.__contains__)
-        ]
-        listed = "\n  ".join(lines)
-        raise UsageError(f"{built.graph.name!r} needs more inputs, each as --input NAME=FILE:\n  {listed}")
-    return {
-        name: read_input(name, files[name], spec)
-        if name in files
-        else read_input(name, built.inputs[name], spec, literal=True)
-        for name, spec in specs.items()
-        if name not in missing
-    }
-
-
-def _examples(pipeline: Pipeline, plan: Plan) -> dict[str, Any]:
-    """Returns the example inputs at the largest sizes of the plan, and says on stderr that they are run.
-
-    Raises:
-        JobError: They cannot be made.
-    """
-    assert pipeline.example_inputs is not None
-    sizes = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    try:
-        inputs = dict(pipeline.example_inputs(sizes))
-    except Exception as error:
-        raise JobError(
-            f"The example inputs of {pipeline.name!r} cannot be made at the sizes {sizes}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    typer.echo(f"No input is given: running the examples of {pipeline.name!r}{at and f' at {at}'}.", err=True)
-    return inputs
 
 
 def _make_folder(out: Path | None) -> None:

@@ -18,6 +18,8 @@ from orchestrator.pipeline.values import Value
 from orchestrator.plan import Plan, Residency
 from orchestrator.planner import Request, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
+from orchestrator.promises.check import check_promises, example_request
+from orchestrator.promises.report import CheckReport
 from orchestrator.specs import PortSpec, TensorSpec, check_name
 from orchestrator.stage import ModelWrapper, make_stage
 
@@ -217,6 +219,31 @@ class Pipeline(Repeating):
         plan = make_plan(graph, request)
         manager.notify("orchestrator_plan_made", plan=plan)
         return replace(plan, loader=PipelineLoader(graph, manager))
+
+    def check(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        tolerance: float | None = None,
+    ) -> CheckReport:
+        """Tries what its authors promise (pad rules, ``Dim(batch=True)``) at each stage, on real values.
+
+        Args:
+            inputs: A request; by default the example inputs.
+            device: Where stages run. On one that compiles they run on the processor, and its results are compared.
+            tolerance: The largest difference that counts as equal, relative to the largest magnitude of a result; by
+                default one that suits its dtype.
+
+        Raises:
+            GraphError: The graph breaks a rule.
+            PlanError: It cannot be planned for the device.
+            InputError: The request does not fit, there is none, or the tolerance is none.
+            StageError: A stage raises on the request itself.
+        """
+        graph, plan = self.graph, self.plan(device)
+        request = example_request(self.name, self.example_inputs, plan) if inputs is None else inputs
+        return check_promises(graph, plan, self._manager(), request, tolerance)
 
     def bind(
         self,

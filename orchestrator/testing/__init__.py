@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.testing.by_hand import run_by_hand
+    from orchestrator.promises.walk import run_by_hand
     from orchestrator.testing.compare import assert_same
     from orchestrator.testing.contracts import BackendCase, BackendContract, StageCase, StageContract
     from orchestrator.testing.null import NullBackend
@@ -44,14 +44,15 @@ _HOMES = {
     "StageCase": "contracts",
     "StageContract": "contracts",
     "assert_same": "compare",
-    "run_by_hand": "by_hand",
+    "run_by_hand": "orchestrator.promises.walk",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'orchestrator.testing' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"orchestrator.testing.{_HOMES.get(name, 'record')}"), name)
+    home = _HOMES.get(name, "record")
+    value = getattr(importlib.import_module(home if "." in home else f"orchestrator.testing.{home}"), name)
     globals()[name] = value
     return value
 

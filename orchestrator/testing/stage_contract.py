@@ -16,9 +16,9 @@ from orchestrator.graph import Graph
 from orchestrator.pipeline import Pipeline
 from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
+from orchestrator.promises.walk import run_by_hand
 from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.testing.by_hand import run_by_hand
 from orchestrator.testing.compare import assert_same
 from orchestrator.testing.pytest_plugin import make_plugins
 from orchestrator.testing.record import recording

@@ -1,4 +1,4 @@
-"""A pipeline's results the slow and obvious way, for tests to compare with.
+"""A pipeline's results the slow and obvious way: what every plan is compared with.
 
 A frozen graph is walked from its inputs: every call is made by calling its stage's own module with the values of its
 ports, at the sizes of the request, without buckets, devices, plan or runner. Only what a port's declaration asks for
@@ -8,7 +8,7 @@ collects a Python list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,27 +17,30 @@ from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, collected,
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["run_by_hand"]
+__all__ = ["Walk", "call_target", "named_outputs", "run_by_hand"]
 
 
-def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a pipeline gives for one request.
+class Walk:
+    """One request on its way through a graph.
+
+    Subclasses look at calls by overriding :meth:`call`, and at what happens to tensors between calls by overriding
+    :meth:`slice`, :meth:`stack` and :meth:`fit`.
 
     Args:
         graph: ``pipeline.graph``.
         inputs: Values by input name; an optional one may be missing, or None.
 
-    Returns:
-        Values by output name.
+    Attributes:
+        values: What is there so far, by node and port; inside of a loop, those of the current iteration.
+        sizes: Sizes of named dims.
+        counts: Iterations of each loop that is running, counted from 0.
     """
-    return _Walk(graph, inputs).run()
 
-
-class _Walk:
     def __init__(self, graph: Graph, inputs: Mapping[str, Any]) -> None:
         self.graph = graph
         self.values: dict[tuple[NodeKey, str], Any] = {}
         self.sizes: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         for name, spec in graph.inputs.items():
             value = inputs.get(name) if name in graph.optional else inputs[name]
             self.values[NodeKey("input", name), ""] = value
@@ -46,10 +49,11 @@ class _Walk:
             self.values[NodeKey("constant", name), ""] = value
 
     def run(self) -> dict[str, Any]:
+        """Returns values by output name."""
         with torch.no_grad():
             self._body("")
         outputs = {name: self.graph.into(NodeKey("output", name))[0] for name in self.graph.outputs}
-        return {name: self._fetch(edge, None) for name, edge in outputs.items()}
+        return {name: self.fetch(edge, None) for name, edge in outputs.items()}
 
     def _body(self, loop: str) -> None:
         """Runs what is directly in a loop, or in none: each call and each loop as soon as all it reads is there."""
@@ -63,7 +67,7 @@ class _Walk:
                     self._call(node.name)
                 else:
                     loop_ = self.graph.loops[node.name]
-                    {"loop": self._loop, "map": self._map, "when": self._branch}[loop_.kind](loop_)
+                    {"loop": self._loop, "map": self.map, "when": self._branch}[loop_.kind](loop_)
             waiting = [node for node in waiting if node not in ready]
 
     def _loops(self) -> list[NodeKey]:
@@ -78,14 +82,15 @@ class _Walk:
     def _has(self, edge: Edge) -> bool:
         return (edge.source, edge.source_port) in self.values
 
-    def _ports(self, loop: Loop) -> dict[str, Edge]:
+    def ports(self, loop: Loop) -> dict[str, Edge]:
         """Edges into a loop, from outside and from its body, by port."""
         ends = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
         return {edge.target_port: edge for end in ends for edge in self.graph.into(end)}
 
-    def _map(self, loop: Loop) -> None:
-        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
-        given = {port: self._fetch(edges[port], None) for port, _ in loop.over}
+    def map(self, loop: Loop) -> None:
+        """Runs a map's body for each item."""
+        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        given = {port: self.fetch(edges[port], None) for port, _ in loop.over}
         lists = {port: list(value) for port, value in given.items()}
         found: dict[str, list[Any]] = {port: [] for port in loop.collect}
         (count,) = {len(items) for items in lists.values()}
@@ -98,7 +103,7 @@ class _Walk:
         else:  # one item, thrown away, shows what there would be
             blanks = {port: _blank(value) for port, value in given.items()} if not count else {}
             sample = self._item(loop, edges, blanks) if blanks else {}
-            results = {port: _stack(parts, sample.get(port)) for port, parts in found.items()}
+            results = {port: self.stack(parts, sample.get(port)) for port, parts in found.items()}
         for port, value in results.items():
             self.values[leave, collected(port)] = value
 
@@ -109,48 +114,49 @@ class _Walk:
             for dim, size in zip(spec.dims, (1, *items[port].shape), strict=True):
                 if isinstance(dim, (str, Dim)):
                     self.sizes[str(dim)] = size
-        self._iterate(loop, {port: item[None] for port, item in items.items()})
-        made = {port: self._fetch(edges[collected(port)], None)[0] for port in loop.collect}
+        self.iterate(loop, {port: item[None] for port, item in items.items()})
+        made = {port: self.fetch(edges[collected(port)], None)[0] for port in loop.collect}
         self.sizes = before
         return made
 
     def _branch(self, loop: Loop) -> None:
-        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
-        given = {port: self._fetch(edges[port], None) for port in loop.given}
+        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        given = {port: self.fetch(edges[port], None) for port in loop.given}
         runs = all(value is not None for value in given.values())
         if loop.condition:
-            runs = runs and bool(self._fetch(edges[CONDITION], None))
+            runs = runs and bool(self.fetch(edges[CONDITION], None))
         if runs:
-            self._iterate(loop, given)
+            self.iterate(loop, given)
         for port in loop.carry:
-            self.values[leave, port] = self._fetch(edges[following(port) if runs else port], None)
+            self.values[leave, port] = self.fetch(edges[following(port) if runs else port], None)
 
     def _loop(self, loop: Loop) -> None:
-        edges, leave = self._ports(loop), NodeKey("leave", loop.name)
-        carried = {port: self._fetch(edges[port], None) for port in loop.carry}
-        sliced = {port: self._fetch(edges[port], None) for port in loop.each}
+        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        carried = {port: self.fetch(edges[port], None) for port in loop.carry}
+        sliced = {port: self.fetch(edges[port], None) for port in loop.each}
         bounds = [len(value) for value in sliced.values()]
         bounds += [] if loop.max_steps is None else [loop.max_steps]
         parts: dict[str, list[Any]] = {port: [] for port in loop.collect}
         ended: list[bool] = []
         for at in range(min(bounds)):
-            self._iterate(loop, {**carried, **{port: value[at] for port, value in sliced.items()}})
-            carried = {port: self._fetch(edges[following(port)], None) for port in loop.carry}
+            self.counts[loop.name] = at
+            self.iterate(loop, {**carried, **{port: self.slice(value, at) for port, value in sliced.items()}})
+            carried = {port: self.fetch(edges[following(port)], None) for port in loop.carry}
             for port, found in parts.items():
-                found.append(self._fetch(edges[collected(port)], None))
-            ended.append(bool(loop.until) and bool(self._fetch(edges[ending(loop.until)], None)))
+                found.append(self.fetch(edges[collected(port)], None))
+            ended.append(bool(loop.until) and bool(self.fetch(edges[ending(loop.until)], None)))
             if any(ended) and len(ended) % loop.check_every == 0:
                 break
         kept = ended.index(True) + 1 if any(ended) else len(ended)
         if not ended and parts:  # one iteration, thrown away, shows what would have been collected
-            self._iterate(loop, {**carried, **{port: _blank(value) for port, value in sliced.items()}})
+            self.iterate(loop, {**carried, **{port: _blank(value) for port, value in sliced.items()}})
         for port, value in carried.items():
             self.values[leave, port] = value
         for port, found in parts.items():
-            sample = None if found else self._fetch(edges[collected(port)], None)
-            self.values[leave, collected(port)] = _stack(found[:kept], sample)
+            sample = None if found else self.fetch(edges[collected(port)], None)
+            self.values[leave, collected(port)] = self.stack(found[:kept], sample)
 
-    def _iterate(self, loop: Loop, given: Mapping[str, Any]) -> None:
+    def iterate(self, loop: Loop, given: Mapping[str, Any]) -> None:
         """Runs a loop's body once, from nothing but what it is given."""
         old = [key for key in self.values if self.graph.within(key[0], loop.name) is not None]
         for key in old:
@@ -163,11 +169,16 @@ class _Walk:
         stage = self.graph.calls[name].stage
         ports = {port.name: port.spec for port in stage.inputs}
         node = NodeKey("call", name)
-        fed = {edge.target_port: self._fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)}
-        for port, value in _name_outputs(stage, _call_module(stage, fed)).items():
+        fed = {edge.target_port: self.fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)}
+        for port, value in self.call(name, fed).items():
             self.values[node, port] = value
         for item in stage.outputs:
             self._learn(item.spec, self.values[node, item.name])
+
+    def call(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a call gives for values by port."""
+        stage = self.graph.calls[name].stage
+        return named_outputs(stage, call_target(stage, stage.target, fed))
 
     def _learn(self, spec: PortSpec | None, value: Any) -> None:
         """Notes the sizes of names that a value brings in."""
@@ -176,14 +187,16 @@ class _Walk:
                 if isinstance(dim, (str, Dim)):
                     self.sizes.setdefault(str(dim), size)
 
-    def _fetch(self, edge: Edge, port: PortSpec | None) -> Any:
+    def fetch(self, edge: Edge, port: PortSpec | None) -> Any:
+        """Returns the value at the end of an edge, as the specs on its way declare it."""
         value = self.values[edge.source, edge.source_port]
         for spec in (*edge.via, port):
             if isinstance(spec, TensorSpec) and isinstance(value, torch.Tensor):
-                value = self._fit(value, spec)
+                value = self.fit(value, spec)
         return value
 
-    def _fit(self, value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    def fit(self, value: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+        """Returns a value as a port declares it: cut, cast and filled up."""
         sizes = [self._size(dim, value.shape[axis]) for axis, dim in enumerate(spec.dims)]
         for axis, size in enumerate(sizes):
             if value.shape[axis] > size:
@@ -194,6 +207,16 @@ class _Walk:
                 value = _grow(value, axis, size, spec.pad)
         return value
 
+    def slice(self, value: Any, at: int) -> Any:
+        """Returns what iteration ``at`` of a loop gets of a value."""
+        return value[at]
+
+    def stack(self, parts: list[Any], sample: Any) -> Any:
+        """Joins what a loop collected; without any part, one of them shows what they are."""
+        if not isinstance(parts[0] if parts else sample, torch.Tensor):
+            return parts
+        return torch.stack(parts) if parts else sample.new_empty((0, *sample.shape))
+
     def _size(self, dim: AnyDim, given: int) -> int:
         return dim if isinstance(dim, int) else self.sizes.get(str(dim), given)
 
@@ -201,13 +224,6 @@ class _Walk:
 def _blank(value: torch.Tensor) -> torch.Tensor:
     """One slice of what has none."""
     return value.new_zeros(value.shape[1:])
-
-
-def _stack(parts: list[Any], sample: Any) -> Any:
-    """Joins what a loop collected; without any part, one of them shows what they are."""
-    if not isinstance(parts[0] if parts else sample, torch.Tensor):
-        return parts
-    return torch.stack(parts) if parts else sample.new_empty((0, *sample.shape))
 
 
 def _grow(value: torch.Tensor, axis: int, size: int, rule: Pad) -> torch.Tensor:
@@ -220,19 +236,33 @@ def _grow(value: torch.Tensor, axis: int, size: int, rule: Pad) -> torch.Tensor:
     return torch.cat([value, torch.stack([piece] * (size - value.shape[axis]), axis)], axis)
 
 
-def _call_module(stage: Stage, fed: Mapping[str, Any]) -> Any:
-    """Calls a stage's own module with values by port: by position up to the first port that is left out."""
+def call_target(stage: Stage, target: Callable[..., Any], fed: Mapping[str, Any]) -> Any:
+    """Calls a stage's target, or a copy of it, with values by port: by position up to the first port left out."""
     ports = [port for port in stage.inputs if not port.keyword]
     count = next((at for at, port in enumerate(ports) if port.name not in fed), len(ports))
     positional = [port.name for port in ports[:count]]
     named = {name: value for name, value in fed.items() if name not in positional}
-    return stage.target(*(fed[name] for name in positional), **named)
+    return target(*(fed[name] for name in positional), **named)
 
 
-def _name_outputs(stage: Stage, given: Any) -> dict[str, Any]:
+def named_outputs(stage: Stage, given: Any) -> dict[str, Any]:
+    """Returns what a stage gave, by output port."""
     names = [port.name for port in stage.outputs] or ["output"]
     if isinstance(given, Mapping) and (not stage.outputs or set(names) <= set(given)):
         return dict(given)
     if len(names) == 1:
         return {names[0]: given}
     return dict(zip(names, given, strict=True))
+
+
+def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a pipeline gives for one request.
+
+    Args:
+        graph: ``pipeline.graph``.
+        inputs: Values by input name; an optional one may be missing, or None.
+
+    Returns:
+        Values by output name.
+    """
+    return Walk(graph, inputs).run()

@@ -1,0 +1,100 @@
+"""Cutting, permuting and enlarging the values of one call along a batch dim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrator.specs import Derived, PortSpec, TensorSpec, plain_dims
+
+__all__ = ["Axes", "Pick", "chunk_of", "enlarged", "is_uniform", "picks"]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Some items of a batch, in some order.
+
+    Attributes:
+        items: Their places.
+        permuted: All items in another order; else a chunk.
+    """
+
+    items: tuple[int, ...]
+    permuted: bool = False
+
+    def of(self, value: torch.Tensor, axis: int) -> torch.Tensor:
+        """Returns these items of a value."""
+        return value.index_select(axis, torch.tensor(self.items, device=value.device))
+
+
+def picks(count: int) -> list[Pick]:
+    """Returns two chunks of different size, where there are more than two items, and a permutation."""
+    cut = count // 2
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
+    if order == list(range(count)):
+        order = order[::-1]
+    return [Pick(tuple(range(cut))), Pick(tuple(range(cut, count))), Pick(tuple(order), permuted=True)]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the ports of one side of a call carry a dim.
+
+    Attributes:
+        plain: Port to the axis that is the dim itself.
+        derived: Ports with a size that only follows from it.
+    """
+
+    plain: Mapping[str, int]
+    derived: frozenset[str]
+
+    @staticmethod
+    def of(ports: tuple[tuple[str, PortSpec], ...], name: str) -> Axes:
+        """Finds them."""
+        plain: dict[str, int] = {}
+        derived: set[str] = set()
+        for port, spec in ports:
+            dims = plain_dims(spec.dims) if isinstance(spec, TensorSpec) else ()
+            if any(isinstance(dim, Derived) and name in dim.names for dim in dims) or dims.count(name) > 1:
+                derived.add(port)
+            elif name in dims:
+                plain[port] = dims.index(name)
+        return Axes(plain, frozenset(derived))
+
+
+def enlarged(value: torch.Tensor, axis: int, count: int, seed: int) -> torch.Tensor:
+    """Makes a batch of ``count`` items out of the first one: the others have other content of the same range.
+
+    Floats are moved by a part of their spread; integers and booleans are drawn from those that there are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = value.narrow(axis, 0, 1).cpu()
+    parts = [first]
+    for _ in range(count - 1):
+        if first.is_floating_point():
+            finite = first.to(torch.float64).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            moderate = finite.masked_fill(finite.abs() > 1e4, 0.0)
+            spread = float(moderate.std(correction=0)) or float(moderate.abs().max()) or 1.0
+            noise = torch.randn(first.shape, generator=generator, dtype=torch.float32) * 0.5 * spread
+            parts.append(torch.where(finite.abs() > 1e4, first, first + noise.to(first.dtype)))
+        elif first.numel():
+            flat = first.flatten()
+            parts.append(flat[torch.randint(0, flat.numel(), first.shape, generator=generator)])
+        else:
+            parts.append(first)
+    return torch.cat(parts, axis).to(value.device)
+
+
+def is_uniform(value: torch.Tensor, axis: int) -> bool:
+    """Tells whether all items along an axis are equal, so that what they do to one another is not seen."""
+    return torch.equal(value, value.narrow(axis, 0, 1).expand_as(value))
+
+
+def chunk_of(value: Any, pick: Pick, count: int) -> Any:
+    """Returns the items of a Python value that is one list or tuple with an entry for each item; else the value."""
+    if isinstance(value, (list, tuple)) and len(value) == count and not hasattr(value, "_fields"):
+        return type(value)(value[item] for item in pick.items)
+    return value

@@ -1,0 +1,105 @@
+"""Calling stages so that nothing of the user's changes: on copies of the modules, with clones of the values."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.backend import Backend
+from orchestrator.duplicate import duplicate, owner_of
+from orchestrator.graph import Graph
+from orchestrator.plan.model import Plan
+from orchestrator.promises.walk import Walk, call_target, named_outputs
+from orchestrator.stage import Stage
+
+__all__ = ["Plain", "Targets", "leaving_no_trace"]
+
+
+class Targets:
+    """What runs the stages of one check.
+
+    Args:
+        backends: Eager torch devices that stages run on, by device; elsewhere they run on the processor.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend]) -> None:
+        self._backends = backends
+        self._copies: dict[str, Callable[..., Any]] = {}
+        self._memo: dict[int, Any] = {}
+
+    def run(self, stage: Stage, device: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what a stage gives, by output port, on the host.
+
+        Raises:
+            Exception: Whatever the stage does.
+        """
+        backend = self._backends.get(device)
+        values = {port: value.clone() if _is_tensor(value) else value for port, value in fed.items()}
+        if backend is None:
+            return named_outputs(stage, call_target(stage, self._copy(stage), values))
+        uploaded = {
+            port: backend.upload(value) if _is_tensor(value) else value for port, value in values.items()
+        }
+        given = named_outputs(stage, call_target(stage, self._loaded(stage, backend), uploaded))
+        return {port: value.cpu() if _is_tensor(value) else value for port, value in given.items()}
+
+    def _loaded(self, stage: Stage, backend: Backend) -> Callable[..., Any]:
+        if stage.name not in self._copies:
+            self._copies[stage.name] = backend.load((), stage)
+        return self._copies[stage.name]
+
+    def _copy(self, stage: Stage) -> Callable[..., Any]:
+        """A copy with the parameters of the original and buffers of its own; the original where it has no copy."""
+        if stage.name not in self._copies:
+            target = stage.module()
+            owner = owner_of(target)
+            models = (owner, getattr(owner, "__dict__", {}).get("_model"))
+            for model in (model for model in models if isinstance(model, torch.nn.Module)):
+                self._memo |= {id(parameter): parameter for parameter in model.parameters()}
+            try:
+                self._copies[stage.name] = duplicate(target, self._memo)
+            except Exception:
+                self._copies[stage.name] = target
+        return self._copies[stage.name]
+
+
+class Plain(Walk):
+    """A walk in which stages run as in a check, and nothing is tried."""
+
+    def __init__(self, graph: Graph, plan: Plan, inputs: Mapping[str, Any], targets: Targets) -> None:
+        super().__init__(graph, inputs)
+        self._devices = {call.name: call.device for call in plan.calls}
+        self._targets = targets
+
+    def call(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs a call."""
+        return self._targets.run(self.graph.calls[name].stage, self._devices[name], fed)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+@contextlib.contextmanager
+def leaving_no_trace() -> Iterator[None]:
+    """Puts back random states and modes of torch that stages or the check itself change."""
+    exact = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numbers = numpy.random.get_state() if numpy is not None else None
+    with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad():
+        warnings.simplefilter("ignore")  # what is said of a chunk of one item is not meant for the user
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = exact
+            random.setstate(state)
+            if numpy is not None:
+                numpy.random.set_state(numbers)
