@@ -124,7 +124,7 @@ class Backend(abc.ABC):
         """
 
     def close(self) -> None:
-        """Gives back what :meth:`open` and the loaded stages took."""
+        """Gives back what :meth:`open` and the loaded stages took; nothing where it failed or never ran."""
 
     @abc.abstractmethod
     def compile(

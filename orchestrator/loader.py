@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
@@ -17,6 +19,7 @@ from orchestrator.runner.programs import compile_stages, load_programs
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
+from orchestrator.surroundings import own_modes
 
 __all__ = ["PipelineLoader", "resolve_backend", "resolve_stage"]
 
@@ -90,7 +93,7 @@ def _made(kind: str, name: str, make: Callable[[], Any], config: Mapping[str, An
 
 
 class PipelineLoader:
-    """Loads plans of one graph.
+    """Loads plans of one graph, in surroundings of its own: see :mod:`orchestrator.surroundings`.
 
     Args:
         graph: The frozen graph.
@@ -104,6 +107,7 @@ class PipelineLoader:
         self._graph = graph
         self._manager = manager
         self._path = path
+        self._dtype = torch.get_default_dtype()
 
     def compile(self, plan: Plan, path: str | os.PathLike[str]) -> PipelineLoader:
         """Compiles every stage into a store and writes the plan beside the artifacts.
@@ -113,8 +117,10 @@ class PipelineLoader:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise CompileError(f"Artifacts go into a folder, not {path!r}.", path=path)
+        self._check_dtype(plan)
         store = ArtifactStore(path)
-        artifacts = compile_stages(plan, self._graph, self._backends(plan), store).artifacts
+        with own_modes():
+            artifacts = compile_stages(plan, self._graph, self._backends(plan), store).artifacts
         try:
             store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
         except OSError as error:
@@ -130,7 +136,11 @@ class PipelineLoader:
 
         The store is the folder that the plan was compiled into, else the one that the environment names, else a
         temporary one.
+
+        Raises:
+            CompileError: A stage cannot be compiled or loaded; nothing stays open.
         """
+        self._check_dtype(plan)
         path = self._path or os.environ.get(STORE_VARIABLE)
         if path:
             return self._load(plan, ArtifactStore(path))
@@ -139,12 +149,33 @@ class PipelineLoader:
 
     def _load(self, plan: Plan, store: ArtifactStore) -> Session:
         backends = self._backends(plan)
-        compiled = compile_stages(plan, self._graph, backends, store)
-        programs = load_programs(plan, self._graph, backends, compiled)
-        for backend in backends.values():
-            if isinstance(backend, CompilingBackend):
-                backend.begin_counting()
-        return Session(programs, self._stage_observers(plan), self._request_observers(plan))
+        try:
+            with own_modes():
+                compiled = compile_stages(plan, self._graph, backends, store)
+                programs = load_programs(plan, self._graph, backends, compiled)
+                for backend in backends.values():
+                    if isinstance(backend, CompilingBackend):
+                        backend.begin_counting()
+                return Session(programs, self._stage_observers(plan), self._request_observers(plan))
+        except BaseException:  # an interrupt may come anywhere
+            for backend in backends.values():
+                backend.close()
+            raise
+
+    def _check_dtype(self, plan: Plan) -> None:
+        """Makes sure that models are built, and stages traced, with the default dtype that the plan was made under.
+
+        Raises:
+            CompileError: It is another one now.
+        """
+        now = torch.get_default_dtype()
+        if now is not self._dtype:
+            raise CompileError(
+                f"The plan of {plan.pipeline!r} was made while torch's default dtype was {self._dtype}, and now it is "
+                f"{now}: stages would compute with other dtypes than the plan says. Set it back, with "
+                f"torch.set_default_dtype({self._dtype}), or plan again.",
+                device=None,
+            )
 
     def _backends(self, plan: Plan) -> dict[str, Backend]:
         made = {}

@@ -22,6 +22,7 @@ from orchestrator.promises.check import check_promises, example_request
 from orchestrator.promises.report import CheckReport
 from orchestrator.specs import PortSpec, TensorSpec, check_name
 from orchestrator.stage import ModelWrapper, make_stage
+from orchestrator.surroundings import own_modes, same_random_state
 
 __all__ = ["Pipeline"]
 
@@ -216,7 +217,8 @@ class Pipeline(Repeating):
             memory,
             options or {},
         )
-        plan = make_plan(graph, request)
+        with own_modes(), same_random_state():
+            plan = make_plan(graph, request)
         manager.notify("orchestrator_plan_made", plan=plan)
         return replace(plan, loader=PipelineLoader(graph, manager))
 
@@ -266,10 +268,9 @@ class Pipeline(Repeating):
         if not isinstance(plan, Plan):
             raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
         graph, manager = self.graph, self._manager()
-        request = Request(
-            lambda name: resolve_backend(manager, name), memory=memory, options=options or {}
-        )
-        bound = bind_plan(plan, graph, request)
+        request = Request(lambda name: resolve_backend(manager, name), memory=memory, options=options or {})
+        with own_modes(), same_random_state():
+            bound = bind_plan(plan, graph, request)
         return replace(bound, loader=PipelineLoader(graph, manager))
 
     def __repr__(self) -> str:

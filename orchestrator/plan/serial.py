@@ -121,7 +121,7 @@ def from_json(text: str) -> Plan:
 
 
 def _refused(name: str) -> float:
-    raise ValueError(f"{name} is no JSON; a plan says {{\"is\": \"float\", \"name\": ...}}")
+    raise ValueError(f'{name} is no JSON; a plan says {{"is": "float", "name": ...}}')
 
 
 def _names(record: type[Any]) -> list[str]:

@@ -42,9 +42,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     decided = {step.loop.dim for step in walk(plan.steps) if step.loop is not None}
     sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
     options = {name: value for group in plan.groups for name, value in group.options}
-    asked = Request(
-        request.resolve, placement=placement, sizes=sizes, memory=request.memory, options=options
-    )
+    asked = Request(request.resolve, placement=placement, sizes=sizes, memory=request.memory, options=options)
     fresh = run_passes(Draft(graph, asked))
     for what in ("inputs", "optional", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):

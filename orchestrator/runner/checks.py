@@ -14,6 +14,7 @@ from orchestrator.errors import StageError, nearest
 from orchestrator.plan.chunks import misfit
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
+from orchestrator.surroundings import autocast_hint
 
 __all__ = ["make_check", "make_unwritten", "versions"]
 
@@ -157,7 +158,7 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
 def _differs(call: PlannedCall, port: str, spec: PortSpec, value: Any, more: str = "") -> StageError:
     return StageError(
         f"Stage {call.stage!r} declares that '{call.name}.{port}' is {show_spec(spec)}, but it gave "
-        f"{show_tensor(value)}.{more}",
+        f"{show_tensor(value)}.{more}{autocast_hint()}",
         stage=call.stage,
         call=call.name,
         port=port,

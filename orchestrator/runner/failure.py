@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.plan.model import HOST, Step
 from orchestrator.specs import show_tensor
+from orchestrator.surroundings import autocast_hint
 
 if TYPE_CHECKING:
     from orchestrator.runner.lane import Lane
@@ -63,7 +64,7 @@ def explain(lane: Lane, error: Exception) -> OrchestratorError:
     """Returns the error to raise for an exception that a request ran into."""
     found = _find(lane, error)
     if found is None:
-        return StageError(f"A request of {lane.plan.pipeline!r} failed: {_said(error)}")
+        return StageError(f"A request of {lane.plan.pipeline!r} failed: {_said(error)}.{autocast_hint()}")
     step, frame = found
     held = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
     given = {index: held.get(f"v{index}") for index in step.inputs}
@@ -87,7 +88,7 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
     listed = ", ".join(f"{port}={shown}" for port, shown in inputs.items()) or "nothing"
     return StageError(
         f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {_said(error)}. "
-        f"It was given {listed}.",
+        f"It was given {listed}.{autocast_hint()}",
         stage=call.stage,
         call=call.name,
         device=call.device,
@@ -98,7 +99,7 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
 def _step_error(step: Step, given: dict[int, object], error: Exception) -> StageError:
     shown = ", ".join(show_tensor(value) for value in given.values())
     return StageError(
-        f"The {step.adapter or step.op} of {step.name!r} raised {_said(error)}. It was given {shown}.",
+        f"The {step.adapter or step.op} of {step.name!r} raised {_said(error)}. It was given {shown}.{autocast_hint()}",
         origin=step.name,
         adapter=step.adapter,
     )

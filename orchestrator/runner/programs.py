@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.adapter import MOVES, Adapter, apply, check_cast
 from orchestrator.backend import Artifact, Backend, CompilingBackend
+from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.graph import Graph
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
@@ -19,6 +20,7 @@ from orchestrator.runner.build import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
 from orchestrator.stage import Stage
 from orchestrator.store import ArtifactStore
+from orchestrator.surroundings import same_random_state
 
 __all__ = ["Compiled", "Programs", "applications_of", "compile_stages", "load_programs"]
 
@@ -105,18 +107,23 @@ def compile_stages(
 ) -> Compiled:
     """Compiles every stage of a plan for every bucket it runs in; what compiles, in parallel.
 
+    The models of wrappers are built before, once: keys, programs and weights are of the same model then.
+
     Raises:
-        CompileError: A stage cannot be compiled.
+        CompileError: A stage cannot be built or compiled.
     """
     artifacts: dict[str, tuple[Artifact, ...]] = {}
-    stages = graph.stages
-    for name, uses in _uses(plan).items():
-        backend = backends[uses[0].device]
-        if not isinstance(backend, CompilingBackend):
-            sizes = _compile_sizes(plan, backend, uses)
-            artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
+    stages, applications = graph.stages, applications_of(plan, graph)
+    with same_random_state():
+        for name, uses in _uses(plan).items():
+            backend = backends[uses[0].device]
+            if not isinstance(backend, CompilingBackend):
+                sizes = _compile_sizes(plan, backend, uses)
+                artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
+        for _, application in applications:
+            _build_model(application.stage)
     jobs = []
-    for device, application in applications_of(plan, graph):
+    for device, application in applications:
         compiler = backends[device]
         assert isinstance(compiler, CompilingBackend)
         jobs.append(Job(compiler, application, compiler.key(application)))
@@ -125,6 +132,25 @@ def compile_stages(
         artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
     made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
     return Compiled(artifacts, made)
+
+
+def _build_model(stage: Stage | None) -> None:
+    """Builds the model of a wrapper that makes one, unless it is there.
+
+    Raises:
+        CompileError: It cannot be built.
+    """
+    wrapper = None if stage is None else stage.wrapper
+    if stage is None or wrapper is None or not wrapper.makes_model:
+        return
+    try:
+        _ = wrapper.model
+    except OrchestratorError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            f"Stage {stage.name!r} cannot be built: {type(error).__name__}: {error}", stage=stage.name
+        ) from error
 
 
 def _uses(plan: Plan) -> dict[str, list[PlannedCall]]:
@@ -207,8 +233,8 @@ def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], com
             if isinstance(backend, CompilingBackend):
                 backend.budget = dict(plan.budget).get(device, 0)
                 backend.reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
-            backend.open()
             opened.append(backend)
+            backend.open()
         functions = _functions(plan, graph, backends, compiled)
         programs = Programs(plan, graph.stages, backends, functions, {})
         with torch.no_grad():
@@ -230,12 +256,14 @@ def _functions(
         assert isinstance(backend, CompilingBackend)
         functions.update(backend.load_application(application, folder))
     done = {application.name for _, application, _ in compiled.applications}
-    for call in plan.calls:
-        if call.device == HOST:
-            functions[call.stage] = stages[call.stage].target
-        elif call.stage not in functions and call.stage not in done:
-            loaded = backends[call.device].load(compiled.artifacts[call.stage], stages[call.stage])
-            functions[call.stage] = loaded
+    with same_random_state():
+        for call in plan.calls:
+            if call.device == HOST:
+                _build_model(stages[call.stage])
+                functions[call.stage] = stages[call.stage].target
+            elif call.stage not in functions and call.stage not in done:
+                loaded = backends[call.device].load(compiled.artifacts[call.stage], stages[call.stage])
+                functions[call.stage] = loaded
     return functions
 
 

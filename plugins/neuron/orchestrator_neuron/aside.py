@@ -12,6 +12,8 @@ import torch
 from torch._subclasses import fake_tensor
 from torch.fx.experimental import symbolic_shapes
 
+from orchestrator.surroundings import own_modes
+
 __all__ = ["by_itself", "quiet"]
 
 _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
@@ -19,8 +21,8 @@ _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symb
 
 @contextlib.contextmanager
 def by_itself() -> Iterator[None]:
-    """Keeps what is set for the caller's thread, gradients and autocast, out of a program."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    """Keeps what is set for the caller's thread out of a program: gradients, autocast, a default device."""
+    with own_modes(), torch.no_grad():
         yield
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
 from orchestrator.store import content_key, digest, fingerprint
@@ -31,7 +33,9 @@ def application_key(application: Application, settings: Settings, versions: Iter
         name: repr(getattr(settings, name)) for name in settings.__dataclass_fields__ if name not in WEIGHTS
     }
     programs = [_describe(program) for program in application.programs]
-    return content_key([list(map(str, versions)), own, programs, in_force])
+    # Operations that are told no dtype were traced with this one.
+    default = str(torch.get_default_dtype())
+    return content_key([list(map(str, versions)), own, programs, in_force, default])
 
 
 def _without_options(stage: Stage) -> Stage:

@@ -143,8 +143,10 @@ def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Te
     Ones, not zeros: a compiler may drop what a mask of zeros hides.
     """
     tensors = [
-        torch.ones(item.spec.shape(sizes), dtype=item.spec.dtype) for item in program.tensors if item.spec
+        torch.ones(item.spec.shape(sizes), dtype=item.spec.dtype, device="cpu")
+        for item in program.tensors
+        if item.spec
     ]
     if program.route:
-        tensors.append(torch.zeros(program.route, dtype=torch.int32))
+        tensors.append(torch.zeros(program.route, dtype=torch.int32, device="cpu"))
     return tuple(tensors)

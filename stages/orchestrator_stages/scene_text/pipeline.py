@@ -72,7 +72,9 @@ def _word(widths: Sequence[int], words: Sequence[int]) -> Pipeline:
     """A batch of words of one width: ``crops`` to ``letters`` and ``sureness``."""
     body = Pipeline("word")
     strips = Dim("strips", [width // STRIP for width in widths])
-    crops = body.input("crops", TensorSpec((Dim("words", words, batch=True), HEIGHT, strips, STRIP), torch.uint8, pad=0))
+    crops = body.input(
+        "crops", TensorSpec((Dim("words", words, batch=True), HEIGHT, strips, STRIP), torch.uint8, pad=0)
+    )
     read = body.add("reader", "scene-text.reader")(crops)
     body.output("letters", read["letters"])
     body.output("sureness", read["sureness"])

@@ -81,7 +81,9 @@ def _sentence(direction: str, tokens: Sequence[int], sentences: Sequence[int]) -
     """A batch of sentences of one length: ``ids`` to ``written``."""
     steps = min(LONGEST, math.ceil(FACTOR * max(tokens)))
     body = Pipeline("sentence")
-    spec = TensorSpec((Dim("sentences", sentences, batch=True), Dim("tokens", tokens)), torch.int64, pad=NOTHING)
+    spec = TensorSpec(
+        (Dim("sentences", sentences, batch=True), Dim("tokens", tokens)), torch.int64, pad=NOTHING
+    )
     ids = body.input("ids", spec)
     read = body.add("encode", "translate.encode", config={"direction": direction})(ids)
     begun = body.add("begin", "translate.begin", config={"steps": steps})(ids)

@@ -137,7 +137,7 @@ class LoadedEntry:
 
     def _warm_up(self) -> None:
         """Runs once on zeros, as loading on the device does; leaves poisoned buffers, and finds out about state."""
-        inputs = [torch.zeros(form.shape, dtype=form.dtype) for form in self.entry.inputs]
+        inputs = [torch.zeros(form.shape, dtype=form.dtype, device="cpu") for form in self.entry.inputs]
         given = [*self._fixed[0], *inputs]
         before = [tensor._version for tensor in given]
         try:
@@ -176,6 +176,7 @@ class LoadedProgram:
         self._ports = tuple(item.port for item in program.tensors)
         self._entries = {entry.entry.key: entry for entry in entries}
         self._route = () if route is None else (route,)
+        self._default = torch.get_default_dtype()
 
     def __call__(self, *handles: RankedValue) -> tuple[RankedValue, ...]:
         """Runs the program on all ranks.
@@ -185,6 +186,8 @@ class LoadedProgram:
         """
         device = self._device
         device.check()
+        if torch.get_default_dtype() is not self._default:
+            self._refuse_default()
         for index, handle in enumerate(handles):
             if type(handle) is not RankedValue or len(handle) != device.ranks:
                 self._refuse(index, handle)
@@ -193,7 +196,12 @@ class LoadedProgram:
         if entry is None:
             self._missed(given)
         entry.check(device, given)
-        if torch.is_autocast_enabled("cpu") or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        if (
+            torch.is_autocast_enabled("cpu")
+            or torch.is_grad_enabled()
+            or torch.is_inference_mode_enabled()
+            or torch._C._len_torch_function_stack()
+        ):
             with by_itself():
                 self._on_all_ranks(entry, given)
         else:
@@ -204,6 +212,14 @@ class LoadedProgram:
     def _on_all_ranks(self, entry: LoadedEntry, given: Sequence[RankedValue]) -> None:
         for rank in range(self._device.ranks):
             entry.run(rank, [handle[rank][0] for handle in given])  # type: ignore[misc]
+
+    def _refuse_default(self) -> NoReturn:
+        """A graph names no dtype where an operation takes the default one, such as ``torch.ones(3)``."""
+        raise DeviceError(
+            f"The {self._what} was loaded while torch's default dtype was {self._default}, and now it is "
+            f"{torch.get_default_dtype()}. Set it back, with torch.set_default_dtype({self._default}), or plan "
+            f"and load again."
+        )
 
     def _refuse(self, index: int, handle: object) -> NoReturn:
         port = repr(self._ports[index]) if index < len(self._ports) else str(index)
@@ -233,7 +249,7 @@ def _buffer(device: Device, rank: int, forms: Sequence[Form], what: str) -> list
     row = []
     for form in forms:
         with torch.inference_mode(False):
-            payload = torch.empty(form.shape, dtype=form.dtype)
+            payload = torch.empty(form.shape, dtype=form.dtype, device="cpu")
             poison(payload)
             row.append(EmulatedTensor(payload, block))
     return row
@@ -251,7 +267,7 @@ def stage_route(device: Device, program: Program) -> RankedValue | None:
     """Puts the routing input of a program on the device; it is part of no request."""
     if not program.route:
         return None
-    zeros = torch.zeros(program.route, dtype=torch.int32)
+    zeros = torch.zeros(program.route, dtype=torch.int32, device="cpu")
     return RankedValue(
         [upload(device, rank, zeros, "A routing input", held=True)] for rank in range(device.ranks)
     )

@@ -122,7 +122,7 @@ def allocate(
     _check_dtype(dtype, what)
     block = device.allocate(rank, size_of(shape, dtype), what, held)
     with torch.inference_mode(False):
-        payload = torch.empty(shape, dtype=dtype)
+        payload = torch.empty(shape, dtype=dtype, device="cpu")
         poison(payload)
         return EmulatedTensor(payload, block)
 
@@ -140,7 +140,7 @@ def upload(
     _check_dtype(value.dtype, what, held)
     block = device.allocate(rank, size_of(value.shape, value.dtype), what, held)
     with torch.inference_mode(False), torch.no_grad():
-        made = EmulatedTensor(torch.empty(value.shape, dtype=value.dtype).copy_(value), block)
+        made = EmulatedTensor(torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value), block)
     if not held:
         device.count_upload(block.nbytes)
     return made

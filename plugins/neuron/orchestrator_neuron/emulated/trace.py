@@ -79,7 +79,9 @@ def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int])
 def warm_up() -> None:
     """Exports next to nothing, so that what torch imports for it is there before a process forks for each stage."""
     with by_itself(), quiet():
-        exported = torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), strict=False)
+        # A layer whose weights are drawn would move the random state of the process.
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)  # type: ignore[no-untyped-call]
+        exported = torch.export.export(layer, (torch.zeros(1, 1),), strict=False)
         dump(exported)
 
 

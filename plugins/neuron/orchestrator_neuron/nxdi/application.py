@@ -84,7 +84,7 @@ def routing(program: Program, ranks: int) -> tuple[list[list[torch.Tensor]], ...
     """Uploads what tells a program apart, once for each rank; nothing where nothing is needed."""
     if not program.route:
         return ()
-    value = torch.zeros(program.route, dtype=torch.int32)
+    value = torch.zeros(program.route, dtype=torch.int32, device="cpu")
     return ([[value.to(f"privateuseone:{rank}")] for rank in range(ranks)],)
 
 

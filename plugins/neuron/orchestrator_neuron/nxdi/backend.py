@@ -54,7 +54,7 @@ class NxdiBackend(RankedBackend):
                 device=self.device,
             )
         try:
-            torch.zeros(1).to("privateuseone:0")
+            torch.zeros(1, device="cpu").to("privateuseone:0")
         except Exception as error:
             raise CompileError(
                 f"There is no Neuron device here ({type(error).__name__}: {str(error).splitlines()[0]}); "
@@ -139,4 +139,4 @@ class NxdiBackend(RankedBackend):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> RankedValue:
         """Makes a value of zeros."""
-        return self.upload(torch.zeros(shape, dtype=dtype))
+        return self.upload(torch.zeros(shape, dtype=dtype, device="cpu"))

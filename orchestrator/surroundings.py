@@ -1,0 +1,99 @@
+"""What surrounds a piece of work: the modes that a thread has set in torch, and the random state of its process.
+
+Planning, compiling and loading are work of this project's own. What a caller has set for other work does not reach into
+it, and it moves no random state: the same seed gives the same numbers afterwards, whether or not a model had to be
+built or a program compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+__all__ = ["autocast_hint", "own_modes", "same_random_state"]
+
+_NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def own_modes() -> Iterator[None]:
+    """Takes inference mode, autocast and the default device of the calling thread out of force."""
+    inference = torch.is_inference_mode_enabled()
+    with (
+        torch.inference_mode(False) if inference else _NOTHING,
+        torch.no_grad() if inference else _NOTHING,  # leaving inference mode turns gradients on
+        torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING,
+        torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else _NOTHING,
+        # A default device is one of the modes that torch's functions ask.
+        torch.device("cpu") if torch._C._len_torch_function_stack() else _NOTHING,
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def same_random_state() -> Iterator[None]:
+    """Puts the global random generators of Python, numpy and torch back to where they were, if they were moved.
+
+    Keep the block short: what another thread draws meanwhile is drawn again after it.
+    """
+    before = [(source, source.state()) for source in _sources()]
+    try:
+        yield
+    finally:
+        for source, state in before:
+            if not source.same(state, source.state()):
+                source.restore(state)
+
+
+def autocast_hint() -> str:
+    """Returns what to say of a request that failed while its caller has autocast on; else nothing."""
+    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+        return ""
+    return (
+        " torch.autocast is on in the thread that asks: stages on torch devices compute as it says, in other dtypes "
+        "than the plan. Ask outside of it, or with torch.autocast(..., enabled=False)."
+    )
+
+
+class _Source:
+    """A global random generator.
+
+    Args:
+        state: Returns its state.
+        restore: Sets it.
+        same: Compares two states.
+    """
+
+    def __init__(
+        self,
+        state: Callable[[], Any],
+        restore: Callable[[Any], Any],
+        same: Callable[[Any, Any], bool],
+    ) -> None:
+        self.state, self.restore, self.same = state, restore, same
+
+
+def _sources() -> Iterator[_Source]:
+    yield _Source(random.getstate, random.setstate, lambda first, second: bool(first == second))
+    yield _Source(torch.get_rng_state, torch.set_rng_state, torch.equal)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        yield _Source(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _all_equal)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        yield _Source(numpy.random.get_state, numpy.random.set_state, _equal_in_numpy)
+
+
+def _all_equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, first, second))
+
+
+def _equal_in_numpy(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    return all(
+        bool((one == other).all() if hasattr(one, "all") else one == other)
+        for one, other in zip(first, second, strict=True)
+    )
