@@ -1,8 +1,8 @@
 """How sizes follow from names: from the sizes a stage was seen to give, back to dims.
 
-A stage is run at every combination of buckets and, for a name with one bucket, at a second size. A dim that never
-changes is an int; one that always equals a name is that name; any other is :class:`~orchestrator.specs.Derived`,
-a table of what was seen.
+A stage is run at every combination of buckets and at trial sizes (:mod:`orchestrator.planner.trials`). A dim that
+never changes is an int; one that always equals a name is that name; any other is
+:class:`~orchestrator.specs.Derived`, a table of what was seen.
 """
 
 from __future__ import annotations
@@ -34,8 +34,16 @@ def symbol_for(samples: Sequence[Sample], names: Sequence[str]) -> int | str | D
         if all(at[name] == size for at, size in samples):
             return name
     used = tuple(name for name in names if _matters(name, samples, names))
+    if not _decide(used, samples):
+        used = tuple(names)  # no two samples differ in one name alone where it matters
     table = {tuple(at[name] for name in used): size for at, size in samples}
     return Derived(_text(used, table), used, tuple(table.items()))
+
+
+def _decide(names: Sequence[str], samples: Sequence[Sample]) -> bool:
+    """Tells whether the size was the same wherever the sizes of these names were."""
+    sizes: dict[tuple[int, ...], int] = {}
+    return all(sizes.setdefault(tuple(at[name] for name in names), size) == size for at, size in samples)
 
 
 def _matters(name: str, samples: Sequence[Sample], names: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, Loop, NodeKey, following
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, following
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
@@ -23,11 +23,11 @@ from orchestrator.planner.outputs import against_declared, port_names, show_size
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
 from orchestrator.planner.refuse import check_birth, check_mode
 from orchestrator.planner.symbols import symbol_for
+from orchestrator.planner.trials import Sampler, padded_names
 from orchestrator.specs import (
     AnyDim,
     PortSpec,
     TensorSpec,
-    combinations,
     show_spec,
 )
 from orchestrator.stage import Stage
@@ -51,6 +51,7 @@ class _Inference:
         self.graph = draft.graph
         self.dims = dict(draft.dims)
         self.prober = Prober()
+        self.padded = frozenset(name for name in padded_names(self.graph) if not self.dims[name].any)
         self.captured: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.forms: dict[Edge, EdgeForm] = {}
@@ -222,41 +223,11 @@ class _Inference:
     def _samples(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
     ) -> list[tuple[dict[str, int], Outcome]]:
-        """Outcomes at every combination of buckets, and at second sizes of names that have one bucket."""
-        names = list(
-            dict.fromkeys(dim for spec in fed.values() if isinstance(spec, TensorSpec) for dim in spec.names)
+        """Outcomes at every combination of buckets, and at sizes in between; see :mod:`orchestrator.planner.trials`."""
+        sampler = Sampler(name, stage, fed, self.dims, lambda at: self._probe(name, stage, fed, at))
+        return sampler.samples(
+            self.padded, lambda at, error: _refused(self.graph, name, stage, fed, at, error)
         )
-        buckets = {dim: self.dims[dim].buckets for dim in names}
-        samples = [(at, self._probe(name, stage, fed, at)) for at in combinations(names, buckets)]
-        if stage.outputs and all(port.spec is not None for port in stage.outputs):
-            return samples
-        base = samples[-1][0]
-        for dim in names:
-            if len(buckets[dim]) == 1:
-                samples.append(self._second(name, stage, fed, base, dim))
-        return samples
-
-    def _second(
-        self, name: str, stage: Stage, fed: dict[str, PortSpec], base: dict[str, int], dim: str
-    ) -> tuple[dict[str, int], Outcome]:
-        """An outcome at another size of one name: the first that the stage takes."""
-        size = base[dim]
-        refused: RefusedError | None = None
-        for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
-            at = {**base, dim: other}
-            if other < 1 or other == size or not _sized(fed, at):
-                continue
-            try:
-                return at, self._run(name, stage, fed, at)
-            except RefusedError as error:
-                refused = refused or error
-        raise PlanError(
-            f"How dim {dim!r} passes through stage {stage.name!r} (call {name!r}) is found by trying a second size, "
-            f"but it takes only {size}: {refused}. Declare what it gives: outputs={{'output': TensorSpec(...)}}.",
-            stage=stage.name,
-            call=name,
-            dim=dim,
-        ) from refused
 
     def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
         constants = {
@@ -273,18 +244,7 @@ class _Inference:
         return self.prober.run(stage, tuple(arguments), name in self.captured)
 
     def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
-        try:
-            outcome = self._run(name, stage, fed, at)
-        except DataDependentError:
-            raise
-        except RefusedError as error:
-            raise PlanError(
-                f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(self.graph, name, fed)}"
-                f"{show_sizes(at)}. It says: {error}",
-                stage=stage.name,
-                call=name,
-                inputs=dict(fed),
-            ) from error.__cause__
+        outcome = self._run(name, stage, fed, at)
         if outcome.written:
             port = outcome.written[0]
             raise PlanError(
@@ -343,17 +303,6 @@ def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[s
     }
 
 
-def _sized(fed: dict[str, PortSpec], at: dict[str, int]) -> bool:
-    """Tells whether derived sizes are known at these sizes of names."""
-    try:
-        for spec in fed.values():
-            if isinstance(spec, TensorSpec):
-                spec.shape(at)
-    except KeyError:
-        return False
-    return True
-
-
 def _constant_spec(value: Any) -> PortSpec:
     return TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
 
@@ -379,7 +328,24 @@ def _looks_at_content(name: str, stage: Stage, error: Exception) -> PlanError:
     )
 
 
-def _feeds(graph: Any, name: str, fed: dict[str, PortSpec]) -> str:
+def _refused(
+    graph: Graph,
+    name: str,
+    stage: Stage,
+    fed: dict[str, PortSpec],
+    at: dict[str, int],
+    error: RefusedError,
+) -> PlanError:
+    return PlanError(
+        f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(graph, name, fed)}{show_sizes(at)}. "
+        f"It says: {error}",
+        stage=stage.name,
+        call=name,
+        inputs=dict(fed),
+    )
+
+
+def _feeds(graph: Graph, name: str, fed: dict[str, PortSpec]) -> str:
     origins = {edge.target_port: edge.origin for edge in graph.into(NodeKey("call", name))}
     return ", ".join(
         f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in fed.items()
