@@ -115,10 +115,11 @@ def requests(*counts: int, **more: Any) -> list[dict[str, Any]]:
     return made
 
 
-def asked_of_constant() -> Pipeline:
+def asked_of_constant(pad: int | None = None) -> Pipeline:
     """The same, where ones stand in for what is seen of a picture."""
     pipeline = new()
-    image, text = pipeline.input("image", IMAGE, optional=True), pipeline.input("text", ROWS)
+    image = pipeline.input("image", spec("batch", 6, pad=pad), optional=True)
+    text = pipeline.input("text", spec("batch", 4, pad=pad))
     seen = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": torch.ones(4, 4)})
     pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(seen, text))
     return pipeline

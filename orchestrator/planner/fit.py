@@ -14,8 +14,10 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.draft import EdgeForm
+from orchestrator.planner.trials import unlike
 from orchestrator.specs import (
     AnyDim,
+    Pad,
     PortSpec,
     TensorSpec,
     combinations,
@@ -30,7 +32,12 @@ __all__ = ["fit_edge"]
 
 
 def fit_edge(
-    edge: Edge, source: PortSpec, port: PortSpec | None, dims: dict[str, DimPlan], entered: Collection[str]
+    edge: Edge,
+    source: PortSpec,
+    port: PortSpec | None,
+    dims: dict[str, DimPlan],
+    entered: Collection[str],
+    padded: frozenset[str],
 ) -> EdgeForm:
     """Finds the form in which an edge's consumer reads the value.
 
@@ -40,9 +47,10 @@ def fit_edge(
         port: What the consumer declares, if anything.
         dims: Named dims with their buckets.
         entered: Names that inputs of the pipeline size.
+        padded: Names that requests may have at sizes which are no buckets.
 
     Raises:
-        PlanError: They contradict.
+        PlanError: They contradict, or fit at the buckets only while a request may have other sizes.
     """
     wants = [spec for spec in (*edge.via, port) if spec is not None]
     if not isinstance(source, TensorSpec) or not all(isinstance(want, TensorSpec) for want in wants):
@@ -55,6 +63,7 @@ def fit_edge(
         want = _settled(value, want, dims, entered)
         if edge.source.kind == "constant":
             _check_constant(edge, source, want, dims)
+        _check_between(edge, value, want, dims, padded, rule)
         value, adapters = _fit(edge, value, want, dims)
         fits += adapters
         rule = want.pad if want.pad is not None else rule
@@ -77,11 +86,14 @@ def _settled(
 
 
 def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan]) -> None:
-    """A constant is put in place once, so it takes no size that a request decides."""
+    """A constant is put in place once, so it takes no size that a request decides.
+
+    Where there is one bucket, and no chunks, it has that size; a smaller request reads its first slices.
+    """
     for given, asked in zip(source.dims, plain_dims(want.dims), strict=False):
         if not isinstance(asked, str) or dims[asked].any:
             continue
-        if len(dims[asked].buckets) > 1 or dims[asked].born:
+        if len(dims[asked].buckets) > 1 or dims[asked].born or dims[asked].batch:
             raise PlanError(
                 f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {asked!r} a request "
                 f"decides (buckets {dims[asked].buckets}), and {edge.origin!r} is {show_spec(source)}. Make it in a "
@@ -90,6 +102,43 @@ def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict
                 source=source,
                 target=want,
             )
+
+
+def _check_between(
+    edge: Edge,
+    value: TensorSpec,
+    want: TensorSpec,
+    dims: dict[str, DimPlan],
+    padded: frozenset[str],
+    rule: Pad,
+) -> None:
+    """Refuses what fits at the buckets, but not at the sizes of requests that are padded to them.
+
+    An adapter works on the padded value. So a padded dim can neither be grown nor cut to another size there: its
+    padding would lie between what a request gave and what the adapter adds, or be part of what is left.
+    """
+    if len(value.dims) != len(want.dims):
+        return
+    largest = {name: dim.buckets[-1] for name, dim in dims.items()}
+    for given, asked in zip(plain_dims(value.dims), plain_dims(want.dims), strict=True):
+        names = [name for name in dim_names(given) if name in padded]
+        if not names or given == asked or (isinstance(asked, str) and dims[asked].any):
+            continue
+        grows, shrinks = _changes((given,), (asked,), dims)
+        at = unlike(given, asked, largest) if isinstance(asked, str) else ""
+        same_fill = edge.source.kind == "input" and rule == want.pad and not shrinks
+        if at or ((grows or shrinks) and not same_fill and not _contradicts(want, grows, shrinks)):
+            way_out = (
+                f"Requests may have any size of {names[0]!r} up to {largest[names[0]]}, padded, and which elements are "
+                f"padding is not known once {given} is brought to {asked}. Do it in a stage, or use no pad rule for "
+                f"{names[0]!r}."
+            )
+            raise _clash(edge, value, want, f"Sizes differ{at}", way_out)
+
+
+def _contradicts(want: TensorSpec, grows: bool, shrinks: bool) -> bool:
+    """Tells whether the two ends do not fit at the buckets either, which is said in other words."""
+    return (grows and want.pad is None) or (shrinks and not want.allow_slice)
 
 
 def _fit_type(edge: Edge, source: PortSpec, want: PortSpec) -> None:

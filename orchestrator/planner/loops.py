@@ -16,6 +16,7 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import CONDITION, Edge, Graph, Loop, collected, ending, following
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.draft import Draft, EdgeForm
+from orchestrator.planner.trials import unlike
 from orchestrator.specs import (
     AnyDim,
     PortSpec,
@@ -295,7 +296,7 @@ def named_constant(
         form: The form of the constant, which has fixed dims.
         spec: The value.
         dims: Named dims.
-        sized: Names that every request sizes.
+        sized: Names that every request sizes, at the one bucket they have.
     """
     if not isinstance(form.spec, TensorSpec) or not isinstance(spec, TensorSpec):
         return form
@@ -323,7 +324,10 @@ def _same(one: PortSpec, other: PortSpec, dims: Mapping[str, DimPlan]) -> bool:
         return False
     names = dict.fromkeys((*one.names, *other.names))
     buckets = {name: dims[name].buckets for name in names}
-    return all(one.shape(sizes) == other.shape(sizes) for sizes in combinations(names, buckets))
+    largest = {name: sizes[-1] for name, sizes in buckets.items()}
+    return all(one.shape(sizes) == other.shape(sizes) for sizes in combinations(names, buckets)) and not any(
+        unlike(first, second, largest) for first, second in zip(one.dims, other.dims, strict=True)
+    )
 
 
 def _check_boolean(what: str, spec: PortSpec, edge: Edge) -> None:

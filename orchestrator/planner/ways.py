@@ -7,6 +7,7 @@ one move: if they want different cuts, the whole value moves once and is cut the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from orchestrator.adapter import Adapter
@@ -17,7 +18,8 @@ from orchestrator.planner.draft import Draft
 from orchestrator.planner.held import is_gathered
 from orchestrator.planner.homes import End, Homes
 from orchestrator.planner.regions import Region, leaving
-from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dims
+from orchestrator.planner.trials import padded_names
+from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dim, plain_dims
 
 __all__ = ["Ways"]
 
@@ -41,11 +43,9 @@ class Ways:
         self.draft = draft
         self.homes = Homes(draft)
         self.regions = regions
+        self._padded = padded_names(draft.graph)
         self._items = {
-            name
-            for loop in draft.graph.loops.values()
-            for _, spec in loop.over
-            for name in TensorSpec(spec.dims[1:]).names
+            str(plain_dim(spec.dims[0])) for loop in draft.graph.loops.values() for _, spec in loop.over
         }
         self._ways: dict[Edge, tuple[Adapter, ...]] = {}
         self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
@@ -176,9 +176,7 @@ class Ways:
             (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
         settled = edge.source.kind == "constant"  # its sizes are those of buckets already
         if not target.real and (source.real or leaves) and self.bucketed(form.spec) and not settled:
-            rule = form.rule
-            if rule is None and (leaves or self._is_of_loop(edge)):
-                rule = self._promise(form.spec)
+            rule = self._fill(edge, form.spec) if leaves or self._is_of_loop(edge) else form.rule
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
             grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
@@ -191,19 +189,65 @@ class Ways:
         loop = self.draft.graph.loops[edge.source.name]
         return edge.source.kind == "leave" or edge.source_port in loop.carry
 
-    def _promise(self, spec: TensorSpec) -> Pad:
-        """The rule that a named dim was declared with: it holds for what the planner cuts and has to grow again."""
-        rules = [rule for name in spec.names for rule in self._rules(name)]
-        return rules[0] if rules and None not in rules else None
+    def _fill(self, edge: Edge, spec: TensorSpec) -> Pad:
+        """What fills a value that the planner cut to its own size and has to grow again.
+
+        A pad rule was promised for the numbers of one port. So it is the port's own that counts. Without one, along
+        batches any item may stand there, and the first one does. The rule that the dim came with is good for other
+        floating-point values too while padding stays apart from the rest: it is no index, flag or count, and no stage
+        reduces it away.
+
+        Raises:
+            PlanError: Nobody promised anything.
+        """
+        rule = self.draft.forms[edge].rule
+        names = [name for name in spec.names if not self.draft.dims[name].any]
+        if rule is not None:
+            return rule
+        if all(self.draft.dims[name].batch or name in self._items for name in names):
+            return "repeat_first"
+        padded = next((name for name in names if name in self._padded), None)
+        if padded is None:
+            return None
+        rules = [rule for name in names for rule in self._rules(name)]
+        lasts = spec.dtype.is_floating_point and not any(self._is_lost(edge, name, set()) for name in names)
+        if lasts and rules and None not in rules and _is_finite(rules[0]):
+            return rules[0]
+        raise PlanError(
+            f"{edge.origin!r} is {spec} at its own size and has to grow to a bucket again for {edge.destination!r}, "
+            f"but no pad rule speaks of its numbers: that of the input with {padded!r} was given for other ones. "
+            f"Declare the port with a pad rule (inputs={{...: TensorSpec(..., pad=0)}}), or {padded!r} as "
+            f"Dim({padded!r}, ..., batch=True) if items along it are independent.",
+            edge=str(edge),
+            spec=spec,
+            dim=padded,
+        )
 
     def _rules(self, name: str) -> list[Pad]:
+        """The pad rules that a dim came with: of the stage that decides it, of a map's items, or of inputs."""
         graph = self.draft.graph
-        call, _, port = self.draft.dims[name].born.rpartition(".")
-        if call in graph.calls:
-            specs = [item.spec for item in graph.calls[call].stage.outputs if item.name == port]
+        node, _, port = self.draft.dims[name].born.rpartition(".")
+        if node in graph.calls:
+            specs = [item.spec for item in graph.calls[node].stage.outputs if item.name == port]
+        elif node in graph.loops:
+            specs = [spec for _, spec in graph.loops[node].over if name in spec.names]
         else:
             specs = [spec for spec in graph.inputs.values() if name in getattr(spec, "names", ())]
         return [spec.pad for spec in specs if isinstance(spec, TensorSpec)]
+
+    def _is_lost(self, edge: Edge, name: str, seen: set[Edge]) -> bool:
+        """Tells whether padding along a dim reaches a stage that gives something without the dim."""
+        if edge in seen or name not in getattr(self.draft.sources[edge], "names", ()):
+            return False
+        seen.add(edge)
+        if edge.target.kind == "output" or self.target(edge).device == HOST:
+            return False
+        following = self.draft.graph.out_of(edge.target)
+        if edge.target.kind == "call":
+            specs = [self.draft.sources[after] for after in following]
+            if any(name not in getattr(spec, "names", ()) for spec in specs):
+                return True
+        return any(self._is_lost(after, name, seen) for after in following)
 
     def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
         for dim in spec.dims:
@@ -217,11 +261,9 @@ class Ways:
                 )
 
     def _is_padded(self, name: str) -> bool:
-        dim = self.draft.dims[name]
-        if dim.any or name in self._items:
-            return False
-        return bool(dim.born) or all(
-            isinstance(spec, TensorSpec) and spec.pad is not None
-            for spec in self.draft.graph.inputs.values()
-            if isinstance(spec, TensorSpec) and name in spec.names
-        )
+        """Tells whether a value may hold padding along a dim."""
+        return name in self._padded and not self.draft.dims[name].any
+
+
+def _is_finite(rule: Pad) -> bool:
+    return isinstance(rule, str) or (rule is not None and math.isfinite(rule))

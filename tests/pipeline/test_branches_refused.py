@@ -100,6 +100,11 @@ def test_a_branch_gives_one_form():
         )
 
 
+def test_a_constant_has_all_its_rows_where_smaller_requests_are_padded():
+    """Kind: a size that equals a dim at its one bucket is taken for the dim at every size of a request."""
+    refuses(PlanError, "otherwise [4, 4] float32", lambda: asked_of_constant(pad=0).plan(sizes={"batch": 4}))
+
+
 def test_a_branch_gives_no_dim_that_a_missing_input_sizes():
     inner = body(Double(), output="f", image=spec("patches", 6))
     pipeline = new()

@@ -99,7 +99,7 @@ class _Inference:
         """What enters the body of a loop, or leaves it."""
         loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in self.graph.into(node)}
         self.forms |= {edge: self._fit(edge, None) for edge in ports.values()}
-        given = {port: _with_rule(self.forms[edge]) for port, edge in ports.items()}
+        given = {port: _with_rule(self.forms[edge], edge, port in loop.carry) for port, edge in ports.items()}
         if node.kind == "enter":
             made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
             self.dims |= {} if decided is None else {decided.name: decided}
@@ -116,13 +116,14 @@ class _Inference:
         for edge in self.graph.into(node := NodeKey("enter", loop.name)):
             spec = given.get(following(edge.target_port))
             if edge.source.kind == "constant" and spec is not None:
-                self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, self.sized)
+                sized = {dim for dim in self.sized if dim not in self.padded and not self.dims[dim].batch}
+                self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, sized)
                 self.values[node, edge.target_port] = self.forms[edge].spec
 
     def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
         """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
         whole, gather = gathered(self.draft, edge, self._source(edge))
-        form = fit_edge(edge, whole, wanted, self.dims, self.entered)
+        form = fit_edge(edge, whole, wanted, self.dims, self.entered, self.padded)
         return replace(form, fits=(*gather, *form.fits))
 
     def _source(self, edge: Edge) -> PortSpec:
@@ -284,9 +285,17 @@ def _inferred(
     return kept, first.returns, False
 
 
-def _with_rule(form: EdgeForm) -> PortSpec:
-    """What an edge brings to a loop's end, with the rule it may be padded by beyond it."""
-    return replace(form.spec, pad=form.rule) if isinstance(form.spec, TensorSpec) else form.spec
+def _with_rule(form: EdgeForm, edge: Edge, carried: bool) -> PortSpec:
+    """What an edge brings to a loop's end, with the rule it may be padded by beyond it.
+
+    A carry is another value after each iteration. So the rule of what it starts with says nothing of it; that of the
+    body's own input does.
+    """
+    if not isinstance(form.spec, TensorSpec):
+        return form.spec
+    declared = [spec.pad for spec in edge.via if isinstance(spec, TensorSpec) and spec.pad is not None]
+    rule = form.rule if not carried else declared[-1] if declared else None
+    return replace(form.spec, pad=rule)
 
 
 def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[str, TensorSpec]:
