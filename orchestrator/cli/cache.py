@@ -66,7 +66,7 @@ def verify(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug =
         }
         if not as_json:
             for entry in damaged:
-                typer.echo(f"DAMAGED  {_label(entry)}: {entry.fault}")
+                typer.echo(f"DAMAGED  {_label(entry)}: {_fault(entry)}")
             typer.echo(f"{_count(len(entries))} in {store}, {len(damaged) or 'none'} damaged")
     if damaged:
         raise typer.Exit(1)
@@ -130,7 +130,7 @@ def _print(entries: tuple[Entry, ...]) -> None:
     print_table(columns, [_row(entry) for entry in entries])
     for entry in entries:
         if entry.fault:
-            typer.echo(f"{_label(entry)} is {_shown(entry)}: {entry.fault}")
+            typer.echo(f"{_label(entry)} is {_shown(entry)}: {_fault(entry)}")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
@@ -160,8 +160,16 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _label(entry: Entry) -> str:
+    from orchestrator.cli.show import printable
+
     stage = entry.about.get("stage")
-    return f"{entry.key[:12]} ({stage})" if stage else entry.key[:12]
+    return f"{entry.key[:12]} ({printable(str(stage))})" if stage else entry.key[:12]
+
+
+def _fault(entry: Entry) -> str:
+    from orchestrator.cli.show import printable
+
+    return printable(entry.fault)
 
 
 def _shown(entry: Entry) -> str:

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import typer
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "printable"]
+
+
+def printable(text: str) -> str:
+    """Returns a text with what a terminal would act on spelled out: it may come from somebody's file."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
@@ -18,6 +23,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
         rows: Cells as text; they hold no markup.
         title: A line above.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _print_fitted(columns, rows, title)
         return

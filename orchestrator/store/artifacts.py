@@ -22,6 +22,7 @@ from orchestrator.store.entries import Entry, look
 from orchestrator.store.files import remove, sync, write_anew
 from orchestrator.store.layout import Layout
 from orchestrator.store.manifest import NAME, write_manifest
+from orchestrator.store.owners import check_private, make_private
 from orchestrator.store.trouble import disk_is_full, full, release, translated
 
 __all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry"]
@@ -60,15 +61,23 @@ class ArtifactStore:
         """Writes the plan's JSON and the index of its artifacts; what is there already is left alone.
 
         Raises:
+            CompileError: Somebody else can write to the store.
             OSError: The store cannot be written to.
         """
+        check_private(self.path)
+        make_private(self.path)
         index = [{"stage": item.stage, "key": item.key, "sizes": dict(item.sizes)} for item in artifacts]
         write_anew(self.path / "artifacts.json", json.dumps(index, indent=1).encode())
         write_anew(self.path / "plan.json", plan.encode())
 
     def find(self, key: str) -> Path | None:
-        """Returns the folder of a valid artifact, every byte of it checked, or None; notes that it was used."""
+        """Returns the folder of a valid artifact, every byte of it checked, or None; notes that it was used.
+
+        Raises:
+            CompileError: Somebody else can write to the store, or to the artifact.
+        """
         place = self._layout.place(key)
+        check_private(self.path, place if place.is_dir() else None)
         if look(place).state != "ok":
             return None
         with contextlib.suppress(OSError):  # a store that can only be read
@@ -88,7 +97,7 @@ class ArtifactStore:
             about: JSON-like data that says what it is, for a person.
 
         Raises:
-            CompileError: The store cannot be written to, or its disk is full.
+            CompileError: The store cannot be written to, somebody else can write to it, or its disk is full.
             Exception: Whatever ``build`` raises. In both cases nothing of the artifact is left.
         """
         found = self.find(key)
@@ -136,7 +145,7 @@ class ArtifactStore:
         folder = self._layout.aside(place)
         with translated(what, self.path, key=key):
             self._make_way(key, place)
-            folder.mkdir(parents=True)
+            make_private(folder)
         try:
             self._fill(folder, build, what, key)
             with translated(what, self.path, key=key):

@@ -13,6 +13,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from orchestrator.store.owners import make_private, permissions
+
 __all__ = ["digest_of", "files_in", "remove", "size_of", "sync", "write_anew", "write_atomically"]
 
 _BLOCK = 1 << 20
@@ -20,10 +22,10 @@ _BLOCK = 1 << 20
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new one, nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     name = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    # The permissions of any new file: others may read a store.
-    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(name, flags, permissions(path, 0o666))
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -20,6 +20,7 @@ from orchestrator.errors import CompileError
 from orchestrator.store.files import write_atomically
 from orchestrator.store.keys import is_key
 from orchestrator.store.manifest import VERSION
+from orchestrator.store.owners import check_private, make_private, permissions
 
 __all__ = ["LAYOUT", "Layout"]
 
@@ -70,11 +71,13 @@ class Layout:
         """Makes the store's own files; a damaged marker is written anew, since each artifact has its own manifest.
 
         Raises:
-            CompileError: A newer release made the store meanwhile.
+            CompileError: A newer release made the store meanwhile, or somebody else can write to it.
             OSError: It cannot be written to.
         """
         self._check()
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        check_private(self.root)
+        make_private(self.root / "locks")
+        check_private(self.root, self.root / "locks")
         if self._layout() is None:
             write_atomically(self.root / _MARKER, json.dumps({"layout": LAYOUT}).encode())
 
@@ -116,7 +119,7 @@ class Layout:
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        lock = FileLock(self.root / "locks" / f"{key}.lock", mode=permissions(self.root, 0o666))
         try:
             lock.acquire(timeout=-1 if wait else 0)
             mine = True

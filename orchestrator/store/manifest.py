@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.store.files import digest_of, files_in, sync
+from orchestrator.store.owners import without_others
 
 __all__ = [
     "FORMAT",
@@ -31,6 +33,10 @@ FORMAT = "stage-orchestrator artifact"
 #: Version of the form of a manifest and of what its folder holds.
 VERSION = 1
 NAME = "orchestrator-manifest.json"
+#: A manifest of an artifact of 100,000 files has fewer.
+_MOST_BYTES = 32 << 20
+#: The year 9999, in seconds.
+_LATEST = 253_370_764_800
 
 
 class OtherVersionError(Exception):
@@ -60,9 +66,16 @@ class Manifest:
 
 
 def write_manifest(folder: Path, key: str, about: Mapping[str, Any]) -> None:
-    """Describes what a folder holds now, and syncs all of it."""
+    """Describes what a folder holds now, and syncs all of it.
+
+    Raises:
+        ValueError: It holds what is no plain file, or one with the manifest's name.
+    """
     files = []
     for path in files_in(folder):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError(f"{path.name!r} in an artifact's folder is no plain file.")
+        without_others(path)
         sync(path)
         name = path.relative_to(folder).as_posix()
         if name == NAME:
@@ -80,6 +93,7 @@ def write_manifest(folder: Path, key: str, about: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(body, default=str))
     (folder / NAME).write_text(_sealed(plain), encoding="utf-8")
     for path in (folder / NAME, *{file.parent for file in files_in(folder)}, folder):
+        without_others(path)
         sync(path)
 
 
@@ -91,8 +105,11 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: It is damaged.
         OSError: It is not there, or cannot be read.
     """
-    text = (folder / NAME).read_text(encoding="utf-8")
-    found = json.loads(text)
+    text = _text(folder / NAME)
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{NAME} is nested too deeply") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not that of an artifact")
     if found.get("version") != VERSION:
@@ -100,8 +117,38 @@ def read_manifest(folder: Path) -> Manifest:
     body = {name: value for name, value in found.items() if name != "digest"}
     if _sealed(body) != text:
         raise ValueError(f"{NAME} was changed after it was written")
-    files = tuple((item["path"], item["size"], item["sha256"]) for item in found["files"])
-    return Manifest(found["key"], found["about"], found["created"], files)
+    return _checked(body)
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{NAME} has more than {_MOST_BYTES:,} bytes")
+    return data.decode()
+
+
+def _checked(body: Mapping[str, Any]) -> Manifest:
+    """The content of a manifest, every part of which may be somebody's word."""
+    files = tuple((item["path"], item["size"], item["sha256"]) for item in body["files"])
+    for name, size, digest in files:
+        if not (_is_inside(name) and type(size) is int and isinstance(digest, str)):
+            raise ValueError(f"{NAME} lists {name!r}, which is no file in the folder")
+    key, about, created = body["key"], body["about"], body["created"]
+    if not (isinstance(key, str) and isinstance(about, dict) and _is_time(created)):
+        raise ValueError(f"{NAME} is malformed")
+    return Manifest(key, about, created, files)
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a name is that of a file below a folder: relative, and going down only."""
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    return not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _LATEST
 
 
 def fault_of(folder: Path, manifest: Manifest, checksums: bool = True) -> str:
@@ -115,8 +162,13 @@ def fault_of(folder: Path, manifest: Manifest, checksums: bool = True) -> str:
     for name, size, digest in manifest.files:
         path = folder / name
         try:
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            # Links are not followed: not the last one, and none on the way.
+            links = [each for each in (path, *path.parents) if folder in each.parents and each.is_symlink()]
+            found = path.lstat()
+            if links or not stat.S_ISREG(found.st_mode):
+                return f"{name} is no plain file"
+            if found.st_size != size:
+                return f"{name} has {found.st_size} bytes, not {size}"
             if checksums and digest_of(path) != digest:
                 return f"the content of {name} is not what was written"
         except OSError as error:

@@ -126,3 +126,14 @@ def test_no_torch_is_needed(store: ArtifactStore, command: str):
         [sys.executable, "-c", script], cwd=store.path.parent, env=os.environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_manifest_says_is_no_command_to_the_terminal(shell: Shell, tmp_path: Path):
+    """Kind: text of somebody's file that reaches a terminal."""
+    store = ArtifactStore(tmp_path / "store")
+    place = store.obtain("ab" * 8, lambda folder: (folder / "a").write_bytes(b"a"), {"stage": "\x1b[2Jgone"})
+    assert "\\x1b[2Jgone" in shell("cache", "list", "--store", tmp_path / "store").out
+    (place / "a").write_bytes(b"b")
+    out = shell("cache", "verify", "--store", tmp_path / "store", code=1).out
+    assert "\x1b" not in out
+    assert "\\x1b[2Jgone" in out
