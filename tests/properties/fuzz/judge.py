@@ -1,0 +1,181 @@
+"""The verdict on a recipe: every request is right, refused in words, wrong, or a crash."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from orchestrator import Dim, Pipeline, Plan
+from orchestrator.errors import GraphError, InputError, OrchestratorError, PlanError, StageError
+from tests.planner.devices import ranked
+from tests.properties.fuzz import zoo
+from tests.properties.fuzz.recipe import Recipe, script
+from tests.properties.fuzz.rules import CRASH, rule_of
+
+__all__ = ["Report", "judge"]
+
+#: Seconds for a graph, with all its requests; a compiling one may take some.
+PATIENCE = 120
+
+
+class Hang(BaseException):
+    """A graph took too long."""
+
+
+@dataclass
+class Report:
+    """What became of a recipe.
+
+    Attributes:
+        counts: Requests by verdict: right, refused, wrong, crashed.
+        rules: Refusals by the rule that they name.
+        faults: The kind of each fault, with what was seen.
+        unclear: Refusals that no rule explains.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+
+    @property
+    def signature(self) -> str:
+        """What two faults of one kind have in common; empty without a fault."""
+        if not self.faults:
+            return f"unclear: {_plain(self.unclear[0])}" if self.unclear else ""
+        kind, text = self.faults[0]
+        return f"{kind}: {_plain(text)}"
+
+
+def _plain(text: str) -> str:
+    """A message without what differs from graph to graph."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\d+|\[[^\]]*\]", "_", text.splitlines()[0].partition(": [")[0])[:90]
+
+
+def judge(recipe: Recipe) -> Report:
+    """Plans a recipe and runs its requests."""
+    report = Report()
+    space: dict[str, Any] = {**vars(zoo), "Dim": Dim}
+    exec(compile(script(recipe), f"<recipe {recipe.seed}>", "exec"), space)
+    requests = space["REQUESTS"]
+    with torch.no_grad():
+        expected = [space["by_hand"](copy.deepcopy(request)) for request in requests]
+    try:
+        with _patience():
+            _run(recipe, report, space, requests, expected)
+    except Hang:
+        report.counts["crashed"] += 1
+        report.faults.append(("crashed", "it hangs"))
+    return report
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _run(recipe: Recipe, report: Report, space: dict[str, Any], requests: Any, expected: Any) -> None:
+    try:
+        pipeline: Pipeline = space["build"](ranked)
+        plan = pipeline.plan(**space["PLAN"])
+        if recipe.through_json:
+            again = Plan.from_json(plan.to_json())
+            assert again == plan, "a plan differs after JSON"
+            plan = pipeline.bind(again)
+        session = plan.load()
+    except (GraphError, PlanError) as error:
+        _refused(report, error, len(requests), "the plan")
+        return
+    except Exception as error:
+        _crashed(report, error)
+        return
+    with session:
+        for request, wanted in zip(requests, expected, strict=True):
+            _ask(report, session, request, wanted)
+
+
+def _ask(report: Report, session: Any, request: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before = copy.deepcopy(request)
+    try:
+        found = session.run(request)
+    except (InputError, StageError) as error:
+        _refused(report, error, 1, "the request")
+        return
+    except Exception as error:
+        _crashed(report, error)
+        return
+    differences = [*compare(found, wanted, "the result"), *compare(request, before, "the caller's request")]
+    if differences:
+        report.counts["wrong"] += 1
+        report.faults.append(("wrong", differences[0]))
+    else:
+        report.counts["right"] += 1
+
+
+def _refused(report: Report, error: OrchestratorError, requests: int, what: str) -> None:
+    text = f"{type(error).__name__}: {error}"
+    if CRASH.search(text):
+        _crashed(report, error)
+        return
+    rule = rule_of(text)
+    if rule is None:
+        report.unclear.append(text)
+    report.counts["refused"] += requests
+    report.rules[f"{what}: {rule or 'unclear'}"] += 1
+
+
+def _crashed(report: Report, error: BaseException) -> None:
+    report.counts["crashed"] += 1
+    inner = error.__cause__ or error
+    last = traceback.extract_tb(inner.__traceback__)[-1:]
+    where = f" at {last[0].filename.rpartition('/')[2]}:{last[0].lineno}" if last else ""
+    report.faults.append(("crashed", f"{type(error).__name__}: {error}{where}"))
+
+
+def compare(found: Any, wanted: Any, where: str) -> Iterator[str]:
+    """Yields how two values differ: tensors in type, shape, dtype and elements, the rest part by part."""
+    if isinstance(wanted, torch.Tensor):
+        yield from _compare_tensors(found, wanted, where)
+    elif isinstance(wanted, dict | list | tuple):
+        keys, others = (
+            list(value) if isinstance(value, dict) else [*range(len(value))] for value in (wanted, found)
+        )
+        if keys != others:
+            yield f"{where} has {others}, by hand {keys}"
+        else:
+            for key in keys:
+                yield from compare(found[key], wanted[key], f"{where}[{key!r}]")
+    elif isinstance(wanted, float):
+        if not math.isclose(found, wanted, rel_tol=1e-3, abs_tol=1e-3):
+            yield f"{where} is {found}, by hand {wanted}"
+    elif type(found) is not type(wanted) or found != wanted:
+        yield f"{where} is {found!r}, by hand {wanted!r}"
+
+
+def _compare_tensors(found: Any, wanted: torch.Tensor, where: str) -> Iterator[str]:
+    if type(found) is not torch.Tensor:
+        yield f"{where} is a {type(found).__name__}, by hand a tensor"
+    elif (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        yield f"{where} is {list(found.shape)} {found.dtype}, by hand {list(wanted.shape)} {wanted.dtype}"
+    elif not torch.allclose(found.double(), wanted.double(), rtol=1e-3, atol=1e-3, equal_nan=True):
+        worst = (found.double() - wanted.double()).abs().nan_to_num(torch.inf).max().item()
+        yield f"{where} differs by up to {worst:.3g}: {found.tolist()}, by hand {wanted.tolist()}"
