@@ -9,6 +9,7 @@ from orchestrator.graph import Graph
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup, Step
 from orchestrator.plan.steps import walk
 from orchestrator.planner.draft import Draft, Request
+from orchestrator.planner.padding import padding_notes
 from orchestrator.planner.passes.adapt import adapt
 from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
 from orchestrator.planner.passes.fold import fold
@@ -134,7 +135,7 @@ def _finish(draft: Draft) -> Plan:
         weights=tuple(draft.weights.items()),
         buffers=tuple(draft.buffers.items()),
         budget=tuple(draft.budget.items()),
-        notes=draft.notes,
+        notes=tuple(dict.fromkeys((*draft.notes, *padding_notes(draft)))),
         optional=tuple(sorted(draft.graph.optional)),
     )
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.graph import Edge, Graph, Loop, NodeKey
+from orchestrator.graph import Edge, Graph, Loop
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
+from orchestrator.planner.padding import counting_dims
 from orchestrator.promises.calls import CallTrial, Trials
 from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import Versions, grown, next_bucket, overlaid, padded_dims, smaller_size
 from orchestrator.promises.targets import Targets
 from orchestrator.promises.walk import Walk
-from orchestrator.specs import Dim, PortSpec, TensorSpec, plain_dims
+from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
 __all__ = ["Trial"]
 
@@ -51,11 +52,15 @@ class Trial(Walk):
         self._planned = {call.name: call for call in plan.calls}
         self._edges = {str(edge): edge for edge in plan.edges}
         self._dims = {dim.name: dim for dim in plan.dims}
-        self._padded = padded_dims(plan, _counted(graph, self._edges))
+        self._padded = padded_dims(plan, counting_dims(graph, self._source))
         self._versions = Versions()
         self._last: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._unsteady: dict[str, bool] = {}
         self._mapped: list[str] = []
+
+    def _source(self, edge: Edge) -> PortSpec | None:
+        planned = self._edges.get(str(edge))
+        return None if planned is None else planned.spec
 
     # What happens between calls: versions go where the exact values go.
 
@@ -269,18 +274,6 @@ class Trial(Walk):
         )
         versions = {dim: version for dim, version in pairs if version is not None}
         return self._versions.keep(value, versions) if versions else value
-
-
-def _counted(graph: Graph, edges: Mapping[str, Any]) -> frozenset[str]:
-    """Dims that count the iterations of loops, or the items of maps before they are batched."""
-    counted: set[str] = set()
-    for loop in graph.loops.values():
-        names = (*loop.each, *(name for name, _ in loop.over))
-        for edge in graph.into(NodeKey("enter", loop.name)):
-            planned = edges.get(str(edge))
-            if edge.target_port in names and planned is not None and isinstance(planned.spec, TensorSpec):
-                counted |= {str(dim) for dim in planned.spec.dims[:1] if isinstance(dim, (str, Dim))}
-    return frozenset(counted)
 
 
 def _at(sizes: Mapping[str, int]) -> str:
