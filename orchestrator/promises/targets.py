@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +15,7 @@ from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
 from orchestrator.promises.walk import Walk, call_target, named_outputs
 from orchestrator.stage import Stage
+from orchestrator.surroundings import own_modes, same_random_state
 
 __all__ = ["Plain", "Targets", "leaving_no_trace"]
 
@@ -88,18 +87,16 @@ def _is_tensor(value: Any) -> bool:
 
 @contextlib.contextmanager
 def leaving_no_trace() -> Iterator[None]:
-    """Puts back random states and modes of torch that stages or the check itself change."""
+    """Runs a check by itself: in no mode of its caller, and with random states put back that stages move.
+
+    Convolutions and products on CUDA are as exact as their dtype. What is said of a chunk of one item is not meant for
+    the user, so warnings are kept back.
+    """
     exact = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    state = random.getstate()
-    numpy = sys.modules.get("numpy")
-    numbers = numpy.random.get_state() if numpy is not None else None
-    with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad():
-        warnings.simplefilter("ignore")  # what is said of a chunk of one item is not meant for the user
+    with own_modes(), same_random_state(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         try:
             yield
         finally:
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = exact
-            random.setstate(state)
-            if numpy is not None:
-                numpy.random.set_state(numbers)
