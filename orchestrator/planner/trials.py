@@ -6,8 +6,9 @@ buckets above a limit hide the limit. So a stage is tried at sizes that are no b
 :data:`EXHAUSTIVE`, above that at those that tell the laws apart that models have (constants, limits from below and
 above, rounding to a multiple or to a power of two, windows, strides, squeezed dims).
 
-A dim that only runs at its buckets is tried there, and at a second size where it has one bucket alone: that tells a
-size that follows the dim from one that is always the same.
+A batch runs in chunks above its largest bucket, so it is tried above it too. A dim that only runs at its buckets is
+tried there, and at a second size where it has one bucket alone: that tells a size that follows the dim from one that is
+always the same.
 
 Symbolic shapes of torch would prove more, but take about seven times as long for a small layer, and libraries'
 own operations bind symbols to numbers (an interpolation does): see decision 0011.
@@ -90,6 +91,7 @@ class Sampler:
         self.specs = [spec for spec in fed.values() if isinstance(spec, TensorSpec)]
         self.names = list(dict.fromkeys(name for spec in self.specs for name in spec.names))
         self.buckets = {name: dims[name].buckets for name in self.names}
+        self.batches = {name for name in self.names if dims[name].batch and not dims[name].any}
         self.run = run
 
     def samples(
@@ -117,6 +119,9 @@ class Sampler:
         varied = set()
         for name in self.names:
             trials = list(self._sweep(base, name)) if name in padded else []
+            if name in self.batches:
+                above = (self._try({**base, name: times * base[name] + 1}) for times in (1, 2, 256))
+                trials += filter(None, above)
             samples += trials
             if trials or len(self.buckets[name]) > 1:
                 varied.add(name)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from orchestrator import Dim, Pipeline, PlanError, TensorSpec
+from orchestrator import Dim, InputError, Pipeline, PlanError, TensorSpec
 
 Law = Callable[[torch.Tensor], torch.Tensor]
 
@@ -96,6 +96,30 @@ def test_a_size_that_comes_back_to_the_requests_own_is_right_at_every_size():
     double = pipeline.add("double", lambda x: x.repeat_interleave(2, 0))(x)
     pipeline.output("y", pipeline.add("half", lambda x: x[::2] + 1)(double))
     assert refused_or_right(pipeline, lambda x: x + 1, {"x": 8}) == 8
+
+
+@pytest.mark.parametrize("law", ["the same", "first four", "capped late", "power of two", "fixed"])
+@pytest.mark.parametrize("pad", [0, None])
+def test_every_size_of_a_batch_is_right_or_refused_in_chunks_too(law: str, pad: int | None):
+    """A function that keeps its rows apart at all sizes up to the largest bucket may count them above it."""
+    pipeline = Pipeline("p")
+    x = pipeline.input("x", TensorSpec((Dim("n", (2, 4), batch=True), 2), pad=pad))
+    pipeline.output("y", pipeline.add("law", ROWS[law])(x))
+    right = 0
+    try:
+        plan = pipeline.plan()
+    except PlanError:
+        return
+    with plan.load() as session:
+        for size in range(1, 20):
+            value = torch.arange(size * 2.0).reshape(size, 2)
+            try:
+                result = session(x=value)["y"]
+            except InputError:
+                continue
+            right += 1
+            assert torch.equal(result, ROWS[law](value)), size
+    assert right == {("the same", 0): 19, ("the same", None): 9}.get((law, pad), right)
 
 
 PAIRS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
