@@ -16,8 +16,9 @@ DEVICES = ("cpu", "null:0", "null:1")
 
 
 def examples(count: int) -> int:
-    """How many examples to try: many more where new ones are looked for, see `conftest.py`."""
-    return count if settings.default is None or settings.default.derandomize else 40 * count
+    """How many examples to try: fewer in the quick profile, many more where new ones are looked for."""
+    profile = settings.get_current_profile_name()
+    return {"quick": max(3, count // 5), "explore": 40 * count}.get(profile, count)
 
 
 @dataclass(frozen=True)

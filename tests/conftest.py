@@ -1,0 +1,56 @@
+"""What holds for all tests: how many examples hypothesis tries, and what a test that is not marked slow may cost.
+
+``HYPOTHESIS_PROFILE`` picks the profile. ``quick`` is what `make test` takes: a fifth of the examples. ``fixed`` (the
+default, and `make test-all`) tries all of them, the same for everybody: what fails in CI fails here. ``explore`` looks
+for new ones.
+
+Costs are seconds of processor time, of the test and of the processes it waited for: those do not hang on how busy the
+machine is. With the quick profile, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+#: Processor seconds that a test may take without the marker ``slow``.
+LIMIT_SECONDS = 5.0
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fixed")
+LENIENT = (HealthCheck.too_slow, HealthCheck.data_too_large)
+
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, suppress_health_check=LENIENT, database=None
+)
+settings.register_profile("quick", settings.get_profile("fixed"), max_examples=20)
+settings.register_profile("explore", deadline=None, suppress_health_check=LENIENT)
+settings.load_profile(PROFILE)
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of the children it waited for."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fails a test that costs more than it may; `ORCHESTRATOR_TEST_COSTS` names a file that takes all costs."""
+    before = processor_seconds()
+    yield
+    seconds = processor_seconds() - before
+    if path := os.environ.get("ORCHESTRATOR_TEST_COSTS"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([item.nodeid, round(seconds, 3)]) + "\n")
+    if PROFILE == "quick" and seconds > LIMIT_SECONDS and item.get_closest_marker("slow") is None:
+        pytest.fail(
+            f"took {seconds:.1f} s of processor time, more than {LIMIT_SECONDS:.0f}: mark it with pytest.mark.slow, or "
+            f"make it cheaper",
+            pytrace=False,
+        )
