@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, PlanError, TensorSpec
+from orchestrator.planner.passes.verify import verify
 from tests.bodies import new
 from tests.kit import host, refuses, spec
 
@@ -124,3 +126,25 @@ def test_the_rule_of_a_carrys_start_does_not_fill_what_the_loop_gives():
 def test_the_rule_of_the_bodys_own_input_does():
     with _looped(rule=7).plan().load() as session:
         assert session(x=torch.zeros(2, 3))["least"] == 1
+
+
+def test_a_plan_that_cuts_a_derived_size_of_a_padded_dim_is_wrong():
+    pipeline = new()
+    pipeline.output("y", pipeline.add("twice", _twice)(pipeline.input("x", spec(Dim("n", (4,)), 2))))
+    plan = pipeline.plan()
+    pads = {
+        position: replace(step, adapter=replace(step.adapter, rule=0))
+        for position, step in enumerate(plan.steps)
+        if step.adapter is not None and step.adapter.kind == "pad"
+    }
+    steps = tuple(pads.get(position, step) for position, step in enumerate(plan.steps))
+    edges = tuple(
+        replace(
+            edge, adapters=tuple(replace(fit, rule=0) if fit.kind == "pad" else fit for fit in edge.adapters)
+        )
+        for edge in plan.edges
+    )
+    dims = (replace(plan.dims[0], padded=True),)
+    assert pads
+    words = "cuts ['2*n'], whose padding is not at its end"
+    refuses(PlanError, words, lambda: verify(replace(plan, steps=steps, edges=edges, dims=dims)))
