@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["duplicate", "owner_of"]
+__all__ = ["duplicate", "fill_meta", "owner_of"]
 
 #: Where modules keep what a copy has of its own: each module in them is looked at by itself.
 _OWN = frozenset({"_parameters", "_buffers", "_modules"})
@@ -48,6 +48,28 @@ def duplicate(target: Any, memo: dict[int, Any]) -> Any:
     memo.update(trial)
     memo.setdefault(id(memo), []).extend(kept)
     return made
+
+
+def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
+    """Puts undefined content of the host in place of weights and buffers on the meta device; tied ones stay one.
+
+    Returns:
+        Names of what was replaced, each with whether the module computes it, so that no checkpoint has it.
+    """
+    filled: dict[int, torch.Tensor] = {}
+    names: dict[str, bool] = {}
+    for path, part in owner.named_modules():
+        kinds: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for kind, name, tensor in [(each, *item) for each in kinds for item in each.items()]:
+            if tensor is None or tensor.device.type != "meta":
+                continue
+            names[f"{path}.{name}" if path else name] = name in part._non_persistent_buffers_set
+            if id(tensor) not in filled:
+                empty = torch.empty_like(tensor, device="cpu")
+                weight = isinstance(tensor, torch.nn.Parameter)
+                filled[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if weight else empty
+            kind[name] = filled[id(tensor)]
+    return names
 
 
 def _uncopied(owner: Any, memo: dict[int, Any]) -> dict[int, Any]:

@@ -11,11 +11,12 @@ import contextlib
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["autocast_hint", "own_modes", "same_random_state"]
+__all__ = ["RandomStates", "autocast_hint", "own_modes", "same_random_state"]
 
 _NOTHING = contextlib.nullcontext()
 
@@ -41,13 +42,11 @@ def same_random_state() -> Iterator[None]:
 
     Keep the block short: what another thread draws meanwhile is drawn again after it.
     """
-    before = [(source, source.state()) for source in _sources()]
+    states = RandomStates()
     try:
         yield
     finally:
-        for source, state in before:
-            if not source.same(state, source.state()):
-                source.restore(state)
+        states.restore()
 
 
 def autocast_hint() -> str:
@@ -60,32 +59,50 @@ def autocast_hint() -> str:
     )
 
 
+class RandomStates:
+    """The states of the global random generators of Python, torch and numpy, as they are when it is made."""
+
+    def __init__(self) -> None:
+        self._before = [(source, source.state()) for source in _sources()]
+
+    def moved(self) -> tuple[str, ...]:
+        """Returns the names of the generators that were drawn from since, or seeded."""
+        return tuple(source.name for source, _ in self._moved())
+
+    def restore(self) -> None:
+        """Puts those back that were moved."""
+        for source, state in self._moved():
+            source.restore(state)
+
+    def _moved(self) -> list[tuple[_Source, Any]]:
+        return [(source, state) for source, state in self._before if not source.same(state, source.state())]
+
+
+@dataclass(frozen=True)
 class _Source:
     """A global random generator.
 
-    Args:
+    Attributes:
+        name: What it is called by.
         state: Returns its state.
         restore: Sets it.
         same: Compares two states.
     """
 
-    def __init__(
-        self,
-        state: Callable[[], Any],
-        restore: Callable[[Any], Any],
-        same: Callable[[Any, Any], bool],
-    ) -> None:
-        self.state, self.restore, self.same = state, restore, same
+    name: str
+    state: Callable[[], Any]
+    restore: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool]
 
 
 def _sources() -> Iterator[_Source]:
-    yield _Source(random.getstate, random.setstate, lambda first, second: bool(first == second))
-    yield _Source(torch.get_rng_state, torch.set_rng_state, torch.equal)
+    yield _Source("random", random.getstate, random.setstate, lambda first, second: bool(first == second))
+    yield _Source("torch", torch.get_rng_state, torch.set_rng_state, torch.equal)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        yield _Source(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _all_equal)
+        yield _Source("torch.cuda", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _all_equal)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        yield _Source(numpy.random.get_state, numpy.random.set_state, _equal_in_numpy)
+        yield _Source("numpy.random", numpy.random.get_state, numpy.random.set_state, _equal_in_numpy)
 
 
 def _all_equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:

@@ -98,6 +98,7 @@ class TorchBackend(Backend):
                 owner = wrapper.model
             if not isinstance(owner, torch.nn.Module) or self._is_here(owner):
                 return target  # type: ignore[no-any-return]
+            self._check_content(stage, owner)
             return self._moved(target, owner)
         except CompileError:
             raise
@@ -112,6 +113,19 @@ class TorchBackend(Backend):
         return all(
             tensor.device == self._torch_device for tensor in (*module.parameters(), *module.buffers())
         )
+
+    def _check_content(self, stage: Stage, owner: torch.nn.Module) -> None:
+        named = (*owner.named_parameters(), *owner.named_buffers())
+        empty = [name for name, tensor in named if tensor.is_meta]
+        if empty:
+            raise CompileError(
+                f"{empty[0]!r} of stage {stage.name!r} is on the meta device, without content, so that it cannot run "
+                f"on {self.device!r}. Load weights into the module first: "
+                f"module.to_empty(device='cpu').load_state_dict(...).",
+                stage=stage.name,
+                device=self.device,
+                weight=empty[0],
+            )
 
     def _moved(self, target: Callable[..., Any], owner: torch.nn.Module) -> Callable[..., Any]:
         """A deep copy whose parameters and buffers are made on the device; the user's module stays as it is.

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses import fake_tensor
 
-from orchestrator.duplicate import duplicate
+from orchestrator.duplicate import duplicate, fill_meta, owner_of
 from orchestrator.planner.dtypes import SameDtypes
 from orchestrator.stage import ModelWrapper, Stage
 
@@ -113,7 +113,7 @@ class Prober:
 
     def _copy(self, stage: Stage) -> Callable[..., Any]:
         wrapper = stage.wrapper
-        if wrapper is not None and wrapper.__dict__.get("_model") is None and wrapper.model_cls is not None:
+        if wrapper is not None and wrapper.__dict__.get("_model") is None and wrapper.makes_model:
             twin = copy.copy(wrapper)
             twin._model = self._built(wrapper)
             return twin.forward if wrapper.overrides("forward") else twin.model
@@ -124,6 +124,10 @@ class Prober:
             if isinstance(stage.target, torch.nn.Module):
                 return _InPlace(stage.target, self._mode)
             return stage.target
+        owner = owner_of(target) if wrapper is None else target.__dict__.get("_model")
+        if isinstance(owner, torch.nn.Module):
+            with self._mode:
+                fill_meta(owner)  # a checkpoint gives it content on the host
         function: Callable[..., Any] = target
         if wrapper is not None and not wrapper.overrides("forward"):
             function = target.model

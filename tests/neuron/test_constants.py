@@ -99,9 +99,17 @@ def test_an_output_beyond_32_bits_raises(tmp_path: Path, factor: Any) -> None:
             run(backend.upload(torch.tensor([2, 1], dtype=torch.int32)))
 
 
-def test_ranks_that_draw_for_themselves_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_program_that_draws_is_no_program(tmp_path: Path, ranks: int) -> None:
+    with emulated(tp_degree=ranks) as backend:
+        made = application(lambda x: x + torch.randn(3, 4), FORM)
+        with pytest.raises(CompileError, match=r"draws random numbers with aten\.randn.*on the host"):
+            backend.build(made, tmp_path)
+
+
+def test_ranks_that_hold_other_values_are_told(tmp_path: Path) -> None:
     with emulated(tp_degree=2) as backend:
-        run = load(backend, application(lambda x: x + torch.randn(3, 4), FORM), tmp_path)["p"]
-        (made,) = run(backend.upload(torch.zeros(3, 4)))
+        made = backend.upload(torch.zeros(3, 4))
+        made[1][0].payload.add_(1)
         with pytest.raises(RuntimeError, match=r"'sharded'.*random numbers.*on the host"):
             backend.download(made)

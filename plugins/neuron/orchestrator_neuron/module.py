@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import Adapter, apply
-from orchestrator.duplicate import duplicate, owner_of
+from orchestrator.duplicate import duplicate, fill_meta, owner_of
+from orchestrator.errors import CompileError
 from orchestrator.program import Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
 
@@ -24,13 +25,17 @@ PREFIX = "stage."
 
 
 def stage_module(
-    stage: Stage | None, dtype: torch.dtype | None = None
+    stage: Stage | None, dtype: torch.dtype | None = None, stored: bool = False
 ) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
     """Returns a private copy of what runs a stage, on the host, and the module that owns its weights, if any.
 
     Args:
         stage: The stage; ``None``: there is none.
         dtype: What floating-point weights and buffers are converted to; ``None``: they stay as they are.
+        stored: A checkpoint gives the weights, so that those of the module may be without content.
+
+    Raises:
+        CompileError: A tensor of the module is on the meta device, and nothing else gives its content.
     """
     if stage is None:
         return None, None
@@ -45,10 +50,29 @@ def stage_module(
         owner = copied.__dict__.get("_model")
     if not isinstance(owner, torch.nn.Module):
         return copied, None
+    for name, computed in fill_meta(owner).items():
+        if computed or not stored:
+            raise _contentless(stage.name, name, computed)
     owner = owner.eval().requires_grad_(False).to("cpu")
     if dtype is not None:
         _convert(owner, dtype)
     return copied, owner
+
+
+def _contentless(stage: str, name: str, computed: bool) -> CompileError:
+    """The error for a tensor without content that no checkpoint gives."""
+    way_out = (
+        "The module computes it when it is made, and no checkpoint has it: make it with content, outside of "
+        "torch.device('meta')"
+        if computed
+        else "Give a checkpoint that has it, add(..., config={'checkpoint': 'model.safetensors'}), or load the weights "
+        "into the module first: module.to_empty(device='cpu').load_state_dict(...)"
+    )
+    return CompileError(
+        f"{name!r} of stage {stage!r} is on the meta device, without content. {way_out}.",
+        stage=stage,
+        weight=name,
+    )
 
 
 def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:

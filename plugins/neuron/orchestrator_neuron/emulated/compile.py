@@ -11,6 +11,7 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import AnyDim, dim_names
+from orchestrator_neuron.emulated.first_run import FirstRun
 from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, show_shapes, write
 from orchestrator_neuron.emulated.trace import trace
 from orchestrator_neuron.module import ProgramModule, example_inputs, stage_module
@@ -46,13 +47,10 @@ def compile_application(
         check_state(shown, application.name, module, example_inputs(program, sizes))
     entries = []
     for number, (program, sizes) in enumerate(distinct):
-        traced = trace(
-            _show(application, program, sizes),
-            application.name,
-            ProgramModule(target, owner, program, sizes, guarded=True),
-            program,
-            sizes,
-        )
+        shown = _show(application, program, sizes)
+        module = ProgramModule(target, owner, program, sizes, guarded=True)
+        with FirstRun(shown, application.name, owner):
+            traced = trace(shown, application.name, module, program, sizes)
         (folder / _file_of(number)).write_bytes(compiler(traced.data))
         inputs = tuple(_input_forms(program, sizes))
         entries.append(Entry(program.name, _file_of(number), inputs, traced.outputs, traced.constant_bytes))
@@ -90,7 +88,9 @@ def stage_on_host(
         CompileError: It cannot be built.
     """
     try:
-        return stage_module(application.stage, settings.torch_dtype)
+        return stage_module(application.stage, settings.torch_dtype, settings.checkpoint is not None)
+    except CompileError:
+        raise
     except Exception as error:
         raise CompileError(
             f"Stage {application.name!r} cannot be built: {type(error).__name__}: {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import orchestrator
 import orchestrator_neuron
 from orchestrator.errors import CompileError
 
-__all__ = ["check_static", "unexportable"]
+__all__ = ["check_draws", "check_static", "draws_words", "unexportable"]
 
 #: Folders whose lines are not the user's.
 _NOT_THE_USERS = tuple(
@@ -33,6 +34,11 @@ _WAY_OUT = (
     "from the shapes of its inputs"
 )
 
+#: Arguments that say whether an operation which may draw does: no dropout is none, and neither is evaluation.
+_SWITCHES = ("train", "training", "dropout_p", "dropout")
+#: Operations that torch marks as random, though they only look at what others would draw.
+_HARMLESS = ("aten._nested_tensor_softmax_with_shape", "aten._fused_sdp_choice")
+
 
 def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
     """Returns the error for a stage whose export raised.
@@ -43,6 +49,9 @@ def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
         error: What ``torch.export.export`` raised.
     """
     operation = _operation(error.__traceback__)
+    if _generator(error.__traceback__):
+        what = f"a torch.Generator of its own{_line(error.__traceback__)}"
+        return CompileError(draws_words(where, what), stage=stage, operation=operation)
     depends = any(mark in type(error).__name__ for mark in _DATA_DEPENDENT)
     first = str(error).strip().partition("\n")[0]
     if depends:
@@ -90,6 +99,64 @@ def check_static(where: str, stage: str, graph: torch.fx.Graph, again: Callable[
         )
 
 
+def draws_words(where: str, what: str) -> str:
+    """Returns the refusal of a program that draws.
+
+    Args:
+        where: What was compiled.
+        what: What it draws with, and where.
+    """
+    return (
+        f"{where} cannot be compiled: it draws random numbers with {what}. Each run of a program, on each rank, would "
+        f"draw its own, whatever the seed. Draw on the host, and hand the numbers in; or run the stage on 'cpu' or as "
+        f"a host stage. What is drawn once, as first weights are, belongs in __init__ or make_model."
+    )
+
+
+def check_draws(where: str, stage: str, module: torch.fx.GraphModule) -> None:
+    """Makes sure that a program draws no random numbers.
+
+    Args:
+        where: What was exported, for the message.
+        stage: The stage's name.
+        module: The exported graph, with those of its branches.
+
+    Raises:
+        CompileError: It does.
+    """
+    graphs = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
+    for node in (node for part in graphs for node in part.graph.nodes):
+        if node.op == "call_function" and _draws(node):
+            raise CompileError(
+                draws_words(where, f"{node.target}{_line_of_node(node)}"),
+                stage=stage,
+                operation=str(node.target),
+            )
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    operation = node.target
+    if not isinstance(operation, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in operation.tags or str(operation).startswith(_HARMLESS):
+        return False
+    given = {
+        item.name: node.args[place]
+        if place < len(node.args)
+        else node.kwargs.get(item.name, item.default_value)
+        for place, item in enumerate(operation._schema.arguments)
+    }
+    switches = [given[name] for name in _SWITCHES if name in given]
+    return not switches or all(value is None or bool(value) for value in switches)
+
+
+def _line_of_node(node: torch.fx.Node) -> str:
+    """The line of the user's that an operation comes from."""
+    lines = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n(.*)', node.stack_trace or "")
+    own = [found for found in lines if _is_users(found[0])]
+    return _at(*own[-1]) if own else ""
+
+
 def _is_loose(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape)
 
@@ -115,6 +182,17 @@ def _packed(trace: TracebackType | None) -> str:
                 found = f"torch's {value._type().name()!r}, as quantized modules hold,"  # type: ignore[attr-defined]
         trace = trace.tb_next
     return found
+
+
+def _generator(trace: TracebackType | None) -> bool:
+    """Tells whether an operation was given a generator of random numbers."""
+    while trace is not None:
+        names = trace.tb_frame.f_locals
+        given = pytree.tree_leaves((names.get("args"), names.get("kwargs")))
+        if any(isinstance(value, torch.Generator) for value in given):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _is_users(file: str) -> bool:

@@ -13,7 +13,7 @@ from orchestrator.errors import CompileError
 from orchestrator.program import Program
 from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.emulated.device import size_of
-from orchestrator_neuron.emulated.explain import check_static, unexportable
+from orchestrator_neuron.emulated.explain import check_draws, check_static, unexportable
 from orchestrator_neuron.emulated.graph_file import UnstorableError, dump
 from orchestrator_neuron.emulated.manifest import Form
 from orchestrator_neuron.module import ProgramModule, example_inputs
@@ -57,6 +57,7 @@ def trace(
     except Exception as error:
         raise unexportable(where, stage, error) from error
     check_static(where, stage, exported.graph, lambda: _run_fake(module, program, sizes))
+    check_draws(where, stage, exported.graph_module)
     outputs = _outputs(exported)
     _check_outputs(where, stage, outputs, program, sizes)
     try:

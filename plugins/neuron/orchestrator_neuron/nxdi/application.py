@@ -59,7 +59,7 @@ def load_programs(
         CompileError: Weights do not fit, or the device refuses.
     """
     stage = application.stage
-    copied = [stage_module(stage, settings.torch_dtype)]
+    copied = [stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)]
     # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
     # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
     source: Source = lambda: lambda _: copied[0]  # noqa: E731
@@ -166,7 +166,7 @@ def _fresh(stage: Stage | None, settings: Settings) -> Source:
         return lambda: adopted.traced(config)
 
     def make() -> Bucketed:
-        copied = stage_module(stage, settings.torch_dtype)
+        copied = stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)
         return lambda _: copied
 
     return make

@@ -1,0 +1,140 @@
+"""What a stage's first run draws, reads or makes: a program would keep it for ever, or do it anew each time.
+
+A stage is run once to be exported. What it reads from a file then, or draws with Python's or numpy's generators, would
+be a constant of the program, and no later request would see another. What it draws with torch's would be drawn by each
+rank for itself. A weight that it makes would have no place in a checkpoint. By hand all of it is right, so it is
+refused, with the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from orchestrator.errors import CompileError
+from orchestrator.surroundings import RandomStates
+from orchestrator_neuron.emulated.explain import draws_words
+
+__all__ = ["FirstRun"]
+
+#: Files of Python, of installed packages, and of the operating system's own tables belong to a release.
+_RELEASED = (
+    *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    f"{Path(torch.__file__).parent}{os.sep}",
+    "/proc/",
+    "/sys/",
+    "/dev/",
+)
+_CODE = (".py", ".pyc", ".so", ".pth")
+
+
+class FirstRun:
+    """Watches a run of a stage.
+
+    Args:
+        where: What is compiled, for messages.
+        stage: The stage's name.
+        owner: The module that owns its weights, if any.
+    """
+
+    def __init__(self, where: str, stage: str, owner: torch.nn.Module | None) -> None:
+        self._where, self._stage, self._owner = where, stage, owner
+        self._files: list[str] = []
+
+    def __enter__(self) -> FirstRun:
+        _install()
+        self._parts = set(_parts(self._owner))
+        self._random = RandomStates()
+        _active.files = self._files
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Says what the run did that it must not, in place of what came of it.
+
+        Raises:
+            CompileError: It made a part of the module, read a file, or drew.
+        """
+        _active.files = None
+        if error is None or isinstance(error, Exception):
+            self._check(error)
+
+    def _check(self, error: BaseException | None) -> None:
+        made = sorted(set(_parts(self._owner)) - self._parts)
+        if made:
+            raise CompileError(
+                f"{self._where} cannot be compiled: its first run makes {', '.join(map(repr, made[:3]))}, which is not "
+                f"there before. Weights, buffers and modules that a program has are made in __init__ or make_model. Or "
+                f"call the module once by hand before you add it to the pipeline.",
+                stage=self._stage,
+                made=tuple(made),
+            ) from error
+        if self._files:
+            raise CompileError(
+                f"{self._where} cannot be compiled: it reads the file {self._files[0]!r} while it runs. A program "
+                f"would keep what the file says now, also when it has changed. Read it before, in __init__ or "
+                f"make_model, or run the stage on 'cpu' or as a host stage.",
+                stage=self._stage,
+                files=tuple(self._files),
+            ) from error
+        drawn = self._random.moved()
+        if drawn:
+            raise CompileError(draws_words(self._where, f"{drawn[0]!r}"), stage=self._stage) from error
+
+
+def _parts(owner: torch.nn.Module | None) -> Iterator[str]:
+    """Names of modules, weights and buffers."""
+    if owner is not None:
+        yield from (name for name, _ in owner.named_modules(remove_duplicate=False))
+        yield from (name for name, _ in owner.named_parameters(remove_duplicate=False))
+        yield from (name for name, _ in owner.named_buffers(remove_duplicate=False))
+
+
+class _Active(threading.local):
+    """Where files are noted that the thread opens; None: nobody watches it."""
+
+    files: list[str] | None = None
+
+
+_active = _Active()
+_installed: list[bool] = []
+
+
+def _install() -> None:
+    """Has Python tell of opened files; that cannot be taken back, and costs next to nothing while nobody watches."""
+    if not _installed:
+        _installed.append(True)
+        sys.addaudithook(_hear)
+
+
+def _hear(event: str, args: tuple[Any, ...]) -> None:
+    if event != "open" or _active.files is None:
+        return
+    file, mode, flags = args
+    if isinstance(file, int) or not _reads(mode, flags):
+        return
+    path = str(Path(os.fsdecode(file)).absolute())
+    if not path.startswith(_RELEASED) and not path.endswith(_CODE) and not _imports(sys._getframe()):
+        _active.files.append(path)
+
+
+def _reads(mode: str | None, flags: int) -> bool:
+    if mode is None:
+        return flags & (os.O_WRONLY | os.O_RDWR) != os.O_WRONLY
+    return "r" in mode or "+" in mode
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Tells whether it is Python itself that reads, to import a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
