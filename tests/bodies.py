@@ -71,7 +71,7 @@ def body(stage: Any, name: str = "body", *, output: str = "y", **inputs: Any) ->
 
 def reader(stage: Any = None, n: tuple[int, ...] = (1, 2, 4), w: tuple[int, ...] = (4, 8)) -> Pipeline:
     """A body for crops ``[3, w]``."""
-    return body(stage or Double(), "reader", crop=spec(Dim("n", n), 3, Dim("w", w), pad=0))
+    return body(stage or Double(), "reader", crop=spec(Dim("n", n, batch=True), 3, Dim("w", w), pad=0))
 
 
 def items(*widths: int, seed: int = 0) -> list[torch.Tensor]:

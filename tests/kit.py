@@ -11,7 +11,7 @@ from torch import nn
 
 import orchestrator.backends
 import orchestrator.testing.plugin
-from orchestrator import Pipeline, Plan, TensorSpec
+from orchestrator import Dim, Pipeline, Plan, TensorSpec
 from orchestrator.errors import OrchestratorError
 from orchestrator.plugin import PluginManager
 
@@ -19,6 +19,7 @@ __all__ = [
     "COMPUTE",
     "PLUGINS",
     "Double",
+    "batch",
     "chain",
     "host",
     "linear",
@@ -46,6 +47,11 @@ def new(name: str = "p") -> Pipeline:
 def spec(*dims: Any, dtype: torch.dtype = torch.float32, **rules: Any) -> TensorSpec:
     """``TensorSpec`` with its dims spelled out."""
     return TensorSpec(dims, dtype, **rules)
+
+
+def batch(name: str, buckets: tuple[int, ...] = ()) -> Dim:
+    """A dim with the promise that items along it are independent of one another."""
+    return Dim(name, buckets, batch=True)
 
 
 def linear(width: int, out: int, seed: int = 0) -> nn.Linear:
@@ -83,8 +89,8 @@ def pair() -> tuple[Pipeline, nn.Linear, nn.Linear]:
     """Two towers and a fusion: ``image`` and ``text`` of one batch, ``logits`` out; and its two modules."""
     vision, fusion = linear(8, 4), linear(8, 5, seed=1)
     pipeline = new("pair")
-    image = pipeline.input("image", spec("batch", 8, pad=0))
-    text = pipeline.input("text", spec("batch", 4, pad=0))
+    image = pipeline.input("image", spec(batch("batch"), 8, pad=0))
+    text = pipeline.input("text", spec(batch("batch"), 4, pad=0))
     seen = pipeline.add("vision", vision)(image)
     joined = pipeline.add("join", lambda seen, text: torch.cat([seen, text], 1))(seen, text)
     pipeline.output("logits", pipeline.add("fusion", fusion)(joined))

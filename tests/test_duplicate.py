@@ -36,7 +36,7 @@ class Locked(nn.Module):
 
 def plan(stage):
     pipeline = Pipeline("copies")
-    x = pipeline.input("x", TensorSpec((Dim("n", buckets=(2, 4)), 4), pad=0))
+    x = pipeline.input("x", TensorSpec((Dim("n", buckets=(2, 4), batch=True), 4), pad=0))
     pipeline.output("y", pipeline.add("stage", stage)(x))
     return pipeline.plan(device="cpu")
 

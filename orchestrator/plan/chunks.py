@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from orchestrator.plan.model import DimPlan, PlannedValue
 
-__all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "misfit", "run_chunks"]
+__all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "misfit", "run_chunks", "ways_out"]
 
 T = TypeVar("T")
 
@@ -35,12 +35,29 @@ def misfit(dim: DimPlan, size: int) -> str:
 
     ``large``: above the largest bucket, and not to be cut. ``odd``: a chunk of it is no bucket, and not to be padded.
     """
-    if dim.any:
+    if dim.unbounded:
         return ""
     if size > dim.buckets[-1] and not dim.chunked:
         return "large"
     odd = not dim.padded and any(real != bucket for real, bucket in chunk_sizes(size, dim.buckets))
     return "odd" if odd else ""
+
+
+def ways_out(dim: DimPlan, size: int) -> str:
+    """Returns what to do about a size above the largest bucket, as sentences."""
+    larger = dim.declared[-1:] if dim.declared and size <= dim.declared[-1] else (size,)
+    buckets = tuple(sorted({*dim.buckets, *larger}))
+    if dim.declared and size > dim.declared[-1]:
+        bucket = f"Give it a larger bucket where it is declared: Dim({dim.name!r}, buckets={buckets})"
+    else:
+        bucket = f"Plan with a larger bucket: sizes={{{str(dim.name)!r}: {buckets}}}"
+    if dim.whole:
+        promise = "" if dim.batch else " with batch=True either"
+        return f"It cannot run in chunks{promise}: {dim.whole}. {bucket}."
+    return (
+        f"{bucket}. Or declare Dim({dim.name!r}, ..., batch=True), the promise that items along it are computed "
+        f"independently of one another: then larger sizes run in chunks."
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ def cut(dim: DimPlan, real: Mapping[str, int], run: Run) -> Iterator[Run]:
     """
     name, start = dim.name, 0
     size = real[name]
-    for part, bucket in [(size, size)] if dim.any else chunk_sizes(size, dim.buckets):
+    for part, bucket in [(size, size)] if dim.unbounded else chunk_sizes(size, dim.buckets):
         yield Run({**run.real, name: part}, {**run.bucket, name: bucket}, {**run.start, name: start})
         start += part
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.plan.chunks import Run, combine, misfit
+from orchestrator.plan.chunks import Run, combine, misfit, ways_out
 from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.peaks import Peaks
 from orchestrator.plan.programs import place_of
@@ -90,7 +90,7 @@ def _check_size(dim: DimPlan, size: int) -> None:
     fault = misfit(dim, size)
     if fault == "large":
         raise PlanError(
-            f"Dim {dim.name!r} at {size} is above its largest bucket {dim.buckets[-1]}, and cannot run in chunks.",
+            f"Dim {dim.name!r} at {size} is above its largest bucket {dim.buckets[-1]}. {ways_out(dim, size)}",
             dim=dim.name,
             size=size,
         )

@@ -58,7 +58,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     for dim in plan.dims:
         yield (
             f"dim {dim.name}",
-            f"{dim.buckets}{' any' if dim.any else ''}, padded {dim.padded}, chunked {dim.chunked}",
+            f"{dim.buckets}{' any' if dim.any else ''}, padded {dim.padded}, batch {dim.batch}, chunked {dim.chunked}",
         )
     for group in plan.groups:
         yield f"group {group.device}", f"{group.backend}, ranks {group.ranks}, {dict(group.options)}"

@@ -62,6 +62,9 @@ class DimPlan:
         padded: Smaller sizes than a bucket run, padded.
         chunked: Larger sizes than the largest bucket run, in chunks.
         batch: Its author promises that items along it are independent (``Dim(batch=True)``).
+        loose: No stage runs at one of its buckets, only the host sees it: every size runs as it is.
+        declared: Buckets that ``Dim(...)`` declares; empty for a name without, whose sizes ``plan(sizes=...)`` gives.
+        whole: Why larger sizes cannot run in chunks, whatever is promised, a clause; empty: nothing is in the way.
     """
 
     name: str
@@ -71,6 +74,14 @@ class DimPlan:
     padded: bool = False
     chunked: bool = False
     batch: bool = False
+    loose: bool = False
+    declared: tuple[int, ...] = ()
+    whole: str = ""
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether every size runs as it is, at no bucket."""
+        return self.any or self.loose
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import Plan, PlannedEdge
+from orchestrator.plan.model import DimPlan, Plan, PlannedEdge
 from orchestrator.plan.outline import Block, describe, outline, show_bytes
 from orchestrator.plan.steps import PlannedLoop, walk
 from orchestrator.specs import TensorSpec, show_spec
@@ -57,13 +57,25 @@ def _head(plan: Plan) -> list[str]:
             of = counts.get(dim.name) or dim.born.removesuffix(".steps")
             lines.append(f"  {dim.name}: how often {of!r} runs, at most {dim.buckets[-1]} times")
             continue
-        facts = ["any size"] if dim.any else [f"buckets {', '.join(map(str, dim.buckets))}"]
-        facts += [f"born by {dim.born}"] if dim.born else []
-        if not dim.any:
-            facts.append("smaller sizes are padded" if dim.padded else "exact sizes only")
-            facts.append("larger ones run in chunks" if dim.chunked else "no larger ones")
-        lines.append(f"  {dim.name}: {'; '.join(facts)}")
+        facts = [f"born by {dim.born}"] if dim.born else []
+        lines.append(f"  {dim.name}: {'; '.join([*_sizes(dim), *facts])}")
     return lines
+
+
+def _sizes(dim: DimPlan) -> Iterator[str]:
+    """Which sizes of a dim run, and how."""
+    if dim.any:
+        yield "any size"
+        return
+    if dim.loose:
+        yield "any size, since no stage on a device sees it"
+        return
+    yield f"buckets {', '.join(map(str, dim.buckets))}"
+    yield "smaller sizes are padded" if dim.padded else "exact sizes only"
+    if dim.chunked:
+        yield "larger ones run in chunks"
+    else:
+        yield f"larger ones are refused: {dim.whole or 'batch=True is not promised'}"
 
 
 def _sliced(plan: Plan) -> Iterator[tuple[PlannedLoop, TensorSpec]]:

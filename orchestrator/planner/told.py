@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import DimPlan, PlannedEdge, PlannedValue, Step
+from orchestrator.plan.reach import Reach
 from orchestrator.planner.draft import Draft
-from orchestrator.planner.loops import steps_dim
+from orchestrator.planner.loops import is_of_items, steps_dim
 from orchestrator.planner.ways import Ways
-from orchestrator.specs import PortSpec, TensorSpec, dim_names, plain_dims
+from orchestrator.specs import TensorSpec, dim_names
 
 __all__ = ["Told"]
 
@@ -23,19 +25,26 @@ class Told:
         ways: The way of every edge.
         values: All values.
         steps: All steps.
+        final: The value that each edge's consumer reads.
     """
 
     def __init__(
-        self, draft: Draft, ways: Ways, values: tuple[PlannedValue, ...], steps: tuple[Step, ...]
+        self,
+        draft: Draft,
+        ways: Ways,
+        values: tuple[PlannedValue, ...],
+        steps: tuple[Step, ...],
+        final: Mapping[Edge, int],
     ) -> None:
         self.draft = draft
         self.graph = draft.graph
         self.ways = ways
         self.values = values
         self.steps = steps
+        self.final = final
 
     def dim(self, dim: DimPlan) -> DimPlan:
-        """Tells whether a dim may be padded and cut into chunks."""
+        """Tells whether a dim may be padded, and cut into chunks."""
         pads = [
             adapter
             for edge in self.graph.edges
@@ -43,21 +52,46 @@ class Told:
             if adapter.kind == "pad" and dim.name in TensorSpec(adapter.dims).names
         ]
         padded = not dim.any and all(adapter.rule is not None for adapter in pads)
-        if dim.born:
-            carried = [
-                self.values[index].spec
-                for step in self.steps
-                if dim.name in step.dims
-                for index in step.outputs
-            ]
-        else:
-            carried = [
-                self.draft.sources[self.graph.into(NodeKey("output", name))[0]] for name in self.graph.outputs
-            ]
-        whole = dim.any or dim.name in self._counts()
-        return replace(
-            dim, padded=padded, chunked=not whole and all(self._joins(spec, dim) for spec in carried)
+        if is_of_items(self.graph, dim):
+            loop = self.graph.loops[dim.born.rpartition(".")[0]]
+            whole = "" if dim.name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"
+            return replace(dim, padded=padded, chunked=not whole, whole=whole)
+        whole = self._obstacle(dim)
+        loose = not dim.any and dim.name not in self._counts() and self._is_loose(dim)
+        chunked = dim.batch and not dim.unbounded and not loose and not whole
+        return replace(dim, padded=padded, chunked=chunked, loose=loose, whole="" if loose else whole)
+
+    def _is_loose(self, dim: DimPlan) -> bool:
+        """Tells whether every value with a dim is at its own size: then no stage is compiled for a bucket of it."""
+        return all(
+            value.real
+            for value in self.values
+            if isinstance(value.spec, TensorSpec) and dim.name in value.spec.names
         )
+
+    def _obstacle(self, dim: DimPlan) -> str:
+        """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
+        if dim.name in self._steps():
+            return "a loop decides it"
+        if dim.born:
+            regions = (step for step in self.steps if dim.name in step.dims)
+            blocks = [(step.inputs, step.body, self._named(step.outputs)) for step in regions]
+        else:
+            ends = {
+                f"output {name!r}": self.final[self.graph.into(NodeKey("output", name))[0]]
+                for name in self.graph.outputs
+            }
+            blocks = [(tuple(range(len(self.graph.inputs))), self.steps, ends)]
+        for given, steps, outputs in blocks:
+            reach = Reach(dim.name, self.draft.dims, self.values, given)
+            reach.follow(steps)
+            reach.check_outputs(outputs)
+            if reach.obstacle:
+                return reach.obstacle
+        return ""
+
+    def _named(self, indices: Sequence[int]) -> dict[str, int]:
+        return {f"{self.values[index].origin!r}": index for index in indices}
 
     def _counts(self) -> set[str]:
         """Names that say how often a loop runs: no chunk of its iterations is a loop by itself."""
@@ -68,16 +102,11 @@ class Told:
             if edge.target_port in loop.each
         ]
         names = {name for spec in slices if isinstance(spec, TensorSpec) for name in dim_names(spec.dims[0])}
-        return names | {steps_dim(name) for name in self.graph.loops}
+        return names | self._steps()
 
-    def _joins(self, spec: PortSpec, dim: DimPlan) -> bool:
-        """Tells whether chunks of a value can be joined along a dim."""
-        if not isinstance(spec, TensorSpec):
-            return False
-        others = [name for name in spec.names if name != dim.name]
-        counts = {steps_dim(name) for name in self.graph.loops}
-        ragged = any(name in counts or (self.draft.dims[name].born and not dim.born) for name in others)
-        return plain_dims(spec.dims).count(dim.name) == 1 and not ragged
+    def _steps(self) -> set[str]:
+        """Dims that loops decide."""
+        return {steps_dim(name) for name in self.graph.loops}
 
     def edge(self, edge: Edge, value: int) -> PlannedEdge:
         """Explains an edge, given the value that its consumer reads."""

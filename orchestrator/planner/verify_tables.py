@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.plan.model import HOST, Plan, PlannedValue
+from orchestrator.plan.steps import walk
 from orchestrator.planner.verify_edges import demand, same_spec
 from orchestrator.specs import TensorSpec
 
@@ -17,9 +18,18 @@ def check_tables(plan: Plan) -> None:
     """
     memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
     dims = {dim.name for dim in plan.dims}
+    items = {step.loop.dim for step in walk(plan.steps) if step.loop is not None and step.loop.kind == "map"}
     for dim in plan.dims:
+        promised = dim.name in items or (dim.batch and not dim.whole)
+        demand(plan, not dim.chunked or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")
         sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
         demand(plan, bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
+        at_bucket = [value.origin for value in plan.values if not value.real and dim.name in _names(value)]
+        demand(
+            plan,
+            not dim.loose or not at_bucket,
+            f"dim {dim.name!r} is loose, but {at_bucket[:1]} is at a bucket of it",
+        )
     for kind, names in (
         ("call", [call.name for call in plan.calls]),
         ("dim", [dim.name for dim in plan.dims]),
@@ -36,9 +46,14 @@ def check_tables(plan: Plan) -> None:
         same = value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
         demand(plan, same and not value.constant, f"value {index} is not the input {name!r}")
     for value in plan.values:
-        used = value.spec.names if isinstance(value.spec, TensorSpec) else ()
-        demand(plan, all(name in dims for name in used), f"{value.origin!r} has a dim the plan lacks")
+        demand(
+            plan, all(name in dims for name in _names(value)), f"{value.origin!r} has a dim the plan lacks"
+        )
         demand(plan, value.memory in memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory")
+
+
+def _names(value: PlannedValue) -> tuple[str, ...]:
+    return value.spec.names if isinstance(value.spec, TensorSpec) else ()
 
 
 def _value(plan: Plan, index: int) -> PlannedValue:

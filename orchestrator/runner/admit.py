@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import InputError, nearest
-from orchestrator.plan.chunks import misfit
+from orchestrator.plan.chunks import misfit, ways_out
 from orchestrator.plan.model import DimPlan, Plan
 from orchestrator.plan.repeats import ABSENT
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
@@ -94,15 +94,11 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
 def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
     fault = misfit(dim, size)
     if fault == "large":
-        lacking = _lacking(plan, dim.name)
         raise InputError(
-            f"Input {name!r} has {dim.name}={size}, above its largest bucket {dim.buckets[-1]}, and the pipeline "
-            f"cannot run in chunks: the pieces of {', '.join(map(repr, lacking))} cannot be joined along {dim.name!r}. "
-            f"Plan with a larger bucket: sizes={{{dim.name!r}: {size}}}.",
+            f"Input {name!r} has {dim.name}={size}, above its largest bucket {dim.buckets[-1]}. {ways_out(dim, size)}",
             input=name,
             dim=dim.name,
             size=size,
-            outputs=lacking,
         )
     if fault == "odd":
         raise InputError(
@@ -123,14 +119,3 @@ def _ruleless(plan: Plan, dim: str) -> str:
             if adapter.kind == "pad" and adapter.rule is None and dim in TensorSpec(adapter.dims).names:
                 return f"an input with that dim ({edge.source!r})" if edge.source in inputs else f"'{edge}'"
     return "an input with that dim"
-
-
-def _lacking(plan: Plan, dim: str) -> tuple[str, ...]:
-    """Outputs whose chunks cannot be joined along a dim: without it, with it twice, or with a born dim beside it."""
-    born = {other.name for other in plan.dims if other.born}
-    specs = {name: plan.values[index].spec for name, index in plan.outputs}
-    return tuple(
-        name
-        for name, spec in specs.items()
-        if not isinstance(spec, TensorSpec) or plain_dims(spec.dims).count(dim) != 1 or born & set(spec.names)
-    )

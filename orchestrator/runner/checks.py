@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError, nearest
-from orchestrator.plan.chunks import misfit
+from orchestrator.plan.chunks import misfit, ways_out
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
 from orchestrator.surroundings import autocast_hint
@@ -136,11 +136,11 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
     fault = misfit(dim, size)
     if fault == "large":
         raise StageError(
-            f"'{call.name}.{port}' decided {dim.name}={size}, above its largest bucket {dim.buckets[-1]}, and it "
-            f"cannot run in chunks: a value that leaves its stages does not carry {dim.name!r}. Give it larger "
-            f"buckets.",
+            f"Stage {call.stage!r} decided {dim.name}={size} at '{call.name}.{port}', above its largest bucket "
+            f"{dim.buckets[-1]}. {ways_out(dim, size)}",
             stage=call.stage,
             call=call.name,
+            port=port,
             dim=dim.name,
             size=size,
         )

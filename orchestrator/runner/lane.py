@@ -116,7 +116,7 @@ class Lane:
         """
         real = admit(self.plan, inputs)
         bucket = {
-            dim.name: real[dim.name] if dim.any else bucket_for(real[dim.name], dim.buckets) or 0
+            dim.name: real[dim.name] if dim.unbounded else bucket_for(real[dim.name], dim.buckets) or 0
             for dim in self.outer
             if dim.name in real
         }
@@ -159,7 +159,7 @@ class Lane:
 
     def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
         dims = [dim for dim in self.outer if dim.name in real]
-        cut = frozenset(dim.name for dim in dims if not dim.any and real[dim.name] > dim.buckets[-1])
+        cut = frozenset(dim.name for dim in dims if not dim.unbounded and real[dim.name] > dim.buckets[-1])
 
         def run(*values: Any) -> dict[str, Any]:
             held = Held(self._free)

@@ -135,7 +135,7 @@ class Crops(ModelWrapper):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         options = {"width": 4, "buckets": (2, 4), "pad": 0, **(config or {})}
         super().__init__(options)
-        dims = (Dim("n", buckets=options["buckets"]), options["width"])
+        dims = (Dim("n", buckets=options["buckets"], batch=True), options["width"])
         self.outputs = {"crops": TensorSpec(dims, pad=options["pad"])}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

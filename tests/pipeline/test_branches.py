@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator import Dim, Pipeline
+from orchestrator import Pipeline
 from tests.bodies import (
     BOOL,
     DEVICES,
@@ -20,7 +20,7 @@ from tests.bodies import (
     new,
     requests,
 )
-from tests.kit import Double, host, linear, spec
+from tests.kit import Double, batch, host, linear, spec
 
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
@@ -57,7 +57,7 @@ def test_what_a_branch_costs_is_foretold_and_counted():
 def decided_by(*, on_device: bool) -> Pipeline:
     """A condition that a stage finds: on the device, or on the host."""
     pipeline = new()
-    text = pipeline.input("text", spec("batch", 4, pad="repeat_first"))
+    text = pipeline.input("text", spec(batch("batch"), 4, pad="repeat_first"))
     doubled = pipeline.add("double", Double())(text)
     large = lambda x: (x.amax() > 2).reshape(1)  # noqa: E731
     found = (
@@ -82,10 +82,13 @@ def test_a_stage_may_find_the_condition(device: str, on_device: bool):
 def shared() -> Pipeline:
     """One optional input that two branches read, each with several outputs, one of them handed through."""
     pipeline = new()
-    image, text = pipeline.input("image", IMAGE, optional=True), pipeline.input("text", spec("batch", 6))
+    image, text = (
+        pipeline.input("image", IMAGE, optional=True),
+        pipeline.input("text", spec(batch("batch"), 6)),
+    )
     for name in ("one", "two"):
         inner = new("inner")
-        x, y = inner.input("x", spec("batch", 6)), inner.input("y", spec("batch", 6))
+        x, y = inner.input("x", spec(batch("batch"), 6)), inner.input("y", spec(batch("batch"), 6))
         inner.output("sum", inner.add("sum", lambda x, y: x + y)(x, y))
         inner.output("same", x)
         inner.output("other", y)
@@ -140,7 +143,7 @@ def nested(*, by_condition: bool) -> Pipeline:
     """A branch in a branch, by a condition or by the input that the outer one hangs on already."""
     negate = body(lambda x: -x, output="z", v=spec("batch", 6))
     outer = new("outer")
-    x, text = outer.input("x", spec("batch", 6), optional=not by_condition), outer.input("text", IMAGE)
+    x, text = outer.input("x", spec(batch("batch"), 6), optional=not by_condition), outer.input("text", IMAGE)
     more = {"condition": outer.input("look", BOOL)} if by_condition else {}
     given = outer.when("negate", negate, inputs={"v": x}, otherwise={"z": text}, **more)
     outer.output("f", outer.add("double", Double())(given))
@@ -169,7 +172,10 @@ def in_loop(*, condition: bool) -> Pipeline:
         lambda x, image: x * 0.5 + image[:, :4], output="f", x=spec("batch", 4), image=spec("batch", 6)
     )
     step = new("step")
-    x, image = step.input("x", spec("batch", 4)), step.input("image", spec("batch", 6), optional=True)
+    x, image = (
+        step.input("x", spec(batch("batch"), 4)),
+        step.input("image", spec(batch("batch"), 6), optional=True),
+    )
     more = {"condition": step.input("look", BOOL)} if condition else {}
     given = step.when("see", inner, inputs={"x": x, "image": image}, otherwise={"f": x}, **more)
     step.output("x", step.add("squash", torch.nn.Tanh())(given))
@@ -193,14 +199,14 @@ def test_a_branch_in_a_loop(device: str, condition: bool):
 def with_loop() -> Pipeline:
     """A loop in a branch, which decides how often it runs."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec("batch", 6)))
+    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("batch"), 6)))
     step.output("x", halved)
     step.output("done", done)
     inner = new("inner")
-    start = inner.input("image", spec("batch", 6))
+    start = inner.input("image", spec(batch("batch"), 6))
     inner.output("f", inner.loop("loop", step, carry={"x": start}, until="done", max_steps=9))
     pipeline = new()
-    image = pipeline.input("image", spec("batch", 6, pad="repeat_first"), optional=True)
+    image = pipeline.input("image", spec(batch("batch"), 6, pad="repeat_first"), optional=True)
     text = pipeline.input("text", IMAGE)
     pipeline.output("y", pipeline.when("see", inner, inputs={"image": image}, otherwise={"f": text}))
     return pipeline
@@ -213,7 +219,7 @@ def test_a_loop_in_a_branch(device: str):
 
 def in_region() -> Pipeline:
     pipeline = new()
-    rows = host(pipeline, "find", lambda x: x[x[:, 0] > 0], rows=spec(Dim("rows", (2, 4)), 3, pad=0))(
+    rows = host(pipeline, "find", lambda x: x[x[:, 0] > 0], rows=spec(batch("rows", (2, 4)), 3, pad=0))(
         pipeline.input("x", spec(9, 3))
     )
     doubled = pipeline.add("double", Double())(rows)

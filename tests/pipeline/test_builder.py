@@ -7,7 +7,7 @@ import torch
 
 from orchestrator import GraphError, PluginError, TensorSpec
 from orchestrator.pipeline import Value
-from tests.kit import Double, chain, host, linear, new, refuses, spec
+from tests.kit import Double, batch, chain, host, linear, new, refuses, spec
 
 
 def split(x):
@@ -153,7 +153,7 @@ def test_a_dict_gives_ports_by_key():
 
 def test_a_pipeline_hands_an_input_through():
     pipeline = new()
-    x = pipeline.input("x", spec("n", 2, pad=0))
+    x = pipeline.input("x", spec(batch("n"), 2, pad=0))
     pipeline.output("same", x)
     pipeline.output("twice", pipeline.add("d", Double())(x))
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:
@@ -166,7 +166,7 @@ def test_a_pipeline_hands_an_input_through():
 
 def test_one_value_may_be_several_outputs():
     pipeline = new()
-    value = pipeline.add("d", Double())(pipeline.input("x", spec("n", pad=0)))
+    value = pipeline.add("d", Double())(pipeline.input("x", spec(batch("n"), pad=0)))
     pipeline.output("one", value)
     pipeline.output("two", value)
     with pipeline.plan(sizes={"n": 4}).load() as session:
@@ -177,7 +177,10 @@ def test_one_value_may_be_several_outputs():
 
 def test_outputs_and_inputs_that_nobody_reads_are_no_harm():
     pipeline = new()
-    x, _spare = pipeline.input("x", spec("n", 3, pad=0)), pipeline.input("spare", spec("n", pad=0))
+    x, _spare = (
+        pipeline.input("x", spec(batch("n"), 3, pad=0)),
+        pipeline.input("spare", spec(batch("n"), pad=0)),
+    )
     _head, tail = pipeline.add("parts", lambda x: (x[:, :1], x[:, 1:]), outputs=("head", "tail"))(x)
     pipeline.output("y", tail)
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator import Dim, PlanError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
 from orchestrator.plan.model import DimPlan
-from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
+from tests.kit import Double, batch, chain, host, linear, new, pair, refuses, spec
 
 BUCKETS = st.lists(st.integers(1, 20), min_size=1, max_size=4).map(lambda sizes: tuple(sorted(set(sizes))))
 
@@ -76,7 +76,7 @@ def test_chunks_count_each():
 
 def test_an_input_without_the_chunked_dim_goes_up_once():
     pipeline = new()
-    x, w = pipeline.input("x", spec("n", 4, pad=0)), pipeline.input("w", spec(4))
+    x, w = pipeline.input("x", spec(batch("n"), 4, pad=0)), pipeline.input("w", spec(4))
     pipeline.output("y", pipeline.add("s", lambda x, w: x * w)(x, w))
     counts = pipeline.plan("null", sizes={"n": (2, 4)}).summary_for({"n": 10})
     assert (counts["uploads"], counts["upload_bytes"]) == (4, 10 * 16 + 16)
@@ -90,7 +90,7 @@ def test_an_upload_counts_for_each_rank_and_a_download_once():
 
 def test_zero_born_items_skip_their_stages():
     pipeline = new()
-    stage = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4)), 4, pad=0))
+    stage = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4), batch=True), 4, pad=0))
     crops = stage(pipeline.input("x", spec(3, 4)))
     pipeline.output("y", pipeline.add("b", Double())(pipeline.add("a", Double())(crops)))
     plan = pipeline.plan("null")
@@ -119,11 +119,11 @@ def test_an_unknown_dim_is_offered_the_nearest():
 
 
 def test_a_size_that_cannot_run_costs_nothing_but_an_error():
-    exact = chain(linear(4, 4), takes=spec("n", 4)).plan(sizes={"n": (2, 4)})
+    exact = chain(linear(4, 4), takes=spec(batch("n"), 4)).plan(sizes={"n": (2, 4)})
     refuses(PlanError, ("3", "(2, 4)", "pad rule"), lambda: exact.summary_for({"n": 3}))
     refuses(PlanError, "pad rule", lambda: exact.summary_for({"n": 5}))
     assert exact.summary_for({"n": 6})["dispatches"] == 2
-    whole = chain(lambda x: x.sum(0), takes=spec("n", 4, pad=0)).plan(sizes={"n": (2, 4)})
+    whole = chain(lambda x: x.sum(0), takes=spec(batch("n"), 4, pad=0)).plan(sizes={"n": (2, 4)})
     refuses(PlanError, ("5", "largest bucket 4", "chunks"), lambda: whole.summary_for({"n": 5}))
 
 

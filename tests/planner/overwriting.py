@@ -24,7 +24,7 @@ __all__ = [
     "region_patterns",
 ]
 
-CROPS = spec(Dim("n", (2, 4)), 4, pad=0)
+CROPS = spec(Dim("n", (2, 4), batch=True), 4, pad=0)
 
 
 def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ def dims(plan):
 def joined(*declared: Dim, plan: dict | None = None):
     """One input ``("n", 3)`` through stages that are compiled for these dims."""
     pipeline = new()
-    value = pipeline.input("x", spec("n", 3, pad=0))
+    value = pipeline.input("x", spec(Dim("n", batch=True), 3, pad=0))
     for index, dim in enumerate(declared):
         value = pipeline.add(f"s{index}", Double(), inputs={"x": spec(dim, 3, pad=0)})(value)
     pipeline.output("y", value)
@@ -83,16 +83,18 @@ def test_a_dim_of_any_size_meets_no_fixed_port():
 
 def test_what_a_size_needs_is_decided_at_plan_time():
     padded = joined(plan={"sizes": {"n": (2, 4)}})()
-    assert dims(padded) == {"n": ((2, 4), True, True)}
+    assert dims(padded) == {"n": ((2, 4), True, False)}
+    declared = joined(Dim("n", (2, 4), batch=True))()
+    assert dims(declared) == {"n": ((2, 4), True, True)}
     pipeline = new()
-    x = pipeline.input("x", spec("n", 3))
+    x = pipeline.input("x", spec(Dim("n", batch=True), 3))
     pipeline.output("y", pipeline.add("s", lambda x: x.sum(0))(x))
     assert dims(pipeline.plan(sizes={"n": (2, 4)})) == {"n": ((2, 4), False, False)}
 
 
 def test_one_input_without_a_pad_rule_keeps_the_name_exact():
     pipeline = new()
-    a, b = pipeline.input("a", spec("n", pad=0)), pipeline.input("b", spec("n"))
+    a, b = pipeline.input("a", spec(Dim("n", batch=True), pad=0)), pipeline.input("b", spec("n"))
     pipeline.output("y", pipeline.add("s", lambda a, b: a + b)(a, b))
     plan = pipeline.plan(sizes={"n": (2, 4)})
     assert dims(plan) == {"n": ((2, 4), False, True)}
@@ -109,7 +111,7 @@ def test_a_port_of_a_stage_may_bring_the_pad_rule():
     module = linear(3, 2)
     pipeline = new()
     stage = pipeline.add("s", module, inputs={"input": spec("n", 3, pad=0)})
-    pipeline.output("y", stage(pipeline.input("x", spec("n", 3))))
+    pipeline.output("y", stage(pipeline.input("x", spec(Dim("n", batch=True), 3))))
     plan = pipeline.plan(sizes={"n": (2, 4)})
     assert dims(plan)["n"] == ((2, 4), True, True)
     x = torch.randn(3, 3)
@@ -181,7 +183,10 @@ def test_a_named_dim_and_a_fixed_pad_on_one_port():
     port = spec("n", 6, pad=9)
     pipeline = new()
     pipeline.output(
-        "y", pipeline.add("s", Double(), inputs={"x": port})(pipeline.input("x", spec("n", 4, pad=0)))
+        "y",
+        pipeline.add("s", Double(), inputs={"x": port})(
+            pipeline.input("x", spec(Dim("n", batch=True), 4, pad=0))
+        ),
     )
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:
         for size in (1, 2, 3, 4, 7):

@@ -150,7 +150,7 @@ def test_constants_count_against_the_budget_but_not_as_values():
 
 def test_a_region_counts_its_largest_chunk():
     pipeline = new()
-    stage = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 8)), 4, pad=0))
+    stage = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 8), batch=True), 4, pad=0))
     pipeline.output("y", pipeline.add("net", Double())(stage(pipeline.input("x", spec(2, 4)))))
     plan = pipeline.plan("cuda")
     sizes = {n: plan.summary_for({"n": n})["peak_bytes"]["cuda:0"] for n in (0, 1, 2, 3, 8, 30)}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from orchestrator import PlanError, Residency
-from tests.kit import COMPUTE, Double, chain, host, linear, new, pair, refuses, spec, ways
+from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, refuses, spec, ways
 
 
 def spread(*places: str, **plan):
     """``x`` through stages a, b, c, ... on these devices; planning touches none of them."""
-    pipeline = chain(*(Double() for _ in places), takes=spec("n", 4, pad=0))
+    pipeline = chain(*(Double() for _ in places), takes=spec(batch("n"), 4, pad=0))
     placement = dict(zip("abcdefgh", places, strict=False))
     return pipeline.plan(**{"sizes": {"n": (2, 4)}, "placement": placement, **plan})
 
@@ -261,7 +261,7 @@ def test_every_edge_has_a_reason_bytes_and_a_cost():
 
 def test_a_pipeline_over_three_memories_gives_the_results_of_its_modules():
     module = linear(4, 4)
-    pipeline = chain(Double(), module, Double(), nn_relu, takes=spec("n", 4, pad=0))
+    pipeline = chain(Double(), module, Double(), nn_relu, takes=spec(batch("n"), 4, pad=0))
     x = torch.randn(7, 4)
     plan = pipeline.plan(
         sizes={"n": (2, 4)},

@@ -9,7 +9,7 @@ from orchestrator import Dim, PlanError
 from orchestrator.plan import Plan
 from tests.kit import Double, host, linear, new, refuses, spec
 
-N = Dim("n", (2, 4))
+N = Dim("n", (2, 4), batch=True)
 
 
 def add(a, b):
@@ -63,7 +63,7 @@ def test_two_dims_are_two_regions():
     pipeline = new()
     x = pipeline.input("x", spec(3, 4))
     one = pipeline.add("one", Double())(finder(pipeline, "f1")(x))
-    two = pipeline.add("two", Double())(finder(pipeline, "f2", Dim("m", (8,)))(x))
+    two = pipeline.add("two", Double())(finder(pipeline, "f2", Dim("m", (8,), batch=True))(x))
     pipeline.output("y", one)
     pipeline.output("z", two)
     assert shape(pipeline.plan()) == ["f1", ["one"], "f2", ["two"]]
@@ -72,7 +72,7 @@ def test_two_dims_are_two_regions():
 def test_a_call_that_reads_both_dims_is_a_region_of_both():
     pipeline = new()
     x = pipeline.input("x", spec(3, 4))
-    one, two = finder(pipeline, "f1")(x), finder(pipeline, "f2", Dim("m", (8,)))(x)
+    one, two = finder(pipeline, "f1")(x), finder(pipeline, "f2", Dim("m", (8,), batch=True))(x)
     pipeline.output("y", pipeline.add("cross", lambda a, b: a @ b.T)(one, two))
     plan = pipeline.plan()
     region = next(step for step in plan.steps if step.op == "region")

@@ -149,7 +149,9 @@ class Builder:
         for number, lead in enumerate(leads):
             slot = Slot(None, lead, self.draw(st.sampled_from(WIDTHS)))
             pad = None if strict else self.draw(st.sampled_from(PADS))
-            self.give(self.pipeline.input(f"x{number}", slot.spec(pad=pad)), slot)
+            promised = (Dim(dim, batch=True) if isinstance(dim, str) else dim for dim in lead)
+            spec = TensorSpec((*promised, slot.width), slot.dtype, pad=pad)
+            self.give(self.pipeline.input(f"x{number}", spec), slot)
 
     def grow(self, steps: int) -> None:
         for _ in range(steps):
@@ -244,7 +246,7 @@ class Builder:
 
     def host(self) -> None:
         slot = self.pick()
-        lead = tuple(Dim("n", buckets=(2, 4)) if dim == "n" else dim for dim in slot.lead)
+        lead = tuple(Dim("n", buckets=(2, 4), batch=True) if dim == "n" else dim for dim in slot.lead)
         pad = self.draw(st.sampled_from(PADS))
         spec = TensorSpec((*lead, slot.width), slot.dtype, pad=pad)
         self.give(self.add(less, device="host", outputs={"y": spec})(slot.value), slot)

@@ -8,7 +8,7 @@ import torch
 
 from orchestrator import Dim, Pipeline, Session
 from tests.bodies import DEVICES, Halve, body, new
-from tests.kit import Double, host, spec
+from tests.kit import Double, batch, host, spec
 
 __all__ = ["MOST", "STEPS", "decoder", "halving", "load", "nested", "request"]
 
@@ -24,12 +24,12 @@ def decoder(**bounds: Any) -> Pipeline:
 
     inner = new("step")
     made = inner.add("step", step, outputs=("x", "k", "done", "token"))(
-        inner.input("x", spec("batch", 4)), inner.input("k", spec(1))
+        inner.input("x", spec(batch("batch"), 4)), inner.input("k", spec(1))
     )
     for name, value in zip(("x", "k", "done", "token"), made, strict=True):
         inner.output(name, value)
     pipeline = new("decoding")
-    start = pipeline.add("before", Double())(pipeline.input("start", spec("batch", 4, pad=0)))
+    start = pipeline.add("before", Double())(pipeline.input("start", spec(batch("batch"), 4, pad=0)))
     bounds = bounds or {"until": "done", "max_steps": MOST}
     carry = {"x": start, "k": torch.zeros(1)}
     x, tokens = pipeline.loop(
@@ -55,16 +55,16 @@ def nested() -> Pipeline:
     """A loop in a loop in an inlined pipeline."""
     inner = body(Double(), output="x", x=spec("batch", 4))
     middle = new("middle")
-    y = middle.loop("in", inner, carry={"x": middle.input("x", spec("batch", 4))}, max_steps=2)
+    y = middle.loop("in", inner, carry={"x": middle.input("x", spec(batch("batch"), 4))}, max_steps=2)
     middle.output("x", y)
     middle.output("sum", middle.add("sum", lambda x: x.sum(1))(y))
     sub = new("sub")
-    start = sub.input("x", spec("batch", 4))
+    start = sub.input("x", spec(batch("batch"), 4))
     asked: dict[str, Any] = {"carry": {"x": start}, "collect": ("sum",), "outputs": ("x", "sum")}
     for name, value in zip(("x", "sums"), sub.loop("out", middle, **asked, max_steps=3), strict=True):
         sub.output(name, value)
     pipeline = new("nested")
-    x, sums = pipeline.add("sub", sub)(pipeline.input("start", spec("batch", 4, pad=0)))
+    x, sums = pipeline.add("sub", sub)(pipeline.input("start", spec(batch("batch"), 4, pad=0)))
     pipeline.output("x", pipeline.add("after", Double())(x))
     pipeline.output("sums", sums)
     return pipeline
@@ -84,18 +84,20 @@ def halving(kind: str) -> Pipeline:
             pipeline,
             "find",
             lambda x: x[x[:, 0] > 0],
-            rows=spec(Dim("rows", (2, 4)), 3, pad="repeat_first"),
+            rows=spec(Dim("rows", (2, 4), batch=True), 3, pad="repeat_first"),
         )
         start = pipeline.add("before", Double())(found(pipeline.input("x", spec(9, 3))))
         pipeline.output("y", pipeline.loop("loop", step, carry={"x": start}, **bounds))
         return pipeline
     inner = new("inner")
-    of = {"map": spec(Dim("n", (1, 2, 4)), 3, Dim("w", (4, 8)), pad=0), "when": spec("batch", 4)}[kind]
+    of = {"map": spec(Dim("n", (1, 2, 4), batch=True), 3, Dim("w", (4, 8)), pad=0), "when": spec("batch", 4)}[
+        kind
+    ]
     inner.output("y", inner.loop("loop", step, carry={"x": inner.input("x", of)}, **bounds))
     if kind == "map":
         pipeline.output("y", pipeline.map("all", inner, over={"x": pipeline.input("x", list)}))
     else:
-        x = pipeline.input("x", spec("batch", 4, pad="repeat_first"), optional=True)
-        other = pipeline.input("other", spec("batch", 4, pad=0))
+        x = pipeline.input("x", spec(batch("batch"), 4, pad="repeat_first"), optional=True)
+        other = pipeline.input("other", spec(batch("batch"), 4, pad=0))
         pipeline.output("y", pipeline.when("all", inner, inputs={"x": x}, otherwise={"y": other}))
     return pipeline

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator import Dim, Pipeline, StageError
-from tests.kit import COMPUTE, Double, host, linear, new, refuses, spec
+from tests.kit import COMPUTE, Double, batch, host, linear, new, refuses, spec
 
 COUNTS = (0, 1, 2, 3, 4, 5, 8, 9, 21)
 NETS = linear(4, 3), linear(3, 2)
@@ -21,7 +21,7 @@ def finder(dim: Dim | None = None, pad: object = 0) -> tuple[Pipeline, object, o
     """A pipeline whose host stage gives as many crops as the request says; and the crops and notes."""
     pipeline = new("finder")
     x, count = pipeline.input("x", spec(4)), pipeline.input("count", spec(dtype=torch.int64))
-    declared = {"crops": spec(dim or Dim("n", (2, 4)), 4, pad=pad), "notes": list}
+    declared = {"crops": spec(dim or Dim("n", (2, 4), batch=True), 4, pad=pad), "notes": list}
     found, notes = host(pipeline, "find", crops, **declared)(x, count)
     return pipeline, found, notes
 
@@ -67,7 +67,7 @@ def test_the_next_host_stage_sees_true_sizes():
 def test_host_stages_see_true_sizes_of_inputs_too():
     seen = []
     pipeline = new()
-    x = pipeline.input("x", spec("n", 3, pad=0))
+    x = pipeline.input("x", spec(batch("n"), 3, pad=0))
     value = pipeline.add("d", Double())(x)
     stage = host(pipeline, "look", lambda v, x: seen.append((len(v), len(x))) or v + x, out=spec("n", 3))
     pipeline.output("y", pipeline.add("e", Double(), inputs={"x": spec("n", 3, pad=0)})(stage(value, x)))
@@ -83,7 +83,10 @@ def test_two_regions_in_a_row_as_in_a_cascade(device: str):
     pipeline, found, _ = finder()
     first = pipeline.add("first", NETS[0])(found)
     keep = host(
-        pipeline, "keep", lambda c, s: c[s[:, 0] > s[:, 0].median()], kept=spec(Dim("m", (1, 3)), 4, pad=0)
+        pipeline,
+        "keep",
+        lambda c, s: c[s[:, 0] > s[:, 0].median()],
+        kept=spec(Dim("m", (1, 3), batch=True), 4, pad=0),
     )
     pipeline.output("y", pipeline.add("second", linear(4, 2, seed=3))(keep(found, first)))
     plan = pipeline.plan(device, options=COMPUTE if device == "null" else None)
@@ -137,7 +140,7 @@ def test_a_value_that_leaves_without_the_dim_bounds_the_size():
 def test_one_dim_in_two_outputs_is_one_size():
     pipeline = new()
     x = pipeline.input("x", spec(2, dtype=torch.int64))
-    n = Dim("n", (2, 4))
+    n = Dim("n", (2, 4), batch=True)
     a, b = host(
         pipeline,
         "h",
@@ -160,7 +163,13 @@ def test_two_born_dims_meet(n: int, m: int, device: str):
     def give(x):
         return torch.ones(int(x[0]), 3), torch.arange(int(x[1]) * 3.0).reshape(-1, 3)
 
-    a, b = host(pipeline, "h", give, a=spec(Dim("n", (2, 4)), 3, pad=0), b=spec(Dim("m", (3,)), 3, pad=0))(x)
+    a, b = host(
+        pipeline,
+        "h",
+        give,
+        a=spec(Dim("n", (2, 4), batch=True), 3, pad=0),
+        b=spec(Dim("m", (3,), batch=True), 3, pad=0),
+    )(x)
     pipeline.output("y", pipeline.add("cross", lambda a, b: a @ b.T)(a, b))
     with pipeline.plan(device, options=COMPUTE if device == "null" else None).load() as session:
         left, right = give(torch.tensor([n, m]))
@@ -170,8 +179,10 @@ def test_two_born_dims_meet(n: int, m: int, device: str):
 def test_a_born_dim_and_a_request_in_chunks_that_must_not_join():
     """Chunks of a request decide sizes of their own; ragged results cannot be joined along the request's dim."""
     pipeline = new()
-    x = pipeline.input("x", spec("b", 4, pad=0))
-    found = host(pipeline, "find", lambda x: x[x[:, 0] > 0], kept=spec(Dim("n", (2, 4)), 4, pad=0))(x)
+    x = pipeline.input("x", spec(batch("b"), 4, pad=0))
+    found = host(
+        pipeline, "find", lambda x: x[x[:, 0] > 0], kept=spec(Dim("n", (2, 4), batch=True), 4, pad=0)
+    )(x)
     pipeline.output("y", pipeline.add("d", Double())(found))
     plan = pipeline.plan(sizes={"b": (2, 4)})
     assert {dim.name: dim.chunked for dim in plan.dims} == {"b": False, "n": True}
@@ -219,7 +230,7 @@ def test_a_host_stage_runs_under_no_grad_on_cpu_tensors():
         return v
 
     pipeline = new()
-    value = pipeline.add("d", Double(), device="null")(pipeline.input("x", spec("n", pad=0)))
+    value = pipeline.add("d", Double(), device="null")(pipeline.input("x", spec(batch("n"), pad=0)))
     pipeline.output("y", host(pipeline, "look", look, out=spec("n"))(value))
     with pipeline.plan(sizes={"n": 4}, options=COMPUTE).load() as session:
         session(x=torch.ones(3, requires_grad=True))

@@ -15,7 +15,7 @@ import torch
 from orchestrator import CancelledError, Dim, InputError, Pipeline, Session
 from orchestrator.testing import assert_same, recording
 from tests.bodies import DEVICES, NEURON, Halve, body, items, new
-from tests.kit import Double, host, refuses, spec
+from tests.kit import Double, batch, host, refuses, spec
 from tests.runner.decoding import MOST, STEPS, decoder, halving, load, nested, request
 
 everywhere = pytest.mark.parametrize("device", DEVICES)
@@ -250,7 +250,7 @@ class Keeper:
 def test_values_of_a_cancelled_request_die_with_it():
     keeper = Keeper()
     pipeline = new()
-    start = pipeline.add("before", keeper.__call__)(pipeline.input("start", spec("batch", 4, pad=0)))
+    start = pipeline.add("before", keeper.__call__)(pipeline.input("start", spec(batch("batch"), 4, pad=0)))
     inner = body(keeper.__call__, output="x", x=spec("batch", 4))
     loop = pipeline.loop("loop", inner, carry={"x": start}, max_steps=5, collect=("x",), outputs=("x", "x[]"))
     for name, value in zip(("x", "parts"), loop, strict=True):
@@ -266,12 +266,15 @@ def test_values_of_a_cancelled_request_die_with_it():
 def levels() -> Pipeline:
     """Two regions: what the first gives on its device, and a loop in it that may be cancelled."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec("rows", 3)))
+    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("rows"), 3)))
     step.output("x", halved)
     step.output("done", done)
     pipeline = new()
     find = host(
-        pipeline, "find", lambda x: x[x[:, 0] > 0], rows=spec(Dim("rows", (2, 4)), 3, pad="repeat_first")
+        pipeline,
+        "find",
+        lambda x: x[x[:, 0] > 0],
+        rows=spec(Dim("rows", (2, 4), batch=True), 3, pad="repeat_first"),
     )
     doubled = pipeline.add("double", Double())(find(pipeline.input("x", spec(9, 3))))
     start = pipeline.add("start", Double())(doubled)

@@ -39,7 +39,7 @@ def copies(monkeypatch):
 
 def plan():
     pipeline = Pipeline("weights")
-    x = pipeline.input("x", TensorSpec((Dim("n", buckets=(2, 4)), 8), pad=0))
+    x = pipeline.input("x", TensorSpec((Dim("n", buckets=(2, 4), batch=True), 8), pad=0))
     pipeline.output("y", pipeline.add("linear", nn.Linear(8, 8).eval())(x))
     return pipeline.plan(device="cpu")
 

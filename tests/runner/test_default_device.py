@@ -24,7 +24,7 @@ def test_results_of_every_size_are_on_the_host(count):
         "find",
         lambda number: torch.ones(number, 4, device="cpu"),
         device="host",
-        outputs={"items": TensorSpec((Dim("n", buckets=(2, 4)), 4), pad=0)},
+        outputs={"items": TensorSpec((Dim("n", buckets=(2, 4), batch=True), 4), pad=0)},
     )(number)
     pipeline.output("twice", pipeline.add("double", lambda x: x * 2)(found))
     with pipeline.plan(device="cpu").load() as session:

@@ -10,7 +10,7 @@ import torch
 from orchestrator import Pipeline, Plan
 from orchestrator.runner.keep import keep_on_device
 from orchestrator_neuron.ranked import RankedValue
-from tests.kit import Double, host, linear, spec
+from tests.kit import Double, batch, host, linear, spec
 from tests.planner.devices import DEVICE, Plus, on, ranked
 
 X = torch.arange(8.0).reshape(2, 4)
@@ -70,7 +70,7 @@ def test_a_copy_is_counted_as_what_it_is():
 
 
 def test_a_kept_output_is_cut_back_to_its_request():
-    with on(two_results(("b", 4)), sizes={"b": (2, 8)}).load() as session:
+    with on(two_results((batch("b"), 4)), sizes={"b": (2, 8)}).load() as session:
         for rows in (2, 1, 5, 19):
             x = torch.randn(rows, 4)
             given = session.run({"x": x}, keep_on_device=["far", "near"])
@@ -98,7 +98,9 @@ def test_joined_parts_are_kept_as_the_whole():
 
 def test_what_a_region_gives_is_kept_whole():
     pipeline = ranked()
-    crops = host(pipeline, "find", lambda x: x, crops=spec("n", 4, pad=0))(pipeline.input("x", spec(5, 4)))
+    crops = host(pipeline, "find", lambda x: x, crops=spec(batch("n"), 4, pad=0))(
+        pipeline.input("x", spec(5, 4))
+    )
     pipeline.output("y", pipeline.add("net", Plus())(crops))
     x = torch.randn(5, 4)
     with on(pipeline, sizes={"n": (2,)}).load() as session:
@@ -128,7 +130,7 @@ def test_kept_values_of_a_narrow_dtype_are_right():
 
 
 def test_a_stream_overwrites_no_result():
-    pipeline = two_results(("b", 4))
+    pipeline = two_results((batch("b"), 4))
     requests = [{"x": torch.randn(rows, 4)} for rows in (2, 5, 1, 8, 2)]
     with on(pipeline, sizes={"b": (2, 8)}).load() as session:
         found = list(session.stream(requests, depth=3))

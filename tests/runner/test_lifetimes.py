@@ -12,7 +12,7 @@ import torch
 
 from orchestrator import Dim, StageError
 from orchestrator.testing import recording
-from tests.kit import COMPUTE, Double, chain, host, linear, new, pair, spec
+from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, spec
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ class Probe:
 
 def line(probe: Probe, *names: str, fail: str = "", takes=None):
     pipeline = new()
-    value = pipeline.input("x", takes or spec("n", 8, pad=0))
+    value = pipeline.input("x", takes or spec(batch("n"), 8, pad=0))
     for name in names:
         value = pipeline.add(name, probe.stage(name, fail=name == fail))(value)
     pipeline.output("y", value)
@@ -129,7 +129,7 @@ def test_nothing_is_left_after_a_failure(size: int):
 def test_nothing_is_left_of_a_region_that_failed():
     probe = Probe()
     pipeline = new()
-    found = host(pipeline, "find", lambda x: x * 1, crops=spec(Dim("n", (2, 4)), 8, pad=0))(
+    found = host(pipeline, "find", lambda x: x * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(
         pipeline.input("x", spec(9, 8))
     )
     value = pipeline.add("a", probe.stage("a"))(found)
@@ -152,7 +152,7 @@ def test_a_chunk_is_gone_when_the_next_one_runs():
         return v + 1
 
     pipeline = new()
-    value = pipeline.add("a", probe.stage("a"))(pipeline.input("x", spec("n", 8, pad=0)))
+    value = pipeline.add("a", probe.stage("a"))(pipeline.input("x", spec(batch("n"), 8, pad=0)))
     pipeline.output("y", pipeline.add("look", look)(value))
     pipeline.plan(sizes={"n": (2, 4)}).load()(x=torch.ones(20, 8))
     assert [sum(ref() is not None for ref in refs) for refs in probe.made.values()] == [0]
@@ -200,7 +200,7 @@ def leaks(pipeline, requests, **plan) -> None:
 def test_a_device_that_frees_by_hand_is_left_empty():
     module = linear(8, 8)
     pipeline = new()
-    x = pipeline.input("x", spec("n", 8, pad=0))
+    x = pipeline.input("x", spec(batch("n"), 8, pad=0))
     a = pipeline.add("a", module)(x)
     stage = pipeline.add("c", lambda p, q, k: p + q + k)
     pipeline.output("y", stage(a, pipeline.add("b", Double())(a), torch.ones(8)))
@@ -219,7 +219,7 @@ def test_a_region_on_a_device_that_frees_by_hand():
     probe = Probe()
     pipeline = new()
     x = pipeline.input("x", spec(Dim("k", any=True), 8))
-    found = host(pipeline, "find", lambda x: x[1:] * 1, crops=spec(Dim("n", (2, 4)), 8, pad=0))(x)
+    found = host(pipeline, "find", lambda x: x[1:] * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(x)
     value = pipeline.add("a", probe.stage("a"))(found)
     pipeline.output("y", pipeline.add("b", probe.stage("b", fail=True))(value))
     pipeline.output("a", value)
@@ -251,7 +251,7 @@ def test_a_chain_of_large_values_peaks_at_two_of_them():
 
 
 def test_memory_of_the_process_does_not_grow():
-    session = chain(Double(), Double(), takes=spec("n", 8, pad=0)).plan(sizes={"n": (2, 4)}).load()
+    session = chain(Double(), Double(), takes=spec(batch("n"), 8, pad=0)).plan(sizes={"n": (2, 4)}).load()
     for size in (2, 3, 9):
         session(x=torch.ones(size, 8))
     gc.collect()

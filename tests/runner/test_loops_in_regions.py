@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, Plan, TensorSpec
 
-ITEMS = Dim("items", buckets=(1, 2))
+ITEMS = Dim("items", buckets=(1, 2), batch=True)
 
 
 class Halve(nn.Module):

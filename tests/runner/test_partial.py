@@ -14,7 +14,7 @@ import torch
 from orchestrator import InputError, StageError
 from orchestrator.testing import assert_same, recording
 from tests.bodies import DEVICES, items, new
-from tests.kit import Double, chain, host, refuses, spec
+from tests.kit import Double, batch, chain, host, refuses, spec
 from tests.runner.decoding import STEPS, decoder, halving, load, nested, request
 from tests.runner.gate import Gate, wait_until
 
@@ -115,7 +115,7 @@ def test_requests_that_run_at_once_take_turns_in_what_comes():
         return x
 
     pipeline = new()
-    x = pipeline.add("slow", slow)(pipeline.input("start", spec("batch", 4, pad=0)))
+    x = pipeline.add("slow", slow)(pipeline.input("start", spec(batch("batch"), 4, pad=0)))
     for name, value in zip(("x", "tokens"), pipeline.add("inner", inner)(x), strict=True):
         pipeline.output(name, value)
     with pipeline.plan(sizes={"batch": 2}).load() as session:
@@ -161,10 +161,10 @@ def test_an_error_comes_at_its_place_and_the_others_go_on(device: str):
 def test_a_stage_that_fails_in_an_iteration_fails_its_request_alone(device: str):
     step = new("step")
     weak = Weak()
-    value = host(step, "weak", weak, y=spec("batch", 4, pad=0))(step.input("x", spec("batch", 4)))
+    value = host(step, "weak", weak, y=spec("batch", 4, pad=0))(step.input("x", spec(batch("batch"), 4)))
     step.output("x", step.add("double", Double())(value))
     pipeline = new("weak")
-    start = pipeline.input("start", spec("batch", 4, pad=0))
+    start = pipeline.input("start", spec(batch("batch"), 4, pad=0))
     pipeline.output("x", pipeline.loop("loop", step, carry={"x": start}, max_steps=4))
     names: list[str] = []
     with load(pipeline, device) as session, recording() as record:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import Dim
-from tests.kit import COMPUTE, Double, chain, host, linear, new, pair, spec
+from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, spec
 
 SIZES = (1, 2, 3, 4, 5, 8, 9, 13)
 
@@ -41,7 +40,7 @@ def test_the_pad_rule_decides_what_a_stage_sees(rule):
         seen.append(x.clone())
         return x * 2
 
-    plan = chain(look, takes=spec("n", 3, pad=rule)).plan(sizes={"n": 4})
+    plan = chain(look, takes=spec(batch("n"), 3, pad=rule)).plan(sizes={"n": 4})
     seen.clear()
     x = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(plan.load()(x=x)["y"], x * 2)
@@ -53,7 +52,7 @@ def test_the_pad_rule_decides_what_a_stage_sees(rule):
 @pytest.mark.parametrize(("b", "t"), [(1, 2), (4, 5), (3, 4), (9, 5), (4, 11), (9, 12), (2, 1)])
 def test_two_dims_run_in_chunks_together(b: int, t: int, device: str):
     pipeline = new()
-    x, w = pipeline.input("x", spec("b", Dim("t", (2, 5)), 3, pad=0)), pipeline.input("w", spec(3))
+    x, w = pipeline.input("x", spec(batch("b"), batch("t", (2, 5)), 3, pad=0)), pipeline.input("w", spec(3))
     value = pipeline.add("scale", lambda x, w: x * w)(x, w)
     pipeline.output("y", pipeline.add("turn", lambda v: v.transpose(0, 1) + 1)(value))
     pipeline.output("z", value)
@@ -68,7 +67,7 @@ def test_two_dims_run_in_chunks_together(b: int, t: int, device: str):
 
 def test_inputs_with_different_dims_are_cut_each_by_its_own():
     pipeline = new()
-    q, k = pipeline.input("q", spec("a", 3, pad=0)), pipeline.input("k", spec("b", 3, pad=0))
+    q, k = pipeline.input("q", spec(batch("a"), 3, pad=0)), pipeline.input("k", spec(batch("b"), 3, pad=0))
     pipeline.output("y", pipeline.add("cross", lambda q, k: q @ k.T)(q, k))
     with pipeline.plan(sizes={"a": (2, 4), "b": (3,)}).load() as session:
         for a, b in ((1, 1), (4, 3), (9, 7), (3, 10)):
@@ -77,7 +76,7 @@ def test_inputs_with_different_dims_are_cut_each_by_its_own():
 
 
 def test_results_are_ordinary_tensors():
-    pipeline = chain(linear(4, 4), takes=spec("n", 4, pad=0))
+    pipeline = chain(linear(4, 4), takes=spec(batch("n"), 4, pad=0))
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:
         for size in SIZES:
             for given in (torch.randn(size, 4), torch.randn(size, 4, requires_grad=True)):
@@ -103,7 +102,7 @@ def test_grad_mode_is_off_inside_and_as_it_was_outside():
 
 
 def test_inference_mode_works_and_is_not_left_or_entered_by_the_session():
-    session = chain(linear(4, 4), takes=spec("n", 4, pad=0)).plan(sizes={"n": (2, 4)}).load()
+    session = chain(linear(4, 4), takes=spec(batch("n"), 4, pad=0)).plan(sizes={"n": (2, 4)}).load()
     with torch.inference_mode():
         for size in SIZES:
             x = torch.randn(size, 4)
@@ -114,7 +113,7 @@ def test_inference_mode_works_and_is_not_left_or_entered_by_the_session():
 
 def test_planning_and_loading_work_under_inference_mode():
     with torch.inference_mode():
-        plan = chain(linear(4, 4), takes=spec("n", 4, pad=0)).plan(sizes={"n": (2, 4)})
+        plan = chain(linear(4, 4), takes=spec(batch("n"), 4, pad=0)).plan(sizes={"n": (2, 4)})
         session = plan.load()
         assert session(x=torch.randn(3, 4))["y"].shape == (3, 4)
 
@@ -165,7 +164,7 @@ def test_a_request_leaves_its_inputs_alone():
 
 
 def test_results_of_two_requests_share_no_memory():
-    session = chain(Double(), takes=spec("n", pad=0)).plan(sizes={"n": (2, 4)}).load()
+    session = chain(Double(), takes=spec(batch("n"), pad=0)).plan(sizes={"n": (2, 4)}).load()
     for size in (2, 3, 9):
         one, two = session(x=torch.ones(size))["y"], session(x=torch.ones(size))["y"]
         one.fill_(7)
@@ -176,7 +175,9 @@ def test_results_of_two_requests_share_no_memory():
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_other_dtypes_are_padded_and_cut_alike(dtype: torch.dtype, size: int):
     session = (
-        chain(lambda x: x.clone(), takes=spec("n", 3, dtype=dtype, pad=0)).plan(sizes={"n": (2, 4)}).load()
+        chain(lambda x: x.clone(), takes=spec(batch("n"), 3, dtype=dtype, pad=0))
+        .plan(sizes={"n": (2, 4)})
+        .load()
     )
     x = torch.randint(0, 2, (size, 3)).to(dtype)
     assert torch.equal(session(x=x)["y"], x)
@@ -185,7 +186,7 @@ def test_other_dtypes_are_padded_and_cut_alike(dtype: torch.dtype, size: int):
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_strided_inputs_and_scalars(size: int):
     pipeline = new()
-    x, s = pipeline.input("x", spec("n", 3, pad=0)), pipeline.input("s", spec())
+    x, s = pipeline.input("x", spec(batch("n"), 3, pad=0)), pipeline.input("s", spec())
     pipeline.output("y", pipeline.add("scale", lambda x, s: x * s)(x, s))
     session = pipeline.plan(sizes={"n": (2, 4)}).load()
     x = torch.randn(3, 2 * size)[:, ::2].T
@@ -195,7 +196,7 @@ def test_strided_inputs_and_scalars(size: int):
 
 def test_a_dict_or_tuple_of_outputs_on_a_device():
     pipeline = new()
-    x = pipeline.input("x", spec("n", 4, pad=0))
+    x = pipeline.input("x", spec(batch("n"), 4, pad=0))
     given = pipeline.add("d", lambda x: {"half": x / 2, "unused": x, "twice": x * 2}, device="null")(x)
     low, high = pipeline.add("t", lambda x: (x[:, :2], x[:, 2:]), outputs=("low", "high"), device="null")(
         given["half"]
@@ -215,7 +216,7 @@ def test_a_dict_or_tuple_of_outputs_on_a_device():
 def test_a_deep_graph_of_every_kind():
     one, two = linear(6, 6), linear(6, 6, seed=2)
     pipeline = new()
-    x = pipeline.input("x", spec("n", 6, pad="repeat_first"))
+    x = pipeline.input("x", spec(batch("n"), 6, pad="repeat_first"))
     a = pipeline.add("one", one, device="null:0")(x)
     b = pipeline.add("two", two)(a)
     c = host(pipeline, "host", lambda v: v + 1, v=spec("n", 6, pad=0))(b)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator import Dim, InputError, StageError
-from tests.kit import COMPUTE, Double, chain, host, linear, new, pair, refuses, spec
+from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, refuses, spec
 from tests.runner.gate import Gate, wait_until
 
 SIZES = (1, 2, 3, 4, 5, 8, 9, 13)
@@ -62,7 +62,9 @@ def test_eight_threads_get_their_own_results_and_exact_counts(device: str):
 
 def test_threads_that_decide_sizes_on_the_way():
     pipeline = new()
-    found = host(pipeline, "find", lambda x: x.repeat(2, 1)[1:], crops=spec(Dim("n", (2, 4)), 3, pad=0))
+    found = host(
+        pipeline, "find", lambda x: x.repeat(2, 1)[1:], crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0)
+    )
     pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(Dim("k", any=True), 3)))))
     plan = pipeline.plan()
 
@@ -90,7 +92,11 @@ def test_devices_with_one_output_buffer_take_turns():
         return x * 2
 
     options = {**COMPUTE, "output_buffers": 1}
-    with chain(slow, takes=spec("n", pad=0)).plan("null", sizes={"n": 4}, options=options).load() as session:
+    with (
+        chain(slow, takes=spec(batch("n"), pad=0))
+        .plan("null", sizes={"n": 4}, options=options)
+        .load() as session
+    ):
         crowd(session, lambda n: {"x": torch.ones(n)}, lambda request, result: None, each=5)
     assert most == [1]
 
@@ -101,7 +107,7 @@ def test_a_crowd_of_failures_does_no_harm():
             raise ValueError("no")
         return x * 2
 
-    with chain(picky, takes=spec("n", pad=0)).plan(sizes={"n": (2, 4)}).load() as session:
+    with chain(picky, takes=spec(batch("n"), pad=0)).plan(sizes={"n": (2, 4)}).load() as session:
 
         def work(seed):
             for index in range(40):
@@ -182,7 +188,7 @@ def test_no_stage_runs_once_close_has_returned(size: int):
             late.append(1)
         return x * 2
 
-    plan = chain(look, takes=spec("n", pad=0)).plan(sizes={"n": (2, 4)})
+    plan = chain(look, takes=spec(batch("n"), pad=0)).plan(sizes={"n": (2, 4)})
     for _ in range(15):
         session = plan.load()
         closed.clear()

@@ -12,7 +12,7 @@ import orchestrator.backends
 import orchestrator.testing.plugin
 from orchestrator import Dim, Pipeline, StageError, hookimpl
 from orchestrator.plugin import PluginManager
-from tests.kit import COMPUTE, Double, chain, host, linear, new, pair, refuses, spec
+from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, refuses, spec
 
 REQUEST = {"image": torch.ones(3, 8), "text": torch.ones(3, 4)}
 
@@ -37,7 +37,7 @@ def test_a_trace_holds_every_step_of_every_request():
 
 def test_a_trace_holds_the_steps_of_regions_and_chunks():
     pipeline = new()
-    found = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4)), 3, pad=0))
+    found = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0))
     pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(9, 3)))))
     with pipeline.plan().load() as session, session.trace() as trace:
         session(x=torch.ones(9, 3))
@@ -133,7 +133,7 @@ def watched(*watchers: Watcher) -> Pipeline:
         return x * 2
 
     pipeline = Pipeline("seen", plugins=manager)
-    value = pipeline.add("double", Double())(pipeline.input("x", spec("n", pad=0)))
+    value = pipeline.add("double", Double())(pipeline.input("x", spec(batch("n"), pad=0)))
     pipeline.output("y", pipeline.add("picky", picky)(value))
     return pipeline
 
@@ -188,7 +188,7 @@ def test_outputs_may_stay_on_their_device():
 
 def test_only_the_outputs_that_are_named_stay():
     pipeline = new()
-    value = pipeline.add("d", Double())(pipeline.input("x", spec("n", pad=0)))
+    value = pipeline.add("d", Double())(pipeline.input("x", spec(batch("n"), pad=0)))
     pipeline.output("one", value)
     pipeline.output("two", pipeline.add("e", Double())(value))
     with pipeline.plan("null", sizes={"n": (2, 4)}, options=COMPUTE).load() as session:
@@ -233,7 +233,7 @@ def test_statistics_are_the_sum_of_what_was_said(sizes, options):
 
 def test_a_compiled_plan_is_loaded_from_its_store(tmp_path):
     module = linear(4, 4)
-    plan = chain(module, takes=spec("n", 4, pad=0)).plan(sizes={"n": (2, 4)})
+    plan = chain(module, takes=spec(batch("n"), 4, pad=0)).plan(sizes={"n": (2, 4)})
     stored = plan.compile(tmp_path / "build")
     assert stored == plan
     x = torch.randn(3, 4)

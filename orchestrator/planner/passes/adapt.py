@@ -85,7 +85,7 @@ class _Scheduler:
         for edge in self.graph.ordered_edges():
             if edge.target.kind == "output" and edge.source.kind in ("input", "constant"):
                 self._realise(edge)
-        told = Told(self.draft, self.ways, tuple(self.values), tuple(self.frames[0].steps))
+        told = Told(self.draft, self.ways, tuple(self.values), tuple(self.frames[0].steps), self.final)
         dims = {name: told.dim(dim) for name, dim in self.draft.dims.items()}
         return replace(
             self.draft,

@@ -87,7 +87,7 @@ def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
             f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(shared)}.",
             dim=name,
         )
-    return DimPlan(name, asked or tuple(shared), batch=batch)
+    return DimPlan(name, asked or tuple(shared), batch=batch, declared=tuple(shared))
 
 
 def _asked(draft: Draft, name: str) -> tuple[int, ...]:
