@@ -13,6 +13,7 @@ from names to ints, here called ``sizes``, turns dims into a shape.
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ __all__ = [
     "dtype_name",
     "show_spec",
     "size_of",
+    "type_name",
 ]
 
 #: What fills the space when a value is smaller than its port: a number, or the value's own first slice.
@@ -293,11 +295,27 @@ def show_spec(spec: PortSpec) -> str:
     """Returns ``[batch, 3, 224, 224] float32``, or the name of a Python type."""
     if isinstance(spec, TensorSpec):
         return f"[{', '.join(str(dim) for dim in spec.dims)}] {dtype_name(spec.dtype)}"
-    return spec.__name__
+    return type_name(spec)
 
 
 def show_tensor(value: object) -> str:
     """Returns shape, dtype and device of a tensor, or the type of anything else, for a message."""
-    if isinstance(value, torch.Tensor):
-        return f"{list(value.shape)} {dtype_name(value.dtype)} on {value.device}"
-    return f"a {type(value).__name__}"
+    if not isinstance(value, torch.Tensor):
+        return f"a {type_name(type(value))}"
+    kind = "" if type(value) in _TENSORS else f" ({type_name(type(value))})"
+    try:
+        what = "nested" if value.is_nested else str(list(value.shape))
+        layout = "" if value.layout is torch.strided else f" {str(value.layout).removeprefix('torch.')}"
+        return f"{what} {dtype_name(value.dtype)}{layout} on {value.device}{kind}"
+    except Exception:  # a subclass may refuse to tell
+        return f"a {type_name(type(value))}"
+
+
+#: Classes of tensors that are not worth a word.
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+def type_name(kind: type) -> str:
+    """Returns what a type is called: with its module where it is none of Python's, so that two of one name differ."""
+    own = getattr(builtins, kind.__name__, None)
+    return f"{kind.__module__}.{kind.__qualname__}" if own is not None and own is not kind else kind.__name__

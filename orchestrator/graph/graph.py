@@ -131,9 +131,9 @@ class Graph:
         for edge in self.edges:
             self._into.setdefault(edge.target, []).append(edge)
             self._from.setdefault(edge.source, []).append(edge)
-        self.nx = self._build()
+        structure = self._structure()
         self._check_ports()
-        self.nodes = self._order()
+        self.nodes = _in_order(structure)
         self.order = tuple(node.name for node in self.nodes if node.kind == "call")
 
     @property
@@ -197,18 +197,31 @@ class Graph:
             found = NodeKey("enter", around)
         return found
 
-    def _build(self) -> networkx.MultiDiGraph[NodeKey]:
+    @property
+    def nx(self) -> networkx.MultiDiGraph[NodeKey]:
+        """The graph for networkx, frozen, with specs, stages and loops as attributes of nodes; made anew at each access.
+
+        It is not kept: networkx remembers views of a graph in the graph, and a cycle that holds stages would hold their
+        weights until the cyclic collector runs.
+        """
+        graph = self._structure()
+        for name, spec in self.inputs.items():
+            graph.nodes[NodeKey("input", name)]["spec"] = spec
+        for name, call in self.calls.items():
+            graph.nodes[NodeKey("call", name)]["stage"] = call.stage
+        for name, loop in self.loops.items():
+            for kind in ("enter", "leave"):
+                graph.nodes[NodeKey(kind, name)]["loop"] = loop
+        networkx.freeze(graph)
+        return graph
+
+    def _structure(self) -> networkx.MultiDiGraph[NodeKey]:
+        """Nodes and edges by name, without what they stand for."""
         graph: networkx.MultiDiGraph[NodeKey] = networkx.MultiDiGraph(name=self.name)
-        graph.add_nodes_from((NodeKey("input", name), {"spec": spec}) for name, spec in self.inputs.items())
+        graph.add_nodes_from(NodeKey("input", name) for name in self.inputs)
         graph.add_nodes_from(NodeKey("constant", name) for name in self.constants)
-        graph.add_nodes_from(
-            (NodeKey("call", name), {"stage": call.stage}) for name, call in self.calls.items()
-        )
-        graph.add_nodes_from(
-            (NodeKey(kind, name), {"loop": loop})
-            for name, loop in self.loops.items()
-            for kind in ("enter", "leave")
-        )
+        graph.add_nodes_from(NodeKey("call", name) for name in self.calls)
+        graph.add_nodes_from(NodeKey(kind, name) for name in self.loops for kind in ("enter", "leave"))
         graph.add_nodes_from(NodeKey("output", name) for name in self.outputs)
         for edge in self.edges:
             for end in (edge.source, edge.target):
@@ -217,21 +230,7 @@ class Graph:
                         f"The edge {str(edge)!r} ends at {end.kind} {end.name!r}, which does not exist."
                     )
             graph.add_edge(edge.source, edge.target, key=(edge.source_port, edge.target_port))
-        networkx.freeze(graph)
         return graph
-
-    def _order(self) -> tuple[NodeKey, ...]:
-        created = {node: position for position, node in enumerate(self.nx)}
-        try:
-            return tuple(networkx.lexicographical_topological_sort(self.nx, key=created.__getitem__))
-        except networkx.NetworkXUnfeasible:
-            cycle = [edge[0] for edge in networkx.find_cycle(self.nx)]
-            path = " -> ".join(node.name for node in [*cycle, cycle[0]])
-            raise GraphError(
-                f"A pipeline is acyclic, but these calls feed one another: {path}. Hand state from one "
-                f"iteration to the next with a loop.",
-                cycle=tuple(node.name for node in cycle),
-            ) from None
 
     def _check_ports(self) -> None:
         for name, call in self.calls.items():
@@ -275,3 +274,22 @@ class Graph:
                     f"or give the parameter a default.",
                     port=f"{name}.{port.name}",
                 )
+
+
+def _in_order(structure: networkx.MultiDiGraph[NodeKey]) -> tuple[NodeKey, ...]:
+    """Nodes in the lexicographical topological order, keyed by creation.
+
+    Raises:
+        GraphError: There is a cycle.
+    """
+    created = {node: position for position, node in enumerate(structure)}
+    try:
+        return tuple(networkx.lexicographical_topological_sort(structure, key=created.__getitem__))
+    except networkx.NetworkXUnfeasible:
+        cycle = [edge[0] for edge in networkx.find_cycle(structure)]
+        path = " -> ".join(node.name for node in [*cycle, cycle[0]])
+        raise GraphError(
+            f"A pipeline is acyclic, but these calls feed one another: {path}. Hand state from one "
+            f"iteration to the next with a loop.",
+            cycle=tuple(node.name for node in cycle),
+        ) from None

@@ -12,7 +12,6 @@ add born dims to, and ``B``, the bucket it runs in.
 from __future__ import annotations
 
 import itertools
-import keyword
 import linecache
 import time
 import weakref
@@ -25,6 +24,7 @@ from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
 from orchestrator.plan.programs import Folds
 from orchestrator.runner.checks import make_unwritten, versions
+from orchestrator.runner.entry import file_name
 from orchestrator.runner.loops import LoopWriter
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
@@ -119,7 +119,7 @@ class Generator:
         head = ", ".join([*(["R", "B"] if sized else []), *(f"v{index}" for index in arguments)])
         lines = [f"def {name}({head}):", *writer.lines, *writer.synced(), f"    return {result}"]
         source = "\n".join(lines) + "\n"
-        filename = f"<stage-orchestrator {self.plan.pipeline} {next(_serial)}>"
+        filename = file_name(self.plan.pipeline, next(_serial))
         scope = writer.scope
         exec(compile(source, filename, "exec"), scope)
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -217,7 +217,7 @@ class _Writer:
         else:
             self.line(f"given = {expression}")
             for target, (port, _) in zip(targets, call.outputs, strict=True):
-                self.line(f"{target} = given[{port!r}]")
+                self.line(f"{target} = given[{port!a}]")
             self.line("del given")
 
     def _program(self, step: Step) -> None:
@@ -352,11 +352,6 @@ def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:
             gap = True
         else:
             value = f"v{fed[port.name]}"
-            arguments.append(_by_name(port.name, value) if gap or port.keyword else value)
+            # A name is a key, never an identifier: Python would normalise that, and refuse ``class`` or ``__debug__``.
+            arguments.append(f"**{{{port.name!a}: {value}}}" if gap or port.keyword else value)
     return arguments
-
-
-def _by_name(port: str, value: str) -> str:
-    """A keyword argument; ``class`` and the like can be given through a dict only."""
-    plain = port.isidentifier() and not keyword.iskeyword(port)
-    return f"{port}={value}" if plain else f"**{{{port!r}: {value}}}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.plan.model import HOST, Step
+from orchestrator.runner.entry import is_entry
 from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint
 
@@ -50,14 +51,10 @@ def _frames(codes: Container[CodeType], error: BaseException) -> Iterator[tuple[
     """
     running = False
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if running and _is_entry(frame.f_code):
+        if running and is_entry(frame.f_code):
             return
         running = running or frame.f_code in codes
         yield frame, line
-
-
-def _is_entry(code: CodeType) -> bool:
-    return code.co_filename.startswith("<stage-orchestrator ") and code.co_filename.endswith(" entry>")
 
 
 def explain(lane: Lane, error: Exception) -> OrchestratorError:

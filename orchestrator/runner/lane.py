@@ -102,7 +102,7 @@ class Lane:
         return make(self.programs, step, lambda _real, _bucket, *values: function(*values))
 
     def _result(self) -> str:
-        return f"{{{', '.join(f'{name!r}: v{index}' for name, index in self.plan.outputs)}}}"
+        return f"{{{', '.join(f'{name!a}: v{index}' for name, index in self.plan.outputs)}}}"
 
     def _whole(self, exact: bool) -> Code:
         inputs = tuple(range(len(self.plan.inputs)))

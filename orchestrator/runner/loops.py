@@ -172,9 +172,9 @@ class LoopWriter:
         if writer.owner.watch is None or loop.kind != "loop":
             return
         writer.sync(index for _, index in loop.watched)
-        told = "".join(f", **{{{name!r}: v{index}}}" for name, index in loop.watched)
+        told = ", ".join(f"{name!a}: v{index}" for name, index in loop.watched)
         watch = writer.name("watch", writer.owner.watch)
-        writer.line(f"{watch}({loop.name!r}, {self.at} + 1, {self.count}{told})")
+        writer.line(f"{watch}({loop.name!a}, {self.at} + 1, {self.count}, {{{told}}})")
         spent = {index for _, index in loop.watched} - set(loop.ends)
         if spent:
             writer.line(f"del {', '.join(f'v{index}' for index in sorted(spent))}")
@@ -206,11 +206,11 @@ class LoopWriter:
     def _end(self) -> None:
         writer, loop = self.writer, self.loop
         if loop.dim:
-            writer.line(f"R[{loop.dim!r}] = k{self.count}")
+            writer.line(f"R[{loop.dim!a}] = k{self.count}")
         if loop.dim or loop.kind == "when":
             writer.sized = True
             note = note_of(loop)
-            writer.line(f"R[{note!r}] = (*R.get({note!r}, ()), {self.count})")
+            writer.line(f"R[{note!a}] = (*R.get({note!a}, ()), {self.count})")
         for carry, final in zip(loop.carries, self.step.outputs, strict=False):
             writer.line(f"v{final} = {self._final(carry)}")
         writer.sync(loop.collects)

@@ -6,11 +6,12 @@ on torch devices they run freely.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,8 @@ import torch
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
-from orchestrator.runner.entry import call_source, entry_source, is_callable_by_name, request_form
+from orchestrator.runner.closing import Closing
+from orchestrator.runner.entry import entry_source, file_name, request_form
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.keep import keep_on_device
 from orchestrator.runner.lane import REMEMBERED, Lane
@@ -57,14 +59,15 @@ class Session:
     ) -> None:
         self.plan: Plan = programs.plan
         self._programs = programs
+        self._open = list(programs.backends.values())
         self._totals = Totals()
         self._on_stage = on_stage
         self._on_request = on_request
         self._traces: tuple[Trace, ...] = ()
         self._watch = Watch()
         self._closed = False
+        self._closing = Closing()
         self._lock = threading.RLock()
-        self._active: collections.deque[None] = collections.deque()
         self._lanes: dict[
             tuple[frozenset[str], bool, tuple[str, ...] | None],
             tuple[Lane, Callable[[Mapping[str, Any]], dict[str, Any]]],
@@ -74,6 +77,7 @@ class Session:
         self._turn = Turn(self.plan.pipeline) if shared else None
         self._entry: Callable[[Mapping[str, Any]], dict[str, Any]]
         self._switch()
+        _sessions.add(self)
 
     def __call__(self, /, **inputs: Any) -> dict[str, Any]:
         """Runs one request.
@@ -112,6 +116,10 @@ class Session:
         tell = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
         return self._run_watched(keep, (), inputs, tell, cancel)
 
+    def _is_wanted(self) -> bool:
+        """Whether somebody waits for the requests that run: to close the session, or to run another one."""
+        return self._closed or (self._turn is not None and self._turn.is_wanted)
+
     def _run_watched(
         self,
         keep: frozenset[str],
@@ -129,7 +137,8 @@ class Session:
         """Runs requests at the same time and yields their results in order.
 
         Args:
-            requests: Dicts of inputs; taken one by one as there is room.
+            requests: Dicts of inputs; taken one by one as there is room, and copied: their source may fill the same
+                tensors, NumPy arrays and lists again. Other Python objects are handed on as they are.
             depth: How many requests run at once, each in a thread of its own.
             partial: What loops give in each iteration, to be yielded at once: outputs that a loop gives, or its ports
                 (``"decode.token"``).
@@ -137,22 +146,25 @@ class Session:
         Returns:
             An iterator of results; ``next`` raises a failed request's error at its place, and goes on after it. With
             ``partial`` it yields ``(request, name, value)`` as values come: the number of the request, from 0, and
-            what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. A request
-            in chunks gives what the iterations of one chunk gave, then those of the next. Closing it cancels the
+            what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. Few values
+            wait to be taken; a slow reader slows the requests down. A request in chunks gives what the iterations of one chunk gave, then those of the next. Closing it cancels the
             requests that run.
 
         Raises:
-            InputError: ``depth`` is not positive, no loop gives a ``partial``, or the session is closed.
+            InputError: ``depth`` is not positive, no loop gives a ``partial``, the session is closed, or the caller is
+                in a request whose device takes one request at a time.
         """
         names = (partial,) if isinstance(partial, str) else tuple(partial)
         _check_depth(depth)
         if self._closed:
             raise self._refusal()
+        if self._turn is not None:
+            self._turn.check()
         if not names:
             return Stream(self.run, requests, depth)
         self._choose(frozenset(), names)
         run = functools.partial(self._run_watched, frozenset(), names)
-        return PartialStream(run, requests, depth, names)
+        return PartialStream(run, requests, depth, names, self._is_wanted)
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -186,21 +198,48 @@ class Session:
                 self._switch()
 
     def close(self) -> None:
-        """Waits for running requests and gives the devices back; later calls are :class:`InputError`."""
+        """Waits for running requests and gives the devices back; later calls are :class:`InputError`.
+
+        Called from within a request of the session (by a stage, a listener, a signal handler, or a thread that one of
+        them waits for), it does not wait: the last request that ends gives the devices back. Where it is interrupted,
+        the next call goes on.
+        """
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
             for table in self._tables:
                 table.clear()
-        while self._active:
-            time.sleep(0.001)
-        for backend in self._programs.backends.values():
-            backend.close()
+        self._closing.close(self._release)
+
+    def _release(self) -> None:
+        """Gives the devices back; called again after an interrupt, or where a device failed to close."""
+        failures = []
+        for backend in tuple(self._open):
+            try:
+                backend.close()
+                self._open.remove(backend)
+            except Exception as error:
+                failures.append(error)
         with self._lock:
             self._lanes.clear()
             self._programs = replace(self._programs, functions={}, constants={})
             self._switch()
+        if failures:
+            raise failures[0]
+
+    def __del__(self) -> None:
+        """Gives the devices back where nobody closed the session; no request can be under way."""
+        if getattr(self, "_entry", None) is not None and not self._closed:
+            self._closed = True
+            with contextlib.suppress(Exception):
+                self._release()
+            for table in self._tables:
+                table.clear()
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+        self._closing.after_fork()
+        if self._turn is not None:
+            self._turn.after_fork()
 
     def __enter__(self) -> Session:
         return self
@@ -223,17 +262,11 @@ class Session:
         nobody observes it.
         """
         self._entry = self._choose(frozenset())
-        if (
-            self._closed
-            or self._on_stage
-            or self._traces
-            or self._on_request
-            or not is_callable_by_name(self.plan)
-        ):
+        if self._closed or self._on_stage or self._traces or self._on_request:
             self._be_plain()
         elif self.__class__ is Session:
             lane = self._lanes[frozenset(), False, None][0]
-            call = self._generate(lane, call_source(self.plan, self._turn is not None), "__call__")
+            call = self._generate(lane, "_self, /, **inputs")
             self.__class__ = type("Session", (Session,), {"__call__": call, "__slots__": ()})
 
     def _be_plain(self) -> None:
@@ -259,13 +292,16 @@ class Session:
         key = keep, watched, partial
         with self._lock:
             if self._closed:
-                return self._refuse
+                refuse = weakref.WeakMethod(self._refuse)
+                return lambda inputs: refuse()(inputs)  # type: ignore[misc]
             if key not in self._lanes:
                 plan = keep_on_device(self.plan, keep)
                 programs = replace(self._programs, plan=watch_plan(plan, partial) if partial else plan)
                 watch = None if partial is None else self._watch
-                lane = Lane(programs, self._totals, self._observe if watched else None, watch)
-                entry = self._generate(lane, entry_source(self.plan, self._turn is not None), "entry")
+                observe = weakref.WeakMethod(self._observe)
+                observer = (lambda *step: observe()(*step)) if watched else None
+                lane = Lane(programs, self._totals, observer, watch)
+                entry = self._generate(lane, "inputs")
                 self._lanes[key] = (lane, _finished(entry, self._on_request))
             return self._lanes[key][1]
 
@@ -288,33 +324,41 @@ class Session:
                 table[None] = (*found, *key)
         return found
 
-    def _generate(self, lane: Lane, source: str, name: str) -> Callable[..., dict[str, Any]]:
+    def _generate(self, lane: Lane, head: str) -> Callable[..., dict[str, Any]]:
         """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
         table: dict[Any, Any] = {}
         self._tables.append(table)
-        own = {
-            "_table": table,
-            "_begin": self._active.append,
-            "_end": self._active.pop,
-            "_admit": lambda inputs: self._admit(lane, table, inputs),
-            "_turn": self._turn,
+        admit = weakref.WeakMethod(self._admit)  # a session that nobody holds is gone at once
+        scope: dict[str, Any] = {
+            "table": table,
+            "begin": self._closing.active.append,
+            "end": self._closing.active.pop,
+            "closing": self._closing.asked,
+            "finish": self._closing.finish,
+            "admit": lambda inputs: admit()(lane, table, inputs),  # type: ignore[misc]
+            "turn": self._turn,
+            "grad": torch.is_grad_enabled,
+            "no_grad": torch.no_grad,
+            "explain": lambda error: explain(lane, error),
+            "release": lambda error: release(lane, error),
+            "is_own": lambda error: is_own(lane, error),
         }
-        return _made(lane, source, name, own)
+        source = entry_source(self.plan, self._turn is not None, head)
+        exec(compile(source, file_name(self.plan.pipeline, "entry"), "exec"), scope)
+        return scope.pop("entry")  # type: ignore[no-any-return]
 
 
-def _made(lane: Lane, source: str, name: str, own: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Makes an entry from its source, given the globals that are its session's own."""
-    scope: dict[str, Any] = {
-        **own,
-        "_grad": torch.is_grad_enabled,
-        "_no_grad": torch.no_grad,
-        "_explain": lambda error: explain(lane, error),
-        "_release": lambda error: release(lane, error),
-        "_is_own": lambda error: is_own(lane, error),
-        "_missing": object(),
-    }
-    exec(compile(source, f"<stage-orchestrator {lane.plan.pipeline} entry>", "exec"), scope)
-    return scope.pop(name)  # type: ignore[no-any-return]
+#: Sessions that are there, for what a forked process has to put right in them.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _check_depth(depth: int) -> None:

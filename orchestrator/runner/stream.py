@@ -3,21 +3,91 @@
 Each request runs whole, in a thread of its own, under the caller's grad mode, inference mode and autocast (torch
 keeps these per thread). While one request is in a stage that releases the interpreter lock, or waits for a device,
 the others go on: stages of different requests run at the same time.
+
+A request is taken from its source before those that it took earlier are done, so that a source that fills one buffer
+again and again would overwrite what still runs: what is taken is copied.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import copy
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-__all__ = ["Modes", "Stream"]
+from orchestrator.errors import InputError
+
+__all__ = ["Modes", "Stream", "Workers", "copied"]
 
 Result = dict[str, Any]
+
+
+class Workers:
+    """The threads that run the requests of one stream.
+
+    Args:
+        requests: The requests; taken as there is room.
+        depth: How many are under way.
+    """
+
+    def __init__(self, requests: Iterable[Any], depth: int) -> None:
+        self._requests = iter(requests)
+        self._modes = Modes()
+        self._process = os.getpid()
+        self._own: set[int] = set()
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
+            depth, "orchestrator-stream", initializer=_note_thread, initargs=(self._own,)
+        )
+
+    def check(self) -> None:
+        """Makes sure that the caller may wait for a result.
+
+        Raises:
+            InputError: It is one of the requests, or a process that was forked from the stream's.
+        """
+        if threading.get_ident() in self._own:
+            raise InputError("A request of a stream cannot wait for a result of the same stream: it would be its own.")
+        if os.getpid() != self._process:
+            raise InputError("A forked process has no threads of its parent's stream; make a stream of its own there.")
+
+    def start(self, run: Callable[[Any], Any]) -> Future[Any] | None:
+        """Takes the next request and runs it.
+
+        Returns:
+            What becomes of it; of a source that failed, its failure. None: there is none, or the stream is closed.
+        """
+        if self._pool is None:
+            return None
+        try:
+            request = next(self._requests)
+        except StopIteration:
+            return None
+        except Exception as error:
+            self._requests = iter(())
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+        pool = self._pool  # the source may have closed the stream
+        return None if pool is None else pool.submit(self._modes.call, run, request)
+
+    def close(self, wait: bool = True) -> None:
+        """Takes no more requests, drops those that have not begun, and waits for the others.
+
+        One of the requests does not wait: it would wait for itself.
+        """
+        pool, self._pool, self._requests = self._pool, None, iter(())
+        if pool is not None:
+            pool.shutdown(wait=wait and threading.get_ident() not in self._own, cancel_futures=True)
+
+
+def _note_thread(threads: set[int]) -> None:
+    threads.add(threading.get_ident())
 
 
 class Stream(Iterator[Result]):
@@ -25,7 +95,7 @@ class Stream(Iterator[Result]):
 
     Args:
         run: Runs one request.
-        requests: The requests; taken as there is room.
+        requests: The requests; taken as there is room, and copied.
         depth: How many are under way.
     """
 
@@ -33,12 +103,8 @@ class Stream(Iterator[Result]):
         self, run: Callable[[Mapping[str, Any]], Result], requests: Iterable[Mapping[str, Any]], depth: int
     ) -> None:
         self._run = run
-        self._requests = iter(requests)
         self._depth = depth
-        self._modes = Modes()
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            depth, thread_name_prefix="orchestrator-stream"
-        )
+        self._workers = Workers(map(copied, requests), depth)
         self._waiting: collections.deque[Future[Result]] = collections.deque()
 
     def __next__(self) -> Result:
@@ -48,11 +114,16 @@ class Stream(Iterator[Result]):
             InputError, StageError: What this request failed with; the one after it comes next.
             StopIteration: All requests are done.
         """
+        self._workers.check()
         self._fill()
         if not self._waiting:
             self.close()
             raise StopIteration
-        future = self._waiting.popleft()
+        # It is waited for before it is taken off: an interrupt loses no result.
+        future = self._waiting[0]
+        future.exception()
+        if self._waiting and self._waiting[0] is future:
+            self._waiting.popleft()
         try:
             return future.result()
         finally:
@@ -60,25 +131,16 @@ class Stream(Iterator[Result]):
             self._fill()
 
     def _fill(self) -> None:
-        while self._pool is not None and len(self._waiting) < self._depth:
-            try:
-                request = next(self._requests)
-            except StopIteration:
+        while len(self._waiting) < self._depth:
+            future = self._workers.start(self._run)
+            if future is None:
                 return
-            except Exception as error:
-                self._requests = iter(())
-                self._waiting.append(_failed(error))
-                return
-            self._waiting.append(self._pool.submit(self._modes.call, self._run, request))
+            self._waiting.append(future)
 
     def close(self) -> None:
-        """Waits for what is under way and takes no more requests."""
-        if self._pool is not None:
-            pool, self._pool = self._pool, None
-            for future in self._waiting:
-                future.cancel()
-            pool.shutdown(wait=True)
-            self._waiting.clear()
+        """Waits for what is under way and takes no more requests; called by one of the requests, it does not wait."""
+        self._workers.close()
+        self._waiting.clear()
 
     def __enter__(self) -> Stream:
         return self
@@ -87,14 +149,29 @@ class Stream(Iterator[Result]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pool", None) is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)  # type: ignore[union-attr]
+        workers = getattr(self, "_workers", None)
+        if workers is not None:
+            workers.close(wait=False)
 
 
-def _failed(error: Exception) -> Future[Result]:
-    future: Future[Result] = Future()
-    future.set_exception(error)
-    return future
+def copied(request: Any) -> Any:
+    """Returns a request that its source may not change any more; what is none stays as it is, to be refused."""
+    return {name: _copy(value) for name, value in request.items()} if isinstance(request, Mapping) else request
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a tensor, NumPy array or byte array, or of what a dict, list, tuple or set holds of them."""
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        return value.detach().clone() if value.layout is torch.strided and not value.is_nested else value
+    if isinstance(value, bytearray) or hasattr(value, "__array_interface__"):
+        return copy.copy(value)
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_copy, value))
+    if isinstance(value, dict):
+        twin = copy.copy(value)
+        twin.update({name: _copy(part) for name, part in value.items()})
+        return twin
+    return value
 
 
 class Modes:

@@ -30,7 +30,7 @@ class Watch(threading.local):
     cancel: threading.Event | None = None
     failure: Exception | None = None
 
-    def __call__(self, loop: str, done: int, most: int, **values: Any) -> None:
+    def __call__(self, loop: str, done: int, most: int, values: dict[str, Any]) -> None:
         """Tells the listener of an iteration.
 
         Raises:

@@ -215,7 +215,7 @@ def test_a_stream_that_ends_early_cancels_what_runs(device: str, how: str):
             gone = weakref.ref(stream)
             del stream
             assert gone() is None, "nobody else holds it"
-            wait_until(lambda: not session._active)
+            wait_until(lambda: not session._closing.active)
         else:
             with pytest.raises(StopIteration):
                 next(stream)
