@@ -158,10 +158,11 @@ def _quoted(text: str) -> str:
 
 
 def _parts(graph: Graph) -> tuple[_Frame, list[_Arrow]]:
-    identities: dict[NodeKey, str] = {key: f"n{position}" for position, key in enumerate(graph.nx.nodes)}
+    drawn = graph.nx
+    identities: dict[NodeKey, str] = {key: f"n{position}" for position, key in enumerate(drawn.nodes)}
     arrows = [
         _Arrow(identities[source], identities[target], _ports(*ports))
-        for source, target, ports in graph.nx.edges(keys=True)
+        for source, target, ports in drawn.edges(keys=True)
     ]
     ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "leave")}
     for name, loop in graph.loops.items():

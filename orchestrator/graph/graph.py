@@ -199,7 +199,7 @@ class Graph:
 
     @property
     def nx(self) -> networkx.MultiDiGraph[NodeKey]:
-        """The graph for networkx, frozen, with specs, stages and loops as attributes of nodes; made anew at each access.
+        """The graph for networkx, frozen, with specs, stages and loops as attributes of nodes; made at each access.
 
         It is not kept: networkx remembers views of a graph in the graph, and a cycle that holds stages would hold their
         weights until the cyclic collector runs.

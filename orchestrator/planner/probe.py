@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -57,7 +59,7 @@ class Prober:
     """Runs stages on fake tensors, once for each structure and inputs."""
 
     def __init__(self) -> None:
-        self._mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = _mode()
         self._memo: dict[Any, Outcome] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
         self._structures: dict[int, Any] = {}
@@ -141,6 +143,18 @@ class Prober:
         except Exception:
             with fake_tensor.FakeCopyMode(self._mode):
                 return duplicate(wrapper.model, {})
+
+
+def _mode() -> fake_tensor.FakeTensorMode:
+    """Makes a mode; the first one in a thread of its own.
+
+    Torch imports much for it, and exceptions that it catches meanwhile would hold the frames of the caller, and with
+    them the modules that are planned, until the cyclic collector runs.
+    """
+    if "torch._dynamo" in sys.modules:
+        return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(fake_tensor.FakeTensorMode, allow_non_fake_inputs=True).result()
 
 
 class _InPlace:

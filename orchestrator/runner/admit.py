@@ -82,7 +82,9 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise _unfit(name, spec, value, "it is of a class of its own; pass .as_subclass(torch.Tensor), or a plain one.")
+        raise _unfit(
+            name, spec, value, "it is of a class of its own; pass .as_subclass(torch.Tensor), or a plain one."
+        )
     if value.layout is not torch.strided or value.is_nested:
         raise _unfit(name, spec, value, "it is sparse or nested; pass a dense tensor.")
     if value.dtype != spec.dtype:

@@ -39,13 +39,13 @@ class Closing(Awaiting):
         self._releasing = threading.RLock()
 
     def close(self, release: Callable[[], None]) -> None:
-        """Waits for the requests and gives the devices back; may be called again, also where it was interrupted.
+        """Waits for the requests and gives the devices back, once no more of them come in.
+
+        It may be called again, also where it was interrupted.
 
         Args:
             release: Gives the devices back. It goes on where it was interrupted when it is called again.
         """
-        if not self.asked:
-            self.asked.append(True)
         if self._is_inside(sys._getframe()):
             self._left = release
             return

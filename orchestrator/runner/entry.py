@@ -27,7 +27,7 @@ _ENTRY = "entry"
 
 
 def file_name(pipeline: str, what: object) -> str:
-    """Returns the name under which generated code stands in tracebacks; plain ASCII, whatever the pipeline is called."""
+    """Returns what generated code is called in tracebacks: plain ASCII, whatever the pipeline's name is."""
     return f"<stage-orchestrator {pipeline!a} {what}>"
 
 
@@ -51,8 +51,8 @@ def entry_source(plan: Plan, takes_turns: bool, head: str) -> str:
 
     Its globals: ``table`` (form to function and tick; ``None`` to those of the form admitted last, and that form),
     ``admit`` (checks a request whose form is new), ``begin`` and ``end`` (a request is under way), ``closing`` and
-    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``turn`` (a lock), and what becomes of
-    an exception: ``release``, ``is_own``, ``explain``.
+    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``turn`` (a lock), and what becomes
+    of an exception: ``release``, ``is_own``, ``explain``.
 
     Args:
         plan: The plan.

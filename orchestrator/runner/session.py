@@ -10,36 +10,26 @@ import contextlib
 import functools
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
 from orchestrator.runner.closing import Closing
-from orchestrator.runner.entry import entry_source, file_name, request_form
-from orchestrator.runner.failure import explain, is_own, release
-from orchestrator.runner.keep import keep_on_device
-from orchestrator.runner.lane import REMEMBERED, Lane
+from orchestrator.runner.entries import Entries, Entry, Finish, weakly
 from orchestrator.runner.partial import PartialStream
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.stream import Stream
 from orchestrator.runner.totals import Totals
 from orchestrator.runner.trace import Trace
 from orchestrator.runner.turn import Turn
-from orchestrator.runner.watch import Listener, Watch, watch_plan
+from orchestrator.runner.watch import Listener, Watch
 
 __all__ = ["Session"]
 
 Observe = Callable[[str, str, float], None]
-Finish = Callable[[float, "BaseException | None"], None]
-
-#: Outputs kept on their device, whether steps are observed, and what loops hand out (None: they are not watched).
-_Kind = tuple[frozenset[str], bool, "tuple[str, ...] | None"]
 
 
 class Session:
@@ -65,17 +55,13 @@ class Session:
         self._on_request = on_request
         self._traces: tuple[Trace, ...] = ()
         self._watch = Watch()
-        self._closed = False
         self._closing = Closing()
-        self._lock = threading.RLock()
-        self._lanes: dict[
-            tuple[frozenset[str], bool, tuple[str, ...] | None],
-            tuple[Lane, Callable[[Mapping[str, Any]], dict[str, Any]]],
-        ] = {}
-        self._tables: list[dict[Any, Any]] = []
         shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
         self._turn = Turn(self.plan.pipeline) if shared else None
-        self._entry: Callable[[Mapping[str, Any]], dict[str, Any]]
+        self._entries = Entries(
+            programs, self._totals, self._watch, self._closing, self._turn, weakly(self._refuse)
+        )
+        self._entry: Entry
         self._switch()
         _sessions.add(self)
 
@@ -147,8 +133,8 @@ class Session:
             An iterator of results; ``next`` raises a failed request's error at its place, and goes on after it. With
             ``partial`` it yields ``(request, name, value)`` as values come: the number of the request, from 0, and
             what it gives in an iteration or, once it is done, each output that was not yielded bit by bit. Few values
-            wait to be taken; a slow reader slows the requests down. A request in chunks gives what the iterations of one chunk gave, then those of the next. Closing it cancels the
-            requests that run.
+            wait to be taken; a slow reader slows the requests down. A request in chunks gives what the iterations of
+            one chunk gave, then those of the next. Closing it cancels the requests that run.
 
         Raises:
             InputError: ``depth`` is not positive, no loop gives a ``partial``, the session is closed, or the caller is
@@ -187,13 +173,13 @@ class Session:
         writes Chrome trace JSON, which ui.perfetto.dev opens.
         """
         trace = Trace(self.plan.pipeline)
-        with self._lock:
+        with self._entries.lock:
             self._traces = (*self._traces, trace)
             self._switch()
         try:
             yield trace
         finally:
-            with self._lock:
+            with self._entries.lock:
                 self._traces = tuple(other for other in self._traces if other is not trace)
                 self._switch()
 
@@ -204,10 +190,8 @@ class Session:
         them waits for), it does not wait: the last request that ends gives the devices back. Where it is interrupted,
         the next call goes on.
         """
-        with self._lock:
-            self._closed = True
-            for table in self._tables:
-                table.clear()
+        self._closing.asked[:] = [True]
+        self._entries.forget_forms()
         self._closing.close(self._release)
 
     def _release(self) -> None:
@@ -219,24 +203,20 @@ class Session:
                 self._open.remove(backend)
             except Exception as error:
                 failures.append(error)
-        with self._lock:
-            self._lanes.clear()
-            self._programs = replace(self._programs, functions={}, constants={})
-            self._switch()
+        self._entries.clear()
+        self._programs = replace(self._programs, functions={}, constants={})
+        self._switch()
         if failures:
             raise failures[0]
 
     def __del__(self) -> None:
         """Gives the devices back where nobody closed the session; no request can be under way."""
         if getattr(self, "_entry", None) is not None and not self._closed:
-            self._closed = True
             with contextlib.suppress(Exception):
-                self._release()
-            for table in self._tables:
-                table.clear()
+                self.close()
 
     def _after_fork(self) -> None:
-        self._lock = threading.RLock()
+        self._entries.lock = threading.RLock()
         self._closing.after_fork()
         if self._turn is not None:
             self._turn.after_fork()
@@ -250,6 +230,10 @@ class Session:
     def __repr__(self) -> str:
         state, devices = "closed" if self._closed else "open", [group.device for group in self.plan.groups]
         return f"<Session of {self.plan.pipeline!r} on {devices}, {state}>"
+
+    @property
+    def _closed(self) -> bool:
+        return bool(self._closing.asked)
 
     def _refusal(self) -> InputError:
         what = f"This session of {self.plan.pipeline!r} is closed; load the plan again."
@@ -265,9 +249,9 @@ class Session:
         if self._closed or self._on_stage or self._traces or self._on_request:
             self._be_plain()
         elif self.__class__ is Session:
-            lane = self._lanes[frozenset(), False, None][0]
-            call = self._generate(lane, "_self, /, **inputs")
-            self.__class__ = type("Session", (Session,), {"__call__": call, "__slots__": ()})
+            self.__class__ = type(
+                "Session", (Session,), {"__call__": self._entries.method(), "__slots__": ()}
+            )
 
     def _be_plain(self) -> None:
         """Leaves the class of its own, without what that holds: a class is freed by the cyclic collector only."""
@@ -279,31 +263,10 @@ class Session:
     def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise self._refusal()
 
-    def _choose(
-        self, keep: frozenset[str], partial: tuple[str, ...] | None = None
-    ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """The entry for this set of kept outputs, observed if somebody listens now.
-
-        Args:
-            keep: Outputs that stay on their device.
-            partial: What is handed out in each iteration of a loop; None: nobody watches the iterations.
-        """
-        watched = bool(self._on_stage or self._traces)
-        key = keep, watched, partial
-        with self._lock:
-            if self._closed:
-                refuse = weakref.WeakMethod(self._refuse)
-                return lambda inputs: refuse()(inputs)  # type: ignore[misc]
-            if key not in self._lanes:
-                plan = keep_on_device(self.plan, keep)
-                programs = replace(self._programs, plan=watch_plan(plan, partial) if partial else plan)
-                watch = None if partial is None else self._watch
-                observe = weakref.WeakMethod(self._observe)
-                observer = (lambda *step: observe()(*step)) if watched else None
-                lane = Lane(programs, self._totals, observer, watch)
-                entry = self._generate(lane, "inputs")
-                self._lanes[key] = (lane, _finished(entry, self._on_request))
-            return self._lanes[key][1]
+    def _choose(self, keep: frozenset[str], partial: tuple[str, ...] | None = None) -> Entry:
+        """The entry for this set of kept outputs and watched values, observed if somebody listens now."""
+        observe = weakly(self._observe) if self._on_stage or self._traces else None
+        return self._entries.choose(keep, partial, observe, self._on_request)
 
     def _observe(self, step: Step, started: float, ended: float) -> None:
         for trace in self._traces:
@@ -311,41 +274,6 @@ class Session:
         if step.op == "call":
             for observer in self._on_stage:
                 observer(step.name, step.device, ended - started)
-
-    def _admit(self, lane: Lane, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
-        """Checks a request in full and remembers its form."""
-        if self._closed:
-            raise self._refusal()
-        found = lane.runner(inputs)
-        key = request_form(self.plan, inputs)
-        with self._lock:
-            if not self._closed and len(table) < REMEMBERED:
-                table[key] = found
-                table[None] = (*found, *key)
-        return found
-
-    def _generate(self, lane: Lane, head: str) -> Callable[..., dict[str, Any]]:
-        """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
-        table: dict[Any, Any] = {}
-        self._tables.append(table)
-        admit = weakref.WeakMethod(self._admit)  # a session that nobody holds is gone at once
-        scope: dict[str, Any] = {
-            "table": table,
-            "begin": self._closing.active.append,
-            "end": self._closing.active.pop,
-            "closing": self._closing.asked,
-            "finish": self._closing.finish,
-            "admit": lambda inputs: admit()(lane, table, inputs),  # type: ignore[misc]
-            "turn": self._turn,
-            "grad": torch.is_grad_enabled,
-            "no_grad": torch.no_grad,
-            "explain": lambda error: explain(lane, error),
-            "release": lambda error: release(lane, error),
-            "is_own": lambda error: is_own(lane, error),
-        }
-        source = entry_source(self.plan, self._turn is not None, head)
-        exec(compile(source, file_name(self.plan.pipeline, "entry"), "exec"), scope)
-        return scope.pop("entry")  # type: ignore[no-any-return]
 
 
 #: Sessions that are there, for what a forked process has to put right in them.
@@ -380,23 +308,3 @@ def _known(plan: Plan, names: Iterable[str]) -> frozenset[str]:
                 f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
             )
     return keep
-
-
-def _finished(entry: Callable[[Mapping[str, Any]], dict[str, Any]], listeners: tuple[Finish, ...]) -> Any:
-    """Tells the observers of requests, where there are any."""
-    if not listeners:
-        return entry
-
-    def observed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        started, failure = time.perf_counter(), None
-        try:
-            return entry(inputs)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            for finish in listeners:
-                finish(time.perf_counter() - started, failure)
-            failure = None
-
-    return observed

@@ -52,9 +52,13 @@ class Workers:
             InputError: It is one of the requests, or a process that was forked from the stream's.
         """
         if threading.get_ident() in self._own:
-            raise InputError("A request of a stream cannot wait for a result of the same stream: it would be its own.")
+            raise InputError(
+                "A request of a stream cannot wait for a result of the same stream: it would be its own."
+            )
         if os.getpid() != self._process:
-            raise InputError("A forked process has no threads of its parent's stream; make a stream of its own there.")
+            raise InputError(
+                "A forked process has no threads of its parent's stream; make a stream of its own there."
+            )
 
     def start(self, run: Callable[[Any], Any]) -> Future[Any] | None:
         """Takes the next request and runs it.
@@ -156,7 +160,9 @@ class Stream(Iterator[Result]):
 
 def copied(request: Any) -> Any:
     """Returns a request that its source may not change any more; what is none stays as it is, to be refused."""
-    return {name: _copy(value) for name, value in request.items()} if isinstance(request, Mapping) else request
+    return (
+        {name: _copy(value) for name, value in request.items()} if isinstance(request, Mapping) else request
+    )
 
 
 def _copy(value: Any) -> Any:

@@ -54,7 +54,9 @@ class Turn(Awaiting):
                 self._wait()
             self._holder = threading.get_ident()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # an interrupt may come right after the lock was taken, or before
+            with contextlib.suppress(
+                RuntimeError
+            ):  # an interrupt may come right after the lock was taken, or before
                 self._lock.release()
             raise
 

@@ -1,12 +1,12 @@
 """Who waits for whom: whether a thread would wait for ever if it waited for another one.
 
-A stage may wait for a thread that in turn closes the stage's session, or runs a request that waits for the stage's turn.
-Neither could go on. Nothing on the way of a request notes such things; they are read off the stacks of the threads, by
-whoever has waited for a while already.
+A stage may wait for a thread that in turn closes the stage's session, or runs a request that waits for the turn of the
+stage's. Neither could go on. Nothing on the way of a request notes such things; they are read off the stacks of the
+threads, by whoever has waited for a while already.
 
 Only waits without a limit of time count: ``Thread.join``, ``Future.result``, and those of locks, conditions, events and
-queues that are written in Python, as long as they are given no timeout. What would end such a wait is the thread that is
-joined, that runs the future, or that has the event (condition, queue) in a local variable of a function.
+queues that are written in Python, as long as they are given no timeout. What would end such a wait is the thread that
+is joined, that runs the future, or that has the event (condition, queue) in a local variable of a function.
 """
 
 from __future__ import annotations

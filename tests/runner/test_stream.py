@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import collections
+import gc
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import pytest
 import torch
 
 from orchestrator import InputError, StageError
+from tests.bodies import new
 from tests.kit import Double, chain, linear, refuses, spec
 from tests.runner.gate import Gate, wait_until
 
@@ -184,3 +190,161 @@ def test_closing_a_session_waits_for_its_streams():
         assert first.result(10)["y"].tolist() == [2.0]
     assert next(stream)["y"].tolist() == [2.0]
     refuses(InputError, "closed", lambda: next(stream))
+
+
+@pytest.mark.parametrize("refill", ["tensor", "numpy", "list"])
+def test_a_source_may_fill_one_buffer_again_and_again(refill: str):
+    """Kind K4: what is taken is copied, whatever holds it, and no host stage is blamed for what the source does."""
+    takes = {"tensor": spec(3), "numpy": numpy.ndarray, "list": list}[refill]
+    buffer = {"tensor": torch.zeros(3), "numpy": numpy.zeros(3), "list": [torch.zeros(3)]}[refill]
+
+    def slow(value):
+        time.sleep(0.01)
+        given = value[0] if refill == "list" else value
+        return torch.as_tensor(given, dtype=torch.float32) * 2
+
+    def frames():
+        for number in range(8):
+            whole = buffer[0] if refill == "list" else buffer
+            whole[:] = number
+            yield collections.ChainMap({"x": buffer})
+
+    with chain(slow, takes=takes, device="host", outputs={"y": spec(3)}).plan().load() as session:
+        assert [given["y"].tolist() for given in session.stream(frames(), depth=3)] == [
+            [2.0 * number] * 3 for number in range(8)
+        ]
+
+
+def test_an_interrupt_loses_no_result():
+    """The result that was waited for comes next."""
+    gate = Gate()
+    with chain(gate.__call__, takes=spec(1)).plan().load() as session:
+        stream = session.stream([{"x": torch.tensor([float(at)])} for at in range(3)])
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        gate.open.set()
+        assert [given["y"].item() for given in stream] == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("how", ["close", "next"])
+def test_a_stream_within_itself_neither_hangs_nor_harms(how: str):
+    """One of its requests closes it, or wants its own result; so does its source."""
+    streams, seen = [], []
+
+    def stage(x):
+        if how == "close":
+            streams[0].close()
+        else:
+            with pytest.raises(InputError, match="same stream"):
+                next(streams[0])
+        seen.append(1)
+        return x * 2
+
+    with chain(stage, device="host", outputs={"y": spec(2)}).plan().load() as session:
+        streams.append(session.stream([{"x": torch.ones(2)}] * 2, depth=1))
+        assert next(streams[0])["y"].tolist() == [2.0, 2.0]
+        assert len(list(streams[0])) == (0 if how == "close" else 1)
+
+        def source():
+            yield {"x": torch.ones(2)}
+            streams[0].close()
+            yield {"x": torch.ones(2)}
+
+        how = "next"
+        streams[0] = session.stream(source(), depth=1)
+        assert len(list(streams[0])) <= 1
+        streams.clear()
+
+
+@pytest.mark.parametrize("partial", [(), ("y",)])
+def test_a_stream_that_another_thread_drops_leaves_no_thread(partial):
+    before = threading.active_count()
+    session = looped().plan().load()
+    box = [session.stream(({"x": torch.ones(2)} for _ in range(100)), partial=partial)]
+    next(box[0])
+    gc.disable()
+    try:
+        thread = threading.Thread(target=box.clear)
+        thread.start()
+        thread.join()
+        wait_until(lambda: threading.active_count() == before)
+    finally:
+        gc.enable()
+    session.close()
+
+
+def looped(steps: int = 50):
+    """``x`` plus one, so many times."""
+    inner = new("inner")
+    inner.output("x", inner.add("more", lambda x: x + 1)(inner.input("x", spec(2))))
+    pipeline = new()
+    pipeline.output(
+        "y", pipeline.loop("l", inner, carry={"x": pipeline.input("x", spec(2))}, max_steps=steps)
+    )
+    return pipeline
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
+@pytest.mark.parametrize("partial", [(), ("y",)])
+def test_whatever_a_stage_raises_comes_out_at_its_place(kind, partial):
+    def angry(x):
+        if type(x) is torch.Tensor and x[0] > 5:
+            raise kind("now")
+        return x
+
+    pipeline = looped(2)
+    more = new()
+    x = more.add("angry", angry)(more.input("x", spec(2)))
+    more.output("y", more.add("rest", pipeline)(x))
+    with more.plan().load() as session:
+        stream = session.stream([{"x": torch.ones(2) * at} for at in (9, 1)], depth=1, partial=partial)
+        with pytest.raises(StageError if kind is ValueError else kind, match="now"):
+            next(stream)
+        assert len(list(stream)) == (2 if partial else 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
+def test_a_slow_reader_of_values_slows_the_request_down(device: str):
+    """Few values wait to be taken; who waits for the request to end still gets there."""
+    with looped(200).plan(device).load() as session:
+        for end in ("close", "call", "session"):
+            stream = session.stream([{"x": torch.ones(2)}], depth=1, partial="y")
+            next(stream)
+            done = []
+            listen = stream._channel.put
+            stream._one.channel.put = lambda value, put=listen, done=done: (done.append(1), put(value))
+            time.sleep(0.3)
+            assert len(done) < 10
+            if end == "call":
+                assert session(x=torch.ones(2))["y"].tolist() == [201.0] * 2
+                stream.close()
+            elif end == "close":
+                stream.close()
+        session.close()
+        assert len(done) >= 190, "the request ended, and with it the wait"
+
+
+def test_a_forked_process_is_told_that_the_stream_is_not_its_own():
+    with chain(Double()).plan().load() as session:
+        stream = session.stream([{"x": torch.ones(2)}] * 3)
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                next(stream)
+            except InputError:
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(list(stream)) == 2
