@@ -1,23 +1,39 @@
-"""Write files so that no reader ever sees half of one.
+"""Write files so that no reader ever sees half of one, and that nothing is written outside of a folder.
 
-A file is written under a temporary name in its own folder, then renamed, which replaces an older file in one
-step. It gets the permissions of any new file.
+A file is written under a temporary name in its own folder, then renamed, which replaces an older file (or a symbolic
+link, not what it leads to) in one step. It gets the permissions of any new file. A *batch* of files is written whole
+before the first of them is renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 from orchestrator.cli.report import JobError
 
-__all__ = ["write_file", "write_text"]
+__all__ = ["Batch", "file_stem", "file_stems", "write_file", "write_text"]
+
+Fill = Callable[[BinaryIO], object]
+
+#: Characters that separate folders or mean something to a file system or a shell of one of the systems.
+_SPECIAL = frozenset('/\\:*?"<>|%')
+#: Names that Windows keeps for devices, whatever their ending.
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+)
+#: Bytes of a name, so that an ending and a temporary name fit beside it.
+_LONGEST = 180
 
 
-def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
+def write_file(path: Path, fill: Fill) -> Path:
     """Writes a file atomically and returns its path.
 
     Args:
@@ -27,18 +43,8 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
     Raises:
         JobError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                fill(file)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise JobError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+    with Batch() as batch:
+        batch.write(path, fill)
     return path
 
 
@@ -49,3 +55,115 @@ def write_text(path: Path, text: str) -> Path:
         JobError: It cannot be written.
     """
     return write_file(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+class Batch:
+    """Files that are there all, or not at all: a context that renames them at its end, or removes them."""
+
+    def __init__(self) -> None:
+        self._written: list[tuple[Path, Path]] = []
+        self._folders: list[Path] = []
+
+    def write(self, path: Path, fill: Fill) -> Path:
+        """Writes the content of a file beside its place, and returns the place.
+
+        Raises:
+            JobError: It cannot be written.
+        """
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            if path.is_dir() and not path.is_symlink():
+                raise IsADirectoryError(None, "there is a folder of that name")
+            # New, and no link: nobody else has put anything under this name.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._written.append((temporary, path))
+            with os.fdopen(descriptor, "wb") as file:
+                fill(file)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return path
+
+    def folder(self, path: Path) -> Path:
+        """Makes a folder below one that exists, unless it is there; it does not lead elsewhere.
+
+        Raises:
+            JobError: It cannot be made, or is a symbolic link.
+        """
+        try:
+            if path.is_symlink():
+                raise OSError(None, "it is a symbolic link, and outputs stay in their folder")
+            if not path.is_dir():
+                path.mkdir()
+                self._folders.append(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return path
+
+    def __enter__(self) -> Batch:
+        """Begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Puts all files in their places, or removes what was written.
+
+        Raises:
+            JobError: One cannot be put there.
+        """
+        try:
+            while error is None and self._written:
+                temporary, path = self._written[0]
+                try:
+                    temporary.replace(path)
+                except OSError as cause:
+                    raise _unwritable(path, cause) from cause
+                del self._written[0]
+            self._folders = [] if error is None else self._folders
+        finally:
+            for temporary, _ in self._written:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+            for folder in self._folders:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def _unwritable(path: Path, error: OSError) -> JobError:
+    return JobError(f"{str(path)!r} cannot be written: {error.strerror or error}.")
+
+
+def file_stem(name: str) -> str:
+    """Returns what a file of a name is called, without its ending, on every system: never a path, and none too long.
+
+    What a name may not hold is written in hexadecimal after ``%``, as in an address.
+    """
+    text = "".join(f"%{ord(char):02X}" if _is_special(char) else char for char in name)
+    if text.startswith((".", "~")) or text.endswith((".", " ")) or text.partition(".")[0].lower() in _DEVICES:
+        text = f"_{text}_"
+    coded = text.encode("utf-8", "surrogatepass")
+    if len(coded) > _LONGEST:
+        digest = hashlib.sha256(coded).hexdigest()[:12]
+        return f"{coded[: _LONGEST - 13].decode('utf-8', 'ignore')}~{digest}"
+    return text or "_"
+
+
+def file_stems(names: Iterable[str]) -> dict[str, str]:
+    """Returns what the files of several names are called: different also where case or Unicode form do not count."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem = plain = file_stem(name)
+        number = 2
+        while (
+            folded := unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
+        ) in taken:
+            stem = f"{plain}~{number}"
+            number += 1
+        taken.add(folded)
+        found[name] = stem
+    return found
+
+
+def _is_special(char: str) -> bool:
+    return char in _SPECIAL or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")

@@ -21,29 +21,39 @@ Nothing is cast or resized: whether a value fits its input is for the session to
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
-from orchestrator.cli.files import write_file, write_text
+from orchestrator.cli.files import Batch, file_stems
 from orchestrator.cli.pictures import is_picture, picture_layout, read_picture, write_picture
 from orchestrator.cli.plain import to_plain
 from orchestrator.cli.report import JobError, UsageError
+from orchestrator.cli.tensors import (
+    as_array,
+    read_all,
+    read_npy,
+    read_safetensors,
+    safetensors_of,
+    save_npy,
+)
 from orchestrator.specs import PortSpec, TensorSpec, dtype_name, show_spec
 
-__all__ = ["describe", "describe_input", "read_input", "write_output"]
+__all__ = ["describe", "describe_input", "read_input", "write_output", "write_outputs"]
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NUMBERS = (int, float, bool)
 _CONTAINERS = (list, dict, tuple)
 _KEYED = ".safetensors:"
-_FILES = "pip install 'stage-orchestrator[files]'"
+_SHOWN = 200
+
+#: Bytes of a text or JSON file; JSON takes up to 50 times as much memory.
+LARGEST_TEXT = 64 << 20
 
 
 def describe_input(name: str, spec: PortSpec) -> str:
@@ -76,6 +86,16 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
         UsageError: There is no such file, the input does not take its kind, or the text is no such value.
         JobError: The file's content cannot be read.
     """
+    try:
+        return _read(name, text, spec, literal)
+    except (UsageError, JobError):
+        raise
+    except (MemoryError, RecursionError) as error:
+        what = "takes more memory than there is" if isinstance(error, MemoryError) else "is nested too deeply"
+        raise JobError(f"What is given for the input {name!r} {what}: {text[:80]!r}.") from error
+
+
+def _read(name: str, text: str, spec: PortSpec, literal: bool) -> Any:
     if isinstance(spec, TensorSpec):
         return _read_tensor(name, text, spec)
     if hasattr(spec, "from_file"):
@@ -85,7 +105,7 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
             f"The input {name!r} takes a {spec.__name__}, which no file holds; run it from Python."
         )
     if spec is list and not literal and text.lower().endswith(".safetensors"):
-        return _read_all(_existing(name, text))
+        return read_all(_existing(name, text))
     suffix = ".txt" if spec is str else ".json"
     if not literal and text.lower().endswith(suffix):
         path = _existing(name, text)
@@ -98,23 +118,40 @@ def _of_type(name: str, spec: type, text: str, where: str, error: type[Exception
         return text
     try:
         value = json.loads(text)
+    except RecursionError as cause:
+        raise error(
+            f"The input {name!r} takes a {spec.__name__}, but {_short(where)} is nested too deeply."
+        ) from cause
     except ValueError as cause:
         raise error(
-            f"The input {name!r} takes a {spec.__name__}, but {where} is no JSON: {cause}."
+            f"The input {name!r} takes a {spec.__name__}, but {_short(where)} is no JSON: {cause}."
         ) from cause
     if spec is tuple and isinstance(value, list):
         return tuple(value)
     if spec is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not spec:
-        raise error(f"The input {name!r} takes a {spec.__name__}, but {where} is a {type(value).__name__}.")
+        raise error(
+            f"The input {name!r} takes a {spec.__name__}, but {_short(where)} is a {type(value).__name__}."
+        )
     return value
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _existing(name: str, text: str) -> Path:
+    """The path of an ordinary file: a pipe or a device may never end."""
     path = Path(text)
-    if not path.is_file():
-        why = "is a folder" if path.is_dir() else "does not exist"
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError))
+        why = "does not exist" if missing else f"cannot be opened: {getattr(error, 'strerror', error)}"
+        raise UsageError(f"The file {text!r} for the input {name!r} {why}.") from error
+    if not stat.S_ISREG(mode):
+        why = "is a folder" if stat.S_ISDIR(mode) else "is no ordinary file, but a pipe or a device"
         raise UsageError(f"The file {text!r} for the input {name!r} {why}.")
     return path
 
@@ -125,11 +162,18 @@ def _read_own(spec: Any, path: Path) -> Any:
         return spec.from_file(path)
     except (OSError, ValueError) as error:
         raise JobError(f"{str(path)!r} cannot be read as a {spec.__name__}: {error}") from error
+    except Exception as error:  # a damaged file raises almost anything
+        what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".removesuffix(": ")
+        raise JobError(f"{str(path)!r} cannot be read as a {spec.__name__}: {what}") from error
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise ValueError(f"it has more than {LARGEST_TEXT >> 20} MiB")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, ValueError) as error:
         raise JobError(f"{str(path)!r} cannot be read as text in UTF-8: {error}.") from error
 
@@ -145,56 +189,7 @@ def _read_tensor(name: str, text: str, spec: TensorSpec) -> torch.Tensor:
     path = _existing(name, file)
     if suffix in _PICTURES:
         return read_picture(name, path, spec)
-    return _read_npy(path) if suffix == ".npy" else _read_safetensors(path, key)
-
-
-def _read_npy(path: Path) -> torch.Tensor:
-    try:
-        import numpy
-    except ImportError as error:
-        raise JobError(f"{str(path)!r} needs numpy: {_FILES}.") from error
-    try:
-        array = numpy.load(path, allow_pickle=False)
-        if not isinstance(array, numpy.ndarray):
-            array.close()
-            raise ValueError("it is an archive of several arrays (.npz)")
-        native = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-        return torch.from_numpy(native)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise JobError(f"{str(path)!r} cannot be read as a numpy array of numbers: {error}.") from error
-
-
-def _read_safetensors(path: Path, key: str) -> torch.Tensor:
-    with _open(path) as file:
-        keys = sorted(file.keys())
-        chosen = key or (keys[0] if len(keys) == 1 else "")
-        if chosen not in keys:
-            listed = ", ".join(repr(item) for item in keys[:12]) + (", ..." if len(keys) > 12 else "")
-            raise UsageError(f"Name one tensor of {str(path)!r} as {path}:KEY; its keys: {listed or 'none'}.")
-        tensor: torch.Tensor = file.get_tensor(chosen)
-        return tensor
-
-
-def _read_all(path: Path) -> list[torch.Tensor]:
-    """All tensors of a file; numbers in their names count as such: "2" comes before "10"."""
-    with _open(path) as file:
-        names = sorted(
-            file.keys(), key=lambda name: [part.zfill(20) for part in re.findall(r"\d+|\D+", name)]
-        )
-        return [file.get_tensor(name) for name in names]
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise JobError(f"{str(path)!r} needs safetensors: {_FILES}.") from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise JobError(f"{str(path)!r} cannot be read as safetensors: {error}.") from error
+    return read_npy(path) if suffix == ".npy" else read_safetensors(path, key)
 
 
 def write_output(folder: Path, name: str, value: Any, *, picture: str = "png", tensors: str = "npy") -> Path:
@@ -210,68 +205,84 @@ def write_output(folder: Path, name: str, value: Any, *, picture: str = "png", t
     Raises:
         JobError: It cannot be written, or has no form in a file.
     """
-    if isinstance(value, torch.Tensor):
-        return _write_tensor(folder, name, value.detach().cpu().contiguous(), picture, tensors)
-    if _is_tensors(value):
-        return _write_all(folder / name, value, picture, tensors)
-    if isinstance(value, str):
-        return write_text(folder / f"{name}.txt", value)
-    text = json.dumps(_plain(name, value), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_text(folder / f"{name}.json", text + "\n")
+    return write_outputs(folder, {name: value}, picture=picture, tensors=tensors)[name]
+
+
+def write_outputs(
+    folder: Path, values: Mapping[str, Any], *, picture: str = "png", tensors: str = "npy"
+) -> dict[str, Path]:
+    """Writes outputs into a folder, as :func:`write_output` does each: all of them, or none.
+
+    Raises:
+        JobError: One cannot be written, or has no form in a file.
+    """
+    stems = file_stems(values)
+    with Batch() as batch:
+        writer = _Writer(batch, picture, tensors)
+        paths = {name: writer.write(folder, stems[name], name, value) for name, value in values.items()}
+    for inner, written in writer.lists.items():
+        _remove_older(inner, written)
+    return paths
 
 
 def _is_tensors(value: Any) -> TypeGuard[list[torch.Tensor]]:
     return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)
 
 
-def _write_all(folder: Path, values: list[torch.Tensor], picture: str, tensors: str) -> Path:
-    """Writes each tensor into a file; what an earlier run wrote for further places is removed."""
+class _Writer:
+    """Writes values by their kinds into a batch of files.
+
+    Attributes:
+        lists: The folder of each list, with the files in it.
+    """
+
+    def __init__(self, batch: Batch, picture: str, tensors: str) -> None:
+        self._batch = batch
+        self._picture = picture
+        self._tensors = tensors
+        self.lists: dict[Path, set[Path]] = {}
+
+    def write(self, folder: Path, stem: str, name: str, value: Any) -> Path:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(folder / stem, name, value.detach().cpu().contiguous())
+        if _is_tensors(value):
+            inner = self._batch.folder(folder / stem)
+            items = enumerate(value)
+            self.lists[inner] = {self.write(inner, str(at), str(at), item) for at, item in items}
+            return inner
+        if isinstance(value, str):
+            return self._text(folder / f"{stem}.txt", value)
+        text = json.dumps(_plain(name, value), indent=2, ensure_ascii=False, allow_nan=False)
+        return self._text(folder / f"{stem}.json", text + "\n")
+
+    def _text(self, path: Path, text: str) -> Path:
+        return self._batch.write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+    def _tensor(self, path: Path, name: str, value: torch.Tensor) -> Path:
+        def ending(suffix: str) -> Path:
+            return path.with_name(f"{path.name}.{suffix}")
+
+        if is_picture(value):
+            kind = self._picture
+            return self._batch.write(ending(kind), lambda file: write_picture(value, kind, file))
+        array = as_array(value) if self._tensors == "npy" else None
+        if array is not None:
+            return self._batch.write(ending("npy"), lambda file: save_npy(array, file))
+        return self._batch.write(ending("safetensors"), lambda file: file.write(safetensors_of(name, value)))
+
+
+def _remove_older(folder: Path, written: set[Path]) -> None:
+    """Removes what an earlier run wrote for places of a list, and this one did not.
+
+    Raises:
+        JobError: It cannot be removed.
+    """
     try:
-        folder.mkdir(exist_ok=True)
-        written = {
-            write_output(folder, str(at), value, picture=picture, tensors=tensors)
-            for at, value in enumerate(values)
-        }
         for path in set(folder.iterdir()) - written:
             if path.stem.isdecimal() and path.suffix in (*_PICTURES, ".npy", ".safetensors"):
                 path.unlink()
     except OSError as error:
         raise JobError(f"{str(folder)!r} cannot be written: {error.strerror or error}.") from error
-    return folder
-
-
-def _write_tensor(folder: Path, name: str, value: torch.Tensor, picture: str, tensors: str) -> Path:
-    if is_picture(value):
-        return write_file(folder / f"{name}.{picture}", lambda file: write_picture(value, picture, file))
-    if tensors == "npy":
-        array = _as_array(value)
-        if array is not None:
-            return write_file(folder / f"{name}.npy", lambda file: _save_npy(array, file))
-    return write_file(folder / f"{name}.safetensors", lambda file: file.write(_safetensors(name, value)))
-
-
-def _as_array(value: torch.Tensor) -> Any:
-    """The tensor as a numpy array; None where numpy lacks the dtype."""
-    try:
-        return value.numpy()
-    except TypeError:
-        return None
-    except RuntimeError as error:
-        raise JobError(f"Tensors as .npy need numpy: {_FILES}.") from error
-
-
-def _save_npy(array: Any, file: BinaryIO) -> None:
-    import numpy
-
-    numpy.save(file, array, allow_pickle=False)
-
-
-def _safetensors(name: str, value: torch.Tensor) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise JobError(f"Tensors as .safetensors need safetensors: {_FILES}.") from error
-    return save({name: value})
 
 
 def _plain(name: str, value: Any) -> Any:

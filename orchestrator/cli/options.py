@@ -191,5 +191,5 @@ def parse_value(text: str) -> Any:
     """Returns the value that a text is in JSON, or the text itself where it is no JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -14,6 +14,7 @@ An input of uint8 gets the values as they are, one of floats gets them scaled to
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -31,6 +32,13 @@ __all__ = ["is_picture", "picture_layout", "read_picture", "write_picture"]
 _CHANNELS = 3
 _JPEG_SIDE = 65_500  # libjpeg's limit
 _MEGA = 1_000_000
+_BLOCK = 1 << 20
+_SCAN = b"\xff\xda"
+
+#: Pixels of a picture: Pillow's own bound, which any library may take away.
+MOST_PIXELS = 178_956_970
+#: Pixels times scans of a JPEG; an ordinary one has at most about ten scans.
+MOST_WORK = 16 * MOST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -93,22 +101,27 @@ def read_picture(name: str, path: Path, spec: TensorSpec) -> torch.Tensor:
             f"[3, height, width], alone or in a batch of one, uint8 or floats. "
             f"Give a .npy or .safetensors file instead of {str(path)!r}."
         )
-    pixels = _decode(path, grey=layout.order == "grey")
-    height, width = pixels.shape[:2]
-    for size, dim, what in ((height, layout.height, "rows"), (width, layout.width, "columns")):
-        if isinstance(dim, int) and dim != size:
-            raise JobError(
-                f"The picture {str(path)!r} has {height} rows and {width} columns, but the input {name!r} "
-                f"takes {spec}, that is {dim} {what}. Resize it first."
-            )
+
+    def check(height: int, width: int, turned: bool = False) -> None:
+        """A size that the input does not take is refused; ``turned``: a camera may have noted that it lies."""
+        for size, dim, what in ((height, layout.height, "rows"), (width, layout.width, "columns")):
+            if isinstance(dim, int) and dim != size and not (turned and dim in (height, width)):
+                raise JobError(
+                    f"The picture {str(path)!r} has {height} rows and {width} columns, but the input {name!r} "
+                    f"takes {spec}, that is {dim} {what}. Resize it first."
+                )
+
+    pixels = _decode(path, layout.order == "grey", check)
+    check(*pixels.shape[:2])
     if layout.order == "first":
         pixels = pixels.permute(2, 0, 1)
     if spec.dtype.is_floating_point:
-        pixels = (pixels.to(torch.float32) / 255).to(spec.dtype)
+        pixels = pixels.to(torch.float32).div_(255).to(spec.dtype)
     return (pixels[None] if layout.batched else pixels).contiguous()
 
 
-def _decode(path: Path, *, grey: bool) -> torch.Tensor:
+def _decode(path: Path, grey: bool, check: Callable[[int, int, bool], None]) -> torch.Tensor:
+    """The pixels of a file; its header is looked at first, and refused by ``check`` or the bounds of this module."""
     try:
         import numpy
         from PIL import Image
@@ -118,6 +131,8 @@ def _decode(path: Path, *, grey: bool) -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF, or large but bearable sizes
             with Image.open(path, formats=("PNG", "JPEG")) as file:
+                check(file.height, file.width, True)
+                _check_work(path, file)
                 file.load()
                 picture = _upright(_eight_bit(file))
                 pixels = numpy.array(picture.convert("L" if grey else "RGB"))
@@ -126,9 +141,36 @@ def _decode(path: Path, *, grey: bool) -> torch.Tensor:
         raise JobError(
             f"{str(path)!r} has more than {limit} megapixels, which no ordinary picture has."
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise JobError(f"{str(path)!r} cannot be read as a PNG or JPEG picture: {error}.") from error
+    except JobError:
+        raise
+    except Exception as error:  # a damaged file raises almost anything
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise JobError(f"{str(path)!r} cannot be read as a PNG or JPEG picture: {why}.") from error
     return torch.from_numpy(pixels)
+
+
+def _check_work(path: Path, file: Image) -> None:
+    """Bounds what decoding takes; a library may have taken Pillow's own bound away."""
+    pixels = file.width * file.height
+    if pixels > MOST_PIXELS:
+        raise JobError(
+            f"{str(path)!r} has more than {MOST_PIXELS // _MEGA} megapixels, which no ordinary picture has."
+        )
+    # A progressive JPEG paints all pixels once for each scan, and a scan may be a few bytes.
+    if file.format != "PNG" and pixels * _scans(path) > MOST_WORK:
+        raise JobError(
+            f"{str(path)!r} paints {pixels // _MEGA} megapixels in {_scans(path)} scans, as no ordinary picture does."
+        )
+
+
+def _scans(path: Path) -> int:
+    """How many scans a JPEG has: in what is compressed, a byte 255 is never followed by that of a mark."""
+    count, last = 0, b""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            count += (last + block).count(_SCAN)
+            last = block[-1:]
+    return count
 
 
 def _upright(picture: Image) -> Image:

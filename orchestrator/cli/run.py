@@ -118,14 +118,12 @@ def _run(plan: Plan, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _keep(results: dict[str, Any], out: Path | None, picture: str, tensors: str) -> dict[str, Any]:
-    from orchestrator.cli.io import describe, write_output
+    from orchestrator.cli.io import describe, write_outputs
 
     if out is None:
         return {name: describe(name, value) for name, value in results.items()}
-    return {
-        name: {"file": str(write_output(out, name, value, picture=picture, tensors=tensors))}
-        for name, value in results.items()
-    }
+    written = write_outputs(out, results, picture=picture, tensors=tensors)
+    return {name: {"file": str(path)} for name, path in written.items()}
 
 
 def _plain(value: Any) -> Any:

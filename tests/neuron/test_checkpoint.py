@@ -68,6 +68,21 @@ def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> Non
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     assert _same(load_weights("s", Affine(), Settings(checkpoint=str(tmp_path))), weights)
+    (tmp_path / "in").mkdir()
+    for file in (
+        "../one.safetensors",
+        str(tmp_path / "two.safetensors"),
+        "in/two.safetensors",
+        "..",
+        7,
+        ["one"],
+    ):
+        index.write_text(json.dumps({"weight_map": {**places, "scale": file}}))
+        with pytest.raises(CompileError, match="cannot be read"):
+            load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))
+    index.write_text('{"weight_map": ' + "[" * 100_000)
+    with pytest.raises(CompileError, match="cannot be read"):
+        load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))
     index.write_text(json.dumps({"weight_map": {**places, "scale": "one.safetensors"}}))
     with pytest.raises(CompileError, match=r"index says that it has 'scale'"):
         load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator import GraphError
-from orchestrator_stages.speech import checkpoint
+from orchestrator_stages.speech import checkpoint, recording
 from orchestrator_stages.speech.ct2 import read_variables
 from orchestrator_stages.speech.cut import Cut, segments
 from orchestrator_stages.speech.mel import FRAME, LONGEST, RATE, log_mel
@@ -71,7 +71,7 @@ def test_samples_that_are_no_recording_are_refused(samples: Tensor, rate: int):
         Recording(samples, rate)
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 24000, 44100, 48000, 96000])
+@pytest.mark.parametrize("rate", [8000, 11025, 16001, 22050, 24000, 44100, 44101, 48000, 96000])
 @pytest.mark.parametrize("hertz", [100.0, 1000.0, 3000.0])
 def test_a_tone_is_the_same_tone_at_another_rate(rate: int, hertz: float):
     there = resampled(Recording(tone(hertz, rate), rate), RATE)
@@ -80,6 +80,26 @@ def test_a_tone_is_the_same_tone_at_another_rate(rate: int, hertz: float):
     inner = slice(800, -800)
     expected = tone(hertz, RATE)[: len(there.samples)]
     assert torch.allclose(there.samples[inner], expected[inner], atol=2e-3)
+
+
+@pytest.mark.parametrize(("rate", "length"), [(44100, 3001), (11025, 1), (8000, 0), (48_000, 1000)])
+def test_the_filter_is_one_however_it_is_worked_out(rate: int, length: int, monkeypatch: pytest.MonkeyPatch):
+    """Kind: rates that have little in common take no memory (a filter for each of 16,000 phases)."""
+    sound = Recording(torch.randn(length, generator=torch.Generator().manual_seed(0)), rate)
+    by_phases = resampled(sound, RATE).samples
+    monkeypatch.setattr(recording, "_MOST_WEIGHTS", 1000)
+    torch.testing.assert_close(resampled(sound, RATE).samples, by_phases, atol=1e-5, rtol=0)
+
+
+def test_a_recording_that_would_grow_without_bound_is_refused():
+    with pytest.raises(ValueError, match="more than 536,870,912 are not made"):
+        resampled(Recording(torch.zeros(40_000), 1), RATE)
+
+
+def test_a_length_that_a_pipe_could_not_say_is_no_fault(tmp_path: Path):
+    path = write(tmp_path / "a.wav", [[100, -200]], 2)
+    path.write_bytes(path.read_bytes().replace(b"data\x04\0\0\0", b"data\xff\xff\xff\xff"))
+    assert Recording.from_file(path).samples.tolist() == [100 / 2**15, -200 / 2**15]
 
 
 def test_what_the_lower_rate_cannot_hold_is_gone():

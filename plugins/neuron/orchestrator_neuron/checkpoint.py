@@ -143,7 +143,7 @@ def _read(
         sources = _compare(stage, path, files, owner, owned, settings)
         try:
             read = {name: files[name].get_tensor(name) for name in dict.fromkeys(sources.values())}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
             raise damaged(stage, path, error) from error
     return {name: read[sources[name]] if name in sources else owned[name] for name in owned}
 

@@ -55,7 +55,7 @@ def opened(
             try:
                 handle = stack.enter_context(safe_open(file, framework="pt"))
                 keys = set(handle.keys())
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise damaged(stage, file, error) from error
             absent = [name for name in names or () if name not in keys]
             if absent:
@@ -122,8 +122,10 @@ def _listed(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
     try:
         shards: dict[str, list[str]] = {}
         for name, file in json.loads(index.read_text())["weight_map"].items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is no file of this folder")
             shards.setdefault(file, []).append(name)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise damaged(stage, index, error) from error
     return [(index.parent / file, names) for file, names in shards.items()]
 

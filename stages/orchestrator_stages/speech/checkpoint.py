@@ -70,8 +70,16 @@ def load_checkpoint(weights: str | Path | None = None) -> Checkpoint:
             f"{str(folder)!r} is no folder of a Whisper checkpoint: it has no tokenizer.json.", weights=folder
         )
     load = _from_ct2 if (folder / "model.bin").is_file() else _from_folder
-    model = load(transformers, folder)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        model = load(transformers, folder)
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except GraphError:
+        raise
+    except Exception as error:  # a damaged file raises almost anything
+        raise GraphError(
+            f"{str(folder)!r} is no folder of a Whisper checkpoint: {type(error).__name__}: {error}",
+            weights=folder,
+        ) from error
     return Checkpoint(model.eval().requires_grad_(False), tokenizer)
 
 

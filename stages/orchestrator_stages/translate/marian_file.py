@@ -40,8 +40,8 @@ class _Cursor:
         return taken
 
     def numbers(self, code: str, count: int) -> tuple[int, ...]:
-        layout = struct.Struct(f"<{count}{code}")
-        return layout.unpack(self.bytes(layout.size))
+        data = self.bytes(count * struct.calcsize(f"<{code}"))
+        return struct.unpack(f"<{count}{code}", data)
 
 
 def read_marian(content: bytes) -> dict[str, Tensor]:
@@ -78,6 +78,8 @@ def read_marian(content: bytes) -> dict[str, Tensor]:
 
 def _tensor(name: str, kind: int, shape: tuple[int, ...], data: bytes) -> Tensor:
     count = math.prod(shape)
+    if min(shape, default=0) < 0 or (kind == INT8 and len(shape) != 2):
+        raise ValueError(f"{name!r} has the shape {shape}")
     if kind not in (FLOAT32, INT8):
         raise ValueError(f"{name!r} is of type {kind:#x}, which is not read here")
     if len(data) < (4 * count if kind == FLOAT32 else count + 4):
