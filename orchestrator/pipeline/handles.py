@@ -60,7 +60,7 @@ class StageHandle:
         self.stage = stage
         self.name = stage.name
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, /, *args: Any, **named: Any) -> Any:
         """Adds a call, fed by position or port name; returns its output, or one value for each."""
         ports = [port.name for port in self.stage.inputs]
         optional = {port.name for port in self.stage.inputs if port.optional}
@@ -85,7 +85,7 @@ class SubPipelineHandle:
         self._graph = graph
         self._constants: dict[str, Value] = {}
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, /, *args: Any, **named: Any) -> Any:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
         optional = set(self._graph.optional)
         fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, named)

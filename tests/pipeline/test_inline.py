@@ -21,6 +21,18 @@ def encoder(takes: TensorSpec | None = None):
     return inner
 
 
+def test_ports_may_be_called_self():
+    """Kind: a user's name that is an identifier of the product's own code."""
+    inner = new("inner")
+    inner.output(
+        "w", inner.add("double", Double(), inputs=("self",))(**{"self": inner.input("self", spec(2))})
+    )
+    outer = new()
+    outer.output("y", outer.add("sub", inner)(**{"self": outer.input("x", spec(2))}))
+    with outer.plan().load() as session:
+        assert session(x=torch.ones(2))["y"].tolist() == [2, 2]
+
+
 def test_calls_are_named_by_the_way_to_them():
     outer = new()
     sub = outer.add("sub", encoder())
