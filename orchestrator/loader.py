@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
+from orchestrator.runner.interrupts import HeldSignals
 from orchestrator.runner.programs import compile_stages, load_programs
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
@@ -144,8 +146,30 @@ class PipelineLoader:
         path = self._path or os.environ.get(STORE_VARIABLE)
         if path:
             return self._load(plan, ArtifactStore(path))
-        with tempfile.TemporaryDirectory(prefix="stage-orchestrator-") as folder:
-            return self._load(plan, ArtifactStore(folder))
+        return self._load_aside(plan)
+
+    def _load_aside(self, plan: Plan) -> Session:
+        """Compiles into a folder that is gone once the stages are loaded; an interrupt leaves neither it nor them."""
+        folders: list[str] = []
+        sessions: list[Session] = []
+
+        def tidy() -> None:
+            with HeldSignals():
+                while folders:
+                    shutil.rmtree(folders[-1], ignore_errors=True)
+                    folders.pop()
+
+        try:
+            with HeldSignals():
+                folders.append(tempfile.mkdtemp(prefix="stage-orchestrator-"))
+            sessions.append(self._load(plan, ArtifactStore(folders[0])))
+            tidy()
+            return sessions.pop()
+        except BaseException:
+            tidy()
+            for session in sessions:
+                session.close()
+            raise
 
     def _load(self, plan: Plan, store: ArtifactStore) -> Session:
         backends = self._backends(plan)

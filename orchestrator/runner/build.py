@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.backend import CompilingBackend
-from orchestrator.errors import CompileError
+from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
-from orchestrator.runner.child import Answer, build_in_child, read_answer
+from orchestrator.runner.child import build_in_child, read_answer
+from orchestrator.runner.interrupts import HeldSignals
 from orchestrator.store import ArtifactStore
 
 __all__ = ["WORKERS", "Job", "build_applications"]
@@ -74,7 +75,9 @@ def build_applications(
     missing = [job for key, job in by_key.items() if key not in found]
     if missing:
         _warm_up(missing)
-        with _Crew(store, workers or _workers()) as crew:
+        count = workers or _workers()
+        # An interrupt comes in while children are waited for, and nowhere else: so none is lost.
+        with HeldSignals() as signals, _Crew(store, count, signals) as crew:
             found |= crew.build(missing)
     return {key: found[key] for key in by_key}
 
@@ -96,8 +99,8 @@ def _workers() -> int:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back, also in a child forked here, until that is ready for it."""
+def _masked() -> Iterator[None]:
+    """Has a child that is forked here keep Ctrl-C for when it is ready for it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -111,10 +114,14 @@ class _Child:
     Args:
         job: The job.
         store: Where the artifact goes.
+
+    Attributes:
+        exitcode: How it ended, once it did; below 0: the signal that ended it.
     """
 
     def __init__(self, job: Job, store: ArtifactStore) -> None:
         self.job = job
+        self.exitcode = 0
         context = multiprocessing.get_context("fork")
         self.answers, sender = context.Pipe(duplex=False)
         self.process = context.Process(
@@ -122,7 +129,7 @@ class _Child:
             args=(job.backend, job.application, job.key, store, sender, os.getpid()),
             name=f"compile {job.application.name}",
         )
-        with _uninterrupted(), warnings.catch_warnings():
+        with _masked(), warnings.catch_warnings():
             # Python 3.12 warns of locks that other threads hold while it forks; a child takes none of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.process.start()
@@ -147,6 +154,9 @@ class _Child:
         finally:
             self.signal(signal.SIGKILL)
             self.process.join()
+            self.exitcode = self.process.exitcode or 0
+            # Both hold files open, and a failure keeps its frames, and so this, for longer than anyone needs them.
+            self.process.close()
             self.answers.close()
 
 
@@ -156,12 +166,15 @@ class _Crew:
     Args:
         store: Where artifacts go.
         workers: How many work at once.
+        signals: Signals that are held back; they are let in while children are waited for.
     """
 
-    def __init__(self, store: ArtifactStore, workers: int) -> None:
+    def __init__(self, store: ArtifactStore, workers: int, signals: HeldSignals) -> None:
         self._store = store
         self._workers = workers
+        self._signals = signals
         self._children: list[_Child] = []
+        self._failures: list[OrchestratorError] = []
 
     def build(self, jobs: Iterable[Job]) -> dict[str, Path]:
         """Builds all.
@@ -171,31 +184,41 @@ class _Crew:
         """
         waiting = collections.deque(jobs)
         built: dict[str, Path] = {}
-        killed: CompileError | None = None
-        while self._children or (waiting and not killed):
-            while waiting and not killed and len(self._children) < self._workers:
+        while self._children or (waiting and not self._failures):
+            while waiting and not self._failures and len(self._children) < self._workers:
                 self._children.append(_Child(waiting.popleft(), self._store))
-            for child, answer in self._answers():
-                if answer is None:
-                    killed = killed or self._killed(child)
-                else:
-                    built[child.job.key] = answer.path()
-        if killed:
-            raise killed
+            self._wait()
+            if not self._take(built):
+                self._end()
+        if self._failures:
+            # Taken out, not named: a frame that holds the error it raises is freed by the cyclic collector only.
+            raise self._failures.pop(0)
         return built
 
-    def _answers(self) -> Iterator[tuple[_Child, Answer | None]]:
-        """Yields children that ended, with what they answered; None: nothing."""
-        ready = multiprocessing.connection.wait([child.answers for child in self._children], _LOOK)
+    def _wait(self) -> None:
+        """Waits until a child has answered, or for a moment; signals come in."""
+        multiprocessing.connection.wait([child.answers for child in self._children], _LOOK)
+        self._signals.let_in()
+
+    def _take(self, built: dict[str, Path]) -> bool:
+        """Takes the answers of children that ended; tells whether to go on with those that are under way."""
         for child in tuple(self._children):
-            if child.answers in ready or not child.process.is_alive():
-                answer = read_answer(child.answers)
-                self._children.remove(child)
-                child.end(_GRACE)
-                yield child, answer
+            if not child.answers.poll() and child.process.is_alive():
+                continue
+            answer = read_answer(child.answers)
+            self._children.remove(child)
+            child.end(_GRACE)
+            if answer is None:
+                self._failures.append(self._killed(child))
+            elif answer.folder is None:
+                self._failures.insert(0, answer.failure())
+                return False
+            else:
+                built[child.job.key] = answer.folder
+        return True
 
     def _killed(self, child: _Child) -> CompileError:
-        code = child.process.exitcode or 0
+        code = child.exitcode
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         others = [other.name for other in self._children]
         beside = (
@@ -214,16 +237,16 @@ class _Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+        self._failures.clear()
+
+    def _end(self) -> None:
         """Ends those that are under way: first as Ctrl-C does, so that they tidy up."""
         for child in self._children:
             child.signal(signal.SIGINT)
         until = time.monotonic() + _GRACE
-        try:
-            for child in self._children:
-                child.process.join(max(0.0, until - time.monotonic()))
-        finally:
-            for child in self._children:
-                child.end(0)
+        while self._children:
+            self._children.pop().end(max(0.0, until - time.monotonic()))
 
 
 def _signal_name(number: int) -> str:

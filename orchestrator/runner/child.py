@@ -47,16 +47,11 @@ class Answer:
     error: OrchestratorError | None = None
     trace: str = ""
 
-    def path(self) -> Path:
-        """Returns the artifact's folder.
-
-        Raises:
-            OrchestratorError: What the child failed with; its cause shows where.
-        """
-        if self.error is not None:
-            raise self.error from ChildTraceback(f"in the compiling process:\n{self.trace}")
-        assert self.folder is not None
-        return self.folder
+    def failure(self) -> OrchestratorError:
+        """Returns what the child failed with; its cause shows where."""
+        error = self.error or CompileError("A compiling process answered nothing.")
+        error.__cause__ = ChildTraceback(f"in the compiling process:\n{self.trace}")
+        return error
 
 
 def read_answer(connection: Connection) -> Answer | None:
@@ -116,6 +111,9 @@ def _settle(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # its parent forked with it blocked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
