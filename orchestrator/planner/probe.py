@@ -7,10 +7,9 @@ memoised by *structure*: two modules of one class with equal attributes and equa
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import sys
-import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from torch._subclasses import fake_tensor
 
 from orchestrator.duplicate import duplicate, fill_meta, owner_of
+from orchestrator.errors import PlanError
+from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
 from orchestrator.planner.dtypes import SameDtypes
 from orchestrator.stage import ModelWrapper, Stage
 
@@ -60,9 +61,17 @@ class Prober:
 
     def __init__(self) -> None:
         self._mode = _mode()
+        self._isolation = Isolation(self._mode)
+        self._leftovers = Leftovers(self._mode, self._isolation)
         self._memo: dict[Any, Outcome] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
+        self._leftovers.allow(self._copies)
         self._structures: dict[int, Any] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What running stages did that is worth a note in the plan."""
+        return tuple(dict.fromkeys(self._leftovers.bindings.notes))
 
     def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> Outcome:
         """Runs a stage.
@@ -86,45 +95,80 @@ class Prober:
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
-    def examples(self, wrapper: ModelWrapper) -> list[tuple[torch.Tensor, ...]]:
+    def examples(self, stage: Stage, wrapper: ModelWrapper) -> list[tuple[torch.Tensor, ...]]:
         """Returns a wrapper's example inputs, made as fake tensors."""
-        with self._mode:
-            return [tuple(row) for row in wrapper.input_generator()]
+        rows: list[tuple[torch.Tensor, ...]] = []
+        self._leftovers.bindings.note(wrapper)
+        with self._watch(stage, rows), self._mode:
+            rows += [tuple(row) for row in wrapper.input_generator()]
+        return rows
+
+    @contextlib.contextmanager
+    def _watch(self, stage: Stage, owner: Any) -> Iterator[None]:
+        """Takes out again what a run leaves outside of its own copy.
+
+        Raises:
+            PlanError: It cannot be put back.
+        """
+        try:
+            with self._leftovers.watch(owner):
+                yield
+        except LeftBehindError as error:
+            raise PlanError(
+                f"Stage {stage.name!r} keeps tensors outside of itself, in {error}. Planning runs it on tensors "
+                f"without content, which must not stay there, and what was there before is not known. Call the stage "
+                f"once by hand before planning, or have it not run while planning: a ModelWrapper with opaque = True "
+                f"that declares its outputs, or a host stage (device='host').",
+                stage=stage.name,
+                places=error.places,
+            ) from None
 
     def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
         try:
             function = self._fake(stage)
+            owner = None if function is stage.target or isinstance(function, InPlace) else function
+            with self._watch(stage, owner):
+                return self._outcome(stage, function, arguments)
+        except PlanError:
+            raise
+        except Exception as error:
+            kind = DataDependentError if _needs_content(error) else RefusedError
+            text = str(error) if isinstance(error, _DATA_DEPENDENT) else f"{type(error).__name__}: {error}"
+            raise kind(text) from error
+
+    def _outcome(
+        self, stage: Stage, function: Callable[..., Any], arguments: tuple[Argument, ...]
+    ) -> Outcome:
+        try:
             with self._mode, torch.no_grad(), SameDtypes():  # type: ignore[no-untyped-call]
                 device = _device_of(function)
                 values = {name: _tensor(value, device) for name, value in arguments}
                 versions = {name: value._version for name, value in values.items() if _is_tensor(value)}
                 result = call_stage(stage, function, values)
-        except _DATA_DEPENDENT as error:
-            raise DataDependentError(str(error)) from error
+            written = tuple(name for name, version in versions.items() if values[name]._version != version)
+            return _outcome(result, written)
         except Exception as error:
-            kind = DataDependentError if _needs_content(error) else RefusedError
-            raise kind(f"{type(error).__name__}: {error}") from error
-        written = tuple(name for name, version in versions.items() if values[name]._version != version)
-        return _outcome(result, written)
+            _clear_frames(error)
+            raise
 
     def _fake(self, stage: Stage) -> Callable[..., Any]:
         """The stage's callable with fake parameters and buffers; the user's object stays as it is."""
         if id(stage) not in self._copies:
+            self._leftovers.bindings.note(stage.target)
             self._copies[id(stage)] = self._copy(stage)
         return self._copies[id(stage)]
 
     def _copy(self, stage: Stage) -> Callable[..., Any]:
         wrapper = stage.wrapper
-        if wrapper is not None and wrapper.__dict__.get("_model") is None and wrapper.makes_model:
-            twin = copy.copy(wrapper)
-            twin._model = self._built(wrapper)
+        if wrapper is not None and wrapper.makes_model and wrapper.__dict__.get("_model") is None:
+            twin = self._isolation.twin(wrapper, self._built(stage, wrapper))
             return twin.forward if wrapper.overrides("forward") else twin.model
         try:
-            with fake_tensor.FakeCopyMode(self._mode):
-                target: Any = duplicate(stage.target, {})
+            target: Any = self._isolation.copy(stage.target)
         except Exception:
+            self._leftovers.bindings.note_attributes(stage.target)
             if isinstance(stage.target, torch.nn.Module):
-                return _InPlace(stage.target, self._mode)
+                return InPlace(stage.target, self._mode)
             return stage.target
         owner = owner_of(target) if wrapper is None else target.__dict__.get("_model")
         if isinstance(owner, torch.nn.Module):
@@ -135,11 +179,15 @@ class Prober:
             function = target.model
         return function
 
-    def _built(self, wrapper: ModelWrapper) -> Any:
+    def _built(self, stage: Stage, wrapper: ModelWrapper) -> Any:
         """A fake model straight from its class; where that reads real files, a fake copy of the real one."""
+        made: list[Any] = []
         try:
-            with self._mode:
-                return wrapper.make_model()
+            with self._watch(stage, made), self._mode:
+                made.append(wrapper.make_model())
+            return made[0]
+        except PlanError:
+            raise
         except Exception:
             with fake_tensor.FakeCopyMode(self._mode):
                 return duplicate(wrapper.model, {})
@@ -155,29 +203,6 @@ def _mode() -> fake_tensor.FakeTensorMode:
         return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(fake_tensor.FakeTensorMode, allow_non_fake_inputs=True).result()
-
-
-class _InPlace:
-    """Runs a module that cannot be copied on fake parameters, and puts back everything it holds."""
-
-    _turn = threading.RLock()
-
-    def __init__(self, module: torch.nn.Module, mode: fake_tensor.FakeTensorMode) -> None:
-        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.module = module
-        self.fakes: dict[str, torch.Tensor] = {
-            name: mode.from_tensor(value) for name, value in tensors.items()
-        }
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        with self._turn:
-            held = [(part, dict(part.__dict__)) for part in self.module.modules()]
-            try:
-                return torch.func.functional_call(self.module, self.fakes, args, named)
-            finally:
-                for part, attributes in held:
-                    part.__dict__.clear()
-                    part.__dict__.update(attributes)
 
 
 def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -247,6 +272,15 @@ def _needs_content(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Lets go of the tensors in the frames of an error, which is kept, and of those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:

@@ -13,7 +13,6 @@ What cannot be read in any way makes a fingerprint unique to this process: see :
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch.nn.modules import module
 
 from orchestrator.duplicate import owner_of
+from orchestrator.isolation import outline
 from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.store.walk import Walk
 
@@ -63,7 +63,7 @@ def _digest(roots: tuple[Any, ...], contents: bool) -> str:
         return Walk(_weights(owner), contents=contents).digest(*roots)
     if owner.__dict__.get("_model") is None:
         with contextlib.suppress(Exception):
-            return _of_wrapper(owner, _outline(owner), contents, strict=True).digest(*roots)
+            return _of_wrapper(owner, outline(owner), contents, strict=True).digest(*roots)
     model = None
     with contextlib.suppress(Exception):
         model = owner.model
@@ -73,16 +73,6 @@ def _digest(roots: tuple[Any, ...], contents: bool) -> str:
 def _of_wrapper(wrapper: ModelWrapper, model: Any, contents: bool, strict: bool = False) -> Walk:
     """A wrapper counts the same before and after its model is built."""
     return Walk(_weights(model), {id(wrapper): {"_model": model}}, contents, strict)
-
-
-def _outline(wrapper: ModelWrapper) -> Any:
-    """Returns a wrapper's model without content.
-
-    Raises:
-        Exception: It cannot be built like this.
-    """
-    with torch.device("meta"):
-        return copy.copy(wrapper).make_model()
 
 
 def _weights(owner: Any) -> Iterator[torch.Tensor]:

@@ -93,7 +93,7 @@ class _Inference:
                 edge: held_form(self.draft, edge, sources[edge], form) for edge, form in self.forms.items()
             },
             sources=sources,
-        ).noted(*self.notes)
+        ).noted(*self.notes, *self.prober.notes)
 
     def _loop_end(self, node: NodeKey) -> None:
         """What enters the body of a loop, or leaves it."""
@@ -168,7 +168,7 @@ class _Inference:
         if spec is not None or wrapper is None or wrapper.inputs or not wrapper.overrides("input_generator"):
             return spec
         if stage.name not in self.examples:
-            self.examples[stage.name] = _example_specs(stage, self.prober.examples(wrapper))
+            self.examples[stage.name] = _example_specs(stage, self.prober.examples(stage, wrapper))
         return self.examples[stage.name].get(port)
 
     def _outputs(

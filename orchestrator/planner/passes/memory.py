@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 
 from orchestrator.errors import PlanError, nearest
+from orchestrator.isolation import outline
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.planner.draft import Draft
@@ -91,15 +93,14 @@ def _tensors(owner: Any) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yields identity and tensor of parameters and buffers."""
     if isinstance(owner, torch.nn.Module):
         for tensor in (*owner.parameters(), *owner.buffers()):
-            storage = 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
-            yield storage or id(tensor), tensor
+            empty = tensor.is_meta or isinstance(tensor, fake_tensor.FakeTensor)
+            yield (id(tensor) if empty else tensor.untyped_storage().data_ptr() or id(tensor)), tensor
 
 
 def _skeleton(wrapper: ModelWrapper) -> Any:
-    """The wrapper's model on the meta device; the real one where its class cannot be built there."""
+    """The wrapper's model without content; the real one where its class cannot be built so."""
     try:
-        with torch.device("meta"):
-            return wrapper.make_model()
+        return outline(wrapper)
     except Exception:
         return wrapper.model
 

@@ -111,6 +111,11 @@ class ProgramModule(torch.nn.Module):
         self._sizes = dict(sizes)
         self._guarded = guarded
 
+    @property
+    def target(self) -> Callable[..., Any] | None:
+        """What runs the stage."""
+        return self._target[0]
+
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the program once."""
         values = iter(tensors)
@@ -118,7 +123,7 @@ class ProgramModule(torch.nn.Module):
             item.port: item.constant if item.spec is None else self._enter(item, next(values))
             for item in self._program.inputs
         }
-        target = self._target[0]
+        target = self.target
         given = fed if target is None else self._named(self._call(target, fed))
         return tuple(
             self._adapted(self._held(given[item.port], item), item.adapters) for item in self._program.outputs

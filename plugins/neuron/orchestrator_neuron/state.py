@@ -10,6 +10,7 @@ A stage that does not run in this way, e.g. since it asks for content, is not lo
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import functools
 import inspect
@@ -19,12 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from orchestrator.duplicate import duplicate
 from orchestrator.errors import CompileError
+from orchestrator.isolation import Isolation, LeftBehindError, Leftovers
 from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.module import ProgramModule
 
@@ -68,10 +69,22 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
 
 def _changed(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> str | None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    isolation = Isolation(mode)
+    try:
+        copied = isolation.copy(module)
+    except Exception:
+        return None
+    leftovers = Leftovers(mode, isolation)
+    leftovers.bindings.note(module.target)
+    # What it caches outside of the copy would be compiled in.
+    with contextlib.suppress(LeftBehindError), leftovers.watch(copied):
+        return _changed_in(copied, mode, inputs)
+    return None
+
+
+def _changed_in(copied: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]) -> str | None:
     uses = _Uses()
     try:
-        with FakeCopyMode(mode):
-            copied = duplicate(module, {})
         first, second = ([mode.from_tensor(value.clone()) for value in inputs] for _ in range(2))
         with mode, torch.compiler.set_stance("force_eager"):
             copied(*first)

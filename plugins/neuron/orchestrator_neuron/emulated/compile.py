@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import CompileError
+from orchestrator.isolation import LeftBehindError, Leftovers
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import AnyDim, dim_names
 from orchestrator_neuron.emulated.first_run import FirstRun
@@ -49,13 +51,23 @@ def compile_application(
     for number, (program, sizes) in enumerate(distinct):
         shown = _show(application, program, sizes)
         module = ProgramModule(target, owner, program, sizes, guarded=True)
-        with FirstRun(shown, application.name, owner):
+        with _forgotten(target, owner), FirstRun(shown, application.name, owner):
             traced = trace(shown, application.name, module, program, sizes)
         (folder / _file_of(number)).write_bytes(compiler(traced.data))
         inputs = tuple(_input_forms(program, sizes))
         entries.append(Entry(program.name, _file_of(number), inputs, traced.outputs, traced.constant_bytes))
     weights = {} if owner is None else _forms(owner)
     write(Manifest(application.name, weights, tuple(entries)), folder)
+
+
+@contextlib.contextmanager
+def _forgotten(target: Any, owner: torch.nn.Module | None) -> Iterator[None]:
+    """Takes out again what exporting has a stage cache, in itself or elsewhere: the next program would find it."""
+    leftovers = Leftovers()
+    leftovers.bindings.note(target)
+    leftovers.bindings.note_attributes(owner)
+    with contextlib.suppress(LeftBehindError), leftovers.watch(None):
+        yield
 
 
 def planned_entries(application: Application) -> list[Entry]:

@@ -1,0 +1,288 @@
+"""What lies around a stage's code: modules, classes, functions and what they hold, as it was before the stage ran.
+
+Only bindings are noted, one level deep in each container: enough to put back what an entry was.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import gc
+import sys
+import types
+import weakref
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+
+from orchestrator.isolation.copies import CONTAINERS, HOOKS, LARGE, MAPPINGS, is_library
+
+__all__ = ["Bindings"]
+
+_LRU = type(functools.lru_cache(maxsize=None)(is_library))
+_MISSING = object()
+
+
+class Bindings:
+    """Notes and puts back bindings around the stages of one plan.
+
+    Attributes:
+        notes: What could not be put back, though no result hangs on it.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._saved: dict[int, tuple[Any, Any]] = {}
+        self._cells: dict[int, tuple[types.CellType, Any]] = {}
+        self._modules: set[str] = set()
+        self._bound: set[int] = set()
+
+    def note(self, target: Any) -> None:
+        """Notes what lies around a stage's target: the modules of its code, and those that they name."""
+        functions, kinds = _code_of(target)
+        for function in functions:
+            self._module(str(function.__globals__.get("__name__")), following=True)
+            self._function(function)
+        for kind in kinds:
+            if not is_library(kind.__module__):
+                self._module(kind.__module__, following=True)
+                self._class(kind)
+
+    def note_attributes(self, item: Any) -> None:
+        """Notes what an object holds that runs itself, since it cannot be copied."""
+        parts = item.modules() if isinstance(item, torch.nn.Module) else [item]
+        for part in parts:
+            for value in self._save(vars(part) if hasattr(part, "__dict__") else {}):
+                self._value(value)
+
+    def was_there(self, item: Any, made: Collection[int]) -> bool:
+        """Tells whether an object was there before a run, though the collector saw it for the first time.
+
+        A plain dict is seen once it holds more than plain values. It was there if it was bound, or is what an older
+        object or module keeps its names in.
+
+        Args:
+            item: The object.
+            made: Identities of all that the run made, and of such dicts.
+        """
+        if id(item) in self._saved or id(item) in self._bound:
+            return True
+        if type(item) is not dict:
+            return False
+        # No comprehension: its variables would be cells that hold the object.
+        for other in gc.get_referrers(item):
+            noted = id(other) in self._saved or id(other) in self._cells
+            if not noted and id(other) not in made and _keeps(other, item):
+                return True
+        return False
+
+    def cut(self, holder: Any, chain: Collection[int]) -> list[str]:
+        """Takes the objects of these identities out of their holder.
+
+        Returns:
+            Where the former value is not known.
+        """
+        if isinstance(holder, dict):
+            return self._cut_mapping(holder, chain)
+        if isinstance(holder, (list, collections.deque)):
+            rest = [item for item in holder if id(item) not in chain]
+            holder.clear()
+            holder.extend(rest)
+            return []
+        if isinstance(holder, set):
+            holder.difference_update([item for item in holder if id(item) in chain])
+            return []
+        if isinstance(holder, _LRU):
+            self._cut_cache(holder, chain)
+            return []
+        if isinstance(holder, types.CellType):
+            return self._cut_cell(holder)
+        if isinstance(getattr(holder, "__dict__", None), dict):
+            return self._cut_mapping(vars(holder), chain)
+        return [f"a {type(holder).__qualname__}"]
+
+    def _module(self, name: str, following: bool) -> None:
+        module = sys.modules.get(name)
+        if name in self._modules or module is None or is_library(name):
+            return
+        self._modules.add(name)
+        for value in self._save(vars(module)):
+            self._value(value)
+            if following:
+                self._module(_home_of(value), following=False)
+
+    def _value(self, value: Any) -> None:
+        """Notes what one value of a module holds."""
+        if type(value) in CONTAINERS:
+            self._save(value)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, type):
+            if value.__module__ in self._modules:
+                self._class(value)
+        elif type(value) is types.SimpleNamespace or (
+            not isinstance(value, types.ModuleType) and type(value).__module__ in self._modules
+        ):
+            for held in self._save(getattr(value, "__dict__", {})):
+                if type(held) in CONTAINERS:
+                    self._save(held)
+
+    def _class(self, kind: type) -> None:
+        attributes = gc.get_referents(vars(kind))[0]  # what the proxy stands for
+        if id(attributes) in self._saved:
+            return
+        self._keep(attributes, kind, dict(attributes))
+        for value in list(attributes.values()):
+            plain = getattr(value, "__func__", value)
+            if type(value) in CONTAINERS:
+                self._save(value)
+            elif isinstance(plain, types.FunctionType):
+                self._function(plain)
+
+    def _function(self, function: types.FunctionType) -> None:
+        values = [
+            function.__dict__,
+            *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values(),
+        ]
+        for cell in function.__closure__ or ():
+            try:
+                self._cells[id(cell)] = cell, cell.cell_contents
+                values.append(cell.cell_contents)
+            except ValueError:
+                self._cells[id(cell)] = cell, _MISSING
+        for value in values:
+            if type(value) in CONTAINERS:
+                self._save(value)
+
+    def _save(self, container: Any) -> Iterable[Any]:
+        """Notes a container's items, and returns them."""
+        if id(container) in self._saved or len(container) > LARGE:
+            return ()
+        values = list(container.values()) if isinstance(container, MAPPINGS) else list(container)
+        self._keep(container, container, dict(container) if isinstance(container, MAPPINGS) else values)
+        return values
+
+    def _keep(self, container: Any, owner: Any, items: Any) -> None:
+        values = items.values() if isinstance(items, dict) else items
+        self._saved[id(container)] = owner, items
+        self._bound.update(id(value) for value in values if type(value) is dict)
+
+    def _cut_mapping(self, space: dict[Any, Any], chain: Collection[int]) -> list[str]:
+        owner, saved = self._saved.get(id(space), (None, None))
+        lost: list[str] = []
+        for key, value in list(space.items()):
+            if id(value) not in chain and id(key) not in chain:
+                continue
+            if saved is not None:
+                _bind(owner, space, key, saved.get(key, _MISSING))
+            elif (named := _namespace(space)) is None:
+                del space[key]
+            else:
+                _bind(named, space, key, _MISSING)
+                lost.append(_show(named, key))
+        return lost
+
+    def _cut_cell(self, cell: types.CellType) -> list[str]:
+        _, content = self._cells.get(id(cell), (None, cell))
+        if content is cell:
+            del cell.cell_contents
+            return ["a variable of a function's closure"]
+        if content is _MISSING:
+            del cell.cell_contents
+        else:
+            cell.cell_contents = content
+        return []
+
+    def _cut_cache(self, cache: Any, chain: Collection[int]) -> None:
+        """Entries of an unbounded ``lru_cache`` can be taken out; a bounded one can be emptied only."""
+        entries = [item for item in gc.get_referents(cache) if isinstance(item, dict)]
+        info = cache.cache_info()
+        if info.maxsize is None:
+            for table in entries:
+                if table is not cache.__dict__:
+                    self._cut_mapping(table, chain)
+            return
+        cache.cache_clear()
+        if info.misses > 1:
+            self.notes.append(
+                f"Planning emptied the lru_cache of {cache.__module__}.{cache.__qualname__}, which a stage had filled "
+                f"with tensors that have no content; it fills again when it is used."
+            )
+
+
+def _code_of(target: Any) -> tuple[list[types.FunctionType], set[type]]:
+    """Functions and classes that a target's code begins with."""
+    functions: list[types.FunctionType] = []
+    kinds: set[type] = set()
+    waiting = [target]
+    while waiting:
+        item = waiting.pop()
+        while isinstance(item, (functools.partial, _LRU)):
+            item = item.func if isinstance(item, functools.partial) else item.__wrapped__
+        if isinstance(item, types.FunctionType):
+            functions.append(item)
+            continue
+        item = getattr(item, "__self__", item)
+        parts = list(item.modules()) if isinstance(item, torch.nn.Module) else [item]
+        kinds.update(base for kind in {type(part) for part in parts} for base in kind.__mro__)
+        for part in parts:
+            hooks = (getattr(part, name, None) or {} for name in HOOKS)
+            waiting += [hook for group in hooks for hook in group.values()]
+    return functions, kinds
+
+
+def _home_of(value: Any) -> str:
+    """The module that a value of another module is of, or is."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, types.FunctionType):
+        return str(value.__globals__.get("__name__", ""))
+    return str(value.__module__) if isinstance(value, type) else str(type(value).__module__)
+
+
+def _keeps(other: Any, space: dict[Any, Any]) -> bool:
+    """Tells whether an object has a dict as its own: for its names, as a variable, or as a default."""
+    if isinstance(other, dict):
+        return _is_of_threads(other) or _namespace(other) is not None
+    if isinstance(other, tuple):
+        return any(isinstance(holder, types.FunctionType) for holder in gc.get_referrers(other))
+    return isinstance(other, (types.CellType, type)) or getattr(other, "__dict__", None) is space
+
+
+def _is_of_threads(space: dict[Any, Any]) -> bool:
+    """Tells whether a dict is where ``threading.local`` keeps the names of each thread."""
+    keys = (key() for key in space if isinstance(key, weakref.ref))
+    return any(type(key).__qualname__ == "_localdummy" for key in keys)
+
+
+def _namespace(space: dict[Any, Any]) -> Any:
+    """The module, class or object whose names a dict holds; None: it is a dict of its own."""
+    for holder in gc.get_referrers(space):
+        if isinstance(holder, type):
+            if gc.get_referents(vars(holder))[0] is space:
+                return holder
+        elif getattr(holder, "__dict__", None) is space:
+            return holder
+    return None
+
+
+def _bind(owner: Any, space: dict[Any, Any], key: Any, value: Any) -> None:
+    """Gives a name its former value, or none; a class has to notice."""
+    change: Callable[..., object]
+    if isinstance(owner, type):
+        change = delattr if value is _MISSING else setattr
+        change(owner, key, *(() if value is _MISSING else (value,)))
+    elif value is _MISSING:
+        del space[key]
+    else:
+        space[key] = value
+
+
+def _show(owner: Any, key: Any) -> str:
+    if isinstance(owner, types.ModuleType):
+        return f"the global {key!r} of the module {owner.__name__!r}"
+    if isinstance(owner, type):
+        return f"the attribute {key!r} of the class {owner.__qualname__}"
+    return f"the attribute {key!r} of a {type(owner).__qualname__}"

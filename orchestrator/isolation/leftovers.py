@@ -1,0 +1,203 @@
+"""Fake tensors that a stage's code put away where the user finds them: who holds them, and how that is undone.
+
+A stage runs on a copy of its object, but what its code caches in a global, a class, a function's attribute, an
+``lru_cache`` or a list of its own is the user's. After each run, fake tensors that are alive although nothing of the
+copy holds them are followed to whoever does, and the entries that the run made there are taken out again.
+"""
+
+from __future__ import annotations
+
+import collections
+import gc
+import itertools
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch._subclasses import fake_tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from orchestrator.isolation.bindings import Bindings
+from orchestrator.isolation.copies import Isolation
+
+__all__ = ["LeftBehindError", "Leftovers"]
+
+#: What a copy may refer to without owning it.
+_SHARED = (type, types.ModuleType, types.CodeType, types.FrameType)
+
+#: One run at a time: the collector is the process's own, and so are the places that are put back.
+_TURN = threading.RLock()
+
+
+class LeftBehindError(Exception):
+    """A run left tensors in places whose former content is not known; they were taken out.
+
+    Attributes:
+        places: Descriptions of the places.
+    """
+
+    def __init__(self, places: tuple[str, ...]) -> None:
+        super().__init__(", ".join(places))
+        self.places = places
+
+
+class Leftovers:
+    """Watches runs, of one plan say.
+
+    Args:
+        mode: The mode that their fake tensors belong to; None: any, and wrappers around them as exporting makes them.
+        isolation: What made the copies that run, if it is what did.
+    """
+
+    def __init__(
+        self, mode: fake_tensor.FakeTensorMode | None = None, isolation: Isolation | None = None
+    ) -> None:
+        self._mode = mode
+        self._functions = set() if isolation is None else isolation.functions
+        self._shared = set() if isolation is None else isolation.shared
+        self._keepers: list[Any] = []
+        self.bindings = Bindings()
+
+    def watch(self, owner: Any) -> _Watch:
+        """Returns a context that takes out again, at its end, what a run left outside of an object.
+
+        Args:
+            owner: The copy that runs, or a list of what may keep tensors; None: nothing may.
+
+        Raises:
+            LeftBehindError: (the context, at its end) It left something in a place whose former content is not known.
+        """
+        return _Watch(self, owner)
+
+    def allow(self, keeper: Any) -> None:
+        """Lets an object keep copies; it is not looked at."""
+        self._keepers.append(keeper)
+
+    def undo(self, owner: Any, held: list[Any], lost: list[str], keeper: dict[str, Any]) -> None:
+        """Looks for what is left of a run.
+
+        Args:
+            owner: The copy that ran.
+            held: Parts of it that gained a reference.
+            lost: Descriptions of places whose former content is not known; what is found is added.
+            keeper: What holds the copy for the time of the run.
+        """
+        young = gc.get_objects(generation=0)
+        left = [weakref.ref(item) for item in young if self._is_fake(item)]
+        if not left and not held:
+            return
+        made = set(map(id, young))
+        # What a cycle alone holds is nobody's.
+        del young
+        gc.collect(0)
+        suspects = [item for item in (ref() for ref in left) if item is not None]
+        owned, edges = self._reach(owner, set(map(id, suspects)))
+        # A reference each from the list, the loop and the call.
+        suspects = [item for item in suspects if sys.getrefcount(item) > edges[id(item)] + 3]
+        watched = [weakref.ref(item) for item in suspects if not edges[id(item)]]
+        suspects += held
+        held.clear()
+        if not suspects:
+            return
+        self._release(suspects, {*owned, id(keeper)}, made, lost)
+        suspects.clear()
+        gc.collect(0)
+        if not lost and sys.exc_info()[0] is None and any(ref() is not None for ref in watched):
+            lost.append("something that Python cannot name")
+
+    def _is_fake(self, item: Any) -> bool:
+        # Asked of its type: an object that stands for another may do anything when it is asked for its class.
+        kind = type(item)
+        if self._mode is None:
+            return issubclass(kind, (fake_tensor.FakeTensor, FunctionalTensor))
+        return issubclass(kind, fake_tensor.FakeTensor) and item.fake_mode is self._mode
+
+    def _reach(self, owner: Any, wanted: set[int]) -> tuple[set[int], collections.Counter[int]]:
+        """Identities of all that a copy owns, and how often it refers to each object that is wanted."""
+        owned: set[int] = set()
+        edges: collections.Counter[int] = collections.Counter()
+        waiting = [] if owner is None else [owner]
+        while waiting:
+            item = waiting.pop()
+            if id(item) in owned or not self._is_own(item):
+                continue
+            owned.add(id(item))
+            referents = _referents(item)
+            edges.update(id(other) for other in referents if id(other) in wanted)
+            waiting += referents
+        return owned, edges
+
+    def _is_own(self, item: Any) -> bool:
+        if isinstance(item, types.FunctionType):
+            return id(item) in self._functions
+        return not isinstance(item, _SHARED) and id(item) not in self._shared
+
+    def _release(self, suspects: list[Any], owned: set[int], made: set[int], lost: list[str]) -> None:
+        """Follows references from what is left up to objects that were there before, and cuts them there."""
+        chain = {id(item): item for item in suspects}
+        level = suspects
+        while level:
+            holders = gc.get_referrers(*level)
+            mine = {id(suspects), id(level), id(holders), id(chain), *map(id, self._keepers)}
+            climbed: list[Any] = []
+            for holder in holders:
+                known = id(holder) in owned or id(holder) in mine or id(holder) in chain
+                if known or isinstance(holder, (types.FrameType, types.TracebackType, _Watch)):
+                    continue
+                if id(holder) in made and not self.bindings.was_there(holder, made):
+                    climbed.append(holder)
+                else:
+                    lost += self.bindings.cut(holder, chain.keys())
+            chain |= {id(holder): holder for holder in climbed}
+            level = climbed
+
+
+def _referents(item: Any) -> list[Any]:
+    if isinstance(item, types.FunctionType):  # Its globals are everybody's.
+        return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
+    return gc.get_referents(item)
+
+
+class _Watch:
+    """One run; no generator, whose frame would hold what is looked for."""
+
+    def __init__(self, leftovers: Leftovers, owner: Any) -> None:
+        self._leftovers = leftovers
+        self._owner = owner
+
+    def __enter__(self) -> None:
+        _TURN.acquire()
+        self._parts = _parts(self._owner)
+        self._before = list(map(sys.getrefcount, self._parts))
+        self._was_enabled = gc.isenabled()
+        # From here on, objects of the youngest generation are those that the run makes.
+        gc.collect(0)
+        gc.disable()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        lost: list[str] = []
+        try:
+            after = list(map(sys.getrefcount, self._parts))
+            grown = [new > old for new, old in zip(after, self._before, strict=True)]
+            self._leftovers.undo(self._owner, list(itertools.compress(self._parts, grown)), lost, vars(self))
+        finally:
+            del self._parts
+            if self._was_enabled:
+                gc.enable()
+            _TURN.release()
+        if lost and kind is None:
+            raise LeftBehindError(tuple(dict.fromkeys(lost)))
+
+
+def _parts(owner: Any) -> list[Any]:
+    """A copied module's own modules, parameters and buffers."""
+    owner = getattr(owner, "__self__", owner)
+    owner = getattr(owner, "_model", owner)
+    if not isinstance(owner, torch.nn.Module):
+        return []
+    items: Iterable[Any] = (*owner.modules(), *owner.parameters(), *owner.buffers())
+    return list(items)
