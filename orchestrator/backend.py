@@ -93,8 +93,8 @@ class Backend(abc.ABC):
 
     #: Option names this family knows, with the type (or types) of their value.
     option_types: ClassVar[Mapping[str, type | tuple[type, ...]]] = {}
-    #: Options that code alone may give, with the value that is harmless: those that switch off a proof, or reach beyond
-    #: the device, e.g. arguments of a compiler. A plan read from a file cannot ask for another value by itself.
+    #: Options that code alone may give, since they switch off a proof or reach beyond the device, as arguments of a
+    #: compiler do, with the value that is harmless. A plan read from a file cannot ask for another one by itself.
     code_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
