@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedGroup, Step
+from orchestrator.plan.model import Plan, PlannedGroup, Step
 from orchestrator.plan.steps import walk
 from orchestrator.planner.draft import Draft, Request
 from orchestrator.planner.padding import padding_notes
@@ -20,6 +20,7 @@ from orchestrator.planner.passes.memory import weigh
 from orchestrator.planner.passes.place import place
 from orchestrator.planner.passes.residency import decide_residency
 from orchestrator.planner.passes.verify import verify
+from orchestrator.specs import show_spec
 
 __all__ = ["make_plan", "run_passes"]
 
@@ -53,9 +54,9 @@ def run_passes(draft: Draft) -> Plan:
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    draft = bucket(place(draft))
+    draft = _infer(bucket(place(draft)))
     _check_static(draft)
-    draft = _schedule(fold(_infer(draft)))
+    draft = _schedule(fold(draft))
     return _finish(weigh(free_values(draft)))
 
 
@@ -83,28 +84,28 @@ def _infer(draft: Draft) -> Draft:
 
 
 def _check_static(draft: Draft) -> None:
-    static = [device for device, backend in draft.groups.items() if backend.capabilities.static_shapes]
-    entered: list[DimPlan] = [dim for dim in draft.dims.values() if dim.any]
-    if static and entered and not all(device == HOST for device in draft.devices.values()):
-        fed = _fed_devices(draft)
-        for dim in entered:
-            for device in static:
-                if (dim.name, device) in fed:
+    """Makes sure that no dim of any size comes to a device with static shapes, by whatever way.
+
+    Raises:
+        PlanError: A stage there takes or gives one.
+    """
+    static = {device for device, backend in draft.groups.items() if backend.capabilities.static_shapes}
+    for call in draft.calls.values():
+        if call.device not in static:
+            continue
+        for side, ports in (("reads", call.inputs), ("gives", call.outputs)):
+            for port, spec in ports:
+                loose = [name for name in getattr(spec, "names", ()) if draft.dims[name].any]
+                if loose:
                     raise PlanError(
-                        f"Dim {dim.name!r} has any size, but {device!r} compiles static shapes; give it buckets.",
-                        dim=dim.name,
-                        device=device,
+                        f"Dim {loose[0]!r} has any size, but {call.device!r} compiles static shapes, and "
+                        f"'{call.name}.{port}', which the stage {call.stage!r} {side} there, is {show_spec(spec)}. "
+                        f"Give it buckets, Dim({loose[0]!r}, buckets=(...)), or place the stage on another device.",
+                        dim=loose[0],
+                        device=call.device,
+                        stage=call.stage,
+                        port=port,
                     )
-
-
-def _fed_devices(draft: Draft) -> set[tuple[str, str]]:
-    """Pairs of dim and device where a pipeline input with that dim meets a stage on that device."""
-    return {
-        (name, draft.device_of(edge.target.name))
-        for edge in draft.graph.edges
-        if edge.source.kind == "input" and edge.target.kind == "call"
-        for name in getattr(draft.graph.inputs[edge.source.name], "names", ())
-    }
 
 
 def _finish(draft: Draft) -> Plan:

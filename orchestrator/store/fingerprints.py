@@ -27,7 +27,7 @@ from orchestrator.store.walk import Walk
 __all__ = ["digest", "fingerprint"]
 
 #: Goes up when the same stage is described in another way.
-_VERSION = 3
+_VERSION = 4
 
 
 def fingerprint(stage: Stage, contents: bool = True) -> list[Any]:

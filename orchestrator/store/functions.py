@@ -69,6 +69,7 @@ def kind(walk: Walk, value: type) -> list[Any]:
     release = release_of(value.__module__)
     if release and not _is_stray(value):
         return [name_of(value), release]
+    walk.places.note(value.__module__)
     made_by = [] if type(value) is type else [walk.of(type(value))]
     return [name_of(value), made_by, walk.all(value.__bases__), walk.pairs(written(dict(vars(value))))]
 
@@ -88,6 +89,7 @@ def function(walk: Walk, value: FunctionType) -> list[Any]:
     if release and not code.co_filename.startswith("<string"):  # a text that was run may be any
         known = [module, code.co_name, code.co_firstlineno, release]
     else:
+        walk.places.note(module)
         known = [code_parts(code), _globals(walk, value)]
     return [
         known,

@@ -8,6 +8,7 @@ import enum
 import functools
 import io
 import logging
+import pathlib
 import sys
 import threading
 import types
@@ -175,6 +176,7 @@ BY_BASE: tuple[tuple[type | tuple[type, ...], str, Describe], ...] = (
     (types.ModuleType, "namespace", functions.module),
     (functions.Use, "use", functions.use),
     *((kind, kind.__name__, _fields(names)) for kind, names in _FIELDS.items()),
+    (pathlib.PurePath, "path", lambda walk, value: [walk.of(type(value)), walk.of(str(value))]),
     (logging.Logger, "logger", lambda _, value: [value.name]),
     (weakref.ref, "ref", lambda walk, value: [walk.of(type(value)), walk.of(value()), walk.state(value)]),
     (weakref.WeakSet, "set", lambda walk, value: walk.elements(value)),

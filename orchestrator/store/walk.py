@@ -24,6 +24,7 @@ import torch
 from orchestrator.store.code import constant, release_of
 from orchestrator.store.functions import Use, name_of
 from orchestrator.store.opaque import unique
+from orchestrator.store.places import Places
 from orchestrator.store.records import BY_BASE, BY_KIND
 from orchestrator.store.state import attributes, block, hides, plain_items, reduced
 from orchestrator.store.tensors import ContentlessError, contents
@@ -70,6 +71,7 @@ class Walk:
         self._numbers: dict[int, int] = {}
         # What was numbered stays alive until the end, so that no identity is used again.
         self._found: list[Any] = []
+        self.places = Places()
         #: Uses of modules, by module and names.
         self.uses: dict[tuple[int, frozenset[str]], Use] = {}
 
@@ -99,14 +101,17 @@ class Walk:
     def of(self, value: Any) -> Any:
         """Returns the text of a plain value, the number of an object."""
         kind = type(value)
+        if kind is str:
+            return repr(self.places.of(value))
         if kind in _PLAIN:
             return repr(value)
         if kind is tuple and all(type(item) in _PLAIN for item in value):
-            return [repr(item) for item in value]  # constants: whether two places hold one is chance
+            return [self.of(item) for item in value]  # constants: whether two places hold one is chance
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._found)
             self._found.append(value)
+            self.places.note(kind.__module__)
         return number
 
     def all(self, values: Iterable[Any]) -> list[Any]:
@@ -152,7 +157,9 @@ class Walk:
         if self._depth == _DEPTH:
             return unique(item)
         weights, depth = self._weights.values(), self._depth + 1
-        return Walk(weights, self._instead, self._contents, self._strict, depth).digest(item)
+        inner = Walk(weights, self._instead, self._contents, self._strict, depth)
+        inner.places = self.places
+        return inner.digest(item)
 
     def _tensor(self, value: torch.Tensor) -> list[Any]:
         form = [[str(size) for size in value.shape], str(value.dtype)]

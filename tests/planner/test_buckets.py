@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator import Dim, InputError, PlanError
-from tests.kit import Double, chain, linear, new, pair, refuses, spec
+from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
 
 
 def dims(plan):
@@ -72,6 +72,29 @@ def test_a_dim_of_any_size_meets_no_static_shapes():
         lambda: pipeline.plan(device="null", options={"static_shapes": True}),
     )
     assert error.dim == "n"
+
+
+@pytest.mark.parametrize("way", ["straight", "by a device", "by the host", "into a loop"])
+def test_a_dim_of_any_size_reaches_no_static_shapes_by_any_way(way: str):
+    pipeline, body = new(), new("body")
+    form = spec(Dim("n", any=True), 4)
+    value = pipeline.input("x", form)
+    if way == "into a loop":
+        body.output("c", body.add("b", Double())(body.input("c", form)))
+        pipeline.output("y", pipeline.loop("l", body, carry={"c": value}, max_steps=2))
+    else:
+        if way == "by a device":
+            value = pipeline.add("a", Double())(value)
+        elif way == "by the host":
+            value = host(pipeline, "a", lambda x: x + 1, y=spec("n", 4))(value)
+        pipeline.output("y", pipeline.add("b", Double())(value))
+    place = {"l/b" if way == "into a loop" else "b": "null"}
+    refuses(
+        PlanError,
+        ("Dim 'n' has any size", "compiles static shapes", "Give it buckets"),
+        lambda: pipeline.plan("cpu", placement=place, options={"static_shapes": True}),
+    )
+    assert pipeline.plan("cpu")
 
 
 def test_a_dim_of_any_size_meets_no_fixed_port():
