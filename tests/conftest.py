@@ -43,11 +43,13 @@ def processor_seconds() -> float:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fails a test that costs more than it may; `ORCHESTRATOR_TEST_COSTS` names a file that takes all costs."""
     before = processor_seconds()
-    yield
-    seconds = processor_seconds() - before
-    if path := os.environ.get("ORCHESTRATOR_TEST_COSTS"):
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([item.nodeid, round(seconds, 3)]) + "\n")
+    try:
+        yield
+    finally:
+        seconds = processor_seconds() - before
+        if path := os.environ.get("ORCHESTRATOR_TEST_COSTS"):
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps([item.nodeid, round(seconds, 3)]) + "\n")
     if PROFILE == "quick" and seconds > LIMIT_SECONDS and item.get_closest_marker("slow") is None:
         pytest.fail(
             f"took {seconds:.1f} s of processor time, more than {LIMIT_SECONDS:.0f}: mark it with pytest.mark.slow, or "
