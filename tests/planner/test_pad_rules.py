@@ -148,3 +148,16 @@ def test_a_plan_that_cuts_a_derived_size_of_a_padded_dim_is_wrong():
     assert pads
     words = "cuts ['2*n'], whose padding is not at its end"
     refuses(PlanError, words, lambda: verify(replace(plan, steps=steps, edges=edges, dims=dims)))
+
+
+def test_the_rule_of_a_port_counts_before_that_of_the_input():
+    """What fills `n` shows in the plan, and in a stage that is told how many rows are real."""
+    pipeline = new()
+    x = pipeline.input("x", spec(Dim("n", (4,)), 2, pad=0))
+    least = pipeline.add("least", lambda x: x.amin(0), inputs={"x": spec("n", 2, pad=9)})(x)
+    pipeline.output("y", least)
+    plan = pipeline.plan()
+    (rules,) = ([fit.rule for fit in edge.adapters if fit.kind == "pad"] for edge in plan.edges[:1])
+    assert rules == [9]
+    with plan.load() as session:
+        assert torch.equal(session(x=torch.full((2, 2), 7.0))["y"], torch.full((2,), 7.0))
