@@ -69,18 +69,28 @@ class Dim:
         batch: The author's promise that items along it are computed independently of one another: a request above
             the largest bucket may be cut into chunks, and requests of several users may be joined. One declaration
             of the name gives the promise for the whole graph; ``pipeline.check`` tests it.
+        exact: Only compiled sizes run: nothing is padded along it, whatever rule a port has for its other dims. One
+            declaration of the name holds for the whole graph.
 
     Raises:
-        GraphError: For a size that is no positive int, buckets together with ``any``, or a ``batch`` that is no bool.
+        GraphError: For a size that is no positive int, buckets together with ``any``, or a ``batch`` or ``exact``
+            that is no bool.
     """
 
     name: str
     buckets: tuple[int, ...] = ()
     any: bool = False
     batch: bool = False
+    exact: bool = False
 
     def __init__(
-        self, name: str, buckets: Iterable[int] | int = (), any: bool = False, *, batch: bool = False
+        self,
+        name: str,
+        buckets: Iterable[int] | int = (),
+        any: bool = False,
+        *,
+        batch: bool = False,
+        exact: bool = False,
     ) -> None:
         check_name("dim", name)
         sizes = (buckets,) if isinstance(buckets, int) else tuple(buckets)
@@ -91,12 +101,14 @@ class Dim:
                 )
         if any and sizes:
             raise GraphError(f"Dim {name!r} has buckets and any=True; give one of the two.", dim=name)
-        if not isinstance(batch, bool):
-            raise GraphError(f"batch of dim {name!r} is True or False, not {batch!r}.", dim=name)
+        for option, value in (("batch", batch), ("exact", exact)):
+            if not isinstance(value, bool):
+                raise GraphError(f"{option} of dim {name!r} is True or False, not {value!r}.", dim=name)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "buckets", tuple(sorted(set(sizes))))
         object.__setattr__(self, "any", any)
         object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "exact", exact)
 
     def __str__(self) -> str:
         return self.name

@@ -65,6 +65,7 @@ class DimPlan:
         loose: No stage runs at one of its buckets, only the host sees it: every size runs as it is.
         declared: Buckets that ``Dim(...)`` declares; empty for a name without, whose sizes ``plan(sizes=...)`` gives.
         whole: Why larger sizes cannot run in chunks, whatever is promised, a clause; empty: nothing is in the way.
+        exact: Nothing is padded along it (``Dim(exact=True)``).
     """
 
     name: str
@@ -77,6 +78,7 @@ class DimPlan:
     loose: bool = False
     declared: tuple[int, ...] = ()
     whole: str = ""
+    exact: bool = False
 
     @property
     def unbounded(self) -> bool:

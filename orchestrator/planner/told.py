@@ -51,7 +51,7 @@ class Told:
             for adapter in self.ways.way(edge)
             if adapter.kind == "pad" and dim.name in TensorSpec(adapter.dims).names
         ]
-        padded = not dim.any and all(adapter.rule is not None for adapter in pads)
+        padded = not dim.any and not dim.exact and all(adapter.rule is not None for adapter in pads)
         if is_of_items(self.graph, dim):
             loop = self.graph.loops[dim.born.rpartition(".")[0]]
             whole = "" if dim.name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"

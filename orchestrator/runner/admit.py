@@ -105,10 +105,11 @@ def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
             size=size,
         )
     if fault == "odd":
+        why = f"{_ruleless(plan, dim.name)} has no pad rule. Declare it with pad=0 or pad='repeat_first'"
+        why = "the dim is declared exact. Fill the input up to a bucket yourself" if dim.exact else why
         raise InputError(
             f"Input {name!r} has {dim.name}={size}, which is no bucket {dim.buckets}, and smaller sizes are "
-            f"not padded: {_ruleless(plan, dim.name)} has no pad rule. Declare it with pad=0 or "
-            f"pad='repeat_first', or plan for that size.",
+            f"not padded: {why}, or plan for that size.",
             input=name,
             dim=dim.name,
             size=size,

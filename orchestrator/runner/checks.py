@@ -145,9 +145,13 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
             size=size,
         )
     if fault == "odd":
+        why = (
+            "it is exact. Let the stage fill it up to one of them."
+            if dim.exact
+            else "there is no pad rule. Declare the output with pad=0 or pad='repeat_first'."
+        )
         raise StageError(
-            f"'{call.name}.{port}' decided {dim.name}={size}, which is no bucket {dim.buckets}, and there is no pad "
-            f"rule. Declare the output with pad=0 or pad='repeat_first'.",
+            f"'{call.name}.{port}' decided {dim.name}={size}, which is no bucket {dim.buckets}, and {why}",
             stage=call.stage,
             call=call.name,
             dim=dim.name,

@@ -138,13 +138,9 @@ class _Map:
             )
         spec = port.spec
         assert isinstance(spec, TensorSpec)
-        if not dim.any and spec.pad is None and size not in dim.buckets:
-            raise self._wrong(
-                port,
-                at,
-                item,
-                f" {dim.name} is {size}, no bucket {dim.buckets}, and its port has no pad rule.",
-            )
+        if not dim.any and (spec.pad is None or dim.exact) and size not in dim.buckets:
+            why = "nothing is padded along it" if dim.exact else "its port has no pad rule"
+            raise self._wrong(port, at, item, f" {dim.name} is {size}, no bucket {dim.buckets}, and {why}.")
 
     def _batches(self, sizes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
         """Items of one bucket, in batches."""

@@ -94,11 +94,8 @@ class SignReader:
 
     @torch.no_grad()
     def __call__(self, photo: Tensor, side: int = 256) -> tuple[str, list[dict[str, Any]]]:
-        fitted, frame = Fit()(photo)
-        rows, columns = fitted.shape[2], fitted.shape[4]
-        more = [-size % (side // 2) for size in (rows, columns)]
-        filled = torch.nn.functional.pad(fitted, (0, 0, 0, more[1], 0, 0, 0, more[0]))
-        scores = self.detector(filled)[:, :, :rows, :columns]
+        fitted, frame = Fit(tuple(range(side, 1025, side)))(photo)
+        scores = self.detector(fitted)[:, :, : (frame.height + 1) // 2, : (frame.width + 1) // 2]
         crops, boxes = Words()(photo, frame, scores)
         read = [self.reader(crop[None]) for crop in crops]
         letters = [each["letters"][0] for each in read]

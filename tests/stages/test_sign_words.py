@@ -7,7 +7,7 @@ import torch
 
 from orchestrator_stages.faces.letterbox import Frame
 from orchestrator_stages.scene_text.annotate import Annotate
-from orchestrator_stages.scene_text.fit import Fit
+from orchestrator_stages.scene_text.fit import SIDES, Fit
 from orchestrator_stages.scene_text.reader import LETTERS
 from orchestrator_stages.scene_text.spell import Spell, in_lines, spelled
 from orchestrator_stages.scene_text.words import WIDTHS, Words
@@ -28,9 +28,10 @@ def test_a_small_photo_stays_as_it_is(size):
     fitted, frame = Fit()(photo)
     assert frame == Frame(*size, *size)
     pixels = by_cells(fitted)
-    assert pixels.shape == (1, 3, *(side + side % 2 for side in size))
+    assert pixels.shape == (1, 3, *(next(side for side in SIDES if side >= own) for own in size))
     assert pixels[0, :, : size[0], : size[1]].permute(1, 2, 0).equal(photo)
     assert not pixels[:, :, size[0] :].any()
+    assert not pixels[:, :, :, size[1] :].any()
 
 
 @pytest.mark.parametrize("size", [(3000, 1500), (1025, 1), (1, 5000)])
@@ -42,7 +43,8 @@ def test_a_large_photo_becomes_smaller(size):
 
 def test_a_small_photo_is_enlarged_on_request():
     fitted, frame = Fit(enlarge=4.0)(noise(30, 100))
-    assert by_cells(fitted).shape[2:] == (120, 400)
+    assert by_cells(fitted).shape[2:] == (256, 512)
+    assert by_cells(fitted)[0, :, 119, 399].any()
     assert frame == Frame(30, 100, 120, 400)
 
 

@@ -58,7 +58,7 @@ def _declarations(draft: Draft) -> Iterator[tuple[str, Dim]]:
 
 def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
     asked = _asked(draft, name)
-    batch = any(dim.batch for _, dim in places)
+    batch, exact = any(dim.batch for _, dim in places), any(dim.exact for _, dim in places)
     open_ended = [where for where, dim in places if dim.any]
     bucketed = [(where, dim.buckets) for where, dim in places if dim.buckets]
     if open_ended and bucketed:
@@ -68,7 +68,7 @@ def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
             dim=name,
         )
     if open_ended:
-        return DimPlan(name, asked or ANY_SIZES[:1], any=True, batch=batch)
+        return DimPlan(name, asked or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
     if not bucketed:
         if not asked:
             raise PlanError(
@@ -76,7 +76,7 @@ def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
                 f"buckets, or declare Dim({name!r}, buckets=(...)).",
                 dim=name,
             )
-        return DimPlan(name, asked, batch=batch)
+        return DimPlan(name, asked, batch=batch, exact=exact)
     shared = sorted(set.intersection(*(set(buckets) for _, buckets in bucketed)))
     if not shared:
         listed = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucketed).items())
@@ -87,7 +87,7 @@ def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
             f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(shared)}.",
             dim=name,
         )
-    return DimPlan(name, asked or tuple(shared), batch=batch, declared=tuple(shared))
+    return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared=tuple(shared))
 
 
 def _asked(draft: Draft, name: str) -> tuple[int, ...]:

@@ -18,6 +18,9 @@ SIDES = (256, 512, 768, 1024)
 class Fit(HostStage):
     """Host stage: ``photo`` to ``fitted`` ``[1, 3, rows, 2, columns, 2]`` uint8, by cells, and its ``frame``.
 
+    The detector sees what lies beside the photo too, so this stage fills it up to a compiled size: no pad rule could
+    promise that the filling does not matter.
+
     Args:
         sides: Sides in pixels that the detector is compiled for. A photo that is higher or wider than the largest
             is made smaller; then each side goes to the smallest that holds it, filled with black.
@@ -29,9 +32,10 @@ class Fit(HostStage):
         self.side = max(sides)
         self.enlarge = enlarge
         cells = [side // CELL for side in sides]
-        dims = (1, 3, Dim("rows", cells), CELL, Dim("columns", cells), CELL)
+        self.rows, self.columns = (Dim(name, cells) for name in ("rows", "columns"))
+        dims = (1, 3, self.rows, CELL, self.columns, CELL)
         self.inputs = {"photo": PHOTO}
-        self.outputs = {"fitted": TensorSpec(dims, torch.uint8, pad=0), "frame": Frame}
+        self.outputs = {"fitted": TensorSpec(dims, torch.uint8), "frame": Frame}
 
     def forward(self, photo: Tensor) -> tuple[Tensor, Frame]:
         """Fits one photo."""
@@ -42,6 +46,16 @@ class Fit(HostStage):
         if (frame.height, frame.width) != (height, width):
             size = (frame.height, frame.width)
             picture = functional.interpolate(picture, size=size, mode="bilinear", antialias=True)
-        whole = functional.pad(picture, (0, frame.width % CELL, 0, frame.height % CELL))
-        rows, columns = (size // CELL for size in whole.shape[2:])
+        rows, columns = (_holding(dim, size) for dim, size in self._cells(frame))
+        filling = (0, columns * CELL - frame.width, 0, rows * CELL - frame.height)
+        whole = functional.pad(picture, filling)
         return whole.reshape(1, 3, rows, CELL, columns, CELL), frame
+
+    def _cells(self, frame: Frame) -> tuple[tuple[Dim, int], ...]:
+        """Rows and columns of cells that show the photo, each with its dim."""
+        return (self.rows, -(-frame.height // CELL)), (self.columns, -(-frame.width // CELL))
+
+
+def _holding(dim: Dim, size: int) -> int:
+    """The smallest compiled size that holds one."""
+    return next(bucket for bucket in dim.buckets if bucket >= size)

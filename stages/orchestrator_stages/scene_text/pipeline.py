@@ -71,10 +71,10 @@ def _check(what: str, sizes: Sequence[int], multiple: int) -> None:
 def _word(widths: Sequence[int], words: Sequence[int]) -> Pipeline:
     """A batch of words of one width: ``crops`` to ``letters`` and ``sureness``."""
     body = Pipeline("word")
-    strips = Dim("strips", [width // STRIP for width in widths])
-    crops = body.input(
-        "crops", TensorSpec((Dim("words", words, batch=True), HEIGHT, strips, STRIP), torch.uint8, pad=0)
-    )
+    # The reader reads in both directions, so that a crop filled up with anything is another one.
+    strips = Dim("strips", [width // STRIP for width in widths], exact=True)
+    rows = Dim("words", words, batch=True)
+    crops = body.input("crops", TensorSpec((rows, HEIGHT, strips, STRIP), torch.uint8, pad=0))
     read = body.add("reader", "scene-text.reader")(crops)
     body.output("letters", read["letters"])
     body.output("sureness", read["sureness"])

@@ -57,7 +57,8 @@ class Words(HostStage):
     def forward(self, photo: Tensor, frame: Frame, scores: Tensor) -> tuple[list[Tensor], list[list[int]]]:
         """Finds the words of one photo."""
         grey = Image.fromarray(photo.contiguous().numpy()).convert("L")
-        boxes = [in_photo(box, frame) for box in self.found(scores[0, 0], scores[0, 1])]
+        shown = scores[0, :, : -(-frame.height // CELL), : -(-frame.width // CELL)]
+        boxes = [in_photo(box, frame) for box in self.found(shown[0], shown[1])]
         return [self.crop(grey, box) for box in boxes], boxes
 
     def found(self, letters: Tensor, links: Tensor) -> Iterator[Tensor]:

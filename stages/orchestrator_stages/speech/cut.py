@@ -63,7 +63,8 @@ class Cut(HostStage):
     ) -> None:
         super().__init__(tag="cut")
         self.mels = mels
-        length = Dim("tokens", buckets=tokens)
+        # A recording that is filled up with itself is another one, so each length is compiled as it is.
+        length = Dim("tokens", buckets=tokens, exact=True)
         self.lengths = length.buckets
         self.inputs = {"audio": Recording}
         # Rows that fill up the batch repeat the first, so that they end when it does.

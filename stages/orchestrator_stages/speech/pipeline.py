@@ -66,7 +66,8 @@ def speech(
         raise GraphError(
             f"max_new_tokens is at most {most} for this model, not {max_new_tokens}.", option="max_new_tokens"
         )
-    length = Dim("tokens", buckets=[size for size in tokens if size <= config.max_source_positions])
+    sizes = [size for size in tokens if size <= config.max_source_positions]
+    length = Dim("tokens", buckets=sizes, exact=True)
     if not length.buckets:
         raise GraphError(
             f"tokens= are lengths up to {config.max_source_positions} for this model.", option="tokens"
