@@ -25,9 +25,21 @@ class Pick:
     items: tuple[int, ...]
     permuted: bool = False
 
-    def of(self, value: torch.Tensor, axis: int) -> torch.Tensor:
-        """Returns these items of a value."""
-        return value.index_select(axis, torch.tensor(self.items, device=value.device))
+    def of(self, value: torch.Tensor, axis: int, count: int, *, blocks: bool) -> torch.Tensor:
+        """Returns these items of a value.
+
+        Args:
+            value: The value.
+            axis: Where its items are.
+            count: How many items there are; the axis is a multiple of that.
+            blocks: Where it is larger: all items come again and again, one block after another; else what belongs to
+                one item is side by side.
+        """
+        times = value.shape[axis] // count
+        shape = (times, count) if blocks else (count, times)
+        parts = value.reshape(*value.shape[:axis], *shape, *value.shape[axis + 1 :])
+        chosen = parts.index_select(axis + blocks, torch.tensor(self.items, device=value.device))
+        return chosen.flatten(axis, axis + 1)
 
 
 def picks(count: int) -> list[Pick]:
@@ -45,24 +57,39 @@ class Axes:
 
     Attributes:
         plain: Port to the axis that is the dim itself.
-        derived: Ports with a size that only follows from it.
+        derived: Port to the axis whose size only follows from it; None: there are several.
     """
 
     plain: Mapping[str, int]
-    derived: frozenset[str]
+    derived: Mapping[str, int | None]
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Port to axis, of both kinds."""
+        return {**self.plain, **{port: axis for port, axis in self.derived.items() if axis is not None}}
+
+    def present(self, values: Mapping[str, Any]) -> Axes:
+        """Returns those of ports that have a tensor."""
+        there = {port for port, value in values.items() if isinstance(value, torch.Tensor)}
+        plain = {port: axis for port, axis in self.plain.items() if port in there}
+        return Axes(plain, {port: axis for port, axis in self.derived.items() if port in there})
 
     @staticmethod
     def of(ports: tuple[tuple[str, PortSpec], ...], name: str) -> Axes:
         """Finds them."""
         plain: dict[str, int] = {}
-        derived: set[str] = set()
+        derived: dict[str, int | None] = {}
         for port, spec in ports:
             dims = plain_dims(spec.dims) if isinstance(spec, TensorSpec) else ()
-            if any(isinstance(dim, Derived) and name in dim.names for dim in dims) or dims.count(name) > 1:
-                derived.add(port)
-            elif name in dims:
-                plain[port] = dims.index(name)
-        return Axes(plain, frozenset(derived))
+            follows = [at for at, dim in enumerate(dims) if isinstance(dim, Derived) and name in dim.names]
+            whole = [at for at, dim in enumerate(dims) if dim == name]
+            if len(follows) + len(whole) > 1:
+                derived[port] = None
+            elif follows:
+                derived[port] = follows[0]
+            elif whole:
+                plain[port] = whole[0]
+        return Axes(plain, derived)
 
 
 def enlarged(value: torch.Tensor, axis: int, count: int, seed: int) -> torch.Tensor:

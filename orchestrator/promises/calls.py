@@ -1,8 +1,8 @@
-"""Trying the promises at one call: its stage on padded values, on parts of a batch, on a batch in another order."""
+"""Trying one call: its stage at the bucket of each padded dim, with the padding that comes its way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.graph import Graph, NodeKey, ending
 from orchestrator.plan.model import DimPlan, Plan, PlannedCall
-from orchestrator.promises.batches import Axes, Pick, chunk_of, enlarged, is_uniform, picks
+from orchestrator.promises.batches import Axes
 from orchestrator.promises.measure import difference, span
 from orchestrator.promises.padding import has, in_parts, kept_of, next_bucket, others, overlaid, scrambled
 from orchestrator.promises.report import CheckRow
@@ -18,12 +18,12 @@ from orchestrator.promises.targets import Targets
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["CallTrial", "Trials"]
+__all__ = ["UNSTEADY", "CallTrial", "Trials", "first_line"]
 
 #: By dim: tensors by port, padded along that dim alone.
 Padded = Mapping[str, Mapping[str, torch.Tensor]]
 
-_UNSTEADY = "it gives something else each time: it draws random numbers or keeps state"
+UNSTEADY = "it gives something else each time: it draws random numbers or keeps state"
 _READS = "it reads the padding, which the stages before fill so that it does not matter"
 
 
@@ -115,32 +115,59 @@ class CallTrial:
         """Tries the bucket of one dim; returns what comes out, by port."""
         promise, size = f"pad of {dim.name!r}", self.sizes.get(dim.name)
         bucket = next_bucket(dim, size) if size else None
-        whole = {port: overlaid(value, self.fed[port]) for port, value in padded.items()}
-        versions = {port: value for port, value in whole.items() if value is not None}
-        if bucket is None or not versions:
-            largest = f"{size} is the largest bucket" if size else "there is no item"
-            self._note(promise, None, why=largest if bucket is None else "nothing that it reads is padded")
+        versions, unknown = self._versions(dim, padded)
+        if bucket is None or not versions or unknown:
+            why = f"{size} is the largest bucket" if size else "there is no item"
+            why = why if bucket is None else "nothing that it reads is padded"
+            self.note(promise, None, why=f"what is kept of {unknown!r} is not known" if unknown else why)
             return {}
         at = f"{dim.name} {size} in {bucket}"
         try:
-            found = self._run({**self.fed, **versions})
+            found = self.run({**self.fed, **versions})
         except Exception as error:
-            self._note(promise, False, sizes=at, why=f"it raises {_line(error)}")
+            self.note(promise, False, sizes=at, why=f"it raises {first_line(error)}")
             return {}
         if self.unsteady:
-            self._note(promise, None, sizes=at, why=_UNSTEADY)
+            self.note(promise, None, sizes=at, why=UNSTEADY)
             return found
-        holds, error_, port = self._worst(self._kept(found, self.given))
+        holds, error_, port = self.worst(self._kept(found, self.given))
         why = "" if holds else f"in {port!r}"
-        if holds and watched and self._reads(versions, list(versions)):
+        derived = Axes.of(self.planned.inputs, dim.name).derived
+        if holds and watched and not derived and self._reads(versions, list(versions)):
             why = (
                 _READS
                 if self._reads(versions, [port for port in versions if not self._is_filled(port)])
                 else ""
             )
             holds, error_, why = self._other_values(dim, versions) or (holds, error_, why)
-        self._note(promise, holds, error=error_, sizes=at, why=why)
+        self.note(promise, holds, error=error_, sizes=at, why=why)
         return found
+
+    def _versions(
+        self, dim: DimPlan, padded: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], str]:
+        """What a call reads at a bucket, what is kept put back to the exact values; and a port where that fails.
+
+        Of a size that only follows from the dim it is known where the kept elements are only if they are equal there.
+        """
+        derived = Axes.of(self.planned.inputs, dim.name).derived
+        versions: dict[str, torch.Tensor] = {}
+        for port, value in padded.items():
+            exact = self.fed[port]
+            if port in derived and not self._is_kept(value, exact):
+                return {}, port
+            whole = value if port in derived else overlaid(value, exact)
+            versions |= {} if whole is None else {port: whole}
+        return versions, ""
+
+    def _is_kept(self, version: torch.Tensor, exact: torch.Tensor) -> bool:
+        return self._where_kept(version, exact, 0.0)[0]
+
+    def _where_kept(self, version: torch.Tensor, exact: torch.Tensor, floor: float) -> tuple[bool, float]:
+        """Compares what is kept: the first elements, or the first ones of each part of a size that follows."""
+        first = self.difference(kept_of(version, exact), exact, floor)
+        parts = () if first[0] else (self.difference(part, exact, floor) for part in in_parts(version, exact))
+        return next((other for other in parts if other[0]), first)
 
     def _kept(self, found: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[bool, float, str]]:
         """Compares what is kept of each output at a bucket."""
@@ -148,13 +175,9 @@ class CallTrial:
         for port, exact in given.items():
             version = found.get(port)
             if not isinstance(exact, torch.Tensor) or not isinstance(version, torch.Tensor):
-                yield (*self._difference(version, exact, floor), port)
+                yield (*self.difference(version, exact, floor), port)
                 continue
-            holds, error = self._difference(kept_of(version, exact), exact, floor)
-            others = (
-                () if holds else (self._difference(part, exact, floor) for part in in_parts(version, exact))
-            )
-            yield (*next((other for other in others if other[0]), (holds, error)), port)
+            yield (*self._where_kept(version, exact, floor), port)
 
     def _reads(self, versions: Mapping[str, torch.Tensor], ports: list[str]) -> bool:
         """Tells whether what is kept depends on what is in the padding of some ports."""
@@ -162,10 +185,10 @@ class CallTrial:
         if not other:
             return False
         try:
-            found = self._run({**self.fed, **versions, **other})
+            found = self.run({**self.fed, **versions, **other})
         except Exception:
             return True
-        return not self._worst(self._kept(found, self.given))[0]
+        return not self.worst(self._kept(found, self.given))[0]
 
     def _is_filled(self, port: str) -> bool:
         return self.trials.is_filled(self.planned.name, port)
@@ -183,105 +206,38 @@ class CallTrial:
         for values in others(self.fed):
             padded = {port: overlaid(version, values[port]) for port, version in versions.items()}
             try:
-                exact = self._run(values)
-                found = self._run(
+                exact = self.run(values)
+                found = self.run(
                     {**values, **{port: value for port, value in padded.items() if value is not None}}
                 )
             except Exception:
                 continue
-            holds, error, port = self._worst(self._kept(found, exact))
+            holds, error, port = self.worst(self._kept(found, exact))
             if not holds:
                 return False, error, f"in {port!r}, for other values of the same range"
         return None
 
-    def batch(self, dim: DimPlan) -> None:
-        """Tries parts of the batch along a dim, and the batch in another order."""
-        reads, gives = Axes.of(self.planned.inputs, dim.name), Axes.of(self.planned.outputs, dim.name)
-        axes = {
-            port: axis for port, axis in reads.plain.items() if isinstance(self.fed.get(port), torch.Tensor)
-        }
-        if not axes and not reads.derived:
-            return
-        fed, whole, why = self.fed, self.given, self._untried(dim, reads, gives, axes)
-        count = 0 if why else fed[next(iter(axes))].shape[next(iter(axes.values()))]
-        if count and all(is_uniform(fed[port], axis) for port, axis in axes.items()):
-            count = 3
-            made = {
-                port: enlarged(fed[port], axis, count, at) for at, (port, axis) in enumerate(axes.items())
-            }
-            fed = {**fed, **made}
-            try:
-                whole = self._run(fed)
-            except Exception as error:
-                why = f"all items of the request are equal, and a batch made of one raises {_line(error)}"
-        for permuted in (False, True):
-            promise = f"batch {dim.name!r} {'permuted' if permuted else 'in chunks'}"
-            if why:
-                self._note(promise, None, why=why)
-                continue
-            for pick in (pick for pick in picks(count) if pick.permuted == permuted):
-                self._pick(promise, pick, count, (axes, gives.plain), fed, whole)
-
-    def _untried(self, dim: DimPlan, reads: Axes, gives: Axes, axes: Mapping[str, int]) -> str:
-        """Why a batch is not tried; empty: it can be."""
-        derived = sorted({*reads.derived, *gives.derived})
-        if self.unsteady:
-            return _UNSTEADY
-        if derived:
-            return f"the size of {', '.join(map(repr, derived))} only follows from {dim.name!r}"
-        if not axes:
-            return "nothing that it reads is a tensor"
-        port, axis = next(iter(axes.items()))
-        return "" if self.fed[port].shape[axis] else "there is no item"
-
-    def _pick(
-        self,
-        promise: str,
-        pick: Pick,
-        count: int,
-        axes: tuple[Mapping[str, int], Mapping[str, int]],
-        fed: Mapping[str, Any],
-        whole: Mapping[str, Any],
-    ) -> None:
-        """Notes whether some items of a batch give what they give in the whole batch."""
-        reads, gives = axes
-        at = f"{count} in another order" if pick.permuted else f"{len(pick.items)} of {count}"
-        part = {
-            port: pick.of(value, reads[port]) if port in reads else chunk_of(value, pick, count)
-            for port, value in fed.items()
-        }
-        try:
-            found = self._run(part)
-        except Exception as error:
-            self._note(promise, False, sizes=at, why=f"it raises {_line(error)}")
-            return
-        expected = {
-            port: pick.of(value, gives[port]) if port in gives else chunk_of(value, pick, count)
-            for port, value in whole.items()
-            if pick.permuted or not self.trials.only_ends(self.planned.name, port)
-        }
-        floor = span(fed)
-        holds, error_, port = self._worst(
-            (*self._difference(found.get(port), value, floor), port) for port, value in expected.items()
-        )
-        self._note(promise, holds, error=error_, sizes=at, why="" if holds else f"in {port!r}")
-
-    def _run(self, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, fed: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the stage gives for other values by port."""
         return self.trials.targets.run(self.stage, self.planned.device, fed)
 
-    def _difference(self, given: Any, expected: Any, floor: float) -> tuple[bool, float]:
+    def difference(self, given: Any, expected: Any, floor: float) -> tuple[bool, float]:
+        """Compares within the check's tolerance."""
         return difference(given, expected, self.trials.tolerance, floor)
 
-    def _worst(self, parts: Any) -> tuple[bool, float, str]:
+    def worst(self, parts: Iterable[tuple[bool, float, str]]) -> tuple[bool, float, str]:
+        """Returns the worst of several comparisons: whether it is equal, the error, and the port."""
         worst: tuple[bool, float, str] = (True, 0.0, "")
         for holds, error, port in parts:
             if (not holds, error) > (not worst[0], worst[1]):
                 worst = (holds, error, port)
         return worst
 
-    def _note(self, promise: str, holds: bool | None, **more: Any) -> None:
+    def note(self, promise: str, holds: bool | None, **more: Any) -> None:
+        """Adds a row."""
         self.trials.rows.append(replace(CheckRow(self.stage.name, promise, holds), **more))
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

@@ -117,7 +117,7 @@ def _smaller(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     """The first items of a request along dims that it fills to the largest bucket or above."""
     made = dict(inputs)
     for dim in plan.dims:
-        size = smaller_size(dim) if dim.padded and not dim.any and not dim.born else None
+        size = smaller_size(dim) if dim.padded and not dim.unbounded and not dim.born else None
         for name, spec in plan.inputs:
             value = made.get(name)
             if size is None or not isinstance(value, torch.Tensor) or not has(spec, dim.name):

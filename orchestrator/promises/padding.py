@@ -177,7 +177,7 @@ def others(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def padded_dims(plan: Plan, counted: frozenset[str]) -> list[DimPlan]:
     """Returns the dims that a smaller size is padded along; what counts iterations or items is no size to a stage."""
-    return [dim for dim in plan.dims if dim.padded and not dim.any and dim.name not in counted]
+    return [dim for dim in plan.dims if dim.padded and not dim.unbounded and dim.name not in counted]
 
 
 def has(spec: Any, name: str) -> bool:

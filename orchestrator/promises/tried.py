@@ -11,6 +11,7 @@ from orchestrator.errors import StageError
 from orchestrator.graph import Edge, Graph, Loop
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.planner.padding import counting_dims
+from orchestrator.promises.batched import BatchTrial
 from orchestrator.promises.calls import CallTrial, Trials
 from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import Versions, grown, next_bucket, overlaid, padded_dims, smaller_size
@@ -176,7 +177,7 @@ class Trial(Walk):
         # A host stage sees all items of a dim that a stage decides, and a batch of those of a request or a map.
         for dim in self.plan.dims if watched else ():
             if dim.batch and (not stage.host or not dim.born or self._mapped):
-                trial.batch(dim)
+                BatchTrial(trial, dim).run()
         kept = {port: self._versions.keep(value, made.get(port, {})) for port, value in given.items()}
         self._last |= {(name, port): made.get(port, {}) for port in given}
         return kept

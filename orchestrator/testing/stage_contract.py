@@ -16,6 +16,8 @@ from orchestrator.graph import Graph
 from orchestrator.pipeline import Pipeline
 from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
+from orchestrator.promises.check import check_promises
+from orchestrator.promises.measure import TOLERANCES
 from orchestrator.promises.walk import run_by_hand
 from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator.stage import Stage
@@ -202,6 +204,15 @@ class StageContract:
                 expected = _by_hand(pipeline.graph, values)
                 found = session(**values)
                 assert_same(found, expected, exact=False, rtol=case.rtol, atol=case.atol, at=f"at {sizes} ")
+
+    def test_its_promises_hold(self, case: StageCase) -> None:
+        """What its ports promise, pad rules and ``batch=True``, is true of it on real values."""
+        pipeline = case.pipeline()
+        plan = case.plan(pipeline)
+        values = case.request(case.buckets()[-1])
+        tolerance = case.rtol if case.rtol > TOLERANCES[torch.float32] else None
+        report = check_promises(pipeline.graph, plan, case.plugins or make_plugins(), values, tolerance)
+        assert report.ok, str(report)
 
     def test_inputs_are_left_alone(self, case: StageCase) -> None:
         """A session's stage never writes into what the caller gave."""

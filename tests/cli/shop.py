@@ -31,6 +31,13 @@ def double(*, factor: float = 2.0, width: int = 3) -> Pipeline:
     return pipeline
 
 
+def averaging() -> Pipeline:
+    pipeline = Pipeline("averaging")
+    x = pipeline.input("x", TensorSpec((Dim("batch", (1, 4), batch=True), 3), pad=0))
+    pipeline.output("y", pipeline.add("centre", lambda x: x - x.mean(0))(x))
+    return pipeline
+
+
 def needy(*, secret) -> Pipeline:
     return double(factor=secret)
 

@@ -61,6 +61,33 @@ def test_validate_says_what_holds(shell: Shell):
     assert data["plan"]["dispatches"] == 1
 
 
+def test_check_prints_the_table_and_fails_for_a_broken_promise(shell: Shell, folder: Path):
+    numpy.save(folder / "x.npy", numpy.arange(9, dtype="float32").reshape(3, 3))
+    good = shell("check", "shop:double", "--input", "x=x.npy")
+    assert "pad of 'batch'" in good.out
+    assert "All that was tried holds: 1 of 1." in good.out
+    bad = shell("check", "shop:averaging", "--input", "x=x.npy", code=1)
+    assert "broken" in bad.out
+    assert bad.err.strip() == "error: The first stage that breaks a promise is 'centre': pad of 'batch'."
+
+
+def test_check_as_json(shell: Shell, folder: Path):
+    numpy.save(folder / "x.npy", numpy.arange(9, dtype="float32").reshape(3, 3))
+    data = shell("check", "shop:averaging", "--input", "x=x.npy", "--json", code=1).data
+    assert (data["ok"], data["first"], data["inputs"]) == (False, "centre", "given")
+    assert [row["holds"] for row in data["rows"]] == [False, False, True]
+    assert shell("check", "shop:averaging", "-i", "x=x.npy", "--tolerance", "5", "--json").data["ok"]
+
+
+def test_check_takes_the_examples_or_asks_for_inputs(shell: Shell):
+    shown = shell("check", "toy.diamond", code=2)
+    assert "needs more inputs" in shown.err
+    shown = shell("check", "model5", "--sizes", "batch=4")
+    assert "checking the examples of 'model5' at batch=4" in shown.err
+    assert "batch 3 in 4" in shown.out
+    assert "no input 'z'" in shell("check", "model5", "--input", "z=1", code=2).err
+
+
 def test_validate_fails_with_the_error(shell: Shell):
     done = shell("validate", "shop:invalid", code=1)
     assert done.err.startswith("error: ")
