@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Maker, list[TensorSpec]]] = {
         ],
     ),
     "flux": (
-        lambda pipes: denoisers.FluxTransformer(pipes["flux"].transformer, 4, 4, toy.WORDS),
+        lambda pipes: denoisers.FluxTransformer(pipes["flux"].transformer, 4, 4, toy.WORDS, torch.float32),
         [
             TensorSpec((IMAGES, 16, 16), pad=0),
             TensorSpec(()),

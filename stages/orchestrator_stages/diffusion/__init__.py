@@ -17,6 +17,7 @@ The table is what a loop hands out row by row (``each``); the latents are what i
     guidance     two guesses in one batch, one with the prompt and one without
     tokens, latents           the host's part: prompts to token ids, seeds to noise
     encoders, denoisers, decoders   models of diffusers as stages
+    parts, twins              what is followed, and what is refused, of a pipeline's parts and scheduler
     convert      a diffusers pipeline as a pipeline of these stages
 
 The schedulers and guidance need torch and numpy only.

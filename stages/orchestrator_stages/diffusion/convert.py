@@ -11,34 +11,96 @@ what the prompt was encoded to is put there once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator import GraphError, Pipeline
+from orchestrator_stages.diffusion import parts
 from orchestrator_stages.diffusion.ddim import DDIM
 from orchestrator_stages.diffusion.euler import Euler
 from orchestrator_stages.diffusion.families import flux, stable_diffusion, stable_diffusion_xl
 from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
 from orchestrator_stages.diffusion.options import Options, number, positive
 from orchestrator_stages.diffusion.schedule import Scheduler
+from orchestrator_stages.diffusion.twins import check_twins
+from orchestrator_stages.origin import check_config, check_unchanged, library_class
 
-NOISE = {"DDIMScheduler": DDIM, "EulerDiscreteScheduler": Euler}
-FLOW = {"FlowMatchEulerDiscreteScheduler": FlowMatchEuler}
-
-Family = Callable[[Any, Any, Options], Pipeline]
-
-FAMILIES: dict[str, tuple[Family, dict[str, Any]]] = {
-    "StableDiffusionPipeline": (stable_diffusion, NOISE),
-    "StableDiffusionXLPipeline": (stable_diffusion_xl, NOISE),
-    "FluxPipeline": (flux, FLOW),
+NOISE: Mapping[str, type[Scheduler]] = {
+    "diffusers.schedulers.scheduling_ddim:DDIMScheduler": DDIM,
+    "diffusers.schedulers.scheduling_euler_discrete:EulerDiscreteScheduler": Euler,
 }
-"""Class of diffusers to how it is converted, and the schedulers that it may have."""
+FLOW: Mapping[str, type[Scheduler]] = {
+    "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler": FlowMatchEuler,
+}
 
-STEPS = {"FluxPipeline": 28}
-SCALE = {"StableDiffusionPipeline": 7.5, "StableDiffusionXLPipeline": 5.0, "FluxPipeline": 3.5}
-"""What diffusers takes where a user says nothing."""
 
-STEPS_ELSE = 50
+@dataclass(frozen=True)
+class Family:
+    """How pipelines of a class are converted.
+
+    Attributes:
+        path: The class.
+        convert: Draws the pipeline.
+        schedulers: The schedulers that it may have, each with ours.
+        steps: Steps of a request that does not say, as in diffusers.
+        scale: Its guidance, likewise.
+        parts: Its parts, and the classes that they may be of; None: any that can be called.
+    """
+
+    path: str
+    convert: Callable[[Any, Any, Options], Pipeline]
+    schedulers: Mapping[str, type[Scheduler]]
+    steps: int
+    scale: float
+    parts: Mapping[str, tuple[str, ...] | None]
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return self.path.partition(":")[2]
+
+
+FAMILIES = (
+    Family(
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion:StableDiffusionPipeline",
+        stable_diffusion,
+        NOISE,
+        50,
+        7.5,
+        {"vae": parts.VAE, "text_encoder": parts.CLIP, "tokenizer": None, "unet": parts.UNET},
+    ),
+    Family(
+        "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl:StableDiffusionXLPipeline",
+        stable_diffusion_xl,
+        NOISE,
+        50,
+        5.0,
+        {
+            "vae": parts.VAE,
+            "text_encoder": parts.CLIP,
+            "text_encoder_2": parts.CLIP_PROJECTED,
+            "tokenizer": None,
+            "tokenizer_2": None,
+            "unet": parts.UNET,
+        },
+    ),
+    Family(
+        "diffusers.pipelines.flux.pipeline_flux:FluxPipeline",
+        flux,
+        FLOW,
+        28,
+        3.5,
+        {
+            "vae": parts.VAE,
+            "text_encoder": parts.CLIP,
+            "text_encoder_2": parts.T5,
+            "tokenizer": None,
+            "tokenizer_2": None,
+            "transformer": parts.FLUX,
+        },
+    ),
+)
 
 
 def from_diffusers(
@@ -78,8 +140,9 @@ def from_diffusers(
         width: Their width.
         batch: How many images are made at once; several numbers are the sizes that are compiled. A smaller
             request is padded, a larger one runs in chunks.
-        guidance: Guidance by a negative prompt, empty or not, which takes twice the work in each step. Flux has
-            none. Without, ``guidance_scale`` is no input of Stable Diffusion.
+        guidance: Guidance by a negative prompt, empty or not, which takes twice the work in each step; a request
+            with a ``guidance_scale`` of 1 or less goes without, in a batch of half the size, which is compiled too.
+            False: no request has guidance, and ``guidance_scale`` is no input. Flux has none of this kind.
         num_inference_steps: Steps of a request that does not say; None: as in diffusers.
         max_inference_steps: The most steps that a request may ask for, at least ``num_inference_steps``; None: as
             many as that, and at least 100.
@@ -93,44 +156,56 @@ def from_diffusers(
         overlap: Tiles overlap by at least this part of one.
 
     Raises:
-        GraphError: The class, its scheduler or one of its options is not supported, or an argument is wrong.
+        GraphError: The class, a part, its scheduler or one of its options is not supported; something of it was
+            changed, or may keep anything from one step to the next; a part is missing; or an argument is wrong. The
+            message names the part or option.
     """
-    name, convert, schedulers = _family(pipe)
-    scheduler = _scheduler(pipe, schedulers)
-    steps, most = _steps(name, num_inference_steps, max_inference_steps)
-    tall, wide = _sides(pipe)
+    family = _family(pipe)
+    for name, paths in family.parts.items():
+        parts.part(pipe, name, paths)
+    parts.check_pictures(pipe)
+    scheduler = _scheduler(pipe, family)
+    steps, most = _steps(family, num_inference_steps, max_inference_steps)
+    tall, wide = (height, width) if height is not None and width is not None else _sides(pipe)
+    is_flux = family.convert is flux
     options = Options(
-        height=height or tall,
-        width=width or wide,
-        factor=pipe.vae_scale_factor * (2 if name == "FluxPipeline" else 1),
+        height=tall if height is None else height,
+        width=wide if width is None else width,
+        factor=pipe.vae_scale_factor * (2 if is_flux else 1),
         batch=batch,
-        guidance=guidance and name != "FluxPipeline",
+        guidance=guidance and not is_flux,
         num_inference_steps=steps,
         max_inference_steps=most,
-        guidance_scale=SCALE[name] if guidance_scale is None else number("guidance_scale", guidance_scale),
+        guidance_scale=family.scale if guidance_scale is None else number("guidance_scale", guidance_scale),
         truncate=truncate,
         output_type=output_type,
         tile=tile,
         overlap=overlap,
         max_sequence_length=positive("max_sequence_length", max_sequence_length),
     )
-    return convert(pipe, scheduler, options)
+    pipeline = family.convert(pipe, scheduler, options)
+    levels = (options.height // options.factor) * (options.width // options.factor) if is_flux else None
+    check_twins(scheduler, pipe.scheduler, options.steps.buckets, latents=levels)
+    return pipeline
 
 
-def _family(pipe: Any) -> tuple[str, Family, dict[str, Any]]:
-    """Finds the class that a pipeline's behaviour comes from; one that overrides it is another family."""
-    home = next((cls for cls in type(pipe).__mro__ if "__call__" in vars(cls)), type(pipe))
-    if home.__name__ not in FAMILIES or home.__module__.partition(".")[0] != "diffusers":
+def _family(pipe: Any) -> Family:
+    """Finds the class that a pipeline's behaviour comes from; one that changes any of it is refused."""
+    base = library_class(pipe, [family.path for family in FAMILIES])
+    if base is None:
+        cls, known = type(pipe), ", ".join(family.name for family in FAMILIES)
         raise GraphError(
-            f"from_diffusers takes a loaded {', '.join(FAMILIES)} of diffusers, not {type(pipe).__name__}.",
-            pipeline=type(pipe).__name__,
+            f"from_diffusers takes a loaded {known} of diffusers, not {cls.__name__} of {cls.__module__}. Draw what it "
+            "does as a pipeline: its models are stages as they are, and its steps are a loop.",
+            pipeline=cls.__name__,
         )
-    return home.__name__, *FAMILIES[home.__name__]
+    check_unchanged(pipe, base, "the pipeline")
+    return next(family for family in FAMILIES if family.path == f"{base.__module__}:{base.__name__}")
 
 
-def _steps(name: str, default: int | None, most: int | None) -> tuple[int, int]:
+def _steps(family: Family, default: int | None, most: int | None) -> tuple[int, int]:
     """Returns the steps of a request that does not say, and the most that one may ask for."""
-    steps = STEPS.get(name, STEPS_ELSE) if default is None else positive("num_inference_steps", default)
+    steps = family.steps if default is None else positive("num_inference_steps", default)
     if most is None:
         return steps, max(steps, 100)
     if positive("max_inference_steps", most) < steps:
@@ -142,17 +217,26 @@ def _steps(name: str, default: int | None, most: int | None) -> tuple[int, int]:
     return steps, most
 
 
-def _scheduler(pipe: Any, known: dict[str, Any]) -> Scheduler:
-    name = type(pipe.scheduler).__name__
-    if name not in known:
-        first = next(iter(known))
+def _scheduler(pipe: Any, family: Family) -> Scheduler:
+    """Returns our scheduler for that of a pipeline."""
+    theirs: Any = getattr(pipe, "scheduler", None)
+    base = library_class(theirs, family.schedulers)
+    if base is None:
+        names = [path.partition(":")[2] for path in family.schedulers]
+        cls = type(theirs)
+        told = "None" if theirs is None else f"{cls.__name__} of {cls.__module__}"
         raise GraphError(
-            f"The scheduler {name} is not supported for {type(pipe).__name__}; {', '.join(known)} is. Change it: "
-            f"pipe.scheduler = {first}.from_config(pipe.scheduler.config).",
-            scheduler=name,
+            f"The scheduler {told} is not supported for {family.name}; {', '.join(names)} is. Change it: "
+            f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config).",
+            scheduler=cls.__name__,
+            part="scheduler",
         )
-    scheduler: Scheduler = known[name].from_config(pipe.scheduler.config)
-    return scheduler
+    check_unchanged(theirs, base, "pipe.scheduler")
+    kind = family.schedulers[f"{base.__module__}:{base.__name__}"]
+    known = {field.name for field in fields(kind)} | kind.refused.keys() | kind.unread
+    config = theirs.config
+    check_config(config, parts.defaults_of(base), known, f"The {base.__name__} of pipe.scheduler")
+    return kind.from_config(config)
 
 
 def _sides(pipe: Any) -> tuple[int, int]:
@@ -160,5 +244,7 @@ def _sides(pipe: Any) -> tuple[int, int]:
     size = getattr(pipe, "default_sample_size", None)
     if size is None:
         size = pipe.unet.config.sample_size
+    if size is None:
+        raise GraphError("The UNet has no sample_size; pass height and width.", option="sample_size")
     tall, wide = (size, size) if isinstance(size, int) else size
     return tall * pipe.vae_scale_factor, wide * pipe.vae_scale_factor

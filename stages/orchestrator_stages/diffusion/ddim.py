@@ -77,6 +77,7 @@ class DDIM(NoiseOptions):
     columns: ClassVar[int] = 4
     timestep_dtype: ClassVar[torch.dtype] = torch.int64
     refused: ClassVar[Mapping[str, Any]] = {"thresholding": False}
+    unread: ClassVar[frozenset[str]] = frozenset({"dynamic_thresholding_ratio", "sample_max_value"})
 
     clip_sample: bool = True
     clip_sample_range: float = 1.0

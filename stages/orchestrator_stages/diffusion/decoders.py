@@ -32,22 +32,27 @@ class Unpack(nn.Module):
 
 
 class Decode(Held):
-    """Decodes latents with an ``AutoencoderKL``.
+    """Decodes latents with an ``AutoencoderKL`` or its like.
 
-    Latents have about unit variance for the denoiser; the decoder wants them as its encoder gave them.
+    Latents have about unit variance for the denoiser; the decoder wants them as its encoder gave them. Which options
+    of the autoencoder undo that differs from family to family in diffusers; ``scaling_factor`` always does.
 
     Args:
         model: The autoencoder.
         upcast: It overflows in float16 and runs in float32, as a copy.
+        moments: ``latents_mean`` and ``latents_std`` are undone, where there are both.
+        shift: ``shift_factor`` is undone.
     """
 
-    def __init__(self, model: nn.Module, *, upcast: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, upcast: bool = False, moments: bool = False, shift: bool = False
+    ) -> None:
         super().__init__(copy.deepcopy(model).float() if upcast else model)
         config = self.model.config
         self.scaling = config.scaling_factor
-        self.shift = getattr(config, "shift_factor", None)
-        moments = (getattr(config, "latents_mean", None), getattr(config, "latents_std", None))
-        self.mean, self.std = moments if None not in moments else (None, None)
+        self.shift = config.shift_factor if shift else None
+        found = (getattr(config, "latents_mean", None), getattr(config, "latents_std", None))
+        self.mean, self.std = found if moments and None not in found else (None, None)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Returns pictures ``[batch, 3, 8*height, 8*width]``, 0 to 1, for latents ``[batch, 4, height, width]``."""
@@ -64,7 +69,7 @@ class Decode(Held):
 
     @staticmethod
     def _channels(values: Any, latents: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=latents.dtype, device=latents.device).view(1, -1, 1, 1)
+        return torch.tensor(values).to(latents.device, latents.dtype).view(1, -1, 1, 1)
 
 
 class Pixels(nn.Module):

@@ -8,12 +8,35 @@ from torch import Tensor, nn
 from orchestrator_stages.diffusion.held import Held
 
 
-def flat(condition: Tensor, dims: int) -> Tensor:
-    """Joins the first two dims of a condition that has more dims than a batch of it: both prompts of guidance."""
-    return condition.flatten(0, 1) if condition.dim() > dims else condition
+class Denoiser(Held):
+    """Base class of denoisers.
+
+    Args:
+        model: The model.
+        prompted: Of a condition that holds both prompts of guidance, only that with the prompt is read.
+    """
+
+    def __init__(self, model: nn.Module, *, prompted: bool = False) -> None:
+        super().__init__(model)
+        self.prompted = prompted
+
+    def alone(self) -> Denoiser:
+        """Returns the same denoiser for a batch without the negative prompt."""
+        return type(self)(self.model, prompted=True)
+
+    def read(self, condition: Tensor, dims: int) -> Tensor:
+        """Returns a batch of a condition.
+
+        Args:
+            condition: ``[batch, ...]``, or ``[2, batch/2, ...]``: without the prompt, and with it.
+            dims: How many dims a batch of it has.
+        """
+        if condition.dim() == dims:
+            return condition
+        return condition[1] if self.prompted else condition.flatten(0, 1)
 
 
-class UNet(Held):
+class UNet(Denoiser):
     """The denoiser of Stable Diffusion, a ``UNet2DConditionModel``."""
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
@@ -24,12 +47,12 @@ class UNet(Held):
             timestep: A scalar ``[]``.
             text: ``[batch, tokens, width]``, or ``[2, batch/2, ...]``.
         """
-        text = flat(text, 3)
+        text = self.read(text, 3)
         output: Tensor = self.model(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
         return output
 
 
-class UNetXL(Held):
+class UNetXL(Denoiser):
     """The denoiser of SDXL: it also reads the pooled prompt, and how the pictures of its training were cropped."""
 
     def forward(
@@ -44,14 +67,18 @@ class UNetXL(Held):
             pooled: ``[batch, projection]``, or ``[2, batch/2, ...]``.
             time_ids: ``[1, 6]``: original height and width, top and left of the crop, target height and width.
         """
-        added = {"text_embeds": flat(pooled, 2), "time_ids": time_ids.expand(latents.shape[0], -1)}
+        added = {"text_embeds": self.read(pooled, 2), "time_ids": time_ids.expand(latents.shape[0], -1)}
         output: Tensor = self.model(
-            latents, timestep, encoder_hidden_states=flat(text, 3), added_cond_kwargs=added, return_dict=False
+            latents,
+            timestep,
+            encoder_hidden_states=self.read(text, 3),
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
         return output
 
 
-class FluxTransformer(Held):
+class FluxTransformer(Denoiser):
     """The denoiser of Flux, a ``FluxTransformer2DModel`` on *packed* latents: 2 x 2 of them are one token.
 
     Where each token lies in the picture is the same in every step and every request, so it is part of the
@@ -62,14 +89,14 @@ class FluxTransformer(Held):
         height: Height of the packed latents.
         width: Their width.
         tokens: Length of the prompt.
+        dtype: Element type of the places, that of the prompt; a half cannot tell places beyond some hundreds apart.
     """
 
     image_ids: Tensor
     text_ids: Tensor
 
-    def __init__(self, model: nn.Module, height: int, width: int, tokens: int) -> None:
+    def __init__(self, model: nn.Module, height: int, width: int, tokens: int, dtype: torch.dtype) -> None:
         super().__init__(model)
-        dtype = next(model.parameters()).dtype
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
         self.register_buffer("image_ids", places.to(dtype), persistent=False)

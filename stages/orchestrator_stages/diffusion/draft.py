@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_stages.diffusion.decoders import Decode, Pixels, Unpack
+from orchestrator_stages.diffusion.denoisers import Denoiser
 from orchestrator_stages.diffusion.images import Checked, Pictures
 from orchestrator_stages.diffusion.latents import Noise, Schedule
 from orchestrator_stages.diffusion.options import Options
@@ -36,6 +36,8 @@ class Draft:
         scheduler: Its scheduler.
         options: What was asked for.
         dtype: Element type of the latents.
+        moments: The autoencoder's ``latents_mean`` and ``latents_std`` are undone.
+        shift: Its ``shift_factor`` is.
         upcast: An autoencoder that overflows in float16 runs in float32.
     """
 
@@ -47,9 +49,12 @@ class Draft:
         options: Options,
         dtype: torch.dtype,
         *,
+        moments: bool = False,
+        shift: bool = False,
         upcast: bool = False,
     ) -> None:
         self.dtype = dtype
+        self.undone = {"moments": moments, "shift": shift}
         half = pipe.vae.dtype == torch.float16
         self.upcast = upcast and half and bool(pipe.vae.config.force_upcast)
         self.pipeline = Pipeline(name)
@@ -96,7 +101,7 @@ class Draft:
     def denoise(
         self,
         name: str,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         count: Any,
         shape: tuple[int, int, int],
         conditions: Mapping[str, tuple[Any, TensorSpec]],
@@ -119,27 +124,33 @@ class Draft:
         """
         options = self.options
         guided = options.guidance or embedded is not None
-        timesteps, rows, start, scale = self._schedule(table, guided=guided)
+        # The scale of guidance counts to the precision of the latents, but at least to that of float32.
+        wide = torch.float64 if options.guidance and self.dtype == torch.float64 else torch.float32
+        schedule = Schedule(
+            self.scheduler,
+            options.steps,
+            guided=guided,
+            switched=options.guidance,
+            table=table,
+            scale_dtype=wide,
+        )
+        given = dict(
+            zip(schedule.outputs, self._host("schedule", schedule)(**self._fed(schedule)), strict=True)
+        )
         noise = Noise(options.images, shape, self.dtype, packed=packed)
-        latents = self._host("noise", noise)(**self._fed(noise, count=count, start=start))
+        latents = self._host("noise", noise)(**self._fed(noise, count=count, start=given.pop("start")))
         inputs = {port: value for port, (value, _) in conditions.items()}
         specs = {port: spec for port, (_, spec) in conditions.items()}
-        step = Step(name, denoiser, self.scheduler, guided=options.guidance, embedded=embedded)
+        step = Step(
+            name, denoiser, self.scheduler, guided=options.guidance, embedded=embedded, scale_dtype=wide
+        )
         return self.pipeline.loop(
             "denoise",
             step.body(TensorSpec(noise.spec.dims, self.dtype), specs),
             carry={"latents": latents},
-            each={"timestep": timesteps, "row": rows},
-            inputs={**inputs, "scale": scale} if guided else inputs,
+            each={"timestep": given.pop("timesteps"), "row": given.pop("rows")},
+            inputs={**inputs, **given},
         )
-
-    def _schedule(self, table: Callable[[int], Table] | None, *, guided: bool) -> Any:
-        options = self.options
-        stage = Schedule(
-            self.scheduler, options.steps, guided=guided, least=1.0 if options.guidance else None, table=table
-        )
-        given = self._host("schedule", stage)(**self._fed(stage))
-        return tuple(given) if guided else (*given, None)
 
     def finish(self, latents: Any, packed: tuple[int, int] | None = None) -> Pipeline:
         """Adds the decoder and what follows; returns the pipeline.
@@ -166,7 +177,7 @@ class Draft:
     def _decode(self, latents: Any) -> tuple[Any, bool]:
         """Returns pictures, and whether they are on the host."""
         options, vae = self.options, self.pipe.vae
-        decode = Decode(vae, upcast=self.upcast)
+        decode = Decode(vae, upcast=self.upcast, **self.undone)
         if options.tile is None:
             return self.pipeline.add("vae", decode)(latents), False
         factor = self.pipe.vae_scale_factor

@@ -7,17 +7,21 @@ from typing import Any
 import torch
 
 from orchestrator import GraphError, Pipeline, TensorSpec
-from orchestrator_stages.diffusion import denoisers, encoders
+from orchestrator_stages.diffusion import denoisers, encoders, parts
 from orchestrator_stages.diffusion.draft import Draft
 from orchestrator_stages.diffusion.latents import flux_table
 from orchestrator_stages.diffusion.options import Options
 from orchestrator_stages.diffusion.schedule import Scheduler
 from orchestrator_stages.diffusion.tokens import Reader
 
+LONGEST = 512
+"""The longest prompt in tokens that diffusers gives to Flux's T5."""
+
 
 def stable_diffusion(pipe: Any, scheduler: Scheduler, options: Options) -> Pipeline:
     """Stable Diffusion: one CLIP, whose last layer the denoiser reads."""
-    _check_unet(pipe)
+    parts.check_unet(pipe.unet, (None, "text"))
+    parts.check_text_encoder(pipe.text_encoder)
     draft = Draft("stable-diffusion", pipe, scheduler, options, pipe.text_encoder.dtype)
     tokens = draft.tokens([_reader(pipe, pipe.tokenizer)])
     encode = draft.pipeline.add("text_encoder", encoders.LastLayer(pipe.text_encoder))
@@ -38,14 +42,21 @@ def stable_diffusion(pipe: Any, scheduler: Scheduler, options: Options) -> Pipel
 
 def stable_diffusion_xl(pipe: Any, scheduler: Scheduler, options: Options) -> Pipeline:
     """SDXL: two CLIPs side by side, the second one's pooled output, and six numbers about the picture."""
-    _check_unet(pipe)
-    _check_whole(pipe, "text_encoder", "text_encoder_2")
+    parts.check_unet(pipe.unet, ("text_time",))
     if getattr(pipe, "watermark", None) is not None:
         raise GraphError(
             "A pipeline that puts a watermark into its images is not supported; load it with add_watermarker=False.",
             option="add_watermarker",
         )
-    draft = Draft("stable-diffusion-xl", pipe, scheduler, options, pipe.text_encoder_2.dtype, upcast=True)
+    draft = Draft(
+        "stable-diffusion-xl",
+        pipe,
+        scheduler,
+        options,
+        pipe.text_encoder_2.dtype,
+        moments=True,
+        upcast=True,
+    )
     tokens = draft.tokens([_reader(pipe, pipe.tokenizer), _reader(pipe, pipe.tokenizer_2)])
     first = draft.pipeline.add("text_encoder", encoders.LastButOne(pipe.text_encoder))
     second = draft.pipeline.add(
@@ -80,20 +91,26 @@ def stable_diffusion_xl(pipe: Any, scheduler: Scheduler, options: Options) -> Pi
 
 def flux(pipe: Any, scheduler: Any, options: Options) -> Pipeline:
     """Flux: T5's last layer and CLIP's pooled output; guidance is a number that the denoiser reads, if any."""
-    _check_whole(pipe, "text_encoder", "text_encoder_2")
-    draft = Draft("flux", pipe, scheduler, options, pipe.text_encoder_2.dtype)
+    config = pipe.transformer.config
+    parts.check_channels(config, config.out_channels or config.in_channels)
+    if pipe.vae.config.get("shift_factor") is None:
+        raise GraphError("Flux reads shift_factor of its vae, which has none.", option="shift_factor")
     length = options.max_sequence_length
+    if length > LONGEST:
+        raise GraphError(
+            f"max_sequence_length is at most {LONGEST} for Flux, not {length}.", option="max_sequence_length"
+        )
+    draft = Draft("flux", pipe, scheduler, options, pipe.text_encoder_2.dtype, shift=True)
     tokens = draft.tokens(
         [_reader(pipe, pipe.tokenizer, pipe.tokenizer_max_length), _reader(pipe, pipe.tokenizer_2, length)]
     )
     pooled = draft.pipeline.add("text_encoder", encoders.Pooled(pipe.text_encoder))(tokens["ids_1"])
     text = draft.pipeline.add("text_encoder_2", encoders.LastLayer(pipe.text_encoder_2))(tokens["ids_2"])
     height, width = options.height // options.factor, options.width // options.factor
-    config = pipe.transformer.config
     guided = bool(config.guidance_embeds)
     latents = draft.denoise(
         "transformer",
-        denoisers.FluxTransformer(pipe.transformer, height, width, length),
+        denoisers.FluxTransformer(pipe.transformer, height, width, length, draft.dtype),
         tokens["count"],
         (config.in_channels // 4, 2 * height, 2 * width),
         {
@@ -114,20 +131,3 @@ def _reader(pipe: Any, tokenizer: Any, length: int | None = None) -> Reader:
     return Reader(
         tokenizer, length or tokenizer.model_max_length, getattr(pipe, "maybe_convert_prompt", None)
     )
-
-
-def _check_whole(pipe: Any, *parts: str) -> None:
-    for part in parts:
-        if getattr(pipe, part, None) is None:
-            raise GraphError(f"The pipeline has no {part}; load it with all its text encoders.", option=part)
-
-
-def _check_unet(pipe: Any) -> None:
-    """Refuses denoisers that read what no stage here gives them."""
-    for option, what in (
-        ("time_cond_proj_dim", "a guidance embedding, as latent consistency models have it"),
-        ("encoder_hid_dim_type", "an IP adapter"),
-        ("class_embed_type", "class labels"),
-    ):
-        if pipe.unet.config.get(option) is not None:
-            raise GraphError(f"A UNet with {what} ({option}) is not supported.", option=option)

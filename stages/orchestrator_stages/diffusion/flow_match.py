@@ -54,7 +54,14 @@ class FlowMatchEuler(Scheduler):
     """
 
     columns: ClassVar[int] = 1
-    refused: ClassVar[Mapping[str, Any]] = {"invert_sigmas": False, "stochastic_sampling": False}
+    refused: ClassVar[Mapping[str, Any]] = {
+        "invert_sigmas": False,
+        "stochastic_sampling": False,
+        # Not options of its own, but read where a config has them from another scheduler.
+        "sigma_min": None,
+        "sigma_max": None,
+        "use_flow_sigmas": False,
+    }
 
     shift: float = 1.0
     use_dynamic_shifting: bool = False

@@ -27,10 +27,12 @@ class Guide(nn.Module):
 
         Args:
             output: ``[2*batch, ...]``: guesses without the prompt, then those with it.
-            scale: A scalar ``[]``, float32: 1 follows the prompt as it is, more exaggerates it.
+            scale: A scalar ``[]``, float32 or float64: 1 follows the prompt as it is, more exaggerates it. It counts
+                to its own precision, as a number of Python does, though ``output`` may be in half precision.
         """
         without, prompted = output.chunk(2)
-        return without + scale * (prompted - without)
+        pull = prompted - without
+        return without + (scale * pull.to(scale.dtype)).to(pull.dtype)
 
 
 class Ask(nn.Module):
@@ -56,30 +58,3 @@ class Ask(nn.Module):
         """
         shown: Tensor = latents if self.scale is None else self.scale(latents, row)
         return self.twice(shown) if self.guided else shown
-
-
-class Advance(nn.Module):
-    """Moves the latents one step, guided or not.
-
-    Args:
-        step: The stage ``(output, latents, row) -> latents`` of the scheduler.
-        guided: There is guidance.
-    """
-
-    def __init__(self, step: nn.Module, *, guided: bool) -> None:
-        super().__init__()
-        self.step = step
-        self.guide = Guide() if guided else None
-
-    def forward(self, output: Tensor, latents: Tensor, row: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Returns the next latents ``[batch, ...]``.
-
-        Args:
-            output: What the denoiser said, ``[batch, ...]``, or ``[2*batch, ...]`` with guidance.
-            latents: ``[batch, ...]``.
-            row: The scheduler's row.
-            scale: A scalar: how strong guidance is, where there is any.
-        """
-        answer = output if self.guide is None else self.guide(output, scale)
-        moved: Tensor = self.step(answer, latents, row)
-        return moved

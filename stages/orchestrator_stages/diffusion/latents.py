@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import Dim, TensorSpec
-from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
 from orchestrator_stages.diffusion.schedule import Scheduler, Table
+from orchestrator_stages.diffusion.step import SWITCHES
 from orchestrator_stages.host import HostStage
 
 Seed = int | torch.Generator | Sequence[int | torch.Generator] | None
@@ -102,14 +102,16 @@ class Schedule(HostStage):
     """Host stage: the scheduler's table for a number of steps, and how strong guidance is.
 
     Takes ``num_inference_steps`` and ``guidance_scale``. Gives ``timesteps`` ``[steps]``, ``rows`` ``[steps,
-    columns]``, ``start``, and with guidance ``scale``, a scalar.
+    columns]``, ``start``, and with guidance ``scale``, a scalar; with guidance in one batch also the bools ``guided``,
+    which is whether the scale is more than 1, and ``alone``, which is whether not.
 
     Args:
         scheduler: The scheduler.
         steps: The dim of steps.
         guided: There is guidance; else there is no input for it, and no output.
-        least: Guidance below this counts as this; 1 is no guidance at all.
+        switched: It is in one batch, and a request may go without.
         table: Makes the table; the scheduler's own if it is None.
+        scale_dtype: Element type of the scale.
     """
 
     def __init__(
@@ -118,11 +120,13 @@ class Schedule(HostStage):
         steps: Dim,
         *,
         guided: bool,
-        least: float | None = None,
+        switched: bool = False,
         table: Callable[[int], Table] | None = None,
+        scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(tag="schedule")
-        self.least = least
+        self.switched = switched
+        self.scale_dtype = scale_dtype
         self.table = table or scheduler.table
         self.inputs = {"num_inference_steps": int}
         self.outputs = {
@@ -132,22 +136,34 @@ class Schedule(HostStage):
         }
         if guided:
             self.inputs["guidance_scale"] = Real
-            self.outputs["scale"] = TensorSpec(())
+            self.outputs["scale"] = TensorSpec((), scale_dtype)
+        if switched:
+            self.outputs = {**self.outputs, **dict.fromkeys(SWITCHES, TensorSpec((), torch.bool))}
 
     def forward(self, num_inference_steps: int, guidance_scale: float | None = None) -> dict[str, Any]:
         """Makes the table of one request."""
         table: dict[str, Any] = self.table(num_inference_steps)._asdict()
         if guidance_scale is not None:
-            scale = float(guidance_scale)
-            table["scale"] = torch.tensor(scale if self.least is None else max(self.least, scale))
+            table["scale"] = torch.tensor(float(guidance_scale), dtype=self.scale_dtype)
+            if self.switched:
+                guided = float(guidance_scale) > 1
+                table |= {"guided": torch.tensor(guided), "alone": torch.tensor(not guided)}
         return table
 
 
-def flux_table(scheduler: FlowMatchEuler, latents: int) -> Callable[[int], Table]:
+def flux_levels(steps: int) -> list[float]:
+    """Returns the levels that Flux starts from: as many as steps, in equal distances from 1 down."""
+    levels: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
+    return levels
+
+
+def flux_table(scheduler: Any, latents: int) -> Callable[[int], Table]:
     """Returns the table that Flux uses: levels in equal distances, shifted by the number of packed latents."""
 
     def table(steps: int) -> Table:
-        levels: Any = np.linspace(1.0, 1 / scheduler.checked(steps), steps).tolist()
-        return scheduler.table(steps, mu=scheduler.mu(latents), levels=levels)
+        made: Table = scheduler.table(
+            steps, mu=scheduler.mu(latents), levels=flux_levels(scheduler.checked(steps))
+        )
+        return made
 
     return table

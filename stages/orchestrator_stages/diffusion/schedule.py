@@ -42,11 +42,13 @@ class Scheduler:
         columns: How many columns a row of its table has.
         timestep_dtype: Element type of the timesteps.
         refused: Options of diffusers' scheduler with the one value that is supported.
+        unread: Options that change nothing as long as those are as they are.
     """
 
     columns: ClassVar[int]
     timestep_dtype: ClassVar[torch.dtype] = torch.float32
     refused: ClassVar[Mapping[str, Any]] = {}
+    unread: ClassVar[frozenset[str]] = frozenset()
 
     num_train_timesteps: int = 1000
 

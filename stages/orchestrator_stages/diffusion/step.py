@@ -1,22 +1,32 @@
-"""One step of denoising as the body of a loop: ask the denoiser, guide its answer, move the latents."""
+"""One step of denoising as the body of a loop: ask the denoiser, guide its answer, move the latents.
+
+With guidance a request decides by its scale whether there is any, as in diffusers: a scale of 1 and less asks the
+denoiser about the prompt alone. A batch of half the size gives other roundings, so both ways are drawn, each in a
+branch, and a request runs one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
 
 from orchestrator import Pipeline, TensorSpec
-from orchestrator_stages.diffusion.guidance import Advance, Ask
+from orchestrator_stages.diffusion.denoisers import Denoiser
+from orchestrator_stages.diffusion.guidance import Ask, Guide
 from orchestrator_stages.diffusion.schedule import Scheduler
+
+SWITCHES = ("guided", "alone")
+"""The branches, and the inputs that say which of them runs; always one does."""
 
 
 class Step:
     """Draws the body.
 
     Its inputs are ``latents``, which it also gives, ``timestep`` and ``row`` of the scheduler's table, the
-    conditions of the denoiser, and ``scale``, a scalar, where there is guidance.
+    conditions of the denoiser, and ``scale``, a scalar, where there is guidance; where that is in one batch, also
+    :data:`SWITCHES`, two bools.
 
     Args:
         name: What the denoiser is called.
@@ -24,42 +34,82 @@ class Step:
         scheduler: The scheduler.
         guided: Guidance in one batch: the denoiser is shown everything twice, and conditions hold both prompts.
         embedded: The port of the denoiser that reads ``scale`` itself, if any.
+        scale_dtype: Element type of ``scale``.
     """
 
     def __init__(
         self,
         name: str,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         scheduler: Scheduler,
         *,
         guided: bool,
         embedded: str | None = None,
+        scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.name = name
         self.denoiser = denoiser
         self.scheduler = scheduler
         self.guided = guided
         self.embedded = embedded
+        self.scale_dtype = scale_dtype
 
     def body(self, latents: TensorSpec, conditions: Mapping[str, TensorSpec]) -> Pipeline:
         """Returns the body for latents and conditions of these specs."""
         body = Pipeline(self.name)
-        before = body.input("latents", latents)
-        timestep = body.input("timestep", TensorSpec((), self.scheduler.timestep_dtype))
-        row = body.input("row", TensorSpec((self.scheduler.columns,)))
-        ports: dict[str, Any] = {port: body.input(port, spec) for port, spec in conditions.items()}
-        scale = body.input("scale", TensorSpec(())) if self.guided or self.embedded else None
-        if self.embedded:
-            ports[self.embedded] = scale
-        output = body.add(self.name, self.denoiser)(self._shown(body, before, row), timestep, **ports)
-        advance = body.add("step", Advance(self.scheduler.step(), guided=self.guided))
-        strength = {"scale": scale} if self.guided else {}
-        body.output("latents", advance(output, before, row, **strength))
+        specs = {
+            "latents": latents,
+            "timestep": TensorSpec((), self.scheduler.timestep_dtype),
+            "row": TensorSpec((self.scheduler.columns,)),
+            **conditions,
+        }
+        if self.guided or self.embedded:
+            specs["scale"] = TensorSpec((), self.scale_dtype)
+        values = {port: body.input(port, spec) for port, spec in specs.items()}
+        if self.guided:
+            output = values["latents"]
+            for switch in SWITCHES:
+                condition = body.input(switch, TensorSpec((), torch.bool))
+                branch = self._branch(switch, specs)
+                output = body.when(
+                    switch,
+                    branch,
+                    inputs={port: values[port] for port in self._read(specs, guided=switch == "guided")},
+                    otherwise={"output": output},
+                    condition=condition,
+                )
+        else:
+            output = self._ask(body, self.denoiser, values, guided=False)
+        moved = body.add("step", self.scheduler.step())(output, values["latents"], values["row"])
+        body.output("latents", moved)
         return body
 
-    def _shown(self, body: Pipeline, latents: Any, row: Any) -> Any:
-        """What the denoiser is shown; the latents themselves where nothing is to be done to them."""
-        ask = Ask(self.scheduler.scale(), guided=self.guided)
+    def _read(self, specs: Mapping[str, TensorSpec], *, guided: bool) -> list[str]:
+        """Which of the body's values a branch reads."""
+        unread = {port for port in ("row",) if self.scheduler.scale() is None}
+        if not guided:
+            unread.add("scale")
+        return [port for port in specs if port not in unread]
+
+    def _branch(self, switch: str, specs: Mapping[str, TensorSpec]) -> Pipeline:
+        """Returns what the denoiser says as a pipeline: guided, or of the prompt alone."""
+        guided = switch == "guided"
+        branch = Pipeline(switch)
+        values = {port: branch.input(port, specs[port]) for port in self._read(specs, guided=guided)}
+        output = self._ask(branch, self.denoiser if guided else self.denoiser.alone(), values, guided=guided)
+        branch.output("output", branch.add("guide", Guide())(output, values["scale"]) if guided else output)
+        return branch
+
+    def _ask(self, body: Pipeline, denoiser: Denoiser, values: Mapping[str, Any], *, guided: bool) -> Any:
+        """Adds the denoiser; returns what it says of the latents, scaled as the scheduler wants it."""
+        ask = Ask(self.scheduler.scale(), guided=guided)
+        shown = values["latents"]
         if ask.scale is not None:
-            return body.add("ask", ask)(latents, row)
-        return body.add("ask", ask)(latents) if self.guided else latents
+            shown = body.add("ask", ask)(shown, values["row"])
+        elif guided:
+            shown = body.add("ask", ask)(shown)
+        own = ("latents", "timestep", "row", "scale")
+        ports = {port: value for port, value in values.items() if port not in own}
+        if self.embedded:
+            ports[self.embedded] = values["scale"]
+        return body.add(self.name, denoiser)(shown, values["timestep"], **ports)

@@ -9,17 +9,19 @@ device. Only whether all have ended is read by the host in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
-from orchestrator.errors import nearest
+from orchestrator_stages.origin import unwrapped
+from orchestrator_stages.seq2seq.checks import check_prepared
 from orchestrator_stages.seq2seq.families import Family, dtype_of, family_of
 from orchestrator_stages.seq2seq.host import Detokenise, Finish, Numbers, Tokenise
 from orchestrator_stages.seq2seq.loop import Decoding
+from orchestrator_stages.seq2seq.options import length_of, read_options
 from orchestrator_stages.seq2seq.prepare import Extract, Process
 from orchestrator_stages.seq2seq.rules import read_rules
 
@@ -27,9 +29,6 @@ __all__ = ["from_transformers"]
 
 BATCH = (1, 2, 4, 8)
 TOKENS = (16, 32, 64, 128, 256, 512)
-
-#: Options of Whisper's own ``generate()``.
-WHISPER = ("language", "task", "return_timestamps")
 
 
 def from_transformers(
@@ -80,11 +79,18 @@ def from_transformers(
     Raises:
         GraphError: The model's family or an option is not supported; the message says which are.
     """
+    check_prepared(tokenizer, processor)
+    model = unwrapped(model)
     family = family_of(model)
-    if model.training:
-        raise GraphError("The model is in training mode; call model.eval() first.", model=model)
-    options = _options(model, family, {**options, "max_new_tokens": max_new_tokens})
-    rules = read_rules(options, family.prompt(options))
+    if max_new_tokens is not None:
+        options["max_new_tokens"] = max_new_tokens
+    options = read_options(model, family, options)
+    speech = family.kind == "audio"
+    prompt = family.prompt(options)
+    new = length_of(model, family, options, 1 + len(prompt))
+    rules = read_rules({**options, "max_new_tokens": new}, prompt, speech=speech)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rules.check(vocabulary)
     parts = family.decoder(model, rules.steps)
     if parts.positions is not None and rules.steps > parts.positions:
         raise GraphError(
@@ -98,7 +104,6 @@ def from_transformers(
     pipeline = Pipeline(name or model.config.model_type)
     source = _Source(model, family, tokenizer, processor, rows, rules.pad)
     encoded, mask, length = source.draw(pipeline, tokens)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
     decoding = Decoding(parts, rules, vocabulary, dtype_of(model), rows, length)
     begun = pipeline.add("begin", decoding.begin())(encoded, *mask)
     numbers = None
@@ -106,7 +111,7 @@ def from_transformers(
         draw = pipeline.add("numbers", Numbers(rules.steps, rows), device="host")
         numbers = draw(pipeline.input("seed", int), source.given)
     chosen = decoding.draw(pipeline, "decode", begun, numbers, check_every)
-    finish = pipeline.add("finish", Finish(rules, rows, bare=family.kind == "audio"), device="host")
+    finish = pipeline.add("finish", Finish(rules, rows, bare=speech), device="host")
     made = finish(chosen)
     pipeline.output("tokens", made)
     if source.tokenizer is not None:
@@ -120,23 +125,6 @@ def _is_prepared(family: Family, tokenizer: Any, processor: Any) -> bool:
     if family.kind == "text":
         return tokenizer is not None or getattr(processor, "tokenizer", None) is not None
     return processor is not None
-
-
-def _options(model: Any, family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation config's options and, over them, those that were given."""
-    config = model.generation_config.to_dict()
-    known = {*vars(type(model.generation_config)()), *config, *(WHISPER if family.kind == "audio" else ())}
-    for option in given:
-        if option not in known:
-            raise GraphError(
-                f"from_transformers has no option {option!r}, and generate() has none.{nearest(option, known)}",
-                option=option,
-            )
-    if given.get("max_length") is not None or given["max_new_tokens"] is None:
-        given = {option: value for option, value in given.items() if option != "max_new_tokens"}
-    if given.get("max_length") is not None:
-        config["max_new_tokens"] = None
-    return {**config, **given}
 
 
 class _Source:

@@ -56,6 +56,7 @@ class Choose(nn.Module):
         super().__init__()
         self.pad = rules.pad
         self.prompt = len(rules.prompt)
+        self.clean = rules.clean
         self.sampling = rules.sampling
         self.register_buffer("forced", torch.tensor(rules.forced_ids()), persistent=False)
         rows, banned = rules.banned_rows()
@@ -64,7 +65,7 @@ class Choose(nn.Module):
             if ids.only:
                 bias[row] = -torch.inf
                 bias[row, list(ids.only)] = 0
-            bias[row, [token for token in ids.never if token < vocabulary]] = -torch.inf
+            bias[row, [token for token in ids.never if 0 <= token < vocabulary]] = -torch.inf
         self.bans = banned != [Banned()]
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
@@ -81,8 +82,12 @@ class Choose(nn.Module):
             finished: ``[batch]``, bool: rows that get nothing but padding.
             numbers: ``[steps, batch]``, uniform in [0, 1); needed where tokens are drawn.
         """
+        if self.clean:
+            most = torch.finfo(logits.dtype).max
+            logits = logits.nan_to_num(nan=0.0, posinf=most, neginf=-most)
         if self.bans:
-            logits = logits + self.bias[self.rows[position]]
+            bias = self.bias[self.rows[position]]
+            logits = torch.where(bias == 0, logits, bias)
         token = logits.argmax(1)
         if self.sampling is not None and numbers is not None:
             token = drawn(logits, numbers[position][0], self.sampling)

@@ -12,7 +12,9 @@ from torch import nn
 
 from orchestrator import GraphError, TensorSpec
 from orchestrator.specs import Dim
-from orchestrator_stages.seq2seq.bart import NORM_FIRST, bart_parts
+from orchestrator_stages.origin import check_unchanged, library_class
+from orchestrator_stages.seq2seq.bart import bart_parts
+from orchestrator_stages.seq2seq.checks import check_model, check_stack
 from orchestrator_stages.seq2seq.decoder import DecoderParts
 from orchestrator_stages.seq2seq.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from orchestrator_stages.seq2seq.gpt2 import gpt2_parts
@@ -59,23 +61,42 @@ class Family:
 
 
 def _bart(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
+    check_stack(model.model.decoder, dtype_of(model))
     return bart_parts(model.model.decoder, model.lm_head, getattr(model, "final_logits_bias", None))
 
 
+def _t5(model: Any, length: int) -> DecoderParts:
+    check_stack(model.decoder, dtype_of(model))
+    return t5_parts(model, length)
+
+
 def _whisper(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
+    check_stack(model.model.encoder, dtype_of(model), "encoder")
+    check_stack(model.model.decoder, dtype_of(model))
     return bart_parts(model.model.decoder, model.proj_out)
 
 
 def _image(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
     decoder = model.decoder
     kind = decoder.config.model_type
+    base = library_class(decoder, DECODERS)
+    if base is None:
+        raise _unsupported(
+            f"VisionEncoderDecoderModel with a decoder {type(decoder).__name__} of type {kind!r}", decoder
+        )
+    check_unchanged(decoder, base, "the model's decoder")
+    if not decoder.config.add_cross_attention and kind == "gpt2":
+        raise GraphError(
+            "The GPT-2 decoder has no cross-attention; make it with add_cross_attention=True.",
+            option="add_cross_attention",
+        )
     if kind == "gpt2":
+        check_stack(decoder.transformer, dtype_of(decoder))
         return gpt2_parts(decoder)
-    if kind not in ("trocr", "bart", "mbart"):
-        raise _unsupported(f"VisionEncoderDecoderModel with a decoder of type {kind!r}", decoder)
     stack = decoder.model.decoder
     if not isinstance(stack.embed_positions, nn.Embedding):
         raise _unsupported("a TrOCR decoder without learned positions", decoder)
+    check_stack(stack, dtype_of(decoder))
     head = decoder.output_projection if kind == "trocr" else decoder.lm_head
     return bart_parts(stack, head)
 
@@ -88,22 +109,40 @@ def whisper_prompt(options: Mapping[str, Any]) -> tuple[int | None, ...]:
     """Returns what Whisper is given after the start: language, task, and that there be no timestamps.
 
     Raises:
-        GraphError: The language or the task is unknown.
+        GraphError: The language or the task is unknown, or there is one for each row.
     """
     language, task = options.get("language"), options.get("task")
     languages, tasks = options.get("lang_to_id") or {}, options.get("task_to_id") or {}
-    old = options.get("forced_decoder_ids") if language is None and task is None else None
-    prompt: list[int | None] = [token for _, token in sorted(old or ())]
+    prompt = _old_prompt(options.get("forced_decoder_ids")) if language is None and task is None else []
     if language is not None:
-        prompt = [_named("language", _tag(str(language)), languages)]
+        if not isinstance(language, str):
+            raise GraphError(
+                f"language is one for all rows, such as 'de', not {language!r}.", option="language"
+            )
+        prompt = [_named("language", _tag(language), languages)]
     elif not prompt and languages:
         prompt = [None]
+    if not languages:  # Nothing to choose a language from: generate() leaves it out.
+        prompt = [token for token in prompt if token is not None]
     if task is not None or (language is not None and tasks):
         prompt.append(_named("task", task or "transcribe", tasks))
     last = options.get("no_timestamps_token_id")
     if last is not None and prompt[-1:] != [last]:
         prompt.append(last)
     return tuple(prompt)
+
+
+def _old_prompt(forced: Any) -> list[int | None]:
+    """Returns the tokens of ``forced_decoder_ids``, pairs of a place and a token, as old checkpoints have them."""
+    pairs = [(int(place), token) for place, token in forced or ()]
+    if not pairs or pairs[0][0] != 1:
+        return []
+    if [place for place, _ in pairs] != list(range(1, len(pairs) + 1)):
+        raise GraphError(
+            f"forced_decoder_ids has gaps: {forced!r}; generate() refuses it as well.",
+            option="forced_decoder_ids",
+        )
+    return [token for _, token in pairs]
 
 
 def _tag(language: str) -> str:
@@ -120,17 +159,29 @@ def _named(what: str, name: str, known: Mapping[str, int]) -> int:
 
 
 _TEXT = Family("text", lambda model: TextEncoder(model.get_encoder()), _bart, positions=_counted)
-_T5 = Family("text", lambda model: TextEncoder(model.get_encoder()), t5_parts)
+_T5 = Family("text", lambda model: TextEncoder(model.get_encoder()), _t5)
 _AUDIO = Family("audio", lambda model: AudioEncoder(model.model.encoder), _whisper, whisper_prompt)
+_PICTURE = Family("image", ImageEncoder, _image)
 
-#: Model types to families.
+#: Classes of transformers to families.
 FAMILIES: Mapping[str, Family] = {
-    "t5": _T5,
-    "mt5": _T5,
-    **{kind: _TEXT for kind in NORM_FIRST if kind not in ("whisper", "trocr")},
-    "whisper": _AUDIO,
-    "vision-encoder-decoder": Family("image", ImageEncoder, _image),
+    "transformers.models.t5.modeling_t5:T5ForConditionalGeneration": _T5,
+    "transformers.models.mt5.modeling_mt5:MT5ForConditionalGeneration": _T5,
+    "transformers.models.bart.modeling_bart:BartForConditionalGeneration": _TEXT,
+    "transformers.models.marian.modeling_marian:MarianMTModel": _TEXT,
+    "transformers.models.mbart.modeling_mbart:MBartForConditionalGeneration": _TEXT,
+    "transformers.models.pegasus.modeling_pegasus:PegasusForConditionalGeneration": _TEXT,
+    "transformers.models.whisper.modeling_whisper:WhisperForConditionalGeneration": _AUDIO,
+    "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder:VisionEncoderDecoderModel": _PICTURE,
 }
+
+#: Classes of transformers that may be the decoder of a VisionEncoderDecoderModel.
+DECODERS = (
+    "transformers.models.gpt2.modeling_gpt2:GPT2LMHeadModel",
+    "transformers.models.trocr.modeling_trocr:TrOCRForCausalLM",
+    "transformers.models.bart.modeling_bart:BartForCausalLM",
+    "transformers.models.mbart.modeling_mbart:MBartForCausalLM",
+)
 
 
 def _unsupported(what: str, model: object) -> GraphError:
@@ -141,18 +192,24 @@ def family_of(model: Any) -> Family:
     """Returns the family of a model.
 
     Raises:
-        GraphError: It is no model of transformers that generates, or of a family that is not supported.
+        GraphError: It is no model of transformers that generates, or of a family that is not supported, or it was
+            changed, or something is missing.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or kind is None:
         raise _unsupported(f"{model!r:.80}, which is no model of transformers", model)
-    if kind not in FAMILIES:
-        raise _unsupported(f"{type(model).__name__}, a model of type {kind!r}", model)
-    if not hasattr(model, "generation_config") or not hasattr(model, "prepare_inputs_for_generation"):
-        raise _unsupported(
-            f"{type(model).__name__}, which generates nothing; take ...ForConditionalGeneration", model
-        )
-    return FAMILIES[kind]
+    base = library_class(model, FAMILIES)
+    if base is None:
+        cls = type(model)
+        told = f"{cls.__name__} of {cls.__module__}, a model of type {kind!r}"
+        kinds = {path.split(".")[2] for path in FAMILIES}
+        if kind in kinds and not hasattr(model, "generation_config"):
+            told = f"{cls.__name__}, which generates nothing; take ...ForConditionalGeneration"
+        elif hasattr(model, "peft_config"):
+            told = f"{cls.__name__}, a model in a wrapper of peft; call its merge_and_unload()"
+        raise _unsupported(told, model)
+    check_model(model, base)
+    return FAMILIES[f"{base.__module__}:{base.__name__}"]
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

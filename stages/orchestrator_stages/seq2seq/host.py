@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -105,13 +106,29 @@ class Finish(HostStage):
         ended = (chosen[:, :, None] == torch.tensor(self.rules.eos)).any(2)
         ended[:, : len(self.rules.prompt)] = False
         before = ended.cumsum(1) - ended.long()
-        if self.bare:
-            kept = (before + ended == 0)[:, len(self.rules.prompt) :]
-            tokens = torch.where(kept, chosen[:, len(self.rules.prompt) :], self.rules.pad)
-            return tokens[:, : int(kept.sum(1).max())].contiguous()
         longest = int((before == 0).sum(1).max())
+        if self.bare:
+            return self._bare(chosen[:, len(self.rules.prompt) : longest].tolist())
         first = chosen.new_full((len(chosen), 1), self.rules.start)
         return torch.cat([first, chosen[:, :longest]], 1)
+
+    def _bare(self, rows: list[list[int]]) -> Tensor:
+        """Cuts what was added as Whisper's ``generate()`` does: as many pads as there are, then one end."""
+        pad, eos, times = self.rules.pad, self.rules.eos, self.rules.timestamps
+        kept: list[list[int]] = []
+        for row in rows:
+            pads = row.count(pad) - (pad in eos)
+            cut = row[: len(row) - pads] if row[-1] == pad else row
+            cut = cut[:-1] if cut and cut[-1] in eos else cut
+            if times is not None and any(min(pair) >= times for pair in itertools.pairwise(cut)):
+                raise ValueError(
+                    "The model wrote two times in a row though it was told to write none; generate() would begin anew "
+                    "at the second of them, which is not supported. Suppress them: suppress_tokens=range("
+                    f"{times}, ...), besides what the generation config suppresses."
+                )
+            kept.append(cut)
+        length = max(map(len, kept))
+        return torch.tensor([[*row, *[pad] * (length - len(row))] for row in kept]).reshape(len(kept), length)
 
 
 class Detokenise(HostStage):

@@ -6,46 +6,15 @@ a *prompt* that the model is given, such as the language for Whisper; they are f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import GraphError
+from orchestrator_stages.seq2seq.tables import REFUSED, REFUSED_SPEECH
 
 __all__ = ["Banned", "Rules", "Sampling", "read_rules"]
-
-#: Options that change the tokens in ways that are not supported, each with the values that change nothing.
-REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "assistant_early_exit": (),
-    "constraints": (),
-    "diversity_penalty": (0.0,),
-    "dola_layers": (),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "exponential_decay_length_penalty": (),
-    "force_words_ids": (),
-    "guidance_scale": (1.0,),
-    "max_time": (),
-    "min_p": (),
-    "no_repeat_ngram_size": (0,),
-    "num_beam_groups": (1,),
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "penalty_alpha": (),
-    "prompt_lookup_num_tokens": (),
-    "repetition_penalty": (1.0,),
-    "return_timestamps": (False,),
-    "return_token_timestamps": (False,),
-    "sequence_bias": (),
-    "stop_strings": (),
-    "token_healing": (False,),
-    "top_h": (),
-    "typical_p": (1.0,),
-    "watermarking_config": (),
-}
-
 
 NEW = 20
 """Tokens that are added at most where the config does not say; what ``generate()`` takes."""
@@ -105,6 +74,9 @@ class Rules:
         forced_eos: The last possible token, likewise.
         languages: Tokens of languages.
         sampling: How tokens are drawn; None: always the most likely one.
+        clean: Logits that are no numbers count as 0, infinite ones as the largest number.
+        speech: The rules are those of Whisper.
+        timestamps: The first token of Whisper that is a time; None: there is none.
     """
 
     start: int
@@ -119,11 +91,38 @@ class Rules:
     forced_eos: int | None = None
     languages: tuple[int, ...] = ()
     sampling: Sampling | None = None
+    clean: bool = False
+    speech: bool = False
+    timestamps: int | None = None
 
     @property
     def steps(self) -> int:
         """Iterations at most, which is also how many tokens the cache has to hold."""
         return len(self.prompt) + self.new
+
+    @property
+    def first(self) -> int:
+        """The iteration at which ``banned_first`` counts."""
+        if self.prompt or self.speech or self.forced_bos is None:
+            return len(self.prompt)
+        return 1
+
+    def check(self, vocabulary: int) -> None:
+        """Refuses tokens that a model does not know.
+
+        Raises:
+            GraphError: A token that is to be in every sequence is one.
+        """
+        for option, token in (
+            ("decoder_start_token_id", self.start),
+            ("forced_bos_token_id", self.forced_bos),
+            ("forced_eos_token_id", self.forced_eos),
+            *(("forced_decoder_ids", token) for token in self.prompt),
+        ):
+            if token is not None and not 0 <= token < vocabulary:
+                raise GraphError(
+                    f"{option} is {token}, but the model knows {vocabulary} tokens.", option=option
+                )
 
     def forced_ids(self) -> list[int]:
         """For each iteration, the token that it must give, or -1."""
@@ -145,9 +144,8 @@ class Rules:
     def _banned(self, place: int) -> Banned:
         if place < len(self.prompt):
             return Banned(only=self.languages) if self.prompt[place] is None else Banned()
-        first = len(self.prompt) if self.prompt or self.forced_bos is None else 1
         never = [*self.banned]
-        if place == first:
+        if place == self.first:
             never += self.banned_first
         if place + 1 < self.min_length:
             never += self.eos
@@ -160,8 +158,39 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(int(item) for item in value) if isinstance(value, Iterable) else (int(value),)
 
 
-def _one(value: Any) -> int | None:
-    return None if value is None else _ids(value)[0]
+def _one(options: Mapping[str, Any], option: str) -> int | None:
+    """Returns the one token of an option.
+
+    Raises:
+        GraphError: There are several: ``generate()`` takes them as one for each row.
+    """
+    ids = _ids(options.get(option))
+    if len(ids) > 1:
+        raise GraphError(
+            f"{option} is one token for all rows, not {list(ids)}, which generate() takes as one for each row.",
+            option=option,
+        )
+    return ids[0] if ids else None
+
+
+def _forced(options: Mapping[str, Any], option: str, never: Iterable[int], *, sampled: bool) -> int | None:
+    """Returns the token that an option forces: the lowest of several, as the most likely of equals is.
+
+    Raises:
+        GraphError: One of several would be drawn, or none is allowed.
+    """
+    ids = sorted(set(_ids(options.get(option))))
+    allowed = [token for token in ids if token not in set(never)]
+    if not ids:
+        return None
+    if not allowed:
+        raise GraphError(f"{option}={ids} is suppressed as well, so no token is left.", option=option)
+    if sampled and len(allowed) > 1:
+        raise GraphError(
+            f"{option}={ids}: with do_sample generate() draws one of them, which is not supported; give one.",
+            option=option,
+        )
+    return allowed[0]
 
 
 def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
@@ -169,13 +198,14 @@ def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
     return [word[0] for word in words or () if word[0] not in eos]
 
 
-def _refuse(options: Mapping[str, Any]) -> None:
+def _refuse(options: Mapping[str, Any], *, speech: bool) -> None:
     words = options.get("bad_words_ids")
-    refused = {name: value for name, value in options.items() if name in REFUSED and value is not None}
+    table = {**REFUSED, **(REFUSED_SPEECH if speech else {})}
+    refused = {name: value for name, value in options.items() if name in table and value is not None}
     if words is not None and any(len(word) != 1 for word in words):
         refused["bad_words_ids"] = words
     for name, value in refused.items():
-        neutral = REFUSED.get(name, ())
+        neutral = table.get(name, ())
         if value in neutral:
             continue
         raise GraphError(
@@ -187,49 +217,89 @@ def _refuse(options: Mapping[str, Any]) -> None:
         )
 
 
-def read_rules(options: Mapping[str, Any], prompt: tuple[int | None, ...] = ()) -> Rules:
+def read_rules(
+    options: Mapping[str, Any], prompt: tuple[int | None, ...] = (), *, speech: bool = False
+) -> Rules:
     """Returns the rules of a generation config.
 
     Args:
         options: Its options by name, as its ``to_dict()`` gives them, with what the user changed.
         prompt: The tokens after the start that the model is given.
+        speech: They are read as ``generate()`` of Whisper reads them.
 
     Raises:
         GraphError: An option asks for what is not supported, or contradicts another.
     """
-    _refuse(options)
-    start, pad = _one(options.get("decoder_start_token_id")), _one(options.get("pad_token_id"))
-    eos = _ids(options.get("eos_token_id"))
-    if start is None:
-        start = _one(options.get("bos_token_id"))
-    if start is None:
-        raise GraphError(
-            "The generation config has no decoder_start_token_id; pass decoder_start_token_id=...",
-            option="decoder_start_token_id",
-        )
-    if pad is None:
-        pad = eos[0] if eos else 0
+    _refuse(options, speech=speech)
+    start, pad, eos = _special(options, speech=speech)
     before = 1 + len(prompt)
     new = _new_tokens(options, before)
-    min_length = max(int(options.get("min_length") or 0), before + int(options.get("min_new_tokens") or 0))
+    fewest = options.get("min_new_tokens")
+    min_length = int(options.get("min_length") or 0) if fewest is None else before + int(fewest)
     if min_length > before + new:
         raise GraphError(
             f"min_length asks for {min_length} tokens, but at most {before + new} are made.",
             option="min_length",
         )
-    return Rules(
+    suppressed = _ids(options.get("suppress_tokens"))
+    last = options.get("no_timestamps_token_id") if speech else None
+    rules = Rules(
         start,
         prompt,
         new,
         pad,
         eos,
         min_length if min_length > before else 0,
-        (*_ids(options.get("suppress_tokens")), *_words(options.get("bad_words_ids"), eos)),
+        (*suppressed, *_words(options.get("bad_words_ids"), eos)),
         _ids(options.get("begin_suppress_tokens")),
-        _one(options.get("forced_bos_token_id")),
-        _one(options.get("forced_eos_token_id")),
+        None,
+        None,
         tuple((options.get("lang_to_id") or {}).values()),
         _sampling(options) if options.get("do_sample") else None,
+        options.get("remove_invalid_values") is True,
+        speech,
+        None if last is None else int(last) + 1,
+    )
+    return _with_forced(rules, options, suppressed)
+
+
+def _special(options: Mapping[str, Any], *, speech: bool) -> tuple[int, int, tuple[int, ...]]:
+    """Returns the first token of a sequence, the one that fills it up, and those that end it."""
+    start, pad = _one(options, "decoder_start_token_id"), _one(options, "pad_token_id")
+    eos = _ids(options.get("eos_token_id"))
+    if start is None:
+        start = _one(options, "bos_token_id")
+    if start is None:
+        raise GraphError(
+            "The generation config has no decoder_start_token_id; pass decoder_start_token_id=...",
+            option="decoder_start_token_id",
+        )
+    if speech and isinstance(options.get("eos_token_id"), Iterable):
+        raise GraphError(
+            f"eos_token_id of Whisper is one int, not {options['eos_token_id']!r}: of others generate() cuts no end.",
+            option="eos_token_id",
+        )
+    if speech and pad is None and eos:
+        raise GraphError(
+            "Whisper without pad_token_id is not supported; pass pad_token_id=...", option="pad_token_id"
+        )
+    if pad is None:
+        pad = eos[0] if eos else 0
+    return start, pad, eos
+
+
+def _with_forced(rules: Rules, options: Mapping[str, Any], suppressed: tuple[int, ...]) -> Rules:
+    """Fills in what is forced; a token that is suppressed where it would be forced is not allowed there."""
+    sampled = rules.sampling is not None
+    forced = {}
+    for option, place in (("forced_bos_token_id", 0), ("forced_eos_token_id", rules.steps - 1)):
+        if place < len(rules.prompt):
+            continue
+        at_first = place == len(rules.prompt) and (rules.speech or option != "forced_bos_token_id")
+        never = (*suppressed, *(rules.banned_first if at_first else ()))
+        forced[option] = _forced(options, option, never, sampled=sampled)
+    return dataclasses.replace(
+        rules, forced_bos=forced.get("forced_bos_token_id"), forced_eos=forced.get("forced_eos_token_id")
     )
 
 
@@ -247,6 +317,6 @@ def _sampling(options: Mapping[str, Any]) -> Sampling:
     temperature, k, p = (options.get(name) for name in ("temperature", "top_k", "top_p"))
     return Sampling(
         1.0 if temperature is None else float(temperature),
-        50 if k is None else int(k),
+        0 if k is None else int(k),
         1.0 if p is None else float(p),
     )

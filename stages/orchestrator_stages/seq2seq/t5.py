@@ -26,6 +26,18 @@ class T5Cross(nn.Module):
         return torch.stack([split(self.k(encoded), self.heads), split(self.v(encoded), self.heads)])
 
 
+def clamped(hidden: Tensor) -> Tensor:
+    """Returns hidden states without infinities, which a float16 of this family runs into, as the library does it.
+
+    Once one of them is infinite, all are kept a little further from the largest number.
+    """
+    if hidden.dtype != torch.float16:
+        return hidden
+    most = torch.finfo(torch.float16).max
+    limit = torch.where(torch.isinf(hidden).any(), most - 1000, most).to(hidden.dtype)
+    return torch.clamp(hidden, min=-limit, max=limit)
+
+
 class T5Layer(DecoderLayer):
     """One layer, a ``T5Block``; scores are not scaled."""
 
@@ -45,11 +57,10 @@ class T5Layer(DecoderLayer):
         x = self.own_norm(hidden)
         query, key, value = (split(f(x), self.heads) for f in (self.q, self.k, self.v))
         past = written(past, position, key, value)
-        hidden = hidden + self.o(merged(attend(query, past, seen, 1.0)))
+        hidden = clamped(hidden + self.o(merged(attend(query, past, seen, 1.0))))
         query = split(self.cross_q(self.cross_norm(hidden)), self.heads)
-        hidden = hidden + self.cross_o(merged(attend(query, memory, masked, 1.0)))
-        fed: Tensor = self.feed(hidden)
-        return fed, past
+        hidden = clamped(hidden + self.cross_o(merged(attend(query, memory, masked, 1.0))))
+        return clamped(self.feed(hidden)), past
 
 
 class T5Embedding(nn.Module):

@@ -59,7 +59,7 @@ def speech(
     wanted = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
     options: dict[str, Any] = {**model.generation_config.to_dict(), **wanted}
     family = family_of(model)
-    rules = read_rules(options, family.prompt(options))
+    rules = read_rules(options, family.prompt(options), speech=True)
     parts = family.decoder(model, rules.steps)
     if rules.steps > config.max_target_positions:
         most = config.max_target_positions - len(rules.prompt)

@@ -1,0 +1,136 @@
+"""Which options of ``generate()`` are followed, which change nothing here, and which are refused.
+
+Together they are all that the library knows; one of a later version is refused unless it has its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = [
+    "FOLLOWED",
+    "FOLLOWED_SPEECH",
+    "REFUSED",
+    "REFUSED_SPEECH",
+    "UNREAD",
+    "UNREAD_SPEECH",
+]
+
+#: Options that change the tokens in ways that are not supported, each with the values that change nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "assistant_early_exit": (),
+    "cache_implementation": ("static", "dynamic", "offloaded", "offloaded_static", "hybrid"),
+    "constraints": (),
+    "continuous_batching_config": (),
+    "diversity_penalty": (0.0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "guidance_scale": (1.0,),
+    "is_assistant": (False,),
+    "max_time": (),
+    "min_p": (),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (),
+    "prompt_lookup_num_tokens": (),
+    "repetition_penalty": (1.0,),
+    "return_dict_in_generate": (False,),
+    "sequence_bias": (),
+    "stop_strings": (),
+    "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "use_mtp": (False,),
+    "watermarking_config": (),
+}
+
+#: The same for those that only Whisper has.
+REFUSED_SPEECH: Mapping[str, tuple[Any, ...]] = {
+    "compression_ratio_threshold": (),
+    "condition_on_prev_tokens": (False,),
+    "force_unique_generate_call": (False,),
+    "logprob_threshold": (),
+    "monitor_progress": (),
+    "no_speech_threshold": (),
+    "prompt_condition_type": ("first-segment",),
+    "prompt_ids": (),
+    "return_segments": (False,),
+    "return_timestamps": (False,),
+    "return_token_timestamps": (False,),
+}
+
+#: Options that are followed.
+FOLLOWED = frozenset(
+    {
+        *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id", "do_sample"),
+        *("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "max_length", "max_new_tokens"),
+        *("min_length", "min_new_tokens", "pad_token_id", "remove_invalid_values", "suppress_tokens"),
+        *("temperature", "top_k", "top_p"),
+    }
+)
+
+#: The same for those that only Whisper has.
+FOLLOWED_SPEECH = frozenset(
+    {
+        "forced_decoder_ids",
+        "is_multilingual",
+        "lang_to_id",
+        "language",
+        "no_timestamps_token_id",
+        "task",
+        "task_to_id",
+    }
+)
+
+#: Options that change no token of the ways to choose one that are supported: how the work is done, what comes with the
+#: tokens, and numbers that only a refused option reads.
+UNREAD = frozenset(
+    {
+        *(
+            "assistant_confidence_threshold",
+            "assistant_ensemble_weight",
+            "assistant_lookbehind",
+            "cache_config",
+        ),
+        *(
+            "compile_config",
+            "disable_compile",
+            "early_stopping",
+            "length_penalty",
+            "low_memory",
+            "max_cache_len",
+        ),
+        *("max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+        *(
+            "output_attentions",
+            "output_hidden_states",
+            "output_logits",
+            "output_scores",
+            "prefill_chunk_size",
+        ),
+        *("renormalize_logits", "speculation_type", "target_lookbehind", "transformers_version", "use_cache"),
+        *("_from_model_config", "_original_object_hash"),
+    }
+)
+
+#: The same for those that only Whisper has.
+UNREAD_SPEECH = frozenset(
+    {
+        *(
+            "alignment_heads",
+            "max_initial_timestamp_index",
+            "median_filter_width",
+            "num_frames",
+            "num_segment_frames",
+        ),
+        *("prev_sot_token_id", "time_precision", "time_precision_features"),
+    }
+)

@@ -1,0 +1,197 @@
+"""Kind: taken over as something else. A model that was changed, or lacks something, is refused by the part."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orchestrator import GraphError
+from orchestrator_stages import from_transformers
+from tests.stages.tiny_models import MODELS, START, generated, inputs, texts, tiny, transformers
+
+NEW = 7
+
+
+def run(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
+    sizes = {"tokens": (16,)} if "input_ids" in request else {}
+    with from_transformers(model, batch=(3,), **sizes, **options).plan("cpu").load() as session:
+        return session(**request)["tokens"]
+
+
+class Louder(transformers.BartForConditionalGeneration):
+    """Says everything twice as loud."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        outputs = super().forward(*args, **options)
+        outputs.logits = -outputs.logits
+        return outputs
+
+
+class Named(transformers.BartForConditionalGeneration):
+    """Replaces nothing."""
+
+
+def of(kind: Any) -> Any:
+    model = tiny("bart")
+    other = kind(model.config)
+    other.load_state_dict(model.state_dict())
+    other.generation_config = copy.deepcopy(model.generation_config)
+    other.generation_config.max_new_tokens = NEW
+    return other.eval()
+
+
+def test_a_subclass_that_replaces_a_method_is_refused_and_another_is_not():
+    with pytest.raises(GraphError, match="Louder replaces 'forward'"):
+        from_transformers(of(Louder))
+    for method in (
+        "generate",
+        "prepare_inputs_for_generation",
+        "_sample",
+        "_get_logits_processor",
+        "get_encoder",
+    ):
+        kind = type("Other", (transformers.BartForConditionalGeneration,), {method: lambda self: None})
+        with pytest.raises(GraphError, match=f"Other replaces '{method}'"):
+            from_transformers(of(kind))
+    model, request = of(Named), inputs("bart")
+    assert run(model, request).equal(generated(model, request))
+
+
+def test_classes_are_known_by_identity_not_by_type_or_name():
+    class T5ForConditionalGeneration(nn.Module):
+        """Has the name and the type of a model that is supported, and neither its methods nor its parts."""
+
+        config = transformers.T5Config()
+        generation_config = transformers.GenerationConfig()
+
+    unsupported: list[nn.Module] = [
+        T5ForConditionalGeneration(),
+        tiny("donut").decoder,
+        tiny("trocr").decoder,
+        transformers.BartForCausalLM(transformers.BartConfig(**vars_of("bart"), is_decoder=True)),
+    ]
+    for model in unsupported:
+        with pytest.raises(GraphError, match="from_transformers does not support"):
+            from_transformers(model.eval())
+
+
+def vars_of(name: str) -> dict[str, Any]:
+    config = tiny(name).config
+    return {
+        "d_model": config.d_model,
+        "vocab_size": config.vocab_size,
+        "decoder_layers": 1,
+        "decoder_ffn_dim": 8,
+    }
+
+
+def _hook(model: Any) -> None:
+    model.model.decoder.layers[0].self_attn.register_forward_hook(lambda module, args, output: output)
+
+
+def _forward(model: Any) -> None:
+    layer = model.model.decoder.layers[1]
+    layer.forward = lambda *args, **options: args[0]
+
+
+def _layer(model: Any) -> None:
+    class BartDecoderLayer(type(model.model.decoder.layers[0])):  # type: ignore[misc]
+        """A layer of somebody else."""
+
+    layer = BartDecoderLayer(model.config, layer_idx=0)
+    model.model.decoder.layers[0] = layer.eval()
+
+
+def _borrowed(model: Any) -> None:
+    attention = tiny("marian").model.decoder.layers[0].self_attn
+    model.model.decoder.layers[0].self_attn = attention
+
+
+def _wrapped(model: Any) -> None:
+    model.model.decoder.embed_positions = nn.Sequential(model.model.decoder.embed_positions)
+
+
+def _training(model: Any) -> None:
+    model.model.decoder.layers[0].train()
+
+
+def _attention(model: Any) -> None:
+    model.model.decoder.config._attn_implementation = "flex_attention"
+
+
+def _no_options(model: Any) -> None:
+    model.generation_config = None
+
+
+def _no_head(model: Any) -> None:
+    model.lm_head = None
+
+
+def _legacy(model: Any) -> None:
+    model.config.num_beams = 3
+
+
+def _quantised(model: Any) -> None:
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of quantising
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_hook, r"decoder\.layers\.0\.self_attn has the forward hook"),
+        (_forward, r"decoder\.layers\.1 has a forward of its own"),
+        (_layer, r"decoder\.layers\.0 is a .*BartDecoderLayer"),
+        (_borrowed, r"decoder\.layers\.0\.self_attn is a .*MarianAttention"),
+        (_wrapped, r"decoder\.embed_positions is a .*Sequential"),
+        (_training, r"training mode \(model\.decoder\.layers\.0\)"),
+        (_attention, "flex_attention"),
+        (_no_options, "generation_config"),
+        (_no_head, "projection to its vocabulary"),
+        (_legacy, "num_beams"),
+        (_quantised, "quantised"),
+    ],
+)
+def test_a_model_that_was_changed_or_lacks_something_is_refused(change: Any, message: str):
+    model = tiny("bart")
+    change(model)
+    with pytest.raises(GraphError, match=message):
+        from_transformers(model)
+
+
+def test_what_prepares_nothing_is_refused():
+    for option in ("tokenizer", "processor"):
+        with pytest.raises(GraphError, match=f"{option}= is a {option} of transformers, not 't5-small'"):
+            from_transformers(tiny("t5"), **{option: "t5-small"})
+
+
+def test_a_captioner_without_cross_attention_is_refused():
+    model = tiny("gpt2")
+    model.decoder.config.add_cross_attention = False
+    with pytest.raises(GraphError, match="add_cross_attention"):
+        from_transformers(model)
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5"])
+def test_a_float16_that_overflows_is_clamped_as_the_library_does_it(name: str):
+    """Kind: a layer written anew misses what the library's does off the main path."""
+    model = tiny(name)
+    for block in model.decoder.block:
+        block.layer[-1].DenseReluDense.wo.weight.data.mul_(6000.0)
+    model, request = model.to(torch.float16), texts((4, 4, 4))
+    model.generation_config.max_new_tokens = NEW
+    tokens = generated(model, request)
+    assert torch.isfinite(model(**request, decoder_input_ids=torch.full((3, 1), START)).logits).all()
+    assert run(model, request).equal(tokens)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_as_torch_compile_gives_it_is_the_model(name: str):
+    model, request = tiny(name), inputs(name)
+    model.generation_config.max_new_tokens = NEW
+    compiled = torch.compile(model, backend="eager")
+    assert run(compiled, request).equal(generated(model, request))
