@@ -134,7 +134,7 @@ def test_moments_of_latents_are_undone(pipes: dict[str, Any]):
     vae = toy.stable_diffusion().vae
     plain = decoders.Decode(vae)
     vae.register_to_config(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0])
-    moved = decoders.Decode(vae)
+    moved = decoders.Decode(vae, moments=True)
     latents = torch.randn(1, 4, 8, 8)
     mean, std = (
         torch.tensor(values).view(1, 4, 1, 1) for values in ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])

@@ -224,7 +224,10 @@ def _scheduler(pipe: Any, family: Family) -> Scheduler:
     if base is None:
         names = [path.partition(":")[2] for path in family.schedulers]
         cls = type(theirs)
-        told = "None" if theirs is None else f"{cls.__name__} of {cls.__module__}"
+        foreign = theirs is not None and not cls.__module__.startswith("diffusers.")
+        told = (
+            "None" if theirs is None else f"{cls.__name__} of {cls.__module__}" if foreign else cls.__name__
+        )
         raise GraphError(
             f"The scheduler {told} is not supported for {family.name}; {', '.join(names)} is. Change it: "
             f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config).",
