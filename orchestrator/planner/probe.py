@@ -7,6 +7,7 @@ memoised by *structure*: two modules of one class with equal attributes and equa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses import fake_tensor
 
-from orchestrator.duplicate import duplicate, fill_meta, owner_of
+from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
 from orchestrator.planner.dtypes import SameDtypes
@@ -172,8 +173,7 @@ class Prober:
             return stage.target
         owner = owner_of(target) if wrapper is None else target.__dict__.get("_model")
         if isinstance(owner, torch.nn.Module):
-            with self._mode:
-                fill_meta(owner)  # a checkpoint gives it content on the host
+            _move_meta(owner)
         function: Callable[..., Any] = target
         if wrapper is not None and not wrapper.overrides("forward"):
             function = target.model
@@ -255,6 +255,13 @@ def _tensor(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype):
         return torch.empty(value[0], dtype=value[1], device=device)
     return value
+
+
+def _move_meta(owner: torch.nn.Module) -> None:
+    """Says of fake weights and buffers on the meta device that they are on the host: a checkpoint brings them there."""
+    for tensor in itertools.chain(owner.parameters(), owner.buffers()):
+        if isinstance(tensor, fake_tensor.FakeTensor) and tensor.fake_device.type == "meta":
+            tensor.fake_device = torch.device("cpu")
 
 
 def _device_of(function: Any) -> torch.device:
