@@ -5,7 +5,8 @@ default, and `make test-all`) tries all of them, the same for everybody: what fa
 for new ones.
 
 Costs are seconds of processor time, of the test and of the processes it waited for: those do not hang on how busy the
-machine is. With the quick profile, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow.
+machine is. With the quick profile, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow, by
+``pytest.mark.slow`` or by a line in `slow.txt`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.slow import is_slow, slow_tests
 
 #: Processor seconds that a test may take without the marker ``slow``.
 LIMIT_SECONDS = 5.0
@@ -39,6 +42,14 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that are listed as slow."""
+    listed = slow_tests()
+    for item in items:
+        if is_slow(item.nodeid, listed):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fails a test that costs more than it may; `ORCHESTRATOR_TEST_COSTS` names a file that takes all costs."""
@@ -52,7 +63,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
                 file.write(json.dumps([item.nodeid, round(seconds, 3)]) + "\n")
     if PROFILE == "quick" and seconds > LIMIT_SECONDS and item.get_closest_marker("slow") is None:
         pytest.fail(
-            f"took {seconds:.1f} s of processor time, more than {LIMIT_SECONDS:.0f}: mark it with pytest.mark.slow, or "
+            f"took {seconds:.1f} s of processor time, more than {LIMIT_SECONDS:.0f}: list it in tests/slow.txt, or "
             f"make it cheaper",
             pytrace=False,
         )

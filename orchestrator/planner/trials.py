@@ -37,7 +37,7 @@ Sizes = dict[str, int]
 Sampled = tuple[Sizes, Outcome]
 
 
-def padded_names(graph: Graph) -> frozenset[str]:
+def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
     """Returns the dims that a pad rule speaks of: requests may have sizes of them that are no buckets."""
     specs: list[object] = [*graph.inputs.values()]
     for stage in graph.stages.values():
@@ -45,7 +45,11 @@ def padded_names(graph: Graph) -> frozenset[str]:
     specs += [spec for loop in graph.loops.values() for _, spec in loop.over]
     specs += [spec for edge in graph.edges for spec in edge.via]
     return frozenset(
-        name for spec in specs if isinstance(spec, TensorSpec) and spec.pad is not None for name in spec.names
+        name
+        for spec in specs
+        if isinstance(spec, TensorSpec) and spec.pad is not None
+        for name in spec.names
+        if not dims[name].any and not dims[name].exact
     )
 
 

@@ -43,7 +43,7 @@ class Ways:
         self.draft = draft
         self.homes = Homes(draft)
         self.regions = regions
-        self._padded = padded_names(draft.graph)
+        self._padded = padded_names(draft.graph, draft.dims)
         self._items = {
             str(plain_dim(spec.dims[0])) for loop in draft.graph.loops.values() for _, spec in loop.over
         }
@@ -262,7 +262,7 @@ class Ways:
 
     def _is_padded(self, name: str) -> bool:
         """Tells whether a value may hold padding along a dim."""
-        return name in self._padded and not self.draft.dims[name].any
+        return name in self._padded
 
 
 def _is_finite(rule: Pad) -> bool:

@@ -51,7 +51,7 @@ class _Inference:
         self.graph = draft.graph
         self.dims = dict(draft.dims)
         self.prober = Prober()
-        self.padded = frozenset(name for name in padded_names(self.graph) if not self.dims[name].any)
+        self.padded = padded_names(self.graph, self.dims)
         self.captured: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.forms: dict[Edge, EdgeForm] = {}

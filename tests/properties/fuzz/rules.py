@@ -8,7 +8,8 @@ __all__ = ["CRASH", "rule_of"]
 
 #: The product's own fault in the dress of a refusal: by hand no stage raises.
 CRASH = re.compile(
-    r"A request of .* failed: |Plan the pipeline again instead of editing the plan|^StageError: (Stage|The loop of|The map of) .* raised "
+    r"A request of .* failed: |Plan the pipeline again instead of editing the plan|"
+    r"^StageError: (Stage|The loop of|The map of) .* raised "
 )
 
 RULES = {

@@ -1,0 +1,44 @@
+"""Which tests are slow: the list in `slow.txt`, and the command that adds to it what a measured run found.
+
+    HYPOTHESIS_PROFILE=quick ORCHESTRATOR_TEST_COSTS=costs.jsonl python -m pytest -n auto
+    python -m tests.slow costs.jsonl
+
+A line is the id of a test, or of a function, which stands for all its parameters. A test may carry
+``pytest.mark.slow`` itself as well.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+__all__ = ["LIST", "is_slow", "slow_tests"]
+
+LIST = Path(__file__).with_name("slow.txt")
+
+#: What a test may cost in a measured run before it is listed; the limit in `conftest.py` leaves room for others.
+LISTED_SECONDS = 2.5
+
+
+def slow_tests() -> frozenset[str]:
+    """The ids in the list."""
+    lines = LIST.read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def is_slow(test: str, listed: frozenset[str]) -> bool:
+    """Tells whether a test, or the function that it is of, is in the list."""
+    return test in listed or test.partition("[")[0] in listed
+
+
+def add(costs: Path) -> None:
+    """Adds the tests that a measured run found to be slow."""
+    head = [line for line in LIST.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    rows = [json.loads(line) for line in costs.read_text(encoding="utf-8").splitlines()]
+    listed = set(slow_tests()) | {test for test, seconds in rows if seconds > LISTED_SECONDS}
+    LIST.write_text("\n".join([*head, *sorted(listed)]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    add(Path(sys.argv[1]))
