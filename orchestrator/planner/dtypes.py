@@ -37,7 +37,12 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 class SameDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises ``RuntimeError`` where an operation that takes one dtype is given two."""
+    """Raises ``RuntimeError`` where an operation that takes one dtype is given two.
+
+    Operators that take functions (``cond``, ``while_loop``, ``scan``, ``flex_attention``) are run as they are.
+    """
+
+    supports_higher_order_operators = True
 
     def __torch_dispatch__(
         self,

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch._subclasses import fake_tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
@@ -25,7 +26,7 @@ from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftover
 from orchestrator.planner.dtypes import SameDtypes
 from orchestrator.stage import ModelWrapper, Stage
 
-__all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError"]
+__all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError", "UnfitError"]
 
 _DATA_DEPENDENT = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
 _UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
@@ -40,6 +41,10 @@ class RefusedError(Exception):
 
 class DataDependentError(RefusedError):
     """The stage asked for the content of a fake tensor, or gives a shape that hangs on it."""
+
+
+class UnfitError(DataDependentError):
+    """The stage does what cannot be done on fake tensors, whatever their shapes."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,16 @@ class Prober:
         if key not in self._memo:
             # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
             # of the moment, the plan is not.
-            with _quiet(), torch.inference_mode(False), _no_autocast(), _capture(captured):
+            # Nor is anything compiled: dynamo would keep what it makes of a function that meets fake tensors, and what
+            # optimises a frozen script looks at its constants.
+            with (
+                _quiet(),
+                torch.inference_mode(False),
+                _no_autocast(),
+                _capture(captured),
+                torch.compiler.set_stance("force_eager"),
+                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+            ):
                 self._memo[key] = self._run(stage, arguments)
         return self._memo[key]
 
@@ -133,7 +147,8 @@ class Prober:
         except PlanError:
             raise
         except Exception as error:
-            kind = DataDependentError if _needs_content(error) else RefusedError
+            unfit = UnfitError if _is_unfit(error) else RefusedError
+            kind = DataDependentError if _needs_content(error) else unfit
             text = str(error) if isinstance(error, _DATA_DEPENDENT) else f"{type(error).__name__}: {error}"
             raise kind(text) from error
 
@@ -200,9 +215,15 @@ def _mode() -> fake_tensor.FakeTensorMode:
     them the modules that are planned, until the cyclic collector runs.
     """
     if "torch._dynamo" in sys.modules:
-        return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+        return _new_mode()
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(fake_tensor.FakeTensorMode, allow_non_fake_inputs=True).result()
+        return pool.submit(_new_mode).result()
+
+
+def _new_mode() -> fake_tensor.FakeTensorMode:
+    """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
+    symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
 
 
 def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -276,6 +297,34 @@ def _needs_content(error: BaseException | None) -> bool:
     while error is not None:
         text = str(error)
         if isinstance(error, (*_DATA_DEPENDENT, *_UNSUPPORTED)) or ".numpy() is not supported" in text:
+            return True
+        error = error.__cause__
+    return False
+
+
+#: What errors say that speak of fake tensors, or of what there is no fake form of, and not of shapes.
+_UNFIT = (
+    "NestedTensor",
+    "FakeTensor",
+    "fake impl",
+    "fake tensor",
+    "file an issue",
+    "Internal error",
+    "mkldnn",
+    "Mkldnn",
+    "OpaqueTensor",
+    "data pointer",
+    "data_ptr",
+    "UntypedStorage",
+    "ScriptObject",
+    "Could not run 'aten::",
+)
+
+
+def _is_unfit(error: BaseException | None) -> bool:
+    """Tells whether an error, or its cause, is of fake tensors and not of the shapes that a stage is fed."""
+    while error is not None:
+        if isinstance(error, NotImplementedError) or any(word in str(error) for word in _UNFIT):
             return True
         error = error.__cause__
     return False

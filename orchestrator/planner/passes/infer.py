@@ -20,7 +20,7 @@ from orchestrator.planner.fit import fit_edge
 from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
 from orchestrator.planner.loops import born_by, entered, left, named_constant
 from orchestrator.planner.outputs import against_declared, port_names, show_sizes
-from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError
+from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError, UnfitError
 from orchestrator.planner.refuse import check_birth, check_mode
 from orchestrator.planner.symbols import symbol_for
 from orchestrator.planner.trials import Sampler, padded_names
@@ -185,7 +185,7 @@ class _Inference:
             found = self._captured(name, stage, fed)
             if found is not None:
                 return found
-            raise _looks_at_content(name, stage, error) from error
+            raise _cannot_tell(name, stage, error) from error
 
     def _captured(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
@@ -326,7 +326,15 @@ def _check_type(device: str, edge: Edge, stage: Stage, spec: PortSpec) -> None:
     )
 
 
-def _looks_at_content(name: str, stage: Stage, error: Exception) -> PlanError:
+def _cannot_tell(name: str, stage: Stage, error: DataDependentError) -> PlanError:
+    if isinstance(error, UnfitError):
+        return PlanError(
+            f"Stage {stage.name!r} (call {name!r}) cannot be run on tensors without content, as planning does: "
+            f"{error}. Declare what it gives, outputs={{'name': TensorSpec(...)}}, which is then checked at each call; "
+            f"or make it a host stage (device='host').",
+            stage=stage.name,
+            call=name,
+        )
     return PlanError(
         f"Stage {stage.name!r} (call {name!r}) decides a shape, or what it does, by the content of a tensor: "
         f"{error}. Declare what it gives, with a Dim whose buckets bound the size "

@@ -1,0 +1,118 @@
+"""Kinds K9 and K10: operators that take functions, and stages that fake tensors cannot run, are planned and run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._higher_order_ops import associative_scan, scan, while_loop
+from torch._higher_order_ops.map import map as torch_map
+from torch.nn.attention.flex_attention import flex_attention
+
+from orchestrator import PlanError, StageError
+from tests.kit import chain, new, refuses, spec
+
+
+def conditional(x):
+    return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+
+def repeated(x):
+    start = torch.zeros((), dtype=torch.int64)
+    return while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, x * 2), (start, x))[1]
+
+
+def mapped(x):
+    return torch_map(lambda row: row * 2, x)
+
+
+def scanned(x):
+    return scan(lambda carry, row: (carry + row, carry * row), torch.zeros(4), x)[1]
+
+
+def summed(x):
+    return associative_scan(lambda a, b: a + b, x, 0, combine_mode="generic")
+
+
+def attended(x):
+    heads = x.reshape(1, 1, -1, 4)
+    return flex_attention(heads, heads, heads).reshape(-1, 4)
+
+
+X = torch.rand(8, 4)
+
+
+def run(stage, x=X, **declared):
+    pipeline = new()
+    pipeline.output("y", pipeline.add("s", stage, **declared)(pipeline.input("x", spec(*x.shape))))
+    with pipeline.plan().load() as session:
+        return session(x=x)["y"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("stage", [conditional, mapped, scanned, summed, attended])
+def test_an_operator_that_takes_functions_gives_what_it_gives_by_hand(stage):
+    result = run(stage)
+    with torch.no_grad():
+        assert torch.allclose(result, stage(X), atol=1e-5)
+
+
+def test_a_while_loop_and_both_sides_of_a_condition_run():
+    assert torch.equal(run(repeated), X * 8)
+    assert torch.equal(run(conditional, -X), -X - 1)
+
+
+def test_dtypes_that_must_agree_are_still_looked_at():
+    refuses(PlanError, "takes tensors of one dtype", chain(lambda x: x.long() @ x.T, takes=spec(2, 4)).plan)
+
+
+class Masked(nn.Module):
+    """In eval mode its fast path makes nested tensors, which have no fake form."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+
+    def forward(self, x, mask):
+        return self.encoder(x, src_key_padding_mask=mask)
+
+
+@pytest.mark.parametrize("declared", [None, {"output": spec(2, 6, 16)}])
+def test_an_encoder_with_a_padding_mask_runs(declared):
+    encoder = Masked().eval()
+    pipeline = new()
+    inputs = pipeline.input("x", spec(2, 6, 16)), pipeline.input("mask", spec(2, 6, dtype=torch.bool))
+    pipeline.output("y", pipeline.add("s", encoder, outputs=declared)(*inputs))
+    x, mask = torch.rand(2, 6, 16), torch.zeros(2, 6, dtype=torch.bool)
+    mask[0, 4:] = True
+    with pipeline.plan().load() as session:
+        result = session(x=x, mask=mask)["y"]
+    with torch.no_grad():
+        assert torch.allclose(result, encoder(x, mask), atol=1e-5)
+
+
+@torch.library.custom_op("stage_orchestrator_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_an_operator_without_a_fake_form_needs_a_declaration_that_is_checked():
+    stage = lambda x: doubled(x)  # noqa: E731
+    refuses(PlanError, ("'a'", "without content", "outputs=", "host"), chain(stage, takes=spec(2, 4)).plan)
+    x = torch.rand(2, 4)
+    assert torch.equal(run(stage, x, outputs={"output": spec(2, 4)}), x * 2)
+    with pytest.raises(StageError, match=r"\[2, 5\] float32"):
+        run(stage, x, outputs={"output": spec(2, 5)})
+
+
+def test_a_declaration_does_not_hide_a_contradiction_of_shapes():
+    pipeline = new()
+    stage = pipeline.add("s", nn.Linear(5, 4), outputs={"output": spec(2, 4)})
+    pipeline.output("y", stage(pipeline.input("x", spec(2, 4))))
+    refuses(PlanError, ("'s'", "refuses what it is fed"), pipeline.plan)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_frozen_script_runs():
+    script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()))
+    assert torch.allclose(run(script, inputs=("x",)), script(X))
