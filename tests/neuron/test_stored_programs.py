@@ -210,6 +210,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another number of inputs": lambda body: body["takes"].pop(),
     "a graph that refers to itself": lambda body: body["graphs"][0].insert(0, ["graph", 0, [], []]),
     "a graph that gives nothing": lambda body: body["graphs"][0].pop(),
+    "another order of outputs and inputs": lambda body: body["graphs"][0][-1][2].__setitem__(
+        0, ["tuple", ["node", 0]]
+    ),
     "depth": lambda body: body["graphs"][0][0].append(_nested(400)),
 }
 

@@ -56,7 +56,7 @@ class LoadedEntry:
             _buffer(device, rank, entry.outputs, f"The {self._what}") for rank in range(device.ranks)
         ]
         self._blocks = [row[0].block if row else None for row in self._buffers]
-        self._warm_up()
+        self._warm_up(file)
 
     def _read(self, file: Path, weights: Mapping[str, EmulatedTensor]) -> StoredGraph:
         try:
@@ -135,16 +135,24 @@ class LoadedEntry:
                         f"Input {index} of the {self._what} is on another device, or of a closed session."
                     )
 
-    def _warm_up(self) -> None:
-        """Runs once on zeros, as loading on the device does; leaves poisoned buffers, and finds out about state."""
+    def _warm_up(self, file: Path) -> None:
+        """Runs once on zeros, as loading on the device does; leaves poisoned buffers, and finds out about state.
+
+        Raises:
+            CompileError: It keeps state, or is not what was compiled.
+        """
         inputs = [torch.zeros(form.shape, dtype=form.dtype, device="cpu") for form in self.entry.inputs]
         given = [*self._fixed[0], *inputs]
         before = [tensor._version for tensor in given]
         try:
             with by_itself():
-                self._run(*given)
+                results = self._run(*given)
         except (RuntimeError, IndexError):
             return  # zeros may be no legal input, as NxD Inference takes into account too
+        except Exception as error:
+            raise self._damaged(file, f"{type(error).__name__} when it runs: {error}") from error
+        if [Form.of(result) for result in results] != list(self.entry.outputs):
+            raise self._damaged(file, "it gives other shapes or dtypes than the manifest says")
         if before != [tensor._version for tensor in given]:
             raise CompileError(
                 f"The {self._what} writes into a weight, a buffer or an input. A program keeps no state: what it "
