@@ -12,6 +12,7 @@ from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.model import DimPlan, Step
 from orchestrator.plan.repeats import batch_run, item_dims, note_of, notes, without_notes
+from orchestrator.plan.steps import walk
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims, show_spec, show_tensor
 
@@ -23,9 +24,15 @@ Body = Callable[..., "tuple[Any, ...]"]
 def body_ends(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the values that the body of a map is given, and those it gives."""
     assert step.loop is not None
+    return (*step.loop.heads, *_shared(step)), step.loop.collects
+
+
+def _shared(step: Step) -> tuple[int, ...]:
+    """What all items read: one value may be that and be cut into items as well."""
+    assert step.loop is not None
     lists = {whole for whole, _ in step.loop.slices}
-    outer = tuple(index for index in step.inputs if index not in lists)
-    return (*step.loop.heads, *outer), step.loop.collects
+    read = {index for inner in walk(step.body) for index in inner.inputs} | set(step.loop.ends)
+    return tuple(index for index in step.inputs if index not in lists or index in read)
 
 
 def make_map(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
@@ -51,8 +58,7 @@ class _Map:
         self.ports = [plan.values[part] for _, part in step.loop.slices]
         self.gives = [plan.values[index] for index in step.loop.collects]
         self.results = [plan.values[index] for index in step.outputs]
-        lists = {whole for whole, _ in step.loop.slices}
-        self.places = [at for at, index in enumerate(step.inputs) if index not in lists]
+        self.places = [step.inputs.index(index) for index in _shared(step)]
         self.lists = [step.inputs.index(whole) for whole, _ in step.loop.slices]
 
     def __call__(self, real: dict[str, Any], bucket: Mapping[str, int], *values: Any) -> Any:

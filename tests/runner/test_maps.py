@@ -42,6 +42,18 @@ def test_what_all_items_share_goes_up_once(device: str):
     check(mapped(inner, scale=spec(1)), [{**one, "scale": torch.tensor([3.0])} for one in crops()], device)
 
 
+@everywhere
+def test_a_value_may_be_cut_into_items_and_be_what_all_of_them_share(device: str):
+    """Kind: one value in two roles, of which the map's body was handed one (found by the fuzzer, seed 5040)."""
+    inner = body(
+        lambda row, table: row + table.sum(0), row=spec(Dim("n", (1, 2, 4)), 3, pad=0), table=spec(5, 3)
+    )
+    pipeline = new()
+    table = pipeline.input("table", spec(5, 3))
+    pipeline.output("y", pipeline.map("read", inner, over={"row": table}, inputs={"table": table}))
+    check(pipeline, [{"table": torch.randn(5, 3)} for _ in range(2)], device)
+
+
 def several() -> Pipeline:
     """Three lists: two share the dim of their widths."""
     inner, n, w = new("inner"), Dim("n", (1, 2, 4), batch=True), Dim("w", (4, 8))
