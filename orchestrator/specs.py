@@ -29,6 +29,7 @@ __all__ = [
     "Dim",
     "Pad",
     "PortSpec",
+    "StepsDim",
     "TensorSpec",
     "dim_names",
     "dtype_name",
@@ -56,6 +57,21 @@ def check_name(kind: str, name: object) -> str:
                 name=name,
             )
     return name
+
+
+class StepsDim(str):
+    """The dim that is the number of iterations of a loop that decides it: equal to no name that a user can write."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StepsDim) and str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((StepsDim, str.__hash__(self)))
 
 
 @dataclass(frozen=True)
@@ -245,6 +261,8 @@ def holds(dtype: torch.dtype, number: object) -> bool:
 
 def _checked_dim(dim: object) -> AnyDim:
     if isinstance(dim, (Dim, Derived)):
+        return dim
+    if isinstance(dim, StepsDim):
         return dim
     if isinstance(dim, str):
         return check_name("dim", dim)

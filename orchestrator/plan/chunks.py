@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orchestrator.plan.model import DimPlan, PlannedValue
+from orchestrator.plan.record import RunRecord
 
 __all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "misfit", "run_chunks", "ways_out"]
 
@@ -68,11 +69,13 @@ class Run:
         real: Size of each name in this run.
         bucket: The compiled size it runs in.
         start: Where this run's chunk begins, for names that are cut.
+        record: What it decided; None: it is foretold.
     """
 
     real: Mapping[str, int] = field(default_factory=dict)
     bucket: Mapping[str, int] = field(default_factory=dict)
     start: Mapping[str, int] = field(default_factory=dict)
+    record: RunRecord | None = None
 
     def sizes(self, value: PlannedValue) -> Mapping[str, int]:
         """Returns the sizes that a value's dims are at."""
@@ -94,7 +97,9 @@ def cut(dim: DimPlan, real: Mapping[str, int], run: Run) -> Iterator[Run]:
     name, start = dim.name, 0
     size = real[name]
     for part, bucket in [(size, size)] if dim.unbounded else chunk_sizes(size, dim.buckets):
-        yield Run({**run.real, name: part}, {**run.bucket, name: bucket}, {**run.start, name: start})
+        yield Run(
+            {**run.real, name: part}, {**run.bucket, name: bucket}, {**run.start, name: start}, run.record
+        )
         start += part
 
 

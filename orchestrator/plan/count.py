@@ -19,8 +19,9 @@ from orchestrator.plan.chunks import Run, combine, misfit, ways_out
 from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.peaks import Peaks
 from orchestrator.plan.programs import place_of
+from orchestrator.plan.record import RunRecord
 from orchestrator.plan.repeats import region_parts, repeats
-from orchestrator.specs import TensorSpec
+from orchestrator.specs import StepsDim, TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
 
@@ -75,11 +76,15 @@ def request_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
     known = {dim.name: dim for dim in plan.dims}
     if not isinstance(sizes, Mapping):
         raise PlanError(f"Sizes are a dict of dim to size, not {sizes!r}.")
-    for name, size in sizes.items():
+    decided = {str(dim.name): dim.name for dim in plan.dims if isinstance(dim.name, StepsDim)}
+    given = {}
+    for text, size in sizes.items():
+        name = text if text in known else decided.get(text, text)
         if name not in known:
-            raise PlanError(f"The plan has no dim {name!r}.{nearest(name, known)}", dim=name)
+            raise PlanError(f"The plan has no dim {text!r}.{nearest(text, known)}", dim=text)
         _check_size(known[name], size)
-    return {name: sizes.get(name, dim.buckets[-1]) for name, dim in known.items()}
+        given[name] = size
+    return {name: given.get(name, dim.buckets[-1]) for name, dim in known.items()}
 
 
 def _check_size(dim: DimPlan, size: int) -> None:
@@ -104,7 +109,7 @@ def _check_size(dim: DimPlan, size: int) -> None:
 
 def summarise(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Returns the counts of one request at these sizes."""
-    return Counter(plan).request(request_sizes(plan, sizes)).as_dict()
+    return Counter(plan).request(RunRecord(request_sizes(plan, sizes))).as_dict()
 
 
 def constant_bytes(plan: Plan, device: str) -> int:
@@ -129,16 +134,17 @@ class Counter:
         self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}
         self._dims = {dim.name: dim for dim in plan.dims}
 
-    def request(self, real: Mapping[str, int]) -> Tally:
+    def request(self, record: RunRecord) -> Tally:
         """Counts one request.
 
         Args:
-            real: The size of every name; every chunk of the request gives birth to the same sizes.
+            record: The size of every name, and what was decided on the way if it has run; every chunk of the request
+                gives birth to the same sizes.
         """
         outer_names = {dim.name for dim in self.outer}
-        born = {name: size for name, size in real.items() if name not in outer_names}
-        outer = [dim for dim in self.outer if dim.name in real]
-        return self.runs(combine(outer, real, Run(real=born)))
+        born = {name: size for name, size in record.sizes.items() if name not in outer_names}
+        outer = [dim for dim in self.outer if dim.name in record.sizes]
+        return self.runs(combine(outer, record.sizes, Run(real=born, record=record)))
 
     def runs(self, runs: Iterable[Run]) -> Tally:
         """Counts one request, given the sizes of each of its runs."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.repeats import ABSENT, most_repeats, region_parts, repeats
+from orchestrator.plan.repeats import most_repeats, region_parts, repeats
 from orchestrator.plan.steps import spent_starts, walk
 from orchestrator.specs import TensorSpec
 
@@ -52,7 +51,7 @@ class Peaks:
         self._alive: dict[str, int] = {}
         self._peak: dict[str, int] = {}
         self._at: dict[int, _Storage] = {}
-        absent: Any = run.real.get(ABSENT, ())
+        absent = frozenset() if run.record is None else run.record.absent
         for index, (name, _) in enumerate(self.plan.inputs):
             if name not in absent:
                 self._make(index, run)

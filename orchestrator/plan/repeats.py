@@ -1,67 +1,24 @@
 """How often the body of a loop, map or branch runs, and at which sizes.
 
-Sizes tell, or the plan's most for a summary. Where a request decides it on its way, the runner *notes* it in the run's
-real sizes, under a name of its own: an entry for each time that the loop was come to (iterations), that a branch was (0
-or 1), for each batch of a map (its items, and the sizes that they were padded to), and for each chunk of a region.
-What is noted in the body of a map or region is in the entry of its batch or chunk. Inputs that a request left out are
-noted as well.
+Sizes tell, or the plan's most for a summary. Where a request decides it on its way, the record of its run tells; see
+:class:`~orchestrator.plan.record.RunRecord`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
 from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.record import RunRecord
 from orchestrator.specs import TensorSpec, plain_dim, size_of
 
-__all__ = [
-    "ABSENT",
-    "batch_run",
-    "item_dims",
-    "may_skip",
-    "most_repeats",
-    "note_of",
-    "note_of_region",
-    "notes",
-    "region_parts",
-    "repeats",
-    "without_notes",
-]
-
-_NOTE = "runs of "
-
-#: What was noted, by name.
-Notes = tuple[tuple[str, Any], ...]
-
-#: The name under which a run notes the inputs that its request left out.
-ABSENT = "inputs left out"
-
-
-def note_of(loop: PlannedLoop) -> str:
-    """Returns the name under which a run notes how often a body ran."""
-    return f"{_NOTE}{loop.name}"
-
-
-def note_of_region(step: Step) -> str:
-    """Returns the name under which a run notes what was noted in the chunks of a region."""
-    return f"{_NOTE}{step.name} {step.outputs}"
-
-
-def notes(real: Mapping[str, Any]) -> Notes:
-    """Returns what a run noted."""
-    return tuple(sorted((name, value) for name, value in real.items() if name.startswith(_NOTE)))
-
-
-def without_notes(real: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the sizes of a run alone."""
-    return {name: value for name, value in real.items() if not name.startswith(_NOTE)}
+__all__ = ["batch_run", "item_dims", "may_skip", "most_repeats", "region_parts", "repeats"]
 
 
 def region_parts(dims: Sequence[DimPlan], step: Step, run: Run) -> list[Run]:
-    """Returns the runs of a region's body, one for each chunk, with what was noted in it.
+    """Returns the runs of a region's body, one for each chunk, with what was decided in it.
 
     Args:
         dims: The region's dims.
@@ -69,15 +26,15 @@ def region_parts(dims: Sequence[DimPlan], step: Step, run: Run) -> list[Run]:
         run: Sizes around it.
     """
     parts = list(combine(dims, run.real, run))
-    noted: Any = run.real.get(note_of_region(step))
-    if noted is None:
-        return parts
-    return [_with_notes(part, found) for part, found in zip(parts, noted, strict=True)]
+    records = None if run.record is None else run.record.chunks.get(step.outputs)
+    if records is None:
+        return [replace(part, record=None) for part in parts]
+    return [_recorded(part, record) for part, record in zip(parts, records, strict=True)]
 
 
-def _with_notes(run: Run, found: Notes, times: int = 1) -> Run:
-    """A run with what was noted in it; so many equal runs in one."""
-    return replace(run, real={**run.real, **{name: value * times for name, value in found}})
+def _recorded(run: Run, record: RunRecord) -> Run:
+    """A run with what it decided."""
+    return replace(run, real={**run.real, **record.sizes}, record=record)
 
 
 def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tuple[Run, int]]:
@@ -87,20 +44,22 @@ def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tup
         plan: The plan.
         loop: The loop, map or branch.
         run: Sizes around it.
-        times: How often it is come to; what was noted counts all of these.
+        times: How often it is come to; what was recorded counts all of these.
     """
-    noted: Any = run.real.get(note_of(loop))
     if loop.kind == "map":
-        return _batches(plan, loop, run, times, noted)
-    if noted is not None:
-        return [(run, sum(noted))]
-    return [(run, times * _most(plan, loop, run))]
+        return _batches(plan, loop, run, times)
+    counts = _counts(loop, run)
+    return [(run, times * _most(plan, loop, run) if counts is None else sum(counts))]
 
 
 def most_repeats(plan: Plan, loop: PlannedLoop, run: Run) -> int:
     """Returns how often a loop or branch runs at most each time that it is come to."""
-    noted: Any = run.real.get(note_of(loop))
-    return _most(plan, loop, run) if noted is None else max(noted, default=0)
+    counts = _counts(loop, run)
+    return _most(plan, loop, run) if counts is None else max(counts, default=0)
+
+
+def _counts(loop: PlannedLoop, run: Run) -> tuple[int, ...] | None:
+    return None if run.record is None else run.record.iterations.get(loop.name)
 
 
 def may_skip(loop: PlannedLoop, values: Sequence[PlannedValue], dims: Mapping[str, DimPlan]) -> bool:
@@ -134,23 +93,27 @@ def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
     return min(bounds)
 
 
-def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int, noted: Any) -> list[tuple[Run, int]]:
+def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int) -> list[tuple[Run, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
-    batches: Any
-    if noted is None:
+    records = None if run.record is None else run.record.batches.get(loop.name)
+    if records is None:
         rest = tuple(run.real[dim.name] for dim in dims[1:])
-        sizes = [count for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets)]
-        batches, each = [((count, *rest), ()) for count in sizes], times
-    else:
-        batches, each = noted, 1
-    found: dict[tuple[tuple[int, ...], Notes], int] = {}
-    for batch in batches:
-        found[batch] = found.get(batch, 0) + each
-    return [
-        (_with_notes(batch_run(dims, sizes, run), inner, count), count)
-        for (sizes, inner), count in found.items()
-    ]
+        counts = [count for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets)]
+        foretold = replace(run, record=None)
+        return [
+            (batch_run(dims, (count, *rest), foretold), times * counts.count(count))
+            for count in dict.fromkeys(counts)
+        ]
+    equal: dict[Hashable, list[RunRecord]] = {}
+    for record in records:
+        equal.setdefault(record.key(), []).append(record)
+    found = []
+    for first, *others in equal.values():
+        batch = batch_run(dims, [first.sizes[dim.name] for dim in dims], run)
+        count = 1 + len(others)
+        found.append((_recorded(batch, first.repeated(count)), count))
+    return found
 
 
 def item_dims(plan: Plan, loop: PlannedLoop) -> tuple[str, ...]:
@@ -173,4 +136,4 @@ def batch_run(dims: Sequence[DimPlan], batch: Sequence[int], run: Run) -> Run:
         dim.name: size if dim.any else bucket_for(size, dim.buckets) or size
         for dim, size in zip(dims, batch, strict=True)
     }
-    return Run({**run.real, **real}, {**run.bucket, **bucket}, run.start)
+    return Run({**run.real, **real}, {**run.bucket, **bucket}, run.start, run.record)

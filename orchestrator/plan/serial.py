@@ -33,7 +33,7 @@ from orchestrator.plan.model import (
     Step,
 )
 from orchestrator.program import ProgramInput, ProgramOutput
-from orchestrator.specs import Derived, Dim, TensorSpec, dtype_name
+from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
@@ -67,6 +67,8 @@ def to_json(plan: Plan) -> str:
 
 
 def _encode(value: Any) -> Any:
+    if isinstance(value, StepsDim):
+        return {"is": "StepsDim", "name": str(value)}
     if isinstance(value, float) and not math.isfinite(value):
         return {"is": "float", "name": str(value)}
     if isinstance(value, torch.dtype):
@@ -181,6 +183,7 @@ _SCALARS: Mapping[str, Callable[[str], Any]] = {
     "float": _number,
     "type": _type,
     "Residency": Residency,
+    "StepsDim": StepsDim,
 }
 
 

@@ -9,7 +9,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.plan.model import DimPlan, Plan, PlannedEdge
 from orchestrator.plan.outline import Block, describe, outline, show_bytes
 from orchestrator.plan.steps import PlannedLoop, walk
-from orchestrator.specs import TensorSpec, show_spec
+from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
 
 __all__ = ["least_copies", "render", "show_bytes", "table"]
 
@@ -51,9 +51,9 @@ def _edges(plan: Plan) -> list[str]:
 
 def _head(plan: Plan) -> list[str]:
     lines = [f"Plan of {plan.pipeline!r}: {len(plan.calls)} calls on {', '.join(_places(plan))}"]
-    counts = {str(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
+    counts = {plain_dim(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
     for dim in plan.dims:
-        if dim.name in counts or dim.born.endswith(".steps"):
+        if dim.name in counts or isinstance(dim.name, StepsDim):
             of = counts.get(dim.name) or dim.born.removesuffix(".steps")
             lines.append(f"  {dim.name}: how often {of!r} runs, at most {dim.buckets[-1]} times")
             continue

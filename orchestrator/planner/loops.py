@@ -20,6 +20,7 @@ from orchestrator.planner.trials import unlike
 from orchestrator.specs import (
     AnyDim,
     PortSpec,
+    StepsDim,
     TensorSpec,
     combinations,
     plain_dim,
@@ -31,9 +32,9 @@ from orchestrator.specs import (
 __all__ = ["born_by", "entered", "is_of_items", "left", "limit_of", "named_constant", "steps_dim"]
 
 
-def steps_dim(loop: str) -> str:
+def steps_dim(loop: str) -> StepsDim:
     """Returns the dim that is the number of iterations of a loop that decides it."""
-    return f"steps of {loop.replace('/', ':').replace('#', '~')}"
+    return StepsDim(f"steps of {loop}")
 
 
 def limit_of(draft: Draft, loop: Loop) -> int:

@@ -44,7 +44,7 @@ def counting_dims(graph: Graph, source: Callable[[Edge], PortSpec | None]) -> fr
         graph: The graph.
         source: What an edge's producer gives.
     """
-    counted = {steps_dim(name) for name in graph.loops}
+    counted: set[str] = {steps_dim(name) for name in graph.loops}
     for loop in graph.loops.values():
         names = (*loop.each, *(name for name, _ in loop.over))
         for edge in graph.into(NodeKey("enter", loop.name)):

@@ -6,7 +6,7 @@ import torch
 
 from orchestrator.plan.model import HOST, Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.planner.verify_edges import demand, same_spec
-from orchestrator.specs import TensorSpec, combinations, plain_dims
+from orchestrator.specs import StepsDim, TensorSpec, combinations, plain_dims
 
 __all__ = ["check_left", "check_loop"]
 
@@ -125,7 +125,14 @@ class _Loop:
         if loop.until is not None:
             self._demand(self._boolean(loop.until), "is ended by what is not one boolean on the host")
         decided = loop.until is not None or (bool(loop.dim) and loop.max_steps is not None)
-        name = next((dim.name for dim in self.plan.dims if dim.born == f"{loop.name}.steps"), "")
+        name = next(
+            (
+                dim.name
+                for dim in self.plan.dims
+                if isinstance(dim.name, StepsDim) and dim.born == f"{loop.name}.steps"
+            ),
+            "",
+        )
         self._demand(loop.dim == name, f"decides the dim {loop.dim!r}")
         self._demand(bool(name) == decided, "does not say who decides its iterations")
 

@@ -10,13 +10,13 @@ import torch
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.chunks import misfit, ways_out
 from orchestrator.plan.model import DimPlan, Plan
-from orchestrator.plan.repeats import ABSENT
+from orchestrator.plan.record import RunRecord
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
 
 __all__ = ["admit"]
 
 
-def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
     """Checks a request.
 
     Args:
@@ -24,7 +24,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs: Names to host tensors and Python values.
 
     Returns:
-        The real size of every named dim of the inputs, and a note of those that are left out, if any are.
+        The size of every named dim of the inputs, and which inputs are left out.
 
     Raises:
         InputError: The request does not fit.
@@ -49,8 +49,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
     for dim in plan.dims:
         if dim.name in sizes:
             _check_size(plan, dim, *sizes[dim.name])
-    real: dict[str, Any] = {dim: size for dim, (_, size) in sizes.items()}
-    return {**real, ABSENT: absent} if absent else real
+    return RunRecord({dim: size for dim, (_, size) in sizes.items()}, absent=frozenset(absent))
 
 
 def _unfit(name: str, spec: PortSpec, value: Any, what: str) -> InputError:

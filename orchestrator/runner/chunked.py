@@ -8,6 +8,7 @@ import torch
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import HOST
+from orchestrator.plan.record import RunRecord
 from orchestrator.specs import TensorSpec, plain_dims
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ class Chunks:
     Args:
         lane: Where the functions are.
         cut: Dims that need more than one chunk.
+        record: Sizes of the whole request.
         values: The request's inputs, in order.
     """
 
-    def __init__(self, lane: Lane, cut: frozenset[str], values: tuple[Any, ...]) -> None:
+    def __init__(self, lane: Lane, cut: frozenset[str], record: RunRecord, values: tuple[Any, ...]) -> None:
         self._lane = lane
+        self._record = record
         self._values = values
         self._prepare, self._main = lane.shared(cut)
         self._forms: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
@@ -40,9 +43,11 @@ class Chunks:
                 given += self._shared(name, spec, value, run)
             else:
                 given.append(_part(value, spec, run))
-        real, bucket, main = dict(run.real), dict(run.bucket), self._main
-        result: dict[str, Any] = main.function(real, bucket, *given) if main.sized else main.function(*given)
-        self._runs.append(Run(real, run.bucket, run.start))
+        record, main = self._record.inner(run.real), self._main
+        result: dict[str, Any] = (
+            main.function(record, dict(run.bucket), *given) if main.sized else main.function(*given)
+        )
+        self._runs.append(Run(record.sizes, run.bucket, run.start, record))
         return result
 
     def _shared(self, name: str, spec: Any, value: Any, run: Run) -> tuple[Any, ...]:
@@ -51,13 +56,15 @@ class Chunks:
             code = self._prepare[name].code
             part = _part(value, spec, run)
             self._forms[key] = (
-                code.function(run.real, run.bucket, part) if code.sized else code.function(part)
+                code.function(self._record.inner(run.real), run.bucket, part)
+                if code.sized
+                else code.function(part)
             )
         return self._forms[key]
 
     def count(self) -> None:
         """Counts the request, with the sizes its stages decided."""
-        key = tuple((tuple(run.real.items()), tuple(run.start.items())) for run in self._runs)
+        key = tuple((run.record.key(), tuple(run.start.items())) for run in self._runs if run.record)
         self._lane.ticks(key, lambda: self._lane.counter.runs(self._runs)).up()
 
     def __enter__(self) -> Chunks:

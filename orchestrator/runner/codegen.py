@@ -5,8 +5,8 @@ costs what the same call costs by hand. ``del`` after the last reader frees a va
 belongs to a step (:attr:`Code.lines`): when a stage raises, the line of the traceback tells which one, and nothing
 on the way there pays for it.
 
-Two dicts travel with a run where something depends on sizes: ``R``, the real size of each name, which host stages
-add born dims to, and ``B``, the bucket it runs in.
+Two things travel with a run where something depends on sizes: ``R``, its record, with the real size of each name,
+which host stages add born dims to, and ``B``, the bucket that each name runs in.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ class _Writer:
             read = "".join(f"v{index}, " for index in step.inputs)
             if call.device == HOST:
                 self.line(f"versions = {self.name('versions', versions)}({read})")
-            self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R, B)")
+            self.line(
+                f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R.sizes, B)"
+            )
             if call.device == HOST:
                 self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
         elif call.returns == "single":
@@ -264,7 +266,7 @@ class _Writer:
             self._defer(step)
             return
         self.sized = True
-        self.line(f"v{target} = {function}(v{source}, {'R' if self.values[target].real else 'B'})")
+        self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].real else 'B'})")
 
     def alias(self, source: int, target: int) -> None:
         """Gives a value a second name; its handle is freed with the last one."""

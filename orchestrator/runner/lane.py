@@ -16,6 +16,7 @@ import torch
 from orchestrator.plan.chunks import Run, bucket_for, run_chunks
 from orchestrator.plan.count import Counter, Tally
 from orchestrator.plan.model import HOST, PlannedValue, Step
+from orchestrator.plan.record import RunRecord
 from orchestrator.plan.steps import walk
 from orchestrator.runner.admit import admit
 from orchestrator.runner.checks import make_check
@@ -114,56 +115,58 @@ class Lane:
         Raises:
             InputError: The request does not fit the plan.
         """
-        real = admit(self.plan, inputs)
+        record = admit(self.plan, inputs)
+        real = record.sizes
         bucket = {
             dim.name: real[dim.name] if dim.unbounded else bucket_for(real[dim.name], dim.buckets) or 0
             for dim in self.outer
             if dim.name in real
         }
         if not all(bucket.values()):
-            return self._chunked(real)
+            return self._chunked(record)
         if all(real[name] == size for name, size in bucket.items()):
             code = self._exact
         else:
             code = self._padded = self._padded or self._whole(exact=False)
-        return self._single(code, real, bucket)
+        return self._single(code, record, bucket)
 
     def _single(
-        self, code: Code, real: dict[str, int], bucket: dict[str, int]
+        self, code: Code, record: RunRecord, bucket: dict[str, int]
     ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
         if self.decides:
-            return self._counted(function, real, bucket), _nothing
-        ticks = self._ticks(real)
+            return self._counted(function, record, bucket), _nothing
+        ticks = self._ticks(record)
         if not code.sized:
             return function, ticks.up
-        return (lambda *values: function(real, bucket, *values)), ticks.up
+        return (lambda *values: function(record, bucket, *values)), ticks.up
 
-    def _counted(self, function: Runner, real: dict[str, int], bucket: dict[str, int]) -> Runner:
+    def _counted(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
         """Runs and counts requests that decide sizes on their way."""
 
         def run(*values: Any) -> dict[str, Any]:
-            sizes = dict(real)
-            result = function(sizes, dict(bucket), *values)
-            self._ticks(sizes).up()
+            own = record.inner(record.sizes)
+            result = function(own, dict(bucket), *values)
+            self._ticks(own).up()
             return result
 
         return run
 
-    def _ticks(self, real: Mapping[str, int]) -> Ticks:
-        return self.ticks(tuple(sorted(real.items())), lambda: self.counter.request(real))
+    def _ticks(self, record: RunRecord) -> Ticks:
+        return self.ticks(record.key(), lambda: self.counter.request(record))
 
     def ticks(self, kind: Hashable, tally: Callable[[], Tally]) -> Ticks:
         """Returns the ticks of a kind of request; plans that hand other values out count apart."""
         return self.totals.ticks((self.plan.outputs, self._watched, kind), tally)
 
-    def _chunked(self, real: dict[str, int]) -> tuple[Runner, Callable[[], object]]:
+    def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
+        real = record.sizes
         dims = [dim for dim in self.outer if dim.name in real]
         cut = frozenset(dim.name for dim in dims if not dim.unbounded and real[dim.name] > dim.buckets[-1])
 
         def run(*values: Any) -> dict[str, Any]:
             held = Held(self._free)
-            with Chunks(self, cut, values) as chunks, held:
+            with Chunks(self, cut, record, values) as chunks, held:
 
                 def once(run: Run) -> dict[str, Any]:
                     given = chunks.once(run)

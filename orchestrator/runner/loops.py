@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
-from orchestrator.plan.repeats import note_of
 from orchestrator.plan.steps import spent_starts
 from orchestrator.runner.owned import Owned
 from orchestrator.runner.programs import Programs
@@ -115,7 +114,7 @@ class LoopWriter:
             return f"len(v{index})"
         writer.sized = True
         count = writer.name("count", partial(size_of, plain_dim(value.spec.dims[0])))
-        return f"{count}({'R' if value.real else 'B'})"
+        return f"{count}({'R.sizes' if value.real else 'B'})"
 
     def _iteration(self) -> None:
         writer, loop = self.writer, self.loop
@@ -206,11 +205,11 @@ class LoopWriter:
     def _end(self) -> None:
         writer, loop = self.writer, self.loop
         if loop.dim:
-            writer.line(f"R[{loop.dim!a}] = k{self.count}")
+            writer.line(f"R.sizes[{writer.name('dim', loop.dim)}] = k{self.count}")
         if loop.dim or loop.kind == "when":
             writer.sized = True
-            note = note_of(loop)
-            writer.line(f"R[{note!a}] = (*R.get({note!a}, ()), {self.count})")
+            name = writer.name("loop", loop.name)
+            writer.line(f"R.iterations[{name}] = (*R.iterations.get({name}, ()), {self.count})")
         for carry, final in zip(loop.carries, self.step.outputs, strict=False):
             writer.line(f"v{final} = {self._final(carry)}")
         writer.sync(loop.collects)
@@ -237,7 +236,7 @@ class LoopWriter:
         kept = f"[:k{self.count}]" if self.flags else ""
         writer.sized = True
         writer.line(
-            f"v{index} = {stack}({self.lists[at]}{kept}, {'R' if writer.values[index].real else 'B'})"
+            f"v{index} = {stack}({self.lists[at]}{kept}, {'R.sizes' if writer.values[index].real else 'B'})"
         )
 
 

@@ -11,7 +11,8 @@ from orchestrator.adapter import pad_to
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.model import DimPlan, Step
-from orchestrator.plan.repeats import batch_run, item_dims, note_of, notes, without_notes
+from orchestrator.plan.record import RunRecord
+from orchestrator.plan.repeats import batch_run, item_dims
 from orchestrator.plan.steps import walk
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims, show_spec, show_tensor
@@ -61,12 +62,12 @@ class _Map:
         self.places = [step.inputs.index(index) for index in _shared(step)]
         self.lists = [step.inputs.index(whole) for whole, _ in step.loop.slices]
 
-    def __call__(self, real: dict[str, Any], bucket: Mapping[str, int], *values: Any) -> Any:
+    def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
         outer = [values[at] for at in self.places]
         lists = [self._listed(values[at], port) for at, port in zip(self.lists, self.ports, strict=True)]
         sizes = self._check(lists)
         results: list[list[Any]] = [[None] * len(lists[0]) for _ in self.gives]
-        around, noted = without_notes(real), []
+        around, batches = dict(record.sizes), []
         for key, places in self._batches(sizes):
             batch = (len(places), *key)
             run = batch_run(self.dims, batch, Run(around, bucket))
@@ -74,17 +75,19 @@ class _Map:
                 self._batch(items, port.spec, places, run)
                 for items, port in zip(lists, self.ports, strict=True)
             ]
-            given = self.body(run.real, run.bucket, *heads, *outer)
+            inner = record.inner(run.real)
+            given = self.body(inner, run.bucket, *heads, *outer)
             for result, value, tensor in zip(results, self.gives, given, strict=True):
                 self._part(result, value.spec, tensor, places, sizes)
-            noted.append((batch, notes(run.real)))
-        real.update(
+            batches.append(inner)
+        record.sizes.update(
             {dim.name: max((size[at] for size in sizes), default=dim.buckets[-1]) for at, dim in self._own()}
         )
-        real[self.loop.dim] = len(sizes)
-        real[note_of(self.loop)] = (*real.get(note_of(self.loop), ()), *noted)
+        record.sizes[self.loop.dim] = len(sizes)
+        name = self.loop.name
+        record.batches[name] = (*record.batches.get(name, ()), *batches)
         joined = (
-            self._joined(result, value.spec, real)
+            self._joined(result, value.spec, record.sizes)
             for result, value in zip(results, self.results, strict=True)
         )
         return tuple(joined)

@@ -10,7 +10,7 @@ import torch
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, PlannedValue, Step
-from orchestrator.plan.repeats import note_of_region, notes, without_notes
+from orchestrator.plan.record import RunRecord
 from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
 from orchestrator.specs import TensorSpec, plain_dims
@@ -41,9 +41,10 @@ class _Region:
         self.reads = [programs.plan.values[index] for index in step.inputs]
         self.gives = [programs.plan.values[index] for index in step.outputs]
 
-    def __call__(self, real: dict[str, Any], bucket: Mapping[str, int], *values: Any) -> Any:
-        whole = Run(without_notes(real), bucket)
-        noted: list[Any] = []
+    def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
+        real = record.sizes
+        whole = Run(dict(real), bucket)
+        chunks: list[RunRecord] = []
         held = Held(self._free)
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
@@ -51,33 +52,34 @@ class _Region:
             with held:
                 outputs = run_chunks(
                     self.dims,
-                    real,
+                    whole.real,
                     whole,
-                    lambda run: held.keep(self.gives, self._once(run, real, noted, values)),
+                    lambda run: held.keep(self.gives, self._once(run, record, chunks, values)),
                     lambda pieces, name: self._join(pieces, name, held),
                 )
-        if any(noted):
-            real[note_of_region(self.step)] = tuple(noted)
+        if any(chunk.is_decided() for chunk in chunks):
+            record.chunks[self.step.outputs] = tuple(chunks)
         return outputs
 
     def _once(
-        self, run: Run, real: dict[str, Any], noted: list[Any], values: tuple[Any, ...]
+        self, run: Run, record: RunRecord, chunks: list[RunRecord], values: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         parts = [self._part(value, given, run) for value, given in zip(self.reads, values, strict=True)]
+        inner = record.inner(run.real)
         try:
-            return self.body(run.real, run.bucket, *parts)
+            return self.body(inner, run.bucket, *parts)
         finally:
-            noted.append(notes(run.real))
-            self._tell(without_notes(run.real), real)
+            chunks.append(inner)
+            self._tell(inner.sizes, record.sizes)
             for value, part, given in zip(self.reads, parts, values, strict=True):
                 if part is not given:
                     self._free(value, part)
 
-    def _tell(self, inner: Mapping[str, int], real: dict[str, int]) -> None:
+    def _tell(self, inner: Mapping[str, int], sizes: dict[str, int]) -> None:
         """Hands on what loops in the body decided."""
         for name, size in inner.items():
-            if name not in self.step.dims and real.get(name) != size:
-                real[name] = size
+            if name not in self.step.dims:
+                sizes[name] = size
 
     def _part(self, value: PlannedValue, given: Any, run: Run) -> Any:
         """The chunk of a value; the value itself where this run has all of it."""

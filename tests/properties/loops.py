@@ -163,7 +163,7 @@ class LoopBuilder(Builder):
 def inside(dim: str, name: str, number: int = 0) -> str:
     """The dim of a loop within a loop or pipeline, by the loop's new name."""
     path = dim.removeprefix("steps of ")
-    return f"steps of {name}:{path}" + (f"~{number + 1}" if number else "")
+    return f"steps of {name}/{path}" + (f"#{number + 1}" if number else "")
 
 
 @dataclass
@@ -290,7 +290,7 @@ class _Loop:
 
 def requested(case: LoopCase, plan: Plan, sizes: dict[str, int], inputs: dict[str, Any]) -> dict[str, int]:
     """Sizes of every name of a plan in one request, those that a loop decides included."""
-    known = {dim.name for dim in plan.dims}
+    known = {str(dim.name) for dim in plan.dims}
     decided = {end.dim: end.ran(inputs, sizes) for end in case.ends if end.dim in known}
     born = {dim.name: case.crops[0].counts[-1] for dim in plan.dims if dim.name == "n"}
     return {**sizes, **born, **decided}

@@ -213,7 +213,7 @@ def looped(until: bool) -> Pipeline:
 def test_a_loop_in_a_map_counts_its_own_iterations_in_each_batch(device: str, until: bool):
     requests = [{"crops": [torch.full((3, width), 3.0) for width in widths]} for widths in WIDTHS]
     alike = [{"crops": [torch.full((3, 8), 3.0)] * 7}, {"crops": []}]
-    iterations = {"steps of read:loop": 2} if until else {}
+    iterations = {"steps of read/loop": 2} if until else {}
     check(mapped(looped(until)), requests, device)
     summaries = [{"n": count, "w": 8, **iterations} for count in (7, 0)]
     check(mapped(looped(until)), alike, device, summaries=summaries)
