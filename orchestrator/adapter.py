@@ -24,7 +24,7 @@ import torch
 
 from orchestrator.specs import AnyDim, Derived, Pad, TensorSpec, dtype_name, plain_dims, size_of
 
-__all__ = ["Adapter", "Kind", "Place", "apply", "check_cast", "pad_to", "slice_to"]
+__all__ = ["Adapter", "Kind", "Place", "apply", "check_cast", "pad_to", "part_of", "slice_to"]
 
 Kind: TypeAlias = Literal["upload", "download", "copy", "gather", "pad", "slice", "cut", "cast"]
 Place: TypeAlias = Literal["", "producer", "consumer", "program"]
@@ -116,11 +116,23 @@ def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tens
 
 
 def slice_to(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Cuts a tensor at the end of its dims; the result is a view."""
+    """Cuts a tensor at the end of its dims.
+
+    Returns:
+        A new tensor that is as dense as the whole was, so that it does not hold what was cut off; ``value`` itself
+        where it fits already.
+    """
+    cut = value
     for dim, size in enumerate(shape):
-        if value.shape[dim] > size:
-            value = value.narrow(dim, 0, size)
-    return value
+        if cut.shape[dim] > size:
+            cut = cut.narrow(dim, 0, size)
+    return value if cut is value else cut.clone()
+
+
+def part_of(value: torch.Tensor, dim: int, start: int, size: int) -> torch.Tensor:
+    """Takes a chunk of a tensor: a view where that is as dense as the whole, else a new tensor."""
+    part = value.narrow(dim, start, size)
+    return part if part.is_contiguous() or not value.is_contiguous() else part.contiguous()
 
 
 def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.adapter import Adapter, apply
+from orchestrator.adapter import Adapter, apply, part_of
 from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import CompileError
@@ -177,8 +177,8 @@ class TorchBackend(Backend):
         return torch.cat(handles, dim)
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
-        """Takes a view of one chunk."""
-        return handle.narrow(dim, start, size)
+        """Takes one chunk, dense."""
+        return part_of(handle, dim, start, size)
 
     def select(self, handle: Handle, index: int) -> Handle:
         """Takes a view of one slice."""

@@ -27,7 +27,7 @@ class _Storage:
 class Peaks:
     """Replays the life of every value and finds the most bytes alive at once in each memory, one rank.
 
-    A slice or cut is a view and shares its source's storage; so does a pad that has nothing to add. Constants
+    An adapter that has nothing to add and nothing to cut off shares its source's storage. Constants
     and weights are not values of a request. What a program gives lives in a buffer that is there since load; it is
     counted in :attr:`Plan.buffers`.
 
@@ -119,10 +119,10 @@ class Peaks:
     def _is_view(self, step: Step, index: int, run: Run) -> bool:
         if step.op != "adapt" or step.adapter is None:
             return False
-        if step.adapter.kind == "pad":
+        if step.adapter.kind in ("pad", "slice", "cut"):
             source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
             return self._bytes(source, run) == self._bytes(target, run)
-        return step.adapter.kind in ("slice", "cut") or step.adapter.place == "consumer"
+        return step.adapter.place == "consumer"
 
     def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
         """Replays as many iterations as differ, and the last one with all that was collected by then."""

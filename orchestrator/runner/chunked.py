@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from orchestrator.adapter import part_of
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import HOST
 from orchestrator.plan.record import RunRecord
@@ -65,7 +66,7 @@ class Chunks:
     def count(self) -> None:
         """Counts the request, with the sizes its stages decided."""
         key = tuple((run.record.key(), tuple(run.start.items())) for run in self._runs if run.record)
-        self._lane.ticks(key, lambda: self._lane.counter.runs(self._runs)).up()
+        self._lane.count(key, lambda: self._lane.counter.runs(self._runs))
 
     def __enter__(self) -> Chunks:
         return self
@@ -93,5 +94,5 @@ def _part(value: Any, spec: Any, run: Run) -> Any:
         return value
     for axis, name in enumerate(plain_dims(spec.dims)):
         if isinstance(name, str) and value.shape[axis] != run.real[name]:
-            value = value.narrow(axis, run.start[name], run.real[name])
+            value = part_of(value, axis, run.start[name], run.real[name])
     return value

@@ -111,7 +111,7 @@ class Entries:
         """Checks a request in full and remembers its form."""
         if self._closing.asked:
             return self._refuse(inputs)
-        found = lane.runner(inputs)
+        found = lane.runner(inputs, remembered=len(table) < REMEMBERED)
         key = request_form(self._plan, inputs)
         with self.lock:
             if not self._closing.asked and len(table) < REMEMBERED:

@@ -26,7 +26,7 @@ from orchestrator.runner.maps import body_ends, make_map
 from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
-from orchestrator.runner.totals import Ticks, Totals
+from orchestrator.runner.totals import Totals
 from orchestrator.specs import TensorSpec, plain_dims
 
 __all__ = ["Lane"]
@@ -109,8 +109,14 @@ class Lane:
         inputs = tuple(range(len(self.plan.inputs)))
         return self.code("run", exact, inputs, self.plan.steps, self._result())
 
-    def runner(self, inputs: Mapping[str, Any]) -> tuple[Runner, Callable[[], object]]:
+    def runner(
+        self, inputs: Mapping[str, Any], *, remembered: bool = True
+    ) -> tuple[Runner, Callable[[], object]]:
         """Finds how to run a request: its function, and the tick that counts it when it is done.
+
+        Args:
+            inputs: The request.
+            remembered: The caller keeps what is returned for the next request of this form.
 
         Raises:
             InputError: The request does not fit the plan.
@@ -128,18 +134,21 @@ class Lane:
             code = self._exact
         else:
             code = self._padded = self._padded or self._whole(exact=False)
-        return self._single(code, record, bucket)
+        return self._single(code, record, bucket, remembered)
 
     def _single(
-        self, code: Code, record: RunRecord, bucket: dict[str, int]
+        self, code: Code, record: RunRecord, bucket: dict[str, int], remembered: bool
     ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
         if self.decides:
             return self._counted(function, record, bucket), _nothing
-        ticks = self._ticks(record)
+        tick: Callable[[], object] = lambda: self._count(record)  # noqa: E731
+        if remembered:
+            kind = self._kind(record.key())
+            tick = self.totals.ticks(kind, lambda: self.counter.request(record)).up
         if not code.sized:
-            return function, ticks.up
-        return (lambda *values: function(record, bucket, *values)), ticks.up
+            return function, tick
+        return (lambda *values: function(record, bucket, *values)), tick
 
     def _counted(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
         """Runs and counts requests that decide sizes on their way."""
@@ -147,17 +156,21 @@ class Lane:
         def run(*values: Any) -> dict[str, Any]:
             own = record.inner(record.sizes)
             result = function(own, dict(bucket), *values)
-            self._ticks(own).up()
+            self._count(own)
             return result
 
         return run
 
-    def _ticks(self, record: RunRecord) -> Ticks:
-        return self.ticks(record.key(), lambda: self.counter.request(record))
+    def _count(self, record: RunRecord) -> None:
+        self.count(record.key(), lambda: self.counter.request(record))
 
-    def ticks(self, kind: Hashable, tally: Callable[[], Tally]) -> Ticks:
-        """Returns the ticks of a kind of request; plans that hand other values out count apart."""
-        return self.totals.ticks((self.plan.outputs, self._watched, kind), tally)
+    def _kind(self, key: Hashable) -> Hashable:
+        """Plans that hand other values out count apart."""
+        return self.plan.outputs, self._watched, key
+
+    def count(self, key: Hashable, tally: Callable[[], Tally]) -> None:
+        """Counts one request, of a kind that is told by a key."""
+        self.totals.count(self._kind(key), tally)
 
     def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         real = record.sizes

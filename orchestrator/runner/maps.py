@@ -196,7 +196,7 @@ class _Map:
 
     def _joined(self, items: list[torch.Tensor], spec: Any, real: Mapping[str, int]) -> Any:
         if not isinstance(spec, TensorSpec):
-            return items
+            return [_alone(item) for item in items]
         if items:
             return torch.stack(items)
         return torch.empty((0, *TensorSpec(spec.dims[1:]).shape(real)), dtype=spec.dtype, device="cpu")
@@ -209,3 +209,8 @@ class _Map:
             port=port.origin,
             item=at,
         )
+
+
+def _alone(item: torch.Tensor) -> torch.Tensor:
+    """An item that holds its own bytes alone, not those of its batch."""
+    return item if item.untyped_storage().nbytes() == item.nbytes else item.clone()

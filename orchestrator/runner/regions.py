@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.adapter import part_of
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, PlannedValue, Step
@@ -92,7 +93,7 @@ class _Region:
 
     def _take(self, value: PlannedValue, given: Any, axis: int, start: int, size: int) -> Any:
         if value.memory == HOST:
-            return given.narrow(axis, start, size)
+            return part_of(given, axis, start, size)
         return self.programs.backend_of(value.memory).part(given, axis, start, size)
 
     def _free(self, value: PlannedValue, handle: Any) -> None:

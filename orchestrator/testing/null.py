@@ -194,10 +194,9 @@ class NullBackend(Backend):
             else:
                 shape = tuple(map(min, shape, handle.shape))
             same = (shape, dtype) == (handle.shape, handle.dtype)
-            view = same or adapter.kind in ("slice", "cut")
             content = None if handle._content is None else apply(adapter, handle._content, sizes)
             return self._made(
-                "adapt", adapter.kind, [handle], shape, dtype, content, handle if view else None
+                "adapt", adapter.kind, [handle], shape, dtype, content, handle if same else None
             )
 
         return run
