@@ -10,7 +10,7 @@ from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.testing import assert_same, recording, run_by_hand
-from tests.kit import COMPUTE, Double, linear, spec
+from tests.kit import COMPUTE, Double, batch, linear, spec
 from tests.planner.devices import DEVICE as NEURON
 from tests.planner.devices import ranked as new
 
@@ -48,7 +48,7 @@ DEVICES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 #: Forms of what is asked with and without a picture, and how many rows are compiled for.
-ROWS, IMAGE = spec("batch", 4, pad=0), spec("batch", 6, pad=0)
+ROWS, IMAGE = spec(batch("batch"), 4, pad=0), spec(batch("batch"), 6, pad=0)
 BOOL = spec(1, dtype=torch.bool)
 SIZES = {"batch": (2, 4)}
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.plan.chunks import Run, combine, misfit, ways_out
+from orchestrator.plan.chunks import Run, bucket_for, misfit, ways_out
 from orchestrator.plan.model import DimPlan, Plan, Step
-from orchestrator.plan.peaks import Peaks
+from orchestrator.plan.parts import Parts, split
+from orchestrator.plan.peaks import ChunkPeaks, Peaks
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.record import RunRecord
 from orchestrator.plan.repeats import region_parts, repeats
 from orchestrator.specs import StepsDim, TensorSpec
 
-__all__ = ["Counter", "Tally", "constant_bytes", "request_sizes", "summarise"]
+__all__ = ["Counter", "Tally", "constant_bytes", "cut_dims", "request_sizes", "summarise"]
 
 
 @dataclass
@@ -129,7 +130,6 @@ class Counter:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.entry, self.rest = split_entry(plan)
         self.outer = tuple(dim for dim in plan.dims if not dim.born)
         self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}
         self._dims = {dim.name: dim for dim in plan.dims}
@@ -141,35 +141,38 @@ class Counter:
             record: The size of every name, and what was decided on the way if it has run; every chunk of the request
                 gives birth to the same sizes.
         """
-        outer_names = {dim.name for dim in self.outer}
-        born = {name: size for name, size in record.sizes.items() if name not in outer_names}
-        outer = [dim for dim in self.outer if dim.name in record.sizes]
-        return self.runs(combine(outer, record.sizes, Run(real=born, record=record)))
+        sizes = record.sizes
+        cut = cut_dims(self.outer, sizes)
+        dims = [dim for dim in self.outer if dim.name in sizes]
+        if not cut:
+            bucket = {
+                dim.name: sizes[dim.name] if dim.unbounded else bucket_for(sizes[dim.name], dim.buckets) or 0
+                for dim in dims
+            }
+            run = Run(sizes, bucket, record=record)
+            tally = self.steps(self.plan.steps, run)
+            tally.peak_bytes = Peaks(self.plan).run(run)
+            return tally
+        parts = split(self.plan, cut)
+        born = {name: size for name, size in sizes.items() if name not in {dim.name for dim in self.outer}}
+        return self.chunks(parts, sizes, parts.runs(dims, sizes, Run(born)))
 
-    def runs(self, runs: Iterable[Run]) -> Tally:
-        """Counts one request, given the sizes of each of its runs."""
-        total = Tally()
-        prepared: set[tuple[str, tuple[int, ...]]] = set()
-        for run in runs:
-            total.add(self.run(run, prepared))
-        return total
-
-    def run(self, run: Run, prepared: set[tuple[str, tuple[int, ...]]]) -> Tally:
-        """Counts one run of the steps.
+    def chunks(self, parts: Parts, sizes: Mapping[str, int], runs: Iterable[tuple[int, Run]]) -> Tally:
+        """Counts one request in chunks.
 
         Args:
-            run: Sizes of the run, real sizes of born dims included.
-            prepared: Inputs (and which chunk of them) that earlier runs prepared; added to.
+            parts: What runs.
+            sizes: The whole size of every name of an input.
+            runs: Which part ran, by number, and at which sizes.
         """
-        tally = Tally()
-        for name, spec in self.plan.inputs:
-            key = (name, run.key(spec.names if isinstance(spec, TensorSpec) else ()))
-            if key not in prepared:
-                prepared.add(key)
-                self._steps(self.entry[name], run, tally)
-        self._steps(self.rest, run, tally)
-        tally.peak_bytes = Peaks(self.plan).run(run)
-        return tally
+        counter = Counter(parts.plan)
+        peaks = ChunkPeaks(parts, sizes)
+        total = Tally()
+        for number, run in runs:
+            total.add(counter.steps(parts.items[number].steps, run))
+            peaks.part(parts.items[number], run)
+        total.peak_bytes = peaks.join()
+        return total
 
     def steps(self, steps: Iterable[Step], run: Run) -> Tally:
         """Counts some steps, once."""
@@ -213,22 +216,10 @@ class Counter:
             tally.padded += size - source.spec.numel(run.sizes(source))
 
 
-def split_entry(plan: Plan) -> tuple[dict[str, tuple[Step, ...]], tuple[Step, ...]]:
-    """Parts the steps in those that prepare one input each, and the rest.
-
-    What prepares an input depends on that input alone, so that a request in chunks does it once for an input
-    that is not cut.
-
-    Returns:
-        For each input the adapter steps rooted in it, and all other steps in order.
-    """
-    roots = {value: name for value, (name, _) in enumerate(plan.inputs)}
-    entry: dict[str, list[Step]] = {name: [] for name, _ in plan.inputs}
-    rest = []
-    for step in plan.steps:
-        if step.op == "adapt" and step.inputs[0] in roots:
-            root = roots[step.outputs[0]] = roots[step.inputs[0]]
-            entry[root].append(step)
-        else:
-            rest.append(step)
-    return {name: tuple(steps) for name, steps in entry.items()}, tuple(rest)
+def cut_dims(dims: Iterable[DimPlan], sizes: Mapping[str, int]) -> frozenset[str]:
+    """Returns the dims that need more than one chunk."""
+    return frozenset(
+        dim.name
+        for dim in dims
+        if dim.name in sizes and not dim.unbounded and sizes[dim.name] > dim.buckets[-1]
+    )

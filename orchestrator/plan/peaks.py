@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.repeats import most_repeats, region_parts, repeats
 from orchestrator.plan.steps import spent_starts, walk
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Peaks"]
+__all__ = ["ChunkPeaks", "Peaks"]
 
 
 @dataclass(eq=False)
@@ -48,14 +49,20 @@ class Peaks:
 
     def run(self, run: Run) -> dict[str, int]:
         """Returns the peak of each device group at these sizes."""
-        self._alive: dict[str, int] = {}
-        self._peak: dict[str, int] = {}
-        self._at: dict[int, _Storage] = {}
+        self._begin()
         absent = frozenset() if run.record is None else run.record.absent
         for index, (name, _) in enumerate(self.plan.inputs):
             if name not in absent:
                 self._make(index, run)
         self._steps(self.plan.steps, run)
+        return self._peaks()
+
+    def _begin(self) -> None:
+        self._alive: dict[str, int] = {}
+        self._peak: dict[str, int] = {}
+        self._at: dict[int, _Storage] = {}
+
+    def _peaks(self) -> dict[str, int]:
         return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
 
     def _bytes(self, value: PlannedValue, run: Run) -> int:
@@ -196,3 +203,57 @@ class Peaks:
         for index in step.outputs:
             self._drop(index)
             self._make(index, run)
+
+
+class ChunkPeaks(Peaks):
+    """Replays a request in chunks, part by part; see :class:`~orchestrator.plan.parts.Parts`.
+
+    Args:
+        parts: What runs.
+        sizes: The whole size of every name of an input.
+    """
+
+    def __init__(self, parts: Parts, sizes: Mapping[str, int]) -> None:
+        super().__init__(parts.plan)
+        self._split = parts
+        self._sizes = sizes
+        self._kept: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
+        self._begin()
+        whole = Run(sizes, sizes)
+        for index in range(len(self.plan.inputs)):
+            self._make(index, whole)
+        self._inputs = dict(self._at)
+
+    def part(self, part: Part, run: Run) -> None:
+        """Replays one run of a part: what it reads is there, what it gives stays until it was read."""
+        for index in part.reads:
+            storage = self._inputs.get(index) or self._kept[self._slot(index, run)][0]
+            self._share(index, storage)
+        self._steps(part.steps, run)
+        for index, result in zip(part.gives, part.results, strict=True):
+            storage = self._at.get(result) or _Storage(self.plan.values[result].memory, 0)
+            storage.holders += 1
+            self._kept[self._slot(index, run)] = storage, self._split.uses(index, self._sizes)
+        for index in set(self._at) - set(self._inputs):
+            self._drop(index)
+        for index in set(part.reads) - set(self._inputs):
+            self._use(self._slot(index, run))
+
+    def join(self) -> dict[str, int]:
+        """Joins the results and returns the peak of each device group."""
+        joined = {index for _, index in self.plan.outputs if index in self._split.owners}
+        for index in joined:
+            pieces = [storage for (other, _), (storage, _) in self._kept.items() if other == index]
+            if len(pieces) > 1:
+                self._add(pieces[0].memory, sum(piece.size for piece in pieces))
+        return self._peaks()
+
+    def _slot(self, index: int, run: Run) -> tuple[int, tuple[int, ...]]:
+        return index, run.key(self._split.owners[index].dims)
+
+    def _use(self, slot: tuple[int, tuple[int, ...]]) -> None:
+        storage, uses = self._kept.pop(slot)
+        if uses > 1:
+            self._kept[slot] = storage, uses - 1
+        else:
+            self._release(storage)

@@ -1,91 +1,145 @@
-"""One request in chunks: every chunk runs the same steps, and inputs that are not cut are prepared once."""
+"""One request in chunks: each part of the plan runs once for each chunk of the dims that it depends on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from orchestrator.adapter import part_of
-from orchestrator.plan.chunks import Run
-from orchestrator.plan.model import HOST
+from orchestrator.plan.chunks import Run, run_chunks
+from orchestrator.plan.model import HOST, PlannedValue
 from orchestrator.plan.record import RunRecord
+from orchestrator.runner.pieces import Held
 from orchestrator.specs import TensorSpec, plain_dims
 
 if TYPE_CHECKING:
-    from orchestrator.runner.lane import Lane
+    from orchestrator.plan.parts import Part
+    from orchestrator.runner.lane import Lane, PartCodes
 
 __all__ = ["Chunks"]
 
+#: A value, and which chunk of it.
+Slot = tuple[int, tuple[int, ...]]
+
 
 class Chunks:
-    """The state of one request in chunks; leaving its block frees what the chunks shared.
+    """The state of one request in chunks; leaving its block frees what is still kept.
 
     Args:
-        lane: Where the functions are.
-        cut: Dims that need more than one chunk.
+        lane: Where the functions are used.
+        codes: The functions of the parts.
         record: Sizes of the whole request.
         values: The request's inputs, in order.
+
+    Attributes:
+        runs: Which part ran, by number, and at which sizes, in order.
     """
 
-    def __init__(self, lane: Lane, cut: frozenset[str], record: RunRecord, values: tuple[Any, ...]) -> None:
+    def __init__(self, lane: Lane, codes: PartCodes, record: RunRecord, values: tuple[Any, ...]) -> None:
         self._lane = lane
+        self._codes = codes
+        self._parts = codes.split
+        self._plan = codes.split.plan
         self._record = record
         self._values = values
-        self._prepare, self._main = lane.shared(cut)
-        self._forms: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
-        self._runs: list[Run] = []
+        self._dims = [dim for dim in lane.outer if dim.name in record.sizes]
+        self._decided: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
+        self._kept: dict[Slot, tuple[Any, int]] = {}
+        self._holders: Counter[int] = Counter()
+        self.runs: list[tuple[int, Run]] = []
 
-    def once(self, run: Run) -> dict[str, Any]:
-        """Runs one combination of chunks."""
-        given: list[Any] = []
-        for (name, spec), value in zip(self._lane.plan.inputs, self._values, strict=True):
-            if name in self._prepare:
-                given += self._shared(name, spec, value, run)
-            else:
-                given.append(_part(value, spec, run))
-        record, main = self._record.inner(run.real), self._main
-        result: dict[str, Any] = (
-            main.function(record, dict(run.bucket), *given) if main.sized else main.function(*given)
+    def run(self) -> dict[str, Any]:
+        """Runs all parts and joins the results."""
+        for number, run in self._parts.runs(self._dims, self._record.sizes, Run()):
+            self._once(number, run)
+        held = Held(self._lane.free)
+        with held:
+            results = {index: self._result(index, held) for _, index in self._plan.outputs}
+        for index in results:
+            self._kept.pop((index, ()), None)  # given once, it is the caller's now
+        return {name: results[index] for name, index in self._plan.outputs}
+
+    def _once(self, number: int, run: Run) -> None:
+        part, code = self._parts.items[number], self._codes.codes[number]
+        record = self._record.inner({**run.real, **self._born(part, run)})
+        read = [self._read(index, run) for index in part.reads]
+        given = code.function(record, dict(run.bucket), *read) if code.sized else code.function(*read)
+        self.runs.append((number, Run(record.sizes, run.bucket, run.start, record)))
+        born = {name: size for name, size in record.sizes.items() if name not in run.real}
+        self._decided[number, run.key(part.dims)] = born
+        for index, handle in zip(part.gives, given, strict=True):
+            self._kept[self._slot(index, run)] = handle, self._parts.uses(index, self._record.sizes)
+            self._holders[id(handle)] += 1
+        for index in part.reads:
+            if index >= len(self._values):
+                self._use(self._slot(index, run))
+
+    def _born(self, part: Part, run: Run) -> dict[str, int]:
+        """Sizes that earlier parts decided for this chunk."""
+        sizes: dict[str, int] = {}
+        for number, other in enumerate(self._parts.items):
+            if set(other.dims) <= set(part.dims):
+                sizes |= self._decided.get((number, run.key(other.dims)), {})
+        return sizes
+
+    def _read(self, index: int, run: Run) -> Any:
+        if index >= len(self._values):
+            return self._kept[self._slot(index, run)][0]
+        return _part(self._values[index], self._plan.values[index].spec, run)
+
+    def _slot(self, index: int, run: Run) -> Slot:
+        return index, run.key(self._parts.owners[index].dims)
+
+    def _use(self, slot: Slot) -> None:
+        """Notes that a value was read; the last reader frees it."""
+        handle, uses = self._kept[slot]
+        self._kept[slot] = handle, uses - 1
+        if uses == 1:
+            self._drop(slot)
+
+    def _drop(self, slot: Slot) -> None:
+        handle, _ = self._kept.pop(slot)
+        self._holders[id(handle)] -= 1
+        if not self._holders[id(handle)]:
+            self._lane.free(self._plan.values[slot[0]], handle)
+
+    def _result(self, index: int, held: Held) -> Any:
+        """A result: an input as it is, what was given once, or chunks joined."""
+        if index < len(self._values):
+            return self._values[index]
+        names = self._parts.owners[index].dims
+        value = self._plan.values[index]
+        if not names:
+            return self._kept[index, ()][0]
+        dims = [dim for dim in self._dims if dim.name in names]
+
+        def once(run: Run) -> Any:
+            return self._kept[index, run.key(names)][0]
+
+        return run_chunks(
+            dims, self._record.sizes, Run(), once, lambda pieces, name: self._join(value, pieces, name, held)
         )
-        self._runs.append(Run(record.sizes, run.bucket, run.start, record))
-        return result
 
-    def _shared(self, name: str, spec: Any, value: Any, run: Run) -> tuple[Any, ...]:
-        key = (name, run.key(spec.names if isinstance(spec, TensorSpec) else ()))
-        if key not in self._forms:
-            code = self._prepare[name].code
-            part = _part(value, spec, run)
-            self._forms[key] = (
-                code.function(self._record.inner(run.real), run.bucket, part)
-                if code.sized
-                else code.function(part)
-            )
-        return self._forms[key]
-
-    def count(self) -> None:
-        """Counts the request, with the sizes its stages decided."""
-        key = tuple((run.record.key(), tuple(run.start.items())) for run in self._runs if run.record)
-        self._lane.count(key, lambda: self._lane.counter.runs(self._runs))
+    def _join(self, value: PlannedValue, pieces: list[Any], name: str, held: Held) -> Any:
+        assert isinstance(value.spec, TensorSpec)
+        axis = plain_dims(value.spec.dims).index(name)
+        if value.memory == HOST:
+            return torch.cat(pieces, axis)
+        joined = self._lane.programs.backend_of(value.memory).join(pieces, axis)
+        held.keep((value,), (joined,))
+        for piece in pieces:
+            held.spend(value, piece)
+        return joined
 
     def __enter__(self) -> Chunks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        programs = self._lane.programs
-        freed: set[int] = set()
-        for (name, _), handles in self._forms.items():
-            for index, handle in zip(self._prepare[name].forms, handles, strict=True):
-                memory = programs.plan.values[index].memory
-                if (
-                    memory == HOST
-                    or programs.backend_of(memory).capabilities.refcounted
-                    or id(handle) in freed
-                ):
-                    continue
-                freed.add(id(handle))
-                programs.backend_of(memory).free(handle)
-        self._forms.clear()
+        for slot in list(self._kept):
+            self._drop(slot)
+        self._values = ()
 
 
 def _part(value: Any, spec: Any, run: Run) -> Any:

@@ -8,14 +8,13 @@ others run code that pads and cuts; larger ones run it in chunks, over inputs pr
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from orchestrator.plan.chunks import Run, bucket_for, run_chunks
-from orchestrator.plan.count import Counter, Tally
-from orchestrator.plan.model import HOST, PlannedValue, Step
+from orchestrator.plan.chunks import bucket_for
+from orchestrator.plan.count import Counter, Tally, cut_dims
+from orchestrator.plan.model import HOST, Plan, PlannedValue, Step
+from orchestrator.plan.parts import Parts, split
 from orchestrator.plan.record import RunRecord
 from orchestrator.plan.steps import walk
 from orchestrator.runner.admit import admit
@@ -23,11 +22,9 @@ from orchestrator.runner.checks import make_check
 from orchestrator.runner.chunked import Chunks
 from orchestrator.runner.codegen import Code, Generator
 from orchestrator.runner.maps import body_ends, make_map
-from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
 from orchestrator.runner.totals import Totals
-from orchestrator.specs import TensorSpec, plain_dims
 
 __all__ = ["Lane"]
 
@@ -67,7 +64,7 @@ class Lane:
         self._watched = tuple(step.loop.watched for step in walk(self.plan.steps) if step.loop is not None)
         self._exact = self._whole(exact=True)
         self._padded: Code | None = None
-        self._shared: dict[frozenset[str], tuple[dict[str, Prepare], Code]] = {}
+        self._parts: dict[frozenset[str], PartCodes] = {}
 
     def code(
         self,
@@ -77,10 +74,11 @@ class Lane:
         steps: tuple[Step, ...],
         result: str,
         spared: frozenset[int] = frozenset(),
+        plan: Plan | None = None,
     ) -> Code:
         """Generates one function and keeps it for finding steps in tracebacks."""
         generator = Generator(
-            self.programs,
+            self.programs if plan is None else replace(self.programs, plan=plan),
             exact=exact,
             spared=spared,
             region=lambda step: self._region(step, exact),
@@ -173,92 +171,58 @@ class Lane:
         self.totals.count(self._kind(key), tally)
 
     def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
-        real = record.sizes
-        dims = [dim for dim in self.outer if dim.name in real]
-        cut = frozenset(dim.name for dim in dims if not dim.unbounded and real[dim.name] > dim.buckets[-1])
+        cut = cut_dims(self.outer, record.sizes)
 
         def run(*values: Any) -> dict[str, Any]:
-            held = Held(self._free)
-            with Chunks(self, cut, record, values) as chunks, held:
-
-                def once(run: Run) -> dict[str, Any]:
-                    given = chunks.once(run)
-                    held.keep(
-                        (self.plan.values[index] for _, index in self.plan.outputs), tuple(given.values())
-                    )
-                    return given
-
-                result = run_chunks(
-                    dims, real, Run(), once, lambda pieces, name: self._join(pieces, name, held)
-                )
-            chunks.count()
+            parts = self.parts(cut)
+            with Chunks(self, parts, record, values) as chunks:
+                result = chunks.run()
+            key = tuple(
+                (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
+            )
+            self.count(key, lambda: self.counter.chunks(parts.split, record.sizes, chunks.runs))
             return result
 
         return run, _nothing
 
-    def shared(self, dims: frozenset[str]) -> tuple[dict[str, Prepare], Code]:
-        """Functions for a request in chunks of these dims.
+    def parts(self, cut: frozenset[str]) -> PartCodes:
+        """Functions for a request in chunks of these dims."""
+        if cut not in self._parts:
+            whole = split(self.plan, cut)
+            codes = tuple(
+                self.code(
+                    "run",
+                    False,
+                    part.reads,
+                    part.steps,
+                    f"({''.join(f'v{index}, ' for index in part.results)})",
+                    frozenset((*part.reads, *part.results)),
+                    whole.plan,
+                )
+                for part in whole.items
+            )
+            self._parts[cut] = PartCodes(whole, codes)
+        return self._parts[cut]
 
-        Returns:
-            For each input that is not cut in all of them the function that prepares it, and the function of
-            everything else, which leaves these inputs' values alone.
-        """
-        if dims not in self._shared:
-            prepare: dict[str, Prepare] = {}
-            skipped: set[int] = set()
-            given: list[int] = []
-            for position, (name, spec) in enumerate(self.plan.inputs):
-                if isinstance(spec, TensorSpec) and dims <= set(spec.names):
-                    given.append(position)
-                    continue
-                steps = self.counter.entry[name]
-                forms = (position, *(index for step in steps for index in step.outputs))
-                skipped |= {id(step) for step in steps}
-                result = f"({''.join(f'v{index}, ' for index in forms)})"
-                prepared = self.code("prepare", False, (position,), steps, result, frozenset(forms))
-                prepare[name] = Prepare(prepared, forms)
-                given += forms
-            rest = tuple(step for step in self.plan.steps if id(step) not in skipped)
-            spared = frozenset(index for each in prepare.values() for index in each.forms)
-            self._shared[dims] = prepare, self.code("run", False, tuple(given), rest, self._result(), spared)
-        return self._shared[dims]
-
-    def _free(self, value: PlannedValue, handle: Any) -> None:
-        backend = self.programs.backend_of(value.memory)
-        if not backend.capabilities.refcounted:
-            backend.free(handle)
-
-    def _join(self, pieces: list[dict[str, Any]], name: str, held: Held) -> dict[str, Any]:
-        joined: dict[str, Any] = {}
-        spent: list[tuple[PlannedValue, Any]] = []
-        for output, index in self.plan.outputs:
-            made = self.plan.values[index]
-            spec = made.spec
-            assert isinstance(spec, TensorSpec)
-            axis = plain_dims(spec.dims).index(name)
-            values = [piece[output] for piece in pieces]
-            if made.memory == HOST:
-                joined[output] = torch.cat(values, axis)
-                continue
-            joined[output] = self.programs.backend_of(made.memory).join(values, axis)
-            held.keep((made,), (joined[output],))
-            spent += [(made, value) for value in values]
-        for made, value in spent:
-            held.spend(made, value)
-        return joined
+    def free(self, value: PlannedValue, handle: Any) -> None:
+        """Frees a handle, where that is not done by reference count."""
+        if value.memory != HOST:
+            backend = self.programs.backend_of(value.memory)
+            if not backend.capabilities.refcounted:
+                backend.free(handle)
 
 
 @dataclass(frozen=True)
-class Prepare:
-    """Makes the forms of one input that several chunks share.
+class PartCodes:
+    """Functions for a request in chunks.
 
     Attributes:
-        code: The function; it returns all forms.
-        forms: Their value indices.
+        split: The parts.
+        codes: The function of each, which returns what it gives.
     """
 
-    code: Code
-    forms: tuple[int, ...]
+    split: Parts
+    codes: tuple[Code, ...]
 
 
 def _nothing() -> None:

@@ -1,0 +1,205 @@
+"""A request in chunks, in parts: what depends on the same cut dims runs together, once for each chunk of these alone.
+
+What no cut dim reaches runs once for the whole request. A value that one part gives and another reads is kept from
+run to run; where its device has one output buffer for each program, and the program may run again in between, a copy of
+it is kept: what a chunk reads must not be what another call left there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+from orchestrator.adapter import MOVES, Adapter
+from orchestrator.plan.chunks import Run, chunk_sizes, combine
+from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedValue, Step
+from orchestrator.plan.programs import place_of
+from orchestrator.plan.steps import walk
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Part", "Parts", "split"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps that depend on the same cut dims.
+
+    Attributes:
+        dims: These dims, in the order of the plan.
+        steps: The steps, in order.
+        reads: Values that it is given: inputs, and what other parts give.
+        gives: Values that other parts read, or that are results.
+        results: What it returns for each of these: the value, or its copy.
+    """
+
+    dims: tuple[str, ...]
+    steps: tuple[Step, ...]
+    reads: tuple[int, ...]
+    gives: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All parts of a plan for one set of cut dims.
+
+    Attributes:
+        plan: The plan, with the values that copies add.
+        items: The parts; what one reads is given by an earlier one.
+    """
+
+    plan: Plan
+    items: tuple[Part, ...]
+
+    @cached_property
+    def owners(self) -> Mapping[int, Part]:
+        """The part that gives each value that is kept."""
+        return {index: part for part in self.items for index in part.gives}
+
+    def runs(self, dims: Sequence[DimPlan], real: Mapping[str, int], run: Run) -> Iterator[tuple[int, Run]]:
+        """Yields which part runs, by number, and at which sizes, in order.
+
+        Args:
+            dims: Dims of the request.
+            real: Whole sizes.
+            run: Sizes of all other names.
+        """
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for chunk in combine(dims, real, run):
+            for number, part in enumerate(self.items):
+                key = number, chunk.key(part.dims)
+                if key not in seen:
+                    seen.add(key)
+                    yield number, chunk
+
+    def uses(self, index: int, real: Mapping[str, int]) -> int:
+        """Returns how many runs read one chunk of a value that is kept; being a result counts as one."""
+        counts = {
+            dim.name: len(chunk_sizes(real[dim.name], dim.buckets))
+            for dim in self.plan.dims
+            if dim.name in real and dim.chunked
+        }
+        own = self.owners[index].dims
+        readers = (part.dims for part in self.items if index in part.reads)
+        times = sum(prod(counts[name] for name in dims if name not in own) for dims in readers)
+        return times + any(index == result for _, result in self.plan.outputs)
+
+
+def split(plan: Plan, cut: frozenset[str]) -> Parts:
+    """Parts the steps of a plan by the cut dims that they depend on.
+
+    Args:
+        plan: The plan.
+        cut: Dims that need more than one chunk.
+    """
+    order = [dim.name for dim in plan.dims if dim.name in cut]
+    reach = {
+        index: frozenset(spec.names) & cut if isinstance(spec, TensorSpec) else frozenset()
+        for index, (_, spec) in enumerate(plan.inputs)
+    }
+    groups: dict[frozenset[str], list[Step]] = {}
+    for step in plan.steps:
+        dims = frozenset[str]().union(*(reach.get(index, frozenset()) for index in step.inputs))
+        reach.update(dict.fromkeys(step.outputs, dims))
+        groups.setdefault(dims, []).append(step)
+    aliases = {step.outputs[0]: step for step in plan.steps if place_of(step) == "consumer"}
+    for steps in groups.values():
+        _name_again(steps, aliases)
+    made = {dims: {index for step in steps for index in step.outputs} for dims, steps in groups.items()}
+    outside = {
+        dims: {index for step in steps for index in step.inputs if index in reach} - made[dims]
+        for dims, steps in groups.items()
+    }
+    wanted = {index for _, index in plan.outputs}.union(*outside.values())
+    values = list(plan.values)
+    parts = []
+    for dims in sorted(groups, key=len):
+        gives = tuple(sorted(made[dims] & wanted))
+        kept = {index for index in gives if any(index in other for other in outside.values())}
+        copier = _Copier(plan, values, once=not dims)
+        written, copies = copier.copied(groups[dims], kept)
+        results = tuple(copies.get(index, index) for index in gives)
+        names = tuple(name for name in order if name in dims)
+        parts.append(Part(names, written, tuple(sorted(outside[dims])), gives, results))
+    return Parts(replace(plan, values=tuple(values)), tuple(parts))
+
+
+def _name_again(steps: list[Step], aliases: Mapping[int, Step]) -> None:
+    """Puts what gives a value another name, for the program that reads it, where that program runs."""
+    while True:
+        made = {index for step in steps for index in step.outputs}
+        lacking = [
+            aliases[index]
+            for step in steps
+            for index in step.inputs
+            if index in aliases and index not in made
+        ]
+        if not lacking:
+            return
+        steps[:0] = [replace(lacking[0], frees=())]
+
+
+class _Copier:
+    """Adds copies of what lies in an output buffer that another run may overwrite.
+
+    Args:
+        plan: The plan.
+        values: Its values; added to.
+        once: The part runs once in a request.
+    """
+
+    def __init__(self, plan: Plan, values: list[PlannedValue], *, once: bool) -> None:
+        self._plan = plan
+        self._values = values
+        self._once = once
+        self._buffered = {
+            group.memory: group.device
+            for group in plan.groups
+            if group.output_buffers and group.memory != HOST
+        }
+
+    def copied(self, steps: Sequence[Step], kept: set[int]) -> tuple[tuple[Step, ...], dict[int, int]]:
+        """Returns the steps with copies, and the copy of each value that has one."""
+        makers = {index: step for step in steps for index in step.outputs}
+        unsafe = {index for index in kept if self._is_overwritten(index, makers)}
+        last = {index: at for at, step in enumerate(steps) for index in step.inputs if index in unsafe}
+        written: list[Step] = []
+        copies: dict[int, int] = {}
+        for at, step in enumerate(steps):
+            dies = tuple(index for index in unsafe if last.get(index) == at)
+            frees = tuple(index for index in step.frees if index not in unsafe)
+            written.append(replace(step, frees=(*frees, *dies)))
+            for index in sorted(unsafe & set(step.outputs)):
+                copies[index] = self._copy(index, written, dies=index not in last)
+        return tuple(written), copies
+
+    def _copy(self, index: int, steps: list[Step], *, dies: bool) -> int:
+        value = self._values[index]
+        device, home = self._buffered[value.memory], len(self._values)
+        self._values += [replace(value, memory=HOST), value]
+        down, up = Adapter("download", device=HOST), Adapter("upload", device=device)
+        spent = (index,) if dies else ()
+        steps.append(Step("adapt", value.origin, (index,), (home,), down, value.memory, frees=spent))
+        steps.append(Step("adapt", value.origin, (home,), (home + 1,), up, device, frees=(home,)))
+        return home + 1
+
+    def _is_overwritten(self, index: int, makers: Mapping[int, Step]) -> bool:
+        """Tells whether a value may lie in a buffer that a later run of this request writes to."""
+        value = self._values[index]
+        step = makers.get(index)
+        if value.memory not in self._buffered or not isinstance(value.spec, TensorSpec) or step is None:
+            return False
+        if step.adapter is not None and not step.program:
+            if step.adapter.kind in MOVES:
+                return False
+            return self._is_overwritten(step.inputs[0], makers)  # another name of the same
+        if step.body or not self._once:
+            return True
+        name = _program(step)
+        return sum(_program(other) == name for other in walk(self._plan.steps) if not other.body) > 1
+
+
+def _program(step: Step) -> str:
+    return step.program or (step.name.partition("#")[0] if step.op == "call" else "")
