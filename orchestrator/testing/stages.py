@@ -195,7 +195,7 @@ class Slow(torch.nn.Module):
 def diamond(width: int = 4, plugins: PluginManager | None = None) -> Pipeline:
     """Makes a pipeline with fan-out, fan-in, a tuple, a dict and two outputs, batches of 2 and 4."""
     pipeline = Pipeline("toy.diamond", plugins=plugins)
-    x = pipeline.input("x", TensorSpec((Dim("batch", buckets=(2, 4)), width), pad=0))
+    x = pipeline.input("x", TensorSpec((Dim("batch", buckets=(2, 4), batch=True), width), pad=0))
     hidden = pipeline.add("linear", Linear({"features_in": width, "features_out": 6}))(x)
     left, right = pipeline.add("split", Split())(hidden)
     stats = pipeline.add("stats", Stats())(pipeline.add("double", Double())(left))
