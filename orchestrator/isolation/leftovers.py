@@ -159,7 +159,10 @@ class Leftovers:
 def _referents(item: Any) -> list[Any]:
     if isinstance(item, types.FunctionType):  # Its globals are everybody's.
         return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
-    return gc.get_referents(item)
+    referents = gc.get_referents(item)
+    if issubclass(type(item), torch.Tensor) and item._base is not None:
+        referents.append(item._base)  # a view holds it where the collector does not look
+    return referents
 
 
 class _Watch:

@@ -239,6 +239,21 @@ def test_a_stage_that_reads_a_file_while_it_runs_is_refused_when_compiled(kind: 
     assert error.files[0] == str(tmp_path / name)
 
 
+def test_what_python_reads_to_import_a_module_is_not_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "imported_late.py").write_text("FACTOR = 3.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def stage(x: torch.Tensor) -> Any:
+        import imported_late  # type: ignore[import-not-found]
+
+        return x * imported_late.FACTOR
+
+    with plan_of(stage).load() as session:
+        assert torch.equal(session(x=torch.ones(2, 4))["y"], torch.full((2, 4), 3.0))
+
+
 # A module without content (K19).
 
 

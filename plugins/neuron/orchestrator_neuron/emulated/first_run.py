@@ -25,14 +25,17 @@ from orchestrator_neuron.emulated.explain import draws_words
 
 __all__ = ["FirstRun"]
 
-#: Files of Python, of installed packages, and of the operating system's own tables belong to a release.
+#: Files of Python, of installed packages (torch is one), and of the operating system's own tables belong to a release.
 _RELEASED = (
     *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    f"{Path(torch.__file__).parent}{os.sep}",
     "/proc/",
     "/sys/",
     "/dev/",
 )
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+#: Files of torch that read for others.
+_READERS = (f"{os.sep}serialization.py", f"{os.sep}hub.py", f"{os.sep}storage.py")
+_PLUGIN = f"{Path(__file__).parent}{os.sep}"
 _CODE = (".py", ".pyc", ".so", ".pth")
 
 
@@ -121,7 +124,7 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
     if isinstance(file, int) or not _reads(mode, flags):
         return
     path = str(Path(os.fsdecode(file)).absolute())
-    if not path.startswith(_RELEASED) and not path.endswith(_CODE) and not _imports(sys._getframe()):
+    if not path.startswith(_RELEASED) and not path.endswith(_CODE) and _is_asked_for(sys._getframe(1)):
         _active.files.append(path)
 
 
@@ -131,10 +134,15 @@ def _reads(mode: str | None, flags: int) -> bool:
     return "r" in mode or "+" in mode
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Tells whether it is Python itself that reads, to import a module."""
+def _is_asked_for(frame: FrameType | None) -> bool:
+    """Tells whether it is somebody's own code that reads, by a library or itself: not torch, nor Python to import."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
+        file = frame.f_code.co_filename
+        if file.startswith(("<frozen importlib", "<frozen zipimport")):
+            return False
+        if file.startswith(_TORCH) and not file.endswith(_READERS):
+            return False
+        if not file.startswith((*_RELEASED, "<frozen")):
+            return not file.startswith(_PLUGIN)
         frame = frame.f_back
     return False
