@@ -26,7 +26,7 @@ class Masked(nn.Module):
     def forward(self, x, mask):
         scores = self.project(x) @ x.mT
         mask = mask[:, None]
-        scores = scores + mask if self.additive else scores.masked_fill(~mask, -1e9)
+        scores = scores + mask if self.additive else scores.masked_fill(~mask, -torch.inf)
         return torch.softmax(scores, -1) @ x
 
 
@@ -97,7 +97,7 @@ def test_good_stages_in_any_order_hold(names, rows, tokens, seed, looped):
     pipeline = Pipeline("good")
     x = pipeline.input("x", TensorSpec((BATCH, TOKENS, WIDTH), pad=0))
     mask = pipeline.input("mask", TensorSpec((BATCH, TOKENS), torch.bool, pad=0))
-    bias = pipeline.add("bias", lambda mask: torch.where(mask, 0.0, -1e9))(mask)
+    bias = pipeline.add("bias", lambda mask: torch.where(mask, 0.0, -torch.inf))(mask)
     for place, name in enumerate(names):
         if "attention" in name:
             stage = Masked(additive=name == "late attention").eval()

@@ -98,9 +98,9 @@ def from_transformers(
             f"its prompt.",
             option="max_new_tokens",
         )
-    # The numbers of a row depend on its place, so that rows of a request that comes with its batch are no batch.
-    places = rules.sampling is not None and not _is_prepared(family, tokenizer, processor)
-    rows = Dim("batch", buckets=batch, batch=not places)
+    # Numbers are drawn by the place of a row, and results are as wide as the longest one: rows are a batch only where
+    # host stages on both sides of the networks see all of them.
+    rows = Dim("batch", buckets=batch, batch=_is_prepared(family, tokenizer, processor))
     pipeline = Pipeline(name or model.config.model_type)
     source = _Source(model, family, tokenizer, processor, rows, rules.pad)
     encoded, mask, length = source.draw(pipeline, tokens)
