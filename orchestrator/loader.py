@@ -15,6 +15,7 @@ from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
+from orchestrator.planner.refuse import check_mode
 from orchestrator.plugin import PluginManager
 from orchestrator.runner.interrupts import HeldSignals
 from orchestrator.runner.programs import compile_stages, load_programs
@@ -141,8 +142,11 @@ class PipelineLoader:
 
         Raises:
             CompileError: A stage cannot be compiled or loaded; nothing stays open.
+            PlanError: A stage was set to training mode, with Dropout or BatchNorm, since it was planned.
         """
         self._check_dtype(plan)
+        for stage in self._graph.stages.values():
+            check_mode(stage)
         path = self._path or os.environ.get(STORE_VARIABLE)
         if path:
             return self._load(plan, ArtifactStore(path))

@@ -8,7 +8,7 @@ second one exists where the first, which owns a single output buffer, must not r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from orchestrator.specs import TensorSpec
 if TYPE_CHECKING:
     from orchestrator.stage import Stage
 
-__all__ = ["Application", "Program", "ProgramInput", "ProgramOutput"]
+__all__ = ["Application", "Program", "ProgramInput", "ProgramOutput", "outputs_of"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,23 @@ class Application:
     name: str
     stage: Stage | None
     programs: tuple[Program, ...]
+
+
+def outputs_of(returns: str, ports: Sequence[str], given: Any) -> tuple[Any, ...]:
+    """Returns what a stage handed over, in the order of its ports.
+
+    Args:
+        returns: How it hands them over, as :class:`~orchestrator.plan.model.PlannedCall` says.
+        ports: The ports.
+        given: What it gave.
+    """
+    if returns == "single":
+        return (given,)
+    if returns == "tuple":
+        return tuple(given)
+    if returns == "dict":
+        return tuple(given[port] for port in ports)
+    if returns == "keys":
+        named = {str(key): value for key, value in given.items()}
+        return tuple(named[port] for port in ports)
+    return tuple(given[int(position)] for position in returns.split()[1:])

@@ -128,7 +128,9 @@ class PlannedCall:
         device: The device group, or ``"host"``.
         inputs: Fed ports and what they get.
         outputs: Ports and what they give.
-        returns: ``single``, ``tuple`` or ``dict``: how the stage hands its outputs over.
+        returns: How the stage hands its outputs over: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are
+            no strings; a port is called as its key reads), or ``at 0 2`` (a tuple that holds tensors there, and else
+            what is no output).
         declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
     """
 

@@ -7,11 +7,13 @@ from orchestrator.planner.probe import Outcome
 from orchestrator.specs import TensorSpec, dtype_name, plain_dims, show_spec
 from orchestrator.stage import Stage
 
-__all__ = ["against_declared", "port_names", "show_sizes"]
+__all__ = ["against_declared", "handed_over", "port_names", "show_sizes"]
 
 
 def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
-    """Returns the names of the outputs a stage gave, in order.
+    """Returns the names of the tensors a stage gave, in order.
+
+    What is no tensor stays aside where the declared names say which outputs are meant.
 
     Raises:
         PlanError: They do not fit the declared ones, or are no tensors.
@@ -22,14 +24,20 @@ def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
         if len(declared) > 1:
             raise _wrong_outputs(name, stage, f"declares the outputs {declared} but gives one tensor")
         return declared or ["output"]
-    if outcome.returns == "dict":
+    if outcome.returns in ("dict", "keys"):
         missing = [port for port in declared if port not in keys]
+        if missing and missing[0] in dict(outcome.others):
+            raise _mixed(name, stage, outcome, "a dict")
         if missing:
             raise _wrong_outputs(
                 name, stage, f"declares the output {missing[0]!r} but gives a dict of {keys}"
             )
+        if outcome.others and not declared:
+            raise _mixed(name, stage, outcome, "a dict")
         return keys
     if outcome.returns == "tuple":
+        if outcome.others and not 0 < len(declared) == len(keys):
+            raise _mixed(name, stage, outcome, "a tuple")
         if len(declared) != len(keys):
             said = f"declares {declared}" if declared else "declares no names"
             raise _wrong_outputs(
@@ -40,6 +48,31 @@ def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
         name,
         stage,
         f"gives {outcome.returns}; a stage on a device gives a tensor, or a tuple or dict of tensors",
+    )
+
+
+def handed_over(outcome: Outcome) -> str:
+    """Returns how a stage hands its outputs over, as a plan says it."""
+    if outcome.returns == "tuple" and outcome.others:
+        return " ".join(["at", *(key for key, _, _ in outcome.outputs)])
+    return outcome.returns
+
+
+def _mixed(name: str, stage: Stage, outcome: Outcome, kind: str) -> PlanError:
+    """What a stage gives besides tensors, by key, and how the tensors are chosen."""
+    others = ", ".join(f"{key!r} is a {held}" for key, held in outcome.others)
+    keys = [key for key, _, _ in outcome.outputs]
+    how = (
+        f"outputs={tuple(keys)}"
+        if kind == "a dict"
+        else f"one name for each: outputs={tuple('abcdefgh'[: len(keys)])}"
+    )
+    way = f"Say which tensors are its outputs, {how}" if keys else "It gives no tensor"
+    return _wrong_outputs(
+        name,
+        stage,
+        f"gives {kind} that holds a {outcome.others[0][1]}: {others}. {way}; or put a function around it that returns "
+        f"tensors alone",
     )
 
 

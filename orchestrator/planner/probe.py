@@ -24,6 +24,7 @@ from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
 from orchestrator.planner.dtypes import SameDtypes
+from orchestrator.planner.structure import key_of, structure
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError", "UnfitError"]
@@ -52,14 +53,17 @@ class Outcome:
     """What a stage gave for fake inputs.
 
     Attributes:
-        returns: ``single``, ``tuple``, ``dict``, or the name of a type that is no output.
+        returns: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are no strings), or the name of a type
+            that is no output.
         outputs: Keys (positions for a tuple) to shape and dtype.
+        others: Keys of what is no tensor, with its type.
         written: Ports whose tensor the stage wrote into.
     """
 
     returns: str
     outputs: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
     written: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 class Prober:
@@ -93,7 +97,11 @@ class Prober:
         """
         if id(stage) not in self._structures:
             self._structures[id(stage)] = structure(stage.target)
-        key = (self._structures[id(stage)], tuple((name, _key(value)) for name, value in arguments), captured)
+        key = (
+            self._structures[id(stage)],
+            tuple((name, key_of(value)) for name, value in arguments),
+            captured,
+        )
         if key not in self._memo:
             # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
             # of the moment, the plan is not.
@@ -241,32 +249,6 @@ def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, 
     return function(*positional, **named)
 
 
-def structure(target: Any) -> Any:
-    """Returns a hashable key: equal for objects that act alike on shapes. Unknown objects count by identity."""
-    if isinstance(target, torch.nn.Module):
-        return (type(target), tuple((name, _key(value)) for name, value in sorted(target.__dict__.items())))
-    return _key(target)
-
-
-_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type)
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
-        return (type(value), value)
-    if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(value.shape), value.dtype, str(value.device))
-    if isinstance(value, torch.nn.Module):
-        return structure(value)
-    if isinstance(value, (tuple, list)):
-        return (type(value), tuple(_key(item) for item in value))
-    if isinstance(value, (set, frozenset)):
-        return (type(value), frozenset(_key(item) for item in value))
-    if isinstance(value, dict):
-        return (type(value), tuple((_key(name), _key(item)) for name, item in value.items()))
-    return ("object", id(value))
-
-
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
@@ -344,15 +326,22 @@ def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:
         return Outcome("single", (("output", tuple(result.shape), result.dtype),), written)
     if isinstance(result, Mapping):
         items = [(str(name), value) for name, value in result.items() if value is not None]
-        kind = "dict"
+        kind = "dict" if all(isinstance(name, str) for name in result) else "keys"
     elif isinstance(result, (tuple, list)):
         items, kind = [(str(position), value) for position, value in enumerate(result)], "tuple"
     else:
         return Outcome(f"a {type(result).__name__}", (), written)
-    strange = [type(value).__name__ for _, value in items if not isinstance(value, torch.Tensor)]
-    if strange:
-        return Outcome(f"a {kind} that holds a {strange[0]}", (), written)
-    return Outcome(kind, tuple((name, tuple(value.shape), value.dtype) for name, value in items), written)
+    names = [name for name, _ in items]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return Outcome(f"a dict with two keys that read {twice!r}", (), written)
+    tensors = tuple(
+        (name, tuple(value.shape), value.dtype) for name, value in items if isinstance(value, torch.Tensor)
+    )
+    others = tuple(
+        (name, type(value).__name__) for name, value in items if not isinstance(value, torch.Tensor)
+    )
+    return Outcome(kind, tensors, written, others)
 
 
 @contextlib.contextmanager

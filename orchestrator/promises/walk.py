@@ -248,8 +248,13 @@ def call_target(stage: Stage, target: Callable[..., Any], fed: Mapping[str, Any]
 def named_outputs(stage: Stage, given: Any) -> dict[str, Any]:
     """Returns what a stage gave, by output port."""
     names = [port.name for port in stage.outputs] or ["output"]
-    if isinstance(given, Mapping) and (not stage.outputs or set(names) <= set(given)):
-        return dict(given)
+    if isinstance(given, Mapping):
+        by_key = {str(key): value for key, value in given.items()}
+        if not stage.outputs or set(names) <= set(by_key):
+            return by_key
+    if not stage.host and isinstance(given, (tuple, list)) and len(given) != len(names):
+        given = [value for value in given if isinstance(value, torch.Tensor)]  # the others are no outputs
+        return dict(zip(names, given, strict=True))
     if len(names) == 1:
         return {names[0]: given}
     return dict(zip(names, given, strict=True))

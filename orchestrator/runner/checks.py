@@ -13,6 +13,7 @@ import torch
 from orchestrator.errors import StageError, nearest
 from orchestrator.plan.chunks import misfit, ways_out
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
+from orchestrator.program import outputs_of
 from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
 from orchestrator.surroundings import autocast_hint
 
@@ -90,6 +91,8 @@ def make_unwritten(call: PlannedCall) -> Callable[..., None]:
 def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
     """Outputs in order, from one value, a tuple, or a dict by port."""
     names = [port for port, _ in call.outputs]
+    if call.returns not in ("single", "tuple", "dict"):
+        return outputs_of(call.returns, names, given)
     tensors = all(isinstance(spec, TensorSpec) for _, spec in call.outputs)
     if isinstance(given, Mapping) and (tensors or set(given) == set(names)):
         missing = [name for name in names if name not in given]

@@ -11,6 +11,7 @@ which host stages add born dims to, and ``B``, the bucket that each name runs in
 
 from __future__ import annotations
 
+import functools
 import itertools
 import linecache
 import time
@@ -23,6 +24,7 @@ from typing import Any
 from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
 from orchestrator.plan.programs import Folds
+from orchestrator.program import outputs_of
 from orchestrator.runner.checks import make_unwritten, versions
 from orchestrator.runner.entry import file_name
 from orchestrator.runner.loops import LoopWriter
@@ -216,6 +218,11 @@ class _Writer:
             self.line(f"{targets[0]} = {expression}")
         elif call.returns == "tuple":
             self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
+        elif call.returns != "dict":
+            pick = functools.partial(outputs_of, call.returns, [port for port, _ in call.outputs])
+            self.line(
+                f"{''.join(f'{target}, ' for target in targets)}= {self.name('pick', pick)}({expression})"
+            )
         else:
             self.line(f"given = {expression}")
             for target, (port, _) in zip(targets, call.outputs, strict=True):

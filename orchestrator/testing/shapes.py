@@ -75,9 +75,11 @@ class Shapes:
         made = {
             name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in outcome.outputs
         }
-        if outcome.returns == "dict":
+        if outcome.returns == "single":
+            return made["output"]
+        if outcome.returns != "tuple":
             return made
-        return tuple(made.values()) if outcome.returns == "tuple" else made["output"]
+        return tuple(made.get(str(position)) for position in range(len(made) + len(outcome.others)))
 
     def _by_port(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         ports = [port.name for port in self._stage.inputs]

@@ -78,3 +78,14 @@ def test_a_lazy_module_has_to_be_called_once():
         plan(module)
     module(torch.rand(2, 4))
     plan(module)
+
+
+def test_training_mode_is_looked_at_again_when_a_plan_is_loaded():
+    """Kind K20: what held when planning may have changed."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval()
+    planned = plan(module)
+    module.train()
+    with pytest.raises(PlanError, match=r"training mode.*\.eval\(\)"):
+        planned.load()
+    module.eval()
+    planned.load().close()

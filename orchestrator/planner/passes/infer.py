@@ -19,7 +19,7 @@ from orchestrator.planner.draft import Draft, EdgeForm
 from orchestrator.planner.fit import fit_edge
 from orchestrator.planner.held import gathered, held_form, held_ports, held_spec
 from orchestrator.planner.loops import born_by, entered, left, named_constant
-from orchestrator.planner.outputs import against_declared, port_names, show_sizes
+from orchestrator.planner.outputs import against_declared, handed_over, port_names, show_sizes
 from orchestrator.planner.probe import Argument, DataDependentError, Outcome, Prober, RefusedError, UnfitError
 from orchestrator.planner.refuse import check_birth, check_mode
 from orchestrator.planner.symbols import symbol_for
@@ -282,7 +282,7 @@ def _inferred(
         outputs[port] = against_declared(name, stage, port, found, samples, position)
     wanted = {port.name for port in stage.outputs}
     kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
-    return kept, first.returns, False
+    return kept, handed_over(first), False
 
 
 def _with_rule(form: EdgeForm, edge: Edge, carried: bool) -> PortSpec:

@@ -15,7 +15,7 @@ import torch
 from orchestrator.adapter import Adapter, apply
 from orchestrator.duplicate import duplicate, fill_meta, owner_of
 from orchestrator.errors import CompileError
-from orchestrator.program import Program, ProgramInput, ProgramOutput
+from orchestrator.program import Program, ProgramInput, ProgramOutput, outputs_of
 from orchestrator.stage import Stage
 
 __all__ = ["PREFIX", "ProgramModule", "example_inputs", "stage_module"]
@@ -160,10 +160,8 @@ class ProgramModule(torch.nn.Module):
         return target(*positional, **{port: fed[port] for port in keywords})
 
     def _named(self, given: Any) -> Mapping[str, torch.Tensor]:
-        if self._program.returns == "dict":
-            return given  # type: ignore[no-any-return]
-        values = (given,) if self._program.returns == "single" else given
-        return dict(zip(self._program.ports, values, strict=True))
+        ports = self._program.ports
+        return dict(zip(ports, outputs_of(self._program.returns, ports, given), strict=True))
 
 
 def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
