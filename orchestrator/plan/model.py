@@ -132,6 +132,7 @@ class PlannedCall:
             no strings; a port is called as its key reads), or ``at 0 2`` (a tuple that holds tensors there, and else
             what is no output).
         declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
+        shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's.
     """
 
     name: str
@@ -141,6 +142,7 @@ class PlannedCall:
     outputs: tuple[tuple[str, PortSpec], ...]
     returns: str = "single"
     declared: bool = False
+    shares: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch._subclasses import fake_tensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
-from orchestrator.planner.dtypes import SameDtypes
+from orchestrator.planner.memory_use import MemoryUse, fake_mode, is_held, tensors_of
 from orchestrator.planner.structure import key_of, structure
 from orchestrator.stage import ModelWrapper, Stage
 
@@ -58,19 +55,21 @@ class Outcome:
         outputs: Keys (positions for a tuple) to shape and dtype.
         others: Keys of what is no tensor, with its type.
         written: Ports whose tensor the stage wrote into.
+        shares: An output lies in memory that is not its own: of an input, of the stage, or of another output.
     """
 
     returns: str
     outputs: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
     written: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
+    shares: bool = False
 
 
 class Prober:
     """Runs stages on fake tensors, once for each structure and inputs."""
 
     def __init__(self) -> None:
-        self._mode = _mode()
+        self._mode = fake_mode()
         self._isolation = Isolation(self._mode)
         self._leftovers = Leftovers(self._mode, self._isolation)
         self._memo: dict[Any, Outcome] = {}
@@ -164,13 +163,22 @@ class Prober:
         self, stage: Stage, function: Callable[..., Any], arguments: tuple[Argument, ...]
     ) -> Outcome:
         try:
-            with self._mode, torch.no_grad(), SameDtypes():  # type: ignore[no-untyped-call]
+            with self._mode, torch.no_grad():
                 device = _device_of(function)
                 values = {name: _tensor(value, device) for name, value in arguments}
-                versions = {name: value._version for name, value in values.items() if _is_tensor(value)}
-                result = call_stage(stage, function, values)
-            written = tuple(name for name, version in versions.items() if values[name]._version != version)
-            return _outcome(result, written)
+                inputs = {name: value for name, value in values.items() if _is_tensor(value)}
+                versions = {name: value._version for name, value in inputs.items()}
+                with MemoryUse(inputs) as use:
+                    result = call_stage(stage, function, values)
+            written = tuple(
+                name for name, old in versions.items() if inputs[name]._version != old or name in use.written
+            )
+            outcome = _outcome(result, written)
+            moved = any(map(use.may_be_input, tensors_of(result)))
+            use.forget()
+            held = [result]
+            del result
+            return replace(outcome, shares=moved or is_held(held))
         except Exception as error:
             _clear_frames(error)
             raise
@@ -214,24 +222,6 @@ class Prober:
         except Exception:
             with fake_tensor.FakeCopyMode(self._mode):
                 return duplicate(wrapper.model, {})
-
-
-def _mode() -> fake_tensor.FakeTensorMode:
-    """Makes a mode; the first one in a thread of its own.
-
-    Torch imports much for it, and exceptions that it catches meanwhile would hold the frames of the caller, and with
-    them the modules that are planned, until the cyclic collector runs.
-    """
-    if "torch._dynamo" in sys.modules:
-        return _new_mode()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_new_mode).result()
-
-
-def _new_mode() -> fake_tensor.FakeTensorMode:
-    """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
-    symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
 
 
 def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

@@ -16,9 +16,9 @@ import itertools
 import linecache
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any
 
 from orchestrator.adapter import MOVES
@@ -29,6 +29,7 @@ from orchestrator.runner.checks import make_unwritten, versions
 from orchestrator.runner.entry import file_name
 from orchestrator.runner.loops import LoopWriter
 from orchestrator.runner.programs import Programs
+from orchestrator.runner.sharing import Sharing, own
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
 
@@ -68,6 +69,7 @@ class Generator:
         programs: The loaded plan.
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
         spared: Values that are not freed: several runs share them.
+        sharing: Which values share memory.
         region: Makes the driver of a region step.
         check: Makes the function that checks what a host or opaque stage gave.
         observer: Called with a step, its start and its end (seconds), or None.
@@ -80,6 +82,7 @@ class Generator:
         *,
         exact: bool,
         spared: frozenset[int],
+        sharing: Sharing,
         region: Callable[[Step], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
@@ -88,6 +91,7 @@ class Generator:
         self.programs = programs
         self.plan = programs.plan
         self.exact = exact
+        self.sharing = sharing
         self.region = region
         self.check = check
         self.observer = observer
@@ -143,6 +147,7 @@ class _Writer:
         self.lines: list[str] = []
         self.steps: list[Step] = []
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
+        self.scope["own"] = own
         self.sized = False
         self.depth = 1
         self.turn = ""
@@ -201,20 +206,12 @@ class _Writer:
             self._program(step)
             return
         function = self.name("stage", self.programs.functions[call.stage])
-        expression = f"{function}({', '.join(_arguments(stage, call, step))})"
         targets = [f"v{index}" for index in step.outputs]
         if call.declared:
-            self.sized = True
-            check = self.name("check", self.owner.check(call))
-            read = "".join(f"v{index}, " for index in step.inputs)
-            if call.device == HOST:
-                self.line(f"versions = {self.name('versions', versions)}({read})")
-            self.line(
-                f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {check}({expression}, R.sizes, B)"
-            )
-            if call.device == HOST:
-                self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
-        elif call.returns == "single":
+            self._declared(step, call, function)
+            return
+        expression = f"{function}({', '.join(_arguments(stage, call, step))})"
+        if call.returns == "single":
             self.line(f"{targets[0]} = {expression}")
         elif call.returns == "tuple":
             self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
@@ -228,6 +225,29 @@ class _Writer:
             for target, (port, _) in zip(targets, call.outputs, strict=True):
                 self.line(f"{target} = given[{port!a}]")
             self.line("del given")
+
+    def _declared(self, step: Step, call: PlannedCall, function: str) -> None:
+        """A stage that nobody looked into: what it gives is checked.
+
+        It may write where versions do not tell, through NumPy say. So it gets a copy of what somebody else sees.
+        """
+        self.sized = True
+        stage = self.programs.stages[call.stage]
+        copied = [index for index in step.inputs if self.owner.sharing.is_shared(index, step)]
+        names = {index: f"w{index}" if index in copied else f"v{index}" for index in step.inputs}
+        for index in dict.fromkeys(copied):
+            self.line(f"w{index} = own(v{index})")
+        expression = f"{function}({', '.join(_arguments(stage, call, step, names))})"
+        read = "".join(f"{names[index]}, " for index in step.inputs)
+        targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
+        check = self.name("check", self.owner.check(call))
+        if call.device == HOST:
+            self.line(f"versions = {self.name('versions', versions)}({read})")
+        self.line(f"{targets} = {check}({expression}, R.sizes, B)")
+        if call.device == HOST:
+            self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
+        if copied:
+            self.line(f"del {', '.join(f'w{index}' for index in dict.fromkeys(copied))}")
 
     def _program(self, step: Step) -> None:
         """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
@@ -351,8 +371,10 @@ class _Writer:
         return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
 
 
-def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:
-    """Argument expressions: by position while no port is left out, then by keyword."""
+def _arguments(
+    stage: Stage, call: PlannedCall, step: Step, names: Mapping[int, str] = MappingProxyType({})
+) -> list[str]:
+    """Argument expressions: by position while no port is left out, then by keyword; ``names`` of other variables."""
     fed = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
     arguments: list[str] = []
     gap = False
@@ -360,7 +382,7 @@ def _arguments(stage: Stage, call: PlannedCall, step: Step) -> list[str]:
         if port.name not in fed:
             gap = True
         else:
-            value = f"v{fed[port.name]}"
+            value = names.get(fed[port.name], f"v{fed[port.name]}")
             # A name is a key, never an identifier: Python would normalise that, and refuse ``class`` or ``__debug__``.
             arguments.append(f"**{{{port.name!a}: {value}}}" if gap or port.keyword else value)
     return arguments

@@ -24,6 +24,7 @@ from orchestrator.runner.codegen import Code, Generator
 from orchestrator.runner.maps import body_ends, make_map
 from orchestrator.runner.programs import Programs
 from orchestrator.runner.regions import make_region
+from orchestrator.runner.sharing import Sharing, own
 from orchestrator.runner.totals import Totals
 
 __all__ = ["Lane"]
@@ -54,6 +55,7 @@ class Lane:
         self.programs = programs
         self.plan = programs.plan
         self.totals = totals
+        self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
         branches = any(step.loop is not None and step.loop.kind == "when" for step in walk(self.plan.steps))
@@ -81,6 +83,7 @@ class Lane:
             self.programs if plan is None else replace(self.programs, plan=plan),
             exact=exact,
             spared=spared,
+            sharing=self.sharing if plan is None else Sharing(plan),
             region=lambda step: self._region(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
@@ -101,7 +104,12 @@ class Lane:
         return make(self.programs, step, lambda _real, _bucket, *values: function(*values))
 
     def _result(self) -> str:
-        return f"{{{', '.join(f'{name!a}: v{index}' for name, index in self.plan.outputs)}}}"
+        """The expression of what is handed out; what is not its own memory is copied."""
+        copied = self.sharing.copied_results()
+        parts = (
+            f"{name!a}: {f'own(v{at})' if name in copied else f'v{at}'}" for name, at in self.plan.outputs
+        )
+        return f"{{{', '.join(parts)}}}"
 
     def _whole(self, exact: bool) -> Code:
         inputs = tuple(range(len(self.plan.inputs)))
@@ -152,9 +160,9 @@ class Lane:
         """Runs and counts requests that decide sizes on their way."""
 
         def run(*values: Any) -> dict[str, Any]:
-            own = record.inner(record.sizes)
-            result = function(own, dict(bucket), *values)
-            self._count(own)
+            inner = record.inner(record.sizes)
+            result = function(inner, dict(bucket), *values)
+            self._count(inner)
             return result
 
         return run
@@ -172,11 +180,14 @@ class Lane:
 
     def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         cut = cut_dims(self.outer, record.sizes)
+        copied = self.sharing.copied_results()
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)
             with Chunks(self, parts, record, values) as chunks:
-                result = chunks.run()
+                result = {
+                    name: own(value) if name in copied else value for name, value in chunks.run().items()
+                }
             key = tuple(
                 (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
             )

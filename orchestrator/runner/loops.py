@@ -171,7 +171,10 @@ class LoopWriter:
         if writer.owner.watch is None or loop.kind != "loop":
             return
         writer.sync(index for _, index in loop.watched)
-        told = ", ".join(f"{name!a}: v{index}" for name, index in loop.watched)
+        held = [index for _, index in loop.watched if writer.owner.sharing.is_held(index, loop.ends)]
+        told = ", ".join(
+            f"{name!a}: {f'own(v{index})' if index in held else f'v{index}'}" for name, index in loop.watched
+        )
         watch = writer.name("watch", writer.owner.watch)
         writer.line(f"{watch}({loop.name!a}, {self.at} + 1, {self.count}, {{{told}}})")
         spent = {index for _, index in loop.watched} - set(loop.ends)

@@ -53,6 +53,7 @@ class _Inference:
         self.prober = Prober()
         self.padded = padded_names(self.graph, self.dims)
         self.captured: set[str] = set()
+        self.sharing: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.forms: dict[Edge, EdgeForm] = {}
         self.calls: dict[str, PlannedCall] = {}
@@ -159,7 +160,8 @@ class _Inference:
             port: spec.dtype for port, spec in ordered.items() if isinstance(spec, TensorSpec)
         }
         takes, gives = (held_ports(self.draft, name, ports) for ports in (ordered, outputs))
-        self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared)
+        shares = name in self.sharing
+        self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared, shares)
 
     def _wanted(self, stage: Stage, port: str) -> PortSpec | None:
         """What a port declares: its spec, or the shape of its wrapper's own example input."""
@@ -246,6 +248,8 @@ class _Inference:
 
     def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
         outcome = self._run(name, stage, fed, at)
+        if outcome.shares:
+            self.sharing.add(name)
         if outcome.written:
             port = outcome.written[0]
             raise PlanError(

@@ -1,0 +1,144 @@
+"""Whose memory a value of the host lies in: what may not be handed out, or given to code that may write, but as a copy.
+
+Values that may share memory are in one *group*: a view and what it is a view of, a carry over all iterations, what a
+stage takes and gives where it hands on its input. A group may be *lent*: it is the caller's (an input), the session's
+(a constant) or a stage's (a parameter). All this is told from the plan; where it cannot tell, a group counts as shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from orchestrator.plan.model import HOST, Plan, Step
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Sharing", "own"]
+
+#: Adapters that make memory of their own.
+_FRESH = ("upload", "download", "gather", "cast")
+
+
+def own(value: Any) -> Any:
+    """Returns a copy of a tensor, with memory of its own; anything else as it is."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+class Sharing:
+    """Which values of a plan share memory.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._calls = {call.name: call for call in plan.calls}
+        self._parent = list(range(len(plan.values)))
+        self._lent = {*range(len(plan.inputs))}
+        self._lent |= {index for index, value in enumerate(plan.values) if value.constant}
+        self._given: set[int] = set()
+        self._body: dict[int, int] = dict.fromkeys(self._lent, 0)
+        self._read: list[tuple[int, int]] = []
+        self._at: dict[int, tuple[int, int]] = {}
+        self._bodies = 0
+        self._walk(plan.steps, 0)
+        end = len(self._at)
+        self._read += [(index, end) for _, index in plan.outputs]
+
+        self._groups: dict[int, list[int]] = {}
+        for index in range(len(plan.values)):
+            self._groups.setdefault(self._root(index), []).append(index)
+        self._last: dict[int, int] = {}
+        for index, clock in self._read:
+            root = self._root(index)
+            self._last[root] = max(clock, self._last.get(root, 0))
+
+    def copied_results(self) -> frozenset[str]:
+        """Outputs that are handed out as copies: those that are lent, or whose memory an output before them has.
+
+        What a host stage gave counts as lent: it may keep it.
+        """
+        copied, seen = set(), set()
+        for name, index in self._plan.outputs:
+            root = self._root(index)
+            if self._is_tensor(index) and (root in seen or self._is_in(root, self._lent | self._given)):
+                copied.add(name)
+            seen.add(root)
+        return frozenset(copied)
+
+    def is_shared(self, index: int, step: Step) -> bool:
+        """Tells whether somebody else sees the memory of a value that a step reads: its owner, or a later reader."""
+        if id(step) not in self._at:  # a part of a request in chunks
+            return self._is_tensor(index)
+        clock, body = self._at[id(step)]
+        root = self._root(index)
+        bodies = {self._body.get(other, body) for other in self._groups[root]}
+        return self._is_tensor(index) and (
+            self._is_in(root, self._lent) or self._last.get(root, 0) > clock or bodies != {body}
+        )
+
+    def is_held(self, index: int, others: Iterable[int]) -> bool:
+        """Tells whether the memory of a value is lent, or that of one of the others."""
+        root = self._root(index)
+        held = self._is_in(root, self._lent | self._given) or root in map(self._root, others)
+        return self._is_tensor(index) and held
+
+    def _is_tensor(self, index: int) -> bool:
+        value = self._plan.values[index]
+        return value.memory == HOST and isinstance(value.spec, TensorSpec)
+
+    def _is_in(self, root: int, marked: set[int]) -> bool:
+        return not marked.isdisjoint(self._groups[root])
+
+    def _root(self, index: int) -> int:
+        while self._parent[index] != index:
+            index = self._parent[index]
+        return index
+
+    def _join(self, indices: Iterable[int]) -> None:
+        first, *rest = map(self._root, indices)
+        for other in rest:
+            self._parent[self._root(other)] = self._root(first)
+
+    def _walk(self, steps: Iterable[Step], body: int) -> None:
+        for step in steps:
+            clock = len(self._at)
+            self._at[id(step)] = clock, body
+            self._read += [(index, clock) for index in step.inputs]
+            self._body.update(dict.fromkeys(step.outputs, body))
+            if step.op == "call":
+                self._call(step)
+            elif step.op == "adapt" and step.adapter is not None and step.adapter.kind not in _FRESH:
+                self._join((*step.inputs[:1], *step.outputs))
+            elif step.body:
+                self._bodies += 1
+                self._loop(step, self._bodies)
+                self._walk(step.body, self._bodies)
+                self._read += [
+                    (index, len(self._at)) for index in ([] if step.loop is None else step.loop.ends)
+                ]
+
+    def _call(self, step: Step) -> None:
+        call = self._calls[step.name]
+        if call.declared:
+            self._given |= set(step.outputs)
+        elif call.shares:
+            self._join((*step.inputs, *step.outputs))
+            self._lent |= set(step.outputs)
+
+    def _loop(self, step: Step, inner: int) -> None:
+        """Carries share memory with what they begin and end as, slices with the whole."""
+        loop = step.loop
+        if loop is None:
+            return
+        self._body.update(dict.fromkeys(loop.heads, inner))
+        for carry, final in zip(loop.carries, step.outputs, strict=False):
+            self._join((*carry, final))
+        for whole, part in loop.slices:
+            self._join((whole, part))
+        if loop.kind == "map":
+            for part, whole in zip(loop.collects, step.outputs[len(loop.carries) :], strict=True):
+                self._join((part, whole))
