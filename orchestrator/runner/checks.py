@@ -163,9 +163,12 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
 
 
 def _differs(call: PlannedCall, port: str, spec: PortSpec, value: Any, more: str = "") -> StageError:
+    shown, kind = show_tensor(value), type(value)
+    if isinstance(spec, type) and kind.__name__ == spec.__name__:
+        shown = f"a {kind.__module__}.{kind.__name__}, which is another type; give {spec.__name__}(value)"
     return StageError(
         f"Stage {call.stage!r} declares that '{call.name}.{port}' is {show_spec(spec)}, but it gave "
-        f"{show_tensor(value)}.{more}{autocast_hint()}",
+        f"{shown}.{more}{autocast_hint()}",
         stage=call.stage,
         call=call.name,
         port=port,

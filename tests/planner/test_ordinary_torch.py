@@ -116,3 +116,18 @@ def test_a_declaration_does_not_hide_a_contradiction_of_shapes():
 def test_a_frozen_script_runs():
     script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()))
     assert torch.allclose(run(script, inputs=("x",)), script(X))
+
+
+def test_writing_into_any_input_is_seen():
+    pipeline = new()
+    stage = pipeline.add("s", lambda a, b: a + b.add_(1))
+    pipeline.output("y", stage(pipeline.input("a", spec(2)), pipeline.input("b", spec(2))))
+    assert refuses(PlanError, "writes into its input 'b'", pipeline.plan).port == "b"
+
+
+def test_one_stage_called_with_two_dtypes_gives_two():
+    pipeline = new()
+    stage = pipeline.add("s", lambda x: x * 2)
+    for name, dtype in (("a", torch.float32), ("b", torch.int64)):
+        pipeline.output(f"y{name}", stage(pipeline.input(name, spec(2, dtype=dtype))))
+    assert [call.outputs[0][1].dtype for call in pipeline.plan().calls] == [torch.float32, torch.int64]
