@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tests.properties.fuzz.generate import COMPILED, make_recipe
-from tests.properties.fuzz.judge import judge
+from tests.properties.fuzz.judge import Report, judge
 from tests.properties.fuzz.recipe import Recipe, standalone
 from tests.properties.fuzz.shrink import shrink
 
@@ -30,7 +30,10 @@ VERDICTS = ("right", "refused", "wrong", "crashed")
 def run_seed(seed: int, compiled: float) -> dict[str, Any]:
     """Judges the graph of a seed; returns what the state file keeps."""
     warnings.simplefilter("ignore")
-    report = judge(make_recipe(seed, compiled))
+    try:
+        report = judge(make_recipe(seed, compiled))
+    except Exception as error:
+        report = Report(faults=[("fuzzer", f"{type(error).__name__}: {error}")])
     return {
         "seed": seed,
         "counts": dict(report.counts),

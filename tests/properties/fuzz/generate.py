@@ -36,7 +36,8 @@ class _Maker:
         plan = self._plan()
         sizes = [self._sizes() for _ in range(rng.randint(3, 5))]
         requests = [self._request(asked, number) for number, asked in enumerate(sizes)]
-        return Recipe(self.seed, main.block, plan, requests, sizes, rng.random() < 0.15)
+        ways = {way: rng.random() < 0.15 for way in ("through_json", "forced", "streamed")}
+        return Recipe(self.seed, main.block, plan, requests, sizes, **ways)
 
     # Inputs
 

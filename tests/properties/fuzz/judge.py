@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from orchestrator import Dim, Pipeline, Plan
+from orchestrator import Dim, Pipeline, Plan, Residency
 from orchestrator.errors import GraphError, InputError, OrchestratorError, PlanError, StageError
 from tests.planner.devices import ranked
 from tests.properties.fuzz import zoo
@@ -96,7 +96,7 @@ def _patience() -> Iterator[None]:
 def _run(recipe: Recipe, report: Report, space: dict[str, Any], requests: Any, expected: Any) -> None:
     try:
         pipeline: Pipeline = space["build"](ranked)
-        plan = pipeline.plan(**space["PLAN"])
+        plan = _planned(pipeline, space["PLAN"], recipe)
         if recipe.through_json:
             again = Plan.from_json(plan.to_json())
             assert again == plan, "a plan differs after JSON"
@@ -109,26 +109,60 @@ def _run(recipe: Recipe, report: Report, space: dict[str, Any], requests: Any, e
         _crashed(report, error)
         return
     with session:
-        for request, wanted in zip(requests, expected, strict=True):
-            _ask(report, session, request, wanted)
+        able = [
+            (request, wanted)
+            for request, wanted in zip(requests, expected, strict=True)
+            if _ask(report, session, request, wanted)
+        ]
+        if recipe.streamed:
+            _stream(report, session, able)
 
 
-def _ask(report: Report, session: Any, request: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _planned(pipeline: Pipeline, asked: dict[str, Any], recipe: Recipe) -> Plan:
+    """The plan, with one edge between two calls forced over the host where the recipe says so."""
+    plan = pipeline.plan(**asked)
+    calls = {call.name for call in plan.calls}
+    free = [
+        str(edge)
+        for edge in plan.edges
+        if edge.residency is Residency.DEVICE
+        and {edge.source.rpartition(".")[0], edge.target.rpartition(".")[0]} <= calls
+    ]
+    if recipe.forced and free:
+        return pipeline.plan(**asked, residency={free[recipe.seed % len(free)]: Residency.HOST})
+    return plan
+
+
+def _stream(report: Report, session: Any, able: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """The requests that were right, again in a stream."""
+    try:
+        for given, (_, wanted) in zip(session.stream([one for one, _ in able], depth=2), able, strict=True):
+            differences = [*compare(given, wanted, "the streamed result")]
+            if differences:
+                report.counts["wrong"] += 1
+                report.faults.append(("wrong", differences[0]))
+    except Exception as error:
+        _crashed(report, error)
+
+
+def _ask(report: Report, session: Any, request: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Runs a request; tells whether its result is right."""
     before = copy.deepcopy(request)
     try:
         found = session.run(request)
     except (InputError, StageError) as error:
         _refused(report, error, 1, "the request")
-        return
+        return False
     except Exception as error:
         _crashed(report, error)
-        return
+        return False
     differences = [*compare(found, wanted, "the result"), *compare(request, before, "the caller's request")]
     if differences:
         report.counts["wrong"] += 1
         report.faults.append(("wrong", differences[0]))
     else:
         report.counts["right"] += 1
+    return not differences
 
 
 def _refused(report: Report, error: OrchestratorError, requests: int, what: str) -> None:

@@ -125,6 +125,8 @@ class Recipe:
         requests: Input to value as code, one dict for each request.
         sizes: Sizes of the named dims in each request.
         through_json: The plan is read from its own text, and bound.
+        forced: An edge that could stay on its device goes over the host.
+        streamed: What was right is asked again, in a stream.
     """
 
     seed: int
@@ -133,6 +135,8 @@ class Recipe:
     requests: list[dict[str, str]]
     sizes: list[dict[str, int]]
     through_json: bool = False
+    forced: bool = False
+    streamed: bool = False
 
 
 def script(recipe: Recipe) -> str:
@@ -248,6 +252,7 @@ def standalone(recipe: Recipe, headline: str) -> str:
     return "\n".join(
         [
             f'"""{headline}"""',
+            "import math",
             "import sys",
             "from collections.abc import Callable, Mapping",
             "from typing import Any",

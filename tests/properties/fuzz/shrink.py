@@ -60,10 +60,11 @@ def _requests(recipe: Recipe) -> Iterator[Recipe]:
 
 def _plans(recipe: Recipe) -> Iterator[Recipe]:
     """Everything on the processor; one stage there; one option less."""
-    if recipe.through_json:
-        smaller = copy.deepcopy(recipe)
-        smaller.through_json = False
-        yield smaller
+    for way in ("through_json", "forced", "streamed"):
+        if getattr(recipe, way):
+            smaller = copy.deepcopy(recipe)
+            setattr(smaller, way, False)
+            yield smaller
     placement = recipe.plan.get("placement", {})
     if placement:
         smaller = copy.deepcopy(recipe)

@@ -9,6 +9,7 @@ A fault's script is printed with what it uses of this file, so it needs torch an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 def merged(x: torch.Tensor) -> torch.Tensor:
     """Merges all dims behind the first two."""
-    return x.view(x.shape[0], x.shape[1], -1)
+    return x.view(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -302,7 +303,7 @@ def halve_low(x: torch.Tensor) -> torch.Tensor:
 
 def over_batch(x: torch.Tensor) -> torch.Tensor:
     """On the host, where a stage sees a request's own size."""
-    return x / (1 + x.abs().amax(0, keepdim=True))
+    return x / (1 + x.abs().sum(0, keepdim=True))
 
 
 def count_rows(x: torch.Tensor) -> int:
