@@ -155,18 +155,18 @@ class Counter:
             return tally
         parts = split(self.plan, cut)
         born = {name: size for name, size in sizes.items() if name not in {dim.name for dim in self.outer}}
-        return self.chunks(parts, sizes, parts.runs(dims, sizes, Run(born)))
+        return self.chunks(parts, record, parts.runs(dims, sizes, Run(born)))
 
-    def chunks(self, parts: Parts, sizes: Mapping[str, int], runs: Iterable[tuple[int, Run]]) -> Tally:
+    def chunks(self, parts: Parts, record: RunRecord, runs: Iterable[tuple[int, Run]]) -> Tally:
         """Counts one request in chunks.
 
         Args:
             parts: What runs.
-            sizes: The whole size of every name of an input.
+            record: Of the whole request.
             runs: Which part ran, by number, and at which sizes.
         """
         counter = Counter(parts.plan)
-        peaks = ChunkPeaks(parts, sizes)
+        peaks = ChunkPeaks(parts, record)
         total = Tally()
         for number, run in runs:
             total.add(counter.steps(parts.items[number].steps, run))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.programs import place_of
+from orchestrator.plan.record import RunRecord
 from orchestrator.plan.repeats import most_repeats, region_parts, repeats
 from orchestrator.plan.steps import spent_starts, walk
 from orchestrator.specs import TensorSpec
@@ -210,18 +211,21 @@ class ChunkPeaks(Peaks):
 
     Args:
         parts: What runs.
-        sizes: The whole size of every name of an input.
+        record: Of the whole request.
     """
 
-    def __init__(self, parts: Parts, sizes: Mapping[str, int]) -> None:
+    def __init__(self, parts: Parts, record: RunRecord) -> None:
         super().__init__(parts.plan)
         self._split = parts
-        self._sizes = sizes
+        self._sizes = record.sizes
         self._kept: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
         self._begin()
-        whole = Run(sizes, sizes)
-        for index in range(len(self.plan.inputs)):
-            self._make(index, whole)
+        whole = Run(record.sizes, record.sizes)
+        for index, (name, _) in enumerate(self.plan.inputs):
+            if name in record.absent:
+                self._share(index, _Storage(self.plan.values[index].memory, 0))
+            else:
+                self._make(index, whole)
         self._inputs = dict(self._at)
 
     def part(self, part: Part, run: Run) -> None:

@@ -191,7 +191,7 @@ class Lane:
             key = tuple(
                 (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
             )
-            self.count(key, lambda: self.counter.chunks(parts.split, record.sizes, chunks.runs))
+            self.count(key, lambda: self.counter.chunks(parts.split, record, chunks.runs))
             return result
 
         return run, _nothing

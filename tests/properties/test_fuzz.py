@@ -14,12 +14,14 @@ from tests.properties.fuzz.recipe import Recipe, script, standalone
 from tests.properties.fuzz.shrink import shrink
 
 SEEDS = 120
+#: Seeds that found a fault: an optional input that is left out, with a dim of its own, beside one that is cut.
+ONCE = (148,)
 GROUPS = 8
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_random_pipelines_are_right_or_refused_in_words(group: int):
-    for seed in range(group, SEEDS, GROUPS):
+    for seed in (*range(group, SEEDS, GROUPS), *ONCE[group::GROUPS]):
         report = judge(make_recipe(seed, compiled=0))
         assert not report.faults, f"seed {seed}: {report.faults[0]}"
         assert not report.unclear, f"seed {seed}: {report.unclear[0]}"
