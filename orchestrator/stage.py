@@ -89,7 +89,7 @@ class ModelWrapper:
 
     @property
     def makes_model(self) -> bool:
-        """Whether it has a model: made by ``model_cls``, or by its subclass's own ``make_model`` or ``model``."""
+        """Whether it has a model, made by ``model_cls`` or by its subclass's own ``make_model`` or ``model``."""
         own = self.overrides("make_model") or self.overrides("model")
         return own or self.model_cls is not None or self.__dict__.get("_model") is not None
 

@@ -78,7 +78,7 @@ class CheckReport:
 
     @property
     def conclusion(self) -> str:
-        """One sentence: what holds, or which stage is the first that breaks a promise."""
+        """What holds, or which stage is the first that breaks a promise, in one sentence."""
         if self.first is None:
             tried = sum(row.holds is not None for row in self.rows)
             return f"All that was tried holds: {tried} of {len(self.rows)}."
