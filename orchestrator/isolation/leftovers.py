@@ -51,6 +51,9 @@ class Leftovers:
     Args:
         mode: The mode that their fake tensors belong to; None: any, and wrappers around them as exporting makes them.
         isolation: What made the copies that run, if it is what did.
+
+    Attributes:
+        released: Whether a run left anything outside of its copy so far.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Leftovers:
         self._functions = set() if isolation is None else isolation.functions
         self._shared = set() if isolation is None else isolation.shared
         self._keepers: list[Any] = []
+        self.released = False
         self.bindings = Bindings()
 
     def watch(self, owner: Any) -> _Watch:
@@ -103,6 +107,7 @@ class Leftovers:
         held.clear()
         if not suspects:
             return
+        self.released = True
         self._release(suspects, {*owned, id(keeper)}, made, lost)
         suspects.clear()
         gc.collect(0)

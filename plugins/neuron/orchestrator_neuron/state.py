@@ -43,7 +43,7 @@ _SETS = (torch.Tensor.data.__set__, torch.Tensor.set_)  # type: ignore[attr-defi
 _FOREIGN = sys.stdlib_module_names | {"torch", "orchestrator", "orchestrator_neuron"}
 
 
-def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[torch.Tensor]) -> None:
+def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[torch.Tensor]) -> bool:
     """Makes sure that a stage keeps no state; nothing is written to the module.
 
     Args:
@@ -52,11 +52,14 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
         module: What would be compiled.
         inputs: Example inputs.
 
+    Returns:
+        Whether a run may put tensors away, in the stage or elsewhere; False: it was seen that none does.
+
     Raises:
         CompileError: A run changes what the next one reads.
     """
     with by_itself(), quiet():
-        changed = _changed(module, inputs)
+        changed, caches = _changed(module, inputs)
     if changed is not None:
         raise CompileError(
             f"{where} cannot be compiled: each run changes {changed!r}. A program keeps no state: what was there when "
@@ -65,26 +68,32 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
             stage=stage,
             attribute=changed,
         )
+    return caches
 
 
-def _changed(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> str | None:
+def _changed(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:
+    """What each run changes, and whether a run may put tensors away."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     isolation = Isolation(mode)
     try:
         copied = isolation.copy(module)
     except Exception:
-        return None
+        return None, True
     leftovers = Leftovers(mode, isolation)
     leftovers.bindings.note(module.target)
+    changed, fills = None, True
     # What it caches outside of the copy would be compiled in.
     with contextlib.suppress(LeftBehindError), leftovers.watch(copied):
-        return _changed_in(copied, mode, inputs)
-    return None
+        changed, fills = _changed_in(copied, mode, inputs)
+    return changed, fills or leftovers.released
 
 
-def _changed_in(copied: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]) -> str | None:
+def _changed_in(copied: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:
+    """What the second run changes, and whether the first one fills anything; (None, True) if it cannot run."""
     uses = _Uses()
+    after: dict[str, Any] | None = None
     try:
+        start = _Marks(copied).found
         first, second = ([mode.from_tensor(value.clone()) for value in inputs] for _ in range(2))
         with mode, torch.compiler.set_stance("force_eager"):
             copied(*first)
@@ -95,11 +104,21 @@ def _changed_in(copied: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor
             finally:
                 after = _Marks(copied).found
     except Exception:
-        if "after" not in locals():
-            return None
-    return next(
-        (path for path in {**before, **after} if _differs(before.get(path), after.get(path), uses)), None
+        if after is None:
+            return None, True
+    assert after is not None
+    changed = (path for path in {**before, **after} if _differs(before.get(path), after.get(path), uses))
+    fills = start.keys() != before.keys() or any(
+        _is_filled(mark, before[path]) for path, mark in start.items()
     )
+    return next(changed, None), fills
+
+
+def _is_filled(start: Any, before: Any) -> bool:
+    """Tells whether the first run put something else in a place."""
+    if isinstance(start, _Tensor) and isinstance(before, _Tensor):
+        return start.value is not before.value or start.version != before.version
+    return bool(type(start) is not type(before) or start != before)
 
 
 def _differs(before: Any, after: Any, uses: _Uses) -> bool:

@@ -42,16 +42,19 @@ def compile_application(
     """
     distinct = list(_distinct(application))
     target, owner = stage_on_host(application, settings)
+    caches = False
     if target is not None:
         program, sizes = distinct[0]
         module = ProgramModule(target, owner, program, sizes)
         shown = _show(application, program, sizes)
-        check_state(shown, application.name, module, example_inputs(program, sizes))
+        caches = check_state(shown, application.name, module, example_inputs(program, sizes))
     entries = []
     for number, (program, sizes) in enumerate(distinct):
         shown = _show(application, program, sizes)
         module = ProgramModule(target, owner, program, sizes, guarded=True)
-        with _forgotten(target, owner), FirstRun(shown, application.name, owner):
+        # Following references takes a second; most stages put nothing away.
+        forgotten = _forgotten(target, owner) if caches else contextlib.nullcontext()
+        with forgotten, FirstRun(shown, application.name, owner):
             traced = trace(shown, application.name, module, program, sizes)
         (folder / _file_of(number)).write_bytes(compiler(traced.data))
         inputs = tuple(_input_forms(program, sizes))
