@@ -16,6 +16,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -44,11 +45,27 @@ Pad: TypeAlias = int | float | str | None
 _FORBIDDEN = (".", "/", "#", "[", "->")
 
 
+#: Control characters, and halves of surrogate pairs, which no file and no JSON can hold.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def check_name(kind: str, name: object) -> str:
-    """Returns ``name`` if it may name a thing of this kind, else raises :class:`GraphError`."""
+    """Returns ``name`` if it may name a thing of this kind.
+
+    Any script will do, in any Unicode form; two forms of one word are two names.
+
+    Raises:
+        GraphError: It is no string, empty, has outer blanks, or holds a mark of edges and calls or a control character.
+    """
     if not isinstance(name, str) or not name or name != name.strip():
         raise GraphError(
             f"A {kind} is named by a non-empty string without outer blanks, not {name!r}.", name=name
+        )
+    if unwritable := _UNWRITABLE.search(name):
+        raise GraphError(
+            f"The {kind} name {name!r} holds {unwritable[0]!r}, a control character or half of a surrogate pair, which "
+            f"plans and files cannot hold; leave it out.",
+            name=name,
         )
     for mark in _FORBIDDEN:
         if mark in name:
