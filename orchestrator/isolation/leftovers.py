@@ -111,8 +111,18 @@ class Leftovers:
         self._release(suspects, {*owned, id(keeper)}, made, lost)
         suspects.clear()
         gc.collect(0)
-        if not lost and sys.exc_info()[0] is None and any(ref() is not None for ref in watched):
+        if not lost and sys.exc_info()[0] is None and self._is_foreign(watched, owner):
             lost.append("something that Python cannot name")
+
+    def _is_foreign(self, watched: list[weakref.ref[Any]], owner: Any) -> bool:
+        """Tells whether a tensor is alive that shares no memory with what the copy owns, as a view of a view does."""
+        alive = [item for item in (ref() for ref in watched) if item is not None]
+        if not alive or owner is None:
+            return bool(alive)
+        tensors: list[torch.Tensor] = []
+        self._reach(owner, set(), tensors)
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+        return any(item.untyped_storage()._cdata not in storages for item in alive)
 
     def _is_fake(self, item: Any) -> bool:
         # Asked of its type: an object that stands for another may do anything when it is asked for its class.
@@ -121,8 +131,16 @@ class Leftovers:
             return issubclass(kind, (fake_tensor.FakeTensor, FunctionalTensor))
         return issubclass(kind, fake_tensor.FakeTensor) and item.fake_mode is self._mode
 
-    def _reach(self, owner: Any, wanted: set[int]) -> tuple[set[int], collections.Counter[int]]:
-        """Identities of all that a copy owns, and how often it refers to each object that is wanted."""
+    def _reach(
+        self, owner: Any, wanted: set[int], tensors: list[torch.Tensor] | None = None
+    ) -> tuple[set[int], collections.Counter[int]]:
+        """Identities of all that a copy owns, and how often it refers to each object that is wanted.
+
+        Args:
+            owner: The copy.
+            wanted: Identities of objects.
+            tensors: Takes the fake tensors among what it owns.
+        """
         owned: set[int] = set()
         edges: collections.Counter[int] = collections.Counter()
         waiting = [] if owner is None else [owner]
@@ -131,6 +149,8 @@ class Leftovers:
             if id(item) in owned or not self._is_own(item):
                 continue
             owned.add(id(item))
+            if tensors is not None and self._is_fake(item):
+                tensors.append(item)
             referents = _referents(item)
             edges.update(id(other) for other in referents if id(other) in wanted)
             waiting += referents

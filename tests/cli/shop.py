@@ -64,7 +64,9 @@ def misled() -> Pipeline:
 
 def bare() -> Pipeline:
     pipeline = Pipeline("bare")
-    pipeline.output("y", pipeline.add("times", Times())(pipeline.input("x", TensorSpec(("n", 3), pad=0))))
+    pipeline.output(
+        "y", pipeline.add("times", Times())(pipeline.input("x", TensorSpec((Dim("n", batch=True), 3), pad=0)))
+    )
     return pipeline
 
 

@@ -149,7 +149,7 @@ def test_the_suite_finds_stages_that_break_it(pytester, broken, test):
         """
     )
     result = pytester.runpytest_inprocess("-k", test, "-p", "no:cacheprovider")
-    result.assert_outcomes(failed=1, deselected=9)
+    result.assert_outcomes(failed=1, deselected=10)
 
 
 def test_a_project_of_its_own_can_subclass_the_suites(pytester):
