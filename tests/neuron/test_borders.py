@@ -34,7 +34,7 @@ def test_parts_of_ranks_are_joined_before_they_are_cut_back(tmp_path: Path):
     }
     pipeline = Pipeline("p")
     part = pipeline.add("part", nn.Linear(4, 4), config=config)
-    y = part(pipeline.input("x", TensorSpec((Dim("b", buckets=(2, 4)), 4), pad=0)))
+    y = part(pipeline.input("x", TensorSpec((Dim("b", buckets=(2, 4), batch=True), 4), pad=0)))
     pipeline.output("y", y)
     pipeline.output("z", pipeline.add("after", after)(y))
     plan = pipeline.plan(DEVICE, options={"tp_degree": 2})
