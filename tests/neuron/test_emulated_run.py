@@ -215,6 +215,7 @@ def test_constants_dicts_and_keywords(backend: EmulatedBackend, tmp_path: Path) 
         (x, ProgramInput("factor", None, constant=3.0), bias),
         plain.outputs,
         returns="dict",
+        ports=plain.ports,
         keywords=("bias",),
     )
     run = load(backend, application(Stats(), form), tmp_path)["p"]
