@@ -5,7 +5,7 @@ default, and `make test-all`) tries all of them, the same for everybody: what fa
 for new ones.
 
 Costs are seconds of processor time, of the test and of the processes it waited for: those do not hang on how busy the
-machine is. With the quick profile, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow, by
+machine is. Where `ORCHESTRATOR_TEST_LIMIT` is set, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow, by
 ``pytest.mark.slow`` or by a line in `slow.txt`.
 """
 
@@ -26,6 +26,7 @@ from tests.slow import is_slow, slow_tests
 LIMIT_SECONDS = 5.0
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fixed")
+ENFORCED = "ORCHESTRATOR_TEST_LIMIT" in os.environ
 LENIENT = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 settings.register_profile(
@@ -61,7 +62,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         if path := os.environ.get("ORCHESTRATOR_TEST_COSTS"):
             with Path(path).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([item.nodeid, round(seconds, 3)]) + "\n")
-    if PROFILE == "quick" and seconds > LIMIT_SECONDS and item.get_closest_marker("slow") is None:
+    if ENFORCED and seconds > LIMIT_SECONDS and item.get_closest_marker("slow") is None:
         pytest.fail(
             f"took {seconds:.1f} s of processor time, more than {LIMIT_SECONDS:.0f}: list it in tests/slow.txt, or "
             f"make it cheaper",

@@ -3,7 +3,7 @@
     HYPOTHESIS_PROFILE=quick ORCHESTRATOR_TEST_COSTS=costs.jsonl python -m pytest -n auto
     python -m tests.slow costs.jsonl
 
-A line is the id of a test, or of a function, which stands for all its parameters. A test may carry
+A line is the id of a test, of a function, or a file, which stands for all in it. A test may carry
 ``pytest.mark.slow`` itself as well.
 """
 
@@ -29,7 +29,7 @@ def slow_tests() -> frozenset[str]:
 
 def is_slow(test: str, listed: frozenset[str]) -> bool:
     """Tells whether a test, or the function that it is of, is in the list."""
-    return test in listed or test.partition("[")[0] in listed
+    return bool({test, test.partition("[")[0], test.partition("::")[0]} & listed)
 
 
 def add(costs: Path) -> None:
