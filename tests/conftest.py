@@ -5,8 +5,8 @@ default, and `make test-all`) tries all of them, the same for everybody: what fa
 for new ones.
 
 Costs are seconds of processor time, of the test and of the processes it waited for: those do not hang on how busy the
-machine is. Where `ORCHESTRATOR_TEST_LIMIT` is set, a test that takes more than :data:`LIMIT_SECONDS` has to be marked slow, by
-``pytest.mark.slow`` or by a line in `slow.txt`.
+machine is. Where `ORCHESTRATOR_TEST_LIMIT` is set, a test that takes more than :data:`LIMIT_SECONDS` has to be marked
+slow, by ``pytest.mark.slow`` or by a line in `slow.txt`.
 """
 
 from __future__ import annotations
