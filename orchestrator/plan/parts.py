@@ -58,6 +58,16 @@ class Parts:
         """The part that gives each value that is kept."""
         return {index: part for part in self.items for index in part.gives}
 
+    def joined(self, index: int) -> tuple[str, ...]:
+        """Returns the dims along which chunks of a result are joined.
+
+        A step that gives several values, as a loop does, runs once for each chunk of all that it reads; what it gives
+        that has a cut dim not is the same in each of them (:class:`~orchestrator.plan.reach.Reach` saw to that).
+        """
+        spec = self.plan.values[index].spec
+        names = spec.names if isinstance(spec, TensorSpec) else ()
+        return tuple(name for name in self.owners[index].dims if name in names)
+
     def runs(self, dims: Sequence[DimPlan], real: Mapping[str, int], run: Run) -> Iterator[tuple[int, Run]]:
         """Yields which part runs, by number, and at which sizes, in order.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan.chunks import Run
@@ -245,12 +245,22 @@ class ChunkPeaks(Peaks):
 
     def join(self) -> dict[str, int]:
         """Joins the results and returns the peak of each device group."""
-        joined = {index for _, index in self.plan.outputs if index in self._split.owners}
-        for index in joined:
-            pieces = [storage for (other, _), (storage, _) in self._kept.items() if other == index]
-            if len(pieces) > 1:
+        for index in {index for _, index in self.plan.outputs if index in self._split.owners}:
+            names = self._split.joined(index)
+            if names:
+                pieces = self._pieces(index, names)
                 self._add(pieces[0].memory, sum(piece.size for piece in pieces))
         return self._peaks()
+
+    def _pieces(self, index: int, names: Sequence[str]) -> list[_Storage]:
+        """The chunks of a result that are joined: the first ones of all dims but these."""
+        dims = self._split.owners[index].dims
+        others = [at for at, name in enumerate(dims) if name not in names]
+        return [
+            storage
+            for (other, starts), (storage, _) in self._kept.items()
+            if other == index and not any(starts[at] for at in others)
+        ]
 
     def _slot(self, index: int, run: Run) -> tuple[int, tuple[int, ...]]:
         return index, run.key(self._split.owners[index].dims)

@@ -107,6 +107,8 @@ class Reach:
             self._object(
                 f"the condition of branch {loop.name!r} ({self._all[loop.condition].origin!r}) depends on it"
             )
+        if loop.until is not None and loop.until in self.values:  # each chunk runs as often as its items need
+            self._reach(step.outputs)
         ends = [*(head for _, head, _ in loop.carries), *loop.collects]
         self._reach(out for out, end in zip(step.outputs, ends, strict=True) if end in self.values)
 

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.adapter import part_of
 from orchestrator.plan.chunks import Run, run_chunks
-from orchestrator.plan.model import HOST, PlannedValue
+from orchestrator.plan.model import HOST, DimPlan, PlannedValue
 from orchestrator.plan.record import RunRecord
 from orchestrator.runner.pieces import Held
 from orchestrator.specs import TensorSpec, plain_dims
@@ -58,7 +58,8 @@ class Chunks:
         with held:
             results = {index: self._result(index, held) for _, index in self._plan.outputs}
         for index in results:
-            self._kept.pop((index, ()), None)  # given once, it is the caller's now
+            if index in self._parts.owners and not self._joined(index):
+                del self._kept[self._slot(index, Run())]  # the caller's now
         return {name: results[index] for name, index in self._plan.outputs}
 
     def _once(self, number: int, run: Run) -> None:
@@ -106,21 +107,22 @@ class Chunks:
             self._lane.free(self._plan.values[slot[0]], handle)
 
     def _result(self, index: int, held: Held) -> Any:
-        """A result: an input as it is, what was given once, or chunks joined."""
+        """A result: an input as it is, chunks joined, or what each chunk gave alike, of the first one."""
         if index < len(self._values):
             return self._values[index]
-        names = self._parts.owners[index].dims
         value = self._plan.values[index]
-        if not names:
-            return self._kept[index, ()][0]
-        dims = [dim for dim in self._dims if dim.name in names]
-
-        def once(run: Run) -> Any:
-            return self._kept[index, run.key(names)][0]
-
         return run_chunks(
-            dims, self._record.sizes, Run(), once, lambda pieces, name: self._join(value, pieces, name, held)
+            self._joined(index),
+            self._record.sizes,
+            Run(),
+            lambda run: self._kept[self._slot(index, run)][0],
+            lambda pieces, name: self._join(value, pieces, name, held),
         )
+
+    def _joined(self, index: int) -> list[DimPlan]:
+        """The dims along which chunks of a result are joined."""
+        names = self._parts.joined(index)
+        return [dim for dim in self._dims if dim.name in names]
 
     def _join(self, value: PlannedValue, pieces: list[Any], name: str, held: Held) -> Any:
         assert isinstance(value.spec, TensorSpec)

@@ -30,7 +30,7 @@ def two_towers() -> tuple[Pipeline, dict[str, nn.Module]]:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         modules = {"vision": Encoder().eval(), "text": nn.Linear(12, 32).eval(), "head": Head().eval()}
-    batch = Dim("batch", buckets=(4, 8))
+    batch = Dim("batch", buckets=(4, 8), batch=True)
     pipeline = Pipeline("two-towers")
     image = pipeline.input("image", TensorSpec((batch, 3, 16, 16), pad=0))
     text = pipeline.input("text", TensorSpec((batch, 12), pad="repeat_first"))

@@ -83,7 +83,7 @@ def test_no_copy_is_read_before_it_has_arrived(device: str):
 def test_sizes_born_on_the_way(device: str):
     pipeline = Pipeline("born")
     x = pipeline.input("x", TensorSpec((32, 4)))
-    rows = Dim("rows", buckets=(4, 8))
+    rows = Dim("rows", buckets=(4, 8), batch=True)
     pick = pipeline.add(
         "pick", lambda x: x[x[:, 0] > 0], device="host", outputs={"picked": TensorSpec((rows, 4), pad=0)}
     )

@@ -90,7 +90,7 @@ def test_a_dim_that_only_the_host_sees_runs_at_any_size():
         assert torch.equal(session(x=value)["y"], value / value.max())
 
 
-@pytest.mark.parametrize("obstacle", ["condition", "python", "unreached", "count"])
+@pytest.mark.parametrize("obstacle", ["condition", "python", "unreached", "count", "until"])
 def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     pipeline = new()
     x = pipeline.input("x", spec(batch("n", (2, 4)), 3, pad=0))
@@ -110,6 +110,9 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
         other = host(pipeline, "make", lambda k: torch.ones(k, 3), y=spec("n", 3, pad=0))(k)
         pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(doubled, other))
         words = "'make.y' has it"
+    elif obstacle == "until":
+        pipeline.output("k", counted_loop(pipeline, doubled, "rows")["k"])
+        words = "output 'k' depends on it but lacks it"
     else:
         step = new("step")
         step.output(
@@ -121,6 +124,47 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     plan = pipeline.plan()
     assert not plan.dims[0].chunked
     refuses(PlanError, ("cannot run in chunks", words), lambda: plan.summary_for({"n": 5}))
+
+
+def counted_loop(pipeline: Pipeline, x: Any, ends: str) -> Any:
+    """Doubles rows and counts the iterations, until the rows or the count say that it is enough."""
+    step = new("step")
+    rows = step.add("grow", lambda x: x * 2)(step.input("x", spec("n", 3)))
+    count = step.add("more", lambda k: k + 1)(step.input("k", spec(1, dtype=torch.int64)))
+    step.output("x", rows)
+    step.output("k", count)
+    ends_at = (
+        step.add("far", lambda x: (x > 50).all())
+        if ends == "rows"
+        else step.add("full", lambda k: (k > 3).all())
+    )
+    step.output("done", ends_at(rows if ends == "rows" else count))
+    start = pipeline.input("k", spec(1, dtype=torch.int64))
+    return pipeline.loop("l", step, carry={"x": x, "k": start}, until="done", max_steps=9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_a_loop_gives_beside_the_rows_is_taken_from_one_chunk(device):
+    """Kind K1: a loop runs for each chunk; a carry that no chunk reaches is the same in each, and is not joined."""
+    pipeline = new()
+    x = pipeline.input("x", spec(batch("n", (2, 4)), 3, pad=0))
+    loop = counted_loop(pipeline, x, "count")
+    pipeline.output("x", loop["x"])
+    pipeline.output("k", loop["k"])
+    pipeline.output("twice", pipeline.add("twice", lambda k: k * 2)(loop["k"]))
+    place, options = DEVICES[device]
+    plan = pipeline.plan(place, options=options)
+    value = torch.randn(7, 3)
+    with recording() as seen, plan.load() as session:
+        for _ in range(2):
+            result = session(x=value, k=torch.tensor([0]))
+            assert torch.equal(result["x"], value * 2**4)
+            assert (result["k"].tolist(), result["twice"].tolist()) == ([4], [8])
+        stats, expected = session.stats, plan.summary_for({"n": 7, "steps of l": 4})
+        assert stats["uploads"] == 2 * expected["uploads"]
+        assert stats["peak_bytes"] == expected["peak_bytes"]
+    if place == "null":
+        seen.assert_no_leaks()
 
 
 class Trial:
