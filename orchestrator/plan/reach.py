@@ -38,6 +38,7 @@ class Reach:
         self.values = {index for index in given if dim in _names(values[index])}
         self._dims = dims
         self._all = values
+        self._counted: set[str] = set()  # dims that are how often a loop runs, where what is reached ends it
 
     def follow(self, steps: Iterable[Step]) -> None:
         """Follows the dim through steps, in order."""
@@ -72,7 +73,7 @@ class Reach:
     def _is_decided(self, name: str) -> bool:
         """Tells whether the size of another dim is decided by what is reached."""
         born = self._dims[name].born
-        return bool(born) and any(self._all[index].origin == born for index in self.values)
+        return name in self._counted or any(born and self._all[index].origin == born for index in self.values)
 
     def _object(self, clause: str) -> None:
         self.obstacle = self.obstacle or clause
@@ -109,6 +110,7 @@ class Reach:
             )
         if loop.until is not None and loop.until in self.values:  # each chunk runs as often as its items need
             self._reach(step.outputs)
+            self._counted.add(loop.dim)
         ends = [*(head for _, head, _ in loop.carries), *loop.collects]
         self._reach(out for out, end in zip(step.outputs, ends, strict=True) if end in self.values)
 

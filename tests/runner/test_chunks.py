@@ -90,7 +90,7 @@ def test_a_dim_that_only_the_host_sees_runs_at_any_size():
         assert torch.equal(session(x=value)["y"], value / value.max())
 
 
-@pytest.mark.parametrize("obstacle", ["condition", "python", "unreached", "count", "until"])
+@pytest.mark.parametrize("obstacle", ["condition", "python", "unreached", "count", "until", "collected"])
 def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     pipeline = new()
     x = pipeline.input("x", spec(batch("n", (2, 4)), 3, pad=0))
@@ -113,6 +113,9 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     elif obstacle == "until":
         pipeline.output("k", counted_loop(pipeline, doubled, "rows")["k"])
         words = "output 'k' depends on it but lacks it"
+    elif obstacle == "collected":
+        pipeline.output("all", counted_loop(pipeline, doubled, "rows", collect=("x",)))
+        words = "output 'all' has 'steps of l' beside it, whose size every chunk decides anew"
     else:
         step = new("step")
         step.output(
@@ -126,7 +129,7 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     refuses(PlanError, ("cannot run in chunks", words), lambda: plan.summary_for({"n": 5}))
 
 
-def counted_loop(pipeline: Pipeline, x: Any, ends: str) -> Any:
+def counted_loop(pipeline: Pipeline, x: Any, ends: str, **options: Any) -> Any:
     """Doubles rows and counts the iterations, until the rows or the count say that it is enough."""
     step = new("step")
     rows = step.add("grow", lambda x: x * 2)(step.input("x", spec("n", 3)))
@@ -140,7 +143,7 @@ def counted_loop(pipeline: Pipeline, x: Any, ends: str) -> Any:
     )
     step.output("done", ends_at(rows if ends == "rows" else count))
     start = pipeline.input("k", spec(1, dtype=torch.int64))
-    return pipeline.loop("l", step, carry={"x": x, "k": start}, until="done", max_steps=9)
+    return pipeline.loop("l", step, carry={"x": x, "k": start}, until="done", max_steps=9, **options)
 
 
 @pytest.mark.parametrize("device", DEVICES)
