@@ -1,6 +1,6 @@
 """What lies around a stage's code: modules, classes, functions and what they hold, as it was before the stage ran.
 
-Only bindings are noted, one level deep in each container: enough to put back what an entry was.
+Bindings are noted, of containers and objects in one another up to a depth: enough to put back what an entry was.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ import gc
 import sys
 import types
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from orchestrator.isolation.copies import CONTAINERS, HOOKS, LARGE, MAPPINGS, is_library
+from orchestrator.isolation.objects import attributes_of, is_holder, slots_of
 
 __all__ = ["Bindings"]
 
 _LRU = type(functools.lru_cache(maxsize=None)(is_library))
 _MISSING = object()
+#: How deep in one another containers and objects are noted, of how many items at most, and how many of them.
+_DEPTH = 4
+_WIDE = 200
+_MOST = 5_000
+#: Values of these types hold nothing that code could put away.
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), torch.Tensor, types.ModuleType})
 
 
 class Bindings:
@@ -35,6 +42,8 @@ class Bindings:
         self.notes: list[str] = []
         self._saved: dict[int, tuple[Any, Any]] = {}
         self._cells: dict[int, tuple[types.CellType, Any]] = {}
+        self._slots: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._functions: dict[int, types.FunctionType] = {}
         self._modules: set[str] = set()
         self._bound: set[int] = set()
 
@@ -54,7 +63,7 @@ class Bindings:
         parts = item.modules() if isinstance(item, torch.nn.Module) else [item]
         for part in parts:
             for value in self._save(vars(part) if hasattr(part, "__dict__") else {}):
-                self._value(value)
+                self._value(value, _DEPTH)
 
     def was_there(self, item: Any, made: Collection[int]) -> bool:
         """Tells whether an object was there before a run, though the collector saw it for the first time.
@@ -86,9 +95,7 @@ class Bindings:
         if isinstance(holder, dict):
             return self._cut_mapping(holder, chain)
         if isinstance(holder, (list, collections.deque)):
-            rest = [item for item in holder if id(item) not in chain]
-            holder.clear()
-            holder.extend(rest)
+            self._cut_sequence(holder, chain)
             return []
         if isinstance(holder, set):
             holder.difference_update([item for item in holder if id(item) in chain])
@@ -98,9 +105,11 @@ class Bindings:
             return []
         if isinstance(holder, types.CellType):
             return self._cut_cell(holder)
-        if isinstance(getattr(holder, "__dict__", None), dict):
-            return self._cut_mapping(vars(holder), chain)
-        return [f"a {type(holder).__qualname__}"]
+        space, slots = attributes_of(holder), slots_of(holder)
+        if space is None and not slots:
+            return [f"a {type(holder).__qualname__}"]
+        lost = [] if space is None else self._cut_mapping(space, chain)
+        return lost + self._cut_slots(holder, slots, chain)
 
     def _module(self, name: str, following: bool) -> None:
         module = sys.modules.get(name)
@@ -108,25 +117,36 @@ class Bindings:
             return
         self._modules.add(name)
         for value in self._save(vars(module)):
-            self._value(value)
+            self._value(value, _DEPTH)
             if following:
                 self._module(_home_of(value), following=False)
 
-    def _value(self, value: Any) -> None:
-        """Notes what one value of a module holds."""
-        if type(value) in CONTAINERS:
-            self._save(value)
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
+    def _value(self, value: Any, depth: int) -> None:
+        """Notes what one value holds, and what is in that.
+
+        Args:
+            value: The value.
+            depth: How many containers or objects deeper is looked.
+        """
+        if isinstance(value, types.FunctionType):
+            self._function(value, depth)
         elif isinstance(value, type):
             if value.__module__ in self._modules:
                 self._class(value)
-        elif type(value) is types.SimpleNamespace or (
-            not isinstance(value, types.ModuleType) and type(value).__module__ in self._modules
-        ):
-            for held in self._save(getattr(value, "__dict__", {})):
-                if type(held) in CONTAINERS:
-                    self._save(held)
+        elif depth and len(self._saved) < _MOST:
+            held = self._items(value, LARGE if depth == _DEPTH else _WIDE)
+            for item in held if len(held) <= _WIDE else ():
+                if type(item) not in _PLAIN:
+                    self._value(item, depth - 1)
+
+    def _items(self, value: Any, most: int) -> Sequence[Any]:
+        """Notes what a container of so many items at most, or an object, holds, and returns that."""
+        if type(value) in CONTAINERS:
+            return self._save(value) if len(value) <= most else ()
+        if not is_holder(value):
+            return ()
+        space = attributes_of(value)
+        return [*(() if space is None else self._save(space)), *self._save_slots(value)]
 
     def _class(self, kind: type) -> None:
         attributes = gc.get_referents(vars(kind))[0]  # what the proxy stands for
@@ -135,12 +155,13 @@ class Bindings:
         self._keep(attributes, kind, dict(attributes))
         for value in list(attributes.values()):
             plain = getattr(value, "__func__", value)
-            if type(value) in CONTAINERS:
-                self._save(value)
-            elif isinstance(plain, types.FunctionType):
-                self._function(plain)
+            self._value(plain if isinstance(plain, types.FunctionType) else value, _DEPTH)
 
-    def _function(self, function: types.FunctionType) -> None:
+    def _function(self, function: types.FunctionType, depth: int = _DEPTH) -> None:
+        """Notes what a function holds."""
+        if id(function) in self._functions:
+            return
+        self._functions[id(function)] = function
         values = [
             function.__dict__,
             *(function.__defaults__ or ()),
@@ -153,16 +174,24 @@ class Bindings:
             except ValueError:
                 self._cells[id(cell)] = cell, _MISSING
         for value in values:
-            if type(value) in CONTAINERS:
-                self._save(value)
+            self._value(value, depth)
 
-    def _save(self, container: Any) -> Iterable[Any]:
+    def _save(self, container: Any) -> Sequence[Any]:
         """Notes a container's items, and returns them."""
         if id(container) in self._saved or len(container) > LARGE:
             return ()
         values = list(container.values()) if isinstance(container, MAPPINGS) else list(container)
         self._keep(container, container, dict(container) if isinstance(container, MAPPINGS) else values)
         return values
+
+    def _save_slots(self, item: Any) -> Sequence[Any]:
+        """Notes what an object has in slots, and returns that."""
+        slots = slots_of(item)
+        if not slots or id(item) in self._slots:
+            return ()
+        held = {name: slot.__get__(item) for name, slot in slots.items() if hasattr(item, name)}
+        self._slots[id(item)] = item, held
+        return list(held.values())
 
     def _keep(self, container: Any, owner: Any, items: Any) -> None:
         values = items.values() if isinstance(items, dict) else items
@@ -180,8 +209,35 @@ class Bindings:
             elif (named := _namespace(space)) is None:
                 del space[key]
             else:
-                _bind(named, space, key, _MISSING)
                 lost.append(_show(named, key))
+                if type(value) is dict:  # an empty one may have been there
+                    self._cut_mapping(value, chain)
+                else:
+                    _bind(named, space, key, _MISSING)
+        return lost
+
+    def _cut_sequence(self, sequence: list[Any] | collections.deque[Any], chain: Collection[int]) -> None:
+        _, saved = self._saved.get(id(sequence), (None, None))
+        rest = [item for item in sequence if id(item) not in chain]
+        if saved is not None and len(saved) == len(sequence):
+            pairs = zip(sequence, saved, strict=True)  # places were filled
+            rest = [old if id(item) in chain else item for item, old in pairs]
+        if saved is not None and getattr(sequence, "maxlen", None) == len(sequence):
+            rest = saved  # what is new has driven out what is old
+        sequence.clear()
+        sequence.extend(rest)
+
+    def _cut_slots(self, item: Any, slots: Mapping[str, Any], chain: Collection[int]) -> list[str]:
+        _, saved = self._slots.get(id(item), (None, None))
+        lost: list[str] = []
+        for name, slot in slots.items():
+            if not hasattr(item, name) or id(slot.__get__(item)) not in chain:
+                continue
+            if saved is not None and name in saved:
+                slot.__set__(item, saved[name])
+            else:
+                slot.__delete__(item)
+                lost += [] if saved is not None else [_show(item, name)]
         return lost
 
     def _cut_cell(self, cell: types.CellType) -> list[str]:

@@ -7,6 +7,7 @@ memoised by *structure*: two modules of one class with equal attributes and equa
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import logging
 import traceback
@@ -150,7 +151,8 @@ class Prober:
             function = self._fake(stage)
             owner = None if function is stage.target or isinstance(function, InPlace) else function
             with self._watch(stage, owner):
-                return self._outcome(stage, function, arguments)
+                # What it sets in a context variable ends with the run.
+                return contextvars.copy_context().run(self._outcome, stage, function, arguments)
         except PlanError:
             raise
         except Exception as error:

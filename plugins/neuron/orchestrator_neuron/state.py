@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import enum
 import functools
 import inspect
@@ -84,7 +85,7 @@ def _changed(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[str
     changed, fills = None, True
     # What it caches outside of the copy would be compiled in.
     with contextlib.suppress(LeftBehindError), leftovers.watch(copied):
-        changed, fills = _changed_in(copied, mode, inputs)
+        changed, fills = contextvars.copy_context().run(_changed_in, copied, mode, inputs)
     return changed, fills or leftovers.released
 
 

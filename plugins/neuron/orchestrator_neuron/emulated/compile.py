@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def compile_application(
         # Following references takes a second; most stages put nothing away.
         forgotten = _forgotten(target, owner) if caches else contextlib.nullcontext()
         with forgotten, FirstRun(shown, application.name, owner):
-            traced = trace(shown, application.name, module, program, sizes)
+            traced = contextvars.copy_context().run(trace, shown, application.name, module, program, sizes)
         (folder / _file_of(number)).write_bytes(compiler(traced.data))
         inputs = tuple(_input_forms(program, sizes))
         entries.append(Entry(program.name, _file_of(number), inputs, traced.outputs, traced.constant_bytes))
