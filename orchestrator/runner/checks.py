@@ -55,11 +55,16 @@ def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
 
 
 def versions(*values: Any) -> tuple[int, ...]:
-    """Returns how often each tensor was written into; 0 for what does not tell (inference tensors, Python values)."""
-    return tuple(
-        value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
-        for value in values
-    )
+    """Returns how often each tensor, or all in a container, was written into; 0 for what does not tell."""
+    return tuple(map(_version, values))
+
+
+def _version(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return 0 if value.is_inference() else value._version
+    if isinstance(value, (list, tuple)):
+        return sum(map(_version, value))
+    return sum(map(_version, value.values())) if isinstance(value, dict) else 0
 
 
 def make_unwritten(call: PlannedCall) -> Callable[..., None]:

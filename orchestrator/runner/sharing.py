@@ -21,9 +21,20 @@ __all__ = ["Sharing", "own"]
 _FRESH = ("upload", "download", "gather", "cast")
 
 
+#: Types of Python values that nobody can write into.
+_CONSTANT = (bool, int, float, complex, str, bytes, type(None))
+
+
 def own(value: Any) -> Any:
-    """Returns a copy of a tensor, with memory of its own; anything else as it is."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    """Returns a copy of a tensor, a NumPy array, or a plain container of them, with memory of its own; else the value."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind(map(own, value))
+    if kind is dict:
+        return {key: own(item) for key, item in value.items()}
+    return value.copy() if (kind.__module__, kind.__name__) == ("numpy", "ndarray") else value
 
 
 class Sharing:
@@ -72,11 +83,11 @@ class Sharing:
     def is_shared(self, index: int, step: Step) -> bool:
         """Tells whether somebody else sees the memory of a value that a step reads: its owner, or a later reader."""
         if id(step) not in self._at:  # a part of a request in chunks
-            return self._is_tensor(index)
+            return self._is_writable(index)
         clock, body = self._at[id(step)]
         root = self._root(index)
         bodies = {self._body.get(other, body) for other in self._groups[root]}
-        return self._is_tensor(index) and (
+        return self._is_writable(index) and (
             self._is_in(root, self._lent) or self._last.get(root, 0) > clock or bodies != {body}
         )
 
@@ -89,6 +100,11 @@ class Sharing:
     def _is_tensor(self, index: int) -> bool:
         value = self._plan.values[index]
         return value.memory == HOST and isinstance(value.spec, TensorSpec)
+
+    def _is_writable(self, index: int) -> bool:
+        """Tells whether a stage could write into a value: a tensor, or a Python value that may hold some."""
+        value = self._plan.values[index]
+        return value.memory == HOST and value.spec not in _CONSTANT
 
     def _is_in(self, root: int, marked: set[int]) -> bool:
         return not marked.isdisjoint(self._groups[root])

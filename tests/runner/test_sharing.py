@@ -196,6 +196,35 @@ def test_what_a_host_stage_writes_past_torch_nobody_else_sees(write, device):
             assert torch.equal(given["constant"], write(constant.clone()))
 
 
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: {"a": (x,)}, lambda x: x.numpy()])
+def test_what_a_host_stage_writes_into_the_parts_of_a_python_value_nobody_else_sees(write, wrap):
+    """Kind: a Python value may hold tensors and arrays, which are the caller's as well."""
+
+    def unwrap(value):
+        while not isinstance(value, torch.Tensor):
+            kind = type(value)
+            value = (
+                torch.from_numpy(value)
+                if kind is numpy.ndarray
+                else value[0]
+                if kind is not dict
+                else value["a"]
+            )
+        return value
+
+    pipeline, mine = new(), X.clone()
+    value = pipeline.input("value", object)
+    wanted = spec(2, 4)
+    pipeline.output("y", host(pipeline, "write", lambda value: write(unwrap(value)), y=wanted)(value))
+    pipeline.output("z", host(pipeline, "read", lambda value: unwrap(value) + 0, y=wanted)(value))
+    with pipeline.plan().load() as session:
+        given = session(value=wrap(mine))
+    assert torch.equal(mine, X)
+    assert torch.equal(given["y"], write(X.clone()))
+    assert torch.equal(given["z"], X)
+
+
 def test_a_stage_on_a_device_that_writes_past_the_version_counter_is_refused_when_planned():
     def writes(x):
         x.data[:1].mul_(2)

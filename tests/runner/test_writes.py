@@ -37,3 +37,16 @@ def test_a_view_that_is_written_counts_as_well():
     session = through(lambda kept, x: kept[1:].zero_().sum() + x).plan().load()
     with session, pytest.raises(StageError, match="'kept'"):
         session(x=torch.zeros(3), kept=torch.ones(3))
+
+
+def test_a_write_into_a_tensor_of_a_list_counts_as_well():
+    pipeline = Pipeline("host")
+    values = pipeline.input("values", list)
+    pipeline.output(
+        "y",
+        pipeline.add("s", lambda values: values[0].add_(1), device="host", outputs={"output": SPEC})(values),
+    )
+    mine = torch.zeros(3)
+    with pipeline.plan().load() as session, pytest.raises(StageError, match="'values'"):
+        session(values=[mine])
+    assert not mine.any()
