@@ -26,7 +26,7 @@ _CONSTANT = (bool, int, float, complex, str, bytes, type(None))
 
 
 def own(value: Any) -> Any:
-    """Returns a copy of a tensor, a NumPy array, or a plain container of them, with memory of its own; else the value."""
+    """Returns a copy of a tensor, a NumPy array or a plain container of them, with its own memory; else the value."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     kind = type(value)
