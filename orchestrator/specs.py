@@ -34,6 +34,7 @@ __all__ = [
     "TensorSpec",
     "dim_names",
     "dtype_name",
+    "is_dense",
     "show_spec",
     "size_of",
     "type_name",
@@ -356,6 +357,12 @@ def show_tensor(value: object) -> str:
         return f"{what} {dtype_name(value.dtype)}{layout} on {value.device}{kind}"
     except Exception:  # a subclass may refuse to tell
         return f"a {type_name(type(value))}"
+
+
+def is_dense(value: torch.Tensor) -> bool:
+    """Tells whether a tensor has content of its own that lies element by element: not sparse, nested or fake."""
+    strided = not value.is_nested and value.layout is torch.strided
+    return strided and (type(value) in _TENSORS or not hasattr(value, "fake_mode"))
 
 
 #: Classes of tensors that are not worth a word.

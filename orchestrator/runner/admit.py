@@ -80,12 +80,12 @@ def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, in
 def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
+    if value.layout is not torch.strided or value.is_nested:
+        raise _unfit(name, spec, value, "it is sparse or nested; pass a dense tensor.")
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         raise _unfit(
             name, spec, value, "it is of a class of its own; pass .as_subclass(torch.Tensor), or a plain one."
         )
-    if value.layout is not torch.strided or value.is_nested:
-        raise _unfit(name, spec, value, "it is sparse or nested; pass a dense tensor.")
     if value.dtype != spec.dtype:
         raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
     if value.dim() != len(spec.dims):

@@ -14,7 +14,7 @@ from orchestrator.errors import StageError, nearest
 from orchestrator.plan.chunks import misfit, ways_out
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.program import outputs_of
-from orchestrator.specs import PortSpec, TensorSpec, show_spec, show_tensor
+from orchestrator.specs import PortSpec, TensorSpec, is_dense, show_spec, show_tensor
 from orchestrator.surroundings import autocast_hint
 
 __all__ = ["make_check", "make_unwritten", "versions"]
@@ -124,10 +124,15 @@ def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
 
 
 def _check_tensor(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> None:
+    host = call.device == HOST
+    if host and isinstance(value, torch.Tensor) and not is_dense(value):
+        raise _differs(
+            call, port, spec, value, " It is sparse, nested or without content; give a dense tensor."
+        )
     shape = getattr(value, "shape", None)
     if shape is None or getattr(value, "dtype", None) != spec.dtype or len(shape) != len(spec.dims):
         raise _differs(call, port, spec, value)
-    if call.device == HOST and (not isinstance(value, torch.Tensor) or not value.is_cpu):
+    if host and (not isinstance(value, torch.Tensor) or not value.is_cpu):
         raise _differs(call, port, spec, value)
 
 

@@ -15,7 +15,7 @@ from orchestrator.plan.record import RunRecord
 from orchestrator.plan.repeats import batch_run, item_dims
 from orchestrator.plan.steps import walk
 from orchestrator.runner.programs import Programs
-from orchestrator.specs import TensorSpec, plain_dims, show_spec, show_tensor
+from orchestrator.specs import TensorSpec, is_dense, plain_dims, show_spec, show_tensor
 
 __all__ = ["body_ends", "make_map"]
 
@@ -112,6 +112,8 @@ class _Map:
             )
             if not fits:
                 raise self._wrong(port, at, item, "")
+            if not is_dense(item):
+                raise self._wrong(port, at, item, " It is sparse or without content; give a dense tensor.")
         return items
 
     def _check(self, lists: Sequence[list[torch.Tensor]]) -> list[tuple[int, ...]]:

@@ -143,6 +143,8 @@ class PartialStream(Iterator[Partial]):
             if value is not None:
                 return value
             self._running -= 1
+            if not self._running:
+                self._workers.settle()
             if error is not None:
                 try:
                     raise error

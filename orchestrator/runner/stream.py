@@ -5,7 +5,8 @@ keeps these per thread). While one request is in a stage that releases the inter
 the others go on: stages of different requests run at the same time.
 
 A request is taken from its source before those that it took earlier are done, so that a source that fills one buffer
-again and again would overwrite what still runs: what is taken is copied.
+again and again would overwrite what still runs: what is taken is copied. Until a request is done that holds what cannot
+be copied, an object of a class of the user's, none is taken after it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import dataclasses
+import enum
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -26,6 +30,22 @@ from orchestrator.errors import InputError
 __all__ = ["Modes", "Stream", "Workers", "copied"]
 
 Result = dict[str, Any]
+
+#: Types of values that nobody changes.
+_LASTING = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    enum.Enum,
+    frozenset,
+    PurePath,
+    torch.dtype,
+    torch.device,
+)
 
 
 class Workers:
@@ -41,6 +61,7 @@ class Workers:
         self._modes = Modes()
         self._process = os.getpid()
         self._own: set[int] = set()
+        self._uncopied: Future[Any] | None = None
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(
             depth, "orchestrator-stream", initializer=_note_thread, initargs=(self._own,)
         )
@@ -64,9 +85,10 @@ class Workers:
         """Takes the next request and runs it.
 
         Returns:
-            What becomes of it; of a source that failed, its failure. None: there is none, or the stream is closed.
+            What becomes of it; of a source that failed, its failure. None: there is none, the stream is closed, or an
+            earlier one has to be done first.
         """
-        if self._pool is None:
+        if self._pool is None or not self._is_free():
             return None
         try:
             request = next(self._requests)
@@ -78,7 +100,18 @@ class Workers:
             failed.set_exception(error)
             return failed
         pool = self._pool  # the source may have closed the stream
-        return None if pool is None else pool.submit(self._modes.call, run, request)
+        future = None if pool is None else pool.submit(self._modes.call, run, request)
+        self._uncopied = None if is_copied(request) else future
+        return future
+
+    def settle(self) -> None:
+        """Waits for the request after which none is taken."""
+        if self._uncopied is not None:
+            wait((self._uncopied,))
+
+    def _is_free(self) -> bool:
+        """Tells whether a source may change what it gave before."""
+        return self._uncopied is None or self._uncopied.done()
 
     def close(self, wait: bool = True) -> None:
         """Takes no more requests, drops those that have not begun, and waits for the others.
@@ -165,14 +198,33 @@ def copied(request: Any) -> Any:
     )
 
 
+def is_copied(request: Any) -> bool:
+    """Tells whether a request that was copied shares nothing with its source that may change."""
+    if isinstance(request, (tuple, list, set)):
+        return all(map(is_copied, request))
+    if isinstance(request, Mapping):
+        return all(map(is_copied, request.values()))
+    kept = isinstance(request, (torch.Tensor, bytearray, *_LASTING)) or hasattr(
+        request, "__array_interface__"
+    )
+    held = vars(request) if dataclasses.is_dataclass(request) and hasattr(request, "__dict__") else None
+    return kept or (held is not None and is_copied(held))
+
+
 def _copy(value: Any) -> Any:
-    """A copy of a tensor, NumPy array or byte array, or of what a dict, list, tuple or set holds of them."""
+    """A copy of a tensor, NumPy array or byte array, or of what a container or a dataclass holds of them."""
     if type(value) in (torch.Tensor, torch.nn.Parameter):
         return value.detach().clone() if value.layout is torch.strided and not value.is_nested else value
     if isinstance(value, bytearray) or hasattr(value, "__array_interface__"):
         return copy.copy(value)
     if type(value) in (list, tuple, set):
         return type(value)(map(_copy, value))
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(map(_copy, value))
+    if dataclasses.is_dataclass(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        held: Any = copy.copy(value)
+        vars(held).update({name: _copy(part) for name, part in vars(value).items()})
+        return held
     if isinstance(value, dict):
         twin = copy.copy(value)
         twin.update({name: _copy(part) for name, part in value.items()})
