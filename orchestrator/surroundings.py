@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 __all__ = ["RandomStates", "autocast_hint", "own_modes", "same_random_state"]
 
@@ -23,7 +24,7 @@ _NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def own_modes() -> Iterator[None]:
-    """Takes inference mode, autocast and the default device of the calling thread out of force."""
+    """Takes inference mode, autocast, the default device and dispatch modes of the calling thread out of force."""
     inference = torch.is_inference_mode_enabled()
     with (
         torch.inference_mode(False) if inference else _NOTHING,
@@ -32,6 +33,7 @@ def own_modes() -> Iterator[None]:
         torch.autocast("cuda", enabled=False) if torch.is_autocast_enabled("cuda") else _NOTHING,
         # A default device is one of the modes that torch's functions ask.
         torch.device("cpu") if torch._C._len_torch_function_stack() else _NOTHING,
+        _disable_current_modes() if _get_current_dispatch_mode_stack() else _NOTHING,  # as fake mode is one
     ):
         yield
 

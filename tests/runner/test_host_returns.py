@@ -40,7 +40,9 @@ def fake(x):
 
 
 @pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
-@pytest.mark.parametrize("give", [lambda x: x.to_sparse(), fake, lambda x: torch.nested.nested_tensor([x])])
+@pytest.mark.parametrize(
+    "give", [lambda x: x.to_sparse(), fake, lambda x: torch.nested.nested_tensor([x], layout=torch.jagged)]
+)
 def test_what_is_not_dense_is_refused_by_the_stage_that_gives_it(give, device):
     """Kinds K2 and K15: a sparse, nested or fake tensor is no result, nor does it reach another stage."""
     pipeline = Pipeline("host")

@@ -16,6 +16,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import CompileError, Dim, ModelWrapper, Pipeline, StageError, TensorSpec
 from orchestrator.surroundings import own_modes, same_random_state
@@ -67,6 +68,7 @@ MODES: dict[str, Callable[[], Any]] = {
     "a default device": lambda: _set(torch.set_default_device, "meta", None),
     "a device context": lambda: torch.device("meta"),
     "deterministic algorithms": _deterministic,
+    "fake tensors": lambda: FakeTensorMode(allow_non_fake_inputs=True),
 }
 
 
@@ -96,7 +98,7 @@ def test_modes_of_the_caller_do_not_reach_into_planning_and_loading(mode: str, d
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "autocast"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("autocast", "fake tensors")])
 def test_a_request_gives_the_same_whatever_the_mode(mode: str, device: str):
     wrapper, x = Made(), torch.randn(3, 4)
     with _pipeline(wrapper).plan(device=device).load() as session:
