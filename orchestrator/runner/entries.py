@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.errors import StageError
 from orchestrator.plan.model import Step
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.entry import entry_source, file_name, request_form
@@ -108,16 +109,22 @@ class Entries:
             self._programs = replace(self._programs, functions={}, constants={})
 
     def _admit(self, lane: Lane, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
-        """Checks a request in full and remembers its form."""
+        """Checks a request in full; its form is remembered once it ran."""
         if self._closing.asked:
             return self._refuse(inputs)
-        found = lane.runner(inputs, remembered=len(table) < REMEMBERED)
+        admitted = run, tick = lane.runner(inputs, remembered=len(table) < REMEMBERED)
         key = request_form(self._plan, inputs)
-        with self.lock:
-            if not self._closing.asked and len(table) < REMEMBERED:
-                table[key] = found
-                table[None] = (*found, *key)
-        return found
+
+        def first_run(*values: Any) -> dict[str, Any]:
+            results = run(*values)
+            _check_content(results)
+            with self.lock:
+                if not self._closing.asked and len(table) < REMEMBERED:
+                    table[key] = admitted
+                    table[None] = (*admitted, *key)
+            return results
+
+        return first_run, tick
 
     def _made(self, lane: Lane, head: str) -> Entry:
         """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
@@ -140,6 +147,24 @@ class Entries:
         source = entry_source(self._plan, self._turn is not None, head)
         exec(compile(source, file_name(self._plan.pipeline, "entry"), "exec"), scope)
         return scope.pop("entry")  # type: ignore[no-any-return]
+
+
+def _check_content(results: Mapping[str, Any]) -> None:
+    """Makes sure that results are tensors with content.
+
+    Planning runs stages on fake tensors and takes out what they leave behind; what slipped through shows here.
+
+    Raises:
+        StageError: A result has none.
+    """
+    for name, value in results.items():
+        if type(value).__name__ == "FakeTensor":
+            raise StageError(
+                f"Output {name!r} is a fake tensor: it has a shape and no content. A "
+                f"stage kept it from a run without data, as planning and torch.export do. Let the stage make anew "
+                f"what it keeps, or declare it as a host stage (device='host').",
+                output=name,
+            )
 
 
 def weakly(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from orchestrator import StageError
 from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, spec
 
 SIZES = (1, 2, 3, 4, 5, 8, 9, 13)
@@ -233,3 +237,23 @@ def test_a_deep_graph_of_every_kind():
             result = session(x=value)
             assert torch.allclose(result["y"], (left + right + 1 - right) * 0.5, atol=1e-5)
             assert torch.allclose(result["b"], right, atol=1e-5)
+
+
+def test_a_result_without_content_is_an_error_each_time_and_the_next_request_works():
+    """Kind K2: what planning, or an export, left behind in a stage must not come out as a result."""
+    left = []
+
+    def stage(x):
+        with FakeTensorMode() if left else nullcontext():
+            return torch.ones(2) if left else x * 2
+
+    pipeline = new()
+    pipeline.output("y", pipeline.add("s", stage)(pipeline.input("x", spec(2))))
+    with pipeline.plan().load() as session:
+        left.append(1)
+        for _ in range(2):
+            with pytest.raises(StageError, match=r"'y' is a fake tensor.*no content"):
+                session(x=torch.ones(2))
+        left.clear()
+        for _ in range(2):
+            assert session(x=torch.ones(2))["y"].tolist() == [2, 2]
