@@ -31,11 +31,16 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
 
     Args:
         inputs: Fake tensors by port.
+
+    Attributes:
+        written: Ports whose tensor was written into.
+        operations: How many operations ran.
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.written: set[str] = set()
+        self.operations = 0
         self._ports = {_place(value): port for port, value in inputs.items()}
         self._origins: dict[int, int] = {}
         self._copies: list[Any] = []
@@ -48,6 +53,7 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Runs one operation and notes what it does."""
+        self.operations += 1
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if func in _COPIES:
             self._origins[_place(result)] = _place(args[0])

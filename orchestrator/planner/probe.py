@@ -57,6 +57,7 @@ class Outcome:
         others: Keys of what is no tensor, with its type.
         written: Ports whose tensor the stage wrote into.
         shares: An output lies in memory that is not its own: of an input, of the stage, or of another output.
+        operations: How many operations of torch it ran.
     """
 
     returns: str
@@ -64,6 +65,7 @@ class Outcome:
     written: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
     shares: bool = False
+    operations: int = 0
 
 
 class Prober:
@@ -180,7 +182,7 @@ class Prober:
             use.forget()
             held = [result]
             del result
-            return replace(outcome, shares=moved or is_held(held))
+            return replace(outcome, shares=moved or is_held(held), operations=use.operations)
         except Exception as error:
             _clear_frames(error)
             raise

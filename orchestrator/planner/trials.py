@@ -119,13 +119,13 @@ class Sampler:
                 raise
             except RefusedError as error:
                 raise refuse(at, error) from error.__cause__
-        base = samples[-1][0]
+        largest = samples[-1]
+        base, _ = largest
         varied = set()
         for name in self.names:
             trials = list(self._sweep(base, name)) if name in padded else []
             if name in self.batches:
-                above = (self._try({**base, name: times * base[name] + 1}) for times in (1, 2, 256))
-                trials += filter(None, above)
+                trials += self._above(largest, name)
             samples += trials
             if trials or len(self.buckets[name]) > 1:
                 varied.add(name)
@@ -143,6 +143,17 @@ class Sampler:
         if len(trials) < len(asked):
             rest = (size for size in more_sizes(buckets) if size not in asked)
             yield from filter(None, (self._try({**base, name: size}) for size in rest))
+
+    def _above(self, largest: Sampled, name: str) -> Iterator[Sampled]:
+        """Tries sizes of a batch above its largest bucket; a far one only where the work is not done item by item."""
+        base, outcome = largest
+        for times in (1, 2, 256):
+            sample = self._try({**base, name: times * base[name] + 1})
+            if sample is None:
+                continue
+            yield sample
+            if sample[1].operations != outcome.operations:
+                return
 
     def _joint(self, base: Sizes, names: list[str]) -> Iterator[Sampled]:
         """Tries several dims at trial sizes at once, so that a size that hangs on two of them shows it."""
