@@ -43,7 +43,7 @@ class Ways:
         self.draft = draft
         self.homes = Homes(draft)
         self.regions = regions
-        self._padded = padded_names(draft.graph, draft.dims)
+        self._padded = padded_names(draft.graph, draft.dims) - self._bound()
         self._items = {
             str(plain_dim(spec.dims[0])) for loop in draft.graph.loops.values() for _, spec in loop.over
         }
@@ -53,6 +53,18 @@ class Ways:
         for edge, parts in self._parts.items():
             if parts.moves:
                 self._cuts.setdefault(self._journey(edge), set()).add(parts.shrinks)
+
+    def _bound(self) -> set[str]:
+        """Dims that stay at their buckets whatever other rules say: an input brings them to a stage without a rule."""
+        forms = {
+            edge: self.draft.forms[edge] for edge in self.draft.graph.edges if edge.source.kind == "input"
+        }
+        return {
+            name
+            for edge, form in forms.items()
+            if form.rule is None and not self.target(edge).real and isinstance(form.spec, TensorSpec)
+            for name in form.spec.names
+        }
 
     def way(self, edge: Edge) -> tuple[Adapter, ...]:
         """Returns the adapters of an edge, in order."""

@@ -99,12 +99,13 @@ def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
     if call.returns not in ("single", "tuple", "dict"):
         return outputs_of(call.returns, names, given)
     tensors = all(isinstance(spec, TensorSpec) for _, spec in call.outputs)
-    if isinstance(given, Mapping) and (tensors or set(given) == set(names)):
+    if isinstance(given, Mapping) and (tensors or {str(key) for key in given} == set(names)):
+        given = {str(key): given[key] for key in sorted(given, key=lambda key: isinstance(key, str))}
         missing = [name for name in names if name not in given]
         if missing:
             raise StageError(
                 f"Stage {call.stage!r} (call {call.name!r}) declares the output {missing[0]!r} but gave a dict of "
-                f"{sorted(map(str, given))}.{nearest(missing[0], map(str, given))}",
+                f"{sorted(given)}.{nearest(missing[0], given)}",
                 stage=call.stage,
                 call=call.name,
             )

@@ -56,7 +56,8 @@ class Chunks:
             self._once(number, run)
         held = Held(self._lane.free)
         with held:
-            results = {index: self._result(index, held) for _, index in self._plan.outputs}
+            wanted = dict.fromkeys(index for _, index in self._plan.outputs)
+            results = {index: self._result(index, held) for index in wanted}
         for index in results:
             if index in self._parts.owners and not self._joined(index):
                 del self._kept[self._slot(index, Run())]  # the caller's now

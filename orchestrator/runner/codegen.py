@@ -303,6 +303,11 @@ class _Writer:
         if source in self.pending:
             self.pending[target] = self.pending[source]
 
+    def unname(self, indices: Iterable[int]) -> None:
+        """Takes back second names that no step reads last: what a branch hands on as it came, or leaves unread."""
+        for index in indices:
+            self.holders[self.roots[index]] -= 1
+
     def _is_last(self, index: int) -> bool:
         """Tells whether a value that dies takes its handle with it."""
         root = self.roots.get(index, index)

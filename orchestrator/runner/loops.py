@@ -221,6 +221,9 @@ class LoopWriter:
         gone = [f"v{index}" for index in loop.heads]
         gone += [*self.lists.values(), *(name for name in (self.flags, self.owned) if name)]
         writer.line("; ".join(f"{name} = None" for name in gone) or "pass")
+        if loop.kind == "when":
+            freed = {index for step in self.step.body for index in step.frees}
+            writer.unname(part for _, part in loop.slices if part not in freed)
         writer.free(self.step, self.early)
 
     def _final(self, carry: tuple[int, int, int]) -> str:

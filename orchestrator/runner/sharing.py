@@ -129,7 +129,7 @@ class Sharing:
                 self._call(step)
             elif step.op == "adapt" and step.adapter is not None and step.adapter.kind not in _FRESH:
                 self._join((*step.inputs[:1], *step.outputs))
-            elif step.body:
+            elif step.loop is not None or step.body:
                 self._bodies += 1
                 self._loop(step, self._bodies)
                 self._walk(step.body, self._bodies)

@@ -303,7 +303,9 @@ def _wrapped(make: Callable[[torch.Tensor], NullHandle], result: Any, wanted: se
     if isinstance(result, Mapping):
         kept = {name: part for name, part in result.items() if part is not None}
         return {
-            name: _wrapped(make, part, wanted) for name, part in kept.items() if not wanted or name in wanted
+            name: _wrapped(make, part, wanted)
+            for name, part in kept.items()
+            if not wanted or str(name) in wanted
         }
     return tuple(_wrapped(make, part, wanted) for part in result)
 

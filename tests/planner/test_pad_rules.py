@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import Dim, Pipeline, PlanError, TensorSpec
+from orchestrator import Dim, InputError, Pipeline, PlanError, TensorSpec
 from orchestrator.planner.passes.verify import verify
 from tests.bodies import new
 from tests.kit import host, refuses, spec
@@ -161,3 +161,18 @@ def test_the_rule_of_a_port_counts_before_that_of_the_input():
     assert rules == [9]
     with plan.load() as session:
         assert torch.equal(session(x=torch.full((2, 2), 7.0))["y"], torch.full((2,), 7.0))
+
+
+def test_a_dim_that_an_input_keeps_at_its_buckets_needs_no_rule_where_it_grows_again():
+    """Kind: a plan is refused for requests that are refused anyway: a stage reads an input that no rule speaks of."""
+    pipeline, items = _mapped(lambda x: x * 2, None)
+    x = pipeline.input("z", spec("b", 3))
+    wide = pipeline.add("widen", lambda x: x + 0, inputs={"x": spec("b", 4, pad=2)})(x)
+    plain = pipeline.add("plain", lambda x, y: (x + y).sum(0))(x, items)
+    pipeline.output("wide", wide)
+    pipeline.output("plain", plain)
+    with pipeline.plan().load() as session:
+        value = torch.rand(4, 3)
+        assert torch.allclose(session(x=value, z=value)["plain"], 3 * value.sum(0))
+        with pytest.raises(InputError, match="b=3, which is no bucket"):
+            session(x=value[:3], z=value[:3])

@@ -260,3 +260,33 @@ def test_memory_of_the_process_does_not_grow():
         for size in (2, 3, 9):
             session(x=torch.ones(size, 8))
     assert len(gc.get_objects()) - before < 20
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_what_a_branch_in_a_loop_hands_on_or_leaves_unread_is_freed_on_the_device(readers: int):
+    """Kind: a second name of a handle that no step reads last keeps it alive for ever."""
+    body = new("body")
+    x = body.input("x", spec(2, 3))
+    body.input("unread", spec(2, 3))
+    body.output("o", body.add("double", Double())(x) if readers else x)
+    step = new("step")
+    value = step.input("x", spec(2, 3))
+    high = host(step, "high", lambda x: bool(x.mean() > 2), y=bool)(value)
+    step.when("w", body, inputs={"x": value, "unread": value}, otherwise={"o": value}, condition=high)
+    step.output("x", step.add("plus", lambda x: x + 1)(value))
+    pipeline = new()
+    pipeline.output("y", pipeline.loop("l", step, carry={"x": pipeline.input("x", spec(2, 3))}, max_steps=4))
+    with pipeline.plan(device="null:0", options=COMPUTE).load() as session, recording() as record:
+        assert torch.equal(session(x=torch.zeros(2, 3))["y"], torch.full((2, 3), 4.0))
+        record.assert_no_leaks()
+
+
+def test_chunks_of_a_value_that_is_kept_under_two_names_are_joined_once():
+    """Kind: what is done for each output is done twice to one value."""
+    pipeline = new()
+    value = pipeline.add("double", Double())(pipeline.input("x", spec(batch("b", (2,)), 3)))
+    for name in ("y", "z"):
+        pipeline.output(name, value)
+    with pipeline.plan(device="null:0", options=COMPUTE).load() as session, recording() as record:
+        given = session.run({"x": torch.ones(3, 3)}, keep_on_device=["y", "z"])
+        record.assert_no_leaks(keep=given.values())

@@ -10,7 +10,7 @@ import torch
 import orchestrator_neuron
 from orchestrator import Pipeline, PlanError
 from orchestrator.testing.pytest_plugin import make_plugins
-from tests.kit import new, refuses, spec
+from tests.kit import COMPUTE, new, refuses, spec
 
 X = torch.rand(2, 4)
 DEVICES = [("cpu", None), ("neuron-emulated", {"tp_degree": 1})]
@@ -83,3 +83,19 @@ def test_what_is_no_tensor_is_named_with_the_way_out(stage, outputs, words):
     values = pipeline.add("s", stage, outputs=outputs)(pipeline.input("x", spec(2, 4)))
     pipeline.output("y", values[0] if isinstance(values, tuple) else values)
     assert refuses(PlanError, ("Stage 's'", *words), pipeline.plan).stage == "s"
+
+
+@pytest.mark.parametrize("device", ["host", "null:0"])
+def test_declared_outputs_are_found_under_keys_that_are_no_strings(device):
+    """Kind K18, where outputs are declared: on the host, and on a device that nobody looks into."""
+    pipeline = new()
+    outputs = {"0": spec(2, 4), "None": spec(2, 4)} if device == "host" else ("0", "None")
+    values = pipeline.add("s", lambda x: {0: x + 1, None: x * 2, 2: x}, outputs=outputs, device=device)(
+        pipeline.input("x", spec(2, 4))
+    )
+    pipeline.output("low", values[0])
+    pipeline.output("high", values[1])
+    with pipeline.plan(options=COMPUTE if device != "host" else {}).load() as session:
+        given = session(x=X)
+    assert torch.equal(given["low"], X + 1)
+    assert torch.equal(given["high"], X * 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -50,3 +52,28 @@ def test_a_write_into_a_tensor_of_a_list_counts_as_well():
     with pipeline.plan().load() as session, pytest.raises(StageError, match="'values'"):
         session(values=[mine])
     assert not mine.any()
+
+
+def _handed_on() -> tuple[Pipeline, Any]:
+    """A branch without a stage of its own: what it hands on is what the caller gave."""
+    body = Pipeline("body")
+    body.output("o", body.input("i", SPEC))
+    pipeline = Pipeline("p")
+    x, runs = pipeline.input("x", SPEC), pipeline.input("runs", bool)
+    return pipeline, pipeline.when("w", body, inputs={"i": x}, otherwise={"o": x}, condition=runs)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_the_callers_value_is_copied_for_a_writer_behind_a_branch_that_hands_it_on(runs: bool):
+    """Kind: a body without steps is a body: what shares memory through it is told."""
+
+    def scribble(x):
+        x.numpy()[...] += 1
+        return x
+
+    pipeline, value = _handed_on()
+    pipeline.output("y", pipeline.add("s", scribble, device="host", outputs={"output": SPEC})(value))
+    with pipeline.plan().load() as session:
+        given = torch.zeros(3)
+        assert torch.equal(session(x=given, runs=runs)["y"], torch.ones(3))
+        assert torch.equal(given, torch.zeros(3))

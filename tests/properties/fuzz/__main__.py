@@ -189,7 +189,7 @@ class _Run:
             rules.update(entry["rules"])
             for text in (entry["fault"], *entry["unclear"]):
                 if text:
-                    faults.setdefault(text[:160], []).append(seed)
+                    faults.setdefault(text[:400], []).append(seed)
         lines = [self.line(), *(f"  refused {count:6} {rule}" for rule, count in rules.most_common())]
         lines += [f"  {text}: seeds {seeds[:8]}" for text, seeds in faults.items()]
         return "\n".join(lines)

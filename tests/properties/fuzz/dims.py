@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = [
     "Names",
     "Size",
     "Value",
+    "code_of",
     "names_of",
     "spec_code",
     "text_of",
@@ -84,6 +86,7 @@ class NamedDim:
         batch: It is promised to be a batch.
         bare: It is declared by its name alone; ``plan(sizes=...)`` brings the buckets.
         items: It counts the items of a map, which are a batch whatever is promised.
+        exact: It is declared so: pad rules beside it do not speak of it.
     """
 
     name: str
@@ -93,6 +96,7 @@ class NamedDim:
     batch: bool = False
     bare: bool = False
     items: bool = False
+    exact: bool = False
 
     @property
     def mixes(self) -> bool:
@@ -110,7 +114,8 @@ class NamedDim:
         if self.bare:
             return repr(self.name)
         sizes = "any=True" if not self.buckets else repr(self.buckets)
-        return f"Dim({self.name!r}, {sizes}{', batch=True' if self.batch else ''})"
+        promises = "".join(f", {name}=True" for name in ("batch", "exact") if getattr(self, name))
+        return f"Dim({self.name!r}, {sizes}{promises})"
 
 
 Size = int | NamedDim | Derived
@@ -163,13 +168,13 @@ def spec_code(dims: tuple[Size, ...], kind: str, **more: Any) -> str:
     if kind in ("int", "bool", "list", "object", "str") and not dims:
         return kind
     shown = [size.code if isinstance(size, NamedDim) else repr(size) for size in dims]
-    rest = "".join(f", {name}={_code(value)}" for name, value in more.items() if value is not None)
+    rest = "".join(f", {name}={code_of(value)}" for name, value in more.items() if value is not None)
     dtype = kind.replace("mask", "bool")
     return f"TensorSpec(({', '.join(shown)}{',' if len(shown) == 1 else ''}), torch.{dtype}{rest})"
 
 
-def _code(value: Any) -> str:
-    return f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
+def code_of(value: Any) -> str:
+    return f"float({str(value)!r})" if isinstance(value, float) and math.isinf(value) else repr(value)
 
 
 class Names:

@@ -44,7 +44,10 @@ class _Maker:
     def _inputs(self) -> None:
         rng, shared, main = self.rng, self.shared, self.main
         dims = [shared.dim(hint) for hint in "abc"[: rng.choice((0, 1, 1, 1, 2, 2))]]
-        dims = [replace(dim, bare=not dim.batch and rng.random() < 0.25) for dim in dims]
+        # What mixes along a dim is right beside a padded one only if the pad rule does not speak of it.
+        padded = any(dim.padded for dim in dims)
+        dims = [replace(dim, exact=dim.exact or (padded and dim.mixes)) for dim in dims]
+        dims = [replace(dim, bare=not (dim.batch or dim.exact) and rng.random() < 0.25) for dim in dims]
         if rng.random() < 0.06:
             dims = [NamedDim(shared.name("dim", "any"), ())]
         shared.dims |= {dim.name: dim for dim in dims}
@@ -73,8 +76,7 @@ class _Maker:
     def _input(self, dims: tuple[Any, ...], optional: bool = False) -> None:
         padded = any(isinstance(size, NamedDim) and size.padded for size in dims)
         kind = self.rng.choice(("float32",) * 9 + ("int64",))
-        pad = self.shared.pad() if kind == "float32" else 1
-        rules: dict[str, Any] = {"pad": pad} if padded else {}
+        rules: dict[str, Any] = {"pad": self.shared.pad(kind)} if padded else {}
         value = self.main.take(
             self.shared.name("input", "x"), Value("", dims, kind, raw=True), optional=optional, **rules
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -24,12 +25,14 @@ class Shared:
 
     Attributes:
         odd: Whether stages may make sizes that pass oddly.
+        infinite: Whether pad rules may be infinite.
         dims: Named dims by name.
         optional: Inputs that a request may leave out.
     """
 
     def __init__(self, rng: Random, nasty: float, odd: bool) -> None:
         self.rng, self.odd = rng, odd
+        self.infinite = rng.random() < 0.15
         self.name = Names(rng, nasty)
         self.dims: dict[str, NamedDim] = {}
         self.optional: list[Value] = []
@@ -47,12 +50,17 @@ class Shared:
         kind = {"padded": self.chance(0.5), "batch": self.chance(0.3), **more}
         if not kind["padded"] and not kind["batch"]:
             kind["strict"] = self.chance(0.3)
+        if not kind["padded"]:
+            kind["exact"] = self.chance(0.3)
         name = self.name("dim", hint)
         self.dims[name] = NamedDim(name, self.rng.choice(BUCKETS), **kind)
         return self.dims[name]
 
-    def pad(self) -> Any:
-        return self.rng.choice((0, 0, 1.5, -1, "repeat_first"))
+    def pad(self, kind: str = "float32") -> Any:
+        if kind == "int64":
+            return 1
+        infinite = (math.inf, -math.inf) if self.infinite else ()
+        return self.rng.choice((0, 0, 1.5, -1, "repeat_first", *infinite, *infinite))
 
 
 class Growing:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import math
 import re
 import signal
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,9 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan, Residency
 from orchestrator.errors import GraphError, InputError, OrchestratorError, PlanError, StageError
+from orchestrator.testing import recording
 from tests.planner.devices import ranked
-from tests.properties.fuzz import zoo
+from tests.properties.fuzz import hosts, zoo
 from tests.properties.fuzz.recipe import Recipe, script
 from tests.properties.fuzz.rules import CRASH, rule_of
 
@@ -65,11 +68,11 @@ def _plain(text: str) -> str:
 def judge(recipe: Recipe) -> Report:
     """Plans a recipe and runs its requests."""
     report = Report()
-    space: dict[str, Any] = {**vars(zoo), "Dim": Dim}
+    space: dict[str, Any] = {**vars(hosts), **vars(zoo), "Dim": Dim}
     exec(compile(script(recipe), f"<recipe {recipe.seed}>", "exec"), space)
     requests = space["REQUESTS"]
     with torch.no_grad():
-        expected = [space["by_hand"](copy.deepcopy(request)) for request in requests]
+        expected = [_by_hand(space, request) for request in requests]
     try:
         with _patience():
             _run(recipe, report, space, requests, expected)
@@ -79,7 +82,15 @@ def judge(recipe: Recipe) -> Report:
     return report
 
 
-@contextmanager
+def _by_hand(space: dict[str, Any], request: dict[str, Any]) -> Any:
+    """The outputs, or what a stage raises."""
+    try:
+        return space["by_hand"](copy.deepcopy(request))
+    except hosts.TooHighError as error:
+        return error
+
+
+@contextlib.contextmanager
 def _patience() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hang
@@ -108,14 +119,42 @@ def _run(recipe: Recipe, report: Report, space: dict[str, Any], requests: Any, e
     except Exception as error:
         _crashed(report, error)
         return
-    with session:
-        able = [
-            (request, wanted)
-            for request, wanted in zip(requests, expected, strict=True)
-            if _ask(report, session, request, wanted)
-        ]
+    given = [*zip(requests, expected, strict=True)]
+    with session, recording() as record:
+        results = [_ask(report, session, request, wanted) for request, wanted in given]
+        able = [pair for pair, result in zip(given, results, strict=True) if result is not None]
         if recipe.streamed:
             _stream(report, session, able)
+        raised = [request for request, wanted in given if isinstance(wanted, hosts.TooHighError)]
+        if raised and not any(isinstance(value, hosts.Keeps | hosts.Haunts) for value in space.values()):
+            _held(report, session, raised[0])
+        if record.live:
+            _fault(report, "leak", f"alive after the requests: {record.live}")
+    for result, (_, wanted) in zip(results, given, strict=True):
+        for difference in (
+            [] if result is None else [*compare(result, wanted, "after later requests the result")][:1]
+        ):
+            _fault(report, "wrong", difference)
+
+
+def _fault(report: Report, kind: str, text: str) -> None:
+    report.counts["wrong" if kind == "wrong" else "crashed"] += 1
+    report.faults.append((kind, text))
+
+
+def _held(report: Report, session: Any, request: dict[str, Any]) -> None:
+    """Runs a request in which a stage raises once more; nothing may hold what was given then."""
+    given = copy.deepcopy(request)
+    tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
+    tensors += [part for value in given.values() if isinstance(value, list) for part in value]
+    alive = [weakref.ref(tensor) for tensor in tensors]
+    with contextlib.suppress(OrchestratorError):
+        session.run(given)
+    del given, tensors
+    gc.collect()
+    held = sum(ref() is not None for ref in alive)
+    if held:
+        _fault(report, "leak", f"{held} inputs are alive after a request in which a stage raised")
 
 
 def _planned(pipeline: Pipeline, asked: dict[str, Any], recipe: Recipe) -> Plan:
@@ -139,30 +178,39 @@ def _stream(report: Report, session: Any, able: list[tuple[dict[str, Any], dict[
         for given, (_, wanted) in zip(session.stream([one for one, _ in able], depth=2), able, strict=True):
             differences = [*compare(given, wanted, "the streamed result")]
             if differences:
-                report.counts["wrong"] += 1
-                report.faults.append(("wrong", differences[0]))
+                _fault(report, "wrong", differences[0])
     except Exception as error:
         _crashed(report, error)
 
 
-def _ask(report: Report, session: Any, request: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Runs a request; tells whether its result is right."""
+def _ask(report: Report, session: Any, request: dict[str, Any], wanted: Any) -> dict[str, Any] | None:
+    """Runs a request; returns its result if that is right."""
     before = copy.deepcopy(request)
+    result: dict[str, Any] | None = None
+    differences: list[str] = []
     try:
-        found = session.run(request)
+        result = session.run(request)
+        differences += compare(result, wanted, "the result")
     except (InputError, StageError) as error:
-        _refused(report, error, 1, "the request")
-        return False
+        if _is_of(error, wanted):
+            report.counts["right"] += 1
+        else:
+            _refused(report, error, 1, "the request")
     except Exception as error:
         _crashed(report, error)
-        return False
-    differences = [*compare(found, wanted, "the result"), *compare(request, before, "the caller's request")]
+    differences += compare(request, before, "the caller's request")
     if differences:
-        report.counts["wrong"] += 1
-        report.faults.append(("wrong", differences[0]))
-    else:
+        _fault(report, "wrong", differences[0])
+    elif result is not None:
         report.counts["right"] += 1
-    return not differences
+    return None if differences else result
+
+
+def _is_of(error: BaseException | None, wanted: Any) -> bool:
+    """Tells whether a stage raised as it does by hand."""
+    while error is not None and not isinstance(error, hosts.TooHighError):
+        error = error.__cause__
+    return error is not None and isinstance(wanted, hosts.TooHighError)
 
 
 def _refused(report: Report, error: OrchestratorError, requests: int, what: str) -> None:
@@ -199,7 +247,8 @@ def compare(found: Any, wanted: Any, where: str) -> Iterator[str]:
             for key in keys:
                 yield from compare(found[key], wanted[key], f"{where}[{key!r}]")
     elif isinstance(wanted, float):
-        if not math.isclose(found, wanted, rel_tol=1e-3, abs_tol=1e-3):
+        both = isinstance(found, float) and math.isnan(found) and math.isnan(wanted)
+        if not both and not math.isclose(found, wanted, rel_tol=1e-3, abs_tol=1e-3):
             yield f"{where} is {found}, by hand {wanted}"
     elif type(found) is not type(wanted) or found != wanted:
         yield f"{where} is {found!r}, by hand {wanted!r}"

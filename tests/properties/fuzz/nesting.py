@@ -87,7 +87,7 @@ class Nesting(Calls):
             port = self._port()
             ports[port] = value.var
             rules: dict[str, Any] = (
-                {"pad": self.shared.pad()} if any(dim.padded for dim in value.names) else {}
+                {"pad": self.shared.pad(value.kind)} if any(dim.padded for dim in value.names) else {}
             )
             body.values.append(body.take(port, value, **rules))
         body.grow(self.rng.randint(1, 3))

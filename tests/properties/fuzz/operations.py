@@ -31,6 +31,14 @@ MIXING: dict[str, str] = {
     "filled_up": "{} up to {n}",
 }
 LAWLESS = ("", "1")
+#: Sums in which padding counts nothing, unless it is infinite.
+FINITE = ("causal",)
+#: Host stages by what is called by hand; all of them see an element at its own place only.
+MANNERS = {
+    **{"halve_low": "", "not_high": "", "Keeps()": "lambda x: x - 1", "Haunts()": "lambda x: x - 1"},
+    **{"scribbled": "lambda x: scribbled(x.clone())", "scrubbed": "lambda x: scrubbed(x.clone())"},
+    "overwritten": "lambda x: overwritten(x.clone())",
+}
 
 
 class Calls(Pointwise):
@@ -52,6 +60,8 @@ class Calls(Pointwise):
             laws = {what: law for what, law in laws.items() if law in LAWLESS}
         if isinstance(size, int):
             laws = {what: law for what, law in laws.items() if law == ""}
+        if self.shared.infinite:
+            laws = {what: law for what, law in laws.items() if what not in FINITE}
         if not laws:
             return
         what = self.rng.choice(sorted(laws))
@@ -80,7 +90,7 @@ class Calls(Pointwise):
         value = mask and self.pick_float(
             lambda value: len(value.dims) > 1 and mask.dims[0] in value.dims[:-1]
         )
-        if mask is None or not value:
+        if mask is None or not value or self.shared.infinite:
             return
         (size,) = mask.dims
         if isinstance(size, NamedDim) and size.follows:
@@ -97,10 +107,19 @@ class Calls(Pointwise):
             return
         first = value.dims[0]
         joint = isinstance(first, int) or first.follows  # type: ignore[union-attr]
-        target = self.rng.choice(("halve_low", "over_batch") if joint else ("halve_low",))
         pad = self.shared.pad() if any(name.padded for name in value.names) else None
         output = spec_code(value.dims, value.kind, pad=pad)
-        self.one(target, value, more={"device": "'host'", "outputs": f"{{'y': {output}}}"})
+        if self.shared.chance(0.15):
+            stage = self.stage("numbered", "numbered", ports=(0, 1))
+            more = {"device": "'host'", "outputs": f"{{'0': {output}, '1': {output}}}"}
+            self.block.stages[stage].more = more
+            self.call(stage, [value], value, value)
+            return
+        target = self.rng.choice((*MANNERS, *(("over_batch",) * 2 if joint else ())))
+        if target == "overwritten" and self.shared.chance(0.7):
+            target = "halve_low"
+        more = {"device": "'host'", "outputs": f"{{'y': {output}}}"}
+        self.one(target, value, more=more, hand=MANNERS.get(target, ""))
 
     def python(self) -> None:
         """Python values between host stages."""
@@ -124,5 +143,5 @@ class Calls(Pointwise):
     operations: tuple[str, ...] = (
         *("unary", "unary", "viewed", "norm", "linear", "linear", "repeat", "repeat", "binary", "binary"),
         *("beside", "several", "cast", "back", "choose", "fixed", "opaque", "turned", "flat", "masked"),
-        *("along", "along", "along", "host", "python"),
+        *("along", "along", "along", "host", "host", "python"),
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.properties.fuzz.dims import (
     Derived,
     Size,
+    code_of,
     names_of,
     spec_code,
     text_of,
@@ -14,6 +16,12 @@ from tests.properties.fuzz.dims import (
 from tests.properties.fuzz.growing import Growing
 
 __all__ = ["Pointwise"]
+
+#: Keys of stages that give dicts.
+PORTS: dict[str, tuple[Any, ...]] = {
+    **{"facts": ("shifted", "total"), "tagged": ("class", "total")},
+    **{"pyramid": (0, 1), "keyed": (("a", 1), None)},
+}
 
 
 class Pointwise(Growing):
@@ -98,19 +106,20 @@ class Pointwise(Growing):
         front, width = value.dims[:-1], value.dims[-1]
         assert isinstance(width, int)
         total = replace(value, dims=(*front, 1))
-        kind = self.rng.choice(("halves", "facts", "tagged", "Own({})"))
+        kind = self.rng.choice(("halves", "facts", "tagged", "pyramid", "keyed", "Own({})"))
         stage = self.stage(kind, "many")
         made = self.block.stages[stage]
         if kind == "halves":
-            made.more["outputs"], made.ports = "('left', 'right')", (0, 1)
+            made.more["outputs"] = "('left', 'right')"
             parts = (replace(value, dims=(*front, size)) for size in (width // 2, width - width // 2))
             self.call(stage, [value], *parts)
         elif kind == "Own({})":
-            made.ports, made.hand = (0, 1), f"{made.var}.forward"
+            made.hand = f"{made.var}.forward"
             self.call(stage, [value], value, value)
         else:
-            made.ports = ("shifted", "total") if kind == "facts" else ("class", "total")
-            made.more["outputs"] = repr(made.ports)
+            made.ports = PORTS[kind]
+            if kind in ("facts", "tagged") or self.shared.chance(0.5):
+                made.more["outputs"] = repr(tuple(map(str, made.ports)))
             self.call(stage, [value], value, total)
 
     def cast(self) -> None:
@@ -142,7 +151,7 @@ class Pointwise(Growing):
         value = self.pick_float(
             lambda value: value.plain and isinstance(value.dims[-1], int) and len(value.dims) == 2
         )
-        if value is None or any(name.mixes for name in value.names):
+        if value is None or any(name.mixes and not name.exact for name in value.names):
             return
         front, width, new = value.dims[:-1], value.dims[-1], self.rng.choice((1, 2, 3, 5))
         assert isinstance(width, int)
@@ -150,7 +159,7 @@ class Pointwise(Growing):
         port = spec_code((*front, new), "float32", pad=pad, allow_slice=True)
         grown = f"torch.cat([x, x[:, :1].expand(-1, {new - width})], 1)"
         if pad != "repeat_first":
-            grown = f"torch.nn.functional.pad(x, (0, {new - width}), value={pad})"
+            grown = f"torch.nn.functional.pad(x, (0, {new - width}), value={code_of(pad)})"
         hand = f"lambda x: Double()({grown if new > width else f'x[:, :{new}]'})"
         self.one(
             "Double()",

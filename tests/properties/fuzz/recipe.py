@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.properties.fuzz import zoo
+from tests.properties.fuzz import hosts, zoo
 
 __all__ = ["Block", "Input", "Op", "Recipe", "StageDef", "script", "standalone"]
 
@@ -27,7 +27,7 @@ class StageDef:
 
     Attributes:
         hand: The callable by hand as code, where it is not the object.
-        ports: Outputs, where there are several: positions or keys.
+        ports: Keys of what it gives, if that is a dict.
     """
 
     name: str
@@ -177,6 +177,10 @@ def _build(block: Block, name: str, main: Block) -> list[str]:
                 added.add(stage.var)
                 lines.append(f"    add_{stage.var} = {_add(stage)}")
             lines.append(f"    {outs} = add_{stage.var}({_arguments(op)})")
+            if stage.ports and "outputs" not in stage.more:
+                parts = ", ".join(f"{op.outs[0]}[{str(port)!r}]" for port in stage.ports)
+                lines[-1] = f"    {op.outs[0]} = add_{stage.var}({_arguments(op)})"
+                lines.append(f"    {outs} = {parts}")
         elif op.kind == "sub":
             if op.name not in added:
                 added.add(op.name)
@@ -222,7 +226,7 @@ def _line_by_hand(block: Block, op: Op, main: Block) -> Iterable[str]:
     if op.kind == "call":
         stage = block.stages[op.stage]
         call = f"{stage.var}{'_by_hand' if stage.hand else ''}({_arguments(op)})"
-        if stage.ports and isinstance(stage.ports[0], str):
+        if stage.ports:
             call = f"pick({call}, {', '.join(map(repr, stage.ports))})"
         yield f"{outs} = {call}"
         return
@@ -252,14 +256,16 @@ def standalone(recipe: Recipe, headline: str) -> str:
     return "\n".join(
         [
             f'"""{headline}"""',
+            "import copy",
             "import math",
             "import sys",
+            "from collections import OrderedDict",
             "from collections.abc import Callable, Mapping",
             "from typing import Any",
             "import torch",
             "from torch import nn",
             "from orchestrator import Dim, ModelWrapper, Pipeline, TensorSpec",
-            "from orchestrator.errors import OrchestratorError",
+            "from orchestrator.errors import OrchestratorError, StageError",
             "",
             *_used(code),
             code,
@@ -270,12 +276,13 @@ def standalone(recipe: Recipe, headline: str) -> str:
 
 def _used(code: str) -> list[str]:
     """The definitions of the zoo that code uses, and those that they use."""
-    source = inspect.getsource(zoo)
     known: dict[str, str] = {}
-    for node in ast.parse(source).body:
-        name = getattr(node, "name", None) or getattr(getattr(node, "targets", [None])[0], "id", None)
-        if name:
-            known[name] = ast.get_source_segment(source, node) or ""
+    for source in (inspect.getsource(hosts), inspect.getsource(zoo)):
+        for node in ast.parse(source).body:
+            target = getattr(node, "targets", [getattr(node, "target", None)])[0]
+            name = getattr(node, "name", None) or getattr(target, "id", None)
+            if name:
+                known[name] = ast.get_source_segment(source, node) or ""
     wanted: set[str] = set()
     todo = [code]
     while todo:
@@ -294,12 +301,16 @@ try:
 except OrchestratorError as error:
     sys.exit(f"refused: {error}")
 for request in REQUESTS:
-    with torch.no_grad():
-        wanted = by_hand(request)
+    try:
+        with torch.no_grad():
+            wanted = by_hand(copy.deepcopy(request))
+    except Exception as error:
+        wanted = error
     try:
         given = session.run(request)
     except OrchestratorError as error:
         print(f"{type(error).__name__}: {error}")
+        wrong |= isinstance(error, StageError) and not isinstance(wanted, Exception)
         continue
     print("by hand", wanted)
     print("session", given)

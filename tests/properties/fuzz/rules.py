@@ -1,4 +1,4 @@
-"""The rules by which a graph or a request may be refused, each with words of its message."""
+"""The rules by which a graph or a request may be refused, each with words of its message; any other is unclear."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ CRASH = re.compile(
 )
 
 RULES = {
+    # Nobody compiled such a size, and no promise says that it may be cut or filled up.
     "above the largest bucket": r"above (its|the) largest bucket",
     "between buckets, without a pad rule": r"which is no bucket .* smaller sizes are not padded",
-    "decided by a stage, without a pad rule": r"decided .* which is no bucket .* no pad rule",
-    "a derived size must be cut back": r"must be cut back .* is a derived size",
-    "a value at its own size must grow again": r"at its own size and has to grow to a bucket again",
+    "decided by a stage, without a pad rule": r"decided .* which is no bucket .*(no pad rule|it is exact)",
     "a dim of any size on static shapes": r"has any size, but .* compiles static shapes",
+    # Which elements of such a size are padding is not known.
+    "a derived size must be cut back": r"must be cut back .* is a derived size",
+    # What padding holds matters where a stage sums it up, counts it or picks from it. The rule of the input was
+    # promised for the input's numbers, and on the device the stage would have seen what other stages made of them.
+    "a value at its own size must grow again": r"at its own size and has to grow to a bucket again",
+    # Stages of a born dim do not run for no items, so what they give without the dim does not come to be.
+    "a born dim without items": r"has no items in this request, but .* without that dim",
+    # Another reader of the value, or the caller, would see it.
+    "a stage writes into what it is given": r"(wrote|writes) into its input",
+    "the device does not compute with a dtype": r"a Neuron program does not compute with ",
 }
 
 

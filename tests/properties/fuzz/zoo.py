@@ -10,6 +10,7 @@ A fault's script is printed with what it uses of this file, so it needs torch an
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from orchestrator import ModelWrapper, TensorSpec
+from tests.properties.fuzz.hosts import shapes_of
 
 By_hand = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -94,6 +96,16 @@ def facts(x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def tagged(x: torch.Tensor) -> dict[Any, torch.Tensor]:
     return {"class": x - 1, "total": x.sum(-1, keepdim=True)}
+
+
+def pyramid(x: torch.Tensor) -> dict[Any, torch.Tensor]:
+    """Keys that are ints."""
+    return {0: x - 1, 1: x.sum(-1, keepdim=True)}
+
+
+def keyed(x: torch.Tensor) -> dict[Any, torch.Tensor]:
+    """Keys of all kinds, beside what is no output."""
+    return OrderedDict([(("a", 1), x - 1), (None, x.sum(-1, keepdim=True)), ("unused", None)])
 
 
 def add(a: torch.Tensor, b: torch.Tensor | float = 0.5) -> torch.Tensor:
@@ -295,47 +307,6 @@ class Count(nn.Module):
         return k, k >= self.limit
 
 
-def halve_low(x: torch.Tensor) -> torch.Tensor:
-    """On the host, by numpy."""
-    given = x.numpy()
-    return torch.from_numpy(given.clip(-100, 100) / 2).to(x.dtype)
-
-
-def over_batch(x: torch.Tensor) -> torch.Tensor:
-    """On the host, where a stage sees a request's own size."""
-    return x / (1 + x.abs().sum(0, keepdim=True))
-
-
-def count_rows(x: torch.Tensor) -> int:
-    return len(x)
-
-
-def is_high(x: torch.Tensor) -> bool:
-    return bool(x.double().mean() > 0.1)
-
-
-def listed(x: torch.Tensor) -> list[Any]:
-    return [float(x.double().mean()), list(x.shape)]
-
-
-def filled(number: int) -> torch.Tensor:
-    return torch.full((2, 3), float(number))
-
-
-def successor(number: int) -> int:
-    return number + 1
-
-
-def kept_rows(x: torch.Tensor) -> torch.Tensor:
-    """Decides how many rows there are; none is legal."""
-    return x[x.double().flatten(1).sum(1) > 0]
-
-
-def pieces(x: torch.Tensor) -> list[torch.Tensor]:
-    """Items of different sizes."""
-    return [row[None, : 1 + number % row.shape[0]] for number, row in enumerate(x)]
-
-
 def pick(given: Mapping[Any, Any], *names: Any) -> list[Any]:
     return [given[name] for name in names]
 
@@ -355,7 +326,7 @@ def loop_by_hand(
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in collect}
     ended: list[bool] = []
     blank = {name: value.new_zeros(value.shape[1:]) for name, value in each.items()}
-    sample = body({**carry, **blank, **inputs}) if not min(bounds) else {}
+    sample = shapes_of(body, {**carry, **blank, **inputs}) if not min(bounds) else {}
     for at in range(min(bounds)):
         given = body({**carry, **{name: value[at] for name, value in each.items()}, **inputs})
         carry = {name: given[name] for name in carry}
@@ -386,7 +357,8 @@ def map_by_hand(
         return tuple(found)
     if count:
         return tuple(torch.stack(items) for items in found)
-    blank = body({**{name: value.new_zeros((1, *value.shape[1:])) for name, value in over.items()}, **inputs})
+    zeros = {name: value.new_zeros((1, *value.shape[1:])) for name, value in over.items()}
+    blank = shapes_of(body, {**zeros, **inputs})
     return tuple(blank[name][:0] for name in names)
 
 
