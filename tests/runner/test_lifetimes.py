@@ -284,7 +284,7 @@ def test_what_a_branch_in_a_loop_hands_on_or_leaves_unread_is_freed_on_the_devic
 def test_chunks_of_a_value_that_is_kept_under_two_names_are_joined_once():
     """Kind: what is done for each output is done twice to one value."""
     pipeline = new()
-    value = pipeline.add("double", Double())(pipeline.input("x", spec(batch("b", (2,)), 3)))
+    value = pipeline.add("double", Double())(pipeline.input("x", spec(batch("b", (2,)), 3, pad=0)))
     for name in ("y", "z"):
         pipeline.output(name, value)
     with pipeline.plan(device="null:0", options=COMPUTE).load() as session, recording() as record:
