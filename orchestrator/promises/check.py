@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -15,6 +16,7 @@ from orchestrator.graph import Graph
 from orchestrator.loader import resolve_backend
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.plugin import PluginManager
+from orchestrator.promises.ends import Ends, ends_by_value
 from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import has, smaller_size
 from orchestrator.promises.report import CheckReport, CheckRow, merged
@@ -54,6 +56,13 @@ def check_promises(
     targets = Targets(_backends(plan, manager))
     with leaving_no_trace():
         trial, rows = _tried(graph, plan, targets, dict(inputs), tolerance)
+        if ends_by_value(graph, plan):
+            ends = Ends(graph, plan, inputs, targets, tolerance)
+            with contextlib.suppress(
+                Exception
+            ):  # what a stage raises on a request by hand is told by the trial
+                ends.run()
+            rows += ends.rows
         rows += _missed(trial, plan)
         if any(group.backend != "torch" for group in plan.groups):
             rows += _loaded(graph, plan, targets, dict(inputs), tolerance)

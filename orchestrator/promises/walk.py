@@ -60,20 +60,20 @@ class Walk:
         nodes = [*(NodeKey("call", name) for name in self.graph.calls), *self._loops()]
         waiting = [node for node in nodes if self.graph.scope(node) == loop]
         while waiting:
-            ready = [node for node in waiting if all(map(self._has, self._read(node, loop)))]
+            ready = [node for node in waiting if all(map(self._has, self.read(node, loop)))]
             assert ready, f"nothing feeds {waiting}"
             for node in ready:
                 if node.kind == "call":
                     self._call(node.name)
                 else:
                     loop_ = self.graph.loops[node.name]
-                    {"loop": self._loop, "map": self.map, "when": self._branch}[loop_.kind](loop_)
+                    {"loop": self.loop, "map": self.map, "when": self._branch}[loop_.kind](loop_)
             waiting = [node for node in waiting if node not in ready]
 
     def _loops(self) -> list[NodeKey]:
         return [NodeKey("enter", name) for name in self.graph.loops]
 
-    def _read(self, node: NodeKey, loop: str) -> list[Edge]:
+    def read(self, node: NodeKey, loop: str) -> list[Edge]:
         """Edges into a call, or into a loop with all that is in it, from elsewhere."""
         inside = self.graph.within
         edges = [edge for edge in self.graph.edges if inside(edge.target, loop) == node]
@@ -130,7 +130,8 @@ class Walk:
         for port in loop.carry:
             self.values[leave, port] = self.fetch(edges[following(port) if runs else port], None)
 
-    def _loop(self, loop: Loop) -> None:
+    def loop(self, loop: Loop) -> None:
+        """Runs a loop's body until it ends."""
         edges, leave = self.ports(loop), NodeKey("leave", loop.name)
         carried = {port: self.fetch(edges[port], None) for port in loop.carry}
         sliced = {port: self.fetch(edges[port], None) for port in loop.each}

@@ -216,6 +216,29 @@ def test_an_until_that_padding_keeps_from_ending_is_found():
     assert looped("repeat_first").check({"x": torch.ones(3)}).ok
 
 
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([1.0, 1.0, 1.0, 9.0, 9.0]), torch.ones(3), torch.tensor([5.0])]
+)
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_loop_that_goes_on_with_items_that_are_done_is_found(rows: torch.Tensor, careful: bool):
+    """K1: halved until all are below one, small items go on being halved beside a large one; in chunks they do not."""
+
+    def halved(x):
+        return torch.where(x < 1, x, x / 2) if careful else x / 2
+
+    body = Pipeline("body")
+    x = body.add("halve", halved)(body.input("x", TensorSpec(("batch",))))
+    body.output("x", x)
+    body.output("done", body.add("done", lambda x: (x.amax() < 1).reshape(1))(x))
+    pipeline = Pipeline("until")
+    x = pipeline.input("x", TensorSpec((BATCH,), pad=0))
+    pipeline.output("x", pipeline.loop("repeat", body, carry={"x": x}, until="done", max_steps=9))
+    report = pipeline.check({"x": rows})
+    assert report.ok == careful
+    assert careful or "'repeat' goes on with 'x'" in str(report)
+    assert careful or (report.first is not None and report.first.stage == "repeat/done")
+
+
 def test_the_items_of_a_map_are_a_batch():
     body = Pipeline("body")
     items = body.input(
