@@ -208,6 +208,8 @@ class Bindings:
                 _bind(owner, space, key, saved.get(key, _MISSING))
             elif (named := _namespace(space)) is None:
                 del space[key]
+            elif isinstance(named, types.ModuleType) and is_library(named.__name__):
+                space[key] = None  # what a library makes once is None before
             else:
                 lost.append(_show(named, key))
                 if type(value) is dict:  # an empty one may have been there

@@ -55,7 +55,7 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
         """Runs one operation and notes what it does."""
         self.operations += 1
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func in _COPIES:
+        if func in _COPIES and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
             self._origins[_place(result)] = _place(args[0])
             self._copies.append(result)  # a place is not used again
         elif getattr(getattr(func, "_schema", None), "is_mutable", False):
