@@ -18,7 +18,7 @@ __all__ = ["LIST", "is_slow", "slow_tests"]
 LIST = Path(__file__).with_name("slow.txt")
 
 #: What a test may cost in a measured run before it is listed; the limit in `conftest.py` leaves room for others.
-LISTED_SECONDS = 2.5
+LISTED_SECONDS = 1.5
 
 
 def slow_tests() -> frozenset[str]:
@@ -33,11 +33,19 @@ def is_slow(test: str, listed: frozenset[str]) -> bool:
 
 
 def add(costs: Path) -> None:
-    """Adds the tests that a measured run found to be slow."""
-    head = [line for line in LIST.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    """Adds the tests that a measured run found to be slow; a function of whose cases half are slow is listed whole."""
+    lines = LIST.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in costs.read_text(encoding="utf-8").splitlines()]
     listed = set(slow_tests()) | {test for test, seconds in rows if seconds > LISTED_SECONDS}
-    LIST.write_text("\n".join([*head, *sorted(listed)]) + "\n", encoding="utf-8")
+    cases: dict[str, set[str]] = {}
+    for test, _ in rows:
+        cases.setdefault(test.partition("[")[0], set()).add(test)
+    listed |= {function for function, tests in cases.items() if 2 * len(tests & listed) >= len(tests)}
+    within = {
+        test for test in listed if {test.partition("[")[0], test.partition("::")[0]} & (listed - {test})
+    }
+    head = [line for line in lines if line.startswith("#")]
+    LIST.write_text("\n".join([*head, *sorted(listed - within)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
