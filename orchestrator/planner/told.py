@@ -57,7 +57,8 @@ class Told:
             whole = "" if dim.name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"
             return replace(dim, padded=padded, chunked=not whole, whole=whole)
         whole = self._obstacle(dim)
-        loose = not dim.any and dim.name not in self._counts() and self._is_loose(dim)
+        countless = dim.name not in self._counts() and dim.name not in self._steps()
+        loose = not dim.any and countless and self._is_loose(dim)
         chunked = dim.batch and not dim.unbounded and not loose and not whole
         return replace(dim, padded=padded, chunked=chunked, loose=loose, whole="" if loose else whole)
 
@@ -73,6 +74,8 @@ class Told:
         """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
         if dim.name in self._steps():
             return "a loop decides it"
+        if dim.name in self._counts():
+            return f"it is how often loop {self._counts()[dim.name]!r} runs"
         if dim.born:
             regions = (step for step in self.steps if dim.name in step.dims)
             blocks = [(step.inputs, step.body, self._named(step.outputs)) for step in regions]
@@ -93,16 +96,15 @@ class Told:
     def _named(self, indices: Sequence[int]) -> dict[str, int]:
         return {f"{self.values[index].origin!r}": index for index in indices}
 
-    def _counts(self) -> set[str]:
-        """Names that say how often a loop runs: no chunk of its iterations is a loop by itself."""
-        slices = [
-            self.draft.sources[edge]
+    def _counts(self) -> dict[str, str]:
+        """Dims that say how often a loop runs, with the loop: no chunk of its iterations is a loop by itself."""
+        return {
+            name: loop.name
             for loop in self.graph.loops.values()
             for edge in self.graph.into(NodeKey("enter", loop.name))
-            if edge.target_port in loop.each
-        ]
-        names = {name for spec in slices if isinstance(spec, TensorSpec) for name in dim_names(spec.dims[0])}
-        return names | self._steps()
+            if edge.target_port in loop.each and isinstance(spec := self.draft.sources[edge], TensorSpec)
+            for name in dim_names(spec.dims[0])
+        }
 
     def _steps(self) -> set[str]:
         """Dims that loops decide."""

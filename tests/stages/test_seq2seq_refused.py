@@ -112,7 +112,7 @@ def _borrowed(model: Any) -> None:
 
 
 def _wrapped(model: Any) -> None:
-    model.model.decoder.embed_positions = nn.Sequential(model.model.decoder.embed_positions)
+    model.model.decoder.embed_positions = nn.Sequential(model.model.decoder.embed_positions).eval()
 
 
 def _training(model: Any) -> None:
@@ -137,6 +137,7 @@ def _legacy(model: Any) -> None:
 
 def _quantised(model: Any) -> None:
     torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, inplace=True)
+    model.eval()
 
 
 @pytest.mark.filterwarnings("ignore")  # of quantising

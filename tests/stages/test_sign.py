@@ -100,7 +100,7 @@ class TestSign:
         with plan.load() as session:
             result = session(image=pixels(picture()))
             assert result["translation"] == TRANSLATED
-            assert session(image=torch.zeros(50, 60, 3, dtype=torch.uint8))["words"] == []
+            assert session(image=torch.zeros(200, 400, 3, dtype=torch.uint8))["words"] == []
 
     @pytest.mark.slow
     def test_from_the_command_line(self, tmp_path):
