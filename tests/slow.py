@@ -18,7 +18,7 @@ __all__ = ["LIST", "is_slow", "slow_tests"]
 LIST = Path(__file__).with_name("slow.txt")
 
 #: What a test may cost in a measured run before it is listed; the limit in `conftest.py` leaves room for others.
-LISTED_SECONDS = 1.5
+LISTED_SECONDS = 0.75
 
 
 def slow_tests() -> frozenset[str]:
@@ -33,14 +33,22 @@ def is_slow(test: str, listed: frozenset[str]) -> bool:
 
 
 def add(costs: Path) -> None:
-    """Adds the tests that a measured run found to be slow; a function of whose cases half are slow is listed whole."""
+    """Adds the tests that a measured run found to be slow.
+
+    A function of whose cases half are slow is listed whole, and so is a file of which every function is listed: it is
+    not even imported then.
+    """
     lines = LIST.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in costs.read_text(encoding="utf-8").splitlines()]
     listed = set(slow_tests()) | {test for test, seconds in rows if seconds > LISTED_SECONDS}
     cases: dict[str, set[str]] = {}
+    functions: dict[str, set[str]] = {}
     for test, _ in rows:
-        cases.setdefault(test.partition("[")[0], set()).add(test)
+        function = test.partition("[")[0]
+        cases.setdefault(function, set()).add(test)
+        functions.setdefault(test.partition("::")[0], set()).add(function)
     listed |= {function for function, tests in cases.items() if 2 * len(tests & listed) >= len(tests)}
+    listed |= {file for file, names in functions.items() if names <= listed}
     within = {
         test for test in listed if {test.partition("[")[0], test.partition("::")[0]} & (listed - {test})
     }
