@@ -75,7 +75,7 @@ def loaded(trial: Trial) -> Iterator[Session]:
 
 
 @given(trials())
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(40))
 def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
     with loaded(trial) as session:
         with recording() as record:
@@ -97,7 +97,7 @@ def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
 
 
 @given(trials(neuron=True))
-@settings(max_examples=examples(30))
+@settings(max_examples=examples(12))
 def test_the_emulated_device_loops_as_python_does(trial: Trial):
     with loaded(trial) as session:
         inputs = run(trial.case, session, trial.first, 1)
@@ -112,7 +112,7 @@ def test_the_emulated_device_loops_as_python_does(trial: Trial):
 
 
 @given(trials(fails=True), st.integers(0, 10))
-@settings(max_examples=examples(30))
+@settings(max_examples=examples(12))
 def test_a_stage_that_fails_in_a_loop_leaks_nothing(trial: Trial, number: int):
     case = trial.case
     failing = case.fails[number % len(case.fails)]
@@ -136,7 +136,7 @@ def test_a_stage_that_fails_in_a_loop_leaks_nothing(trial: Trial, number: int):
 
 
 @given(st.booleans().flatmap(lambda neuron: trials(neuron=neuron)))
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(8))
 def test_streamed_requests_keep_their_loops_apart(trial: Trial):
     asked = enumerate((trial.first, trial.second, trial.first))
     inputs = [trial.case.inputs(sizes, seed) for seed, sizes in asked]

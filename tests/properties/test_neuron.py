@@ -78,7 +78,7 @@ def run(case: Case, session: Any, sizes: dict[str, int], seed: int) -> dict[str,
 
 
 @given(trials())
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(20))
 def test_a_graph_gives_what_its_modules_give_by_hand(trial: Trial):
     case, plan = trial.case, trial.plan
     again = case.pipeline.bind(Plan.from_json(plan.to_json()))
@@ -100,7 +100,7 @@ def test_a_graph_gives_what_its_modules_give_by_hand(trial: Trial):
 
 
 @given(trials(), st.integers(0, 4))
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(8))
 def test_kept_outputs_outlive_later_requests(trial: Trial, number: int):
     case, plan = trial.case, trial.plan
     name = plan.outputs[number % len(plan.outputs)][0]
@@ -116,7 +116,7 @@ def test_kept_outputs_outlive_later_requests(trial: Trial, number: int):
 
 
 @given(trials())
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(6))
 def test_streamed_requests_do_not_overwrite_one_another(trial: Trial):
     case, plan = trial.case, trial.plan
     requests_ = [

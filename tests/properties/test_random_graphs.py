@@ -58,7 +58,7 @@ def check_counts(
 
 
 @given(trials())
-@settings(max_examples=examples(250))
+@settings(max_examples=examples(120))
 def test_a_graph_gives_what_its_modules_give_by_hand(trial: Trial):
     case, plan = trial.case, trial.plan
     with plan.load() as session:
@@ -78,7 +78,7 @@ def test_a_graph_gives_what_its_modules_give_by_hand(trial: Trial):
 
 
 @given(trials())
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(40))
 def test_a_plan_survives_json(trial: Trial):
     case, plan = trial.case, trial.plan
     again = Plan.from_json(plan.to_json())
@@ -90,7 +90,7 @@ def test_a_plan_survives_json(trial: Trial):
 
 
 @given(trials(fails=True), st.integers(0, 10))
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(40))
 def test_a_failing_stage_leaks_nothing_and_harms_no_later_request(trial: Trial, number: int):
     case, plan = trial.case, trial.plan
     failing = case.fails[number % len(case.fails)]
@@ -116,7 +116,7 @@ def test_a_failing_stage_leaks_nothing_and_harms_no_later_request(trial: Trial, 
 
 
 @given(trials(), st.sets(st.integers(0, 4), min_size=1))
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(40))
 def test_kept_outputs_are_the_same_and_stay_until_close(trial: Trial, chosen: set[int]):
     case, plan = trial.case, trial.plan
     keep = sorted({plan.outputs[number % len(plan.outputs)][0] for number in chosen})

@@ -143,7 +143,7 @@ def test_options_together_are_what_they_are_in_generate(name: str, options: dict
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     options=st.fixed_dictionaries(
         {},
