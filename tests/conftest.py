@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def processor_seconds() -> float:
     """Processor time of this process and of the children it waited for."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C interrupt: a shell starts what runs in its background with that signal ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
