@@ -125,10 +125,23 @@ class _Region:
         if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
             zero = next(dim.name for dim in self.dims if not whole.real[dim.name])
             raise self._lacks(value, zero, "has no items")
+        undecided = next((name for name in value.spec.names if name not in whole.sizes(value)), None)
+        if undecided is not None:
+            raise self._undecided(value, undecided)
         shape = value.spec.shape(whole.sizes(value))
         if value.memory == HOST:
             return torch.empty(shape, dtype=value.spec.dtype, device="cpu")
         return self.programs.backend_of(value.memory).empty(shape, value.spec.dtype)
+
+    def _undecided(self, value: PlannedValue, name: str) -> StageError:
+        names = " and ".join(repr(dim.name) for dim in self.dims)
+        return StageError(
+            f"Dim {names} has no items in this request, so nothing decides the size of {name!r} in {value.origin!r}: "
+            f"the loop that would do it does not run. Decide it before {names} is born, or have a host stage give at "
+            f"least one item.",
+            port=value.origin,
+            dim=name,
+        )
 
     def _lacks(self, value: PlannedValue, name: str, what: str) -> StageError:
         return StageError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator import Dim, Pipeline, Plan, TensorSpec
+from orchestrator import Dim, Pipeline, Plan, StageError, TensorSpec
 
 ITEMS = Dim("items", buckets=(1, 2), batch=True)
 
@@ -20,17 +21,21 @@ def found(numbers: Tensor) -> Tensor:
     return numbers[numbers > 0]
 
 
-def halving() -> Pipeline:
+def halving(collect: tuple[str, ...] = (), doubled: bool = False) -> Pipeline:
     body = Pipeline("body")
     made = body.add("halve", Halve())(body.input("x", TensorSpec((ITEMS,))))
     body.output("x", made["x"])
     body.output("done", made["done"])
+    if doubled:
+        body.output("same", body.input("twice", TensorSpec((ITEMS,))))
     pipeline = Pipeline("halving")
     numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
     items = pipeline.add(
         "found", found, device="host", outputs={"items": TensorSpec((ITEMS,), pad="repeat_first")}
     )(numbers)
-    pipeline.output("x", pipeline.loop("halve", body, carry={"x": items}, until="done", max_steps=9))
+    inputs = {"twice": pipeline.add("double", lambda x: x * 2)(items)} if doubled else {}
+    options = {"inputs": inputs, "until": "done", "max_steps": 9, "collect": collect}
+    pipeline.output("x", pipeline.loop("halve", body, carry={"x": items}, **options))
     return pipeline
 
 
@@ -56,3 +61,16 @@ def test_a_plan_with_such_a_loop_is_bound_again():
     plan = pipeline.plan(device="cpu")
     with pipeline.bind(Plan.from_json(plan.to_json())).load() as session:
         assert session(numbers=torch.tensor([3.0]))["x"].tolist() == [0.75]
+
+
+def test_what_a_loop_without_items_would_decide_is_not_known():
+    with halving(("x",)).plan(device="cpu").load() as session:
+        with pytest.raises(StageError, match=r"no items .*nothing decides the size of 'steps of halve'"):
+            session(numbers=torch.tensor([-1.0]))
+        assert session(numbers=torch.tensor([3.0]))["x"].tolist() == [[1.5], [0.75]]
+
+
+def test_a_body_may_collect_what_was_made_beside_its_loop():
+    """Kind: the planner looked without end for a value of the region that the body only hands on."""
+    with halving(("same",), doubled=True).plan(device="cpu").load() as session:
+        assert session(numbers=torch.tensor([3.0, -1.0]))["x"].tolist() == [[6.0], [6.0]]

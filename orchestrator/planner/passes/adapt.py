@@ -134,9 +134,12 @@ class _Scheduler:
         return self._root(root, PlannedValue(origin, spec, end.memory, end.real or settled))
 
     def _results(self, node: NodeKey) -> None:
-        """Brings home what leaves the pipeline, or its loop, from a call or a loop."""
+        """Brings home what leaves the pipeline, or the loop that a call or a loop is in.
+
+        What is made outside of a loop and handed on by its body is brought home with the loop's other ends.
+        """
         for edge in self.graph.out_of(node):
-            if edge.target.kind in ("output", "leave"):
+            if edge.target.kind == "output" or edge.target == NodeKey("leave", self.graph.scope(node)):
                 self._realise(edge)
 
     def _region(self, region: Region, unit: tuple[NodeKey, ...]) -> None:
@@ -276,6 +279,7 @@ class _Scheduler:
         """Follows a way from the furthest point on it that exists already."""
         end = len(way)
         while (index := self._find(root, way[:end], frame)) is None:
+            assert end, f"nothing made {root} before it is read"
             end -= 1
         for stop in range(end + 1, len(way) + 1):
             index = self._adapt(index, way[stop - 1], frame)

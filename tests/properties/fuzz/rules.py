@@ -24,7 +24,8 @@ RULES = {
     # promised for the input's numbers, and on the device the stage would have seen what other stages made of them.
     "a value at its own size must grow again": r"at its own size and has to grow to a bucket again",
     # Stages of a born dim run for each chunk of it, none for no items: what they give without the dim is not one value.
-    "a born dim in chunks, or without items": r"(has no items|runs in chunks) in this request, but .* without that dim",
+    "a born dim in chunks, or without items": r"(has no items|runs in chunks) in this request, but .* without that dim"
+    r"|has no items in this request, so nothing decides",
     # Another reader of the value, or the caller, would see it.
     "a stage writes into what it is given": r"(wrote|writes) into its input",
     "the device does not compute with a dtype": r"a Neuron program does not compute with ",
