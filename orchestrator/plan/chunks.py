@@ -96,7 +96,8 @@ def cut(dim: DimPlan, real: Mapping[str, int], run: Run) -> Iterator[Run]:
     """
     name, start = dim.name, 0
     size = real[name]
-    for part, bucket in [(size, size)] if dim.unbounded else chunk_sizes(size, dim.buckets):
+    whole = [(size, size)] if size else []
+    for part, bucket in whole if dim.unbounded else chunk_sizes(size, dim.buckets):
         yield Run(
             {**run.real, name: part}, {**run.bucket, name: bucket}, {**run.start, name: start}, run.record
         )

@@ -74,3 +74,24 @@ def test_a_body_may_collect_what_was_made_beside_its_loop():
     """Kind: the planner looked without end for a value of the region that the body only hands on."""
     with halving(("same",), doubled=True).plan(device="cpu").load() as session:
         assert session(numbers=torch.tensor([3.0, -1.0]))["x"].tolist() == [[6.0], [6.0]]
+
+
+def test_items_of_any_number_are_counted_as_they_ran():
+    """Kind: a region of no items runs not at all, whether its dim has buckets or none."""
+    body = Pipeline("body")
+    count = body.add("count", lambda k: {"k": k + 1, "done": k > 1}, outputs=("k", "done"))
+    ended = count(body.input("k", TensorSpec((1,))))
+    body.output("k", ended["k"])
+    body.output("done", ended["done"])
+    body.output("x", body.input("x", TensorSpec((ITEMS,))))
+    pipeline = Pipeline("handing")
+    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    items = pipeline.add("found", found, device="host", outputs={"items": TensorSpec((ITEMS,))})(numbers)
+    carry = {"x": items, "k": torch.zeros(1)}
+    pipeline.output("x", pipeline.loop("count", body, carry=carry, until="done", max_steps=4)["x"])
+    with pipeline.plan(device="cpu").load() as session:
+        for given, ran in ([[-1.0], 1], [[2.0], 1 + 3], [[2.0, 3.0, 4.0], 1 + 3], [[-1.0], 1]):
+            before = session.stats["dispatches"]
+            result = session(numbers=torch.tensor(given))["x"]
+            assert result.tolist() == [number for number in given if number > 0]
+            assert session.stats["dispatches"] - before == ran
