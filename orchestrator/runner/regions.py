@@ -14,7 +14,7 @@ from orchestrator.plan.model import HOST, PlannedValue, Step
 from orchestrator.plan.record import RunRecord
 from orchestrator.runner.pieces import Held
 from orchestrator.runner.programs import Programs
-from orchestrator.specs import TensorSpec, plain_dims
+from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims
 
 __all__ = ["make_region"]
 
@@ -125,10 +125,13 @@ class _Region:
         if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
             zero = next(dim.name for dim in self.dims if not whole.real[dim.name])
             raise self._lacks(value, zero, "has no items")
-        undecided = next((name for name in value.spec.names if name not in whole.sizes(value)), None)
-        if undecided is not None:
-            raise self._undecided(value, undecided)
-        shape = value.spec.shape(whole.sizes(value))
+        sizes = whole.sizes(value)
+        for dim in plain_dims(value.spec.dims):
+            if not set(dim_names(dim)) <= set(sizes) or (
+                isinstance(dim, Derived) and not dim.is_proven(sizes)
+            ):
+                raise self._undecided(value, dim.text if isinstance(dim, Derived) else str(dim))
+        shape = value.spec.shape(sizes)
         if value.memory == HOST:
             return torch.empty(shape, dtype=value.spec.dtype, device="cpu")
         return self.programs.backend_of(value.memory).empty(shape, value.spec.dtype)
@@ -137,8 +140,8 @@ class _Region:
         names = " and ".join(repr(dim.name) for dim in self.dims)
         return StageError(
             f"Dim {names} has no items in this request, so nothing decides the size of {name!r} in {value.origin!r}: "
-            f"the loop that would do it does not run. Decide it before {names} is born, or have a host stage give at "
-            f"least one item.",
+            f"the stage or loop that would do it does not run. Decide it before {names} is born, or have a host stage "
+            f"give at least one item.",
             port=value.origin,
             dim=name,
         )

@@ -95,3 +95,17 @@ def test_items_of_any_number_are_counted_as_they_ran():
             result = session(numbers=torch.tensor(given))["x"]
             assert result.tolist() == [number for number in given if number > 0]
             assert session.stats["dispatches"] - before == ran
+
+
+def test_a_size_derived_from_no_items_is_not_known():
+    pipeline = Pipeline("longer")
+    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    items = pipeline.add(
+        "found", found, device="host", outputs={"items": TensorSpec((Dim("items", (1, 2)),))}
+    )(numbers)
+    longer = pipeline.add("longer", lambda x: torch.cat([x, x[:1]]))(items)
+    pipeline.output("y", longer)
+    with pipeline.plan(device="cpu").load() as session:
+        with pytest.raises(StageError, match=r"no items .*nothing decides the size of 'items ?\+ ?1'"):
+            session(numbers=torch.tensor([-1.0]))
+        assert session(numbers=torch.tensor([3.0, 4.0]))["y"].tolist() == [3.0, 4.0, 3.0]
