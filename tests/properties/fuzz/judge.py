@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from orchestrator import Dim, Pipeline, Plan, Residency
-from orchestrator.errors import GraphError, InputError, OrchestratorError, PlanError, StageError
+from orchestrator.errors import CompileError, GraphError, InputError, OrchestratorError, PlanError, StageError
 from orchestrator.testing import recording
 from tests.planner.devices import ranked
 from tests.properties.fuzz import hosts, zoo
@@ -113,7 +113,7 @@ def _run(recipe: Recipe, report: Report, space: dict[str, Any], requests: Any, e
             assert again == plan, "a plan differs after JSON"
             plan = pipeline.bind(again)
         session = plan.load()
-    except (GraphError, PlanError) as error:
+    except (CompileError, GraphError, PlanError) as error:
         _refused(report, error, len(requests), "the plan")
         return
     except Exception as error:

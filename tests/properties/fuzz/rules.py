@@ -9,7 +9,7 @@ __all__ = ["CRASH", "rule_of"]
 #: The product's own fault in the dress of a refusal: by hand no stage raises.
 CRASH = re.compile(
     r"A request of .* failed: |Plan the pipeline again instead of editing the plan|"
-    r"^StageError: (Stage|The loop of|The map of) .* raised "
+    r"^StageError: (Stage|The loop of|The map of|The region of) .* raised "
 )
 
 RULES = {
@@ -28,6 +28,9 @@ RULES = {
     r"|has no items in this request, so nothing decides",
     # Another reader of the value, or the caller, would see it.
     "a stage writes into what it is given": r"(wrote|writes) into its input",
+    # A program is chosen by the shapes of its inputs alone, and how long a loop runs is no size of a request.
+    "two programs of a stage take equal shapes": r"take inputs of the same shapes",
+    "a branch gives what a loop in it sizes": r"A branch gives one form, but .*steps of ",
     "the device does not compute with a dtype": r"a Neuron program does not compute with ",
 }
 
