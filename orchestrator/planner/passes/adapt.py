@@ -134,10 +134,7 @@ class _Scheduler:
         return self._root(root, PlannedValue(origin, spec, end.memory, end.real or settled))
 
     def _results(self, node: NodeKey) -> None:
-        """Brings home what leaves the pipeline, or the loop that a call or a loop is in.
-
-        What is made outside of a loop and handed on by its body is brought home with the loop's other ends.
-        """
+        """Brings home what leaves the pipeline, or the loop around a call or loop; not a loop beside it."""
         for edge in self.graph.out_of(node):
             if edge.target.kind == "output" or edge.target == NodeKey("leave", self.graph.scope(node)):
                 self._realise(edge)
