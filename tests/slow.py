@@ -9,6 +9,7 @@ A line is the id of a test, of a function, or a file, which stands for all in it
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ LIST = Path(__file__).with_name("slow.txt")
 LISTED_SECONDS = 0.75
 
 
+@functools.cache
 def slow_tests() -> frozenset[str]:
     """The ids in the list."""
     lines = LIST.read_text(encoding="utf-8").splitlines()

@@ -109,6 +109,7 @@ def split(plan: Plan, cut: frozenset[str]) -> Parts:
         index: frozenset(spec.names) & cut if isinstance(spec, TensorSpec) else frozenset()
         for index, (_, spec) in enumerate(plan.inputs)
     }
+    # Steps that read what the same cut dims reach are one group; what one gives is reached by all of these dims.
     groups: dict[frozenset[str], list[Step]] = {}
     for step in plan.steps:
         dims = frozenset[str]().union(*(reach.get(index, frozenset()) for index in step.inputs))
@@ -117,12 +118,14 @@ def split(plan: Plan, cut: frozenset[str]) -> Parts:
     aliases = {step.outputs[0]: step for step in plan.steps if place_of(step) == "consumer"}
     for steps in groups.values():
         _name_again(steps, aliases)
+    # From here on a group reads nothing that is no input, its own, or given by a group of fewer dims.
     made = {dims: {index for step in steps for index in step.outputs} for dims, steps in groups.items()}
     outside = {
         dims: {index for step in steps for index in step.inputs if index in reach} - made[dims]
         for dims, steps in groups.items()
     }
     wanted = {index for _, index in plan.outputs}.union(*outside.values())
+    # What another group reads is kept, as a copy where a later run would overwrite it.
     values = list(plan.values)
     parts = []
     for dims in sorted(groups, key=len):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from orchestrator.adapter import Adapter
 from orchestrator.graph import Edge, NodeKey
@@ -57,7 +58,7 @@ class Told:
             whole = "" if dim.name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"
             return replace(dim, padded=padded, chunked=not whole, whole=whole)
         whole = self._obstacle(dim)
-        countless = dim.name not in self._counts() and dim.name not in self._steps()
+        countless = dim.name not in self._counts and dim.name not in self._steps
         loose = not dim.any and countless and self._is_loose(dim)
         chunked = dim.batch and not dim.unbounded and not loose and not whole
         return replace(dim, padded=padded, chunked=chunked, loose=loose, whole="" if loose else whole)
@@ -72,10 +73,10 @@ class Told:
 
     def _obstacle(self, dim: DimPlan) -> str:
         """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
-        if dim.name in self._steps():
+        if dim.name in self._steps:
             return "a loop decides it"
-        if dim.name in self._counts():
-            return f"it is how often loop {self._counts()[dim.name]!r} runs"
+        if dim.name in self._counts:
+            return f"it is how often loop {self._counts[dim.name]!r} runs"
         if dim.born:
             regions = (step for step in self.steps if dim.name in step.dims)
             blocks = [(step.inputs, step.body, self._named(step.outputs)) for step in regions]
@@ -96,6 +97,7 @@ class Told:
     def _named(self, indices: Sequence[int]) -> dict[str, int]:
         return {f"{self.values[index].origin!r}": index for index in indices}
 
+    @cached_property
     def _counts(self) -> dict[str, str]:
         """Dims that say how often a loop runs, with the loop: no chunk of its iterations is a loop by itself."""
         return {
@@ -106,6 +108,7 @@ class Told:
             for name in dim_names(spec.dims[0])
         }
 
+    @cached_property
     def _steps(self) -> set[str]:
         """Dims that loops decide."""
         return {steps_dim(name) for name in self.graph.loops}

@@ -111,6 +111,7 @@ class Sampler:
             DataDependentError: It looks at the content of tensors.
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
+        # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
         samples: list[Sampled] = []
         for at in combinations(self.names, self.buckets):
             try:
@@ -121,6 +122,7 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         largest = samples[-1]
         base, _ = largest
+        # At sizes that are no buckets it may refuse: then no request of that size comes to it.
         varied = set()
         for name in self.names:
             trials = list(self._sweep(base, name)) if name in padded else []
@@ -130,6 +132,7 @@ class Sampler:
             if trials or len(self.buckets[name]) > 1:
                 varied.add(name)
         samples += self._joint(base, [name for name in self.names if name in padded])
+        # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
         if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
             samples += [self._second(base, name) for name in self.names if name not in varied]
         return samples
