@@ -122,7 +122,7 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         largest = samples[-1]
         base, _ = largest
-        # At sizes that are no buckets it may refuse: then no request of that size comes to it.
+        # At sizes that are no buckets it may refuse: those give no sample.
         varied = set()
         for name in self.names:
             trials = list(self._sweep(base, name)) if name in padded else []
