@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from collections import Counter, defaultdict
@@ -41,15 +42,31 @@ LONG_FUNCTION_LINES = 15
 
 #: Past participles that do not end in `ed` and are no other word as well.
 IRREGULAR = frozenset(
-    "asked begun born bought broken brought built caught chosen done drawn driven eaten fallen fed flown forbidden "
-    "forgotten found frozen given gone grown heard held hidden kept known laid led lent lost made meant met overwritten "
-    "paid proven said seen sent shaken shown sold spent spoken stolen stuck sunk swept taken taught thrown told torn "
-    "understood undone withdrawn woken won worn written".split()
+    re.findall(
+        r"\w+",
+        """asked begun born bought broken brought built caught chosen done drawn driven eaten fallen fed flown forbidden
+        forgotten found given gone grown heard held hidden kept known laid led lent lost made meant met overwritten
+        paid proven said seen sent shaken shown sold spent spoken stolen stuck sunk swept taken taught thrown told torn
+        understood undone withdrawn woken won worn written""",
+    )
 )
 
 #: Words that end in `ed` and are no participles, and names that Python and torch gave.
 NOT_PARTICIPLES = frozenset(
-    "bed embed feed need red seed speed weed reversed sorted searchsorted frozen is_sorted closed cached".split()
+    [
+        "bed",
+        "cached",
+        "closed",
+        "embed",
+        "feed",
+        "frozen",
+        "need",
+        "red",
+        "reversed",
+        "searchsorted",
+        "seed",
+        "sorted",
+    ]
 )
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -188,4 +205,5 @@ def _report(folders: Sequence[Path], *, details: bool) -> Iterator[str]:
 
 if __name__ == "__main__":
     chosen_folders = [Path(argument).resolve() for argument in sys.argv[1:]]
-    print("\n".join(_report(chosen_folders or PACKAGES, details=bool(chosen_folders))))
+    for line in _report(chosen_folders or PACKAGES, details=bool(chosen_folders)):
+        sys.stdout.write(f"{line}\n")
