@@ -1,4 +1,6 @@
-"""Ready stages and pipelines for Stage Orchestrator, one module or package for each family.
+"""Ready stages and pipelines for Stage Orchestrator.
+
+In ``demos`` lies one module or package for each ready pipeline:
 
     vision-text   an image encoder feeds a fusion model: the smallest pipeline worth planning
     model5        five models that show fan-out, fan-in and inputs from the host
@@ -10,12 +12,12 @@
     sign          a photo of a sign in, what it says in another language out
 
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
-neither torch nor the families.
+neither torch nor the pipelines.
+
+In ``diffusion`` and ``seq2seq`` lie the importers, which are imported when they are first used:
 
     from_diffusers      a loaded text-to-image pipeline of diffusers as a pipeline of stages
     from_transformers   a loaded encoder-decoder model of transformers as a pipeline of stages
-
-are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -96,11 +98,11 @@ def __getattr__(name: str) -> object:
 def orchestrator_register_stages(registry: StageRegistry) -> None:
     """Names the stages."""
     for name, (path, summary) in STAGES.items():
-        registry.add(name, f"{__name__}.{path}", summary=summary)
+        registry.add(name, f"{__name__}.demos.{path}", summary=summary)
 
 
 @hookimpl
 def orchestrator_register_pipelines(registry: PipelineRegistry) -> None:
     """Names the pipelines."""
     for name, (path, summary) in PIPELINES.items():
-        registry.add(name, f"{__name__}.{path}", summary=summary)
+        registry.add(name, f"{__name__}.demos.{path}", summary=summary)

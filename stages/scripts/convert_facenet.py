@@ -4,7 +4,7 @@
     python stages/scripts/convert_facenet.py build/facenet_pytorch-2.6.0-py3-none-any.whl
 
 The wheel is only read, never installed: it pins old versions of torch and numpy. Its three state dicts are
-checked against known checksums, renamed to the names of ``orchestrator_stages.faces.nets``, and written as
+checked against known checksums, renamed to the names of ``orchestrator_stages.demos.faces.nets``, and written as
 safetensors beside a ``NOTICE`` (the MIT licence they come under) and a ``SHA256SUMS``. Running it again
 gives the same bytes.
 
@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from orchestrator_stages.faces.nets import ONet, PNet, RNet
-from orchestrator_stages.faces.trained import FOLDER
+from orchestrator_stages.demos.faces.nets import ONet, PNet, RNet
+from orchestrator_stages.demos.faces.trained import FOLDER
 
 SOURCE = "facenet_pytorch/data/{}.pt"
 LICENCE = "facenet_pytorch-2.6.0.dist-info/LICENSE.md"

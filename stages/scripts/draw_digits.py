@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from orchestrator.pipeline import stage_overrides
-from orchestrator_stages.digits.pipeline import digits
-from orchestrator_stages.digits.words import NUMBERS
+from orchestrator_stages.demos.digits.pipeline import digits
+from orchestrator_stages.demos.digits.words import NUMBERS
 
 ROWS = ("{}", "a thin {}", "a bold {}", "a {} leaning left", "the bold digit {} leaning right")
 SHOWN = ("the bold digit 7 leaning right", "a thin 3", "a bold 8 leaning left")

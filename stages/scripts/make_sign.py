@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from orchestrator_stages.sign import sign
+from orchestrator_stages.demos.sign import sign
 
 DOCS = Path(__file__).parents[2] / "docs"
 LINES = ("Please close the window", "before you leave the room")

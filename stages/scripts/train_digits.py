@@ -31,7 +31,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator_stages.digits.nets import (
+from orchestrator_stages.demos.digits.nets import (
     LATENT,
     SIDE,
     Decoder,
@@ -40,9 +40,9 @@ from orchestrator_stages.digits.nets import (
     TextEncoder,
     activated_convolution,
 )
-from orchestrator_stages.digits.noise import SCHEDULE
-from orchestrator_stages.digits.trained import FOLDER
-from orchestrator_stages.digits.words import NUMBERS, encode
+from orchestrator_stages.demos.digits.noise import SCHEDULE
+from orchestrator_stages.demos.digits.trained import FOLDER
+from orchestrator_stages.demos.digits.words import NUMBERS, encode
 
 NOTICE = """\
 text.safetensors, denoiser.safetensors and decoder.safetensors were trained by stages/scripts/train_digits.py of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.model5 import AUX1, AUX2, X, model5, models
+from orchestrator_stages.demos.model5 import AUX1, AUX2, X, model5, models
 from tests.bench.measure import Effort, Row, compare
 
 LIMIT = 1.05

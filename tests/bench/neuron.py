@@ -21,8 +21,8 @@ from orchestrator import Pipeline, Plan, Residency, TensorSpec
 from orchestrator.plan.text import least_copies
 from orchestrator.runner.build import WORKERS
 from orchestrator_neuron.emulated.backend import EmulatedBackend
-from orchestrator_stages.model5 import model5
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.model5 import model5
+from orchestrator_stages.demos.vision_text import vision_text
 from tests.bench.measure import Effort, Row
 from tests.neuron.on_nxdi.chains import LARGE, chain
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 from orchestrator.cli.io import read_input
 from orchestrator.cli.report import JobError, UsageError
 from orchestrator.specs import Dim, TensorSpec
-from orchestrator_stages.speech.recording import Recording, resampled
+from orchestrator_stages.demos.speech.recording import Recording, resampled
 
 GIB = 1 << 30
 PHOTO = TensorSpec((Dim("h", any=True), Dim("w", any=True), 3), torch.uint8)

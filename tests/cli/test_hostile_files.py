@@ -24,7 +24,7 @@ from PIL import Image
 from orchestrator.cli.io import read_input
 from orchestrator.cli.report import JobError, UsageError
 from orchestrator.specs import TensorSpec
-from orchestrator_stages.speech.recording import Recording
+from orchestrator_stages.demos.speech.recording import Recording
 from tests.cli.conftest import Shell
 from tests.cli.hostile import FILES, PHOTO, SOUND, VECTOR, npy, read, wav
 

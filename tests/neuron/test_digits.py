@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator_stages.digits.pipeline import digits
-from tests.stages.painting import Painting
+from orchestrator_stages.demos.digits.pipeline import digits
+from tests.stages.demos.painting import Painting
 
 DEVICE = "neuron-emulated"
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")

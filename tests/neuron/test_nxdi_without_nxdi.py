@@ -25,7 +25,7 @@ from orchestrator_neuron.nxdi.backend import NxdiBackend
 from orchestrator_neuron.nxdi.calls import ProgramCall
 from orchestrator_neuron.nxdi.forms import check_routes, examples, tag_of, versions_of
 from orchestrator_neuron.options import Settings
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.vision_text import vision_text
 
 absent = pytest.mark.skipif(
     importlib.util.find_spec("neuronx_distributed_inference") is not None, reason="NxD Inference is installed"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from orchestrator import Pipeline
-from orchestrator_stages.faces.pipeline import faces
-from orchestrator_stages.model5 import model5
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.faces.pipeline import faces
+from orchestrator_stages.demos.model5 import model5
+from orchestrator_stages.demos.vision_text import vision_text
 
 DEVICE = "neuron-emulated"
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
-from orchestrator_stages.vision_text import vision_text as shipped
+from orchestrator_stages.demos.vision_text import vision_text as shipped
 from tests.bodies import asked, mapped
 from tests.kit import Double, host, linear, new, spec
 from tests.planner.devices import on, ranked

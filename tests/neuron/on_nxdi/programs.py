@@ -12,7 +12,7 @@ from orchestrator import TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator_neuron.ranked import is_ranked
-from orchestrator_stages.vision_text import FusionStage, VisionStage
+from orchestrator_stages.demos.vision_text import FusionStage, VisionStage
 
 IMAGE, TEXT = (3, 224, 224), 256
 

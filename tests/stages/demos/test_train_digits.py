@@ -1,0 +1,82 @@
+"""The training script, for a few steps: what it says of the data, and the same bytes again."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator_stages.demos.digits.nets import Decoder, Denoiser, TextEncoder
+from orchestrator_stages.demos.digits.words import NUMBERS, encode
+
+pytest.importorskip("sklearn")
+SCRIPT = Path(__file__).parents[3] / "stages" / "scripts" / "train_digits.py"
+NETS = {"text": TextEncoder, "denoiser": Denoiser, "decoder": Decoder}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_digits", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_digits"] = module  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(script, tmp_path, monkeypatch) -> Callable[[str], dict[str, bytes]]:
+    def run(name: str) -> dict[str, bytes]:
+        words = [
+            "train_digits.py",
+            "--out",
+            str(tmp_path / name),
+            "--autoencoder-steps=4",
+            "--denoiser-steps=4",
+        ]
+        monkeypatch.setattr(sys, "argv", words)
+        threads = torch.get_num_threads()
+        with torch.random.fork_rng(devices=[]):
+            script.main()
+        torch.set_num_threads(threads)
+        return {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+
+    return run
+
+
+def test_training_twice_gives_the_same_bytes(train, tmp_path):
+    first = train("first")
+    assert first == train("second")
+    assert first.keys() == {"NOTICE", "SHA256SUMS", *(f"{name}.safetensors" for name in NETS)}
+    for name, net in NETS.items():
+        net().load_state_dict(load_file(tmp_path / "first" / f"{name}.safetensors"))
+
+
+def test_captions_say_what_is_true_in_words_that_are_known(script):
+    digits, chance = script.read_digits(), random.Random(0)
+    for index in range(200):
+        words = script.caption(digits, index, chance).split()
+        encode(" ".join(words))
+        assert set(words) & set(NUMBERS) == {NUMBERS[digits.labels[index]]}
+        for word, thirds, third in (
+            ("thin", digits.inks, 0),
+            ("bold", digits.inks, 2),
+            ("left", digits.slants, 0),
+            ("right", digits.slants, 2),
+        ):
+            assert word not in words or thirds[index] == third
+
+
+def test_a_stroke_that_leans_right_has_a_slant(script):
+    picture = torch.eye(8).flip(1)[None, None]
+    assert script.measure_slant(picture).item() == pytest.approx(1.0)
+    assert script.measure_slant(picture.flip(3)).item() == pytest.approx(-1.0)
+    assert script.measure_slant(picture.flip(2)).item() == pytest.approx(-1.0)
