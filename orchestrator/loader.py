@@ -15,10 +15,10 @@ from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
-from orchestrator.planner.refuse import check_mode
+from orchestrator.planner.infer.checks import check_mode
 from orchestrator.plugin import PluginManager
 from orchestrator.runner.interrupts import HeldSignals
-from orchestrator.runner.programs import compile_stages, load_programs
+from orchestrator.runner.load.load import compile_stages, load_programs
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore

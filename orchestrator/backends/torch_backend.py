@@ -16,9 +16,10 @@ from orchestrator.adapter import Adapter, apply, part_of
 from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import CompileError
+from orchestrator.fingerprint import fingerprint
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.store import ArtifactStore, content_key, fingerprint
+from orchestrator.store import ArtifactStore, content_key
 
 __all__ = ["TorchBackend"]
 

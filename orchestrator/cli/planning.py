@@ -110,7 +110,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_bytes(size: str) -> None:
-    from orchestrator.planner.passes.memory import parse_bytes
+    from orchestrator.planner.memory import parse_bytes
 
     try:
         parse_bytes(size)

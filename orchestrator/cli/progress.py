@@ -68,7 +68,7 @@ class Meter:
 
 def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
     """The stage calls of steps, those of all iterations too."""
-    from orchestrator.plan.repeats import repeats
+    from orchestrator.plan.iterations import repeats
 
     total = 0
     for step in steps:

@@ -16,12 +16,12 @@ from typing import Any
 
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.chunks import Run, bucket_for, misfit, ways_out
+from orchestrator.plan.iterations import region_parts, repeats
 from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.parts import Parts, split
-from orchestrator.plan.peaks import ChunkPeaks, Peaks
+from orchestrator.plan.peak_memory import ChunkPeaks, Peaks
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.record import RunRecord
-from orchestrator.plan.repeats import region_parts, repeats
 from orchestrator.specs import StepsDim, TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "cut_dims", "request_sizes", "summarise"]

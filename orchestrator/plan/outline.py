@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.count import Counter
+from orchestrator.plan.iterations import repeats
 from orchestrator.plan.model import Plan, PlannedEdge
-from orchestrator.plan.repeats import repeats
 from orchestrator.plan.steps import PlannedLoop, Step, walk
 from orchestrator.specs import TensorSpec
 

@@ -11,7 +11,7 @@ verify     the finished plan, proven again by an independent checker
 """
 
 from orchestrator.planner.bind import bind_plan
-from orchestrator.planner.draft import Request
+from orchestrator.planner.context import Request
 from orchestrator.planner.planner import make_plan
 
 __all__ = ["Request", "bind_plan", "make_plan"]

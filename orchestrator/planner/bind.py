@@ -14,11 +14,11 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop
 from orchestrator.plan.steps import walk
-from orchestrator.planner.draft import Draft, Request
-from orchestrator.planner.passes.memory import check_budget
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.context import Draft, Request
+from orchestrator.planner.hazards.programs import equal_constants
+from orchestrator.planner.memory import check_budget
 from orchestrator.planner.planner import run_passes
-from orchestrator.planner.programs import equal_constants
+from orchestrator.planner.verify.steps import verify
 
 __all__ = ["bind_plan"]
 

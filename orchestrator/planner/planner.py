@@ -8,18 +8,18 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan, PlannedGroup, Step
 from orchestrator.plan.steps import walk
-from orchestrator.planner.draft import Draft, Request
-from orchestrator.planner.padding import padding_notes
-from orchestrator.planner.passes.adapt import adapt
-from orchestrator.planner.passes.bucket import ANY_SIZES, bucket
-from orchestrator.planner.passes.fold import fold
-from orchestrator.planner.passes.hazard import solve_hazards
-from orchestrator.planner.passes.infer import infer
-from orchestrator.planner.passes.liveness import free_values
-from orchestrator.planner.passes.memory import weigh
-from orchestrator.planner.passes.place import place
-from orchestrator.planner.passes.residency import decide_residency
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.bucket import ANY_SIZES, bucket
+from orchestrator.planner.context import Draft, Request
+from orchestrator.planner.fuse import fold
+from orchestrator.planner.hazards.hazards import solve_hazards
+from orchestrator.planner.infer.infer import infer
+from orchestrator.planner.liveness import free_values
+from orchestrator.planner.memory import weigh
+from orchestrator.planner.place import place
+from orchestrator.planner.residency import decide_residency
+from orchestrator.planner.schedule.padding import padding_notes
+from orchestrator.planner.schedule.schedule import adapt
+from orchestrator.planner.verify.steps import verify
 from orchestrator.specs import show_spec
 
 __all__ = ["make_plan", "run_passes"]

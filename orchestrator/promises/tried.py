@@ -10,7 +10,7 @@ import torch
 from orchestrator.errors import StageError
 from orchestrator.graph import Edge, Graph, Loop
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
-from orchestrator.planner.padding import counting_dims
+from orchestrator.planner.schedule.padding import counting_dims
 from orchestrator.promises.batched import BatchTrial
 from orchestrator.promises.calls import CallTrial, Trials
 from orchestrator.promises.measure import difference

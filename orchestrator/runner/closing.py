@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from orchestrator.runner.entry import is_entry
+from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.runner.waiting import PATIENCE, Awaiting, is_waited_for, stack
 
 __all__ = ["Closing"]

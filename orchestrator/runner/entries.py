@@ -15,14 +15,14 @@ import torch
 from orchestrator.errors import StageError
 from orchestrator.plan.model import Step
 from orchestrator.runner.closing import Closing
-from orchestrator.runner.entry import entry_source, file_name, request_form
+from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
+from orchestrator.runner.counters import Totals
+from orchestrator.runner.device_outputs import keep_on_device
+from orchestrator.runner.exclusive import Turn
 from orchestrator.runner.failure import explain, is_own, release
-from orchestrator.runner.keep import keep_on_device
-from orchestrator.runner.lane import REMEMBERED, Lane
-from orchestrator.runner.programs import Programs
-from orchestrator.runner.totals import Totals
-from orchestrator.runner.turn import Turn
-from orchestrator.runner.watch import Watch, watch_plan
+from orchestrator.runner.load.load import Programs
+from orchestrator.runner.stream.progress import Watch, watch_plan
+from orchestrator.runner.variant import REMEMBERED, Lane
 
 __all__ = ["Entries", "Entry", "weakly"]
 
@@ -127,7 +127,7 @@ class Entries:
         return first_run, tick
 
     def _made(self, lane: Lane, head: str) -> Entry:
-        """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.entry`."""
+        """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.codegen.request_entry`."""
         table: dict[Any, Any] = {}
         self._tables.append(table)
         scope: dict[str, Any] = {

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
 from orchestrator.plan.model import HOST, Step
-from orchestrator.runner.entry import is_entry
+from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint
 
 if TYPE_CHECKING:
-    from orchestrator.runner.lane import Lane
+    from orchestrator.runner.variant import Lane
 
 __all__ = ["explain", "is_own", "release"]
 

@@ -18,14 +18,14 @@ from typing import Any
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
 from orchestrator.runner.closing import Closing
+from orchestrator.runner.counters import Totals
 from orchestrator.runner.entries import Entries, Entry, Finish, weakly
-from orchestrator.runner.partial import PartialStream
-from orchestrator.runner.programs import Programs
-from orchestrator.runner.stream import Stream
-from orchestrator.runner.totals import Totals
+from orchestrator.runner.exclusive import Turn
+from orchestrator.runner.load.load import Programs
+from orchestrator.runner.stream.partial import PartialStream
+from orchestrator.runner.stream.progress import Listener, Watch
+from orchestrator.runner.stream.stream import Stream
 from orchestrator.runner.trace import Trace
-from orchestrator.runner.turn import Turn
-from orchestrator.runner.watch import Listener, Watch
 
 __all__ = ["Session"]
 

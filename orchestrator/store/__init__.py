@@ -1,6 +1,5 @@
 """Artifacts on disk: what a name of them depends on, and how they get there whole or not at all.
 
-    fingerprints   what of a stage goes into a key; from `walk` and `code`
     keys           a digest of everything that goes into compiling
     artifacts      the store: find, obtain, list, verify, clean
     layout         where things are in it, and locks
@@ -8,9 +7,9 @@
     cleaning       removing artifacts
     manifest       what a folder must hold to be an artifact
     files          writing, hashing, moving away
-    trouble        errors of the file system, as a user can act on them
+    errors         errors of the file system, as a user can act on them
 
-Looking into a store needs no torch; only a fingerprint does, so a name is imported when it is first used.
+Nothing here needs torch. A name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.store.artifacts import Artifact, ArtifactStore, Cleaned, Entry
     from orchestrator.store.files import write_atomically
-    from orchestrator.store.fingerprints import digest, fingerprint
     from orchestrator.store.keys import content_key
 
 __all__ = [
@@ -30,15 +28,11 @@ __all__ = [
     "Cleaned",
     "Entry",
     "content_key",
-    "digest",
-    "fingerprint",
     "write_atomically",
 ]
 
 _HOMES = {
     "content_key": "keys",
-    "digest": "fingerprints",
-    "fingerprint": "fingerprints",
     "write_atomically": "files",
 }
 

@@ -19,11 +19,11 @@ from typing import Any
 from orchestrator.store import cleaning
 from orchestrator.store.cleaning import Cleaned
 from orchestrator.store.entries import Entry, look
+from orchestrator.store.errors import disk_is_full, full, release, translated
 from orchestrator.store.files import remove, sync, write_anew
 from orchestrator.store.layout import Layout
 from orchestrator.store.manifest import NAME, write_manifest
 from orchestrator.store.owners import check_private, make_private
-from orchestrator.store.trouble import disk_is_full, full, release, translated
 
 __all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry"]
 

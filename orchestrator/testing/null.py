@@ -21,9 +21,10 @@ import torch
 from orchestrator.adapter import Adapter, apply
 from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
 from orchestrator.errors import CompileError
+from orchestrator.fingerprint import fingerprint
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.store import ArtifactStore, content_key, fingerprint
+from orchestrator.store import ArtifactStore, content_key
 from orchestrator.testing.record import Event, HandleError, Kind, NullHandle, forget, note
 from orchestrator.testing.shapes import Shapes
 

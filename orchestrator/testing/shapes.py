@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.planner.probe import Argument, DataDependentError, Prober
+from orchestrator.planner.infer.probe import Argument, DataDependentError, Prober
 from orchestrator.specs import Dim, PortSpec, TensorSpec, plain_dim
 from orchestrator.stage import Stage
 from orchestrator.testing.record import HandleError, NullHandle

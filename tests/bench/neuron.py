@@ -19,7 +19,7 @@ from torch import nn
 
 from orchestrator import Pipeline, Plan, Residency, TensorSpec
 from orchestrator.plan.text import least_copies
-from orchestrator.runner.build import WORKERS
+from orchestrator.runner.load.compile import WORKERS
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 from orchestrator_stages.demos.model5 import model5
 from orchestrator_stages.demos.vision_text import vision_text

@@ -12,7 +12,7 @@ from torch import nn
 
 from orchestrator import CompileError, Dim, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_by_hand
 
 DEVICE = "neuron-emulated"

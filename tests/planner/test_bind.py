@@ -15,7 +15,7 @@ from orchestrator import Pipeline, Plan, PlanError
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Residency
 from orchestrator.plan.steps import Step
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from tests.kit import Double, chain, host, refuses, spec
 from tests.planner.broken import find, item, make
 from tests.planner.devices import DEVICE, Plus

@@ -11,7 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Pipeline, Plan, PlanError, Residency
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_by_hand
 from tests.planner.devices import DEVICE, STIFF, on
 from tests.planner.overwriting import both_read, is_safe, own_output, patterns, region_patterns

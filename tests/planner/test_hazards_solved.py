@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator import Pipeline, PlanError
-from orchestrator.planner.draft import MAX_TWINS
+from orchestrator.planner.context import MAX_TWINS
 from tests.kit import Double, host, refuses, spec
 from tests.planner.devices import STIFF, Plus, edge_of, on, programs_of, ranked, runs
 from tests.planner.overwriting import add, both_read, is_safe, late_reader, on_host, own_output

@@ -14,7 +14,7 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan, PlanError
 from orchestrator.plan.steps import Step
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import assert_same, run_by_hand
 from tests.kit import Double, host, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus

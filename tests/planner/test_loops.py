@@ -11,7 +11,7 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan, PlanError
 from orchestrator.plan.steps import Step, walk
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_by_hand
 from tests.kit import COMPUTE, Double, host, linear, refuses, spec
 from tests.planner.broken import item

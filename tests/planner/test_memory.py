@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, ModelWrapper, PlanError
-from orchestrator.planner.passes.memory import parse_bytes
+from orchestrator.planner.memory import parse_bytes
 from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
 
 

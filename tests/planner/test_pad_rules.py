@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, InputError, Pipeline, PlanError, TensorSpec
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from tests.bodies import new
 from tests.kit import host, refuses, spec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from orchestrator.planner.probe import Prober
+from orchestrator.planner.infer.probe import Prober
 from tests.kit import batch, new, spec
 
 

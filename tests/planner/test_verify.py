@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import Pipeline, Plan, PlanError
 from orchestrator.plan import serial
-from orchestrator.planner.passes.verify import verify
+from orchestrator.planner.verify.steps import verify
 from tests.kit import Double, chain, linear, refuses, spec
 from tests.planner import broken_programs, program_breaks
 from tests.planner.broken import BROKEN, FOREIGN, make

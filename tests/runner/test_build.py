@@ -18,7 +18,7 @@ import torch
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, PlanError
 from orchestrator.program import Application
-from orchestrator.runner.build import WORKERS, Job, build_applications
+from orchestrator.runner.load.compile import WORKERS, Job, build_applications
 from orchestrator.store import ArtifactStore, content_key
 
 

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from orchestrator.errors import CompileError
-from orchestrator.runner import child
-from orchestrator.runner.build import build_applications
+from orchestrator.runner.load import compile_worker
+from orchestrator.runner.load.compile import build_applications
 from orchestrator.store import ArtifactStore
 from tests.runner.test_build import Compiler, runs, write
 
@@ -37,9 +37,9 @@ def test_an_interrupted_child_is_silent(
         raise ValueError("no")
 
     module, name = {
-        "it starts": (child, "_settle"),
-        "it fails": (child.traceback, "format_exc"),
-        "it is done": (child.pickle, "dumps"),
+        "it starts": (compile_worker, "_settle"),
+        "it fails": (compile_worker.traceback, "format_exc"),
+        "it is done": (compile_worker.pickle, "dumps"),
     }[when]
     monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
     with contextlib.suppress(CompileError):

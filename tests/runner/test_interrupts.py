@@ -26,18 +26,18 @@ from torch import nn
 
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError
-from orchestrator.runner import build
-from orchestrator.runner.build import build_applications
 from orchestrator.runner.interrupts import HeldSignals
+from orchestrator.runner.load import compile as load_compile
+from orchestrator.runner.load.compile import build_applications
 from orchestrator.store import ArtifactStore
 from orchestrator_neuron.emulated import register
 from tests.runner.test_build import Compiler, write
 
 #: Where interrupts come: our own part of it, and what Python does around a fork.
-COMPILING = ("runner/build.py", "runner/interrupts.py", "multiprocessing/", "logging/__init__.py")
+COMPILING = ("runner/load/compile.py", "runner/interrupts.py", "multiprocessing/", "logging/__init__.py")
 LOADING = (
     "orchestrator/loader.py",
-    "runner/programs.py",
+    "runner/load/load.py",
     "emulated/backend.py",
     "emulated/register.py",
     "tempfile.py",
@@ -135,7 +135,7 @@ def test_a_load_that_is_interrupted_anywhere_leaves_no_device_and_no_folder(tmp_
     plan = pipeline.plan("neuron-emulated")
     plan.compile(tmp_path / "store")
     store = ArtifactStore(tmp_path / "store")
-    built = "orchestrator.runner.programs.build_applications"
+    built = "orchestrator.runner.load.load.build_applications"
     monkeypatch.setattr(built, lambda jobs, _: {job.key: store.find(job.key) for job in jobs})
     before, came_out = files(), 0
     sessions: list[Any] = []
@@ -232,7 +232,7 @@ def test_a_thread_other_than_the_main_one_holds_nothing_back():
 
 
 def test_an_interrupt_while_children_work_comes_in_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    waited = build._Crew._wait
+    waited = load_compile._Crew._wait
 
     def interrupt(crew: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -241,6 +241,6 @@ def test_an_interrupt_while_children_work_comes_in_at_once(tmp_path: Path, monke
     def slow(_: Path) -> None:
         threading.Event().wait(60)
 
-    monkeypatch.setattr(build._Crew, "_wait", interrupt)
+    monkeypatch.setattr(load_compile._Crew, "_wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_applications(Compiler(a=slow, b=slow).jobs(), ArtifactStore(tmp_path), workers=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator import Pipeline, Plan
-from orchestrator.runner.keep import keep_on_device
+from orchestrator.runner.device_outputs import keep_on_device
 from orchestrator_neuron.ranked import RankedValue
 from tests.kit import Double, batch, host, linear, spec
 from tests.planner.devices import DEVICE, Plus, on, ranked

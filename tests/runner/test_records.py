@@ -7,7 +7,7 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.plan.count import Tally
-from orchestrator.runner.totals import LATEST, Totals
+from orchestrator.runner.counters import LATEST, Totals
 from tests.kit import new, spec
 
 

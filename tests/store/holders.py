@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from orchestrator.fingerprint import fingerprint
 from orchestrator.stage import ModelWrapper, make_stage
-from orchestrator.store import content_key, fingerprint
+from orchestrator.store import content_key
 
 __all__ = ["HOLDERS", "VALUES", "closing_over", "key", "module"]
 

@@ -126,7 +126,8 @@ import pathlib, random, torch
 from torch import nn
 from types import SimpleNamespace
 from orchestrator.stage import ModelWrapper, make_stage
-from orchestrator.store import content_key, fingerprint
+from orchestrator.fingerprint import fingerprint
+from orchestrator.store import content_key
 junk = [object() for _ in range(random.randrange(10_000))]  # other addresses in every process
 NAMES = {"a", "b", "c", "d", "e", "f"}
 class Net(nn.Module):

@@ -190,7 +190,8 @@ import torch
 from torch import nn
 import numpy
 from orchestrator.stage import make_stage
-from orchestrator.store import content_key, fingerprint
+from orchestrator.fingerprint import fingerprint
+from orchestrator.store import content_key
 junk = [object() for _ in range(random.randrange(10_000))]
 T = typing.TypeVar("T")
 NAMES = {"a", "b", "c", "d"}
@@ -255,7 +256,7 @@ def test_what_can_be_read_is_alike_in_every_process(tmp_path: Path):
 def test_what_cannot_be_read_is_like_nothing_in_another_process(tmp_path: Path):
     script = (
         "import os\nfrom orchestrator.stage import make_stage\n"
-        "from orchestrator.store import content_key, fingerprint\n"
+        "from orchestrator.fingerprint import fingerprint\nfrom orchestrator.store import content_key\n"
         "held = (n for n in range(3))\ndef run(x):\n    return held\n"
         "def show(): print(content_key(fingerprint(make_stage('s', run))), flush=True)\n"
         "show()\nchild = os.fork()\nif not child:\n    show()\n    os._exit(0)\nos.waitpid(child, 0)\n"

@@ -11,8 +11,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Pipeline, TensorSpec
+from orchestrator.fingerprint import fingerprint
 from orchestrator.stage import ModelWrapper, make_stage
-from orchestrator.store import content_key, fingerprint
+from orchestrator.store import content_key
 from tests.store.holders import closing_over, key
 
 # Tensors without content

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.fingerprint import fingerprint
 from orchestrator.stage import make_stage
-from orchestrator.store import fingerprint
 from tests.store.holders import key
 
 HEAD = "import os\nfrom pathlib import Path\n"

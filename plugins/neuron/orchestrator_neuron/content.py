@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from orchestrator.fingerprint import digest, fingerprint
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
-from orchestrator.store import content_key, digest, fingerprint
+from orchestrator.store import content_key
 from orchestrator_neuron.options import OPTION_TYPES, Settings
 
 __all__ = ["application_key"]

@@ -1,0 +1,86 @@
+"""What of a stage goes into a content key: all that its compiled program depends on, weights left out.
+
+*Weights* are the parameters and persistent buffers of the stage's module: a program is compiled for their shapes and
+dtypes, and a checkpoint fills them. Everything else is baked into the program and counts by content: code, config,
+attributes, other tensors, values that a function closes over, its defaults, and the globals that it reads.
+
+Not seen are what code looks up by a computed name and what it imports while it runs, what replaces a function of a
+released package (``torch.nn.functional.linear = mine``), and the mode (a stage is compiled in eval mode).
+
+What cannot be read in any way makes a fingerprint unique to this process: see :mod:`orchestrator.fingerprint.walk`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.modules import module
+
+from orchestrator.duplicate import owner_of
+from orchestrator.fingerprint.walk import Walk
+from orchestrator.isolation import outline
+from orchestrator.stage import ModelWrapper, Stage
+
+__all__ = ["digest", "fingerprint"]
+
+#: Goes up when the same stage is described in another way.
+_VERSION = 4
+
+
+def fingerprint(stage: Stage, contents: bool = True) -> list[Any]:
+    """Describes a stage for a content key, alike in every process: code, config, ports, forms of its weights.
+
+    The content of weights is no part of it: a program is compiled for their shapes and dtypes.
+
+    Args:
+        stage: The stage.
+        contents: Whether the content of other tensors counts. Reading it takes about a second per gigabyte, in vain
+            where nothing is compiled.
+    """
+    ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
+    given = [(port.name, repr(port.spec)) for port in stage.outputs]
+    roots = (stage.target, dict(sorted(stage.config.items())), *_global_hooks())
+    return [_VERSION, ports, given, _digest(roots, contents)]
+
+
+def digest(value: Any) -> str:
+    """Returns the digest of any value by its content, alike in every process; tensors in it count by content too."""
+    return Walk().digest(value)
+
+
+def _global_hooks() -> list[Any]:
+    """Hooks that torch calls for every module."""
+    found = (module._global_forward_pre_hooks, module._global_forward_hooks)
+    return [list(hooks.values()) for hooks in found] if any(found) else []
+
+
+def _digest(roots: tuple[Any, ...], contents: bool) -> str:
+    owner = owner_of(roots[0])
+    if not isinstance(owner, ModelWrapper):
+        return Walk(_weights(owner), contents=contents).digest(*roots)
+    if owner.__dict__.get("_model") is None:
+        with contextlib.suppress(Exception):
+            return _of_wrapper(owner, outline(owner), contents, strict=True).digest(*roots)
+    model = None
+    with contextlib.suppress(Exception):
+        model = owner.model
+    return _of_wrapper(owner, model, contents).digest(*roots)
+
+
+def _of_wrapper(wrapper: ModelWrapper, model: Any, contents: bool, strict: bool = False) -> Walk:
+    """A wrapper counts the same before and after its model is built."""
+    return Walk(_weights(model), {id(wrapper): {"_model": model}}, contents, strict)
+
+
+def _weights(owner: Any) -> Iterator[torch.Tensor]:
+    if not isinstance(owner, torch.nn.Module):
+        return
+    yield from owner.parameters()
+    for part in owner.modules():
+        passing = part._non_persistent_buffers_set
+        yield from (
+            tensor for name, tensor in part._buffers.items() if tensor is not None and name not in passing
+        )

@@ -1,0 +1,188 @@
+"""Records of kinds whose attributes do not tell what they hold: each is asked in its own way."""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import enum
+import functools
+import io
+import logging
+import pathlib
+import sys
+import threading
+import types
+import typing
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._library.custom_ops import OPDEFS, CustomOpDef
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+
+from orchestrator.fingerprint import functions
+from orchestrator.fingerprint.code import code_parts, release_of
+from orchestrator.fingerprint.opaque import unique
+
+if TYPE_CHECKING:
+    from orchestrator.fingerprint.walk import Walk
+
+__all__ = ["BY_BASE", "BY_KIND"]
+
+Describe: typing.TypeAlias = "Callable[[Walk, Any], Iterable[Any]]"
+
+#: Namespaces of operators that come with torch.
+_OPERATORS = {
+    "aten",
+    "prims",
+    "prim",
+    "quantized",
+    "_quantized",
+    "c10d",
+    "_c10d_functional",
+    "mkldnn",
+    "onednn",
+    "inductor",
+    "rngprims",
+    "symm_mem",
+}
+
+
+def _builtin(walk: Walk, value: types.BuiltinFunctionType) -> list[Any]:
+    """A function in C: its name, and the object whose method it is."""
+    owner, module = value.__self__, value.__module__
+    parts = [module, value.__qualname__]
+    if module is not None:
+        parts.append(release_of(module) or unique(value))
+    held = owner is not None and not isinstance(owner, types.ModuleType)
+    return [*parts, walk.of(owner)] if held and type(owner).__name__ != "PyCapsule" else parts
+
+
+def _descriptor(walk: Walk, value: Any) -> list[Any]:
+    return [walk.of(value.__objclass__), value.__name__]
+
+
+def _cached(walk: Walk, value: Any) -> list[Any]:
+    """What caches results counts as the function whose results they are."""
+    return [walk.pairs(functions.written(vars(value)))]
+
+
+def _variable(walk: Walk, value: contextvars.ContextVar[Any]) -> list[Any]:
+    try:
+        return [value.name, walk.of(value.get())]
+    except LookupError:
+        return [value.name]
+
+
+def _stream(walk: Walk, value: io.IOBase) -> Iterable[Any]:
+    for name in ("stdin", "stdout", "stderr"):
+        if value is getattr(sys, name) or value is getattr(sys, f"__{name}__"):
+            return [name]
+    return walk.object(value)
+
+
+def _operator(walk: Walk, value: Any) -> list[Any]:
+    """An operator counts by name, one that is defined in Python by its definition too."""
+    if isinstance(value, HigherOrderOperator):
+        return [value._name, walk.of(type(value))]
+    name = str(value._name if isinstance(value, OpOverload) else value._qualified_op_name)
+    space = name.partition("::")[0]
+    if space in _OPERATORS or release_of(space):
+        return [name, release_of(space)]
+    defined = OPDEFS.get(name.partition(".")[0])
+    return [name, unique(value) if defined is None else walk.of(defined)]
+
+
+def _definition(walk: Walk, value: CustomOpDef) -> list[Any]:
+    names = ("_init_fn", "_backend_fns", "_abstract_fn", "_setup_context_fn", "_backward_fn", "_vmap_fn")
+    return [value._qualname, *walk.all(getattr(value, name, None) for name in names)]
+
+
+def _script(_: Walk, value: Any) -> list[Any]:
+    return [value.code, unique(value) if "CONSTANTS" in value.code else ""]  # these cannot be read
+
+
+def _views(walk: Walk, value: Iterable[Any]) -> list[Any]:
+    return walk.all(value)
+
+
+def _kind_alone(walk: Walk, value: Any) -> list[Any]:
+    return [walk.of(type(value))]
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    types.MethodType: ("__self__", "__func__"),
+    functools.partial: ("func", "args", "keywords"),
+    property: ("fget", "fset", "fdel"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    enum.Enum: ("name", "value"),
+}
+
+
+def _fields(names: tuple[str, ...]) -> Describe:
+    """By some attributes, and those that somebody added."""
+
+    def describe(walk: Walk, value: Any) -> list[Any]:
+        added = [] if isinstance(value, types.MethodType) else functions.written(_vars_of(value))
+        return [
+            walk.of(type(value)),
+            *walk.all(getattr(value, name) for name in names),
+            walk.pairs(added),
+        ]
+
+    return describe
+
+
+def _vars_of(value: Any) -> dict[str, Any]:
+    """Returns attributes, also of what may have none."""
+    return dict(getattr(value, "__dict__", {}))
+
+
+_ORDERED: Any = collections.OrderedDict()
+_DICT: dict[Any, Any] = {}
+
+#: Kinds that have no kinds below them, or whose own are looked at as objects.
+BY_KIND: dict[type, Describe] = {
+    types.MappingProxyType: lambda walk, value: walk.pairs(value.items()),
+    **{type(view()): _views for each in (_DICT, _ORDERED) for view in (each.keys, each.values, each.items)},
+    types.CellType: lambda walk, value: walk.all([functions.cell(value)]),
+    types.CodeType: lambda _, value: code_parts(value),
+    contextvars.ContextVar: _variable,
+    type(functools.lru_cache(_views)): _cached,
+    **dict.fromkeys(
+        (
+            types.GetSetDescriptorType,
+            types.MemberDescriptorType,
+            types.WrapperDescriptorType,
+            types.MethodDescriptorType,
+            types.ClassMethodDescriptorType,
+        ),
+        _descriptor,
+    ),
+    # What only says who may go on holds nothing that a program depends on.
+    **dict.fromkeys(
+        (type(threading.Lock()), type(threading.RLock()), torch.Stream, torch.Event), _kind_alone
+    ),
+    typing.TypeVar: lambda _, value: [value.__name__],
+}
+
+#: Kinds with all that are below them, in this order.
+BY_BASE: tuple[tuple[type | tuple[type, ...], str, Describe], ...] = (
+    (type, "type", functions.kind),
+    (types.FunctionType, "function", functions.function),
+    (types.BuiltinFunctionType, "builtin", _builtin),
+    (types.ModuleType, "namespace", functions.module),
+    (functions.Use, "use", functions.use),
+    *((kind, kind.__name__, _fields(names)) for kind, names in _FIELDS.items()),
+    (pathlib.PurePath, "path", lambda walk, value: [walk.of(type(value)), walk.of(str(value))]),
+    (logging.Logger, "logger", lambda _, value: [value.name]),
+    (weakref.ref, "ref", lambda walk, value: [walk.of(type(value)), walk.of(value()), walk.state(value)]),
+    (weakref.WeakSet, "set", lambda walk, value: walk.elements(value)),
+    (threading.local, "local", lambda walk, value: [walk.of(type(value)), walk.state(value)]),
+    (io.IOBase, "stream", _stream),
+    ((OpOverload, OpOverloadPacket, HigherOrderOperator), "operator", _operator),
+    (CustomOpDef, "definition", _definition),
+    (torch.jit.ScriptFunction, "script", _script),
+)

@@ -1,0 +1,243 @@
+"""Describing any object by what it holds, alike in every process: no addresses, no set order, no hash order.
+
+Objects are visited breadth first and numbered as they are found; a *record* describes one of them, and speaks of others
+by their number. So cycles end, depth does not matter, and whether two places hold one object is part of the result.
+Plain values stand in a record themselves.
+
+A tensor counts by its content, unless it is a *weight*, one that a checkpoint fills: then by shape and dtype. Code
+counts as :mod:`orchestrator.fingerprint.code` says. What belongs to a release counts by its name and the release's
+version.
+
+What cannot be read in any way (a generator, an open file, an object of somebody's own code in C, a tensor without
+content) makes the description *unique to this process*: nothing else is ever equal to it, so nothing stale is taken for
+it, and another process compiles again. A lock and a standard stream hold nothing that a program depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from orchestrator.fingerprint.code import constant, release_of
+from orchestrator.fingerprint.functions import Use, name_of
+from orchestrator.fingerprint.opaque import unique
+from orchestrator.fingerprint.paths import Places
+from orchestrator.fingerprint.records import BY_BASE, BY_KIND
+from orchestrator.fingerprint.state import attributes, block, hides, plain_items, reduced
+from orchestrator.fingerprint.tensors import ContentlessError, contents
+
+__all__ = ["LIMIT", "Walk"]
+
+#: Objects that are looked into; with more, the description is unique to this process. A large model has some thousands.
+LIMIT = 500_000
+#: Sets in sets that are looked into; beyond, only constants are.
+_DEPTH = 2
+
+_PLAIN = {str, int, float, complex, bool, bytes, type(None), type(...), type(NotImplemented)}
+_PLAIN |= {torch.dtype, torch.device, torch.layout, torch.memory_format}
+#: What every module has; of these only parameters, buffers, modules and hooks say what it computes.
+_MODULE_PARTS = frozenset(vars(torch.nn.Module()))
+#: What a traced module has besides its code, which says it all but what it calls.
+_TRACED_PARTS = frozenset({"_graph", "_code", "_tracer_cls", "_tracer_extras", "meta"})
+
+
+class Walk:
+    """One description.
+
+    Args:
+        weights: Tensors that count by shape and dtype.
+        instead: Attributes to be taken for an object's own, by identity of the object.
+        contents: Whether content counts; else all tensors count as weights do.
+        strict: Whether a tensor without content is an error.
+        depth: How many sets are around what it describes.
+    """
+
+    def __init__(
+        self,
+        weights: Iterable[torch.Tensor] = (),
+        instead: Mapping[int, Mapping[str, Any]] | None = None,
+        contents: bool = True,
+        strict: bool = False,
+        depth: int = 0,
+    ) -> None:
+        self._weights = {id(tensor): tensor for tensor in weights}
+        self._instead = instead or {}
+        self._contents = contents
+        self._strict = strict
+        self._depth = depth
+        self._numbers: dict[int, int] = {}
+        # What was numbered stays alive until the end, so that no identity is used again.
+        self._found: list[Any] = []
+        self.places = Places()
+        #: Uses of modules, by module and names.
+        self.uses: dict[tuple[int, frozenset[str]], Use] = {}
+
+    def digest(self, *roots: Any) -> str:
+        """Returns the SHA-256 of the description of some objects.
+
+        Raises:
+            ContentlessError: A tensor that counts by its content has none, and it is strict.
+        """
+        digest = hashlib.sha256(json.dumps(self.all(roots)).encode())
+        position = 0
+        while position < min(len(self._found), LIMIT):
+            digest.update(json.dumps(self._told(self._found[position])).encode())
+            position += 1
+        if position < len(self._found):
+            digest.update(unique(self._found[0]).encode())
+        return digest.hexdigest()
+
+    def _told(self, value: Any) -> Any:
+        try:
+            return self._record(value)
+        except ContentlessError:
+            raise
+        except Exception:  # an object whose attributes cannot be asked for
+            return [name_of(type(value)), unique(value)]
+
+    def of(self, value: Any) -> Any:
+        """Returns the text of a plain value, the number of an object."""
+        kind = type(value)
+        if kind is str:
+            return repr(self.places.of(value))
+        if kind in _PLAIN:
+            return repr(value)
+        if kind is tuple and all(type(item) in _PLAIN for item in value):
+            return [self.of(item) for item in value]  # constants: whether two places hold one is chance
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._numbers[id(value)] = len(self._found)
+            self._found.append(value)
+            self.places.note(kind.__module__)
+        return number
+
+    def all(self, values: Iterable[Any]) -> list[Any]:
+        """Describes values in order."""
+        return [self.of(value) for value in values]
+
+    def pairs(self, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
+        """Describes pairs in order."""
+        return [[self.of(name), self.of(value)] for name, value in pairs]
+
+    def elements(self, values: Iterable[Any]) -> list[str]:
+        """Describes values that have no order, each apart from all else."""
+        return sorted(self._element(value) for value in values)
+
+    def state(self, value: Any, left_out: Iterable[str] = ()) -> list[Any]:
+        """Describes attributes and slots, by name."""
+        found = attributes(value) | {**self._instead.get(id(value), {})}
+        return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
+
+    def _record(self, value: Any) -> list[Any]:
+        kind = type(value)
+        if kind in (list, tuple):
+            return [kind.__name__, *self.all(value)]
+        if kind is dict:
+            return ["dict", *self.pairs(value.items())]
+        if kind in (set, frozenset):
+            return ["set", *self.elements(value)]
+        if isinstance(value, torch.Tensor):
+            return ["Tensor", *self._tensor(value)]
+        if isinstance(value, torch.nn.Module):
+            return ["Module", *self._module(value)]
+        if kind in BY_KIND:
+            return [name_of(kind), *BY_KIND[kind](self, value)]
+        for base, name, describe in BY_BASE:
+            if isinstance(value, base):
+                return [name, *describe(self, value)]
+        return ["object", *self.object(value)]
+
+    def _element(self, item: Any) -> str:
+        """An element of a set; in sets too deep within sets an object has no description, so that cycles end."""
+        if _is_constant(item):
+            return repr(constant(item))
+        if self._depth == _DEPTH:
+            return unique(item)
+        weights, depth = self._weights.values(), self._depth + 1
+        inner = Walk(weights, self._instead, self._contents, self._strict, depth)
+        inner.places = self.places
+        return inner.digest(item)
+
+    def _tensor(self, value: torch.Tensor) -> list[Any]:
+        form = [[str(size) for size in value.shape], str(value.dtype)]
+        if id(value) in self._weights or not self._contents:
+            return ["weight", *form]
+        try:
+            parts = contents(value)
+        except ContentlessError:
+            if self._strict:
+                raise
+            parts = [unique(value)]
+        return [*form, *(part if isinstance(part, str) else self.of(part) for part in parts)]
+
+    def _module(self, value: torch.nn.Module) -> list[Any]:
+        if isinstance(vars(value).get("_modules", {}).get("_orig_mod"), torch.nn.Module):
+            return ["compiled", self.of(value._orig_mod)]
+        left_out = _MODULE_PARTS
+        code: list[Any] = []
+        if isinstance(value, torch.fx.GraphModule):
+            called = (node.target for node in value.graph.nodes if node.op == "call_function")
+            left_out, code = _MODULE_PARTS | _TRACED_PARTS, [value.code, *self.all(called)]
+        elif isinstance(value, torch.jit.ScriptModule):
+            code = [str(getattr(value, "code", ""))]
+        return [
+            self.of(type(value)),
+            code,
+            self.pairs(value._modules.items()),
+            self.pairs(value._parameters.items()),
+            self.pairs(value._buffers.items()),
+            self._hooks(value),
+            self.state(value, left_out),
+        ]
+
+    def _hooks(self, value: torch.nn.Module) -> list[Any]:
+        before = [
+            [self.of(hook), name in value._forward_pre_hooks_with_kwargs]
+            for name, hook in value._forward_pre_hooks.items()
+        ]
+        after = [
+            [self.of(hook), name in value._forward_hooks_with_kwargs]
+            for name, hook in value._forward_hooks.items()
+        ]
+        return [before, after]
+
+    def object(self, value: Any) -> list[Any]:
+        """Returns what an object holds; of a release, what pickling it would store."""
+        kind = type(value)
+        own = release_of(kind.__module__) is None or id(value) in self._instead
+        if own and not hides(kind):
+            return [self.of(kind), self.state(value), *self._items(value)]
+        found = self._read(value)
+        if found is not None and not own:
+            return [self.of(kind), *found]
+        if found is None and hides(kind):
+            found = [unique(value)]
+        return [self.of(kind), self.state(value), *self._items(value), *(found or ())]
+
+    def _read(self, value: Any) -> list[Any] | None:
+        found = block(value, self._contents)
+        if found is not None:
+            return found
+        found = reduced(value)
+        return None if found is None else self.all(found)
+
+    def _items(self, value: Any) -> Iterator[Any]:
+        """What an object that is also a container holds."""
+        if isinstance(value, dict):
+            yield self.pairs(dict.items(value))
+        elif isinstance(value, (list, tuple)):
+            yield self.all(value)
+        elif isinstance(value, (set, frozenset)):
+            yield self.elements(value)
+        else:
+            yield plain_items(value)
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) in (tuple, frozenset):
+        return all(_is_constant(item) for item in value)
+    return type(value) in _PLAIN

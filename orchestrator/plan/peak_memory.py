@@ -1,0 +1,273 @@
+"""The most bytes that are alive at once, by replaying the life of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.plan.chunks import Run
+from orchestrator.plan.iterations import most_repeats, region_parts, repeats
+from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.parts import Part, Parts
+from orchestrator.plan.programs import place_of
+from orchestrator.plan.record import RunRecord
+from orchestrator.plan.steps import spent_starts, walk
+from orchestrator.specs import TensorSpec
+
+__all__ = ["ChunkPeaks", "Peaks"]
+
+
+@dataclass(eq=False)
+class _Storage:
+    """Bytes in a memory, until nothing holds them any more."""
+
+    memory: str
+    size: int
+    holders: int = 0
+
+
+class Peaks:
+    """Replays the life of every value and finds the most bytes alive at once in each memory, one rank.
+
+    An adapter that has nothing to add and nothing to cut off shares its source's storage. Constants
+    and weights are not values of a request. What a program gives lives in a buffer that is there since load; it is
+    counted in :attr:`Plan.buffers`.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._dims = {dim.name: dim for dim in plan.dims}
+        buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}
+        self._owned = {
+            index
+            for step in walk(plan.steps)
+            if (step.program and step.device in buffered) or place_of(step) in ("producer", "consumer")
+            for index in step.outputs
+        }
+
+    def run(self, run: Run) -> dict[str, int]:
+        """Returns the peak of each device group at these sizes."""
+        self._begin()
+        absent = frozenset() if run.record is None else run.record.absent
+        for index, (name, _) in enumerate(self.plan.inputs):
+            if name not in absent:
+                self._make(index, run)
+        self._steps(self.plan.steps, run)
+        return self._peaks()
+
+    def _begin(self) -> None:
+        self._alive: dict[str, int] = {}
+        self._peak: dict[str, int] = {}
+        self._at: dict[int, _Storage] = {}
+
+    def _peaks(self) -> dict[str, int]:
+        return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
+
+    def _bytes(self, value: PlannedValue, run: Run) -> int:
+        if value.constant or not isinstance(value.spec, TensorSpec):
+            return 0
+        return value.spec.nbytes(run.sizes(value))
+
+    def _own_bytes(self, index: int, run: Run) -> int:
+        """Bytes that come and go with a value."""
+        return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
+
+    def _make(self, index: int, run: Run) -> None:
+        """Gives a value storage of its own."""
+        memory = self.plan.values[index].memory
+        self._share(index, _Storage(memory, self._own_bytes(index, run)))
+
+    def _share(self, index: int, storage: _Storage) -> None:
+        """Gives a value a storage; what it had before loses a holder."""
+        storage.holders += 1
+        if storage.holders == 1:
+            self._add(storage.memory, storage.size)
+        self._drop(index)
+        self._at[index] = storage
+
+    def _drop(self, index: int) -> None:
+        storage = self._at.pop(index, None)
+        if storage is not None:
+            self._release(storage)
+
+    def _release(self, storage: _Storage) -> None:
+        storage.holders -= 1
+        if not storage.holders:
+            self._add(storage.memory, -storage.size)
+
+    def _add(self, memory: str, size: int) -> None:
+        self._alive[memory] = self._alive.get(memory, 0) + size
+        self._peak[memory] = max(self._peak.get(memory, 0), self._alive[memory])
+
+    def _steps(self, steps: Iterable[Step], run: Run) -> None:
+        for step in steps:
+            if step.op == "region":
+                self._region(step, run)
+            elif step.loop is not None and step.loop.kind == "map":
+                self._map(step, step.loop, run)
+            elif step.loop is not None:
+                self._loop(step, step.loop, run)
+            else:
+                for index in step.outputs:
+                    self._output(step, index, run)
+            for index in step.frees:
+                self._drop(index)
+
+    def _output(self, step: Step, index: int, run: Run) -> None:
+        """A step's output shares an adapter's input's storage, or has its own."""
+        source = self._at.get(step.inputs[0]) if step.inputs else None
+        if source is not None and self._is_view(step, index, run):
+            self._share(index, source)
+        else:
+            self._make(index, run)
+
+    def _is_view(self, step: Step, index: int, run: Run) -> bool:
+        if step.op != "adapt" or step.adapter is None:
+            return False
+        if step.adapter.kind in ("pad", "slice", "cut"):
+            source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
+            return self._bytes(source, run) == self._bytes(target, run)
+        return step.adapter.place == "consumer"
+
+    def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
+        """Replays as many iterations as differ, and the last one with all that was collected by then."""
+        count = most_repeats(self.plan, loop, run)
+        replayed = min(count, len(loop.carries) + 2)
+        self._rename([(head, start) for start, head, _ in loop.carries])
+        for index in spent_starts(step):
+            self._drop(index)
+        parts: list[_Storage] = []
+        for at in range(replayed):
+            if at == replayed - 1:
+                parts += [self._parts(index, count - replayed, run) for index in loop.collects]
+            parts += self._iteration(step, loop, run)
+        self._rename([(final, head) for final, (_, head, _) in zip(step.outputs, loop.carries, strict=False)])
+        for index in {*loop.heads, *loop.ends, *(index for _, index in loop.watched)} - self._around(loop):
+            self._drop(index)
+        for index in step.outputs[len(loop.carries) :]:
+            self._make(index, run)
+        for part in parts:
+            self._release(part)
+
+    def _iteration(self, step: Step, loop: PlannedLoop, run: Run) -> list[_Storage]:
+        """Replays one iteration; returns what it adds to what is collected, held once more."""
+        for whole, part in loop.slices:
+            self._rename([(part, whole)])
+        self._steps(step.body, run)
+        parts = [self._at[index] for index in loop.collects if index in self._at]
+        for storage in parts:
+            storage.holders += 1
+        self._rename([(head, following) for _, head, following in loop.carries])
+        own = {index for inner in step.body for index in inner.outputs}
+        for index in own & {*(following for _, _, following in loop.carries), *loop.collects}:
+            self._drop(index)
+        return parts
+
+    def _around(self, loop: PlannedLoop) -> set[int]:
+        """Values of the code around a loop that its body hands on."""
+        return {start for start, _, _ in loop.carries}
+
+    def _rename(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Gives values the storage of others, all at once; a constant's is none of a request."""
+        found = [(index, self._at.get(source)) for index, source in pairs]
+        for index, storage in found:
+            self._share(index, storage or _Storage(self.plan.values[index].memory, 0))
+
+    def _parts(self, index: int, times: int, run: Run) -> _Storage:
+        """What iterations that are not replayed collected."""
+        storage = _Storage(self.plan.values[index].memory, times * self._own_bytes(index, run), 1)
+        self._add(storage.memory, storage.size)
+        return storage
+
+    def _map(self, step: Step, loop: PlannedLoop, run: Run) -> None:
+        """Replays batches that differ."""
+        for batch, _ in repeats(self.plan, loop, run):
+            for _, part in loop.slices:
+                self._make(part, batch)
+            self._steps(step.body, batch)
+            for index in {*loop.heads, *loop.ends}:
+                self._drop(index)
+        for index in step.outputs:
+            self._make(index, run)
+
+    def _region(self, step: Step, run: Run) -> None:
+        largest = max(
+            region_parts([self._dims[name] for name in step.dims], step, run),
+            default=None,
+            key=lambda part: sum(part.bucket.values()),
+        )
+        if largest is not None:
+            self._steps(step.body, largest)
+        for index in step.outputs:
+            self._drop(index)
+            self._make(index, run)
+
+
+class ChunkPeaks(Peaks):
+    """Replays a request in chunks, part by part; see :class:`~orchestrator.plan.parts.Parts`.
+
+    Args:
+        parts: What runs.
+        record: Of the whole request.
+    """
+
+    def __init__(self, parts: Parts, record: RunRecord) -> None:
+        super().__init__(parts.plan)
+        self._split = parts
+        self._sizes = record.sizes
+        self._kept: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
+        self._begin()
+        whole = Run(record.sizes, record.sizes)
+        for index, (name, _) in enumerate(self.plan.inputs):
+            if name in record.absent:
+                self._share(index, _Storage(self.plan.values[index].memory, 0))
+            else:
+                self._make(index, whole)
+        self._inputs = dict(self._at)
+
+    def part(self, part: Part, run: Run) -> None:
+        """Replays one run of a part: what it reads is there, what it gives stays until it was read."""
+        for index in part.reads:
+            storage = self._inputs.get(index) or self._kept[self._slot(index, run)][0]
+            self._share(index, storage)
+        self._steps(part.steps, run)
+        for index, result in zip(part.gives, part.results, strict=True):
+            storage = self._at.get(result) or _Storage(self.plan.values[result].memory, 0)
+            storage.holders += 1
+            self._kept[self._slot(index, run)] = storage, self._split.uses(index, self._sizes)
+        for index in set(self._at) - set(self._inputs):
+            self._drop(index)
+        for index in set(part.reads) - set(self._inputs):
+            self._use(self._slot(index, run))
+
+    def join(self) -> dict[str, int]:
+        """Joins the results and returns the peak of each device group."""
+        for index in {index for _, index in self.plan.outputs if index in self._split.owners}:
+            names = self._split.joined(index)
+            if names:
+                pieces = self._pieces(index, names)
+                self._add(pieces[0].memory, sum(piece.size for piece in pieces))
+        return self._peaks()
+
+    def _pieces(self, index: int, names: Sequence[str]) -> list[_Storage]:
+        """The chunks of a result that are joined: the first ones of all dims but these."""
+        dims = self._split.owners[index].dims
+        others = [at for at, name in enumerate(dims) if name not in names]
+        return [
+            storage
+            for (other, starts), (storage, _) in self._kept.items()
+            if other == index and not any(starts[at] for at in others)
+        ]
+
+    def _slot(self, index: int, run: Run) -> tuple[int, tuple[int, ...]]:
+        return index, run.key(self._split.owners[index].dims)
+
+    def _use(self, slot: tuple[int, tuple[int, ...]]) -> None:
+        storage, uses = self._kept.pop(slot)
+        if uses > 1:
+            self._kept[slot] = storage, uses - 1
+        else:
+            self._release(storage)

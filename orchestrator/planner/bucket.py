@@ -1,0 +1,103 @@
+"""Bucket: one set of sizes for each name in the whole graph.
+
+The sizes are solved jointly: where several stages are compiled for different buckets of a name, the ones they share
+are the buckets of the graph, so that one choice for each name fits every stage of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.plan.model import DimPlan
+from orchestrator.planner.context import Draft
+from orchestrator.specs import Dim, TensorSpec
+
+__all__ = ["ANY_SIZES", "bucket"]
+
+#: Sizes at which a dim of any size is tried while planning; the first that every module accepts is used.
+ANY_SIZES = (64, 256, 1024)
+
+
+def bucket(draft: Draft) -> Draft:
+    """Finds the buckets of every name.
+
+    Raises:
+        PlanError: A name without sizes, contradictory declarations, or sizes that are none of a dim's buckets.
+    """
+    if not isinstance(draft.request.sizes, Mapping):
+        raise PlanError(f"sizes is a dict of dim to buckets, not {draft.request.sizes!r}.")
+    declared: dict[str, list[tuple[str, Dim]]] = {}
+    for where, dim in _declarations(draft):
+        declared.setdefault(dim.name, []).append((where, dim))
+    for name in draft.request.sizes:
+        if name not in declared:
+            raise PlanError(
+                f"sizes names the dim {name!r}, but no port has it.{nearest(name, declared)}", dim=name
+            )
+    return replace(draft, dims={name: _solve(draft, name, places) for name, places in declared.items()})
+
+
+def _declarations(draft: Draft) -> Iterator[tuple[str, Dim]]:
+    """Yields every place that names a dim; a bare name comes as a Dim without buckets."""
+    ports = [(name, spec) for name, spec in draft.graph.inputs.items()]
+    for stage in draft.graph.stages.values():
+        ports += [
+            (f"{stage.name}.{port.name}", port.spec) for port in (*stage.inputs, *stage.outputs) if port.spec
+        ]
+    ports += [
+        (f"{loop.name}.{port}", spec) for loop in draft.graph.loops.values() for port, spec in loop.over
+    ]
+    ports += [(str(edge), spec) for edge in draft.graph.edges for spec in edge.via]
+    for where, spec in ports:
+        for dim in spec.dims if isinstance(spec, TensorSpec) else ():
+            if isinstance(dim, (str, Dim)):
+                yield where, dim if isinstance(dim, Dim) else Dim(dim)
+
+
+def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
+    asked = _asked(draft, name)
+    batch, exact = any(dim.batch for _, dim in places), any(dim.exact for _, dim in places)
+    open_ended = [where for where, dim in places if dim.any]
+    bucketed = [(where, dim.buckets) for where, dim in places if dim.buckets]
+    if open_ended and bucketed:
+        raise PlanError(
+            f"Dim {name!r} has any size at {open_ended[0]!r} but buckets {bucketed[0][1]} at {bucketed[0][0]!r}; "
+            f"a name has one set of sizes in the whole graph.",
+            dim=name,
+        )
+    if open_ended:
+        return DimPlan(name, asked or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
+    if not bucketed:
+        if not asked:
+            raise PlanError(
+                f"Dim {name!r} (at {places[0][0]!r}) has no sizes; give plan(sizes={{{name!r}: 8}}) or several "
+                f"buckets, or declare Dim({name!r}, buckets=(...)).",
+                dim=name,
+            )
+        return DimPlan(name, asked, batch=batch, exact=exact)
+    shared = sorted(set.intersection(*(set(buckets) for _, buckets in bucketed)))
+    if not shared:
+        listed = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucketed).items())
+        raise PlanError(f"The buckets of dim {name!r} have nothing in common: {listed}.", dim=name)
+    strange = [size for size in asked if size not in shared]
+    if strange:
+        raise PlanError(
+            f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(shared)}.",
+            dim=name,
+        )
+    return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared=tuple(shared))
+
+
+def _asked(draft: Draft, name: str) -> tuple[int, ...]:
+    if name not in draft.request.sizes:
+        return ()
+    sizes = draft.request.sizes[name]
+    listed = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
+    for size in listed:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise PlanError(f"sizes of dim {name!r} are positive ints, not {size!r}.", dim=name)
+    if not listed:
+        raise PlanError(f"sizes gives no size for dim {name!r}.", dim=name)
+    return tuple(sorted(set(listed)))

@@ -1,0 +1,223 @@
+"""Fold: where adapters go between two stages of a device without eager compute.
+
+Four places are possible: compiled into the producer, compiled into the consumer, a weightless program of its own, or
+the host. They are compared by estimated time: bytes through a core's memory, bytes over the link (down from one rank,
+up to all), and program starts. All edges that want the same of one value are decided together, since they share it.
+
+With *b* bytes of the value and *a* of the adapted one, *n* consumers (one in a loop counts once for each iteration),
+and *r* runs of the producer for a request:
+
+    producer    memory: r a, and r b if somebody else reads the value as it is; n a
+    consumer    memory: r b, and n (b + 2 a)
+    program     memory: r b, b + a, n a; one program start
+    host        memory: r b, n a; link: b + ranks x a
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.adapter import Adapter, Place
+from orchestrator.backend import CompilingBackend
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge, NodeKey
+from orchestrator.planner.context import Draft, Fold
+from orchestrator.planner.infer.bodies import limit_of
+from orchestrator.planner.infer.representation import is_gathered
+from orchestrator.planner.schedule.regions import Region, find_regions, leaving
+from orchestrator.specs import TensorSpec
+from orchestrator.stage import Stage
+
+__all__ = ["fold"]
+
+_PLACES: tuple[Place, ...] = ("producer", "consumer", "program")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Edges that want the same of one value.
+
+    Attributes:
+        edges: The edges.
+        alone: Nobody else reads the value.
+        runs: Calls of the producer's stage in a request.
+        reads: How often a consumer reads it for one time that it is made: above 1 where it enters a loop.
+    """
+
+    edges: tuple[Edge, ...]
+    alone: bool
+    runs: int
+    reads: int = 1
+
+
+def fold(draft: Draft) -> Draft:
+    """Chooses where the adapters of each such edge go.
+
+    Raises:
+        PlanError: A place is forced that is not possible, or for an edge that has no adapters.
+    """
+    groups = _groups(draft)
+    folds: dict[Edge, Fold] = {}
+    notes: list[str] = []
+    _check_forced(draft, [edge for group in groups for edge in group.edges])
+    for group in groups:
+        for edge in group.edges:
+            folds[edge] = _choose(draft, group, edge, notes)
+    return replace(draft, folds=folds).noted(*notes)
+
+
+def _groups(draft: Draft) -> list[_Group]:
+    regions = find_regions(draft)
+    found: dict[Any, list[Edge]] = {}
+    readers: dict[Any, int] = {}
+    for edge in draft.graph.edges:
+        root = (edge.source, edge.source_port)
+        readers[root] = readers.get(root, 0) + 1
+        if _stays_with_adapters(draft, edge, regions):
+            found.setdefault((root, draft.forms[edge].fits, _forced(draft, edge)), []).append(edge)
+    return [
+        _Group(
+            tuple(edges),
+            len(edges) == readers[root],
+            _runs(draft, edges[0].source.name),
+            max(_reads(draft, edge) for edge in edges),
+        )
+        for (root, _, _), edges in found.items()
+    ]
+
+
+def _stays_with_adapters(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> bool:
+    """Tells whether an edge could stay on a device that compiles, if its adapters were compiled too."""
+    ends = (edge.source, edge.target)
+    if not draft.forms[edge].fits or is_gathered(draft, edge) or any(node.kind != "call" for node in ends):
+        return False
+    devices = {draft.device_of(node.name) for node in ends}
+    if len(devices) > 1 or not draft.compiled(devices.pop()):
+        return False
+    return not leaving(draft, edge, regions)
+
+
+def _runs(draft: Draft, call: str) -> int:
+    stage = draft.graph.calls[call].stage
+    return sum(other.stage is stage for other in draft.graph.calls.values())
+
+
+def _reads(draft: Draft, edge: Edge) -> int:
+    """Iterations of the loops between an edge's producer and its consumer."""
+    graph, times = draft.graph, 1
+    around = graph.scope(edge.target)
+    while around != graph.scope(edge.source):
+        times *= max(1, limit_of(draft, graph.loops[around]))
+        around = graph.loops[around].within
+    return times
+
+
+def _costs(draft: Draft, group: _Group) -> dict[str, float]:
+    """Estimated seconds of each place."""
+    edge = group.edges[0]
+    source, target = draft.sources[edge], draft.forms[edge].spec
+    assert isinstance(source, TensorSpec)
+    assert isinstance(target, TensorSpec)
+    before, after = source.nbytes(draft.largest), target.nbytes(draft.largest)
+    capabilities = draft.groups[draft.device_of(edge.source.name)].capabilities
+    link, runs, count = capabilities.link, group.runs, len(group.edges) * group.reads
+    raw = runs * before
+    return {
+        "producer": link.memory_seconds(runs * after + (0 if group.alone else raw) + count * after),
+        "consumer": link.memory_seconds(raw + count * (before + 2 * after)),
+        "program": link.memory_seconds(raw + before + after + count * after) + link.dispatch_seconds,
+        "host": link.memory_seconds(raw + count * after) + link.seconds(before + capabilities.ranks * after),
+    }
+
+
+def _choose(draft: Draft, group: _Group, edge: Edge, notes: list[str]) -> Fold:
+    costs = _costs(draft, group)
+    able = [place for place in _PLACES if _obstacle(draft, group, place) is None]
+    best = min(able, key=lambda place: costs[place])
+    forced = _forced(draft, edge)
+    if forced in _PLACES:
+        stage = _obstacle(draft, group, forced)
+        if stage is not None:
+            raise PlanError(
+                f"The adapters of '{edge}' cannot be folded into the {forced}: stage {stage.name!r} is compiled as its "
+                f"author made it. Choose another place: options={{'adapters': {{'{edge}': 'program'}}}}.",
+                edge=str(edge),
+                stage=stage.name,
+            )
+        best = forced
+    over_host = forced == "host" or (forced == "cost" and costs["host"] < costs[best])
+    if forced == "program" and costs["host"] < costs["program"]:
+        notes.append(
+            f"'{edge}': a program of its own for the adapters takes {_us(costs['program'])} (estimate), "
+            f"over the host it would be {_us(costs['host'])}."
+        )
+    return Fold(best, over_host, _reason(edge, draft.forms[edge].fits, best, over_host, forced, costs, able))
+
+
+def _reason(
+    edge: Edge,
+    fits: tuple[Adapter, ...],
+    best: Place,
+    over_host: bool,
+    forced: str,
+    costs: dict[str, float],
+    able: list[Place],
+) -> str:
+    are = "is" if len(fits) == 1 else "are"
+    where = {
+        "producer": f"{are} compiled into {edge.source.name!r}",
+        "consumer": f"{are} compiled into {edge.target.name!r}",
+        "program": f"{are} a program of its own",
+        "host": f"{are} done on the host",
+    }
+    chosen = "host" if over_host else best
+    what = " and ".join(fit.kind for fit in fits)
+    others = [f"{place} {_us(costs[place])}" for place in (*able, "host") if place != chosen]
+    asked = ", as asked" if forced != "cost" else ""
+    return f"the {what} {where[chosen]}{asked}: {_us(costs[chosen])} (estimate), against {', '.join(others)}"
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _obstacle(draft: Draft, group: _Group, place: str) -> Stage | None:
+    """The stage that stands in the way of a place; None: it is possible."""
+    edge = group.edges[0]
+    backend = draft.groups[draft.device_of(edge.source.name)]
+    ends = {
+        "producer": [edge.source.name],
+        "consumer": [edge.target.name for edge in group.edges],
+    }.get(place, [])
+    stages = [draft.graph.calls[name].stage for name in ends]
+    return next((stage for stage in stages if not _foldable(backend, stage)), None)
+
+
+def _foldable(backend: object, stage: Stage) -> bool:
+    return not isinstance(backend, CompilingBackend) or backend.foldable(stage)
+
+
+def _forced(draft: Draft, edge: Edge) -> str:
+    """The place asked for by the option ``adapters``, or ``cost``."""
+    asked = draft.groups[draft.device_of(edge.source.name)].options.get("adapters", "cost")
+    return str(asked) if isinstance(asked, str) else str(dict(asked).get(str(edge), "cost"))
+
+
+def _check_forced(draft: Draft, edges: list[Edge]) -> None:
+    known, able = {str(edge) for edge in draft.graph.edges}, {str(edge) for edge in edges}
+    for backend in draft.groups.values():
+        asked = backend.options.get("adapters", ())
+        for name in () if isinstance(asked, str) else dict(asked):
+            if name not in known:
+                raise PlanError(
+                    f"The option 'adapters' names the edge {name!r}, which does not exist.{nearest(name, known)}",
+                    edge=name,
+                )
+            if name not in able:
+                raise PlanError(
+                    f"The option 'adapters' names the edge {name!r}, which has no adapters between two stages on "
+                    f"{backend.device}; leave it out.",
+                    edge=name,
+                )

@@ -1,0 +1,190 @@
+"""Programs of a draft: which calls can run the same compiled code, and what that code takes and gives.
+
+Calls of one stage run the same program if they read values of one form through the same folded adapters. It gives what
+any of them needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.graph import Graph, NodeKey
+from orchestrator.plan.model import HOST, PlannedProgram, Step
+from orchestrator.plan.programs import Folds, Port, place_of, port_order
+from orchestrator.plan.steps import walk
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.representation import is_gathered
+from orchestrator.planner.schedule.locations import Homes
+from orchestrator.program import ProgramInput, ProgramOutput
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Programs", "equal_constants", "is_program"]
+
+#: A stage (or a weightless program's value) with what it takes.
+Signature = tuple[str, tuple[ProgramInput, ...]]
+
+#: Shapes of all inputs of a program.
+Shapes = tuple[tuple[int, ...], ...]
+
+
+def is_program(draft: Draft, step: Step) -> bool:
+    """Tells whether a step starts a program."""
+    called = step.op == "call" and draft.compiled(step.device)
+    return called or place_of(step) == "program"
+
+
+def equal_constants(graph: Graph, one: str, other: str) -> bool:
+    """Tells whether two constants are the same to a program: one object, or plain values that read alike."""
+    first, second = (graph.constants[name] for name in (one, other))
+    plain = isinstance(first, (bool, int, float, str, type(None)))
+    return first is second or (plain and type(first) is type(second) and repr(first) == repr(second))
+
+
+class Programs:
+    """The programs of a draft with steps.
+
+    Args:
+        draft: The plan so far.
+    """
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.homes = Homes(draft)
+        self.folds = Folds.of(draft.steps, (index for _, index in draft.outputs))
+        self.signatures: dict[int, Signature] = {}
+        self.users: dict[Signature, list[Step]] = {}
+        for step in walk(draft.steps):
+            if is_program(draft, step):
+                signature = self._signature(step)
+                self.signatures[step.outputs[0]] = signature
+                self.users.setdefault(signature, []).append(step)
+        self._names = self._named()
+
+    def key(self, step: Step) -> Signature:
+        """Returns what tells a step's program from others, routes left out."""
+        return self.signatures[step.outputs[0]]
+
+    def name(self, step: Step, route: int) -> str:
+        """Returns the name of a step's program."""
+        base = self._names[self.key(step)]
+        return f"{base}[route {route}]" if route else base
+
+    def planned(self, routes: Mapping[str, int], doubles: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
+        """Returns the programs, given the route of each call that does not take the first, and second ones."""
+        made: list[PlannedProgram] = []
+        for signature, steps in self.users.items():
+            by_route: dict[int, list[Step]] = {}
+            for step in steps:
+                by_route.setdefault(routes.get(step.name, 0) if step.op == "call" else 0, []).append(step)
+                if step.op == "call" and step.name in doubles:
+                    by_route.setdefault(doubles[step.name], []).append(step)
+            for route, users in by_route.items():
+                outputs = self._outputs(users)
+                made.append(
+                    PlannedProgram(
+                        name=self.name(users[0], route),
+                        device=users[0].device,
+                        stage=signature[0] if users[0].op == "call" else "",
+                        inputs=signature[1],
+                        outputs=outputs,
+                        to_host=len(outputs) == 1 and self._is_read_on_host(users),
+                    )
+                )
+        return self._told_apart(tuple(made))
+
+    def _told_apart(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
+        """Gives routes, so that no two programs of an application take the same shapes: a router sees only these."""
+        taken: dict[tuple[str, str], set[Shapes]] = {}
+        routed = []
+        for program in programs:
+            known = taken.setdefault((program.device, program.stage or program.name), set())
+            route = 0
+            while known & (shapes := self._shapes(program, route)):
+                route += 1
+            known |= shapes
+            routed.append(replace(program, route=route))
+        return tuple(routed)
+
+    def _shapes(self, program: PlannedProgram, route: int) -> set[Shapes]:
+        """The shapes of all inputs, the routing input's last, at every combination of buckets."""
+        extra = ((route,),) if route else ()
+        specs = [item.spec for item in program.inputs if item.spec is not None]
+        every = program.combinations(self.draft.buckets)
+        return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
+
+    def _named(self) -> dict[Signature, str]:
+        """Names programs after their stage, with a number where it has several; weightless ones after their edge.
+
+        No stage can be called like a numbered or weightless program: ``[`` and ``.`` are no part of a name.
+        """
+        names: dict[Signature, str] = {}
+        taken: set[str] = set()
+        for signature, (first, *_) in self.users.items():
+            base = signature[0] if first.op == "call" else f"adapt {first.name}"
+            name, number = base, 1
+            while name in taken:
+                number += 1
+                name = f"{base}[{number}]"
+            taken.add(name)
+            names[signature] = name
+        return names
+
+    def _signature(self, step: Step) -> Signature:
+        if step.op != "call":
+            (value,) = step.inputs
+            root, before = self.folds.read(value)
+            spec = self.draft.values[root].spec
+            assert isinstance(spec, TensorSpec)
+            assert step.adapter is not None
+            return step.name, (ProgramInput("value", spec, (*before, step.adapter)),)
+        call = self.draft.calls[step.name]
+        written = self._written(step.name)
+        inputs = []
+        for (port, _), value in zip(call.inputs, step.inputs, strict=True):
+            root, before = self.folds.read(value)
+            spec = self.draft.values[root].spec
+            if isinstance(spec, TensorSpec):
+                plain = TensorSpec(spec.dims, spec.dtype)
+                inputs.append(ProgramInput(port, plain, before, written[port]))
+            else:
+                inputs.append(
+                    ProgramInput(port, None, constant=self._constant(self.draft.values[root].origin))
+                )
+        return call.stage, tuple(inputs)
+
+    def _constant(self, name: str) -> str:
+        """The first constant that is equal: calls with equal constants run the same program."""
+        graph = self.draft.graph
+        return next(other for other in graph.constants if equal_constants(graph, other, name))
+
+    def _written(self, call: str) -> dict[str, Any]:
+        """The dtypes that a call's stage was written for, by port."""
+        return {port: self.draft.written[call].get(port) for port, _ in self.draft.calls[call].inputs}
+
+    def _outputs(self, steps: list[Step]) -> tuple[ProgramOutput, ...]:
+        first = steps[0]
+        if first.op != "call":
+            spec = self.draft.values[first.outputs[0]].spec
+            assert isinstance(spec, TensorSpec)
+            return (ProgramOutput("value", spec),)
+        names = [port for port, _ in self.draft.calls[first.name].outputs]
+        wanted: dict[Port, int] = {}
+        for step in steps:
+            for port, index in self.folds.given(step.name).items():
+                wanted.setdefault(port, index)
+        outputs = []
+        for at, adapters in sorted(wanted, key=port_order):
+            spec = self.draft.values[wanted[at, adapters]].spec
+            assert isinstance(spec, TensorSpec)
+            outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
+        return tuple(outputs)
+
+    def _is_read_on_host(self, steps: list[Step]) -> bool:
+        """Tells whether all that a program gives, in each of its calls, goes to the host and nowhere else."""
+        readers = [self.draft.graph.out_of(NodeKey("call", step.name)) for step in steps]
+        edges = [edge for reading in readers for edge in reading]
+        homes = [self.homes.target(edge).memory == HOST for edge in edges]
+        parts = any(is_gathered(self.draft, edge) for edge in edges)
+        return all(readers) and all(homes) and not parts

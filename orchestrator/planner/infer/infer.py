@@ -1,0 +1,380 @@
+"""Infer: shape and dtype of every port, proven on fake tensors at every combination of buckets.
+
+Host stages never run while planning, and opaque stages cannot run on fake tensors: what they give is declared. A
+name that only such a declaration brings in is a *born* dim: the stage decides its size during a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, following
+from orchestrator.plan.model import PlannedCall
+from orchestrator.planner.context import Draft, EdgeForm
+from orchestrator.planner.infer.bodies import born_by, entered, left, named_constant
+from orchestrator.planner.infer.checks import check_birth, check_mode
+from orchestrator.planner.infer.derived import symbol_for
+from orchestrator.planner.infer.fit import fit_edge
+from orchestrator.planner.infer.outputs import against_declared, handed_over, port_names, show_sizes
+from orchestrator.planner.infer.probe import (
+    Argument,
+    DataDependentError,
+    Outcome,
+    Prober,
+    RefusedError,
+    UnfitError,
+)
+from orchestrator.planner.infer.representation import gathered, held_form, held_ports, held_spec
+from orchestrator.planner.infer.trials import Sampler, padded_names
+from orchestrator.specs import (
+    AnyDim,
+    PortSpec,
+    TensorSpec,
+    show_spec,
+)
+from orchestrator.stage import Stage
+
+__all__ = ["infer"]
+
+
+def infer(draft: Draft) -> Draft:
+    """Finds what every edge carries and every call gives.
+
+    Raises:
+        PlanError: Two ports contradict, a stage refuses its inputs, writes into one, is in training mode with
+            Dropout or BatchNorm, or gives what it did not declare.
+    """
+    return _Inference(draft).run()
+
+
+class _Inference:
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.graph = draft.graph
+        self.dims = dict(draft.dims)
+        self.prober = Prober()
+        self.padded = padded_names(self.graph, self.dims)
+        self.captured: set[str] = set()
+        self.sharing: set[str] = set()
+        self.values: dict[tuple[NodeKey, str], PortSpec] = {}
+        self.forms: dict[Edge, EdgeForm] = {}
+        self.calls: dict[str, PlannedCall] = {}
+        self.examples: dict[str, dict[str, TensorSpec]] = {}
+        self.written: dict[str, dict[str, torch.dtype]] = {}
+        self.notes: list[str] = []
+        self.counts: dict[str, AnyDim | None] = {}
+        names = [
+            (name, dim) for name, spec in self.graph.inputs.items() for dim in getattr(spec, "names", ())
+        ]
+        self.entered = {dim for _, dim in names}
+        self.sized = {dim for name, dim in names if name not in self.graph.optional}
+
+    def run(self) -> Draft:
+        self.values |= {(NodeKey("input", name), ""): spec for name, spec in self.graph.inputs.items()}
+        for name, value in self.graph.constants.items():
+            self.values[NodeKey("constant", name), ""] = _constant_spec(value)
+        for stage in self.graph.stages.values():
+            check_mode(stage)
+        for node in self.graph.nodes:
+            if node.kind == "call":
+                self._call(node.name)
+            elif node.kind in ("enter", "leave"):
+                self._loop_end(node)
+        for edge in (edge for edge in self.graph.edges if edge.target.kind == "output"):
+            self.forms[edge] = self._fit(edge, None)
+        sources = {
+            edge: held_spec(self.draft, edge.source, edge.source_port, self._source(edge))
+            for edge in self.graph.edges
+        }
+        return replace(
+            self.draft,
+            dims=self.dims,
+            calls=self.calls,
+            counts=self.counts,
+            written=self.written,
+            forms={
+                edge: held_form(self.draft, edge, sources[edge], form) for edge, form in self.forms.items()
+            },
+            sources=sources,
+        ).noted(*self.notes, *self.prober.notes)
+
+    def _loop_end(self, node: NodeKey) -> None:
+        """What enters the body of a loop, or leaves it."""
+        loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in self.graph.into(node)}
+        self.forms |= {edge: self._fit(edge, None) for edge in ports.values()}
+        given = {port: _with_rule(self.forms[edge], edge, port in loop.carry) for port, edge in ports.items()}
+        if node.kind == "enter":
+            made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
+            self.dims |= {} if decided is None else {decided.name: decided}
+            self.dims |= born_by(self.graph, loop, self.dims, self.entered)
+        else:
+            if loop.kind == "when":
+                self._name_constants(loop, given)
+            heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
+            made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
+        self.values |= {(node, port): spec for port, spec in made.items()}
+
+    def _name_constants(self, loop: Loop, given: Mapping[str, PortSpec]) -> None:
+        """Constants that a branch gives otherwise take on the named dims of what its body gives."""
+        for edge in self.graph.into(node := NodeKey("enter", loop.name)):
+            spec = given.get(following(edge.target_port))
+            if edge.source.kind == "constant" and spec is not None:
+                sized = {dim for dim in self.sized if dim not in self.padded and not self.dims[dim].batch}
+                self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, sized)
+                self.values[node, edge.target_port] = self.forms[edge].spec
+
+    def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
+        """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
+        whole, gather = gathered(self.draft, edge, self._source(edge))
+        form = fit_edge(edge, whole, wanted, self.dims, self.entered, self.padded)
+        return replace(form, fits=(*gather, *form.fits))
+
+    def _source(self, edge: Edge) -> PortSpec:
+        key = (edge.source, edge.source_port)
+        if key in self.values:
+            return self.values[key]
+        known = [port for node, port in self.values if node == edge.source]
+        call = self.graph.calls.get(edge.source.name)
+        stage = call.stage.name if call is not None else edge.source.name
+        raise PlanError(
+            f"{edge.destination!r} reads {edge.origin!r}, but stage {stage!r} gives the ports "
+            f"{known}.{nearest(edge.source_port, known)}",
+            port=edge.origin,
+            stage=stage,
+        )
+
+    def _call(self, name: str) -> None:
+        stage = self.graph.calls[name].stage
+        fed: dict[str, PortSpec] = {}
+        for edge in self.graph.into(NodeKey("call", name)):
+            form = self._fit(edge, self._wanted(stage, edge.target_port))
+            _check_type(self.draft.devices[stage.name], edge, stage, form.spec)
+            self.forms[edge] = form
+            fed[edge.target_port] = form.spec
+        ordered = {port.name: fed[port.name] for port in stage.inputs if port.name in fed}
+        outputs, returns, declared = self._outputs(name, stage, ordered)
+        for port, spec in outputs.items():
+            self.values[NodeKey("call", name), port] = spec
+        device = self.draft.devices[stage.name]
+        if device in self.draft.groups:
+            self.notes += self.draft.groups[device].review(stage, ordered, outputs)
+        self.written[name] = {
+            port: spec.dtype for port, spec in ordered.items() if isinstance(spec, TensorSpec)
+        }
+        takes, gives = (held_ports(self.draft, name, ports) for ports in (ordered, outputs))
+        shares = name in self.sharing
+        self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared, shares)
+
+    def _wanted(self, stage: Stage, port: str) -> PortSpec | None:
+        """What a port declares: its spec, or the shape of its wrapper's own example input."""
+        spec = stage.input(port).spec
+        wrapper = stage.wrapper
+        if spec is not None or wrapper is None or wrapper.inputs or not wrapper.overrides("input_generator"):
+            return spec
+        if stage.name not in self.examples:
+            self.examples[stage.name] = _example_specs(stage, self.prober.examples(stage, wrapper))
+        return self.examples[stage.name].get(port)
+
+    def _outputs(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> tuple[dict[str, PortSpec], str, bool]:
+        """Ports to specs, how the stage hands them over, and whether they rest on its author's word."""
+        if stage.host or stage.opaque:
+            return self._declared(name, stage)
+        try:
+            return _inferred(name, stage, self._samples(name, stage, fed))
+        except DataDependentError as error:
+            if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
+                return self._declared(name, stage)
+            found = self._captured(name, stage, fed)
+            if found is not None:
+                return found
+            raise _cannot_tell(name, stage, error) from error
+
+    def _captured(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> tuple[dict[str, PortSpec], str, bool] | None:
+        """What a stage gives when it is told that it is being captured; None: it looks at contents even so.
+
+        It is not told so when it runs eagerly, so what it gives is checked at each call.
+        """
+        self.captured.add(name)
+        try:
+            outputs, returns, _ = _inferred(name, stage, self._samples(name, stage, fed))
+        except DataDependentError:
+            self.captured.discard(name)
+            return None
+        return outputs, returns, True
+
+    def _declared(self, name: str, stage: Stage) -> tuple[dict[str, PortSpec], str, bool]:
+        outputs: dict[str, PortSpec] = {}
+        for port in stage.outputs:
+            if port.spec is None or (not stage.host and not isinstance(port.spec, TensorSpec)):
+                raise PlanError(
+                    f"Stage {stage.name!r} cannot be inferred, so its output {port.name!r} needs a TensorSpec.",
+                    stage=stage.name,
+                )
+            outputs[port.name] = port.spec
+            for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
+                if dim not in self.entered and not self.dims[dim].born:
+                    check_birth(self.draft, name, stage, dim)
+                    self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
+        if not outputs:
+            raise PlanError(
+                f"Stage {stage.name!r} cannot be inferred; declare its outputs.", stage=stage.name
+            )
+        return outputs, "single" if len(outputs) == 1 else "tuple", True
+
+    def _samples(
+        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    ) -> list[tuple[dict[str, int], Outcome]]:
+        """Outcomes at every combination of buckets, and at sizes between (:mod:`orchestrator.planner.infer.trials`)."""
+        sampler = Sampler(name, stage, fed, self.dims, lambda at: self._probe(name, stage, fed, at))
+        return sampler.samples(
+            self.padded, lambda at, error: _refused(self.graph, name, stage, fed, at, error)
+        )
+
+    def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+        constants = {
+            edge.target_port: self.graph.constants[edge.source.name]
+            for edge in self.graph.into(NodeKey("call", name))
+            if edge.source.kind == "constant"
+        }
+        arguments: list[Argument] = []
+        for port, spec in fed.items():
+            if isinstance(spec, TensorSpec):
+                arguments.append((port, (spec.shape(at), spec.dtype)))
+            else:
+                arguments.append((port, constants[port]))
+        return self.prober.run(stage, tuple(arguments), name in self.captured)
+
+    def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+        outcome = self._run(name, stage, fed, at)
+        if outcome.shares:
+            self.sharing.add(name)
+        if outcome.written:
+            port = outcome.written[0]
+            raise PlanError(
+                f"Stage {stage.name!r} (call {name!r}) writes into its input {port!r}; another reader of that value, "
+                f"or the caller, would see it. Work on a copy: {port}.clone().",
+                stage=stage.name,
+                call=name,
+                port=port,
+            )
+        return outcome
+
+
+def _inferred(
+    name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
+) -> tuple[dict[str, PortSpec], str, bool]:
+    first = samples[0][1]
+    ports = port_names(name, stage, first)
+    shapes = {
+        (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
+        for _, out in samples
+    }
+    if len(shapes) > 1:
+        raise PlanError(
+            f"Stage {stage.name!r} (call {name!r}) gives outputs of another number, rank or dtype at other sizes "
+            f"of {list(samples[0][0])}; give it one form.",
+            stage=stage.name,
+            call=name,
+        )
+    names = list(samples[0][0])
+    outputs: dict[str, PortSpec] = {}
+    for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
+        seen = [[(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))]
+        found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
+        outputs[port] = against_declared(name, stage, port, found, samples, position)
+    wanted = {port.name for port in stage.outputs}
+    kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
+    return kept, handed_over(first), False
+
+
+def _with_rule(form: EdgeForm, edge: Edge, carried: bool) -> PortSpec:
+    """What an edge brings to a loop's end, with the rule it may be padded by beyond it.
+
+    A carry is another value after each iteration. So the rule of what it starts with says nothing of it; that of the
+    body's own input does.
+    """
+    if not isinstance(form.spec, TensorSpec):
+        return form.spec
+    declared = [spec.pad for spec in edge.via if isinstance(spec, TensorSpec) and spec.pad is not None]
+    rule = form.rule if not carried else declared[-1] if declared else None
+    return replace(form.spec, pad=rule)
+
+
+def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[str, TensorSpec]:
+    """Port to the spec that a wrapper's example inputs state; its ports must have one shape each."""
+    names = [port.name for port in stage.inputs]
+    if len({tuple(tuple(value.shape) for value in row) for row in rows}) != 1 or len(rows[0]) > len(names):
+        raise PlanError(
+            f"The input_generator of stage {stage.name!r} gives {len(rows)} rows of example inputs for the ports "
+            f"{names}. One row states the shapes; for several sizes declare inputs with a Dim and its buckets.",
+            stage=stage.name,
+        )
+    return {
+        name: TensorSpec(tuple(value.shape), value.dtype) for name, value in zip(names, rows[0], strict=False)
+    }
+
+
+def _constant_spec(value: Any) -> PortSpec:
+    return TensorSpec(tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+def _check_type(device: str, edge: Edge, stage: Stage, spec: PortSpec) -> None:
+    if stage.host or isinstance(spec, TensorSpec) or edge.source.kind == "constant":
+        return
+    raise PlanError(
+        f"{edge.origin!r} gives the Python type {show_spec(spec)}, but {edge.destination!r} runs on {device!r}; such a "
+        f"value never meets a device. Turn it into a tensor in a host stage (device='host').",
+        edge=str(edge),
+    )
+
+
+def _cannot_tell(name: str, stage: Stage, error: DataDependentError) -> PlanError:
+    if isinstance(error, UnfitError):
+        return PlanError(
+            f"Stage {stage.name!r} (call {name!r}) cannot be run on tensors without content, as planning does: "
+            f"{error}. Declare what it gives, outputs={{'name': TensorSpec(...)}}, which is then checked at each call; "
+            f"or make it a host stage (device='host').",
+            stage=stage.name,
+            call=name,
+        )
+    return PlanError(
+        f"Stage {stage.name!r} (call {name!r}) decides a shape, or what it does, by the content of a tensor: "
+        f"{error}. Declare what it gives, with a Dim whose buckets bound the size "
+        f"(outputs={{'name': TensorSpec((Dim('n', buckets=(8, 64)), ...))}}), or make it a host stage "
+        f"(device='host').",
+        stage=stage.name,
+        call=name,
+    )
+
+
+def _refused(
+    graph: Graph,
+    name: str,
+    stage: Stage,
+    fed: dict[str, PortSpec],
+    at: dict[str, int],
+    error: RefusedError,
+) -> PlanError:
+    return PlanError(
+        f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(graph, name, fed)}{show_sizes(at)}. "
+        f"It says: {error}",
+        stage=stage.name,
+        call=name,
+        inputs=dict(fed),
+    )
+
+
+def _feeds(graph: Graph, name: str, fed: dict[str, PortSpec]) -> str:
+    origins = {edge.target_port: edge.origin for edge in graph.into(NodeKey("call", name))}
+    return ", ".join(
+        f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in fed.items()
+    )

@@ -1,0 +1,131 @@
+"""Watching what a stage does with memory while it runs on fake tensors.
+
+A version counter does not tell of a write through ``x.data``, and what ``contiguous`` gives is a copy or the tensor
+itself, as its strides will have it. Both are seen operation by operation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch._subclasses import fake_tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from orchestrator.planner.infer.dtypes import SameDtypes
+
+__all__ = ["MemoryUse", "fake_mode", "is_held", "tensors_of"]
+
+_aten = torch.ops.aten
+
+#: What ``contiguous``, ``reshape`` and ``to`` do where the tensor itself does not do.
+_COPIES = frozenset({_aten.clone.default, _aten._to_copy.default})
+
+
+class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
+    """Notes writes into inputs, and what may be an input itself at other strides; checks dtypes meanwhile.
+
+    Args:
+        inputs: Fake tensors by port.
+
+    Attributes:
+        written: Ports whose tensor was written into.
+        operations: How many operations ran.
+    """
+
+    def __init__(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.written: set[str] = set()
+        self.operations = 0
+        self._ports = {_place(value): port for port, value in inputs.items()}
+        self._origins: dict[int, int] = {}
+        self._copies: list[Any] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Runs one operation and notes what it does."""
+        self.operations += 1
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in _COPIES and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
+            self._origins[_place(result)] = _place(args[0])
+            self._copies.append(result)  # a place is not used again
+        elif getattr(getattr(func, "_schema", None), "is_mutable", False):
+            self._note_writes(func, args, kwargs or {})
+        return result
+
+    def _note_writes(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        for at, parameter in enumerate(func._schema.arguments):
+            value = args[at] if at < len(args) else kwargs.get(parameter.name)
+            info = parameter.alias_info
+            if info is not None and info.is_write and isinstance(value, torch.Tensor):
+                self.written |= {port for place, port in self._ports.items() if place == _place(value)}
+
+    def may_be_input(self, value: torch.Tensor) -> bool:
+        """Tells whether a tensor has the memory of an input, or would have it at other strides."""
+        place = _place(value)
+        while place in self._origins and place not in self._ports:
+            place = self._origins[place]
+        return place in self._ports
+
+    def forget(self) -> None:
+        """Lets go of the tensors it holds."""
+        self._copies.clear()
+
+
+def _place(value: torch.Tensor) -> int:
+    """Identity of the memory of a tensor; of the tensor itself where it has none of the plain kind."""
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(value)
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """Tensors that a result is, or holds."""
+    if isinstance(result, Mapping):
+        result = list(result.values())
+    return [
+        part
+        for part in (result if isinstance(result, (tuple, list)) else [result])
+        if isinstance(part, torch.Tensor)
+    ]
+
+
+def is_held(held: list[Any]) -> bool:
+    """Tells whether memory of a result is there still once the result is gone, or is that of two of its tensors.
+
+    Args:
+        held: The result, and nothing else holds it; it is taken out.
+    """
+    tensors = tensors_of(held.pop())
+    storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
+    twice = len({storage.cdata for storage in storages}) < len(storages)
+    del tensors
+    return twice or not all(storage.expired() for storage in storages)  # type: ignore[no-untyped-call]
+
+
+def fake_mode() -> fake_tensor.FakeTensorMode:
+    """Makes a mode; the first one in a thread of its own.
+
+    Torch imports much for it, and exceptions that it catches meanwhile would hold the frames of the caller, and with
+    them the modules that are planned, until the cyclic collector runs.
+    """
+    if "torch._dynamo" in sys.modules:
+        return _new_mode()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_new_mode).result()
+
+
+def _new_mode() -> fake_tensor.FakeTensorMode:
+    """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
+    symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)

@@ -1,0 +1,123 @@
+"""What a stage was seen to give, held against what its author declared."""
+
+from __future__ import annotations
+
+from orchestrator.errors import PlanError
+from orchestrator.planner.infer.probe import Outcome
+from orchestrator.specs import TensorSpec, dtype_name, plain_dims, show_spec
+from orchestrator.stage import Stage
+
+__all__ = ["against_declared", "handed_over", "port_names", "show_sizes"]
+
+
+def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
+    """Returns the names of the tensors a stage gave, in order.
+
+    What is no tensor stays aside where the declared names say which outputs are meant.
+
+    Raises:
+        PlanError: They do not fit the declared ones, or are no tensors.
+    """
+    declared = [port.name for port in stage.outputs]
+    keys = [key for key, _, _ in outcome.outputs]
+    if outcome.returns == "single":
+        if len(declared) > 1:
+            raise _wrong_outputs(name, stage, f"declares the outputs {declared} but gives one tensor")
+        return declared or ["output"]
+    if outcome.returns in ("dict", "keys"):
+        missing = [port for port in declared if port not in keys]
+        if missing and missing[0] in dict(outcome.others):
+            raise _mixed(name, stage, outcome, "a dict")
+        if missing:
+            raise _wrong_outputs(
+                name, stage, f"declares the output {missing[0]!r} but gives a dict of {keys}"
+            )
+        if outcome.others and not declared:
+            raise _mixed(name, stage, outcome, "a dict")
+        return keys
+    if outcome.returns == "tuple":
+        if outcome.others and not 0 < len(declared) == len(keys):
+            raise _mixed(name, stage, outcome, "a tuple")
+        if len(declared) != len(keys):
+            said = f"declares {declared}" if declared else "declares no names"
+            raise _wrong_outputs(
+                name, stage, f"gives a tuple of {len(keys)} but {said}: outputs=('a', 'b', ...)"
+            )
+        return declared
+    raise _wrong_outputs(
+        name,
+        stage,
+        f"gives {outcome.returns}; a stage on a device gives a tensor, or a tuple or dict of tensors",
+    )
+
+
+def handed_over(outcome: Outcome) -> str:
+    """Returns how a stage hands its outputs over, as a plan says it."""
+    if outcome.returns == "tuple" and outcome.others:
+        return " ".join(["at", *(key for key, _, _ in outcome.outputs)])
+    return outcome.returns
+
+
+def _mixed(name: str, stage: Stage, outcome: Outcome, kind: str) -> PlanError:
+    """What a stage gives besides tensors, by key, and how the tensors are chosen."""
+    others = ", ".join(f"{key!r} is a {held}" for key, held in outcome.others)
+    keys = [key for key, _, _ in outcome.outputs]
+    how = (
+        f"outputs={tuple(keys)}"
+        if kind == "a dict"
+        else f"one name for each: outputs={tuple('abcdefgh'[: len(keys)])}"
+    )
+    way = f"Say which tensors are its outputs, {how}" if keys else "It gives no tensor"
+    return _wrong_outputs(
+        name,
+        stage,
+        f"gives {kind} that holds a {outcome.others[0][1]}: {others}. {way}; or put a function around it that returns "
+        f"tensors alone",
+    )
+
+
+def _wrong_outputs(name: str, stage: Stage, what: str) -> PlanError:
+    return PlanError(f"Stage {stage.name!r} (call {name!r}) {what}.", stage=stage.name, call=name)
+
+
+def against_declared(
+    name: str,
+    stage: Stage,
+    port: str,
+    found: TensorSpec,
+    samples: list[tuple[dict[str, int], Outcome]],
+    position: int,
+) -> TensorSpec:
+    """Checks an inferred output against its declaration; the declaration's names are used where they hold."""
+    said = next((item.spec for item in stage.outputs if item.name == port), None)
+    if said is None:
+        return found
+    if isinstance(said, TensorSpec) and said.dtype == found.dtype and len(said.dims) == len(found.dims):
+        known = set(samples[0][0])
+        dims = tuple(
+            said_dim if isinstance(said_dim, str) and said_dim in known else found_dim
+            for said_dim, found_dim in zip(plain_dims(said.dims), found.dims, strict=True)
+        )
+        wrong = [
+            axis
+            for axis, dim in enumerate(plain_dims(said.dims))
+            for at, out in samples
+            if (at.get(dim) if isinstance(dim, str) else dim) not in (None, out.outputs[position][1][axis])
+        ]
+        if not wrong:
+            return TensorSpec(dims, found.dtype, pad=said.pad)
+    at, outcome = samples[-1]
+    raise PlanError(
+        f"Stage {stage.name!r} (call {name!r}) declares that '{name}.{port}' is {show_spec(said)}, but it gives "
+        f"{list(outcome.outputs[position][1])} {dtype_name(found.dtype)}{show_sizes(at)}.",
+        stage=stage.name,
+        call=name,
+        port=port,
+        declared=said,
+        found=found,
+    )
+
+
+def show_sizes(sizes: dict[str, int]) -> str:
+    """Returns `` at batch=8``, or nothing where there are no names."""
+    return f" at {', '.join(f'{name}={size}' for name, size in sizes.items())}" if sizes else ""

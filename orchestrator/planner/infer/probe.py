@@ -1,0 +1,374 @@
+"""Running a stage on fake tensors: shapes and dtypes come out, nothing is computed or allocated.
+
+A stage runs on a fake deep copy of its object, so that planning leaves no trace in a user's module. Outcomes are
+memoised by *structure*: two modules of one class with equal attributes and equally shaped parameters share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch._subclasses import fake_tensor
+
+from orchestrator.duplicate import duplicate, owner_of
+from orchestrator.errors import PlanError
+from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
+from orchestrator.planner.infer.memory_use import MemoryUse, fake_mode, is_held, tensors_of
+from orchestrator.planner.infer.structure import key_of, structure
+from orchestrator.stage import ModelWrapper, Stage
+
+__all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError", "UnfitError"]
+
+_DATA_DEPENDENT = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
+_UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
+
+#: A port's name with the shape and dtype it gets, or the Python constant.
+Argument: TypeAlias = "tuple[str, tuple[tuple[int, ...], torch.dtype] | Any]"
+
+
+class RefusedError(Exception):
+    """The stage raised on fake inputs; ``__cause__`` is what it raised."""
+
+
+class DataDependentError(RefusedError):
+    """The stage asked for the content of a fake tensor, or gives a shape that hangs on it."""
+
+
+class UnfitError(DataDependentError):
+    """The stage does what cannot be done on fake tensors, whatever their shapes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage gave for fake inputs.
+
+    Attributes:
+        returns: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are no strings), or the name of a type
+            that is no output.
+        outputs: Keys (positions for a tuple) to shape and dtype.
+        others: Keys of what is no tensor, with its type.
+        written: Ports whose tensor the stage wrote into.
+        shares: An output lies in memory that is not its own: of an input, of the stage, or of another output.
+        operations: How many operations of torch it ran.
+    """
+
+    returns: str
+    outputs: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+    written: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+    shares: bool = False
+    operations: int = 0
+
+
+class Prober:
+    """Runs stages on fake tensors, once for each structure and inputs."""
+
+    def __init__(self) -> None:
+        self._mode = fake_mode()
+        self._isolation = Isolation(self._mode)
+        self._leftovers = Leftovers(self._mode, self._isolation)
+        self._memo: dict[Any, Outcome] = {}
+        self._copies: dict[int, Callable[..., Any]] = {}
+        self._leftovers.allow(self._copies)
+        self._structures: dict[int, Any] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What running stages did that is worth a note in the plan."""
+        return tuple(dict.fromkeys(self._leftovers.bindings.notes))
+
+    def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> Outcome:
+        """Runs a stage.
+
+        Args:
+            stage: The stage.
+            arguments: For each fed port its name, and shape and dtype, or a Python constant.
+            captured: Whether it is told that it is being captured (``torch.compiler.is_compiling``).
+
+        Raises:
+            DataDependentError: It looks at tensor contents.
+            RefusedError: It raised.
+        """
+        if id(stage) not in self._structures:
+            self._structures[id(stage)] = structure(stage.target)
+        key = (
+            self._structures[id(stage)],
+            tuple((name, key_of(value)) for name, value in arguments),
+            captured,
+        )
+        if key not in self._memo:
+            # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
+            # of the moment, the plan is not.
+            # Nor is anything compiled: dynamo would keep what it makes of a function that meets fake tensors, and what
+            # optimises a frozen script looks at its constants.
+            with (
+                _quiet(),
+                torch.inference_mode(False),
+                _no_autocast(),
+                _capture(captured),
+                torch.compiler.set_stance("force_eager"),
+                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+            ):
+                self._memo[key] = self._run(stage, arguments)
+        return self._memo[key]
+
+    def examples(self, stage: Stage, wrapper: ModelWrapper) -> list[tuple[torch.Tensor, ...]]:
+        """Returns a wrapper's example inputs, made as fake tensors."""
+        rows: list[tuple[torch.Tensor, ...]] = []
+        self._leftovers.bindings.note(wrapper)
+        with self._watch(stage, rows), self._mode:
+            rows += [tuple(row) for row in wrapper.input_generator()]
+        return rows
+
+    @contextlib.contextmanager
+    def _watch(self, stage: Stage, owner: Any) -> Iterator[None]:
+        """Takes out again what a run leaves outside of its own copy.
+
+        Raises:
+            PlanError: It cannot be put back.
+        """
+        try:
+            with self._leftovers.watch(owner):
+                yield
+        except LeftBehindError as error:
+            raise PlanError(
+                f"Stage {stage.name!r} keeps tensors outside of itself, in {error}. Planning runs it on tensors "
+                f"without content, which must not stay there, and what was there before is not known. Call the stage "
+                f"once by hand before planning, or have it not run while planning: a ModelWrapper with opaque = True "
+                f"that declares its outputs, or a host stage (device='host').",
+                stage=stage.name,
+                places=error.places,
+            ) from None
+
+    def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
+        try:
+            function = self._fake(stage)
+            owner = None if function is stage.target or isinstance(function, InPlace) else function
+            with self._watch(stage, owner):
+                # What it sets in a context variable ends with the run.
+                return contextvars.copy_context().run(self._outcome, stage, function, arguments)
+        except PlanError:
+            raise
+        except Exception as error:
+            unfit = UnfitError if _is_unfit(error) else RefusedError
+            kind = DataDependentError if _needs_content(error) else unfit
+            text = str(error) if isinstance(error, _DATA_DEPENDENT) else f"{type(error).__name__}: {error}"
+            raise kind(text) from error
+
+    def _outcome(
+        self, stage: Stage, function: Callable[..., Any], arguments: tuple[Argument, ...]
+    ) -> Outcome:
+        try:
+            with self._mode, torch.no_grad():
+                device = _device_of(function)
+                values = {name: _tensor(value, device) for name, value in arguments}
+                inputs = {name: value for name, value in values.items() if _is_tensor(value)}
+                versions = {name: value._version for name, value in inputs.items()}
+                with MemoryUse(inputs) as use:
+                    result = call_stage(stage, function, values)
+            written = tuple(
+                name for name, old in versions.items() if inputs[name]._version != old or name in use.written
+            )
+            outcome = _outcome(result, written)
+            moved = any(map(use.may_be_input, tensors_of(result)))
+            use.forget()
+            held = [result]
+            del result
+            return replace(outcome, shares=moved or is_held(held), operations=use.operations)
+        except Exception as error:
+            _clear_frames(error)
+            raise
+
+    def _fake(self, stage: Stage) -> Callable[..., Any]:
+        """The stage's callable with fake parameters and buffers; the user's object stays as it is."""
+        if id(stage) not in self._copies:
+            self._leftovers.bindings.note(stage.target)
+            self._copies[id(stage)] = self._copy(stage)
+        return self._copies[id(stage)]
+
+    def _copy(self, stage: Stage) -> Callable[..., Any]:
+        wrapper = stage.wrapper
+        if wrapper is not None and wrapper.makes_model and wrapper.__dict__.get("_model") is None:
+            twin = self._isolation.twin(wrapper, self._built(stage, wrapper))
+            return twin.forward if wrapper.overrides("forward") else twin.model
+        try:
+            target: Any = self._isolation.copy(stage.target)
+        except Exception:
+            self._leftovers.bindings.note_attributes(stage.target)
+            if isinstance(stage.target, torch.nn.Module):
+                return InPlace(stage.target, self._mode)
+            return stage.target
+        owner = owner_of(target) if wrapper is None else target.__dict__.get("_model")
+        if isinstance(owner, torch.nn.Module):
+            _move_meta(owner)
+        function: Callable[..., Any] = target
+        if wrapper is not None and not wrapper.overrides("forward"):
+            function = target.model
+        return function
+
+    def _built(self, stage: Stage, wrapper: ModelWrapper) -> Any:
+        """A fake model straight from its class; where that reads real files, a fake copy of the real one."""
+        made: list[Any] = []
+        try:
+            with self._watch(stage, made), self._mode:
+                made.append(wrapper.make_model())
+            return made[0]
+        except PlanError:
+            raise
+        except Exception:
+            with fake_tensor.FakeCopyMode(self._mode):
+                return duplicate(wrapper.model, {})
+
+
+def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """Calls a stage's function with values by port: by position while no port is left out, then by keyword."""
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    gap = False
+    for port in stage.inputs:
+        if port.name not in values:
+            gap = True
+        elif gap or port.keyword:
+            named[port.name] = values[port.name]
+        else:
+            positional.append(values[port.name])
+    return function(*positional, **named)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _tensor(value: Any, device: torch.device) -> Any:
+    """A fake tensor for ``(shape, dtype)``; any other value is a constant."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.dtype):
+        return torch.empty(value[0], dtype=value[1], device=device)
+    return value
+
+
+def _move_meta(owner: torch.nn.Module) -> None:
+    """Says of fake weights and buffers on the meta device that they are on the host: a checkpoint brings them there."""
+    for tensor in itertools.chain(owner.parameters(), owner.buffers()):
+        if isinstance(tensor, fake_tensor.FakeTensor) and tensor.fake_device.type == "meta":
+            tensor.fake_device = torch.device("cpu")
+
+
+def _device_of(function: Any) -> torch.device:
+    if isinstance(function, torch.nn.Module):
+        for tensor in function.parameters():
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _needs_content(error: BaseException | None) -> bool:
+    """Tells whether an error, or its cause, is that a fake tensor has no content."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, (*_DATA_DEPENDENT, *_UNSUPPORTED)) or ".numpy() is not supported" in text:
+            return True
+        error = error.__cause__
+    return False
+
+
+#: What errors say that speak of fake tensors, or of what there is no fake form of, and not of shapes.
+_UNFIT = (
+    "NestedTensor",
+    "FakeTensor",
+    "fake impl",
+    "fake tensor",
+    "file an issue",
+    "Internal error",
+    "mkldnn",
+    "Mkldnn",
+    "OpaqueTensor",
+    "data pointer",
+    "data_ptr",
+    "UntypedStorage",
+    "ScriptObject",
+    "Could not run 'aten::",
+)
+
+
+def _is_unfit(error: BaseException | None) -> bool:
+    """Tells whether an error, or its cause, is of fake tensors and not of the shapes that a stage is fed."""
+    while error is not None:
+        if isinstance(error, NotImplementedError) or any(word in str(error) for word in _UNFIT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Lets go of the tensors in the frames of an error, which is kept, and of those that led to it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:
+    if isinstance(result, torch.Tensor):
+        return Outcome("single", (("output", tuple(result.shape), result.dtype),), written)
+    if isinstance(result, Mapping):
+        items = [(str(name), value) for name, value in result.items() if value is not None]
+        kind = "dict" if all(isinstance(name, str) for name in result) else "keys"
+    elif isinstance(result, (tuple, list)):
+        items, kind = [(str(position), value) for position, value in enumerate(result)], "tuple"
+    else:
+        return Outcome(f"a {type(result).__name__}", (), written)
+    names = [name for name, _ in items]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return Outcome(f"a dict with two keys that read {twice!r}", (), written)
+    tensors = tuple(
+        (name, tuple(value.shape), value.dtype) for name, value in items if isinstance(value, torch.Tensor)
+    )
+    others = tuple(
+        (name, type(value).__name__) for name, value in items if not isinstance(value, torch.Tensor)
+    )
+    return Outcome(kind, tensors, written, others)
+
+
+@contextlib.contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Leaves the autocast modes of the thread that plans out of what is inferred."""
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _capture(asked: bool) -> Iterator[None]:
+    """Tells modules that they are being captured, as ``torch.export`` does: many look at masks only if not."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = asked or before
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from logging a traceback for a shape error under fake tensors; it is raised all the same."""
+    logger = logging.getLogger(fake_tensor.__name__)
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)

@@ -1,0 +1,168 @@
+"""Held: in which dtype, and on which ranks in parts, a device holds a value.
+
+A stage takes and gives what its author wrote; the device may hold that in a narrower dtype (integers of 64 bits in 32),
+and its ranks may hold parts of it. Casts at the border, and joining the parts, become adapters like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from orchestrator.adapter import Adapter, check_cast
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import Edge, NodeKey, following
+from orchestrator.plan.model import HOST
+from orchestrator.planner.context import Draft, EdgeForm
+from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
+
+__all__ = ["gathered", "held_form", "held_ports", "held_spec", "is_gathered"]
+
+
+def is_gathered(draft: Draft, edge: Edge) -> bool:
+    """Tells whether an edge's value is joined from the parts that ranks hold."""
+    return any(fit.kind == "gather" for fit in draft.forms[edge].fits)
+
+
+def held_spec(draft: Draft, node: NodeKey, port: str, spec: PortSpec) -> PortSpec:
+    """Returns what a port's device holds a value of it as; a carry is held as what gives its next value holds it."""
+    giver = _giver(draft, node, port)
+    if giver is None or not isinstance(spec, TensorSpec):
+        return spec
+    stage = draft.graph.calls[giver].stage
+    backend = draft.groups.get(draft.devices[stage.name])
+    if backend is None:
+        return spec
+    dtype = backend.held_dtype(stage, spec.dtype)
+    return spec if dtype == spec.dtype else replace(spec, dtype=dtype)
+
+
+def _giver(draft: Draft, node: NodeKey, port: str) -> str | None:
+    """The call whose device holds a port's values: for a carry the one that gives its next value."""
+    seen = set()
+    while node.kind in ("enter", "leave") and (node.name, port) not in seen:
+        loop = draft.graph.loops[node.name]
+        port = port.removesuffix("[next]")
+        if port not in loop.carry:
+            return None
+        seen.add((node.name, port))
+        edges = draft.graph.into(NodeKey("leave", loop.name))
+        edge = next(edge for edge in edges if edge.target_port == following(port))
+        node, port = edge.source, edge.source_port
+    return node.name if node.kind == "call" else None
+
+
+def held_ports(draft: Draft, call: str, ports: Mapping[str, PortSpec]) -> tuple[tuple[str, PortSpec], ...]:
+    """Returns the ports of a call as its device holds them."""
+    node = NodeKey("call", call)
+    return tuple((port, held_spec(draft, node, port, spec)) for port, spec in ports.items())
+
+
+def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> EdgeForm:
+    """Returns the form of an edge with casts from and to what its ends hold.
+
+    Args:
+        draft: The plan so far.
+        edge: The edge.
+        source: What the producer's device holds.
+        form: What the consumer reads, by what both stages' authors wrote.
+    """
+    target = held_spec(draft, edge.target, edge.target_port, form.spec)
+    if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+        return form
+    held = _with_casts(source, target, form)
+    _check_pads(edge, source, held)
+    _check_constant(draft, edge, target)
+    return held
+
+
+def _check_constant(draft: Draft, edge: Edge, target: TensorSpec) -> None:
+    value = draft.graph.constants[edge.source.name] if edge.source.kind == "constant" else None
+    if isinstance(value, torch.Tensor) and value.is_cpu and value.dtype.itemsize > target.dtype.itemsize:
+        try:
+            check_cast(value, target.dtype)
+        except OverflowError as error:
+            raise PlanError(
+                f"The constant at {edge.destination!r} cannot be held: {error}. Compute with smaller numbers, or run "
+                f"the stage on the host or on 'cpu'.",
+                edge=str(edge),
+            ) from error
+
+
+def _with_casts(source: TensorSpec, target: TensorSpec, form: EdgeForm) -> EdgeForm:
+    written = form.spec
+    casts = [fit for fit in form.fits if fit.kind == "cast"]
+    reached = casts[-1].dtype if casts else source.dtype
+    idle = len(casts) == 1 and source.dtype == target.dtype
+    if written == target and reached == target.dtype and not idle:
+        return form
+    fits = [fit for fit in form.fits if fit.kind != "cast"]
+    if source.dtype != target.dtype:
+        cast = Adapter("cast", dtype=target.dtype)
+        joined = sum(fit.kind == "gather" for fit in fits)
+        narrow = target.dtype.itemsize <= source.dtype.itemsize
+        fits.insert(joined if narrow else len(fits), cast)
+    return EdgeForm(target, tuple(fits), form.rule)
+
+
+def _check_pads(edge: Edge, source: TensorSpec, form: EdgeForm) -> None:
+    """Refuses a pad value that the dtype it is written in cannot hold.
+
+    Raises:
+        PlanError: It cannot.
+    """
+    dtype = source.dtype
+    for fit in form.fits:
+        dtype = fit.dtype or dtype
+        if fit.kind == "pad":
+            _check_pad(edge, fit.rule, dtype)
+    if isinstance(form.spec, TensorSpec) and form.spec.names:
+        _check_pad(edge, form.rule, form.spec.dtype)
+
+
+def _check_pad(edge: Edge, rule: Pad, dtype: torch.dtype) -> None:
+    if isinstance(rule, (int, float)) and not holds(dtype, rule):
+        raise PlanError(
+            f"'{edge}' is padded with {rule!r}, which {dtype_name(dtype)} cannot hold, and that is what the value is "
+            f"held in there. Declare another pad value, or plan with another torch_dtype.",
+            edge=str(edge),
+            pad=rule,
+            dtype=dtype,
+        )
+
+
+def gathered(draft: Draft, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
+    """Returns what an edge's producer gives once the parts of all ranks are joined, and the adapter that joins them.
+
+    Raises:
+        PlanError: A port is declared as sharded that does not exist, or along a dim that is none of its fixed ones.
+    """
+    if edge.source.kind != "call":
+        return spec, ()
+    stage = draft.graph.calls[edge.source.name].stage
+    backend = draft.groups.get(draft.devices[stage.name])
+    parts = backend.sharded(stage) if backend is not None else {}
+    known = [port.name for port in stage.outputs] or ([edge.source_port] if len(parts) == 1 else list(parts))
+    for port in parts:
+        if port not in known:
+            raise PlanError(
+                f"Stage {stage.name!r} declares {port!r} as sharded, but has no such output.{nearest(port, known)}",
+                stage=stage.name,
+                port=port,
+            )
+    if backend is None or edge.source_port not in parts or not isinstance(spec, TensorSpec):
+        return spec, ()
+    axis, ranks = parts[edge.source_port], backend.capabilities.ranks
+    if not -len(spec.dims) <= axis < len(spec.dims) or not isinstance(size := spec.dims[axis], int):
+        raise PlanError(
+            f"{edge.origin!r} is {show_spec(spec)} on each rank and is declared as sharded along dim {axis}; that must "
+            f"be one of its dims of fixed size.",
+            edge=str(edge),
+            spec=spec,
+        )
+    dims = list(spec.dims)
+    dims[axis] = size * ranks
+    whole = replace(spec, dims=tuple(dims))
+    return whole, (Adapter("gather", whole.dims, device=HOST),)

@@ -1,0 +1,228 @@
+"""Sizes at which a stage is tried, so that what is said of a dim holds for every size that a request may have.
+
+A dim that smaller requests fill up runs at its buckets, but is cut back to the request's own size, so what a stage
+makes of it has to be known at *every* size up to the largest bucket. All buckets of one parity hide a rounding, and
+buckets above a limit hide the limit. So a stage is tried at sizes that are no buckets as well: at all of them up to
+:data:`EXHAUSTIVE`, above that at those that tell the laws apart that models have (constants, limits from below and
+above, rounding to a multiple or to a power of two, windows, strides, squeezed dims).
+
+A batch runs in chunks above its largest bucket, so it is tried above it too. A dim that only runs at its buckets is
+tried there, and at a second size where it has one bucket alone: that tells a size that follows the dim from one that is
+always the same.
+
+Symbolic shapes of torch would prove more, but take about seven times as long for a small layer, and libraries'
+own operations bind symbols to numbers (an interpolation does): see decision 0011.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+from orchestrator.errors import PlanError
+from orchestrator.graph import Graph
+from orchestrator.plan.model import DimPlan
+from orchestrator.planner.infer.outputs import show_sizes
+from orchestrator.planner.infer.probe import DataDependentError, Outcome, RefusedError
+from orchestrator.specs import AnyDim, Derived, TensorSpec, combinations, dim_names, size_of
+from orchestrator.stage import Stage
+
+__all__ = ["EXHAUSTIVE", "Sampler", "padded_names", "trial_sizes", "unlike"]
+
+#: Up to this largest bucket a padded dim is tried at every size.
+EXHAUSTIVE = 8
+
+Sizes = dict[str, int]
+#: Sizes of names, and what a stage gave there.
+Sampled = tuple[Sizes, Outcome]
+
+
+def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
+    """Returns the dims that a pad rule speaks of: requests may have sizes of them that are no buckets."""
+    specs: list[object] = [*graph.inputs.values()]
+    for stage in graph.stages.values():
+        specs += [port.spec for port in (*stage.inputs, *stage.outputs)]
+    specs += [spec for loop in graph.loops.values() for _, spec in loop.over]
+    specs += [spec for edge in graph.edges for spec in edge.via]
+    return frozenset(
+        name
+        for spec in specs
+        if isinstance(spec, TensorSpec) and spec.pad is not None
+        for name in spec.names
+        if not dims[name].any and not dims[name].exact
+    )
+
+
+def trial_sizes(buckets: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns sizes below the largest bucket, none of them a bucket, at which a padded dim is tried."""
+    largest = buckets[-1]
+    if largest <= EXHAUSTIVE:
+        sizes = set(range(1, largest))
+    else:
+        between = ((low + high) // 2 | 1 for low, high in itertools.pairwise(buckets))
+        sizes = {1, 2, 3, 5, 7, largest - 1, *between}
+    return tuple(sorted(size for size in sizes if size < largest and size not in buckets))
+
+
+def more_sizes(buckets: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns sizes that a stage may take which refused others: even ones, and parts of the largest bucket."""
+    largest = buckets[-1]
+    sizes = {4, 6, 12, largest // 4, largest // 2, 3 * largest // 4, largest - 2, largest - 4, largest - 8}
+    return tuple(sorted(size for size in sizes if 0 < size < largest and size not in buckets))
+
+
+class Sampler:
+    """Tries one call at several sizes.
+
+    Args:
+        call: Its name.
+        stage: Its stage.
+        fed: What its ports are fed.
+        dims: Named dims.
+        run: Runs the stage on fake tensors at some sizes of names.
+    """
+
+    def __init__(
+        self,
+        call: str,
+        stage: Stage,
+        fed: Mapping[str, object],
+        dims: Mapping[str, DimPlan],
+        run: Callable[[Sizes], Outcome],
+    ) -> None:
+        self.call = call
+        self.stage = stage
+        self.specs = [spec for spec in fed.values() if isinstance(spec, TensorSpec)]
+        self.names = list(dict.fromkeys(name for spec in self.specs for name in spec.names))
+        self.buckets = {name: dims[name].buckets for name in self.names}
+        self.batches = {name for name in self.names if dims[name].batch and not dims[name].any}
+        self.run = run
+
+    def samples(
+        self, padded: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
+    ) -> list[Sampled]:
+        """Returns what the stage gives at every combination of buckets, and at the trial sizes it takes.
+
+        Args:
+            padded: Dims that requests may have at sizes which are no buckets.
+            refuse: Makes the error of a combination of buckets that the stage refuses.
+
+        Raises:
+            DataDependentError: It looks at the content of tensors.
+            PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
+        """
+        # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
+        samples: list[Sampled] = []
+        for at in combinations(self.names, self.buckets):
+            try:
+                samples.append((at, self.run(at)))
+            except DataDependentError:
+                raise
+            except RefusedError as error:
+                raise refuse(at, error) from error.__cause__
+        largest = samples[-1]
+        base, _ = largest
+        # At sizes that are no buckets it may refuse: those give no sample.
+        varied = set()
+        for name in self.names:
+            trials = list(self._sweep(base, name)) if name in padded else []
+            if name in self.batches:
+                trials += self._above(largest, name)
+            samples += trials
+            if trials or len(self.buckets[name]) > 1:
+                varied.add(name)
+        samples += self._joint(base, [name for name in self.names if name in padded])
+        # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
+        if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
+            samples += [self._second(base, name) for name in self.names if name not in varied]
+        return samples
+
+    def _sweep(self, base: Sizes, name: str) -> Iterator[Sampled]:
+        """Tries the trial sizes of one dim, the others at their largest bucket."""
+        buckets = self.buckets[name]
+        asked = trial_sizes(buckets)
+        trials = [sample for size in asked if (sample := self._try({**base, name: size})) is not None]
+        yield from trials
+        if len(trials) < len(asked):
+            rest = (size for size in more_sizes(buckets) if size not in asked)
+            yield from filter(None, (self._try({**base, name: size}) for size in rest))
+
+    def _above(self, largest: Sampled, name: str) -> Iterator[Sampled]:
+        """Tries sizes of a batch above its largest bucket; a far one only where the work is not done item by item."""
+        base, outcome = largest
+        for times in (1, 2, 256):
+            sample = self._try({**base, name: times * base[name] + 1})
+            if sample is None:
+                continue
+            yield sample
+            if sample[1].operations != outcome.operations:
+                return
+
+    def _joint(self, base: Sizes, names: list[str]) -> Iterator[Sampled]:
+        """Tries several dims at trial sizes at once, so that a size that hangs on two of them shows it."""
+        if len(names) < 2:
+            return
+        sizes = {name: trial_sizes(self.buckets[name]) or self.buckets[name][-1:] for name in names}
+        for turn in range(4):
+            at = {name: of[turn * (1 + place) % len(of)] for place, (name, of) in enumerate(sizes.items())}
+            sample = self._try({**base, **at})
+            if sample is not None:
+                yield sample
+
+    def _try(self, at: Sizes) -> Sampled | None:
+        """What the stage gives at these sizes; None where it, or a stage before it, refuses them."""
+        if not self._is_sized(at):
+            return None
+        try:
+            return at, self.run(at)
+        except DataDependentError:
+            raise
+        except RefusedError:
+            return None
+
+    def _is_sized(self, at: Sizes) -> bool:
+        """Tells whether sizes that derive from names are known at these."""
+        return all(
+            not isinstance(dim, Derived) or dim.is_proven(at) for spec in self.specs for dim in spec.dims
+        )
+
+    def _second(self, base: Sizes, name: str) -> Sampled:
+        """An outcome at another size of one dim: the first that the stage takes."""
+        size = base[name]
+        refused: RefusedError | None = None
+        for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
+            at = {**base, name: other}
+            if other < 1 or other == size or not self._is_sized(at):
+                continue
+            try:
+                return at, self.run(at)
+            except RefusedError as error:
+                refused = refused or error
+        raise PlanError(
+            f"How dim {name!r} passes through stage {self.stage.name!r} (call {self.call!r}) is found by trying a "
+            f"second size, but it takes only {size}: {refused}. Declare what it gives: "
+            f"outputs={{'output': TensorSpec(...)}}.",
+            stage=self.stage.name,
+            call=self.call,
+            dim=name,
+        ) from refused
+
+
+def unlike(one: AnyDim, other: AnyDim, largest: Mapping[str, int]) -> str:
+    """Tells at which size two dims differ that are equal at all buckets, e.g. `` at n=3``; empty: at none known.
+
+    Args:
+        one: A dim.
+        other: Another.
+        largest: The largest bucket of each name.
+    """
+    for rows in (dim for dim in (one, other) if isinstance(dim, Derived)):
+        for row, _ in rows.table:
+            at = {**largest, **dict(zip(rows.names, row, strict=True))}
+            try:
+                if size_of(one, at) != size_of(other, at):
+                    names = dict.fromkeys((*dim_names(one), *dim_names(other)))
+                    return show_sizes({name: at[name] for name in names})
+            except KeyError:
+                continue
+    return ""

@@ -1,0 +1,52 @@
+"""Liveness: a value is freed right after the last step that reads it.
+
+Values of a region's body live and die in the body, those it hands out excepted. So do those of a loop's body, this
+iteration's carries and slices among them, but not what the next iteration or the end of the loop reads. Results of the
+pipeline and constants are not freed. An output nobody reads dies with the step that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from orchestrator.plan.model import Step
+from orchestrator.planner.context import Draft
+
+__all__ = ["free_values"]
+
+
+def free_values(draft: Draft) -> Draft:
+    """Writes into every step which values die after it."""
+    kept = {index for _, index in draft.outputs}
+    kept |= {index for index, value in enumerate(draft.values) if value.constant}
+    return replace(draft, steps=_with_frees(draft.steps, kept, range(len(draft.graph.inputs))))
+
+
+def _with_frees(
+    steps: tuple[Step, ...], kept: set[int], given: Iterable[int], within: bool = False
+) -> tuple[Step, ...]:
+    """Frees what these steps make, or are given, and do not keep; in a loop also what is given and not read."""
+    last: dict[int, int] = dict.fromkeys(given if within else (), 0)
+    own = set(given)
+    for position, step in enumerate(steps):
+        own.update(step.outputs)
+        for index in (*step.outputs, *step.inputs):
+            last[index] = position
+    frees: dict[int, list[int]] = {}
+    for index, position in last.items():
+        if index in own and index not in kept:
+            frees.setdefault(position, []).append(index)
+    return tuple(
+        replace(
+            step,
+            frees=tuple(sorted(frees.get(position, ()))),
+            body=_with_frees(step.body, kept | _handed_out(step), step.loop.heads if step.loop else (), True),
+        )
+        for position, step in enumerate(steps)
+    )
+
+
+def _handed_out(step: Step) -> set[int]:
+    """Values of a body that are read after its last step."""
+    return {*step.outputs, *(step.loop.ends if step.loop else ())}

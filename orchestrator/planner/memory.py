@@ -1,0 +1,185 @@
+"""Memory: weights, constants, the programs' own output buffers and the peak of all other values against the budget.
+
+It is checked before anything is loaded. A device that knows its memory has a budget without being given one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._subclasses import fake_tensor
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.isolation import outline
+from orchestrator.plan.count import constant_bytes
+from orchestrator.plan.model import HOST, Plan
+from orchestrator.planner.context import Draft
+from orchestrator.stage import ModelWrapper, Stage
+
+__all__ = ["check_budget", "parse_bytes", "weigh"]
+
+#: Device, weights, constants, output buffers, other values at the peak, needed, budget.
+Row = tuple[str, int, int, int, int, int, int]
+
+_UNITS = {
+    "": 1,
+    "K": 1000,
+    "M": 1000**2,
+    "G": 1000**3,
+    "T": 1000**4,
+    "KI": 1024,
+    "MI": 1024**2,
+    "GI": 1024**3,
+    "TI": 1024**4,
+}
+
+
+def weigh(draft: Draft) -> Draft:
+    """Adds up the bytes of weights on each device, each storage once, and reads the budget.
+
+    Raises:
+        PlanError: A budget that is no size, or for a device that is not in the plan.
+    """
+    seen: dict[str, set[Any]] = {device: set() for device in draft.groups}
+    weights = dict.fromkeys(draft.groups, 0)
+    owners = []
+    for stage in draft.graph.stages.values():
+        device = draft.devices[stage.name]
+        if device == HOST:
+            continue
+        # Held until the end: the identity of a tensor that was freed may come again.
+        owners.append(_owner(stage))
+        if draft.compiled(device):
+            seen[device].clear()  # each stage is an application with weights of its own
+        for key, tensor in _tensors(owners[-1]):
+            if key not in seen[device]:
+                seen[device].add(key)
+                weights[device] += tensor.numel() * _held(draft, stage, tensor.dtype).itemsize
+    return replace(draft, weights=weights, buffers=_buffers(draft), budget=_budget(draft))
+
+
+def _held(draft: Draft, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a weight is on the device: integers stay as they are."""
+    backend = draft.groups[draft.devices[stage.name]]
+    return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
+
+
+def _buffers(draft: Draft) -> dict[str, int]:
+    """Bytes of the output buffers of each program, one for each combination of buckets."""
+    found = {device: 0 for device, backend in draft.groups.items() if backend.capabilities.output_buffers}
+    for program in draft.programs:
+        if program.device not in found:
+            continue
+        for sizes in program.combinations(draft.buckets):
+            found[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
+    return {device: size for device, size in found.items() if size}
+
+
+def _owner(stage: Stage) -> Any:
+    """What holds a stage's weights; a wrapper's model that is not built yet is built without memory."""
+    wrapper = stage.wrapper
+    if wrapper is None:
+        return getattr(stage.target, "__self__", stage.target)
+    if not wrapper.makes_model:
+        return None
+    return wrapper.__dict__.get("_model") or _skeleton(wrapper)
+
+
+def _tensors(owner: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yields identity and tensor of parameters and buffers."""
+    if isinstance(owner, torch.nn.Module):
+        for tensor in (*owner.parameters(), *owner.buffers()):
+            empty = tensor.is_meta or isinstance(tensor, fake_tensor.FakeTensor)
+            yield (id(tensor) if empty else tensor.untyped_storage().data_ptr() or id(tensor)), tensor
+
+
+def _skeleton(wrapper: ModelWrapper) -> Any:
+    """The wrapper's model without content; the real one where its class cannot be built so."""
+    try:
+        return outline(wrapper)
+    except Exception:
+        return wrapper.model
+
+
+def parse_bytes(text: int | str) -> int:
+    """Returns the bytes of ``16GB``, ``512MiB`` or a plain number.
+
+    Raises:
+        PlanError: It is no size.
+    """
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(text).upper())
+    if match is None or isinstance(text, bool) or not float(match[1]):
+        raise PlanError(
+            f"A memory budget is a number of bytes or a size like '16GB' or '512MiB', not {text!r}."
+        )
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _budget(draft: Draft) -> dict[str, int]:
+    asked = draft.request.memory
+    known = {device: backend.capabilities.memory for device, backend in draft.groups.items()}
+    budget = {device: size for device, size in known.items() if size}
+    if asked is None:
+        return budget
+    if not isinstance(asked, Mapping):
+        return dict.fromkeys(draft.groups, parse_bytes(asked))
+    for device, size in asked.items():
+        name = draft.request.resolve(device)[1].canonical(device)
+        if name not in draft.groups:
+            raise PlanError(
+                f"memory gives a budget for {device!r}, which the plan does not use.{nearest(device, draft.groups)}",
+                device=device,
+            )
+        budget[name] = parse_bytes(size)
+    return budget
+
+
+def check_budget(plan: Plan) -> None:
+    """Compares what a plan needs on each device with its budget.
+
+    Raises:
+        PlanError: It needs more; the message has a table and what to change.
+    """
+    if not plan.budget:
+        return
+    peak = plan.summary["peak_bytes"]
+    constants = {group.device: constant_bytes(plan, group.device) for group in plan.groups}
+    weights, buffers = dict(plan.weights), dict(plan.buffers)
+    rows: list[Row] = []
+    over = []
+    for device, limit in plan.budget:
+        if device not in constants or limit < 1:
+            raise PlanError(f"The plan gives {device!r} a budget of {limit} bytes.", device=device)
+        parts = (weights.get(device, 0), constants[device], buffers.get(device, 0), peak.get(device, 0))
+        needed = sum(parts)
+        rows.append((device, *parts, needed, limit))
+        if needed > limit:
+            over.append(device)
+    if over:
+        raise PlanError(_over(plan, over, rows), devices=tuple(over), table=tuple(rows))
+
+
+def _over(plan: Plan, over: list[str], rows: list[Row]) -> str:
+    head = ("device", "weights", "constants", "buffers", "values at peak", "needed", "budget")
+    table = [head, *((row[0], *(f"{number:,}" for number in row[1:])) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    dims = ", ".join(f"{dim.name} (now {dim.buckets[-1]})" for dim in plan.dims if not dim.any)
+    smaller = f"choose smaller buckets for {dims}, or " if dims else ""
+    if plan.buffers:
+        smaller += (
+            "compile fewer buckets, use a narrower dtype (options={'torch_dtype': 'bfloat16'}), cut weights over ranks "
+            "(tp_degree with shard_weights), or "
+        )
+    return (
+        f"The plan of {plan.pipeline!r} needs more memory than its budget on {', '.join(over)} (bytes, one rank):\n"
+        + "\n".join(lines)
+        + f"\nTo fit: {smaller}place stages on another device (placement=), keep large edges on the host "
+        f"(residency=), or raise the budget (memory=)."
+    )

@@ -1,1 +1,0 @@
-"""The passes, one file and one verb each."""

@@ -1,0 +1,126 @@
+"""Place: every stage on a device group.
+
+The most specific wish wins: ``placement`` by stage, then by the inlined pipeline around it, then the stage's own
+``device``, then the plan's. A host stage is on the host and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from orchestrator.backend import Backend
+from orchestrator.errors import PlanError, nearest
+from orchestrator.plan.model import HOST
+from orchestrator.planner.context import Draft
+from orchestrator.stage import Stage
+
+__all__ = ["place"]
+
+
+def place(draft: Draft) -> Draft:
+    """Assigns devices and makes the backend object of each group.
+
+    Raises:
+        PlanError: An unknown stage, device or option, or a host stage placed on a device.
+    """
+    stages = draft.graph.stages
+    _check_placement(draft)
+    resolve = draft.request.resolve
+    devices: dict[str, str] = {}
+    families: dict[str, tuple[str, type[Backend]]] = {}
+    for name, stage in stages.items():
+        wish = _wish(draft, stage)
+        if wish == HOST:
+            devices[name] = HOST
+            continue
+        backend_name, kind = resolve(wish)
+        devices[name] = kind.canonical(wish)
+        families[devices[name]] = (backend_name, kind)
+    if not families and draft.request.device != HOST:
+        resolve(str(draft.request.device))
+    groups = {device: kind(device, _options(draft, kind)) for device, (_, kind) in families.items()}
+    _check_options(draft, groups)
+    for name, stage in stages.items():
+        _check_config(stage, groups.get(devices[name]))
+    return replace(
+        draft,
+        groups=groups,
+        backends={device: name for device, (name, _) in families.items()},
+        devices=devices,
+    )
+
+
+def _check_placement(draft: Draft) -> None:
+    stages = draft.graph.stages
+    known = set(stages) | {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
+    for name, device in draft.request.placement.items():
+        if name not in known:
+            raise PlanError(
+                f"placement names {name!r}, but there is no such stage.{nearest(name, known)}", stage=name
+            )
+        if not isinstance(device, (str, torch.device)):
+            raise PlanError(
+                f"placement puts {name!r} on {device!r}; a device is a string like 'cuda:0'.", stage=name
+            )
+
+
+def _wish(draft: Draft, stage: Stage) -> str:
+    placement = draft.request.placement
+    path = stage.name.split("/")
+    named = next(
+        (
+            placement["/".join(path[:end])]
+            for end in range(len(path), 0, -1)
+            if "/".join(path[:end]) in placement
+        ),
+        None,
+    )
+    if stage.host:
+        if placement.get(stage.name, HOST) != HOST:
+            raise PlanError(
+                f"Stage {stage.name!r} is a host stage (device='host'), so it cannot be placed on "
+                f"{placement[stage.name]!r}.",
+                stage=stage.name,
+            )
+        return HOST
+    wish = (stage.device or draft.request.device) if named is None else named
+    if wish == HOST:
+        raise PlanError(
+            f"Stage {stage.name!r} cannot be placed on the host by a plan; add it with device='host' and declare "
+            f"its outputs, or place it on 'cpu'.",
+            stage=stage.name,
+        )
+    return str(wish) if isinstance(wish, torch.device) else wish
+
+
+def _options(draft: Draft, kind: type[Backend]) -> dict[str, Any]:
+    return {name: value for name, value in draft.request.options.items() if name in kind.option_types}
+
+
+def _check_options(draft: Draft, groups: dict[str, Backend]) -> None:
+    known = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
+    for name, value in draft.request.options.items():
+        if name not in known:
+            raise PlanError(
+                f"No backend of this plan knows the option {name!r}.{nearest(name, known)}", option=name
+            )
+        if not isinstance(value, known[name]):
+            kinds = known[name]
+            wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise PlanError(f"Option {name!r} takes {wanted}, not {value!r}.", option=name)
+
+
+def _check_config(stage: Stage, backend: Backend | None) -> None:
+    known = dict(backend.option_types) if backend else {}
+    for name in stage.config:
+        if name not in known:
+            where = f"its backend on {backend.device!r}" if backend else "a host stage"
+            raise PlanError(
+                f"config of stage {stage.name!r} has {name!r}, which neither the stage nor {where} knows."
+                f"{nearest(name, [*known, *stage.accepts])}",
+                stage=stage.name,
+                option=name,
+            )

@@ -1,0 +1,150 @@
+"""Residency: device or host for every edge, with the reason in a sentence.
+
+What is possible comes first: a value to or from the host is on the host, and within one device group it stays on
+the device, unless its ranks hold parts, or chunks of it are to be joined where nothing computes eagerly, or its buffer
+would be overwritten before it is read. Then cost: adapters that are cheaper on the host take the value there. Two
+groups of one backend with peer copies hand values over directly. What enters and
+leaves a loop has a home of its own. A residency may be forced where both are possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from orchestrator.errors import PlanError, nearest
+from orchestrator.graph import CONDITION, Edge, NodeKey, ending
+from orchestrator.plan.model import HOST, Residency
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.representation import is_gathered
+from orchestrator.planner.schedule.locations import Homes
+from orchestrator.planner.schedule.regions import Region, find_regions, leaving
+
+__all__ = ["decide_residency"]
+
+
+def decide_residency(draft: Draft) -> Draft:
+    """Decides where each edge's value lives between its two ends.
+
+    Raises:
+        PlanError: A forced residency names no edge, or is impossible.
+    """
+    forced = _forced(draft)
+    regions, homes = find_regions(draft), Homes(draft)
+    decided = {edge: _decide(draft, edge, regions, homes) for edge in draft.graph.edges}
+    for edge, wish in forced.items():
+        decided[edge] = _force(draft, edge, wish, *decided[edge])
+    return replace(draft, residencies=decided)
+
+
+def _forced(draft: Draft) -> Mapping[Edge, Residency]:
+    known = {str(edge): edge for edge in draft.graph.edges}
+    forced: dict[Edge, Residency] = {}
+    for name, wish in draft.request.residency.items():
+        parts = [part.strip() for part in str(name).split("->")]
+        edge = known.get(" -> ".join(parts))
+        if edge is None:
+            raise PlanError(
+                f"residency names the edge {name!r}, which does not exist.{nearest(name, known)}", edge=name
+            )
+        try:
+            forced[edge] = Residency(wish)
+        except ValueError:
+            raise PlanError(
+                f"The residency of {name!r} is Residency.DEVICE or HOST, not {wish!r}.", edge=name
+            ) from None
+    return forced
+
+
+def _decide(
+    draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region], homes: Homes
+) -> tuple[Residency, str]:
+    source, target = homes.source(edge).device, homes.target(edge).device
+    if edge.source.kind == "constant":
+        where = Residency.HOST if target == HOST else Residency.DEVICE
+        return where, "a constant, put in place once, at load"
+    if edge.source.kind == "input" and edge.target.kind == "output":
+        return Residency.HOST, "an input handed through"
+    if edge.source.kind == "input":
+        return Residency.HOST, "a request's inputs come from the host"
+    if edge.target.kind == "output":
+        return Residency.HOST, "results go to the host"
+    if HOST in (source, target):
+        return Residency.HOST, _on_host(draft, edge, source)
+    if is_gathered(draft, edge):
+        return Residency.HOST, f"each rank of {source} holds a part; they are joined on the host"
+    if source == target:
+        return _within(draft, edge, source, regions)
+    return _between(draft, source, target)
+
+
+def _on_host(draft: Draft, edge: Edge, source: str) -> str:
+    """Why an edge with an end on the host has it there."""
+    node, port = (edge.source, edge.source_port) if source == HOST else (edge.target, edge.target_port)
+    if edge in draft.spilled:
+        return draft.spilled[edge]
+    if node.kind == "call":
+        return f"{node.name!r} is a host stage"
+    loop = draft.graph.loops[node.name]
+    if node.kind == "leave" and port == ending(loop.until):
+        return f"what ends {loop.name!r} is read on the host"
+    if port in loop.each:
+        return f"slices of {port!r} are cut on the host"
+    if port in dict(loop.over):
+        return f"batches of {port!r} are made on the host"
+    if port in loop.given:
+        return f"{loop.name!r} hands {port!r} on as it is"
+    if port == CONDITION:
+        return f"the condition of {loop.name!r} is read on the host"
+    name = port.partition("[")[0]
+    what = "collects" if port in loop.results and port not in loop.carry else "carries"
+    return f"{loop.name!r} {what} {name!r} on the host"
+
+
+def _within(
+    draft: Draft, edge: Edge, device: str, regions: Mapping[NodeKey, Region]
+) -> tuple[Residency, str]:
+    if edge in draft.spilled:
+        return Residency.HOST, draft.spilled[edge]
+    born = leaving(draft, edge, regions)
+    if born and draft.compiled(device):
+        return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
+    fold = draft.folds.get(edge)
+    if fold is None and draft.compiled(device) and draft.forms[edge].fits:
+        return Residency.HOST, "a loop's end takes no adapters on the device; they are done on the host"
+    if fold is None:
+        if edge.target.kind != "leave":
+            return Residency.DEVICE, f"both ends are on {device}"
+        collects = edge.target_port in draft.graph.loops[edge.target.name].results
+        return Residency.DEVICE, f"{'collected' if collects else 'carried'} on {device}"
+    where = Residency.HOST if fold.over_host else Residency.DEVICE
+    return where, f"both ends are on {device}; {fold.reason}"
+
+
+def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
+    one, other = draft.groups[source], draft.groups[target]
+    peers = type(one) is type(other) and one.capabilities.peer_copy and other.capabilities.peer_copy
+    if peers and not one.capabilities.host_memory and not other.capabilities.host_memory:
+        return Residency.DEVICE, f"{source} and {target} copy directly"
+    if one.capabilities.host_memory or other.capabilities.host_memory:
+        cpu = source if one.capabilities.host_memory else target
+        return Residency.HOST, f"{cpu} computes in host memory"
+    return Residency.HOST, f"there is no direct way from {source} to {target}"
+
+
+def _force(draft: Draft, edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
+    if wish is found:
+        return found, f"{reason} (as asked)"
+    if wish is Residency.DEVICE and edge in draft.folds and edge not in draft.spilled:
+        return Residency.DEVICE, f"forced to stay on the device; without that: {reason}"
+    if wish is Residency.DEVICE:
+        raise PlanError(
+            f"The edge '{edge}' cannot stay on the device: {reason}. Leave it out of residency=.",
+            edge=str(edge),
+            reason=reason,
+        )
+    if edge.source.kind == "constant":
+        raise PlanError(
+            f"The edge '{edge}' is a constant, put in place at load; it has no way over the host."
+        )
+    return Residency.HOST, f"forced to the host; without that: {reason}"

@@ -1,0 +1,76 @@
+"""What a plan says of padding: which stages may read it, by what of their results has lost a padded dim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from orchestrator.graph import CONDITION, Edge, Graph, NodeKey, ending
+from orchestrator.plan.model import HOST, DimPlan, PlannedCall
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.bodies import steps_dim
+from orchestrator.specs import PortSpec, TensorSpec, dim_names
+
+__all__ = ["counting_dims", "padding_notes"]
+
+
+def padding_notes(draft: Draft) -> Iterator[str]:
+    """Yields a sentence for each stage that reads a padded dim and gives something without it.
+
+    What is kept of such a result (a mean over tokens, whether all rows have ended) has gone through the padding. That
+    it does not matter is what the pad rule promises; nothing here can prove it.
+    """
+    counted = counting_dims(draft.graph, draft.sources.get)
+    padded = [dim for dim in draft.dims.values() if _is_padded(dim) and dim.name not in counted]
+    seen: dict[tuple[str, str], dict[str, None]] = {}
+    for call in draft.calls.values():
+        for dim in padded if call.device != HOST else ():
+            if any(_has(spec, dim.name) for _, spec in call.inputs):
+                lost = [port for port, spec in call.outputs if not _has(spec, dim.name)]
+                ports = seen.setdefault((call.stage, dim.name), {})
+                ports |= {_described(draft.graph, call, port): None for port in lost}
+    for (stage, name), ports in seen.items():
+        if ports:
+            have = "has" if len(ports) == 1 else "have"
+            yield (
+                f"Stage {stage!r} may read padding: {', '.join(ports)} {have} no {name!r}, along which smaller sizes "
+                f"are padded. The pad rule promises that this does not matter; pipeline.check tests it."
+            )
+
+
+def counting_dims(graph: Graph, source: Callable[[Edge], PortSpec | None]) -> frozenset[str]:
+    """Returns dims that count iterations of loops, or items before a map makes batches of them: no stage pads them.
+
+    Args:
+        graph: The graph.
+        source: What an edge's producer gives.
+    """
+    counted: set[str] = {steps_dim(name) for name in graph.loops}
+    for loop in graph.loops.values():
+        names = (*loop.each, *(name for name, _ in loop.over))
+        for edge in graph.into(NodeKey("enter", loop.name)):
+            spec = source(edge)
+            if edge.target_port in names and isinstance(spec, TensorSpec) and spec.dims:
+                counted |= set(dim_names(spec.dims[0]))
+    return frozenset(counted)
+
+
+def _is_padded(dim: DimPlan) -> bool:
+    return dim.padded and not dim.unbounded and dim.buckets[-1] > 1
+
+
+def _has(spec: PortSpec, name: str) -> bool:
+    return isinstance(spec, TensorSpec) and name in spec.names
+
+
+def _described(graph: Graph, call: PlannedCall, port: str) -> str:
+    """An output, with what decides by it."""
+    uses = []
+    for edge in graph.out_of(NodeKey("call", call.name)):
+        loop = graph.loops.get(edge.target.name) if edge.target.kind in ("enter", "leave") else None
+        if loop is None or edge.source_port != port:
+            continue
+        if edge.target_port == CONDITION:
+            uses.append(f"the condition of {loop.name!r}")
+        elif loop.until and edge.target_port == ending(loop.until):
+            uses.append(f"what ends {loop.name!r}")
+    return f"{port!r} ({', '.join(uses)})" if uses else repr(port)

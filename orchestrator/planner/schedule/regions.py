@@ -1,0 +1,86 @@
+"""Regions: the calls in which born dims live, grouped so that each group can run as a whole.
+
+The *label* of a device call is the set of born dims it reads; of any other call the empty set. The *level* of a
+call counts how often the label changes on the longest way to it. Calls of one label and level form a region. A way
+between two of them that left the region would raise the level, so a region is convex; and every edge between two
+regions leads to a higher level, so joining the calls of each region leaves the graph acyclic.
+
+A loop counts as one call that reads what enters its body. No dim is born in a loop, so there is no region in it; the
+dims of a map's items are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.graph import Edge, NodeKey
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.bodies import is_of_items
+from orchestrator.specs import TensorSpec
+
+__all__ = ["Region", "find_regions", "leaving"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region: its born dims, in the order of the graph's dims, and its level."""
+
+    dims: tuple[str, ...]
+    level: int
+
+
+def find_regions(draft: Draft) -> dict[NodeKey, Region]:
+    """Returns the region of each call, and of each loop by its entry, that is in one."""
+    graph = draft.graph
+    born = [
+        name for name, dim in draft.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
+    ]
+    if not born:
+        return {}
+    reads: dict[NodeKey, list[Edge]] = {}
+    for edge in graph.edges:
+        node, source = graph.within(edge.target, ""), graph.within(edge.source, "")
+        if node is not None and node != source:
+            reads.setdefault(node, []).append(edge)
+    labels: dict[NodeKey, tuple[str, ...]] = {}
+    levels: dict[NodeKey, int] = {}
+    for (node,) in graph.ordered_units({}):
+        edges = reads.get(node, [])
+        labels[node] = _label(draft, node, edges, born)
+        before = [other for edge in edges if (other := graph.within(edge.source, "")) is not None]
+        levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
+    return {node: Region(label, levels[node]) for node, label in labels.items() if label}
+
+
+def leaving(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> tuple[str, ...]:
+    """Returns the region dims that an edge's value carries out of its region."""
+    spec = draft.sources[edge]
+    region, there = (_region(draft, node, regions) for node in (edge.source, edge.target))
+    if region is None or there == region or not isinstance(spec, TensorSpec):
+        return ()
+    return tuple(name for name in spec.names if name in region.dims)
+
+
+def _region(draft: Draft, node: NodeKey, regions: Mapping[NodeKey, Region]) -> Region | None:
+    around = draft.graph.within(node, "")
+    return None if around is None else regions.get(around)
+
+
+def _label(draft: Draft, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:
+    if node.kind == "call" and draft.graph.calls[node.name].stage.host:
+        return ()
+    read = {dim for edge in edges for dim in _read(draft, edge)}
+    return tuple(dim for dim in born if dim in read)
+
+
+def _read(draft: Draft, edge: Edge) -> tuple[str, ...]:
+    """Names of what an edge's consumer reads; the number of slices or items that enter a loop is no size to it."""
+    spec = draft.forms[edge].spec
+    if not isinstance(spec, TensorSpec):
+        return ()
+    if edge.target.kind != "enter":
+        return spec.names
+    loop = draft.graph.loops[edge.target.name]
+    cut = edge.target_port in (*loop.each, *(name for name, _ in loop.over))
+    return TensorSpec(spec.dims[1:]).names if cut else spec.names

@@ -1,0 +1,281 @@
+"""Ways: the adapters that bring a producer's value to one consumer, in order.
+
+What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly;
+elsewhere both happen on the host, or, on the way from a device to itself, in a program. Consumers in one memory share
+one move: if they want different cuts, the whole value moves once and is cut there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from orchestrator.adapter import Adapter
+from orchestrator.errors import PlanError
+from orchestrator.graph import Edge, NodeKey
+from orchestrator.plan.model import HOST, Residency
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.representation import is_gathered
+from orchestrator.planner.infer.trials import padded_names
+from orchestrator.planner.schedule.locations import End, Homes
+from orchestrator.planner.schedule.regions import Region, leaving
+from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dim, plain_dims
+
+__all__ = ["Ways"]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    shrinks: tuple[Adapter, ...]
+    moves: tuple[Adapter, ...]
+    grows: tuple[Adapter, ...]
+
+
+class Ways:
+    """Finds the way of every edge.
+
+    Args:
+        draft: The plan so far, with residencies.
+        regions: Call, or entry of a loop, to region.
+    """
+
+    def __init__(self, draft: Draft, regions: dict[NodeKey, Region]) -> None:
+        self.draft = draft
+        self.homes = Homes(draft)
+        self.regions = regions
+        self._padded = padded_names(draft.graph, draft.dims) - self._bound()
+        self._items = {
+            str(plain_dim(spec.dims[0])) for loop in draft.graph.loops.values() for _, spec in loop.over
+        }
+        self._ways: dict[Edge, tuple[Adapter, ...]] = {}
+        self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
+        self._cuts: dict[tuple[object, ...], set[tuple[Adapter, ...]]] = {}
+        for edge, parts in self._parts.items():
+            if parts.moves:
+                self._cuts.setdefault(self._journey(edge), set()).add(parts.shrinks)
+
+    def _bound(self) -> set[str]:
+        """Dims that stay at their buckets whatever other rules say: an input brings them to a stage without a rule."""
+        forms = {
+            edge: self.draft.forms[edge] for edge in self.draft.graph.edges if edge.source.kind == "input"
+        }
+        return {
+            name
+            for edge, form in forms.items()
+            if form.rule is None and not self.target(edge).real and isinstance(form.spec, TensorSpec)
+            for name in form.spec.names
+        }
+
+    def way(self, edge: Edge) -> tuple[Adapter, ...]:
+        """Returns the adapters of an edge, in order."""
+        if edge not in self._ways:
+            self._ways[edge] = self._join(edge)
+        return self._ways[edge]
+
+    def _join(self, edge: Edge) -> tuple[Adapter, ...]:
+        parts = self._parts[edge]
+        none: tuple[Adapter, ...] = ()
+        if not parts.moves:
+            return self._placed(edge, (*parts.shrinks, *parts.grows))
+        first, rest = parts.moves[:1], parts.moves[1:]
+        grows_after = self._grows_after(edge)
+        shared = len(self._cuts[self._journey(edge)]) > 1
+        if first[0].kind == "gather" or self._is_compiled(self.source(edge)) or (shared and grows_after):
+            before, after = none, parts.shrinks
+        else:
+            before, after = parts.shrinks, none
+        if grows_after:
+            return (*before, *first, *after, *rest, *parts.grows)
+        if rest:
+            return (*before, *first, *after, *parts.grows, *rest)
+        return (*before, *after, *parts.grows, *first)
+
+    def _placed(self, edge: Edge, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        """Says where adapters between two stages of a device without eager compute are compiled in."""
+        if edge not in self.draft.folds:
+            return adapters
+        place = self.draft.folds[edge].place
+        if place != "program":
+            return tuple(replace(adapter, place=place) for adapter in adapters)
+        *others, last = adapters
+        return (*(replace(adapter, place="consumer") for adapter in others), replace(last, place="program"))
+
+    def _is_compiled(self, end: End) -> bool:
+        return end.memory != HOST and self.draft.compiled(end.device)
+
+    def source(self, edge: Edge) -> End:
+        """Returns the producing end."""
+        if edge.source.kind != "call":
+            return self.homes.source(edge)
+        return self.produced(edge.source.name, self.draft.sources[edge])
+
+    def produced(self, call: str, spec: PortSpec) -> End:
+        """Returns the end at which a call gives an output."""
+        end = self.homes.call(call)
+        births = isinstance(spec, TensorSpec) and self._births(call, spec)
+        return End(end.device, end.memory, True) if births else end
+
+    def target(self, edge: Edge) -> End:
+        """Returns the consuming end."""
+        return self.homes.target(edge)
+
+    def leaves(self, edge: Edge) -> tuple[str, ...]:
+        """Returns the region dims that an edge's value carries out of its region."""
+        return leaving(self.draft, edge, self.regions)
+
+    def bucketed(self, spec: TensorSpec) -> bool:
+        """Tells whether named dims of a value are compiled for buckets."""
+        return any(not self.draft.dims[name].any for name in spec.names)
+
+    def _births(self, call: str, spec: TensorSpec) -> bool:
+        own = [name for name in spec.names if self.draft.dims[name].born.split(".")[0] == call]
+        others = [name for name in spec.names if name not in own and not self.draft.dims[name].any]
+        if own and others and not self.draft.graph.calls[call].stage.host:
+            raise PlanError(
+                f"An output of {call!r} has the born dim {own[0]!r} and the bucketed dim {others[0]!r}: one is at its "
+                f"own size and the other padded. Let a host stage (device='host') decide {own[0]!r}.",
+                call=call,
+            )
+        return bool(own)
+
+    def _journey(self, edge: Edge) -> tuple[object, ...]:
+        return (edge.source, edge.source_port, self.target(edge).memory, self._is_forced(edge))
+
+    def _is_forced(self, edge: Edge) -> bool:
+        same = self.source(edge).memory == self.target(edge).memory != HOST
+        return same and self.draft.residencies[edge][0] is Residency.HOST
+
+    def _grows_after(self, edge: Edge) -> bool:
+        target = self.target(edge)
+        return target.memory == HOST or self.draft.groups[target.device].capabilities.eager
+
+    def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
+        source, target = self.source(edge), self.target(edge)
+        down, up = Adapter("download", device=HOST), Adapter("upload", device=target.device)
+        if is_gathered(self.draft, edge):
+            gather = self.draft.forms[edge].fits[0]
+            return (gather,) if target.memory == HOST else (gather, up)
+        if source.memory == target.memory:
+            return (down, up) if self._is_forced(edge) else ()
+        if source.memory == HOST:
+            return (up,)
+        if target.memory == HOST:
+            return (down,)
+        if self.draft.residencies[edge][0] is Residency.DEVICE:
+            return (Adapter("copy", device=target.device),)
+        return (down, up)
+
+    def _split(self, edge: Edge) -> _Parts:
+        given, form = self.draft.sources[edge], self.draft.forms[edge]
+        if not isinstance(given, TensorSpec) or not isinstance(form.spec, TensorSpec):
+            return _Parts((), (), ())
+        if is_gathered(self.draft, edge):
+            given = form.fits[0].result(given)
+        source, target = self.source(edge), self.target(edge)
+        shrinks: list[Adapter] = []
+        grows: list[Adapter] = []
+        leaves = bool(self.leaves(edge))
+        if not source.real and (target.real or leaves) and self.bucketed(given):
+            self._check_cut(edge, given)
+            shrinks.append(Adapter("cut", plain_dims(given.dims)))
+        for fit in form.fits:
+            if fit.kind == "gather":
+                continue
+            narrow = (
+                fit.kind == "cast" and fit.dtype is not None and fit.dtype.itemsize <= given.dtype.itemsize
+            )
+            # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
+            (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
+        settled = edge.source.kind == "constant"  # its sizes are those of buckets already
+        if not target.real and (source.real or leaves) and self.bucketed(form.spec) and not settled:
+            rule = self._fill(edge, form.spec) if leaves or self._is_of_loop(edge) else form.rule
+            if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
+                grows.pop()
+            grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
+        return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
+
+    def _is_of_loop(self, edge: Edge) -> bool:
+        """Tells whether a value is a carry or what a loop joined: at its own size it is if the planner keeps it so."""
+        if edge.source.kind not in ("enter", "leave"):
+            return False
+        loop = self.draft.graph.loops[edge.source.name]
+        return edge.source.kind == "leave" or edge.source_port in loop.carry
+
+    def _fill(self, edge: Edge, spec: TensorSpec) -> Pad:
+        """What fills a value that the planner cut to its own size and has to grow again.
+
+        A pad rule was promised for the numbers of one port. So it is the port's own that counts. Without one, along
+        batches any item may stand there, and the first one does. The rule that the dim came with is good for other
+        floating-point values too while padding stays apart from the rest: it is no index, flag or count, and no stage
+        reduces it away.
+
+        Raises:
+            PlanError: Nobody promised anything.
+        """
+        rule = self.draft.forms[edge].rule
+        names = [name for name in spec.names if not self.draft.dims[name].any]
+        if rule is not None:
+            return rule
+        padded = next((name for name in names if name in self._padded), None)
+        if padded is None:
+            return None  # it is at its buckets already, and whatever is not is refused when it comes
+        if all(self.draft.dims[name].batch or name in self._items for name in names):
+            return "repeat_first"
+        rules = [rule for name in names for rule in self._rules(name)]
+        lasts = spec.dtype.is_floating_point and not any(self._is_lost(edge, name, set()) for name in names)
+        if lasts and rules and None not in rules and _is_finite(rules[0]):
+            return rules[0]
+        raise PlanError(
+            f"{edge.origin!r} is {spec} at its own size and has to grow to a bucket again for {edge.destination!r}, "
+            f"but no pad rule speaks of its numbers: that of the input with {padded!r} was given for other ones. "
+            f"Declare the port with a pad rule (inputs={{...: TensorSpec(..., pad=0)}}), or {padded!r} as "
+            f"Dim({padded!r}, ..., batch=True) if items along it are independent.",
+            edge=str(edge),
+            spec=spec,
+            dim=padded,
+        )
+
+    def _rules(self, name: str) -> list[Pad]:
+        """The pad rules that a dim came with: of the stage that decides it, of a map's items, or of inputs."""
+        graph = self.draft.graph
+        node, _, port = self.draft.dims[name].born.rpartition(".")
+        if node in graph.calls:
+            specs = [item.spec for item in graph.calls[node].stage.outputs if item.name == port]
+        elif node in graph.loops:
+            specs = [spec for _, spec in graph.loops[node].over if name in spec.names]
+        else:
+            specs = [spec for spec in graph.inputs.values() if name in getattr(spec, "names", ())]
+        return [spec.pad for spec in specs if isinstance(spec, TensorSpec)]
+
+    def _is_lost(self, edge: Edge, name: str, seen: set[Edge]) -> bool:
+        """Tells whether padding along a dim reaches a stage that gives something without the dim."""
+        if edge in seen or name not in getattr(self.draft.sources[edge], "names", ()):
+            return False
+        seen.add(edge)
+        if edge.target.kind == "output" or self.target(edge).device == HOST:
+            return False
+        following = self.draft.graph.out_of(edge.target)
+        if edge.target.kind == "call":
+            specs = [self.draft.sources[after] for after in following]
+            if any(name not in getattr(spec, "names", ()) for spec in specs):
+                return True
+        return any(self._is_lost(after, name, seen) for after in following)
+
+    def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
+        for dim in spec.dims:
+            if isinstance(dim, Derived) and any(self._is_padded(name) for name in dim.names):
+                raise PlanError(
+                    f"{edge.origin!r} is {spec} and must be cut back for {edge.destination!r}, but {dim.text!r} is a "
+                    f"derived size: which of its elements are padding is not known. Bring the dim to the size of "
+                    f"{dim.names[0]!r} in a stage, or use no pad rule for {dim.names[0]!r}.",
+                    edge=str(edge),
+                    spec=spec,
+                )
+
+    def _is_padded(self, name: str) -> bool:
+        """Tells whether a value may hold padding along a dim."""
+        return name in self._padded
+
+
+def _is_finite(rule: Pad) -> bool:
+    return isinstance(rule, str) or (rule is not None and math.isfinite(rule))

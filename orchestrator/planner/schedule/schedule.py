@@ -1,0 +1,319 @@
+"""Adapt: values, adapters and steps, in the order of running.
+
+Insertion is local: every edge asks for the way to its consumer, and each prefix of a way is made once, so that
+consumers share copies, casts and pads. An adapter runs right before its first reader; what leaves the pipeline or a
+loop is brought home right after it was made. Calls of a region, and what prepares their chunks, go into its body.
+
+Steps are written in *frames*: the plan itself, the body of a region, the body of a loop. An adapter is written in the
+frame in which its value was made. So what is the same in all iterations of a loop is put in place before it, once
+(hoisted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from orchestrator.adapter import MOVES, Adapter
+from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, collected, ending, following
+from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
+from orchestrator.planner.context import Draft
+from orchestrator.planner.infer.bodies import steps_dim
+from orchestrator.planner.schedule.explain import Told
+from orchestrator.planner.schedule.locations import End
+from orchestrator.planner.schedule.regions import Region, find_regions
+from orchestrator.planner.schedule.routes import Ways
+from orchestrator.specs import PortSpec, TensorSpec, plain_dims
+
+__all__ = ["adapt"]
+
+Root = tuple[NodeKey, str]
+#: What a value came from, and the way it came.
+Made = tuple[Root, tuple[Adapter, ...]]
+
+
+@dataclass(eq=False)
+class _Frame:
+    """A list of steps in the making, and the values made in it.
+
+    Attributes:
+        loop: The loop whose body it is, or is in.
+        region: The region whose body it is.
+    """
+
+    loop: str = ""
+    region: Region | None = None
+    steps: list[Step] = field(default_factory=list)
+    made: dict[Made, int] = field(default_factory=dict)
+
+
+def adapt(draft: Draft) -> Draft:
+    """Makes the values and steps of the plan.
+
+    Raises:
+        PlanError: A derived size must be cut back, or a born and a bucketed dim meet in one output.
+    """
+    return _Scheduler(draft).run()
+
+
+class _Scheduler:
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.graph = draft.graph
+        self.regions = find_regions(draft)
+        self.ways = Ways(draft, self.regions)
+        self.values: list[PlannedValue] = []
+        self.frames = [_Frame()]
+        self.staging = _Frame()
+        self.final: dict[Edge, int] = {}
+
+    def run(self) -> Draft:
+        for name, spec in self.graph.inputs.items():
+            self._root((NodeKey("input", name), ""), PlannedValue(name, spec, HOST, True))
+        for name in self.graph.constants:
+            node = NodeKey("constant", name)
+            for edge in self.graph.out_of(node)[:1]:
+                self._root(
+                    (node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True)
+                )
+        for unit in self.graph.ordered_units(self.regions):
+            region = self.regions.get(unit[0])
+            if region is not None:
+                self._region(region, unit)
+            else:
+                self._unit(unit[0])
+        for edge in self.graph.ordered_edges():
+            if edge.target.kind == "output" and edge.source.kind in ("input", "constant"):
+                self._realise(edge)
+        told = Told(self.draft, self.ways, tuple(self.values), tuple(self.frames[0].steps), self.final)
+        dims = {name: told.dim(dim) for name, dim in self.draft.dims.items()}
+        return replace(
+            self.draft,
+            dims=dims,
+            values=tuple(self.values),
+            steps=tuple(self.frames[0].steps),
+            staging=tuple(self.staging.steps),
+            edges=tuple(told.edge(edge, self.final[edge]) for edge in self.graph.ordered_edges()),
+            outputs=tuple(
+                (name, self.final[self.graph.into(NodeKey("output", name))[0]]) for name in self.graph.outputs
+            ),
+        )
+
+    def _root(self, root: Root, value: PlannedValue) -> int:
+        self.values.append(value)
+        self.frames[-1].made[root, ()] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def _unit(self, node: NodeKey) -> None:
+        if node.kind == "call":
+            self._call(node.name)
+        else:
+            self._loop(self.graph.loops[node.name])
+            node = NodeKey("leave", node.name)
+        if self.frames[-1].region is None:
+            self._results(node)
+
+    def _call(self, name: str) -> None:
+        call = self.draft.calls[name]
+        node = NodeKey("call", name)
+        edges = {edge.target_port: edge for edge in self.graph.into(node)}
+        inputs = tuple(self._realise(edges[port]) for port, _ in call.inputs)
+        outputs = tuple(
+            self._give((node, port), f"{name}.{port}", spec, self.ways.produced(name, spec))
+            for port, spec in call.outputs
+        )
+        self.frames[-1].steps.append(Step("call", name, inputs, outputs, device=call.device))
+        for edge in self.graph.out_of(node):
+            way = self.ways.way(edge)
+            if way and way[0].place == "producer":
+                self._walk((node, edge.source_port), way, self.frames[-1])
+
+    def _give(self, root: Root, origin: str, spec: PortSpec, end: End) -> int:
+        """Makes the value that a call or a loop's end gives."""
+        settled = not isinstance(spec, TensorSpec) or not self.ways.bucketed(spec)
+        return self._root(root, PlannedValue(origin, spec, end.memory, end.real or settled))
+
+    def _results(self, node: NodeKey) -> None:
+        """Brings home what leaves the pipeline, or the loop around a call or loop; not a loop beside it."""
+        for edge in self.graph.out_of(node):
+            if edge.target.kind == "output" or edge.target == NodeKey("leave", self.graph.scope(node)):
+                self._realise(edge)
+
+    def _region(self, region: Region, unit: tuple[NodeKey, ...]) -> None:
+        frame = _Frame(region=region)
+        self.frames.append(frame)
+        for node in unit:
+            self._unit(node)
+        ends = [node if node.kind == "call" else NodeKey("leave", node.name) for node in unit]
+        exits = []
+        for edge in (edge for node in ends for edge in self.graph.out_of(node)):
+            target = self.graph.within(edge.target, "")
+            if target is None or self.regions.get(target) != region:
+                exits.append(self._leave(edge, frame))
+        self.frames.pop()
+        body = tuple(frame.steps)
+        inputs, outputs = _outer(body, ()), tuple(dict.fromkeys(exits))
+        self.frames[-1].steps.append(
+            Step("region", ", ".join(region.dims), inputs, outputs, dims=region.dims, body=body)
+        )
+        for node in ends:
+            self._results(node)
+
+    def _leave(self, edge: Edge, frame: _Frame) -> int:
+        """Makes, inside the body, the part of a way that belongs there: all up to the cut, and a move home."""
+        way = self.ways.way(edge)
+        root = (edge.source, edge.source_port)
+        end = 0
+        if self.ways.leaves(edge):
+            end = 1 + max((at for at, adapter in enumerate(way) if adapter.kind == "cut"), default=-1)
+            while end < len(way) and way[end].kind == "download":
+                end += 1
+        elif (
+            way
+            and way[0].kind in ("download", "gather")
+            and self.draft.compiled(self.ways.source(edge).device)
+        ):
+            end = 1  # the buffer that the value is in is the next call's
+        index = self._walk(root, way[:end], frame)
+        self.frames[0].made[root, way[:end]] = index
+        return index
+
+    def _loop(self, loop: Loop) -> None:
+        """Writes a loop: what enters it, its body, and what leaves it."""
+        enter, leave = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
+        into = {edge.target_port: edge for node in (enter, leave) for edge in self.graph.into(node)}
+        given = {port: self._realise(into[port]) for port in loop.entries}
+        asked = given.get(CONDITION)
+        frame = _Frame(loop=loop.name)
+        self.frames.append(frame)
+        heads = {port: self._head(loop, port, into[port], given[port]) for port in given if port != CONDITION}
+        for (node,) in self.graph.ordered_units({}, loop.name):
+            self._unit(node)
+        for edge in self.graph.out_of(enter):
+            if edge.target == leave:
+                self._realise(edge)
+        ends = {edge.target_port: self._end(edge) for edge in self.graph.into(leave)}
+        self.frames.pop()
+        planned = PlannedLoop(
+            loop.name,
+            tuple((given[port], heads[port], ends[following(port)]) for port in loop.carry),
+            tuple((given[port], heads[port]) for port in heads if port not in loop.carry),
+            tuple(ends[collected(port)] for port in loop.collect),
+            ends[ending(loop.until)] if loop.until else None,
+            loop.max_steps,
+            loop.check_every,
+            self._count_dim(loop),
+            loop.kind,
+            asked,
+        )
+        body = tuple(frame.steps)
+        inputs = tuple(sorted({*given.values(), *_outer(body, heads.values()), *_outside(ends, heads, body)}))
+        outputs = tuple(self._left(loop, leave, port) for port in loop.results)
+        self.frames[-1].steps.append(Step("loop", loop.name, inputs, outputs, body=body, loop=planned))
+
+    def _count_dim(self, loop: Loop) -> str:
+        """The dim that says how often the body of a loop runs, or for how many items, where that is its own."""
+        own = str(loop.over[0][1].dims[0]) if loop.over else steps_dim(loop.name)
+        return own if own in self.draft.dims else ""
+
+    def _head(self, loop: Loop, port: str, edge: Edge, given: int) -> int:
+        """Makes the value of a port in the body: this iteration's carry, or slice."""
+        spec, end = self.values[given].spec, self.ways.target(edge)
+        if port in loop.carry:
+            spec = self.draft.forms[edge].spec
+        if port in loop.each:
+            assert isinstance(spec, TensorSpec)
+            spec = TensorSpec(spec.dims[1:], spec.dtype)
+        batch = dict(loop.over).get(port)
+        if batch is not None:
+            spec = TensorSpec(plain_dims(batch.dims), batch.dtype, pad=batch.pad)
+        root = (NodeKey("enter", loop.name), port)
+        return self._give(root, f"{loop.name}.{port}", spec, end)
+
+    def _left(self, loop: Loop, leave: NodeKey, port: str) -> int:
+        """Makes the value of a port outside: the last carry, or the collected values."""
+        edge = next(edge for edge in self.graph.into(leave) if edge.target_port in (port, following(port)))
+        spec = self.values[self.final[edge]].spec
+        if port not in loop.carry:
+            spec = self._stacked(loop, spec)
+        return self._give((leave, port), f"{loop.name}.{port}", spec, self.ways.target(edge))
+
+    def _stacked(self, loop: Loop, spec: PortSpec) -> PortSpec:
+        count = self.draft.counts[loop.name]
+        if count is None or not isinstance(spec, TensorSpec):
+            return list
+        return TensorSpec((count, *(spec.dims[1:] if loop.over else spec.dims)), spec.dtype)
+
+    def _end(self, edge: Edge) -> int:
+        """The value that an edge hands to the end of its loop."""
+        return self.final[edge] if edge in self.final else self._realise(edge)
+
+    def _realise(self, edge: Edge) -> int:
+        """Makes the value an edge's consumer reads, in the frame that it belongs to."""
+        way = self.ways.way(edge)
+        self.final[edge] = self._walk((edge.source, edge.source_port), way, self._frame(edge))
+        return self.final[edge]
+
+    def _frame(self, edge: Edge) -> _Frame:
+        """Where adapters of an edge are written: where its value is made, or in the region that cuts it in chunks."""
+        if edge.source.kind == "constant":
+            return self.staging
+        scope = edge.source.name if edge.source.kind == "enter" else self.graph.scope(edge.source)
+        chosen = self.frames[0]
+        for frame in self.frames:
+            if frame.loop == scope and (frame.region is None or self._is_of(edge, frame.region)):
+                chosen = frame
+        return chosen
+
+    def _is_of(self, edge: Edge, region: Region) -> bool:
+        spec = self.draft.sources[edge]
+        if isinstance(spec, TensorSpec) and set(spec.names) & set(region.dims):
+            return True
+        source = self.graph.within(edge.source, "")
+        return source is not None and self.regions.get(source) == region
+
+    def _walk(self, root: Root, way: tuple[Adapter, ...], frame: _Frame) -> int:
+        """Follows a way from the furthest point on it that exists already."""
+        end = len(way)
+        while (index := self._find(root, way[:end], frame)) is None:
+            assert end, f"nothing made {root} before it is read"
+            end -= 1
+        for stop in range(end + 1, len(way) + 1):
+            index = self._adapt(index, way[stop - 1], frame)
+            frame.made[root, way[:stop]] = index
+        return index
+
+    def _find(self, root: Root, way: tuple[Adapter, ...], frame: _Frame) -> int | None:
+        around = (
+            self.frames[: self.frames.index(frame) + 1] if frame in self.frames else [*self.frames[:1], frame]
+        )
+        return next((other.made[root, way] for other in reversed(around) if (root, way) in other.made), None)
+
+    def _adapt(self, source: int, adapter: Adapter, frame: _Frame) -> int:
+        value = self.values[source]
+        assert isinstance(value.spec, TensorSpec)
+        memory = self._memory(adapter.device) if adapter.kind in MOVES else value.memory
+        real = adapter.kind == "cut" or (value.real and not adapter.to_bucket)
+        device = adapter.device if adapter.kind in ("upload", "copy") else value.memory
+        self.values.append(
+            PlannedValue(value.origin, adapter.result(value.spec), memory, real, value.constant)
+        )
+        frame.steps.append(Step("adapt", value.origin, (source,), (len(self.values) - 1,), adapter, device))
+        return len(self.values) - 1
+
+    def _memory(self, device: str) -> str:
+        if device == HOST or self.draft.groups[device].capabilities.host_memory:
+            return HOST
+        return device
+
+
+def _outer(body: tuple[Step, ...], given: Collection[int]) -> tuple[int, ...]:
+    """Values that the steps of a body read and do not make."""
+    made = {index for step in body for index in step.outputs} | set(given)
+    return tuple(sorted({index for step in body for index in step.inputs} - made))
+
+
+def _outside(ends: Mapping[str, int], heads: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
+    """Values handed to the next iteration, or collected, that are made outside the loop."""
+    made = {index for step in body for index in step.outputs} | set(heads.values())
+    return set(ends.values()) - made

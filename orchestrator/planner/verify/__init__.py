@@ -1,0 +1,1 @@
+"""The independent checker: the finished plan, proven again from its tables, steps, edges, loops and programs."""

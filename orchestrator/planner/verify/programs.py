@@ -1,0 +1,308 @@
+"""Verify, third part: programs take and give what the steps say, and no buffer is read after it was overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from orchestrator.adapter import Adapter
+from orchestrator.plan.iterations import may_skip
+from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedLoop, PlannedProgram, Step
+from orchestrator.plan.steps import walk
+from orchestrator.planner.verify.edges import demand
+from orchestrator.specs import PortSpec, TensorSpec, show_spec
+
+__all__ = ["check_programs"]
+
+#: The value that is really read for another name of it, and what its reader's program does to it.
+Read = tuple[int, tuple[Adapter, ...]]
+
+#: Programs in whose buffers a value may be, each with which of its runs gave it.
+Owners = tuple[tuple[str, int], ...]
+
+
+def check_programs(plan: Plan) -> None:
+    """Checks the programs of a plan against its steps.
+
+    Args:
+        plan: The plan; its steps were replayed already.
+
+    Raises:
+        PlanError: They differ, or a value is read too late.
+    """
+    _Programs(plan).run()
+
+
+class _Programs:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dims = {dim.name: dim for dim in plan.dims}
+        self.groups = {group.device: group for group in plan.groups}
+        self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
+        self.programs = {program.name: program for program in plan.programs}
+        self.names: dict[int, Read] = {}
+        self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
+        self.owner: dict[int, Owners] = {}
+        self.turn: dict[str, int] = {}
+        self.odd = False
+        self.used: set[str] = set()
+
+    def _demand(self, holds: bool, what: str) -> None:
+        demand(self.plan, holds, what)
+
+    def run(self) -> None:
+        unique = len(self.programs) == len(self.plan.programs)
+        self._demand(unique, "two programs have one name")
+        self._steps(self.plan.steps)
+        idle = sorted(set(self.programs) - self.used)
+        self._demand(not idle, f"program {idle[:1]} never runs")
+        self._placed_moves()
+        _check_buffers(self.plan)
+        _check_routes(self.plan)
+
+    def _steps(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            if step.op == "region":
+                # The next chunk comes after every chunk.
+                self._steps(step.body)
+                self._steps(step.body)
+            elif step.loop is not None:
+                self._loop(step, step.loop)
+            elif step.op == "call":
+                self._call(step)
+            else:
+                self._adapt(step)
+
+    def _loop(self, step: Step, loop: PlannedLoop) -> None:
+        """Runs a loop's body often enough for every program that takes turns to come round again."""
+        around = self.odd
+        for whole, part in loop.slices if loop.kind == "when" else ():
+            self._call_it(part, whole)
+        for index, (start, head, _) in enumerate(loop.carries):
+            self._call_it(head, start)
+            self._call_it(step.outputs[index], start)
+        starts, before = [self._held(start)[0] for start, _, _ in loop.carries], dict(self.turn)
+        for turn in range(4):
+            self.odd = bool(turn % 2)
+            self._steps(step.body)
+            for index in loop.ends:
+                self._reads(step, index)
+            fresh = [(head, following, self._held(following)) for _, head, following in loop.carries]
+            for head, _, held in fresh:
+                self._hold(head, held)
+            for final, (_, _, held) in zip(step.outputs, fresh, strict=False):
+                self._hold(final, held)
+        self.odd = around
+        if may_skip(loop, self.plan.values, self.dims):
+            for final, owners in zip(step.outputs, starts, strict=False):
+                self._let_through(final, owners or (), before)
+
+    def _let_through(self, final: int, owners: Owners, before: Mapping[str, int]) -> None:
+        """What a loop gives that did not run is in the buffer that its carry started in."""
+        late = tuple((name, self.turn[name] if turn == before[name] else turn) for name, turn in owners)
+        if late:
+            self.owner[final] = (*self.owner.get(final, ()), *late)
+
+    def _call_it(self, name: int, index: int) -> None:
+        self._hold(name, self._held(index))
+
+    def _held(self, index: int) -> tuple[Any, Any]:
+        """The buffer that a value is in, and what gave it."""
+        root, _ = self.names.get(index, (index, ()))
+        return self.owner.get(root), self.given.get(root)
+
+    def _hold(self, index: int, held: tuple[Any, Any]) -> None:
+        tables: tuple[dict[int, Any], ...] = (self.owner, self.given)
+        for table, value in zip(tables, held, strict=True):
+            if value is None:
+                table.pop(index, None)
+            else:
+                table[index] = value
+
+    def _group(self, step: Step) -> PlannedGroup | None:
+        return self.groups.get(step.device)
+
+    def _call(self, step: Step) -> None:
+        group = self._group(step)
+        for index in step.inputs:
+            self._reads(step, index)
+        if group is None or not group.compiled:
+            self._demand(not step.program, f"call {step.name!r} has a program where calls run by themselves")
+            return
+        call = self.plan.call(step.name)
+        program = self._program(step, call.stage)
+        self._demand(
+            [item.port for item in program.inputs] == [port for port, _ in call.inputs],
+            f"program {program.name!r} takes other ports than call {step.name!r} is fed",
+        )
+        for item, index in zip(program.inputs, step.inputs, strict=True):
+            root, before = self.names.get(index, (index, ()))
+            spec = self.plan.values[root].spec
+            if not isinstance(spec, TensorSpec):
+                # Equal constants go by one name; which value one has is told by the pipeline, not the plan.
+                names = {value.origin for value in self.plan.values if value.constant and value.spec is spec}
+                same = item.spec is None and item.constant in names
+                self._demand(same, f"program {program.name!r} has another constant at {item.port!r}")
+                continue
+            same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before
+            self._demand(
+                same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
+            )
+        self._outputs(program, dict(call.outputs))
+        self._starts(step, group, program)
+        for (port, _), index in zip(call.outputs, step.outputs, strict=True):
+            self.given[index] = program.name, port, ()
+
+    def _outputs(self, program: PlannedProgram, ports: Mapping[str, PortSpec]) -> None:
+        """A program gives ports that there are, each form of one once, and what its adapters make of it."""
+        forms = [(item.port, item.adapters) for item in program.outputs]
+        sound = bool(forms) and len(set(forms)) == len(forms) and {port for port, _ in forms} <= ports.keys()
+        self._demand(
+            sound, f"program {program.name!r} gives {[port for port, _ in forms]}, not ports of its stage"
+        )
+        for item in program.outputs:
+            spec = ports[item.port]
+            for adapter in item.adapters:
+                spec = adapter.result(spec) if isinstance(spec, TensorSpec) else spec
+            same = isinstance(spec, TensorSpec) and item.spec.same_form(spec)
+            self._demand(
+                same, f"program {program.name!r} gives {item.port!r} in another form than {show_spec(spec)}"
+            )
+
+    def _program(self, step: Step, stage: str) -> PlannedProgram:
+        name = step.twin if step.twin and self.odd else step.program
+        program = self.programs.get(name)
+        self._demand(program is not None, f"step {step.op} {step.name!r} runs {name!r}, no program")
+        assert program is not None
+        same = (program.stage, program.device) == (stage, step.device)
+        self._demand(same, f"program {program.name!r} is not of {stage or 'adapters'!r} on {step.device}")
+        self.used.add(program.name)
+        return program
+
+    def _starts(self, step: Step, group: PlannedGroup, program: PlannedProgram) -> None:
+        """A program runs: what it gave before is gone."""
+        own = [self.names.get(index, (index, ()))[0] for index in step.inputs]
+        watched = group.output_buffers and group.option("hazards", "solve") != "ignore"
+        self._demand(
+            not watched
+            or program.name not in {name for index in own for name, _ in self.owner.get(index, ())},
+            f"{step.name!r} reads the buffer that it writes",
+        )
+        self.turn[program.name] = self.turn.get(program.name, 0) + 1
+        if watched:
+            for index in step.outputs:
+                self.owner[index] = ((program.name, self.turn[program.name]),)
+
+    def _reads(self, step: Step, index: int) -> None:
+        root, _ = self.names.get(index, (index, ()))
+        for name, turn in self.owner.get(root, ()):
+            self._demand(
+                self.turn[name] == turn,
+                f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
+            )
+        if root in self.given:
+            self._gives(step, root)
+
+    def _gives(self, step: Step, root: int) -> None:
+        """A program gives what is read of it, in its form, and to the host alone where it says so."""
+        name, port, after = self.given[root]
+        program, spec = self.programs[name], self.plan.values[root].spec
+        found = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
+        sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in found)
+        self._demand(sound, f"program {name!r} does not give what {step.name!r} reads")
+        moved = step.adapter is not None and step.adapter.kind == "download"
+        self._demand(
+            moved or not program.to_host, f"{step.name!r} reads on the device what {name!r} gives the host"
+        )
+
+    def _adapt(self, step: Step) -> None:
+        assert step.adapter is not None
+        (source,), (target,) = step.inputs, step.outputs
+        place = step.adapter.place
+        group = self.by_memory.get(self.plan.values[source].memory)
+        inside = group is not None and group.compiled and self.plan.values[target].memory != HOST
+        moves = step.adapter.kind in ("upload", "copy")
+        self._demand(
+            bool(place) == (inside and not moves),
+            f"the adapter '{step.adapter}' of {step.name!r} has {'a' if place else 'no'} place in a program",
+        )
+        if place == "consumer":
+            root, before = self.names.get(source, (source, ()))
+            self.names[target] = root, (*before, step.adapter)
+        elif place == "producer":
+            self._demand(
+                source in self.given, f"'{step.adapter}' is folded into a producer that there is not"
+            )
+            program, port, after = self.given[source]
+            self.given[target] = program, port, (*after, step.adapter)
+            if source in self.owner:
+                self._demand(
+                    self.owner[source][0][1] == self.turn[program],
+                    f"'{step.adapter}' comes after its producer",
+                )
+                self.owner[target] = self.owner[source]
+        else:
+            self._reads(step, source)
+            if place == "program":
+                self._weightless(step, source)
+
+    def _weightless(self, step: Step, source: int) -> None:
+        program, group = self._program(step, ""), self._group(step)
+        assert group is not None
+        assert step.adapter is not None
+        root, before = self.names.get(source, (source, ()))
+        done = (*before, step.adapter)
+        sound = [item.port for item in program.inputs] == ["value"] and program.inputs[0].adapters == done
+        self._demand(sound, f"program {program.name!r} does not do what '{step.adapter}' says")
+        spec = self.plan.values[root].spec
+        wanted = program.inputs[0].spec
+        fits = isinstance(spec, TensorSpec) and wanted is not None and wanted.same_form(spec)
+        self._demand(fits, f"program {program.name!r} takes another form than {show_spec(spec)}")
+        made = self.plan.values[step.outputs[0]].spec
+        plain = len(program.outputs) == 1 and not program.outputs[0].adapters
+        self._demand(
+            plain, f"program {program.name!r} does not give the one value that '{step.adapter}' makes"
+        )
+        self._outputs(program, {"value": made})
+        self._starts(step, group, program)
+
+    def _placed_moves(self) -> None:
+        """What was folded into a consumer is read by programs alone."""
+        for step in walk(self.plan.steps):
+            group = self._group(step)
+            program = step.op == "call" and group is not None and group.compiled
+            place = step.adapter.place if step.adapter is not None else ""
+            able = program or bool(step.body) or place in ("consumer", "program")
+            renamed = [index for index in step.inputs if index in self.names]
+            self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
+
+
+def _check_buffers(plan: Plan) -> None:
+    """The bytes of output buffers are those of every program at every combination of its buckets."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    groups = {group.device: group for group in plan.groups}
+    found: dict[str, int] = {}
+    for program in plan.programs:
+        sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
+        if groups[program.device].output_buffers:
+            found[program.device] = found.get(program.device, 0) + sum(sizes)
+    told = sorted(plan.buffers)
+    wanted = sorted((device, size) for device, size in found.items() if size)
+    demand(plan, told == wanted, f"it counts {told} bytes of output buffers, its programs have {wanted}")
+
+
+def _check_routes(plan: Plan) -> None:
+    """A router knows the programs of an application by the shapes of their inputs alone."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    known: dict[tuple[object, ...], str] = {}
+    for program in plan.programs:
+        for at in program.combinations(buckets):
+            shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
+            shapes += [(program.route,)] if program.route else []
+            key = (program.device, program.stage or program.name, *shapes)
+            other = known.setdefault(key, program.name)
+            demand(
+                plan,
+                other == program.name,
+                f"programs {other!r} and {program.name!r} take the same shapes {shapes}",
+            )

@@ -1,0 +1,284 @@
+"""Verify: proves a finished plan again, whoever made it.
+
+The checker shares no code with the passes that made the plan. It replays the steps against the plan's own tables:
+every port fed exactly once with exactly the shape it was proven with, residency legal, every adapter doing what it
+says, nothing read before it is made or after it was freed, and nothing forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.plan.iterations import item_dims
+from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
+from orchestrator.planner.memory import check_budget
+from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
+from orchestrator.planner.verify.loops import check_left, check_loop
+from orchestrator.planner.verify.programs import check_programs
+from orchestrator.planner.verify.tables import check_tables
+from orchestrator.specs import Derived, PortSpec, TensorSpec, combinations, plain_dims, show_spec
+
+__all__ = ["verify"]
+
+
+def verify(plan: Plan) -> Plan:
+    """Checks a plan and returns it.
+
+    Raises:
+        PlanError: A rule is broken; the message says which, and by what.
+    """
+    try:
+        _Verifier(plan).run()
+        check_budget(plan)
+    except (LookupError, TypeError, ValueError) as error:
+        what = f"it cannot be followed ({type(error).__name__}: {error})"
+        raise wrong(plan, what) from error
+    return plan
+
+
+class _Verifier:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dims = {dim.name: dim for dim in plan.dims}
+        self.calls = {call.name: call for call in plan.calls}
+        self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
+        self.made_by: dict[int, Step] = {}
+        self.called: dict[str, Step] = {}
+        self.within: tuple[str, ...] = ()
+
+    def run(self) -> None:
+        check_tables(self.plan)
+        inputs = set(range(len(self.plan.inputs)))
+        constants = {index for index, value in enumerate(self.plan.values) if value.constant}
+        alive = self._replay(self.plan.steps, inputs | self._staged(constants))
+        kept = {index for _, index in self.plan.outputs}
+        for name, index in self.plan.outputs:
+            value = self._value(index)
+            self._demand(index in alive, f"output {name!r} hands out a value that is not there at the end")
+            self._demand(
+                value.memory == HOST and value.real, f"output {name!r} is not on the host at its own size"
+            )
+        self._demand(constants <= alive, f"{self._names(constants - alive)} is a constant, but is freed")
+        read = {index for step in self.plan.steps for index in step.inputs}
+        forgotten = alive - kept - constants - (inputs - read)
+        self._demand(not forgotten, f"{self._names(forgotten)} is never freed")
+        missing = [name for name in self.calls if name not in self.called]
+        self._demand(not missing, f"call {missing[:1]} never runs")
+        check_edges(self.plan, self.called)
+        check_programs(self.plan)
+
+    def _staged(self, constants: set[int]) -> set[int]:
+        """Replays what is done at load, which is adapters of constants; returns all constants."""
+        for step in self.plan.staging:
+            sound = step.op == "adapt" and not step.frees and constants.issuperset(step.inputs + step.outputs)
+            self._demand(sound, f"{_step(step)} at load does not bring a constant to its place")
+        made = {index for step in self.plan.staging for index in step.outputs}
+        return self._replay(self.plan.staging, constants - made)
+
+    def _demand(self, holds: bool, what: str) -> None:
+        demand(self.plan, holds, what)
+
+    def _names(self, indices: Iterable[int]) -> str:
+        return ", ".join(f"value {index} ({self._value(index).origin!r})" for index in sorted(indices)[:3])
+
+    def _value(self, index: int) -> PlannedValue:
+        self._demand(0 <= index < len(self.plan.values), f"there is no value {index}")
+        return self.plan.values[index]
+
+    def _replay(self, steps: tuple[Step, ...], alive: set[int]) -> set[int]:
+        """Runs steps on the set of live values; returns what is alive after them."""
+        alive = set(alive)
+        for step in steps:
+            for index in step.inputs:
+                self._value(index)
+                self._demand(
+                    index in alive,
+                    f"{_step(step)} reads {self._names([index])}, which is not made yet or freed",
+                )
+            self._step(step, alive)
+            for index in step.outputs:
+                self._value(index)
+                self._demand(index not in alive, f"{_step(step)} makes {self._names([index])} a second time")
+                self.made_by.setdefault(index, step)
+                alive.add(index)
+            for index in step.frees:
+                self._demand(index in alive, f"{_step(step)} frees {index}, which is not there")
+                alive.discard(index)
+        return alive
+
+    def _step(self, step: Step, alive: set[int]) -> None:
+        if step.op == "call":
+            self._call(step)
+        elif step.op == "adapt":
+            self._adapt(step)
+        elif step.op == "loop":
+            self._loop(step, alive)
+        else:
+            self._demand(step.op == "region", f"there is no step {step.op!r}")
+            self._region(step, alive)
+
+    def _loop(self, step: Step, alive: set[int]) -> None:
+        loop = check_loop(self.plan, step)
+        self._demand(alive.isdisjoint(loop.heads), f"loop {step.name!r} makes a value a second time")
+        around = self.within
+        if loop.kind == "map":
+            self.within = (*around, *item_dims(self.plan, loop))
+        check_left(self.plan, step, alive, self._replay(step.body, alive | set(loop.heads)))
+        self.within = around
+
+    def _region(self, step: Step, alive: set[int]) -> None:
+        born = all(name in self.dims and self.dims[name].born for name in step.dims)
+        self._demand(bool(step.dims) and born, f"region {step.name!r} has dims that are not born")
+        reads = {index for inner in step.body for index in inner.inputs}
+        made = {index for inner in step.body for index in inner.outputs}
+        self._demand(
+            sorted(reads - made) == sorted(step.inputs),
+            f"region {step.name!r} reads other values than it says",
+        )
+        around, self.within = self.within, (*self.within, *step.dims)
+        after = self._replay(step.body, alive)
+        self.within = around
+        self._demand(
+            alive <= after, f"region {step.name!r} frees {self._names(alive - after)}, which is not its own"
+        )
+        left = after - alive
+        self._demand(left == set(step.outputs), f"region {step.name!r} leaves {self._names(left)} behind")
+
+    def _call(self, step: Step) -> None:
+        call = self.calls.get(step.name)
+        self._demand(call is not None, f"a step calls {step.name!r}, which is no call")
+        assert call is not None
+        self._demand(step.name not in self.called, f"call {step.name!r} runs twice")
+        self.called[step.name] = step
+        self._demand(
+            step.device == call.device, f"call {step.name!r} is to run on {call.device}, not {step.device}"
+        )
+        self._demand(
+            len(step.inputs) == len(call.inputs), f"call {step.name!r} gets another number of values"
+        )
+        self._demand(
+            len(step.outputs) == len(call.outputs), f"call {step.name!r} gives another number of values"
+        )
+        for (port, spec), index in zip(call.inputs, step.inputs, strict=True):
+            self._reads(call, port, spec, self._value(index))
+        for (port, spec), index in zip(call.outputs, step.outputs, strict=True):
+            value = self._value(index)
+            name = f"{call.name}.{port}"
+            self._demand(
+                value.origin == name and same_spec(value.spec, spec), f"value {index} is not {name!r}"
+            )
+            self._demand(
+                value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
+            )
+            self._demand(value.real == self._gives_real(call, spec), f"{name!r} is made at the wrong sizes")
+
+    def _gives_real(self, call: PlannedCall, spec: PortSpec) -> bool:
+        """Whether an output is at the request's own sizes: on the host, without buckets, or where a dim is born."""
+        names = [name for name in getattr(spec, "names", ()) if not self.dims[name].any]
+        births = any(self.dims[name].born.rpartition(".")[0] == call.name for name in names)
+        return call.device == HOST or not names or births
+
+    def _reads(self, call: PlannedCall, port: str, spec: PortSpec, value: PlannedValue) -> None:
+        name = f"{call.name}.{port}"
+        if not isinstance(spec, TensorSpec) or not isinstance(value.spec, TensorSpec):
+            self._demand(
+                value.spec == spec, f"{name!r} takes {show_spec(spec)}, but reads {show_spec(value.spec)}"
+            )
+            return
+        self._demand(
+            self._fits(value.spec, spec),
+            f"{name!r} takes {show_spec(spec)}, but reads {show_spec(value.spec)}",
+        )
+        at_home = value.memory == self.memory[call.device]
+        self._demand(at_home, f"{name!r} reads a value in {value.memory!r} on {call.device!r}")
+        outside = [dim for dim in spec.names if self._runs_in_region(dim) and dim not in self.within]
+        self._demand(call.device == HOST or not outside, f"{name!r} has dims {outside} outside their region")
+        named = any(not self.dims[dim].any for dim in spec.names)
+        settled = value.constant or not named or value.real == (call.device == HOST)
+        self._demand(
+            settled, f"{name!r} reads {value.origin!r} at {'its own' if value.real else 'a bucket'} size"
+        )
+
+    def _runs_in_region(self, name: str) -> bool:
+        return bool(self.dims[name].born) and not self.dims[name].any
+
+    def _fits(self, given: TensorSpec, wanted: TensorSpec) -> bool:
+        if given.dtype != wanted.dtype or len(given.dims) != len(wanted.dims):
+            return False
+        if plain_dims(given.dims) == plain_dims(wanted.dims):
+            return True
+        return all(given.shape(sizes) == wanted.shape(sizes) for sizes in self._combinations(given, wanted))
+
+    def _combinations(self, *specs: TensorSpec) -> Iterable[dict[str, int]]:
+        names = dict.fromkeys(name for spec in specs for name in spec.names)
+        return combinations(names, {name: self.dims[name].buckets for name in names})
+
+    def _adapt(self, step: Step) -> None:
+        self._demand(len(step.inputs) == len(step.outputs) == 1, f"{_step(step)} takes and gives one value")
+        source, target = self._value(step.inputs[0]), self._value(step.outputs[0])
+        adapter = step.adapter
+        self._demand(adapter is not None and target.origin == source.origin, f"{_step(step)} adapts nothing")
+        assert adapter is not None
+        if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
+            raise wrong(self.plan, f"{_step(step)} adapts a Python value")
+        dtype = adapter.dtype if adapter.kind == "cast" else source.spec.dtype
+        dims = adapter.dims if adapter.kind in ("pad", "slice", "cut", "gather") else source.spec.dims
+        self._demand(
+            target.spec.dtype == dtype and plain_dims(target.spec.dims) == plain_dims(dims),
+            f"{_step(step)} turns {source.spec} into {target.spec}",
+        )
+        real = adapter.kind == "cut" or (source.real and not adapter.to_bucket)
+        self._demand(target.real == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
+        self._moves(step, adapter.kind, adapter.device, source, target)
+        moved = adapter.kind in ("upload", "copy")
+        at = adapter.device if moved else source.memory
+        self._demand(
+            (step.name, step.device) == (source.origin, at),
+            f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
+        )
+        whole = adapter.kind != "cut" or plain_dims(dims) == plain_dims(source.spec.dims)
+        self._demand(whole, f"{_step(step)} turns {source.spec} into {target.spec}, which is no cut")
+        if adapter.kind == "cut":
+            self._cuts(step, source.spec)
+        if adapter.kind in ("pad", "slice"):
+            self._resizes(step, adapter.kind, source.spec, target.spec)
+        if adapter.kind == "gather":
+            _check_join(self.plan, step, source, target.spec)
+
+    def _moves(self, step: Step, kind: str, device: str, source: PlannedValue, target: PlannedValue) -> None:
+        away = {
+            "upload": source.memory == HOST and target.memory == self.memory.get(device) != HOST,
+            "download": source.memory != HOST and target.memory == HOST,
+            "gather": source.memory != HOST and target.memory == HOST,
+            "copy": HOST not in (source.memory, target.memory) and target.memory == self.memory.get(device),
+        }
+        self._demand(
+            away.get(kind, source.memory == target.memory),
+            f"{_step(step)} does not lead from {source.memory!r} to {target.memory!r}",
+        )
+
+    def _cuts(self, step: Step, spec: TensorSpec) -> None:
+        """A size that derives from a padded one has its padding anywhere, not at the end."""
+        derived = [dim for dim in spec.dims if isinstance(dim, Derived)]
+        padded = [dim.text for dim in derived if any(self.dims[name].padded for name in dim.names)]
+        self._demand(not padded, f"{_step(step)} cuts {padded[:1]}, whose padding is not at its end")
+
+    def _resizes(self, step: Step, kind: str, source: TensorSpec, target: TensorSpec) -> None:
+        for sizes in self._combinations(source, target):
+            for before, after in zip(source.shape(sizes), target.shape(sizes), strict=True):
+                sound = before <= after if kind == "pad" else before >= after
+                self._demand(sound, f"{_step(step)} turns {source} into {target}, which is no {kind}")
+
+
+def _check_join(plan: Plan, step: Step, source: PlannedValue, target: TensorSpec) -> None:
+    ranks = next((group.ranks for group in plan.groups if group.memory == source.memory), 1)
+    assert isinstance(source.spec, TensorSpec)
+    pairs = list(zip(plain_dims(source.spec.dims), plain_dims(target.dims), strict=True))
+    grown = [(before, after) for before, after in pairs if before != after]
+    sound = all(isinstance(before, int) and after == before * ranks for before, after in grown)
+    what = f"{_step(step)} turns {source.spec} into {target}, which is no gather"
+    demand(plan, sound and len(grown) == (ranks > 1), what)
+
+
+def _step(step: Step) -> str:
+    return f"step {step.op} {step.name!r}" + (f" ({step.adapter})" if step.adapter else "")

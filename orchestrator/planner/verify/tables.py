@@ -1,0 +1,61 @@
+"""Verify, fifth part: the tables of a plan by themselves."""
+
+from __future__ import annotations
+
+from orchestrator.plan.model import HOST, Plan, PlannedValue
+from orchestrator.plan.steps import walk
+from orchestrator.planner.verify.edges import demand, same_spec
+from orchestrator.specs import TensorSpec
+
+__all__ = ["check_tables"]
+
+
+def check_tables(plan: Plan) -> None:
+    """Checks that names are unique and known, sizes are sizes, and the first values are the inputs.
+
+    Raises:
+        PlanError: They are not.
+    """
+    memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
+    dims = {dim.name for dim in plan.dims}
+    items = {step.loop.dim for step in walk(plan.steps) if step.loop is not None and step.loop.kind == "map"}
+    for dim in plan.dims:
+        promised = dim.name in items or (dim.batch and not dim.whole)
+        demand(plan, not dim.chunked or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")
+        sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
+        demand(plan, bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
+        at_bucket = [value.origin for value in plan.values if not value.real and dim.name in _names(value)]
+        demand(
+            plan,
+            not dim.loose or not at_bucket,
+            f"dim {dim.name!r} is loose, but {at_bucket[:1]} is at a bucket of it",
+        )
+    for kind, names in (
+        ("call", [call.name for call in plan.calls]),
+        ("dim", [dim.name for dim in plan.dims]),
+        ("device group", [group.device for group in plan.groups]),
+        ("output", [name for name, _ in plan.outputs]),
+        ("edge", [str(edge) for edge in plan.edges]),
+    ):
+        twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+        demand(plan, not twice, f"{kind} {sorted(twice)[:1]} is there twice")
+    for call in plan.calls:
+        demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
+    for index, (name, spec) in enumerate(plan.inputs):
+        value = _value(plan, index)
+        same = value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
+        demand(plan, same and not value.constant, f"value {index} is not the input {name!r}")
+    for value in plan.values:
+        demand(
+            plan, all(name in dims for name in _names(value)), f"{value.origin!r} has a dim the plan lacks"
+        )
+        demand(plan, value.memory in memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory")
+
+
+def _names(value: PlannedValue) -> tuple[str, ...]:
+    return value.spec.names if isinstance(value.spec, TensorSpec) else ()
+
+
+def _value(plan: Plan, index: int) -> PlannedValue:
+    demand(plan, index < len(plan.values), f"there is no value {index}")
+    return plan.values[index]

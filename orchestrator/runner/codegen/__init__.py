@@ -1,0 +1,1 @@
+"""A plan as straight-line Python: steps, loops, checks, and the function that requests come in by."""

@@ -1,0 +1,393 @@
+"""Straight-line Python for a list of steps.
+
+Every value is a local variable (``v7``), every stage and adapter a global of the generated function, so a step
+costs what the same call costs by hand. ``del`` after the last reader frees a value by reference count. Each line
+belongs to a step (:attr:`Code.lines`): when a stage raises, the line of the traceback tells which one, and nothing
+on the way there pays for it.
+
+Two things travel with a run where something depends on sizes: ``R``, its record, with the real size of each name,
+which host stages add born dims to, and ``B``, the bucket that each name runs in.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import linecache
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType, MappingProxyType
+from typing import Any
+
+from orchestrator.adapter import MOVES
+from orchestrator.plan.model import HOST, PlannedCall, Step
+from orchestrator.plan.programs import Folds
+from orchestrator.program import outputs_of
+from orchestrator.runner.codegen.checks import make_unwritten, versions
+from orchestrator.runner.codegen.loops import LoopWriter
+from orchestrator.runner.codegen.request_entry import file_name
+from orchestrator.runner.load.load import Programs
+from orchestrator.runner.sharing import Sharing, own
+from orchestrator.specs import TensorSpec, dim_names, plain_dims
+from orchestrator.stage import Stage
+
+__all__ = ["Code", "Generator"]
+
+_serial = itertools.count()
+
+
+@dataclass
+class Code:
+    """A generated function.
+
+    Attributes:
+        function: The function: ``(R, B, *values)``, or ``(*values)`` where nothing depends on sizes.
+        sized: Whether it takes ``R`` and ``B``.
+        lines: Line number to step.
+        arguments: Values it is given; its caller owns them.
+        source: Its text.
+    """
+
+    function: Callable[..., Any]
+    sized: bool
+    lines: dict[int, Step]
+    arguments: frozenset[int]
+    source: str = field(repr=False)
+
+    @property
+    def code(self) -> CodeType:
+        """The code object, as found in frames of a traceback."""
+        return self.function.__code__
+
+
+class Generator:
+    """Generates functions for parts of one plan.
+
+    Args:
+        programs: The loaded plan.
+        exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
+        spared: Values that are not freed: several runs share them.
+        sharing: Which values share memory.
+        region: Makes the driver of a region step.
+        check: Makes the function that checks what a host or opaque stage gave.
+        observer: Called with a step, its start and its end (seconds), or None.
+        watch: Called after each iteration of a loop, or None.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        exact: bool,
+        spared: frozenset[int],
+        sharing: Sharing,
+        region: Callable[[Step], Callable[..., Any]],
+        check: Callable[[PlannedCall], Callable[..., Any]],
+        observer: Callable[[Step, float, float], None] | None = None,
+        watch: Callable[..., None] | None = None,
+    ) -> None:
+        self.programs = programs
+        self.plan = programs.plan
+        self.exact = exact
+        self.sharing = sharing
+        self.region = region
+        self.check = check
+        self.observer = observer
+        self.watch = watch
+        self.born = {dim.name for dim in self.plan.dims if dim.born}
+        self.folds = Folds.of_plan(self.plan)
+        self.table = {program.name: program for program in self.plan.programs}
+        self.calls = {call.name: call for call in self.plan.calls}
+        self.unfreed = spared | self._unmade()
+
+    def _unmade(self) -> frozenset[int]:
+        """Values that no program gives, since only adapters folded into it would read them."""
+        compiled = {group.device for group in self.plan.groups if group.compiled}
+        names = [name for name in self.folds.ports if self.calls[name].device in compiled]
+        values = {index for name in names for index in self.folds.ports[name].values()}
+        return frozenset(values - {index for name in names for index in self.folds.given(name).values()})
+
+    def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
+        """Generates a function.
+
+        Args:
+            name: Its name, seen in tracebacks.
+            arguments: Values it is given.
+            steps: What it does.
+            result: The expression it returns.
+        """
+        writer = _Writer(self)
+        for step in steps:
+            writer.step(step)
+        sized = writer.sized
+        head = ", ".join([*(["R", "B"] if sized else []), *(f"v{index}" for index in arguments)])
+        lines = [f"def {name}({head}):", *writer.lines, *writer.synced(), f"    return {result}"]
+        source = "\n".join(lines) + "\n"
+        filename = file_name(self.plan.pipeline, next(_serial))
+        scope = writer.scope
+        exec(compile(source, filename, "exec"), scope)
+        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        # Out of its own globals: a function that holds itself waits for the cyclic collector, and its stages with it.
+        function = scope.pop(name)
+        weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
+        steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
+        return Code(function, sized, steps_by_line, frozenset(arguments), source)
+
+
+class _Writer:
+    """Lines of one function, with the globals they use."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.owner = generator
+        self.programs = generator.programs
+        self.plan = generator.plan
+        self.values = generator.plan.values
+        self.lines: list[str] = []
+        self.steps: list[Step] = []
+        self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
+        self.scope["own"] = own
+        self.sized = False
+        self.depth = 1
+        self.turn = ""
+        self.guards: dict[int, str] = {}
+        self.kept: set[int] = set()
+        self.pending: dict[int, str] = {}
+        self.roots: dict[int, int] = {}
+        self.holders: dict[int, int] = {}
+
+    def step(self, step: Step) -> None:
+        """Writes one step and the frees after it."""
+        loops = step.loop is not None and step.loop.kind != "map"
+        if self.owner.observer is not None and not loops:
+            self._observed(step)
+        else:
+            self._plain(step)
+        if not loops:
+            self.free(step)
+        self.mark(step)
+
+    def mark(self, step: Step) -> None:
+        """Notes that the lines written since the last mark are of this step."""
+        self.steps += [step] * (len(self.lines) - len(self.steps))
+
+    def _plain(self, step: Step) -> None:
+        {"call": self._call, "adapt": self._adapt, "region": self._driven, "loop": self._loop}[step.op](step)
+
+    def _observed(self, step: Step) -> None:
+        at = self.name("step", step)
+        self.line("started = clock()")
+        self._plain(step)
+        self.line(f"observer({at}, started, clock())")
+        self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
+
+    def line(self, text: str) -> None:
+        """Writes one line."""
+        self.lines.append("    " * self.depth + text)
+
+    def name(self, kind: str, value: Any) -> str:
+        """Makes a value a global of the function and returns its name."""
+        name = f"{kind}{len(self.scope)}"
+        self.scope[name] = value
+        return name
+
+    def _loop(self, step: Step) -> None:
+        if step.loop is not None and step.loop.kind == "map":
+            self._driven(step)
+        else:
+            LoopWriter(self, step).write()
+
+    def _call(self, step: Step) -> None:
+        call = self.owner.calls[step.name]
+        stage = self.programs.stages[call.stage]
+        self.sync(step.inputs)
+        if step.program:
+            self._program(step)
+            return
+        function = self.name("stage", self.programs.functions[call.stage])
+        targets = [f"v{index}" for index in step.outputs]
+        if call.declared:
+            self._declared(step, call, function)
+            return
+        expression = f"{function}({', '.join(_arguments(stage, call, step))})"
+        if call.returns == "single":
+            self.line(f"{targets[0]} = {expression}")
+        elif call.returns == "tuple":
+            self.line(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {expression}")
+        elif call.returns != "dict":
+            pick = functools.partial(outputs_of, call.returns, [port for port, _ in call.outputs])
+            self.line(
+                f"{''.join(f'{target}, ' for target in targets)}= {self.name('pick', pick)}({expression})"
+            )
+        else:
+            self.line(f"given = {expression}")
+            for target, (port, _) in zip(targets, call.outputs, strict=True):
+                self.line(f"{target} = given[{port!a}]")
+            self.line("del given")
+
+    def _declared(self, step: Step, call: PlannedCall, function: str) -> None:
+        """A stage that nobody looked into: what it gives is checked.
+
+        It may write where versions do not tell, through NumPy say. So it gets a copy of what somebody else sees.
+        """
+        self.sized = True
+        stage = self.programs.stages[call.stage]
+        copied = [index for index in step.inputs if self.owner.sharing.is_shared(index, step)]
+        names = {index: f"w{index}" if index in copied else f"v{index}" for index in step.inputs}
+        for index in dict.fromkeys(copied):
+            self.line(f"w{index} = own(v{index})")
+        expression = f"{function}({', '.join(_arguments(stage, call, step, names))})"
+        read = "".join(f"{names[index]}, " for index in step.inputs)
+        targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
+        check = self.name("check", self.owner.check(call))
+        if call.device == HOST:
+            self.line(f"versions = {self.name('versions', versions)}({read})")
+        self.line(f"{targets} = {check}({expression}, R.sizes, B)")
+        if call.device == HOST:
+            self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
+        if copied:
+            self.line(f"del {', '.join(f'w{index}' for index in dict.fromkeys(copied))}")
+
+    def _program(self, step: Step) -> None:
+        """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
+        program = self.owner.table[step.program]
+        function = self._started(step)
+        pairs = zip(program.inputs, step.inputs, strict=True)
+        arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
+        if step.op == "call":
+            ports = {port: at for at, (port, _) in enumerate(self.owner.calls[step.name].outputs)}
+            given = self.owner.folds.given(step.name)
+            found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
+        else:
+            found = list(step.outputs)
+        targets = "".join("_, " if index is None else f"v{index}, " for index in found)
+        self.line(f"{targets.rstrip()} = {function}({arguments})")
+        if None in found:
+            self.line("del _")
+
+    def _started(self, step: Step) -> str:
+        """The program of a step: one that has a twin takes turns with it."""
+        first = self.programs.functions[step.program]
+        if not step.twin:
+            return self.name("program", first)
+        return f"{self.name('programs', (first, self.programs.functions[step.twin]))}[{self.turn} & 1]"
+
+    def _adapt(self, step: Step) -> None:
+        adapter = step.adapter
+        assert adapter is not None
+        source, target = step.inputs[0], step.outputs[0]
+        if step.program:
+            self._program(step)
+            return
+        if adapter.place == "producer":
+            return
+        if self._is_idle(step) or adapter.place == "consumer":
+            self.alias(source, target)
+            return
+        if adapter.kind == "upload" or self.values[source].memory == HOST:
+            self.sync(step.inputs)
+        function = self.name(adapter.kind, self.programs.adapt(step))
+        if adapter.kind in MOVES:
+            self.line(f"v{target} = {function}(v{source})")
+            self._defer(step)
+            return
+        self.sized = True
+        self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].real else 'B'})")
+
+    def alias(self, source: int, target: int) -> None:
+        """Gives a value a second name; its handle is freed with the last one."""
+        self.line(f"v{target} = v{source}")
+        root = self.roots[target] = self.roots.get(source, source)
+        self.holders[root] = self.holders.get(root, 1) + 1
+        if source in self.pending:
+            self.pending[target] = self.pending[source]
+
+    def unname(self, indices: Iterable[int]) -> None:
+        """Takes back second names that no step reads last: what a branch hands on as it came, or leaves unread."""
+        for index in indices:
+            self.holders[self.roots[index]] -= 1
+
+    def _is_last(self, index: int) -> bool:
+        """Tells whether a value that dies takes its handle with it."""
+        root = self.roots.get(index, index)
+        self.holders[root] = self.holders.get(root, 1) - 1
+        return not self.holders[root]
+
+    def _is_idle(self, step: Step) -> bool:
+        """Tells whether an adapter has nothing to do because every size is a bucket."""
+        source, target = (self.values[index].spec for index in (step.inputs[0], step.outputs[0]))
+        assert step.adapter is not None
+        if not self.owner.exact or not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+            return False
+        named = {name for dim in target.dims for name in dim_names(dim)}
+        same = plain_dims(source.dims) == plain_dims(target.dims)
+        return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.born
+
+    def _driven(self, step: Step) -> None:
+        """A region or a map: a driver runs the function of its body."""
+        self.sized = True
+        self.sync(step.inputs)
+        driver = self.name("region", self.owner.region(step))
+        values = "".join(f", v{index}" for index in step.inputs)
+        targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
+        self.line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
+
+    def _defer(self, step: Step) -> None:
+        """Notes a download that is not there before its device is synchronised."""
+        assert step.adapter is not None
+        if step.adapter.kind in ("download", "gather"):
+            backend = self.programs.backend_of(self.values[step.inputs[0]].memory)
+            if backend.capabilities.deferred:
+                self.pending[step.outputs[0]] = backend.device
+
+    def sync(self, read: Iterable[int]) -> None:
+        """Waits for the downloads among the values that are about to be read on the host."""
+        for device in sorted({self.pending[index] for index in read if index in self.pending}):
+            self._wait(device)
+
+    def _wait(self, device: str) -> None:
+        self.line(f"{self.name('wait', self.programs.backends[device].synchronize)}()")
+        self.pending = {index: other for index, other in self.pending.items() if other != device}
+
+    def synced(self) -> list[str]:
+        """Lines that wait for all downloads still under way."""
+        before = len(self.lines)
+        for device in sorted(set(self.pending.values())):
+            self._wait(device)
+        lines, self.lines = self.lines[before:], self.lines[:before]
+        return lines
+
+    def free(self, step: Step, done: Sequence[int] = ()) -> None:
+        """Writes what frees the values that die after a step, but those that are gone already."""
+        kept = {*self.owner.unfreed, *self.kept, *done}
+        gone = [index for index in step.frees if index not in kept]
+        for index in gone:
+            if self._is_last(index) and not self.counts(index):
+                only = self.guards.get(self.roots.get(index, index), "")
+                backend = self.programs.backend_of(self.values[index].memory)
+                self.line(f"{only}{self.name('free', backend.free)}(v{index})")
+        if gone:
+            self.line(f"del {', '.join(f'v{index}' for index in gone)}")
+
+    def counts(self, index: int) -> bool:
+        """Tells whether a value's memory is freed with its last reference."""
+        memory = self.values[index].memory
+        return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
+
+
+def _arguments(
+    stage: Stage, call: PlannedCall, step: Step, names: Mapping[int, str] = MappingProxyType({})
+) -> list[str]:
+    """Argument expressions: by position while no port is left out, then by keyword; ``names`` of other variables."""
+    fed = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
+    arguments: list[str] = []
+    gap = False
+    for port in stage.inputs:
+        if port.name not in fed:
+            gap = True
+        else:
+            value = names.get(fed[port.name], f"v{fed[port.name]}")
+            # A name is a key, never an identifier: Python would normalise that, and refuse ``class`` or ``__debug__``.
+            arguments.append(f"**{{{port.name!a}: {value}}}" if gap or port.keyword else value)
+    return arguments

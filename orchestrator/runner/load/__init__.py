@@ -1,0 +1,1 @@
+"""Stages compiled, in parallel where that pays, and loaded onto their devices."""

@@ -1,0 +1,282 @@
+"""What a plan needs in hand to run: opened backends, loaded stages, staged constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.adapter import MOVES, Adapter, apply, check_cast
+from orchestrator.backend import Artifact, Backend, CompilingBackend
+from orchestrator.errors import CompileError, OrchestratorError
+from orchestrator.graph import Graph
+from orchestrator.plan.count import constant_bytes
+from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
+from orchestrator.program import Application, Program
+from orchestrator.runner.load.compile import Job, build_applications
+from orchestrator.specs import TensorSpec, combinations
+from orchestrator.stage import Stage
+from orchestrator.store import ArtifactStore
+from orchestrator.surroundings import same_random_state
+
+__all__ = ["Compiled", "Programs", "applications_of", "compile_stages", "load_programs"]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A loaded plan.
+
+    Attributes:
+        plan: The plan.
+        stages: Stages by name.
+        backends: Opened backends by device.
+        functions: The callable of each stage that runs by itself, and of each program, by name.
+        constants: Staged constants by value index.
+    """
+
+    plan: Plan
+    stages: Mapping[str, Stage]
+    backends: Mapping[str, Backend]
+    functions: Mapping[str, Callable[..., Any]]
+    constants: Mapping[int, Any]
+
+    def adapt(self, step: Step) -> Callable[..., Any]:
+        """Returns the function of an adapter step: of one value for a move, else of a value and sizes."""
+        adapter = step.adapter
+        assert adapter is not None
+        source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
+        if adapter.kind == "upload":
+            return self.backends[adapter.device].upload
+        if adapter.kind == "download":
+            return self.backend_of(source.memory).download
+        if adapter.kind == "gather":
+            return self._gather(adapter, source)
+        if adapter.kind == "copy":
+            backend = self.backends[adapter.device]
+            return lambda handle: backend.copy(handle, backend.device)
+        return self._op(adapter, target.memory)
+
+    def _gather(self, adapter: Adapter, source: PlannedValue) -> Callable[..., Any]:
+        backend = self.backend_of(source.memory)
+        assert isinstance(source.spec, TensorSpec)
+        assert isinstance(backend, CompilingBackend)
+        pairs = zip(source.spec.dims, adapter.dims, strict=True)
+        axis = next((at for at, (before, after) in enumerate(pairs) if before != after), 0)
+        return lambda handle: backend.gather(handle, axis)
+
+    def _op(self, adapter: Adapter, memory: str) -> Callable[..., Any]:
+        if memory == HOST:
+            return _narrowed(adapter) if adapter.dtype else lambda value, sizes: apply(adapter, value, sizes)
+        return self.backend_of(memory).adapt(adapter)
+
+    def backend_of(self, memory: str) -> Backend:
+        """Returns the backend whose values live in a memory other than the host's."""
+        return next(self.backends[group.device] for group in self.plan.groups if group.memory == memory)
+
+
+def _narrowed(adapter: Adapter) -> Callable[..., Any]:
+    """A cast on the host that refuses numbers which an integer dtype does not hold, in place of wrapping them."""
+    assert adapter.dtype is not None
+    dtype = adapter.dtype
+
+    def cast(value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
+        check_cast(value, dtype)
+        return apply(adapter, value, sizes)
+
+    return cast
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling a plan gave.
+
+    Attributes:
+        artifacts: Stage (or weightless program) to its artifacts.
+        applications: Applications of devices without eager compute, with the folder of each.
+    """
+
+    artifacts: Mapping[str, tuple[Artifact, ...]]
+    applications: tuple[tuple[str, Application, Path], ...] = ()
+
+
+def compile_stages(
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], store: ArtifactStore
+) -> Compiled:
+    """Compiles every stage of a plan for every bucket it runs in; what compiles, in parallel.
+
+    The models of wrappers are built before, once: keys, programs and weights are of the same model then.
+
+    Raises:
+        CompileError: A stage cannot be built or compiled.
+    """
+    artifacts: dict[str, tuple[Artifact, ...]] = {}
+    stages, applications = graph.stages, applications_of(plan, graph)
+    with same_random_state():
+        for name, uses in _uses(plan).items():
+            backend = backends[uses[0].device]
+            if not isinstance(backend, CompilingBackend):
+                sizes = _compile_sizes(plan, backend, uses)
+                artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
+        for _, application in applications:
+            _build_model(application.stage)
+    jobs = []
+    for device, application in applications:
+        compiler = backends[device]
+        assert isinstance(compiler, CompilingBackend)
+        jobs.append(Job(compiler, application, compiler.key(application)))
+    folders = build_applications(jobs, store)
+    for job in jobs:
+        artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
+    made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
+    return Compiled(artifacts, made)
+
+
+def _build_model(stage: Stage | None) -> None:
+    """Builds the model of a wrapper that makes one, unless it is there.
+
+    Raises:
+        CompileError: It cannot be built.
+    """
+    wrapper = None if stage is None else stage.wrapper
+    if stage is None or wrapper is None or not wrapper.makes_model:
+        return
+    try:
+        _ = wrapper.model
+    except OrchestratorError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            f"Stage {stage.name!r} cannot be built: {type(error).__name__}: {error}", stage=stage.name
+        ) from error
+
+
+def _uses(plan: Plan) -> dict[str, list[PlannedCall]]:
+    """Stages that run on devices, each with its calls."""
+    uses: dict[str, list[PlannedCall]] = {}
+    for call in plan.calls:
+        if call.device != HOST:
+            uses.setdefault(call.stage, []).append(call)
+    return uses
+
+
+def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> list[dict[str, int]]:
+    """The buckets a stage is compiled for: every combination on static shapes, else the largest."""
+    specs = [spec for call in calls for _, spec in call.inputs if isinstance(spec, TensorSpec)]
+    names = dict.fromkeys(name for spec in specs for name in spec.names)
+    buckets = {dim.name: dim.buckets for dim in plan.dims if dim.name in names}
+    every = list(combinations(buckets, buckets))
+    return every if backend.capabilities.static_shapes else every[-1:]
+
+
+def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
+    """Returns the device and application of each stage that is compiled, and of each weightless program."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    stages, uses = graph.stages, _uses(plan)
+    found: dict[tuple[str, str], list[Program]] = {}
+    for planned in plan.programs:
+        program = _plain_program(planned, graph, buckets)
+        if planned.stage:
+            program = _of_stage(program, stages[planned.stage], uses[planned.stage][0])
+        found.setdefault((planned.device, planned.stage or planned.name), []).append(program)
+    return [
+        (device, Application(name, stages.get(name), tuple(programs)))
+        for (device, name), programs in found.items()
+    ]
+
+
+def _plain_program(planned: PlannedProgram, graph: Graph, buckets: Mapping[str, tuple[int, ...]]) -> Program:
+    """What a program takes and gives, with the values of its constants; its one port is that of a weightless one."""
+    inputs = tuple(
+        replace(item, constant=graph.constants[item.constant]) if item.spec is None else item
+        for item in planned.inputs
+    )
+    return Program(
+        planned.name,
+        inputs,
+        planned.outputs,
+        tuple(planned.combinations(buckets)),
+        ports=("value",),
+        route=planned.route,
+        to_host=planned.to_host,
+    )
+
+
+def _of_stage(program: Program, stage: Stage, call: PlannedCall) -> Program:
+    """Adds how a stage is called, as one of its calls tells."""
+    ports = tuple(port for port, _ in call.outputs)
+    keywords = _keywords(stage, tuple(item.port for item in program.inputs))
+    return replace(program, returns=call.returns, ports=ports, keywords=keywords)
+
+
+def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:
+    """Fed ports that are passed by name: those that take nothing else, and all after one that is left out."""
+    named, gap = [], False
+    for port in stage.inputs:
+        gap = gap or port.name not in fed
+        if port.name in fed and (gap or port.keyword):
+            named.append(port.name)
+    return tuple(named)
+
+
+def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled) -> Programs:
+    """Opens the devices, loads every stage and stages the constants.
+
+    Raises:
+        CompileError: A device is not there, or a stage cannot be loaded; what was opened is closed again.
+    """
+    opened: list[Backend] = []
+    try:
+        for device, backend in backends.items():
+            if isinstance(backend, CompilingBackend):
+                backend.budget = dict(plan.budget).get(device, 0)
+                backend.reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
+            opened.append(backend)
+            backend.open()
+        functions = _functions(plan, graph, backends, compiled)
+        programs = Programs(plan, graph.stages, backends, functions, {})
+        with torch.no_grad():
+            return replace(programs, constants=_stage_constants(programs, graph))
+    except BaseException:
+        for backend in opened:
+            backend.close()
+        raise
+
+
+def _functions(
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled
+) -> dict[str, Callable[..., Any]]:
+    """The callable of each stage by its name, and of each program by its."""
+    stages = graph.stages
+    functions: dict[str, Callable[..., Any]] = {}
+    for device, application, folder in compiled.applications:
+        backend = backends[device]
+        assert isinstance(backend, CompilingBackend)
+        functions.update(backend.load_application(application, folder))
+    done = {application.name for _, application, _ in compiled.applications}
+    with same_random_state():
+        for call in plan.calls:
+            if call.device == HOST:
+                _build_model(stages[call.stage])
+                functions[call.stage] = stages[call.stage].target
+            elif call.stage not in functions and call.stage not in done:
+                loaded = backends[call.device].load(compiled.artifacts[call.stage], stages[call.stage])
+                functions[call.stage] = loaded
+    return functions
+
+
+def _stage_constants(programs: Programs, graph: Graph) -> dict[int, Any]:
+    staged = {
+        index: graph.constants[value.origin]
+        for index, value in enumerate(programs.plan.values)
+        if value.constant and value.origin in graph.constants
+    }
+    sizes = {dim.name: dim.buckets[-1] for dim in programs.plan.dims}
+    for step in programs.plan.staging:
+        function = programs.adapt(step)
+        source = staged[step.inputs[0]]
+        moves = step.adapter is not None and step.adapter.kind in MOVES
+        staged[step.outputs[0]] = function(source) if moves else function(source, sizes)
+    return staged

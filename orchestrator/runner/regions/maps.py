@@ -1,0 +1,218 @@
+"""Driving a map: items are put into batches, bucket by bucket, and what comes out is handed back item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from orchestrator.adapter import pad_to
+from orchestrator.errors import StageError
+from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
+from orchestrator.plan.iterations import batch_run, item_dims
+from orchestrator.plan.model import DimPlan, Step
+from orchestrator.plan.record import RunRecord
+from orchestrator.plan.steps import walk
+from orchestrator.runner.load.load import Programs
+from orchestrator.specs import TensorSpec, is_dense, plain_dims, show_spec, show_tensor
+
+__all__ = ["body_ends", "make_map"]
+
+Body = Callable[..., "tuple[Any, ...]"]
+
+
+def body_ends(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the values that the body of a map is given, and those it gives."""
+    assert step.loop is not None
+    return (*step.loop.heads, *_shared(step)), step.loop.collects
+
+
+def _shared(step: Step) -> tuple[int, ...]:
+    """What all items read: one value may be that and be cut into items as well."""
+    assert step.loop is not None
+    lists = {whole for whole, _ in step.loop.slices}
+    read = {index for inner in walk(step.body) for index in inner.inputs} | set(step.loop.ends)
+    return tuple(index for index in step.inputs if index not in lists or index in read)
+
+
+def make_map(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
+    """Returns the function ``(R, B, *values) -> values`` that runs a map's body for all items.
+
+    Args:
+        programs: The loaded plan.
+        step: The map.
+        body: The generated function of its steps: ``(R, B, *values) -> tuple``.
+    """
+    return _Map(programs, step, body)
+
+
+class _Map:
+    def __init__(self, programs: Programs, step: Step, body: Body) -> None:
+        assert step.loop is not None
+        plan = programs.plan
+        by_name = {dim.name: dim for dim in plan.dims}
+        self.step = step
+        self.loop = step.loop
+        self.body = body
+        self.dims: list[DimPlan] = [by_name[name] for name in item_dims(plan, step.loop)]
+        self.ports = [plan.values[part] for _, part in step.loop.slices]
+        self.gives = [plan.values[index] for index in step.loop.collects]
+        self.results = [plan.values[index] for index in step.outputs]
+        self.places = [step.inputs.index(index) for index in _shared(step)]
+        self.lists = [step.inputs.index(whole) for whole, _ in step.loop.slices]
+
+    def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
+        outer = [values[at] for at in self.places]
+        lists = [self._listed(values[at], port) for at, port in zip(self.lists, self.ports, strict=True)]
+        sizes = self._check(lists)
+        results: list[list[Any]] = [[None] * len(lists[0]) for _ in self.gives]
+        around, batches = dict(record.sizes), []
+        for key, places in self._batches(sizes):
+            batch = (len(places), *key)
+            run = batch_run(self.dims, batch, Run(around, bucket))
+            heads = [
+                self._batch(items, port.spec, places, run)
+                for items, port in zip(lists, self.ports, strict=True)
+            ]
+            inner = record.inner(run.real)
+            given = self.body(inner, run.bucket, *heads, *outer)
+            for result, value, tensor in zip(results, self.gives, given, strict=True):
+                self._part(result, value.spec, tensor, places, sizes)
+            batches.append(inner)
+        record.sizes.update(
+            {dim.name: max((size[at] for size in sizes), default=dim.buckets[-1]) for at, dim in self._own()}
+        )
+        record.sizes[self.loop.dim] = len(sizes)
+        name = self.loop.name
+        record.batches[name] = (*record.batches.get(name, ()), *batches)
+        joined = (
+            self._joined(result, value.spec, record.sizes)
+            for result, value in zip(results, self.results, strict=True)
+        )
+        return tuple(joined)
+
+    def _own(self) -> Iterator[tuple[int, DimPlan]]:
+        return enumerate(self.dims[1:])
+
+    def _listed(self, given: Any, port: Any) -> list[torch.Tensor]:
+        items = list(given.unbind()) if isinstance(given, torch.Tensor) else given
+        for at, item in enumerate(items):
+            spec = port.spec
+            fits = (
+                isinstance(item, torch.Tensor)
+                and item.is_cpu
+                and item.dtype == spec.dtype
+                and item.dim() == len(spec.dims) - 1
+                and all(
+                    dim == size
+                    for dim, size in zip(spec.dims[1:], item.shape, strict=True)
+                    if isinstance(dim, int)
+                )
+            )
+            if not fits:
+                raise self._wrong(port, at, item, "")
+            if not is_dense(item):
+                raise self._wrong(port, at, item, " It is sparse or without content; give a dense tensor.")
+        return items
+
+    def _check(self, lists: Sequence[list[torch.Tensor]]) -> list[tuple[int, ...]]:
+        """Sizes of every item along its own dims, the same in all lists."""
+        if len({len(items) for items in lists}) > 1:
+            counts = {port.origin: len(items) for port, items in zip(self.ports, lists, strict=True)}
+            raise StageError(
+                f"Items of one map are equally many, but {counts} were given.", map=self.loop.name
+            )
+        found = []
+        for at in range(len(lists[0])):
+            sizes: dict[str, int] = {}
+            for items, port in zip(lists, self.ports, strict=True):
+                spec = port.spec
+                assert isinstance(spec, TensorSpec)
+                for name, size in zip(plain_dims(spec.dims[1:]), items[at].shape, strict=True):
+                    if isinstance(name, str) and sizes.setdefault(name, size) != size:
+                        raise self._wrong(port, at, items[at], f" {name} is {sizes[name]} in another list.")
+            for dim in self.dims[1:]:
+                self._check_size(dim, sizes[dim.name], at, lists)
+            found.append(tuple(sizes[dim.name] for dim in self.dims[1:]))
+        return found
+
+    def _check_size(self, dim: DimPlan, size: int, at: int, lists: Sequence[list[torch.Tensor]]) -> None:
+        port = next(port for port in self.ports if dim.name in getattr(port.spec, "names", ()))
+        item = lists[self.ports.index(port)][at]
+        if not size:
+            raise self._wrong(port, at, item, f" {dim.name} is 0.")
+        fits = not dim.any and bucket_for(size, dim.buckets) is None
+        if fits:
+            raise self._wrong(
+                port, at, item, f" {dim.name} is {size}, above its largest bucket {dim.buckets[-1]}."
+            )
+        spec = port.spec
+        assert isinstance(spec, TensorSpec)
+        if not dim.any and (spec.pad is None or dim.exact) and size not in dim.buckets:
+            why = "nothing is padded along it" if dim.exact else "its port has no pad rule"
+            raise self._wrong(port, at, item, f" {dim.name} is {size}, no bucket {dim.buckets}, and {why}.")
+
+    def _batches(self, sizes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Items of one bucket, in batches."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for at, own in enumerate(sizes):
+            pairs = zip(self.dims[1:], own, strict=True)
+            key = tuple(size if dim.any else bucket_for(size, dim.buckets) or size for dim, size in pairs)
+            groups.setdefault(key, []).append(at)
+        first = self.dims[0]
+        for key, places in groups.items():
+            start = 0
+            for count, _ in [(len(places), 0)] if first.any else chunk_sizes(len(places), first.buckets):
+                self._check_count(first, count)
+                yield key, places[start : start + count]
+                start += count
+
+    def _check_count(self, first: DimPlan, count: int) -> None:
+        if not first.any and not first.padded and count not in first.buckets:
+            raise StageError(
+                f"A batch of map {self.loop.name!r} has {count} items, which is no bucket {first.buckets} of "
+                f"{first.name!r}, and there is no pad rule. Declare the body's input with pad=0 or pad='repeat_first'.",
+                map=self.loop.name,
+                dim=first.name,
+            )
+
+    def _batch(self, items: list[torch.Tensor], spec: Any, places: list[int], run: Run) -> torch.Tensor:
+        shape = spec.shape(run.real)[1:]
+        return torch.stack([pad_to(items[at], shape, spec.pad) for at in places])
+
+    def _part(
+        self,
+        result: list[Any],
+        spec: Any,
+        given: torch.Tensor,
+        places: list[int],
+        sizes: Sequence[tuple[int, ...]],
+    ) -> None:
+        names = [dim.name for dim in self.dims[1:]]
+        for item, at in zip(given.unbind(), places, strict=True):
+            for axis, dim in enumerate(plain_dims(spec.dims[1:])):
+                if isinstance(dim, str) and dim in names:
+                    item = item.narrow(axis, 0, sizes[at][names.index(dim)])
+            result[at] = item
+
+    def _joined(self, items: list[torch.Tensor], spec: Any, real: Mapping[str, int]) -> Any:
+        if not isinstance(spec, TensorSpec):
+            return [_alone(item) for item in items]
+        if items:
+            return torch.stack(items)
+        return torch.empty((0, *TensorSpec(spec.dims[1:]).shape(real)), dtype=spec.dtype, device="cpu")
+
+    def _wrong(self, port: Any, at: int, item: Any, more: str) -> StageError:
+        spec = TensorSpec(port.spec.dims[1:], port.spec.dtype)
+        return StageError(
+            f"Item {at} of {port.origin!r} is {show_tensor(item)}, but the body takes {show_spec(spec)}.{more}",
+            map=self.loop.name,
+            port=port.origin,
+            item=at,
+        )
+
+
+def _alone(item: torch.Tensor) -> torch.Tensor:
+    """An item that holds its own bytes alone, not those of its batch."""
+    return item if item.untyped_storage().nbytes() == item.nbytes else item.clone()

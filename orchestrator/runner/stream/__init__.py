@@ -1,0 +1,1 @@
+"""Many requests one after the other, partial results, and progress."""

@@ -1,0 +1,240 @@
+"""A lane: the functions generated for one way of running a plan, and the entry that requests come in by.
+
+The entry looks a request up by the shapes and dtypes of its inputs. One that was seen before is one dict lookup away
+from its function; a new one is checked in full, and remembered. Requests at bucket sizes run code without padding;
+others run code that pads and cuts; larger ones run it in chunks, over inputs prepared once where they are not cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.plan.chunks import bucket_for
+from orchestrator.plan.count import Counter, Tally, cut_dims
+from orchestrator.plan.model import HOST, Plan, PlannedValue, Step
+from orchestrator.plan.parts import Parts, split
+from orchestrator.plan.record import RunRecord
+from orchestrator.plan.steps import walk
+from orchestrator.runner.admit import admit
+from orchestrator.runner.chunks import Chunks
+from orchestrator.runner.codegen.checks import make_check
+from orchestrator.runner.codegen.codegen import Code, Generator
+from orchestrator.runner.counters import Totals
+from orchestrator.runner.load.load import Programs
+from orchestrator.runner.regions.maps import body_ends, make_map
+from orchestrator.runner.regions.regions import make_region
+from orchestrator.runner.sharing import Sharing, own
+
+__all__ = ["Lane"]
+
+#: Requests of so many forms are remembered; after that new forms are checked each time (dims of any size).
+REMEMBERED = 4096
+
+Runner = Callable[..., "dict[str, Any]"]
+
+
+class Lane:
+    """Functions for one plan and one observer.
+
+    Args:
+        programs: The loaded plan.
+        totals: Where requests are counted.
+        observer: Called with every step and its times, or None.
+        watch: Called after each iteration of a loop, or None.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        totals: Totals,
+        observer: Callable[[Step, float, float], None] | None = None,
+        watch: Callable[..., None] | None = None,
+    ) -> None:
+        self.programs = programs
+        self.plan = programs.plan
+        self.totals = totals
+        self.sharing = Sharing(self.plan)
+        self.counter = Counter(self.plan)
+        self.outer = self.counter.outer
+        branches = any(step.loop is not None and step.loop.kind == "when" for step in walk(self.plan.steps))
+        self.decides = branches or any(dim.born for dim in self.plan.dims)
+        self.codes: list[Code] = []
+        self._observer = observer
+        self._watch = watch
+        self._watched = tuple(step.loop.watched for step in walk(self.plan.steps) if step.loop is not None)
+        self._exact = self._whole(exact=True)
+        self._padded: Code | None = None
+        self._parts: dict[frozenset[str], PartCodes] = {}
+
+    def code(
+        self,
+        name: str,
+        exact: bool,
+        arguments: tuple[int, ...],
+        steps: tuple[Step, ...],
+        result: str,
+        spared: frozenset[int] = frozenset(),
+        plan: Plan | None = None,
+    ) -> Code:
+        """Generates one function and keeps it for finding steps in tracebacks."""
+        generator = Generator(
+            self.programs if plan is None else replace(self.programs, plan=plan),
+            exact=exact,
+            spared=spared,
+            sharing=self.sharing if plan is None else Sharing(plan),
+            region=lambda step: self._region(step, exact),
+            check=lambda call: make_check(self.plan, call),
+            observer=self._observer,
+            watch=self._watch,
+        )
+        made = generator.function(name, arguments, steps, result)
+        self.codes.append(made)
+        return made
+
+    def _region(self, step: Step, exact: bool) -> Callable[..., Any]:
+        is_map = step.loop is not None
+        arguments, given = body_ends(step) if is_map else (step.inputs, step.outputs)
+        result = f"({''.join(f'v{index}, ' for index in given)})"
+        body = self.code("items" if is_map else "region", exact, arguments, step.body, result)
+        make, function = make_map if is_map else make_region, body.function
+        if body.sized:
+            return make(self.programs, step, function)
+        return make(self.programs, step, lambda _real, _bucket, *values: function(*values))
+
+    def _result(self) -> str:
+        """The expression of what is handed out; what is not its own memory is copied."""
+        copied = self.sharing.copied_results()
+        parts = (
+            f"{name!a}: {f'own(v{at})' if name in copied else f'v{at}'}" for name, at in self.plan.outputs
+        )
+        return f"{{{', '.join(parts)}}}"
+
+    def _whole(self, exact: bool) -> Code:
+        inputs = tuple(range(len(self.plan.inputs)))
+        return self.code("run", exact, inputs, self.plan.steps, self._result())
+
+    def runner(
+        self, inputs: Mapping[str, Any], *, remembered: bool = True
+    ) -> tuple[Runner, Callable[[], object]]:
+        """Finds how to run a request: its function, and the tick that counts it when it is done.
+
+        Args:
+            inputs: The request.
+            remembered: The caller keeps what is returned for the next request of this form.
+
+        Raises:
+            InputError: The request does not fit the plan.
+        """
+        record = admit(self.plan, inputs)
+        real = record.sizes
+        bucket = {
+            dim.name: real[dim.name] if dim.unbounded else bucket_for(real[dim.name], dim.buckets) or 0
+            for dim in self.outer
+            if dim.name in real
+        }
+        if not all(bucket.values()):
+            return self._chunked(record)
+        if all(real[name] == size for name, size in bucket.items()):
+            code = self._exact
+        else:
+            code = self._padded = self._padded or self._whole(exact=False)
+        return self._single(code, record, bucket, remembered)
+
+    def _single(
+        self, code: Code, record: RunRecord, bucket: dict[str, int], remembered: bool
+    ) -> tuple[Runner, Callable[[], object]]:
+        function = code.function
+        if self.decides:
+            return self._counted(function, record, bucket), _nothing
+        tick: Callable[[], object] = lambda: self._count(record)  # noqa: E731
+        if remembered:
+            kind = self._kind(record.key())
+            tick = self.totals.ticks(kind, lambda: self.counter.request(record)).up
+        if not code.sized:
+            return function, tick
+        return (lambda *values: function(record, bucket, *values)), tick
+
+    def _counted(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
+        """Runs and counts requests that decide sizes on their way."""
+
+        def run(*values: Any) -> dict[str, Any]:
+            inner = record.inner(record.sizes)
+            result = function(inner, dict(bucket), *values)
+            self._count(inner)
+            return result
+
+        return run
+
+    def _count(self, record: RunRecord) -> None:
+        self.count(record.key(), lambda: self.counter.request(record))
+
+    def _kind(self, key: Hashable) -> Hashable:
+        """Plans that hand other values out count apart."""
+        return self.plan.outputs, self._watched, key
+
+    def count(self, key: Hashable, tally: Callable[[], Tally]) -> None:
+        """Counts one request, of a kind that is told by a key."""
+        self.totals.count(self._kind(key), tally)
+
+    def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
+        cut = cut_dims(self.outer, record.sizes)
+        copied = self.sharing.copied_results()
+
+        def run(*values: Any) -> dict[str, Any]:
+            parts = self.parts(cut)
+            with Chunks(self, parts, record, values) as chunks:
+                result = {
+                    name: own(value) if name in copied else value for name, value in chunks.run().items()
+                }
+            key = tuple(
+                (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
+            )
+            self.count(key, lambda: self.counter.chunks(parts.split, record, chunks.runs))
+            return result
+
+        return run, _nothing
+
+    def parts(self, cut: frozenset[str]) -> PartCodes:
+        """Functions for a request in chunks of these dims."""
+        if cut not in self._parts:
+            whole = split(self.plan, cut)
+            codes = tuple(
+                self.code(
+                    "run",
+                    False,
+                    part.reads,
+                    part.steps,
+                    f"({''.join(f'v{index}, ' for index in part.results)})",
+                    frozenset((*part.reads, *part.results)),
+                    whole.plan,
+                )
+                for part in whole.items
+            )
+            self._parts[cut] = PartCodes(whole, codes)
+        return self._parts[cut]
+
+    def free(self, value: PlannedValue, handle: Any) -> None:
+        """Frees a handle, where that is not done by reference count."""
+        if value.memory != HOST:
+            backend = self.programs.backend_of(value.memory)
+            if not backend.capabilities.refcounted:
+                backend.free(handle)
+
+
+@dataclass(frozen=True)
+class PartCodes:
+    """Functions for a request in chunks.
+
+    Attributes:
+        split: The parts.
+        codes: The function of each, which returns what it gives.
+    """
+
+    split: Parts
+    codes: tuple[Code, ...]
+
+
+def _nothing() -> None:
+    """The tick of a request that counts itself."""
