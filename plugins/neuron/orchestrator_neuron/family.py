@@ -7,12 +7,13 @@ held in that. All stages of a process share one world size, so a family has one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.backend import Capabilities, CompilingBackend, Link
+from orchestrator.adapter import Adapter, apply
+from orchestrator.backend import Capabilities, CompilingBackend, Handle, Link
 from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
@@ -138,3 +139,23 @@ class RankedBackend(CompilingBackend):
     def _notes(self, stage: Stage) -> Iterator[str]:
         """Yields warnings about a stage."""
         yield from training_notes(stage, self.device)
+
+    def host_rows(self, handle: Handle) -> list[torch.Tensor]:
+        """Brings what each rank holds of a value to the host."""
+        return [row[0].to("cpu") for row in handle]
+
+    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
+        """Joins the parts that the ranks hold along a dim, on the host."""
+        return torch.cat(self.host_rows(handle), dim)
+
+    def copy(self, handle: Handle, device: str) -> Handle:
+        """Copies a value out of its program's output buffer, over the host."""
+        return self.upload(self.download(handle))
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the function of an adapter that no program does: over the host."""
+        return lambda handle, sizes: self.upload(apply(adapter, self.download(handle), sizes))
+
+    def join(self, handles: list[Handle], dim: int) -> Handle:
+        """Joins the results of chunks, over the host."""
+        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from orchestrator.errors import CompileError
 from orchestrator.isolation import Isolation, LeftBehindError, Leftovers
-from orchestrator_neuron.aside import by_itself, quiet
+from orchestrator_neuron.isolation import default_torch_state, silenced
 from orchestrator_neuron.module import ProgramModule
 
 __all__ = ["check_state"]
@@ -59,7 +59,7 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
     Raises:
         CompileError: A run changes what the next one reads.
     """
-    with by_itself(), quiet():
+    with default_torch_state(), silenced():
         changed, caches = _changed(module, inputs)
     if changed is not None:
         raise CompileError(

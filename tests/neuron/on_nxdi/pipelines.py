@@ -150,7 +150,7 @@ class Pair(nn.Module):
 def check_hazards_folds_and_several_outputs():
     """A stage called twice with both values in use, a pad between stages, one output on the device and one not."""
     pipeline = Pipeline("twice")
-    size = Dim("n", buckets=(2, 4))
+    size = Dim("n", buckets=(2, 4), batch=True)
     left, right = (pipeline.input(name, TensorSpec((size, 8), pad=0)) for name in ("left", "right"))
     encode = pipeline.add("encode", nn.Linear(8, 6))
     split = pipeline.add("split", Pair(), outputs=("low", "sum"))

@@ -29,14 +29,16 @@ def check_equal_input_shapes_in_one_application():
     made = backend()
     net = stage("net", nn.Linear(4, 4))
     ports = ({"input": floats(2, 4)}, {"output": floats(2, 4)})
-    with pytest.raises(CompileError, match=r"'net' at .* and 'twice' at .* take inputs of the same shapes"):
+    with pytest.raises(
+        CompileError, match=r"'net' of .* and .* 'twice' of .* take inputs of the same shapes"
+    ):
         made.build(
             application(net, program("net", *ports), program("twice", *ports)), Path(tempfile.mkdtemp())
         )
 
 
 def check_one_shape_for_two_sizes_is_compiled_once():
-    from orchestrator_neuron.nxdi.forms import versions_of
+    from orchestrator_neuron.versions import versions_of
 
     one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)}, sizes=({"n": 1}, {"n": 2}))
     assert versions_of(one) == ({"n": 1},)

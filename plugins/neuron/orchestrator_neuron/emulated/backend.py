@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 
 import orchestrator_neuron
-from orchestrator.adapter import Adapter, apply
 from orchestrator.backend import Handle
 from orchestrator.program import Application
 from orchestrator_neuron.content import application_key
@@ -35,16 +34,11 @@ class EmulatedBackend(RankedBackend):
 
     Attributes:
         COMPILER: What each exported program goes through; tests and benchmarks put a slow one here.
-        budget: Bytes of each rank's memory, in place of a real core's; set before :meth:`open`.
-        reserved: Bytes of it that requests will take at their peak, and constants of the pipeline: what is loaded must
-            leave them free. Set before :meth:`open`.
         compares_ranks: A download makes sure that all ranks hold the same.
     """
 
     family = "neuron-emulated"
     COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
-    budget: int = 0
-    reserved: int = 0
     compares_ranks: bool = True
 
     _opened: Device | None = None
@@ -131,23 +125,15 @@ class EmulatedBackend(RankedBackend):
                     )
         return value
 
-    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
-        """Copies the parts of all ranks to the host and joins them along a dim; each counts."""
-        return torch.cat([download(tensor) for tensor in self._rows(handle)], dim)
+    def host_rows(self, handle: Handle) -> list[torch.Tensor]:
+        """Copies what each rank holds to the host; each counts."""
+        return [download(tensor) for tensor in self._rows(handle)]
 
     def copy(self, handle: Handle, device: str) -> Handle:
         """Makes a copy with memory of its own, over the host; each rank's moves count."""
         return RankedValue(
-            [upload(self.opened, rank, download(tensor))] for rank, tensor in enumerate(self._rows(handle))
+            [upload(self.opened, rank, value)] for rank, value in enumerate(self.host_rows(handle))
         )
-
-    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
-        """Returns the function of an adapter that no program does: over the host, and counted."""
-        return lambda handle, sizes: self.upload(apply(adapter, self.download(handle), sizes))
-
-    def join(self, handles: list[Handle], dim: int) -> Handle:
-        """Joins values over the host; counted."""
-        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
         """Returns a view."""

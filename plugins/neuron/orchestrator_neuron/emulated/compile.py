@@ -12,14 +12,14 @@ import torch
 
 from orchestrator.errors import CompileError
 from orchestrator.isolation import LeftBehindError, Leftovers
-from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
-from orchestrator.specs import AnyDim, dim_names
+from orchestrator.program import Application, Program
 from orchestrator_neuron.emulated.first_run import FirstRun
-from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, show_shapes, write
+from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, write
 from orchestrator_neuron.emulated.trace import trace
 from orchestrator_neuron.module import ProgramModule, example_inputs, stage_module
 from orchestrator_neuron.options import Settings
 from orchestrator_neuron.state import check_state
+from orchestrator_neuron.versions import distinct_versions, version_name
 
 __all__ = ["compile_application", "planned_entries", "stage_on_host"]
 
@@ -41,17 +41,17 @@ def compile_application(
         CompileError: It cannot be built or exported, it keeps state, two entries have equal shapes, or an output is not
             what the plan says.
     """
-    distinct = list(_distinct(application))
+    versions = distinct_versions(application)
     target, owner = stage_on_host(application, settings)
     caches = False
     if target is not None:
-        program, sizes = distinct[0]
+        program, sizes = versions[0]
         module = ProgramModule(target, owner, program, sizes)
-        shown = _show(application, program, sizes)
+        shown = f"The {version_name(application, program, sizes)}"
         caches = check_state(shown, application.name, module, example_inputs(program, sizes))
     entries = []
-    for number, (program, sizes) in enumerate(distinct):
-        shown = _show(application, program, sizes)
+    for number, (program, sizes) in enumerate(versions):
+        shown = f"The {version_name(application, program, sizes)}"
         module = ProgramModule(target, owner, program, sizes, guarded=True)
         # Following references takes a second; most stages put nothing away.
         forgotten = _forgotten(target, owner) if caches else contextlib.nullcontext()
@@ -87,7 +87,7 @@ def planned_entries(application: Application) -> list[Entry]:
             tuple(_input_forms(program, sizes)),
             tuple(Form(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs),
         )
-        for number, (program, sizes) in enumerate(_distinct(application))
+        for number, (program, sizes) in enumerate(distinct_versions(application))
     ]
 
 
@@ -125,50 +125,3 @@ def _input_forms(program: Program, sizes: Mapping[str, int]) -> Iterator[Form]:
         yield Form(item.spec.shape(sizes), item.spec.dtype)
     if program.route:
         yield Form((program.route,), torch.int32)
-
-
-def _distinct(application: Application) -> Iterator[tuple[Program, Mapping[str, int]]]:
-    """Yields each program with each combination of sizes that makes a program of its own.
-
-    Raises:
-        CompileError: Two of them have the same input shapes.
-    """
-    taken: dict[tuple[Any, ...], tuple[Program, Mapping[str, int]]] = {}
-    for program in application.programs:
-        names = _names(program)
-        for sizes in program.sizes:
-            used = {name: size for name, size in sizes.items() if name in names}
-            key = tuple(form.shape for form in _input_forms(program, sizes))
-            if key not in taken:
-                taken[key] = (program, used)
-                yield program, sizes
-            elif taken[key] != (program, used):
-                raise _collision(application, key, taken[key], (program, used))
-
-
-def _collision(
-    application: Application,
-    key: tuple[Any, ...],
-    first: tuple[Program, Mapping[str, int]],
-    second: tuple[Program, Mapping[str, int]],
-) -> CompileError:
-    return CompileError(
-        f"{_show(application, *first)} and {_show(application, *second)} take inputs of the same shapes, "
-        f"{show_shapes(key)}. The device tells them apart by shapes alone and would run the later one for both, "
-        f"silently. Put them in stages of their own, or give one an input of another shape.",
-        stage=application.name,
-    )
-
-
-def _names(program: Program) -> set[str]:
-    """Named dims that a program depends on."""
-    parts: list[ProgramInput | ProgramOutput] = [*program.tensors, *program.outputs]
-    dims: list[AnyDim] = [dim for part in parts if part.spec is not None for dim in part.spec.dims]
-    dims += [dim for part in parts for adapter in part.adapters for dim in adapter.dims]
-    return {name for dim in dims for name in dim_names(dim)}
-
-
-def _show(application: Application, program: Program, sizes: Mapping[str, int]) -> str:
-    at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    of = f" of stage {application.name!r}" if application.stage is not None else ""
-    return f"The program {program.name!r}{of}{f' at {at}' if at else ''}"

@@ -16,11 +16,11 @@ import torch
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
-from orchestrator_neuron.aside import by_itself
 from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison
 from orchestrator_neuron.emulated.graph_file import StoredGraph, load
 from orchestrator_neuron.emulated.manifest import Entry, Form, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
+from orchestrator_neuron.isolation import default_torch_state
 from orchestrator_neuron.module import PREFIX
 from orchestrator_neuron.ranked import RankedValue, is_ranked, split_outputs
 
@@ -145,7 +145,7 @@ class LoadedEntry:
         given = [*self._fixed[0], *inputs]
         before = [tensor._version for tensor in given]
         try:
-            with by_itself():
+            with default_torch_state():
                 results = self._run(*given)
         except (RuntimeError, IndexError):
             return  # zeros may be no legal input, as NxD Inference takes into account too
@@ -210,7 +210,7 @@ class LoadedProgram:
             or torch.is_inference_mode_enabled()
             or torch._C._len_torch_function_stack()
         ):
-            with by_itself():
+            with default_torch_state():
                 self._on_all_ranks(entry, given)
         else:
             self._on_all_ranks(entry, given)

@@ -11,11 +11,11 @@ from torch.export.graph_signature import InputKind
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
-from orchestrator_neuron.aside import by_itself, quiet
 from orchestrator_neuron.emulated.device import size_of
 from orchestrator_neuron.emulated.explain import check_draws, check_static, unexportable
 from orchestrator_neuron.emulated.graph_file import UnstorableError, dump
 from orchestrator_neuron.emulated.manifest import Form
+from orchestrator_neuron.isolation import default_torch_state, silenced
 from orchestrator_neuron.module import ProgramModule, example_inputs
 
 __all__ = ["Traced", "trace", "warm_up"]
@@ -52,7 +52,7 @@ def trace(
         CompileError: It cannot be exported, or gives something else than the plan says.
     """
     try:
-        with by_itself(), quiet():
+        with default_torch_state(), silenced():
             exported = torch.export.export(module, example_inputs(program, sizes), strict=False)
     except Exception as error:
         raise unexportable(where, stage, error) from error
@@ -73,13 +73,13 @@ def trace(
 
 def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
     """Runs a program on fake tensors that know no sizes of data, so that what needs them raises where it stands."""
-    with by_itself(), quiet(), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with default_torch_state(), silenced(), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         module(*map(mode.from_tensor, example_inputs(program, sizes)))
 
 
 def warm_up() -> None:
     """Exports next to nothing, so that what torch imports for it is there before a process forks for each stage."""
-    with by_itself(), quiet():
+    with default_torch_state(), silenced():
         # A layer whose weights are drawn would move the random state of the process.
         layer = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)  # type: ignore[no-untyped-call]
         exported = torch.export.export(layer, (torch.zeros(1, 1),), strict=False)

@@ -2,7 +2,6 @@
 
     packages      what must be installed, and what to say when it is not
     classes       NxD Inference's base classes, filled in; importing it imports NxD Inference
-    forms         a program at each of its sizes, and how NxD's router tells programs apart
     application   compiling and loading the programs of one stage
     calls         running a loaded program on ranked values
     adopt         stages that users wrote for NxD Inference

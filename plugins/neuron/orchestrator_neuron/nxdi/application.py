@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,16 +23,16 @@ from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
 from orchestrator_neuron.checkpoint import load_weights
-from orchestrator_neuron.module import stage_module
+from orchestrator_neuron.module import example_inputs, stage_module
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.calls import ProgramCall
-from orchestrator_neuron.nxdi.forms import check_routes, examples, tag_of, versions_of
 from orchestrator_neuron.options import Settings
+from orchestrator_neuron.versions import distinct_versions, versions_of
 
 if TYPE_CHECKING:
     from orchestrator_neuron.nxdi.classes import Bucketed, Source
 
-__all__ = ["build_programs", "load_programs", "translated", "work_folder"]
+__all__ = ["as_compile_error", "build_programs", "load_programs", "work_folder"]
 
 WORK_DIR = "BASE_COMPILE_WORK_DIR"
 
@@ -43,9 +44,35 @@ def build_programs(application: Application, folder: Path, settings: Settings) -
         CompileError: They cannot be compiled.
     """
     check_routes(application)
-    with translated(application, "compiled"), work_folder(folder):
+    with as_compile_error(application, "compiled"), work_folder(folder):
         made = _made(application, folder, settings, _fresh(application.stage, settings))
         made.compile(str(folder))
+
+
+def check_routes(application: Application) -> None:
+    """Makes sure that NxD's router can tell apart all that is compiled into an application.
+
+    Raises:
+        CompileError: It cannot, or a program takes no tensor at all.
+    """
+    for program in application.programs:
+        if not program.tensors and not program.route:
+            raise CompileError(
+                f"The program {program.name!r} takes no tensor, and NxD Inference routes by the shapes of inputs; make "
+                f"its stage a host stage (device='host').",
+                program=program.name,
+            )
+    distinct_versions(application)
+
+
+def tag_of(program: Program, position: int) -> str:
+    """Returns a tag that is unique in the application, and may name a folder and a module."""
+    return f"p{position}_{re.sub('[^0-9a-z]+', '_', program.name.lower()).strip('_')}"
+
+
+def examples(program: Program) -> list[tuple[torch.Tensor, ...]]:
+    """Returns inputs for each version of a program."""
+    return [example_inputs(program, sizes) for sizes in versions_of(program)]
 
 
 def load_programs(
@@ -66,7 +93,7 @@ def load_programs(
     if adopted_stage(stage) is not None:
         source = _fresh(stage, settings)
     weights = load_weights(stage.name if stage else application.name, copied[0][1], settings)
-    with translated(application, "loaded"):
+    with as_compile_error(application, "loaded"):
         made = _made(application, folder, settings, source, traced=False)
         made.use_weights(weights)
         made.load(str(folder), skip_warmup=True)
@@ -206,7 +233,7 @@ def work_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def translated(application: Application, done: str) -> Iterator[None]:
+def as_compile_error(application: Application, action: str) -> Iterator[None]:
     """Turns whatever NxD Inference raises into a :class:`CompileError`; its warnings are to its own developers."""
     try:
         with warnings.catch_warnings():
@@ -216,6 +243,6 @@ def translated(application: Application, done: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CompileError(
-            f"The stage {application.name!r} cannot be {done} by NxD Inference: {type(error).__name__}: {error}",
+            f"The stage {application.name!r} cannot be {action} by NxD Inference: {type(error).__name__}: {error}",
             stage=application.name,
         ) from error

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 
 import orchestrator_neuron
-from orchestrator.adapter import Adapter, apply
 from orchestrator.backend import Handle
 from orchestrator.errors import CompileError
 from orchestrator.program import Application
@@ -110,26 +109,6 @@ class NxdiBackend(RankedBackend):
     def download(self, handle: Handle) -> torch.Tensor:
         """Brings a value of rank 0 to the host; one that its program brought there is returned as it is."""
         return handle if isinstance(handle, torch.Tensor) else handle[0][0].to("cpu")
-
-    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
-        """Brings the parts of all ranks to the host and joins them along a dim."""
-        return torch.cat([row[0].to("cpu") for row in handle], dim)
-
-    def copy(self, handle: Handle, device: str) -> RankedValue:
-        """Copies a value out of its program's output buffer, over the host."""
-        return self.upload(self.download(handle))
-
-    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], RankedValue]:
-        """Returns a function that pads, slices or casts over the host."""
-
-        def adapted(handle: Handle, sizes: Mapping[str, int]) -> RankedValue:
-            return self.upload(apply(adapter, self.download(handle), sizes))
-
-        return adapted
-
-    def join(self, handles: list[Handle], dim: int) -> RankedValue:
-        """Joins the results of chunks over the host."""
-        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> RankedValue:
         """Takes a chunk: a view along the outermost dim, where it is one block of memory, else over the host."""

@@ -13,7 +13,7 @@ from orchestrator.errors import CompileError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec, show_spec
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
-from orchestrator_neuron.nxdi.application import translated, work_folder
+from orchestrator_neuron.nxdi.application import as_compile_error, work_folder
 from orchestrator_neuron.nxdi.calls import ProgramCall
 from orchestrator_neuron.nxdi.checks import Row
 
@@ -30,7 +30,7 @@ def build_own(application: Application, stage: AdoptedStage, folder: Path) -> No
     _check_rows(program, stage)
     stage.complete()
     theirs = stage.application
-    with translated(application, "compiled"), work_folder(folder):
+    with as_compile_error(application, "compiled"), work_folder(folder):
         theirs._builder = None
         theirs.compile(str(folder))
         theirs._builder = None
@@ -45,7 +45,7 @@ def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dic
     program = _only_program(application)
     stage.complete()
     theirs, wrapper = stage.application, stage.nxdi_wrapper
-    with translated(application, "loaded"):
+    with as_compile_error(application, "loaded"):
         theirs._builder = None
         theirs.load(str(folder), skip_warmup=True)
         theirs._builder = None

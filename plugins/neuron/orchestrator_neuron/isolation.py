@@ -14,20 +14,20 @@ from torch.fx.experimental import symbolic_shapes
 
 from orchestrator.surroundings import own_modes
 
-__all__ = ["by_itself", "quiet"]
+__all__ = ["default_torch_state", "silenced"]
 
 _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
 
 
 @contextlib.contextmanager
-def by_itself() -> Iterator[None]:
+def default_torch_state() -> Iterator[None]:
     """Keeps what is set for the caller's thread out of a program: gradients, autocast, a default device."""
     with own_modes(), torch.no_grad():
         yield
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keeps torch from logging, printing and warning about what is raised, or is none of the user's business."""
 
     def drop(_record: logging.LogRecord) -> bool:
