@@ -28,7 +28,7 @@ _MERMAID_SHAPES = {
     "constant": ("[(", ")]"),
     "call": ("[", "]"),
     "enter": ("{{", "}}"),
-    "leave": ("{{", "}}"),
+    "exit": ("{{", "}}"),
 }
 _DOT_SHAPES = {
     "input": "ellipse",
@@ -36,7 +36,7 @@ _DOT_SHAPES = {
     "constant": "cylinder",
     "call": "box",
     "enter": "hexagon",
-    "leave": "hexagon",
+    "exit": "hexagon",
 }
 
 #: Characters that mean something inside a quoted Mermaid label; it has entity codes of its own.
@@ -164,11 +164,11 @@ def _parts(graph: Graph) -> tuple[_Frame, list[_Arrow]]:
         _Arrow(identities[source], identities[target], _ports(*ports))
         for source, target, ports in drawn.edges(keys=True)
     ]
-    ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "leave")}
+    ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "exit")}
     for name, loop in graph.loops.items():
         if loop.kind == "loop" and loop.carry:
-            enter, leave = (identity for key, identity in ends.items() if key.name == name)
-            arrows.append(_Arrow(leave, enter, ", ".join(loop.carry), back=True))
+            enter, exit_ = (identity for key, identity in ends.items() if key.name == name)
+            arrows.append(_Arrow(exit_, enter, ", ".join(loop.carry), back=True))
     frames = {"": _Frame("", "")}
     for position, (name, loop) in enumerate(graph.loops.items()):
         frames[name] = _Frame(f"g{position}", f"{_KINDS[loop.kind]} {name}: {_terms(graph, loop)}")
@@ -203,8 +203,8 @@ def _node(graph: Graph, key: NodeKey, identity: str) -> _Node:
 
 
 def _lines(graph: Graph, key: NodeKey) -> Iterator[str]:
-    if key.kind in ("enter", "leave"):
-        yield key.kind
+    if key.kind in ("enter", "exit"):
+        yield "enter" if key.kind == "enter" else "leave"
         return
     yield key.name
     if key.kind == "input":

@@ -132,6 +132,6 @@ def _dims(graph: Graph) -> set[str]:
     specs = list(graph.inputs.values())
     for stage in graph.stages.values():
         specs += [port.spec for port in (*stage.inputs, *stage.outputs) if port.spec is not None]
-    specs += [spec for edge in graph.edges for spec in edge.via]
+    specs += [spec for edge in graph.edges for spec in edge.constraints]
     specs += [spec for loop in graph.loops.values() for _, spec in loop.over]
     return {name for spec in specs if isinstance(spec, TensorSpec) for name in spec.names}

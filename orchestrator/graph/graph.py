@@ -27,7 +27,7 @@ __all__ = ["Call", "Edge", "Graph", "NodeKey"]
 class NodeKey(NamedTuple):
     """Key of a node in :attr:`Graph.nx`: its kind and its name.
 
-    Kinds are input, constant, call, output, and for a loop enter and leave.
+    Kinds are input, constant, call, output, and for a loop enter and exit.
     """
 
     kind: str
@@ -58,14 +58,14 @@ class Edge:
         source_port: Its port; empty for inputs and constants.
         target: The consuming node.
         target_port: Its port; empty for outputs.
-        via: Specs the value must meet on its way: inputs of pipelines that were inlined.
+        constraints: Specs the value must meet on its way: inputs of pipelines that were inlined.
     """
 
     source: NodeKey
     source_port: str
     target: NodeKey
     target_port: str
-    via: tuple[TensorSpec, ...] = ()
+    constraints: tuple[TensorSpec, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -170,7 +170,7 @@ class Graph:
         joined: networkx.DiGraph[Hashable] = networkx.DiGraph()
         joined.add_nodes_from(members)
         for edge in self.edges:
-            ends = [self.within(node, loop) for node in (edge.source, edge.target)]
+            ends = [self.ancestor_in(node, loop) for node in (edge.source, edge.target)]
             units = [unit_of.get(node, node) for node in ends if node is not None]
             if len(units) == 2 and units[0] != units[1]:
                 joined.add_edge(*units)
@@ -181,16 +181,16 @@ class Graph:
         """Returns the innermost loop around a node; that around a loop for both its ends."""
         if node.kind == "call":
             return self.calls[node.name].loop
-        return self.loops[node.name].within if node.kind in ("enter", "leave") else ""
+        return self.loops[node.name].within if node.kind in ("enter", "exit") else ""
 
-    def within(self, node: NodeKey, loop: str) -> NodeKey | None:
+    def ancestor_in(self, node: NodeKey, loop: str) -> NodeKey | None:
         """Returns the call, or the entry of the loop, directly in a loop that a node is or belongs to.
 
         None: it is no part of that loop's body.
         """
-        if node.kind not in ("call", "enter", "leave"):
+        if node.kind not in ("call", "enter", "exit"):
             return None
-        found = NodeKey("enter", node.name) if node.kind == "leave" else node
+        found = NodeKey("enter", node.name) if node.kind == "exit" else node
         while (around := self.scope(found)) != loop:
             if not around:
                 return None
@@ -210,7 +210,7 @@ class Graph:
         for name, call in self.calls.items():
             graph.nodes[NodeKey("call", name)]["stage"] = call.stage
         for name, loop in self.loops.items():
-            for kind in ("enter", "leave"):
+            for kind in ("enter", "exit"):
                 graph.nodes[NodeKey(kind, name)]["loop"] = loop
         networkx.freeze(graph)
         return graph
@@ -221,7 +221,7 @@ class Graph:
         graph.add_nodes_from(NodeKey("input", name) for name in self.inputs)
         graph.add_nodes_from(NodeKey("constant", name) for name in self.constants)
         graph.add_nodes_from(NodeKey("call", name) for name in self.calls)
-        graph.add_nodes_from(NodeKey(kind, name) for name in self.loops for kind in ("enter", "leave"))
+        graph.add_nodes_from(NodeKey(kind, name) for name in self.loops for kind in ("enter", "exit"))
         graph.add_nodes_from(NodeKey("output", name) for name in self.outputs)
         for edge in self.edges:
             for end in (edge.source, edge.target):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from orchestrator.specs import TensorSpec
 
-__all__ = ["CONDITION", "Loop", "collected", "ending", "following"]
+__all__ = ["CONDITION", "Loop", "next_port", "stacked_port", "until_port"]
 
 #: The port of a branch by which its condition enters.
 CONDITION = "[when]"
@@ -70,19 +70,19 @@ class Loop:
     @property
     def results(self) -> tuple[str, ...]:
         """Ports through which values leave it, first the last carries, then the collected ones."""
-        return (*self.carry, *map(collected, self.collect))
+        return (*self.carry, *map(stacked_port, self.collect))
 
 
-def following(name: str) -> str:
+def next_port(name: str) -> str:
     """Returns the port of a carry's next value."""
     return f"{name}[next]"
 
 
-def collected(name: str) -> str:
+def stacked_port(name: str) -> str:
     """Returns the port of a collected value."""
     return f"{name}[]"
 
 
-def ending(name: str) -> str:
+def until_port(name: str) -> str:
     """Returns the port of what ends a loop."""
     return f"{name}[until]"

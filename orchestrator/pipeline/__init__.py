@@ -5,8 +5,8 @@ A :class:`Pipeline` is a mutable builder. ``add`` gives a handle to a stage; cal
 """
 
 from orchestrator.pipeline.builder import Pipeline
+from orchestrator.pipeline.graph_builder import Value, Values
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
 from orchestrator.pipeline.overrides import stage_overrides
-from orchestrator.pipeline.values import Value, Values
 
 __all__ = ["Pipeline", "StageHandle", "SubPipelineHandle", "Value", "Values", "stage_overrides"]

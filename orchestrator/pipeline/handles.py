@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import Graph, NodeKey
-from orchestrator.pipeline.inline import copy_calls, through
-from orchestrator.pipeline.values import Value, Values
+from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
+from orchestrator.pipeline.inline import copy_calls, with_constraint
 from orchestrator.stage import Stage
-
-if TYPE_CHECKING:
-    from orchestrator.pipeline.builder import Pipeline
 
 __all__ = ["StageHandle", "SubPipelineHandle", "feed_ports"]
 
 
 def feed_ports(
-    pipeline: Pipeline,
+    pipeline: GraphBuilder,
     name: str,
     ports: list[str],
     optional: set[str],
@@ -49,13 +46,13 @@ def feed_ports(
             stage=name,
             port=missing[0],
         )
-    return {port: pipeline.feed(fed[port], f"port '{name}.{port}'") for port in ports if port in fed}
+    return {port: pipeline.as_value(fed[port], f"port '{name}.{port}'") for port in ports if port in fed}
 
 
 class StageHandle:
     """A stage of a pipeline under construction; calling it adds a call."""
 
-    def __init__(self, pipeline: Pipeline, stage: Stage) -> None:
+    def __init__(self, pipeline: GraphBuilder, stage: Stage) -> None:
         self._pipeline = pipeline
         self.stage = stage
         self.name = stage.name
@@ -64,7 +61,7 @@ class StageHandle:
         """Adds a call, fed by position or port name; returns its output, or one value for each."""
         ports = [port.name for port in self.stage.inputs]
         optional = {port.name for port in self.stage.inputs if port.optional}
-        call = self._pipeline.draw(
+        call = self._pipeline.add_call(
             self.stage, feed_ports(self._pipeline, self.name, ports, optional, args, named)
         )
         names = [port.name for port in self.stage.outputs] or ["output"]
@@ -79,7 +76,7 @@ class StageHandle:
 class SubPipelineHandle:
     """A pipeline used as a stage of another; calling it inlines its calls under ``name/``."""
 
-    def __init__(self, pipeline: Pipeline, name: str, graph: Graph) -> None:
+    def __init__(self, pipeline: GraphBuilder, name: str, graph: Graph) -> None:
         self._pipeline = pipeline
         self.name = name
         self._graph = graph
@@ -89,7 +86,7 @@ class SubPipelineHandle:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
         optional = set(self._graph.optional)
         fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, named)
-        met = {port: through(value, self._graph.inputs[port]) for port, value in fed.items()}
+        met = {port: with_constraint(value, self._graph.inputs[port]) for port, value in fed.items()}
         results = copy_calls(self._pipeline, self.name, self._graph, met, self._constants)
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))
 

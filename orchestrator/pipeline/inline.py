@@ -1,33 +1,29 @@
 """Inlining: the calls and loops of a frozen graph, drawn again in another pipeline under a name.
 
 An optional input of the graph may be fed with a value that every request has, or not at all. A branch that hangs on
-such inputs alone is *settled*: it always runs, and its body is drawn without it, or never, and what it gives otherwise
+such inputs alone is *resolved*: it always runs, and its body is drawn without it, or never, and what it gives otherwise
 is drawn instead.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, following
-from orchestrator.pipeline.values import Value
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
+from orchestrator.pipeline.graph_builder import GraphBuilder, Value
 from orchestrator.specs import PortSpec, TensorSpec
 
-if TYPE_CHECKING:
-    from orchestrator.pipeline.builder import Pipeline
-
-__all__ = ["copy_calls", "through"]
+__all__ = ["copy_calls", "with_constraint"]
 
 
-def through(value: Value, spec: PortSpec) -> Value:
+def with_constraint(value: Value, spec: PortSpec) -> Value:
     """Returns a value that must meet a spec on its way."""
-    via = (*value.via, spec) if isinstance(spec, TensorSpec) else value.via
-    return Value(value.owner, value.node, value.port, value.stage, via)
+    constraints = (*value.constraints, spec) if isinstance(spec, TensorSpec) else value.constraints
+    return Value(value.owner, value.node, value.port, value.stage, constraints)
 
 
 def copy_calls(
-    pipeline: Pipeline,
+    pipeline: GraphBuilder,
     name: str,
     graph: Graph,
     inputs: dict[str, Value],
@@ -51,54 +47,54 @@ def copy_calls(
 
 
 class _Copy:
-    def __init__(self, pipeline: Pipeline, name: str, graph: Graph, loop: str) -> None:
+    def __init__(self, pipeline: GraphBuilder, name: str, graph: Graph, loop: str) -> None:
         self._pipeline = pipeline
         self._name = name
         self._graph = graph
         self._values: dict[tuple[NodeKey, str], Value] = {}
         self._loops = {"": loop}
-        self._settled: dict[str, bool] = {}
+        self._resolved: dict[str, bool] = {}
 
     def run(self, inputs: dict[str, Value], constants: dict[str, Value]) -> dict[str, Value]:
         for port, value in inputs.items():
             self._values[NodeKey("input", port), ""] = value
         for constant, content in self._graph.constants.items():
             if constant not in constants:
-                constants[constant] = self._pipeline.feed(content, f"constant {constant!r}")
+                constants[constant] = self._pipeline.as_value(content, f"constant {constant!r}")
             self._values[NodeKey("constant", constant), ""] = constants[constant]
         for inner in self._graph.loops.values():
             self._loop(inner)
         for node in self._graph.nodes:
-            if node.kind in ("call", "enter", "leave"):
+            if node.kind in ("call", "enter", "exit"):
                 self._node(node)
         return {name: self._find(NodeKey("output", name)) for name in self._graph.outputs}
 
     def _loop(self, loop: Loop) -> None:
-        """Draws a loop, but a branch that is settled, and what is in one that never runs."""
+        """Draws a loop, but a branch that is resolved, and what is in one that never runs."""
         within = self._loops[loop.within]
         if loop.kind == "when":
-            self._settle(loop)
-        if loop.name in self._settled or self._is_idle(NodeKey("enter", loop.name)):
+            self._resolve(loop)
+        if loop.name in self._resolved or self._is_idle(NodeKey("enter", loop.name)):
             self._loops[loop.name] = within
             return
         drawn = replace(loop, name=f"{self._name}/{loop.name}", within=within)
-        self._loops[loop.name] = self._pipeline.draw_loop(drawn)
+        self._loops[loop.name] = self._pipeline.add_loop(drawn)
 
-    def _settle(self, loop: Loop) -> None:
+    def _resolve(self, loop: Loop) -> None:
         into = self._graph.into(NodeKey("enter", loop.name))
         given = [edge.source for edge in into if edge.target_port in loop.given]
         maybe = [node for node in given if node.kind == "input" and node.name in self._graph.optional]
         fed = [self._values.get((node, "")) for node in maybe]
         if None in fed:
-            self._settled[loop.name] = False
+            self._resolved[loop.name] = False
         elif not loop.condition and not any(value and self._pipeline.is_optional(value) for value in fed):
-            self._settled[loop.name] = True
+            self._resolved[loop.name] = True
 
     def _is_idle(self, node: NodeKey) -> bool:
         """Tells whether a call or loop is in a branch that never runs."""
         around = self._graph.scope(node)
         while around:
-            if self._settled.get(around) is False:
+            if self._resolved.get(around) is False:
                 return True
             around = self._graph.loops[around].within
         return False
@@ -106,32 +102,32 @@ class _Copy:
     def _node(self, node: NodeKey) -> None:
         if self._is_idle(node):
             if node.kind == "call":
-                self._pipeline.spare(f"{self._name}/{self._graph.calls[node.name].stage.name}")
+                self._pipeline.allow_uncalled(f"{self._name}/{self._graph.calls[node.name].stage.name}")
             return
-        if node.kind != "call" and node.name in self._settled:
+        if node.kind != "call" and node.name in self._resolved:
             self._pass(self._graph.loops[node.name], node)
             return
         fed = {edge.target_port: self._source(edge) for edge in self._graph.into(node)}
         if node.kind == "call":
             call = self._graph.calls[node.name]
             stage = self._pipeline.stages[f"{self._name}/{call.stage.name}"]
-            copy = NodeKey("call", self._pipeline.draw(stage, fed, self._loops[call.loop]))
+            copy = NodeKey("call", self._pipeline.add_call(stage, fed, self._loops[call.loop]))
         else:
             stage = None
             copy = NodeKey(node.kind, self._loops[node.name])
             for port, value in fed.items():
-                self._pipeline.join(value, copy, port)
+                self._pipeline.add_edge(value, copy, port)
         for edge in self._graph.out_of(node):
             port = edge.source_port
             self._values.setdefault((node, port), Value(self._pipeline, copy, port, stage))
 
     def _pass(self, loop: Loop, node: NodeKey) -> None:
-        """Hands on what goes into a branch that always runs, and what comes out of one that is settled."""
-        runs = self._settled[loop.name]
+        """Hands on what goes into a branch that always runs, and what comes out of one that is resolved."""
+        runs = self._resolved[loop.name]
         enter = NodeKey("enter", loop.name)
         if node != enter:
             for port in loop.carry:
-                end, at = (node, following(port)) if runs else (enter, port)
+                end, at = (node, next_port(port)) if runs else (enter, port)
                 self._values[node, port] = self._source(self._into(end, at))
         elif runs:
             for port in loop.given:
@@ -142,7 +138,9 @@ class _Copy:
 
     def _source(self, edge: Edge) -> Value:
         value = self._values[edge.source, edge.source_port]
-        return Value(self._pipeline, value.node, value.port, value.stage, (*value.via, *edge.via))
+        return Value(
+            self._pipeline, value.node, value.port, value.stage, (*value.constraints, *edge.constraints)
+        )
 
     def _find(self, node: NodeKey) -> Value:
         return self._source(self._graph.into(node)[0])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import GraphError, nearest
-from orchestrator.graph import Graph, Loop, NodeKey, collected, ending, following
-from orchestrator.pipeline.inline import copy_calls, through
-from orchestrator.pipeline.values import Value, Values
-
-if TYPE_CHECKING:
-    from orchestrator.pipeline.builder import Pipeline
+from orchestrator.graph import Graph, Loop, NodeKey, next_port, stacked_port, until_port
+from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
+from orchestrator.pipeline.inline import copy_calls, with_constraint
 
 __all__ = ["LoopPorts", "check_body", "check_fed", "mapping", "names_of"]
 
@@ -47,7 +44,7 @@ class LoopPorts:
         self.check_every = check_every
         self._outputs = outputs
 
-    def draw(self, pipeline: Pipeline, graph: Graph) -> Any:
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
         """Draws the loop with its body, and returns its outputs."""
         self._check(graph)
         loop = Loop(
@@ -60,25 +57,25 @@ class LoopPorts:
             self.check_every,
         )
         asked = self._asked(loop)
-        pipeline.draw_loop(loop)
-        enter, leave = NodeKey("enter", self.name), NodeKey("leave", self.name)
+        pipeline.add_loop(loop)
+        enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         fed: dict[str, Value] = {}
         for port, start in {**self.carry, **self.each}.items():
-            value = pipeline.feed(start, f"port '{self.name}.{port}'")
+            value = pipeline.as_value(start, f"port '{self.name}.{port}'")
             spec, inside = graph.inputs[port], Value(pipeline, enter, port)
-            pipeline.join(through(value, spec) if port in self.carry else value, enter, port)
-            fed[port] = inside if port in self.carry else through(inside, spec)
+            pipeline.add_edge(with_constraint(value, spec) if port in self.carry else value, enter, port)
+            fed[port] = inside if port in self.carry else with_constraint(inside, spec)
         for port, given in self.inputs.items():
-            value = pipeline.feed(given, f"port '{self.name}.{port}'")
-            fed[port] = through(value, graph.inputs[port])
+            value = pipeline.as_value(given, f"port '{self.name}.{port}'")
+            fed[port] = with_constraint(value, graph.inputs[port])
         made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
         for port in self.carry:
-            pipeline.join(made[port], leave, following(port))
+            pipeline.add_edge(made[port], exit_, next_port(port))
         for port in self.collect:
-            pipeline.join(made[port], leave, collected(port))
+            pipeline.add_edge(made[port], exit_, stacked_port(port))
         if self.until:
-            pipeline.join(made[self.until], leave, ending(self.until))
-        results = {name: Value(pipeline, leave, port) for name, port in asked.items()}
+            pipeline.add_edge(made[self.until], exit_, until_port(self.until))
+        results = {name: Value(pipeline, exit_, port) for name, port in asked.items()}
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))
 
     def _check(self, graph: Graph) -> None:
@@ -119,10 +116,10 @@ class LoopPorts:
 
     def _asked(self, loop: Loop) -> dict[str, str]:
         """Names of what the loop returns to ports; a plain name is a carry where there is one of that name."""
-        known = {**{name: collected(name) for name in loop.collect}, **{name: name for name in loop.carry}}
-        known |= {collected(name): collected(name) for name in loop.collect}
+        known = {**{name: stacked_port(name) for name in loop.collect}, **{name: name for name in loop.carry}}
+        known |= {stacked_port(name): stacked_port(name) for name in loop.collect}
         if self._outputs is None:
-            names = tuple(map(collected, loop.collect)) or loop.carry
+            names = tuple(map(stacked_port, loop.collect)) or loop.carry
         else:
             names = names_of(self.name, "outputs", self._outputs)
         for name in names:
@@ -140,9 +137,7 @@ class LoopPorts:
 
 def check_body(kind: str, name: str, body: Any) -> None:
     """Raises :class:`GraphError` unless a body is a pipeline."""
-    from orchestrator.pipeline.builder import Pipeline
-
-    if not isinstance(body, Pipeline):
+    if not isinstance(body, GraphBuilder):
         raise GraphError(
             f"The body of {kind} {name!r} is a Pipeline with inputs and outputs of its own, not {body!r}.",
             **{kind: name},

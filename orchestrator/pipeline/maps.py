@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.errors import GraphError, nearest
-from orchestrator.graph import CONDITION, Graph, Loop, NodeKey, collected, following
-from orchestrator.pipeline.inline import copy_calls, through
+from orchestrator.graph import CONDITION, Graph, Loop, NodeKey, next_port, stacked_port
+from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
+from orchestrator.pipeline.inline import copy_calls, with_constraint
 from orchestrator.pipeline.loops import check_body, check_fed, mapping, names_of
-from orchestrator.pipeline.values import Value, Values
 from orchestrator.specs import Dim, TensorSpec, show_spec
-
-if TYPE_CHECKING:
-    from orchestrator.pipeline.builder import Pipeline
 
 __all__ = ["BranchPorts", "MapPorts"]
 
@@ -31,7 +28,7 @@ class MapPorts:
         self.inputs = mapping(name, "inputs", inputs)
         self._outputs = outputs
 
-    def draw(self, pipeline: Pipeline, graph: Graph) -> Any:
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
         """Draws the map with its body, and returns its outputs."""
         check_fed(self.name, graph, {"over": self.over, "inputs": self.inputs})
         names = graph.outputs if self._outputs is None else names_of(self.name, "outputs", self._outputs)
@@ -51,18 +48,20 @@ class MapPorts:
                 f"counted by one dim.",
                 loop=self.name,
             )
-        pipeline.draw_loop(Loop(self.name, collect=tuple(names), kind="map", over=tuple(specs.items())))
-        enter, leave = NodeKey("enter", self.name), NodeKey("leave", self.name)
+        pipeline.add_loop(Loop(self.name, collect=tuple(names), kind="map", over=tuple(specs.items())))
+        enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         fed: dict[str, Value] = {}
         for port, given in self.over.items():
-            pipeline.join(pipeline.feed(given, f"port '{self.name}.{port}'"), enter, port)
+            pipeline.add_edge(pipeline.as_value(given, f"port '{self.name}.{port}'"), enter, port)
             fed[port] = Value(pipeline, enter, port)
         for port, given in self.inputs.items():
-            fed[port] = through(pipeline.feed(given, f"port '{self.name}.{port}'"), graph.inputs[port])
+            fed[port] = with_constraint(
+                pipeline.as_value(given, f"port '{self.name}.{port}'"), graph.inputs[port]
+            )
         made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
         for port in names:
-            pipeline.join(made[port], leave, collected(port))
-        results = {port: Value(pipeline, leave, collected(port)) for port in names}
+            pipeline.add_edge(made[port], exit_, stacked_port(port))
+        results = {port: Value(pipeline, exit_, stacked_port(port)) for port in names}
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))
 
     def _batch(self, graph: Graph, port: str) -> TensorSpec:
@@ -91,7 +90,7 @@ class BranchPorts:
         self.otherwise = mapping(name, "otherwise", otherwise)
         self.condition = condition
 
-    def draw(self, pipeline: Pipeline, graph: Graph) -> Any:
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
         """Draws the branch with its body, and returns its outputs."""
         check_fed(self.name, graph, {"inputs": self.inputs})
         for port in self.otherwise:
@@ -107,7 +106,8 @@ class BranchPorts:
                 f"Branch {self.name!r} gives nothing: otherwise names no output.", loop=self.name
             )
         given = {
-            port: pipeline.feed(value, f"port '{self.name}.{port}'") for port, value in self.inputs.items()
+            port: pipeline.as_value(value, f"port '{self.name}.{port}'")
+            for port, value in self.inputs.items()
         }
         if self.condition is None and not any(map(pipeline.is_optional, given.values())):
             raise GraphError(
@@ -123,21 +123,23 @@ class BranchPorts:
                 loop=self.name,
                 port=twice[0],
             )
-        enter, leave = NodeKey("enter", self.name), NodeKey("leave", self.name)
+        enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         asked = self.condition is not None
-        pipeline.draw_loop(
+        pipeline.add_loop(
             Loop(self.name, carry=tuple(self.otherwise), kind="when", given=tuple(given), condition=asked)
         )
         if asked:
-            pipeline.join(pipeline.feed(self.condition, f"condition of {self.name!r}"), enter, CONDITION)
+            pipeline.add_edge(
+                pipeline.as_value(self.condition, f"condition of {self.name!r}"), enter, CONDITION
+            )
         for port, value in self.otherwise.items():
-            pipeline.join(pipeline.feed(value, f"port '{self.name}.{port}'"), enter, port)
+            pipeline.add_edge(pipeline.as_value(value, f"port '{self.name}.{port}'"), enter, port)
         fed: dict[str, Value] = {}
         for port, value in given.items():
-            pipeline.join(value, enter, port)
-            fed[port] = through(Value(pipeline, enter, port), graph.inputs[port])
+            pipeline.add_edge(value, enter, port)
+            fed[port] = with_constraint(Value(pipeline, enter, port), graph.inputs[port])
         made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
         for port in self.otherwise:
-            pipeline.join(made[port], leave, following(port))
-        results = {port: Value(pipeline, leave, port) for port in self.otherwise}
+            pipeline.add_edge(made[port], exit_, next_port(port))
+        results = {port: Value(pipeline, exit_, port) for port in self.otherwise}
         return Values.of(results) if len(results) > 1 else next(iter(results.values()))

@@ -49,7 +49,7 @@ def _declarations(draft: Draft) -> Iterator[tuple[str, Dim]]:
     ports += [
         (f"{loop.name}.{port}", spec) for loop in draft.graph.loops.values() for port, spec in loop.over
     ]
-    ports += [(str(edge), spec) for edge in draft.graph.edges for spec in edge.via]
+    ports += [(str(edge), spec) for edge in draft.graph.edges for spec in edge.constraints]
     for where, spec in ports:
         for dim in spec.dims if isinstance(spec, TensorSpec) else ():
             if isinstance(dim, (str, Dim)):

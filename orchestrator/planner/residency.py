@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import CONDITION, Edge, NodeKey, ending
+from orchestrator.graph import CONDITION, Edge, NodeKey, until_port
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.context import Draft
 from orchestrator.planner.infer.representation import is_gathered
@@ -86,7 +86,7 @@ def _on_host(draft: Draft, edge: Edge, source: str) -> str:
     if node.kind == "call":
         return f"{node.name!r} is a host stage"
     loop = draft.graph.loops[node.name]
-    if node.kind == "leave" and port == ending(loop.until):
+    if node.kind == "exit" and port == until_port(loop.until):
         return f"what ends {loop.name!r} is read on the host"
     if port in loop.each:
         return f"slices of {port!r} are cut on the host"
@@ -113,7 +113,7 @@ def _within(
     if fold is None and draft.compiled(device) and draft.forms[edge].fits:
         return Residency.HOST, "a loop's end takes no adapters on the device; they are done on the host"
     if fold is None:
-        if edge.target.kind != "leave":
+        if edge.target.kind != "exit":
             return Residency.DEVICE, f"both ends are on {device}"
         collects = edge.target_port in draft.graph.loops[edge.target.name].results
         return Residency.DEVICE, f"{'collected' if collects else 'carried'} on {device}"

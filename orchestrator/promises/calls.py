@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import Graph, NodeKey, ending
+from orchestrator.graph import Graph, NodeKey, until_port
 from orchestrator.plan.model import DimPlan, Plan, PlannedCall
 from orchestrator.promises.batches import Axes
 from orchestrator.promises.measure import difference, span
@@ -52,7 +52,9 @@ class Trials:
         pads = [adapter for edge in plan.edges for adapter in edge.adapters if adapter.rule == "repeat_first"]
         self._repeated = {name for adapter in pads for name in TensorSpec(adapter.dims).names}
         ends = {
-            (NodeKey("leave", loop.name), ending(loop.until)) for loop in graph.loops.values() if loop.until
+            (NodeKey("exit", loop.name), until_port(loop.until))
+            for loop in graph.loops.values()
+            if loop.until
         }
         self._enders: dict[tuple[str, str], bool] = {}
         for edge in graph.edges:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, ending
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, until_port
 from orchestrator.plan.model import DimPlan, Plan
 from orchestrator.promises.batches import Axes, enlarged
 from orchestrator.promises.measure import difference
@@ -106,7 +106,7 @@ class Ends(Plain):
         self, loop: Loop, dim: DimPlan, at: str, found: Mapping[_Key, Any], whole: Mapping[_Key, Any]
     ) -> CheckRow:
         leave = self.graph.into(_leave(loop))
-        source = next(edge.source for edge in leave if edge.target_port == ending(loop.until))
+        source = next(edge.source for edge in leave if edge.target_port == until_port(loop.until))
         ender = self.graph.calls[source.name].stage.name if source.kind == "call" else loop.name
         promise = f"batch {dim.name!r} in chunks"
         worst = CheckRow(ender, promise, True, 0.0, at)
@@ -133,7 +133,7 @@ def _is_cut(dim: DimPlan) -> bool:
 
 
 def _leave(loop: Loop) -> NodeKey:
-    return NodeKey("leave", loop.name)
+    return NodeKey("exit", loop.name)
 
 
 def _cut(value: Any, axis: int | None, start: int, size: int) -> Any:

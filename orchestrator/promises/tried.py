@@ -149,7 +149,7 @@ class Trial(Walk):
         exact, bucket = self.sizes[name], self._bucket(self._dims[name])
         self.sizes[name] = bucket or exact
         try:
-            for spec in (*edge.via, port):
+            for spec in (*edge.constraints, port):
                 if isinstance(spec, TensorSpec):
                     version = self.fit(version, spec)
         finally:

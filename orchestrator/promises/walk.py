@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
@@ -75,7 +75,7 @@ class Walk:
 
     def read(self, node: NodeKey, loop: str) -> list[Edge]:
         """Edges into a call, or into a loop with all that is in it, from elsewhere."""
-        inside = self.graph.within
+        inside = self.graph.ancestor_in
         edges = [edge for edge in self.graph.edges if inside(edge.target, loop) == node]
         return [edge for edge in edges if inside(edge.source, loop) != node]
 
@@ -84,12 +84,12 @@ class Walk:
 
     def ports(self, loop: Loop) -> dict[str, Edge]:
         """Edges into a loop, from outside and from its body, by port."""
-        ends = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
+        ends = NodeKey("enter", loop.name), NodeKey("exit", loop.name)
         return {edge.target_port: edge for end in ends for edge in self.graph.into(end)}
 
     def map(self, loop: Loop) -> None:
         """Runs a map's body for each item."""
-        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        edges, leave = self.ports(loop), NodeKey("exit", loop.name)
         given = {port: self.fetch(edges[port], None) for port, _ in loop.over}
         lists = {port: list(value) for port, value in given.items()}
         found: dict[str, list[Any]] = {port: [] for port in loop.collect}
@@ -105,7 +105,7 @@ class Walk:
             sample = self._item(loop, edges, blanks) if blanks else {}
             results = {port: self.stack(parts, sample.get(port)) for port, parts in found.items()}
         for port, value in results.items():
-            self.values[leave, collected(port)] = value
+            self.values[leave, stacked_port(port)] = value
 
     def _item(self, loop: Loop, edges: Mapping[str, Edge], items: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a map's body for one item; names of its dims have other sizes in the next one."""
@@ -115,12 +115,12 @@ class Walk:
                 if isinstance(dim, (str, Dim)):
                     self.sizes[str(dim)] = size
         self.iterate(loop, {port: item[None] for port, item in items.items()})
-        made = {port: self.fetch(edges[collected(port)], None)[0] for port in loop.collect}
+        made = {port: self.fetch(edges[stacked_port(port)], None)[0] for port in loop.collect}
         self.sizes = before
         return made
 
     def _branch(self, loop: Loop) -> None:
-        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        edges, leave = self.ports(loop), NodeKey("exit", loop.name)
         given = {port: self.fetch(edges[port], None) for port in loop.given}
         runs = all(value is not None for value in given.values())
         if loop.condition:
@@ -128,11 +128,11 @@ class Walk:
         if runs:
             self.iterate(loop, given)
         for port in loop.carry:
-            self.values[leave, port] = self.fetch(edges[following(port) if runs else port], None)
+            self.values[leave, port] = self.fetch(edges[next_port(port) if runs else port], None)
 
     def loop(self, loop: Loop) -> None:
         """Runs a loop's body until it ends."""
-        edges, leave = self.ports(loop), NodeKey("leave", loop.name)
+        edges, leave = self.ports(loop), NodeKey("exit", loop.name)
         carried = {port: self.fetch(edges[port], None) for port in loop.carry}
         sliced = {port: self.fetch(edges[port], None) for port in loop.each}
         bounds = [len(value) for value in sliced.values()]
@@ -142,10 +142,10 @@ class Walk:
         for at in range(min(bounds)):
             self.counts[loop.name] = at
             self.iterate(loop, {**carried, **{port: self.slice(value, at) for port, value in sliced.items()}})
-            carried = {port: self.fetch(edges[following(port)], None) for port in loop.carry}
+            carried = {port: self.fetch(edges[next_port(port)], None) for port in loop.carry}
             for port, found in parts.items():
-                found.append(self.fetch(edges[collected(port)], None))
-            ended.append(bool(loop.until) and bool(self.fetch(edges[ending(loop.until)], None)))
+                found.append(self.fetch(edges[stacked_port(port)], None))
+            ended.append(bool(loop.until) and bool(self.fetch(edges[until_port(loop.until)], None)))
             if any(ended) and len(ended) % loop.check_every == 0:
                 break
         kept = ended.index(True) + 1 if any(ended) else len(ended)
@@ -154,12 +154,12 @@ class Walk:
         for port, value in carried.items():
             self.values[leave, port] = value
         for port, found in parts.items():
-            sample = None if found else self.fetch(edges[collected(port)], None)
-            self.values[leave, collected(port)] = self.stack(found[:kept], sample)
+            sample = None if found else self.fetch(edges[stacked_port(port)], None)
+            self.values[leave, stacked_port(port)] = self.stack(found[:kept], sample)
 
     def iterate(self, loop: Loop, given: Mapping[str, Any]) -> None:
         """Runs a loop's body once, from nothing but what it is given."""
-        old = [key for key in self.values if self.graph.within(key[0], loop.name) is not None]
+        old = [key for key in self.values if self.graph.ancestor_in(key[0], loop.name) is not None]
         for key in old:
             del self.values[key]
         for port, value in given.items():
@@ -191,7 +191,7 @@ class Walk:
     def fetch(self, edge: Edge, port: PortSpec | None) -> Any:
         """Returns the value at the end of an edge, as the specs on its way declare it."""
         value = self.values[edge.source, edge.source_port]
-        for spec in (*edge.via, port):
+        for spec in (*edge.constraints, port):
             if isinstance(spec, TensorSpec) and isinstance(value, torch.Tensor):
                 value = self.fit(value, spec)
         return value

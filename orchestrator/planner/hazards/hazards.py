@@ -21,7 +21,7 @@ from functools import partial
 
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
-from orchestrator.graph import Edge, following
+from orchestrator.graph import Edge, next_port
 from orchestrator.plan.iterations import may_skip
 from orchestrator.plan.model import Step
 from orchestrator.planner.context import Draft
@@ -137,7 +137,7 @@ class _Solver:
             f"the program of {clash.made_by!r} has one output buffer and runs again in the next iteration before "
             f"{clash.reader!r} has read it; the carry is copied out over the host"
         )
-        return {edge: reason for edge in self.draft.graph.edges if edge.destination == following(origin)}
+        return {edge: reason for edge in self.draft.graph.edges if edge.destination == next_port(origin)}
 
     def _may_skip(self, step: Step) -> bool:
         return step.loop is not None and may_skip(step.loop, self.draft.values, self.draft.dims)
@@ -169,7 +169,7 @@ class _Solver:
             edge: reason
             for edge in self.draft.graph.edges
             if edge.source.name == clash.made_by
-            and edge.target.kind in ("call", "enter", "leave")
+            and edge.target.kind in ("call", "enter", "exit")
             and (clash.readers is None or edge.target.name in clash.readers)
         }
         if not found.keys() - self.draft.spilled.keys():

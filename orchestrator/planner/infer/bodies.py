@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from orchestrator.errors import PlanError
-from orchestrator.graph import CONDITION, Edge, Graph, Loop, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Graph, Loop, next_port, stacked_port, until_port
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.context import Draft, EdgeForm
 from orchestrator.planner.infer.trials import unlike
@@ -153,12 +153,12 @@ def _left_map(
     own = {name for _, spec in loop.over for name in spec.names}
     made: dict[str, PortSpec] = {}
     for name in loop.collect:
-        spec = given[collected(name)]
+        spec = given[stacked_port(name)]
         names = spec.names if isinstance(spec, TensorSpec) else ()
         if not isinstance(spec, TensorSpec) or plain_dims(spec.dims[:1]) != (first,) or first in names[1:]:
             raise PlanError(
                 f"The body of map {loop.name!r} gives {show_spec(spec)} at {name!r} "
-                f"({ports[collected(name)].origin!r}); it must begin with the dim {first!r} that counts the items.",
+                f"({ports[stacked_port(name)].origin!r}); it must begin with the dim {first!r} that counts the items.",
                 loop=loop.name,
                 port=name,
             )
@@ -168,7 +168,7 @@ def _left_map(
                 loop=loop.name,
                 port=name,
             )
-        made[collected(name)] = list if count is None else TensorSpec((count, *spec.dims[1:]), spec.dtype)
+        made[stacked_port(name)] = list if count is None else TensorSpec((count, *spec.dims[1:]), spec.dtype)
     return made
 
 
@@ -248,17 +248,17 @@ def left(
     if loop.kind == "map":
         return _left_map(loop, given, ports, count)
     for port in loop.carry:
-        _check_carry(loop, port, given[following(port)], ports[following(port)], heads[port], dims)
+        _check_carry(loop, port, given[next_port(port)], ports[next_port(port)], heads[port], dims)
     if loop.until:
-        end = ending(loop.until)
+        end = until_port(loop.until)
         _check_boolean(f"until of loop {loop.name!r}", given[end], ports[end])
     made: dict[str, PortSpec] = dict(heads)
     for name in loop.collect:
-        spec = given[collected(name)]
+        spec = given[stacked_port(name)]
         if isinstance(spec, TensorSpec) and count is not None:
-            made[collected(name)] = TensorSpec((count, *spec.dims), spec.dtype)
+            made[stacked_port(name)] = TensorSpec((count, *spec.dims), spec.dtype)
         else:
-            made[collected(name)] = list
+            made[stacked_port(name)] = list
     return made
 
 

@@ -42,7 +42,7 @@ def fit_edge(
     """Finds the form in which an edge's consumer reads the value.
 
     Args:
-        edge: The edge; inputs of inlined pipelines on the way (``via``) constrain the value like ports.
+        edge: The edge; inputs of inlined pipelines on the way (``constraints``) constrain the value like ports.
         source: What the producer gives.
         port: What the consumer declares, if anything.
         dims: Named dims with their buckets.
@@ -52,7 +52,7 @@ def fit_edge(
     Raises:
         PlanError: They contradict, or fit at the buckets only while a request may have other sizes.
     """
-    wants = [spec for spec in (*edge.via, port) if spec is not None]
+    wants = [spec for spec in (*edge.constraints, port) if spec is not None]
     if not isinstance(source, TensorSpec) or not all(isinstance(want, TensorSpec) for want in wants):
         for want in wants:
             _fit_type(edge, source, want)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, following
+from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.plan.model import PlannedCall
 from orchestrator.planner.context import Draft, EdgeForm
 from orchestrator.planner.infer.bodies import born_by, entered, left, named_constant
@@ -83,7 +83,7 @@ class _Inference:
         for node in self.graph.nodes:
             if node.kind == "call":
                 self._call(node.name)
-            elif node.kind in ("enter", "leave"):
+            elif node.kind in ("enter", "exit"):
                 self._loop_end(node)
         for edge in (edge for edge in self.graph.edges if edge.target.kind == "output"):
             self.forms[edge] = self._fit(edge, None)
@@ -122,7 +122,7 @@ class _Inference:
     def _name_constants(self, loop: Loop, given: Mapping[str, PortSpec]) -> None:
         """Constants that a branch gives otherwise take on the named dims of what its body gives."""
         for edge in self.graph.into(node := NodeKey("enter", loop.name)):
-            spec = given.get(following(edge.target_port))
+            spec = given.get(next_port(edge.target_port))
             if edge.source.kind == "constant" and spec is not None:
                 sized = {dim for dim in self.sized if dim not in self.padded and not self.dims[dim].batch}
                 self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, sized)
@@ -304,7 +304,9 @@ def _with_rule(form: EdgeForm, edge: Edge, carried: bool) -> PortSpec:
     """
     if not isinstance(form.spec, TensorSpec):
         return form.spec
-    declared = [spec.pad for spec in edge.via if isinstance(spec, TensorSpec) and spec.pad is not None]
+    declared = [
+        spec.pad for spec in edge.constraints if isinstance(spec, TensorSpec) and spec.pad is not None
+    ]
     rule = form.rule if not carried else declared[-1] if declared else None
     return replace(form.spec, pad=rule)
 

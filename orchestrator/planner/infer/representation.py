@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.adapter import Adapter, check_cast
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, NodeKey, following
+from orchestrator.graph import Edge, NodeKey, next_port
 from orchestrator.plan.model import HOST
 from orchestrator.planner.context import Draft, EdgeForm
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
@@ -42,14 +42,14 @@ def held_spec(draft: Draft, node: NodeKey, port: str, spec: PortSpec) -> PortSpe
 def _giver(draft: Draft, node: NodeKey, port: str) -> str | None:
     """The call whose device holds a port's values: for a carry the one that gives its next value."""
     seen = set()
-    while node.kind in ("enter", "leave") and (node.name, port) not in seen:
+    while node.kind in ("enter", "exit") and (node.name, port) not in seen:
         loop = draft.graph.loops[node.name]
         port = port.removesuffix("[next]")
         if port not in loop.carry:
             return None
         seen.add((node.name, port))
-        edges = draft.graph.into(NodeKey("leave", loop.name))
-        edge = next(edge for edge in edges if edge.target_port == following(port))
+        edges = draft.graph.into(NodeKey("exit", loop.name))
+        edge = next(edge for edge in edges if edge.target_port == next_port(port))
         node, port = edge.source, edge.source_port
     return node.name if node.kind == "call" else None
 

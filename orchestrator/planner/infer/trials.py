@@ -43,7 +43,7 @@ def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
     for stage in graph.stages.values():
         specs += [port.spec for port in (*stage.inputs, *stage.outputs)]
     specs += [spec for loop in graph.loops.values() for _, spec in loop.over]
-    specs += [spec for edge in graph.edges for spec in edge.via]
+    specs += [spec for edge in graph.edges for spec in edge.constraints]
     return frozenset(
         name
         for spec in specs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.graph import Edge, Loop, NodeKey, following
+from orchestrator.graph import Edge, Loop, NodeKey, next_port
 from orchestrator.plan.model import HOST
 from orchestrator.planner.context import Draft
 from orchestrator.specs import TensorSpec
@@ -55,7 +55,7 @@ class Homes:
         loop = self.graph.loops[edge.target.name]
         if edge.target.kind == "enter":
             return self._entered(loop, edge.target_port)
-        carry = next((name for name in loop.carry if following(name) == edge.target_port), None)
+        carry = next((name for name in loop.carry if next_port(name) == edge.target_port), None)
         return self._carried(loop, carry) if carry is not None else self._left(loop, edge.target_port)
 
     def call(self, name: str) -> End:
@@ -69,7 +69,7 @@ class Homes:
     def _given(self, node: NodeKey, port: str) -> End:
         if node.kind == "call":
             return self.call(node.name)
-        if node.kind not in ("enter", "leave"):
+        if node.kind not in ("enter", "exit"):
             return _ON_HOST
         loop = self.graph.loops[node.name]
         if node.kind == "enter" or port in loop.carry:
@@ -98,7 +98,7 @@ class Homes:
         return _ON_HOST if self._buffered(read) else read
 
     def _find_carried(self, loop: Loop, port: str) -> End:
-        edge = self._into(loop, following(port))
+        edge = self._into(loop, next_port(port))
         if edge in self.draft.spilled:
             return _ON_HOST
         found = self._given(edge.source, edge.source_port)
@@ -113,7 +113,7 @@ class Homes:
         return not isinstance(self.draft.sources.get(edge), TensorSpec)
 
     def _into(self, loop: Loop, port: str) -> Edge:
-        edges = self.graph.into(NodeKey("leave", loop.name))
+        edges = self.graph.into(NodeKey("exit", loop.name))
         return next(edge for edge in edges if edge.target_port == port)
 
     def _buffered(self, end: End) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from orchestrator.graph import CONDITION, Edge, Graph, NodeKey, ending
+from orchestrator.graph import CONDITION, Edge, Graph, NodeKey, until_port
 from orchestrator.plan.model import HOST, DimPlan, PlannedCall
 from orchestrator.planner.context import Draft
 from orchestrator.planner.infer.bodies import steps_dim
@@ -66,11 +66,11 @@ def _described(graph: Graph, call: PlannedCall, port: str) -> str:
     """An output, with what decides by it."""
     uses = []
     for edge in graph.out_of(NodeKey("call", call.name)):
-        loop = graph.loops.get(edge.target.name) if edge.target.kind in ("enter", "leave") else None
+        loop = graph.loops.get(edge.target.name) if edge.target.kind in ("enter", "exit") else None
         if loop is None or edge.source_port != port:
             continue
         if edge.target_port == CONDITION:
             uses.append(f"the condition of {loop.name!r}")
-        elif loop.until and edge.target_port == ending(loop.until):
+        elif loop.until and edge.target_port == until_port(loop.until):
             uses.append(f"what ends {loop.name!r}")
     return f"{port!r} ({', '.join(uses)})" if uses else repr(port)

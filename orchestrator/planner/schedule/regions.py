@@ -40,7 +40,7 @@ def find_regions(draft: Draft) -> dict[NodeKey, Region]:
         return {}
     reads: dict[NodeKey, list[Edge]] = {}
     for edge in graph.edges:
-        node, source = graph.within(edge.target, ""), graph.within(edge.source, "")
+        node, source = graph.ancestor_in(edge.target, ""), graph.ancestor_in(edge.source, "")
         if node is not None and node != source:
             reads.setdefault(node, []).append(edge)
     labels: dict[NodeKey, tuple[str, ...]] = {}
@@ -48,7 +48,7 @@ def find_regions(draft: Draft) -> dict[NodeKey, Region]:
     for (node,) in graph.ordered_units({}):
         edges = reads.get(node, [])
         labels[node] = _label(draft, node, edges, born)
-        before = [other for edge in edges if (other := graph.within(edge.source, "")) is not None]
+        before = [other for edge in edges if (other := graph.ancestor_in(edge.source, "")) is not None]
         levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
     return {node: Region(label, levels[node]) for node, label in labels.items() if label}
 
@@ -63,7 +63,7 @@ def leaving(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> tupl
 
 
 def _region(draft: Draft, node: NodeKey, regions: Mapping[NodeKey, Region]) -> Region | None:
-    around = draft.graph.within(node, "")
+    around = draft.graph.ancestor_in(node, "")
     return None if around is None else regions.get(around)
 
 

@@ -196,10 +196,10 @@ class Ways:
 
     def _is_of_loop(self, edge: Edge) -> bool:
         """Tells whether a value is a carry or what a loop joined: at its own size it is if the planner keeps it so."""
-        if edge.source.kind not in ("enter", "leave"):
+        if edge.source.kind not in ("enter", "exit"):
             return False
         loop = self.draft.graph.loops[edge.source.name]
-        return edge.source.kind == "leave" or edge.source_port in loop.carry
+        return edge.source.kind == "exit" or edge.source_port in loop.carry
 
     def _fill(self, edge: Edge, spec: TensorSpec) -> Pad:
         """What fills a value that the planner cut to its own size and has to grow again.

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.adapter import MOVES, Adapter
-from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, collected, ending, following
+from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
 from orchestrator.planner.context import Draft
 from orchestrator.planner.infer.bodies import steps_dim
@@ -109,7 +109,7 @@ class _Scheduler:
             self._call(node.name)
         else:
             self._loop(self.graph.loops[node.name])
-            node = NodeKey("leave", node.name)
+            node = NodeKey("exit", node.name)
         if self.frames[-1].region is None:
             self._results(node)
 
@@ -136,7 +136,7 @@ class _Scheduler:
     def _results(self, node: NodeKey) -> None:
         """Brings home what leaves the pipeline, or the loop around a call or loop; not a loop beside it."""
         for edge in self.graph.out_of(node):
-            if edge.target.kind == "output" or edge.target == NodeKey("leave", self.graph.scope(node)):
+            if edge.target.kind == "output" or edge.target == NodeKey("exit", self.graph.scope(node)):
                 self._realise(edge)
 
     def _region(self, region: Region, unit: tuple[NodeKey, ...]) -> None:
@@ -144,10 +144,10 @@ class _Scheduler:
         self.frames.append(frame)
         for node in unit:
             self._unit(node)
-        ends = [node if node.kind == "call" else NodeKey("leave", node.name) for node in unit]
+        ends = [node if node.kind == "call" else NodeKey("exit", node.name) for node in unit]
         exits = []
         for edge in (edge for node in ends for edge in self.graph.out_of(node)):
-            target = self.graph.within(edge.target, "")
+            target = self.graph.ancestor_in(edge.target, "")
             if target is None or self.regions.get(target) != region:
                 exits.append(self._leave(edge, frame))
         self.frames.pop()
@@ -180,7 +180,7 @@ class _Scheduler:
 
     def _loop(self, loop: Loop) -> None:
         """Writes a loop: what enters it, its body, and what leaves it."""
-        enter, leave = NodeKey("enter", loop.name), NodeKey("leave", loop.name)
+        enter, leave = NodeKey("enter", loop.name), NodeKey("exit", loop.name)
         into = {edge.target_port: edge for node in (enter, leave) for edge in self.graph.into(node)}
         given = {port: self._realise(into[port]) for port in loop.entries}
         asked = given.get(CONDITION)
@@ -196,10 +196,10 @@ class _Scheduler:
         self.frames.pop()
         planned = PlannedLoop(
             loop.name,
-            tuple((given[port], heads[port], ends[following(port)]) for port in loop.carry),
+            tuple((given[port], heads[port], ends[next_port(port)]) for port in loop.carry),
             tuple((given[port], heads[port]) for port in heads if port not in loop.carry),
-            tuple(ends[collected(port)] for port in loop.collect),
-            ends[ending(loop.until)] if loop.until else None,
+            tuple(ends[stacked_port(port)] for port in loop.collect),
+            ends[until_port(loop.until)] if loop.until else None,
             loop.max_steps,
             loop.check_every,
             self._count_dim(loop),
@@ -232,7 +232,7 @@ class _Scheduler:
 
     def _left(self, loop: Loop, leave: NodeKey, port: str) -> int:
         """Makes the value of a port outside: the last carry, or the collected values."""
-        edge = next(edge for edge in self.graph.into(leave) if edge.target_port in (port, following(port)))
+        edge = next(edge for edge in self.graph.into(leave) if edge.target_port in (port, next_port(port)))
         spec = self.values[self.final[edge]].spec
         if port not in loop.carry:
             spec = self._stacked(loop, spec)
@@ -269,7 +269,7 @@ class _Scheduler:
         spec = self.draft.sources[edge]
         if isinstance(spec, TensorSpec) and set(spec.names) & set(region.dims):
             return True
-        source = self.graph.within(edge.source, "")
+        source = self.graph.ancestor_in(edge.source, "")
         return source is not None and self.regions.get(source) == region
 
     def _walk(self, root: Root, way: tuple[Adapter, ...], frame: _Frame) -> int:
