@@ -1,7 +1,7 @@
 """A size budget, so that nothing grows past what a reader holds in the head.
 
-Lines of a file are counted whole. Lines of a function or class are counted without its docstring:
-explaining more must never be what breaks the budget.
+Docstrings and lines that are a comment do not count, in a file as in a class or function: explaining more must never
+be what breaks the budget.
 """
 
 from __future__ import annotations
@@ -28,24 +28,34 @@ def sources() -> list[Path]:
     )
 
 
-def length(node: Sized) -> int:
-    """Lines of a definition from its `def` or `class` to its end, less the docstring's."""
-    lines = (node.end_lineno or node.lineno) - node.lineno + 1
-    if ast.get_docstring(node, clean=False) is not None:
-        first = node.body[0]
-        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+def explanations(text: str, tree: ast.Module) -> set[int]:
+    """Numbers of the lines that are a docstring or a comment."""
+    lines = {
+        number for number, line in enumerate(text.splitlines(), start=1) if line.lstrip().startswith("#")
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | Sized) and ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            lines |= set(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
     return lines
+
+
+def length(node: Sized, left_out: set[int]) -> int:
+    """Lines of a definition from its `def` or `class` to its end, less docstrings and comments."""
+    return len(set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) - left_out)
 
 
 def oversized(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     name = path.relative_to(ROOT)
-    if (lines := len(text.splitlines())) > FILE_LINES:
+    tree = ast.parse(text)
+    left_out = explanations(text, tree)
+    if (lines := len(text.splitlines()) - len(left_out)) > FILE_LINES:
         yield f"{name}: {lines} lines, at most {FILE_LINES}: split it by purpose"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    for node in ast.walk(tree):
+        if isinstance(node, Sized):
             budget = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
-            if (lines := length(node)) > budget:
+            if (lines := length(node, left_out)) > budget:
                 yield f"{name}:{node.lineno} {node.name}: {lines} lines, at most {budget}"
 
 
@@ -58,8 +68,12 @@ def test_file_functions_and_classes_fit_the_budget(path: Path):
     assert not list(oversized(path))
 
 
-def test_a_docstring_does_not_count():
-    source = 'def f():\n    """One.\n\n    Two.\n    """\n    return 1\n'
-    (node,) = ast.parse(source).body
-    assert isinstance(node, ast.FunctionDef)
-    assert length(node) == 2
+def test_docstrings_and_comments_do_not_count():
+    source = (
+        'class A:\n    def f(self):\n        """One.\n\n        Two.\n        """\n'
+        "        # Three.\n        return 1\n"
+    )
+    tree = ast.parse(source)
+    (node,) = tree.body
+    assert isinstance(node, ast.ClassDef)
+    assert length(node, explanations(source, tree)) == 3
