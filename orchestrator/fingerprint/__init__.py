@@ -2,6 +2,7 @@
 
 fingerprint   what of a stage goes in, and the digest
 walk          from an object to its parts, each once
+describer     what the two files below ask of the walk
 records       parts of objects by their type
 functions     functions, and what their code looks up
 code          code objects and releases of packages

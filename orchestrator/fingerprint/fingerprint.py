@@ -20,7 +20,7 @@ import torch
 from torch.nn.modules import module
 
 from orchestrator.duplicate import owner_of
-from orchestrator.fingerprint.walk import Walk
+from orchestrator.fingerprint.walk import ObjectWalk
 from orchestrator.isolation import outline
 from orchestrator.stage import ModelWrapper, Stage
 
@@ -48,7 +48,7 @@ def fingerprint(stage: Stage, contents: bool = True) -> list[Any]:
 
 def digest(value: Any) -> str:
     """Returns the digest of any value by its content, alike in every process; tensors in it count by content too."""
-    return Walk().digest(value)
+    return ObjectWalk().digest(value)
 
 
 def _global_hooks() -> list[Any]:
@@ -60,7 +60,7 @@ def _global_hooks() -> list[Any]:
 def _digest(roots: tuple[Any, ...], contents: bool) -> str:
     owner = owner_of(roots[0])
     if not isinstance(owner, ModelWrapper):
-        return Walk(_weights(owner), contents=contents).digest(*roots)
+        return ObjectWalk(_weights(owner), contents=contents).digest(*roots)
     if owner.__dict__.get("_model") is None:
         with contextlib.suppress(Exception):
             return _of_wrapper(owner, outline(owner), contents, strict=True).digest(*roots)
@@ -70,9 +70,9 @@ def _digest(roots: tuple[Any, ...], contents: bool) -> str:
     return _of_wrapper(owner, model, contents).digest(*roots)
 
 
-def _of_wrapper(wrapper: ModelWrapper, model: Any, contents: bool, strict: bool = False) -> Walk:
+def _of_wrapper(wrapper: ModelWrapper, model: Any, contents: bool, strict: bool = False) -> ObjectWalk:
     """A wrapper counts the same before and after its model is built."""
-    return Walk(_weights(model), {id(wrapper): {"_model": model}}, contents, strict)
+    return ObjectWalk(_weights(model), {id(wrapper): {"_model": model}}, contents, strict)
 
 
 def _weights(owner: Any) -> Iterator[torch.Tensor]:

@@ -6,12 +6,10 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.fingerprint.code import code_parts, global_names, release_of
-
-if TYPE_CHECKING:
-    from orchestrator.fingerprint.walk import Walk
+from orchestrator.fingerprint.describer import Describer
 
 __all__ = ["Use", "cell", "function", "kind", "module", "name_of", "use", "written"]
 
@@ -44,10 +42,21 @@ _ADDED = {
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """Names that code uses of a module, e.g. ``settings.SCALE``."""
+    """What code uses of a module, e.g. ``settings.SCALE``.
+
+    Attributes:
+        module: The module.
+        names: All names in the code: those that the module has are used of it, others of what these stand for.
+    """
 
     module: ModuleType
     names: frozenset[str]
+
+    def key(self) -> tuple[int, frozenset[str]]:
+        """Returns what two uses of the same have in common."""
+        if release_of(self.module.__name__):
+            return id(self.module), frozenset()
+        return id(self.module), frozenset(name for name in self.names if name in vars(self.module))
 
 
 def name_of(value: type) -> str:
@@ -64,14 +73,19 @@ def written(own: dict[str, Any]) -> list[tuple[str, Any]]:
     )
 
 
-def kind(walk: Walk, value: type) -> list[Any]:
+def kind(describer: Describer, value: type) -> list[Any]:
     """A class."""
     release = release_of(value.__module__)
     if release and not _is_stray(value):
         return [name_of(value), release]
-    walk.places.note(value.__module__)
-    made_by = [] if type(value) is type else [walk.of(type(value))]
-    return [name_of(value), made_by, walk.all(value.__bases__), walk.pairs(written(dict(vars(value))))]
+    describer.note_module(value.__module__)
+    made_by = [] if type(value) is type else [describer.of(type(value))]
+    return [
+        name_of(value),
+        made_by,
+        describer.all(value.__bases__),
+        describer.pairs(written(dict(vars(value)))),
+    ]
 
 
 def _is_stray(value: type) -> bool:
@@ -79,24 +93,24 @@ def _is_stray(value: type) -> bool:
     return value.__module__ == "types" and getattr(types, value.__name__, None) is not value
 
 
-def function(walk: Walk, value: FunctionType) -> list[Any]:
+def function(describer: Describer, value: FunctionType) -> list[Any]:
     """A function; one that was compiled counts as what it was made from."""
     compiled = vars(value).get("_torchdynamo_orig_callable")
     if compiled is not None:
-        return ["compiled", walk.of(compiled)]
+        return ["compiled", describer.of(compiled)]
     code, module = value.__code__, value.__globals__.get("__name__")
     release = release_of(module)
     if release and not code.co_filename.startswith("<string"):  # a text that was run may be any
         known = [module, code.co_name, code.co_firstlineno, release]
     else:
-        walk.places.note(module)
-        known = [code_parts(code), _globals(walk, value)]
+        describer.note_module(module)
+        known = [code_parts(code), _globals(describer, value)]
     return [
         known,
-        walk.of(value.__defaults__),
-        walk.of(value.__kwdefaults__),
-        walk.all(cell(each) for each in value.__closure__ or ()),
-        walk.pairs(written(vars(value))),
+        describer.of(value.__defaults__),
+        describer.of(value.__kwdefaults__),
+        describer.all(cell(each) for each in value.__closure__ or ()),
+        describer.pairs(written(vars(value))),
     ]
 
 
@@ -108,36 +122,34 @@ def cell(value: Any) -> Any:
         return None
 
 
-def _globals(walk: Walk, value: FunctionType) -> list[Any]:
+def _globals(describer: Describer, value: FunctionType) -> list[Any]:
     read, names = global_names(value.__code__)
     own = value.__globals__
-    return [[name, _global(walk, own[name], names)] for name in read if name in own]
+    return [[name, _global(describer, own[name], names)] for name in read if name in own]
 
 
-def _global(walk: Walk, value: Any, names: frozenset[str]) -> Any:
+def _global(describer: Describer, value: Any, names: frozenset[str]) -> Any:
     if not isinstance(value, ModuleType):
-        return walk.of(value)
-    released = release_of(value.__name__) is not None
-    used = frozenset() if released else frozenset(name for name in names if name in vars(value))
-    return walk.of(walk.uses.setdefault((id(value), used), Use(value, names)))
+        return describer.of(value)
+    return describer.module_use(value, names)
 
 
-def use(walk: Walk, value: Use) -> list[Any]:
+def use(describer: Describer, value: Use) -> list[Any]:
     """What code uses of a module."""
     release = release_of(value.module.__name__)
     if release:
         return [value.module.__name__, release]
     own = vars(value.module)
-    return [[name, _global(walk, own[name], value.names)] for name in sorted(value.names) if name in own]
+    return [[name, _global(describer, own[name], value.names)] for name in sorted(value.names) if name in own]
 
 
-def module(walk: Walk, value: ModuleType) -> list[Any]:
+def module(describer: Describer, value: ModuleType) -> list[Any]:
     """A module that an object holds: nothing says what of it is used, so all of somebody's own counts."""
     made = type(value)
     release = release_of(value.__name__) or (None if made is ModuleType else release_of(made.__module__))
     if release:
         return [value.__name__, release]
-    return [value.__name__, walk.pairs(_own(value))]
+    return [value.__name__, describer.pairs(_own(value))]
 
 
 def _own(value: ModuleType) -> Iterator[tuple[str, Any]]:

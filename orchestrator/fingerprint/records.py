@@ -15,7 +15,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._library.custom_ops import OPDEFS, CustomOpDef
@@ -23,14 +23,12 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from orchestrator.fingerprint import functions
 from orchestrator.fingerprint.code import code_parts, release_of
+from orchestrator.fingerprint.describer import Describer
 from orchestrator.fingerprint.opaque import unique
-
-if TYPE_CHECKING:
-    from orchestrator.fingerprint.walk import Walk
 
 __all__ = ["BY_BASE", "BY_KIND"]
 
-Describe: typing.TypeAlias = "Callable[[Walk, Any], Iterable[Any]]"
+Describe: typing.TypeAlias = Callable[[Describer, Any], Iterable[Any]]
 
 #: Namespaces of operators that come with torch.
 _OPERATORS = {
@@ -49,66 +47,78 @@ _OPERATORS = {
 }
 
 
-def _builtin(walk: Walk, value: types.BuiltinFunctionType) -> list[Any]:
+def _builtin(describer: Describer, value: types.BuiltinFunctionType) -> list[Any]:
     """A function in C: its name, and the object whose method it is."""
     owner, module = value.__self__, value.__module__
     parts = [module, value.__qualname__]
     if module is not None:
         parts.append(release_of(module) or unique(value))
     held = owner is not None and not isinstance(owner, types.ModuleType)
-    return [*parts, walk.of(owner)] if held and type(owner).__name__ != "PyCapsule" else parts
+    return [*parts, describer.of(owner)] if held and type(owner).__name__ != "PyCapsule" else parts
 
 
-def _descriptor(walk: Walk, value: Any) -> list[Any]:
-    return [walk.of(value.__objclass__), value.__name__]
+def _descriptor(describer: Describer, value: Any) -> list[Any]:
+    return [describer.of(value.__objclass__), value.__name__]
 
 
-def _cached(walk: Walk, value: Any) -> list[Any]:
+def _cached(describer: Describer, value: Any) -> list[Any]:
     """What caches results counts as the function whose results they are."""
-    return [walk.pairs(functions.written(vars(value)))]
+    return [describer.pairs(functions.written(vars(value)))]
 
 
-def _variable(walk: Walk, value: contextvars.ContextVar[Any]) -> list[Any]:
+def _variable(describer: Describer, value: contextvars.ContextVar[Any]) -> list[Any]:
     try:
-        return [value.name, walk.of(value.get())]
+        return [value.name, describer.of(value.get())]
     except LookupError:
         return [value.name]
 
 
-def _stream(walk: Walk, value: io.IOBase) -> Iterable[Any]:
+def _stream(describer: Describer, value: io.IOBase) -> Iterable[Any]:
     for name in ("stdin", "stdout", "stderr"):
         if value is getattr(sys, name) or value is getattr(sys, f"__{name}__"):
             return [name]
-    return walk.object(value)
+    return describer.parts(value)
 
 
-def _operator(walk: Walk, value: Any) -> list[Any]:
+def _operator(describer: Describer, value: Any) -> list[Any]:
     """An operator counts by name, one that is defined in Python by its definition too."""
     if isinstance(value, HigherOrderOperator):
-        return [value._name, walk.of(type(value))]
+        return [value._name, describer.of(type(value))]
     name = str(value._name if isinstance(value, OpOverload) else value._qualified_op_name)
     space = name.partition("::")[0]
     if space in _OPERATORS or release_of(space):
         return [name, release_of(space)]
     defined = OPDEFS.get(name.partition(".")[0])
-    return [name, unique(value) if defined is None else walk.of(defined)]
+    return [name, unique(value) if defined is None else describer.of(defined)]
 
 
-def _definition(walk: Walk, value: CustomOpDef) -> list[Any]:
+def _definition(describer: Describer, value: CustomOpDef) -> list[Any]:
     names = ("_init_fn", "_backend_fns", "_abstract_fn", "_setup_context_fn", "_backward_fn", "_vmap_fn")
-    return [value._qualname, *walk.all(getattr(value, name, None) for name in names)]
+    return [value._qualname, *describer.all(getattr(value, name, None) for name in names)]
 
 
-def _script(_: Walk, value: Any) -> list[Any]:
+def _script(_: Describer, value: Any) -> list[Any]:
     return [value.code, unique(value) if "CONSTANTS" in value.code else ""]  # these cannot be read
 
 
-def _views(walk: Walk, value: Iterable[Any]) -> list[Any]:
-    return walk.all(value)
+def _views(describer: Describer, value: Iterable[Any]) -> list[Any]:
+    return describer.all(value)
 
 
-def _kind_alone(walk: Walk, value: Any) -> list[Any]:
-    return [walk.of(type(value))]
+def _kind_alone(describer: Describer, value: Any) -> list[Any]:
+    return [describer.of(type(value))]
+
+
+def _path(describer: Describer, value: pathlib.PurePath) -> list[Any]:
+    return [describer.of(type(value)), describer.of(str(value))]
+
+
+def _weak_reference(describer: Describer, value: weakref.ref[Any]) -> list[Any]:
+    return [describer.of(type(value)), describer.of(value()), describer.state(value)]
+
+
+def _thread_local(describer: Describer, value: threading.local) -> list[Any]:
+    return [describer.of(type(value)), describer.state(value)]
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {
@@ -124,12 +134,12 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 def _fields(names: tuple[str, ...]) -> Describe:
     """By some attributes, and those that somebody added."""
 
-    def describe(walk: Walk, value: Any) -> list[Any]:
+    def describe(describer: Describer, value: Any) -> list[Any]:
         added = [] if isinstance(value, types.MethodType) else functions.written(_vars_of(value))
         return [
-            walk.of(type(value)),
-            *walk.all(getattr(value, name) for name in names),
-            walk.pairs(added),
+            describer.of(type(value)),
+            *describer.all(getattr(value, name) for name in names),
+            describer.pairs(added),
         ]
 
     return describe
@@ -145,9 +155,9 @@ _DICT: dict[Any, Any] = {}
 
 #: Kinds that have no kinds below them, or whose own are looked at as objects.
 BY_KIND: dict[type, Describe] = {
-    types.MappingProxyType: lambda walk, value: walk.pairs(value.items()),
+    types.MappingProxyType: lambda describer, value: describer.pairs(value.items()),
     **{type(view()): _views for each in (_DICT, _ORDERED) for view in (each.keys, each.values, each.items)},
-    types.CellType: lambda walk, value: walk.all([functions.cell(value)]),
+    types.CellType: lambda describer, value: describer.all([functions.cell(value)]),
     types.CodeType: lambda _, value: code_parts(value),
     contextvars.ContextVar: _variable,
     type(functools.lru_cache(_views)): _cached,
@@ -176,11 +186,19 @@ BY_BASE: tuple[tuple[type | tuple[type, ...], str, Describe], ...] = (
     (types.ModuleType, "namespace", functions.module),
     (functions.Use, "use", functions.use),
     *((kind, kind.__name__, _fields(names)) for kind, names in _FIELDS.items()),
-    (pathlib.PurePath, "path", lambda walk, value: [walk.of(type(value)), walk.of(str(value))]),
+    (
+        pathlib.PurePath,
+        "path",
+        lambda describer, value: [describer.of(type(value)), describer.of(str(value))],
+    ),
     (logging.Logger, "logger", lambda _, value: [value.name]),
-    (weakref.ref, "ref", lambda walk, value: [walk.of(type(value)), walk.of(value()), walk.state(value)]),
-    (weakref.WeakSet, "set", lambda walk, value: walk.elements(value)),
-    (threading.local, "local", lambda walk, value: [walk.of(type(value)), walk.state(value)]),
+    (
+        weakref.ref,
+        "ref",
+        lambda describer, value: [describer.of(type(value)), describer.of(value()), describer.state(value)],
+    ),
+    (weakref.WeakSet, "set", lambda describer, value: describer.elements(value)),
+    (threading.local, "local", _thread_local),
     (io.IOBase, "stream", _stream),
     ((OpOverload, OpOverloadPacket, HigherOrderOperator), "operator", _operator),
     (CustomOpDef, "definition", _definition),

@@ -18,11 +18,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from orchestrator.fingerprint.code import constant, release_of
+from orchestrator.fingerprint.describer import Describer
 from orchestrator.fingerprint.functions import Use, name_of
 from orchestrator.fingerprint.opaque import unique
 from orchestrator.fingerprint.paths import Places
@@ -30,7 +32,7 @@ from orchestrator.fingerprint.records import BY_BASE, BY_KIND
 from orchestrator.fingerprint.state import attributes, block, hides, plain_items, reduced
 from orchestrator.fingerprint.tensors import ContentlessError, contents
 
-__all__ = ["LIMIT", "Walk"]
+__all__ = ["LIMIT", "ObjectWalk"]
 
 #: Objects that are looked into; with more, the description is unique to this process. A large model has some thousands.
 LIMIT = 500_000
@@ -45,7 +47,7 @@ _MODULE_PARTS = frozenset(vars(torch.nn.Module()))
 _TRACED_PARTS = frozenset({"_graph", "_code", "_tracer_cls", "_tracer_extras", "meta"})
 
 
-class Walk:
+class ObjectWalk(Describer):
     """One description.
 
     Args:
@@ -72,9 +74,8 @@ class Walk:
         self._numbers: dict[int, int] = {}
         # What was numbered stays alive until the end, so that no identity is used again.
         self._found: list[Any] = []
-        self.places = Places()
-        #: Uses of modules, by module and names.
-        self.uses: dict[tuple[int, frozenset[str]], Use] = {}
+        self._places = Places()
+        self._uses: dict[tuple[int, frozenset[str]], Use] = {}
 
     def digest(self, *roots: Any) -> str:
         """Returns the SHA-256 of the description of some objects.
@@ -103,7 +104,7 @@ class Walk:
         """Returns the text of a plain value, the number of an object."""
         kind = type(value)
         if kind is str:
-            return repr(self.places.of(value))
+            return repr(self._places.of(value))
         if kind in _PLAIN:
             return repr(value)
         if kind is tuple and all(type(item) in _PLAIN for item in value):
@@ -112,7 +113,7 @@ class Walk:
         if number is None:
             number = self._numbers[id(value)] = len(self._found)
             self._found.append(value)
-            self.places.note(kind.__module__)
+            self._places.note(kind.__module__)
         return number
 
     def all(self, values: Iterable[Any]) -> list[Any]:
@@ -132,6 +133,15 @@ class Walk:
         found = attributes(value) | {**self._instead.get(id(value), {})}
         return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
 
+    def module_use(self, module: ModuleType, names: frozenset[str]) -> Any:
+        """Returns the number of what code with these names uses of a module, one for all code that uses the same."""
+        use = Use(module, names)
+        return self.of(self._uses.setdefault(use.key(), use))
+
+    def note_module(self, name: object) -> None:
+        """Notes the name of a module that code comes from: paths into its folder count from there."""
+        self._places.note(name)
+
     def _record(self, value: Any) -> list[Any]:
         kind = type(value)
         if kind in (list, tuple):
@@ -149,7 +159,7 @@ class Walk:
         for base, name, describe in BY_BASE:
             if isinstance(value, base):
                 return [name, *describe(self, value)]
-        return ["object", *self.object(value)]
+        return ["object", *self.parts(value)]
 
     def _element(self, item: Any) -> str:
         """An element of a set; in sets too deep within sets an object has no description, so that cycles end."""
@@ -158,8 +168,8 @@ class Walk:
         if self._depth == _DEPTH:
             return unique(item)
         weights, depth = self._weights.values(), self._depth + 1
-        inner = Walk(weights, self._instead, self._contents, self._strict, depth)
-        inner.places = self.places
+        inner = ObjectWalk(weights, self._instead, self._contents, self._strict, depth)
+        inner._places = self._places
         return inner.digest(item)
 
     def _tensor(self, value: torch.Tensor) -> list[Any]:
@@ -205,7 +215,7 @@ class Walk:
         ]
         return [before, after]
 
-    def object(self, value: Any) -> list[Any]:
+    def parts(self, value: Any) -> list[Any]:
         """Returns what an object holds; of a release, what pickling it would store."""
         kind = type(value)
         own = release_of(kind.__module__) is None or id(value) in self._instead

@@ -14,7 +14,7 @@ from orchestrator import Pipeline, TensorSpec
 from orchestrator.fingerprint import fingerprint
 from orchestrator.stage import ModelWrapper, make_stage
 from orchestrator.store import content_key
-from tests.store.holders import closing_over, key
+from tests.fingerprint.holders import closing_over, key
 
 # Tensors without content
 

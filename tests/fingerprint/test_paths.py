@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.fingerprint import fingerprint
 from orchestrator.stage import make_stage
-from tests.store.holders import key
+from tests.fingerprint.holders import key
 
 HEAD = "import os\nfrom pathlib import Path\n"
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator.stage import ModelWrapper
-from tests.store.holders import closing_over, key
+from tests.fingerprint.holders import closing_over, key
 
 
 class Table(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from orchestrator.stage import ModelWrapper
-from tests.store.holders import HOLDERS, VALUES, closing_over, key, module
+from tests.fingerprint.holders import HOLDERS, VALUES, closing_over, key, module
 
 
 @pytest.mark.parametrize("holder", HOLDERS, ids=lambda holder: holder.__name__)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.store.holders import closing_over, key, module
+from tests.fingerprint.holders import closing_over, key, module
 
 KEPT: list[Any] = []  # what only a weak reference leads to
 
