@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from orchestrator.adapter import part_of
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, DimPlan, PlannedValue
+from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.record import RunRecord
+from orchestrator.runner.codegen.codegen import Code
+from orchestrator.runner.load.load import Programs
 from orchestrator.runner.regions.pending import Held
 from orchestrator.specs import TensorSpec, plain_dims
 
-if TYPE_CHECKING:
-    from orchestrator.plan.parts import Part
-    from orchestrator.runner.variant import Lane, PartCodes
-
-__all__ = ["Chunks"]
+__all__ = ["Chunks", "PartCodes"]
 
 #: A value, and which chunk of it.
 Slot = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class PartCodes:
+    """Functions for a request in chunks.
+
+    Attributes:
+        split: The parts.
+        codes: The function of each, which returns what it gives.
+    """
+
+    split: Parts
+    codes: tuple[Code, ...]
 
 
 class Chunks:
     """The state of one request in chunks; leaving its block frees what is still kept.
 
     Args:
-        lane: Where the functions are used.
+        programs: The loaded plan.
         codes: The functions of the parts.
+        outer: Dims that a request decides, in order.
         record: Sizes of the whole request.
         values: The request's inputs, in order.
 
@@ -37,14 +52,21 @@ class Chunks:
         runs: Which part ran, by number, and at which sizes, in order.
     """
 
-    def __init__(self, lane: Lane, codes: PartCodes, record: RunRecord, values: tuple[Any, ...]) -> None:
-        self._lane = lane
+    def __init__(
+        self,
+        programs: Programs,
+        codes: PartCodes,
+        outer: Iterable[DimPlan],
+        record: RunRecord,
+        values: tuple[Any, ...],
+    ) -> None:
+        self._programs = programs
         self._codes = codes
         self._parts = codes.split
         self._plan = codes.split.plan
         self._record = record
         self._values = values
-        self._dims = [dim for dim in lane.outer if dim.name in record.sizes]
+        self._dims = [dim for dim in outer if dim.name in record.sizes]
         self._decided: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
         self._kept: dict[Slot, tuple[Any, int]] = {}
         self._holders: Counter[int] = Counter()
@@ -54,7 +76,7 @@ class Chunks:
         """Runs all parts and joins the results."""
         for number, run in self._parts.runs(self._dims, self._record.sizes, Run()):
             self._once(number, run)
-        held = Held(self._lane.free)
+        held = Held(self._programs.free)
         with held:
             wanted = dict.fromkeys(index for _, index in self._plan.outputs)
             results = {index: self._result(index, held) for index in wanted}
@@ -105,7 +127,7 @@ class Chunks:
         handle, _ = self._kept.pop(slot)
         self._holders[id(handle)] -= 1
         if not self._holders[id(handle)]:
-            self._lane.free(self._plan.values[slot[0]], handle)
+            self._programs.free(self._plan.values[slot[0]], handle)
 
     def _result(self, index: int, held: Held) -> Any:
         """A result: an input as it is, chunks joined, or what each chunk gave alike, of the first one."""
@@ -130,7 +152,7 @@ class Chunks:
         axis = plain_dims(value.spec.dims).index(name)
         if value.memory == HOST:
             return torch.cat(pieces, axis)
-        joined = self._lane.programs.backend_of(value.memory).join(pieces, axis)
+        joined = self._programs.backend_of(value.memory).join(pieces, axis)
         held.keep((value,), (joined,))
         for piece in pieces:
             held.spend(value, piece)

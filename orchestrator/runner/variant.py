@@ -8,17 +8,17 @@ others run code that pads and cuts; larger ones run it in chunks, over inputs pr
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.plan.chunks import bucket_for
 from orchestrator.plan.count import Counter, Tally, cut_dims
-from orchestrator.plan.model import HOST, Plan, PlannedValue, Step
-from orchestrator.plan.parts import Parts, split
+from orchestrator.plan.model import Plan, Step
+from orchestrator.plan.parts import split
 from orchestrator.plan.record import RunRecord
 from orchestrator.plan.steps import walk
 from orchestrator.runner.admit import admit
-from orchestrator.runner.chunks import Chunks
+from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, Generator
 from orchestrator.runner.counters import Totals
@@ -184,7 +184,7 @@ class Lane:
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)
-            with Chunks(self, parts, record, values) as chunks:
+            with Chunks(self.programs, parts, self.outer, record, values) as chunks:
                 result = {
                     name: own(value) if name in copied else value for name, value in chunks.run().items()
                 }
@@ -214,26 +214,6 @@ class Lane:
             )
             self._parts[cut] = PartCodes(whole, codes)
         return self._parts[cut]
-
-    def free(self, value: PlannedValue, handle: Any) -> None:
-        """Frees a handle, where that is not done by reference count."""
-        if value.memory != HOST:
-            backend = self.programs.backend_of(value.memory)
-            if not backend.capabilities.refcounted:
-                backend.free(handle)
-
-
-@dataclass(frozen=True)
-class PartCodes:
-    """Functions for a request in chunks.
-
-    Attributes:
-        split: The parts.
-        codes: The function of each, which returns what it gives.
-    """
-
-    split: Parts
-    codes: tuple[Code, ...]
 
 
 def _nothing() -> None:

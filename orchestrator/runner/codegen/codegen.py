@@ -28,8 +28,9 @@ from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
 from orchestrator.runner.codegen.request_entry import file_name
+from orchestrator.runner.codegen.writer import CodeWriter
 from orchestrator.runner.load.load import Programs
-from orchestrator.runner.sharing import Sharing, own
+from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
 
@@ -118,7 +119,7 @@ class Generator:
             steps: What it does.
             result: The expression it returns.
         """
-        writer = _Writer(self)
+        writer = _StepWriter(self)
         for step in steps:
             writer.step(step)
         sized = writer.sized
@@ -136,26 +137,12 @@ class Generator:
         return Code(function, sized, steps_by_line, frozenset(arguments), source)
 
 
-class _Writer:
-    """Lines of one function, with the globals they use."""
+class _StepWriter(CodeWriter):
+    """Lines of the steps of one function."""
 
     def __init__(self, generator: Generator) -> None:
+        super().__init__(generator.programs, generator.sharing, generator.unfreed, generator.watch)
         self.owner = generator
-        self.programs = generator.programs
-        self.plan = generator.plan
-        self.values = generator.plan.values
-        self.lines: list[str] = []
-        self.steps: list[Step] = []
-        self.scope: dict[str, Any] = {f"v{index}": value for index, value in self.programs.constants.items()}
-        self.scope["own"] = own
-        self.sized = False
-        self.depth = 1
-        self.turn = ""
-        self.guards: dict[int, str] = {}
-        self.kept: set[int] = set()
-        self.pending: dict[int, str] = {}
-        self.roots: dict[int, int] = {}
-        self.holders: dict[int, int] = {}
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
@@ -168,10 +155,6 @@ class _Writer:
             self.free(step)
         self.mark(step)
 
-    def mark(self, step: Step) -> None:
-        """Notes that the lines written since the last mark are of this step."""
-        self.steps += [step] * (len(self.lines) - len(self.steps))
-
     def _plain(self, step: Step) -> None:
         {"call": self._call, "adapt": self._adapt, "region": self._driven, "loop": self._loop}[step.op](step)
 
@@ -181,16 +164,6 @@ class _Writer:
         self._plain(step)
         self.line(f"observer({at}, started, clock())")
         self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
-
-    def line(self, text: str) -> None:
-        """Writes one line."""
-        self.lines.append("    " * self.depth + text)
-
-    def name(self, kind: str, value: Any) -> str:
-        """Makes a value a global of the function and returns its name."""
-        name = f"{kind}{len(self.scope)}"
-        self.scope[name] = value
-        return name
 
     def _loop(self, step: Step) -> None:
         if step.loop is not None and step.loop.kind == "map":
@@ -295,25 +268,6 @@ class _Writer:
         self.sized = True
         self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].real else 'B'})")
 
-    def alias(self, source: int, target: int) -> None:
-        """Gives a value a second name; its handle is freed with the last one."""
-        self.line(f"v{target} = v{source}")
-        root = self.roots[target] = self.roots.get(source, source)
-        self.holders[root] = self.holders.get(root, 1) + 1
-        if source in self.pending:
-            self.pending[target] = self.pending[source]
-
-    def unname(self, indices: Iterable[int]) -> None:
-        """Takes back second names that no step reads last: what a branch hands on as it came, or leaves unread."""
-        for index in indices:
-            self.holders[self.roots[index]] -= 1
-
-    def _is_last(self, index: int) -> bool:
-        """Tells whether a value that dies takes its handle with it."""
-        root = self.roots.get(index, index)
-        self.holders[root] = self.holders.get(root, 1) - 1
-        return not self.holders[root]
-
     def _is_idle(self, step: Step) -> bool:
         """Tells whether an adapter has nothing to do because every size is a bucket."""
         source, target = (self.values[index].spec for index in (step.inputs[0], step.outputs[0]))
@@ -340,40 +294,6 @@ class _Writer:
             backend = self.programs.backend_of(self.values[step.inputs[0]].memory)
             if backend.capabilities.deferred:
                 self.pending[step.outputs[0]] = backend.device
-
-    def sync(self, read: Iterable[int]) -> None:
-        """Waits for the downloads among the values that are about to be read on the host."""
-        for device in sorted({self.pending[index] for index in read if index in self.pending}):
-            self._wait(device)
-
-    def _wait(self, device: str) -> None:
-        self.line(f"{self.name('wait', self.programs.backends[device].synchronize)}()")
-        self.pending = {index: other for index, other in self.pending.items() if other != device}
-
-    def synced(self) -> list[str]:
-        """Lines that wait for all downloads still under way."""
-        before = len(self.lines)
-        for device in sorted(set(self.pending.values())):
-            self._wait(device)
-        lines, self.lines = self.lines[before:], self.lines[:before]
-        return lines
-
-    def free(self, step: Step, done: Sequence[int] = ()) -> None:
-        """Writes what frees the values that die after a step, but those that are gone already."""
-        kept = {*self.owner.unfreed, *self.kept, *done}
-        gone = [index for index in step.frees if index not in kept]
-        for index in gone:
-            if self._is_last(index) and not self.counts(index):
-                only = self.guards.get(self.roots.get(index, index), "")
-                backend = self.programs.backend_of(self.values[index].memory)
-                self.line(f"{only}{self.name('free', backend.free)}(v{index})")
-        if gone:
-            self.line(f"del {', '.join(f'v{index}' for index in gone)}")
-
-    def counts(self, index: int) -> bool:
-        """Tells whether a value's memory is freed with its last reference."""
-        memory = self.values[index].memory
-        return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
 
 
 def _arguments(

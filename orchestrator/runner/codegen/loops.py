@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.steps import spent_starts
 from orchestrator.runner.codegen.carry_ownership import Owned
+from orchestrator.runner.codegen.writer import CodeWriter
 from orchestrator.runner.load.load import Programs
 from orchestrator.specs import TensorSpec, plain_dim, size_of
-
-if TYPE_CHECKING:
-    from orchestrator.runner.codegen.codegen import _Writer
 
 __all__ = ["LoopWriter"]
 
@@ -36,7 +34,7 @@ class LoopWriter:
         step: The loop.
     """
 
-    def __init__(self, writer: _Writer, step: Step) -> None:
+    def __init__(self, writer: CodeWriter, step: Step) -> None:
         assert step.loop is not None
         self.writer = writer
         self.step = step
@@ -168,14 +166,14 @@ class LoopWriter:
     def _tell(self) -> None:
         """Tells who watches of the iteration; see :class:`~orchestrator.runner.stream.progress.Watch`."""
         writer, loop = self.writer, self.loop
-        if writer.owner.watch is None or loop.kind != "loop":
+        if writer.watch is None or loop.kind != "loop":
             return
         writer.sync(index for _, index in loop.watched)
-        held = [index for _, index in loop.watched if writer.owner.sharing.is_held(index, loop.ends)]
+        held = [index for _, index in loop.watched if writer.sharing.is_held(index, loop.ends)]
         told = ", ".join(
             f"{name!a}: {f'own(v{index})' if index in held else f'v{index}'}" for name, index in loop.watched
         )
-        watch = writer.name("watch", writer.owner.watch)
+        watch = writer.name("watch", writer.watch)
         writer.line(f"{watch}({loop.name!a}, {self.at} + 1, {self.count}, {{{told}}})")
         spent = {index for _, index in loop.watched} - set(loop.ends)
         if spent:

@@ -76,6 +76,13 @@ class Programs:
         """Returns the backend whose values live in a memory other than the host's."""
         return next(self.backends[group.device] for group in self.plan.groups if group.memory == memory)
 
+    def free(self, value: PlannedValue, handle: Any) -> None:
+        """Frees a handle of a value, where that is not done by reference count."""
+        if value.memory != HOST:
+            backend = self.backend_of(value.memory)
+            if not backend.capabilities.refcounted:
+                backend.free(handle)
+
 
 def _narrowed(adapter: Adapter) -> Callable[..., Any]:
     """A cast on the host that refuses numbers which an integer dtype does not hold, in place of wrapping them."""

@@ -46,7 +46,7 @@ class _Region:
         real = record.sizes
         whole = Run(dict(real), bucket)
         chunks: list[RunRecord] = []
-        held = Held(self._free)
+        held = Held(self.programs.free)
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
@@ -74,7 +74,7 @@ class _Region:
             self._tell(inner.sizes, record.sizes)
             for value, part, given in zip(self.reads, parts, values, strict=True):
                 if part is not given:
-                    self._free(value, part)
+                    self.programs.free(value, part)
 
     def _tell(self, inner: Mapping[str, int], sizes: dict[str, int]) -> None:
         """Hands on what loops in the body decided."""
@@ -95,12 +95,6 @@ class _Region:
         if value.memory == HOST:
             return part_of(given, axis, start, size)
         return self.programs.backend_of(value.memory).part(given, axis, start, size)
-
-    def _free(self, value: PlannedValue, handle: Any) -> None:
-        if value.memory != HOST:
-            backend = self.programs.backend_of(value.memory)
-            if not backend.capabilities.refcounted:
-                backend.free(handle)
 
     def _join(self, pieces: list[tuple[Any, ...]], name: str, held: Held) -> tuple[Any, ...]:
         joined = []

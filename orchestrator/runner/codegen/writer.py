@@ -1,0 +1,134 @@
+"""The text of one generated function: its lines, the globals they use, and what they still owe.
+
+What is owed: a wait for each download that is not there yet, and a free for each handle whose last name dies.
+:class:`CodeWriter` keeps these accounts; what the lines of a step are is said by who writes steps.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from orchestrator.plan.model import HOST, Step
+from orchestrator.runner.load.load import Programs
+from orchestrator.runner.sharing import Sharing, own
+
+__all__ = ["CodeWriter"]
+
+
+class CodeWriter(abc.ABC):
+    """Lines of one function, with the globals they use.
+
+    Args:
+        programs: The loaded plan.
+        sharing: Which values share memory.
+        unfreed: Values that no line frees.
+        watch: Called after each iteration of a loop, or None.
+
+    Attributes:
+        lines: The lines so far.
+        steps: The step of each line, up to the last mark.
+        scope: The globals of the function.
+        sized: Whether a line reads ``R`` or ``B``.
+        depth: How far the next line is indented.
+        turn: The variable that counts the iterations of the loop around; empty outside of loops.
+        guards: Values that are freed under a condition only, each with the ``if`` before its free.
+        kept: Values that a loop's account frees, not their last reader.
+        pending: Values whose download may be under way, each with the device that has to be waited for.
+        roots: For each second name of a value the value.
+        holders: How many names of a value are alive, where it had more than one.
+    """
+
+    def __init__(
+        self, programs: Programs, sharing: Sharing, unfreed: frozenset[int], watch: Callable[..., None] | None
+    ) -> None:
+        self.programs = programs
+        self.plan = programs.plan
+        self.values = programs.plan.values
+        self.sharing = sharing
+        self.unfreed = unfreed
+        self.watch = watch
+        self.lines: list[str] = []
+        self.steps: list[Step] = []
+        self.scope: dict[str, Any] = {f"v{index}": value for index, value in programs.constants.items()}
+        self.scope["own"] = own
+        self.sized = False
+        self.depth = 1
+        self.turn = ""
+        self.guards: dict[int, str] = {}
+        self.kept: set[int] = set()
+        self.pending: dict[int, str] = {}
+        self.roots: dict[int, int] = {}
+        self.holders: dict[int, int] = {}
+
+    @abc.abstractmethod
+    def step(self, step: Step) -> None:
+        """Writes one step and the frees after it."""
+
+    def mark(self, step: Step) -> None:
+        """Notes that the lines written since the last mark are of this step."""
+        self.steps += [step] * (len(self.lines) - len(self.steps))
+
+    def line(self, text: str) -> None:
+        """Writes one line."""
+        self.lines.append("    " * self.depth + text)
+
+    def name(self, kind: str, value: Any) -> str:
+        """Makes a value a global of the function and returns its name."""
+        name = f"{kind}{len(self.scope)}"
+        self.scope[name] = value
+        return name
+
+    def alias(self, source: int, target: int) -> None:
+        """Gives a value a second name; its handle is freed with the last one."""
+        self.line(f"v{target} = v{source}")
+        root = self.roots[target] = self.roots.get(source, source)
+        self.holders[root] = self.holders.get(root, 1) + 1
+        if source in self.pending:
+            self.pending[target] = self.pending[source]
+
+    def unname(self, indices: Iterable[int]) -> None:
+        """Takes back second names that no step reads last: what a branch hands on as it came, or leaves unread."""
+        for index in indices:
+            self.holders[self.roots[index]] -= 1
+
+    def _is_last(self, index: int) -> bool:
+        """Tells whether a value that dies takes its handle with it."""
+        root = self.roots.get(index, index)
+        self.holders[root] = self.holders.get(root, 1) - 1
+        return not self.holders[root]
+
+    def sync(self, read: Iterable[int]) -> None:
+        """Waits for the downloads among the values that are about to be read on the host."""
+        for device in sorted({self.pending[index] for index in read if index in self.pending}):
+            self._wait(device)
+
+    def _wait(self, device: str) -> None:
+        self.line(f"{self.name('wait', self.programs.backends[device].synchronize)}()")
+        self.pending = {index: other for index, other in self.pending.items() if other != device}
+
+    def synced(self) -> list[str]:
+        """Lines that wait for all downloads still under way."""
+        before = len(self.lines)
+        for device in sorted(set(self.pending.values())):
+            self._wait(device)
+        lines, self.lines = self.lines[before:], self.lines[:before]
+        return lines
+
+    def free(self, step: Step, done: Sequence[int] = ()) -> None:
+        """Writes what frees the values that die after a step, but those that are gone already."""
+        kept = {*self.unfreed, *self.kept, *done}
+        gone = [index for index in step.frees if index not in kept]
+        for index in gone:
+            if self._is_last(index) and not self.counts(index):
+                only = self.guards.get(self.roots.get(index, index), "")
+                backend = self.programs.backend_of(self.values[index].memory)
+                self.line(f"{only}{self.name('free', backend.free)}(v{index})")
+        if gone:
+            self.line(f"del {', '.join(f'v{index}' for index in gone)}")
+
+    def counts(self, index: int) -> bool:
+        """Tells whether a value's memory is freed with its last reference."""
+        memory = self.values[index].memory
+        return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
