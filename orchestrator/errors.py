@@ -3,6 +3,7 @@
     OrchestratorError
     |-- GraphError      the graph: names, ports fed twice or never, cycles, a stage never called
     |-- PlanError       planning: shapes, dtypes, devices, sizes, memory budget, options, a wrong plan
+    |   `-- PlanOptionError  a name or value in an argument of plan(), or in the config of a stage
     |-- CompileError    compiling or loading a stage on its device
     |-- InputError      a request: names, dtype, rank, size, a closed session
     |-- StageError      a stage raised, or returned what it did not declare; ``__cause__`` is kept
@@ -26,6 +27,7 @@ __all__ = [
     "InputError",
     "OrchestratorError",
     "PlanError",
+    "PlanOptionError",
     "PluginError",
     "StageError",
     "nearest",
@@ -59,6 +61,14 @@ class GraphError(OrchestratorError):
 
 class PlanError(OrchestratorError):
     """The graph cannot be planned as asked: shapes, dtypes, devices, sizes, budget, options."""
+
+
+class PlanOptionError(PlanError):
+    """An argument of ``plan()``, or the config of a stage, names what does not exist or has a value that is none.
+
+    Another call would mend it; the graph may be well. Attributes name what is wrong: ``option`` of a backend (with
+    ``stage`` where it is from that stage's config), or the ``stage``, ``dim``, ``edge`` or ``device`` of an argument.
+    """
 
 
 class CompileError(OrchestratorError):

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from orchestrator import errors
-from orchestrator.errors import OrchestratorError, StageError, nearest
+from orchestrator.errors import OrchestratorError, PlanError, PlanOptionError, StageError, nearest
 
 KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
 
@@ -32,7 +32,8 @@ def test_an_error_crosses_a_process_border_whole(kind: type[OrchestratorError]):
 
 def test_every_kind_is_one_of_the_tree_and_of_no_other():
     for kind in KINDS:
-        assert kind is OrchestratorError or kind.__bases__ == (OrchestratorError,)
+        parent = PlanError if kind is PlanOptionError else OrchestratorError
+        assert kind is OrchestratorError or kind.__bases__ == (parent,)
     assert StageError.__mro__[1:3] == (OrchestratorError, Exception)
 
 

@@ -38,7 +38,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cache, check, draw, env, listing, plan, run, validate
+from orchestrator.cli.commands import cache, check, draw, env, listing, plan, run, validate
 
 __all__ = ["app", "main"]
 
@@ -59,8 +59,8 @@ app.command("env")(env.command)
 app.add_typer(cache.app, name="cache")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         from importlib import metadata
 
         typer.echo(metadata.version("stage-orchestrator"))

@@ -65,13 +65,13 @@ class _Arrow:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """What is directly in a loop, or (without a title) in none."""
+class _LoopFrame:
+    """The nodes and inner frames of a loop, or (without a title) of the whole graph."""
 
     identity: str
     title: str
     nodes: list[_Node] = field(default_factory=list)
-    frames: list[_Frame] = field(default_factory=list)
+    frames: list[_LoopFrame] = field(default_factory=list)
 
 
 def draw(graph: Graph, kind: str) -> str:
@@ -92,8 +92,8 @@ def draw(graph: Graph, kind: str) -> str:
 
 def to_mermaid(graph: Graph) -> str:
     """Returns the graph as a Mermaid flowchart."""
-    frame, arrows = _parts(graph)
-    lines = ["flowchart LR", *_nested(frame, _mermaid_node, _mermaid_frame, "end")]
+    frame, arrows = _layout(graph)
+    lines = ["flowchart LR", *_indent_frame(frame, _mermaid_node, _mermaid_frame, "end")]
     for arrow in arrows:
         label = f'|"{arrow.label.translate(_MERMAID_CODES)}"|' if arrow.label else ""
         lines.append(f"    {arrow.source} {'-.->' if arrow.back else '-->'}{label} {arrow.target}")
@@ -109,20 +109,20 @@ def _mermaid_node(node: _Node) -> str:
     return f'{node.identity}{opening}"{label}"{closing}'
 
 
-def _mermaid_frame(frame: _Frame) -> list[str]:
+def _mermaid_frame(frame: _LoopFrame) -> list[str]:
     return [f'subgraph {frame.identity}["{frame.title.translate(_MERMAID_CODES)}"]']
 
 
 def to_dot(graph: Graph) -> str:
     """Returns the graph in DOT, the language of Graphviz."""
-    frame, arrows = _parts(graph)
-    lines = [f"digraph {_quoted(graph.name)} {{", "    rankdir=LR", '    node [fontname="sans-serif"]']
-    lines += _nested(frame, _dot_node, _dot_frame, "}")
+    frame, arrows = _layout(graph)
+    lines = [f"digraph {_dot_string(graph.name)} {{", "    rankdir=LR", '    node [fontname="sans-serif"]']
+    lines += _indent_frame(frame, _dot_node, _dot_frame, "}")
     for arrow in arrows:
-        facts = [f"label={_quoted(arrow.label)}"] if arrow.label else []
+        facts = [f"label={_dot_string(arrow.label)}"] if arrow.label else []
         facts += ["style=dotted", "constraint=false"] if arrow.back else []
-        shown = f" [{' '.join(facts)}]" if facts else ""
-        lines.append(f"    {arrow.source} -> {arrow.target}{shown}")
+        suffix = f" [{' '.join(facts)}]" if facts else ""
+        lines.append(f"    {arrow.source} -> {arrow.target}{suffix}")
     return "\n".join([*lines, "}"])
 
 
@@ -132,46 +132,53 @@ def _dot_node(node: _Node) -> str:
     return f'{node.identity} [label="{label}" shape={_DOT_SHAPES[node.kind]}{style}]'
 
 
-def _dot_frame(frame: _Frame) -> list[str]:
-    return [f"subgraph cluster_{frame.identity} {{", f"    label={_quoted(frame.title)}", "    style=rounded"]
+def _dot_frame(frame: _LoopFrame) -> list[str]:
+    return [
+        f"subgraph cluster_{frame.identity} {{",
+        f"    label={_dot_string(frame.title)}",
+        "    style=rounded",
+    ]
 
 
-def _nested(
-    frame: _Frame, node: Callable[[_Node], str], begin: Callable[[_Frame], list[str]], end: str
+def _indent_frame(
+    frame: _LoopFrame, node: Callable[[_Node], str], begin: Callable[[_LoopFrame], list[str]], end: str
 ) -> Iterator[str]:
     """Yields the lines of what is in a frame, indented."""
     yield from (f"    {node(each)}" for each in frame.nodes)
     for inner in frame.frames:
         yield from (f"    {line}" for line in begin(inner))
-        yield from (f"    {line}" for line in _nested(inner, node, begin, end))
+        yield from (f"    {line}" for line in _indent_frame(inner, node, begin, end))
         yield f"    {end}"
 
 
-def _nodes(frame: _Frame) -> Iterator[_Node]:
+def _nodes(frame: _LoopFrame) -> Iterator[_Node]:
     yield from frame.nodes
     for inner in frame.frames:
         yield from _nodes(inner)
 
 
-def _quoted(text: str) -> str:
+def _dot_string(text: str) -> str:
     return f'"{text.translate(_DOT_CODES)}"'
 
 
-def _parts(graph: Graph) -> tuple[_Frame, list[_Arrow]]:
-    drawn = graph.nx
-    identities: dict[NodeKey, str] = {key: f"n{position}" for position, key in enumerate(drawn.nodes)}
+def _layout(graph: Graph) -> tuple[_LoopFrame, list[_Arrow]]:
+    # Identities are positions, so that names need no escaping and the drawing is the same each time.
+    network = graph.nx
+    identities: dict[NodeKey, str] = {key: f"n{position}" for position, key in enumerate(network.nodes)}
     arrows = [
         _Arrow(identities[source], identities[target], _ports(*ports))
-        for source, target, ports in drawn.edges(keys=True)
+        for source, target, ports in network.edges(keys=True)
     ]
+    # The graph has no cycle: what a loop hands to its next iteration is an arrow of the drawing alone.
     ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "exit")}
     for name, loop in graph.loops.items():
         if loop.kind == "loop" and loop.carry:
             enter, exit_ = (identity for key, identity in ends.items() if key.name == name)
             arrows.append(_Arrow(exit_, enter, ", ".join(loop.carry), back=True))
-    frames = {"": _Frame("", "")}
+    # A frame is made before those within it: loops are listed from the outside in.
+    frames = {"": _LoopFrame("", "")}
     for position, (name, loop) in enumerate(graph.loops.items()):
-        frames[name] = _Frame(f"g{position}", f"{_KINDS[loop.kind]} {name}: {_terms(graph, loop)}")
+        frames[name] = _LoopFrame(f"g{position}", f"{_KINDS[loop.kind]} {name}: {_terms(graph, loop)}")
         frames[loop.within].frames.append(frames[name])
     for key, identity in identities.items():
         scope = key.name if key in ends else graph.scope(key)
@@ -180,16 +187,19 @@ def _parts(graph: Graph) -> tuple[_Frame, list[_Arrow]]:
 
 
 def _terms(graph: Graph, loop: Loop) -> str:
-    """How often a body runs, in words."""
+    """Returns in words how often a body runs."""
+    # Maps and branches have terms of their own; what follows them is of loops.
     if loop.kind == "map":
         return f"in batches over {', '.join(name for name, _ in loop.over)}"
     if loop.kind == "when":
-        fed = [
+        inflows = [
             edge for edge in graph.edges if edge.target.name == loop.name and edge.target_port in loop.given
         ]
-        maybe = [edge.origin for edge in fed if edge.source.kind == "input" and edge.origin in graph.optional]
-        given = [f"{' and '.join(dict.fromkeys(maybe))} given"] if maybe else []
-        return f"if {' and '.join([*given, *(['its condition holds'] if loop.condition else [])])}"
+        maybe = [
+            edge.origin for edge in inflows if edge.source.kind == "input" and edge.origin in graph.optional
+        ]
+        terms_of_inputs = [f"{' and '.join(dict.fromkeys(maybe))} given"] if maybe else []
+        return f"if {' and '.join([*terms_of_inputs, *(['its condition holds'] if loop.condition else [])])}"
     terms = [f"for each {', '.join(loop.each)}"] if loop.each else []
     terms += [f"until {loop.until}"] if loop.until else []
     if loop.max_steps is not None:
@@ -216,8 +226,8 @@ def _lines(graph: Graph, key: NodeKey) -> Iterator[str]:
 
 
 def _ports(source: str, target: str) -> str:
-    named = [port for port in (source if source != "output" else "", target) if port]
-    return " -> ".join(named)
+    names = [port for port in (source if source != "output" else "", target) if port]
+    return " -> ".join(names)
 
 
 def _to_svg(text: str) -> str:
@@ -227,8 +237,9 @@ def _to_svg(text: str) -> str:
             "An SVG is drawn by Graphviz, whose program 'dot' is not installed. Install Graphviz, or take "
             "--format mermaid or --format dot, which need nothing."
         )
+    # A program that hangs is ended; one that is gone since it was looked up is no other fault than a broken one.
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [program, "-Tsvg"],
             input=text,
             capture_output=True,
@@ -242,4 +253,4 @@ def _to_svg(text: str) -> str:
         ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JobError(f"Graphviz could not be run: {error}.") from error
-    return done.stdout.rstrip("\n")
+    return process.stdout.rstrip("\n")

@@ -32,7 +32,7 @@ _GIB = 1024**3
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns versions, system, devices and warnings, each name with what was found, as text."""
+    """Returns versions, system, devices and warnings, each name with its description."""
     return {
         "versions": {name: _version(name) for name in _DISTRIBUTIONS},
         "system": _system(),
@@ -63,13 +63,14 @@ def _graphviz() -> str:
     if program is None:
         return "not installed"
     try:
-        done = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=30, check=False)
+        process = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"broken: {error}"
-    return (done.stderr or done.stdout).strip()
+    return (process.stderr or process.stdout).strip()
 
 
 def _devices() -> Iterator[tuple[str, str]]:
+    # Whatever torch or a driver raises is what a bug report is about, so it is a row of the table.
     try:
         import torch
     except Exception as error:
@@ -94,17 +95,20 @@ def _cuda_devices() -> Iterator[tuple[str, str]]:
     import torch
 
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        memory = f"{found.total_memory / _GIB:.1f} GiB"
-        yield f"cuda:{index}", f"{found.name}, {memory}, compute capability {found.major}.{found.minor}"
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / _GIB:.1f} GiB"
+        yield (
+            f"cuda:{index}",
+            f"{properties.name}, {memory}, compute capability {properties.major}.{properties.minor}",
+        )
 
 
 def _warnings() -> Iterator[str]:
     owners = sorted(_owners("orchestrator") | {_OWN})
     if len(owners) > 1:
-        listed = ", ".join(repr(name) for name in owners)
+        names = ", ".join(repr(name) for name in owners)
         yield (
-            f"The import name 'orchestrator' belongs to {len(owners)} installed distributions: {listed}. "
+            f"The import name 'orchestrator' belongs to {len(owners)} installed distributions: {names}. "
             f"They overwrite or hide one another; uninstall all but one."
         )
 

@@ -35,6 +35,14 @@ __all__ = [
     "parse_value",
 ]
 
+
+def _repeatable(*names: str, metavar: str, help: str) -> Any:
+    """An option that may be given several times, each time with one more pair."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
+Pairs: TypeAlias = list[str] | None
+
 Target: TypeAlias = Annotated[
     str,
     typer.Argument(
@@ -42,67 +50,54 @@ Target: TypeAlias = Annotated[
     ),
 ]
 Inputs: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
+    Pairs,
+    _repeatable(
         "--input",
         "-i",
         metavar="NAME=FILE",
         help="A file, or text for a text input. Repeatable. Without any, the pipeline's examples are taken.",
-        show_default=False,
     ),
 ]
 Device: TypeAlias = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="Where stages run, e.g. cuda:0.")
 ]
 Placement: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--placement",
-        metavar="STAGE=DEVICE",
-        help="Another device for one stage. Repeatable.",
-        show_default=False,
-    ),
+    Pairs,
+    _repeatable("--placement", metavar="STAGE=DEVICE", help="Another device for one stage. Repeatable."),
 ]
 Sizes: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sizes", metavar="DIM=4,8", help="Compiled sizes of a dim. Repeatable.", show_default=False
-    ),
+    Pairs, _repeatable("--sizes", metavar="DIM=4,8", help="Compiled sizes of a dim. Repeatable.")
 ]
 Residencies: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
+    Pairs,
+    _repeatable(
         "--residency",
         metavar="'A.OUT -> B.IN=host'",
         help="Force an edge to stay on the device or go over the host. Repeatable.",
-        show_default=False,
     ),
 ]
 Memory: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
+    Pairs,
+    _repeatable(
         "--memory",
         metavar="[DEVICE=]16GB",
         help="Memory that one rank of a device may use. Repeatable.",
-        show_default=False,
     ),
 ]
 Options: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
+    Pairs,
+    _repeatable(
         "--option",
         metavar="NAME=VALUE",
         help="Option of the devices' backends, e.g. tp_degree=2. JSON, else text. Repeatable.",
-        show_default=False,
     ),
 ]
 Settings: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
+    Pairs,
+    _repeatable(
         "--set",
         metavar="[STAGE.]OPTION=VALUE",
         help="Option of the pipeline or a stage, or a text or number input. JSON, else text. Repeatable.",
-        show_default=False,
     ),
 ]
 AsJson: TypeAlias = Annotated[
@@ -116,7 +111,7 @@ def parse_pairs(option: str, pairs: Iterable[str] | None, form: str) -> dict[str
 
     Args:
         option: The option, for messages.
-        pairs: What was given.
+        pairs: The texts of the command line.
         form: What a pair looks like, for messages.
 
     Raises:
@@ -157,12 +152,15 @@ def parse_residencies(pairs: Iterable[str] | None) -> dict[str, str]:
         UsageError: A malformed pair, an edge given twice, or another residency.
     """
     form = "'FROM -> TO=host' or 'FROM -> TO=device'"
-    spaced = (re.sub(r"\s*->\s*", " -> ", pair) for pair in pairs or ())
-    wishes = {edge: wish.strip() for edge, wish in parse_pairs("--residency", spaced, form).items()}
-    for edge, wish in wishes.items():
-        if wish not in ("device", "host"):
-            raise UsageError(f"--residency of {edge!r} is device or host, not {wish!r}.")
-    return wishes
+    canonical_pairs = (re.sub(r"\s*->\s*", " -> ", pair) for pair in pairs or ())
+    residencies = {
+        edge: residency.strip()
+        for edge, residency in parse_pairs("--residency", canonical_pairs, form).items()
+    }
+    for edge, residency in residencies.items():
+        if residency not in ("device", "host"):
+            raise UsageError(f"--residency of {edge!r} is device or host, not {residency!r}.")
+    return residencies
 
 
 def parse_memory(budgets: Iterable[str] | None) -> str | dict[str, str]:
@@ -171,10 +169,10 @@ def parse_memory(budgets: Iterable[str] | None) -> str | dict[str, str]:
     Raises:
         UsageError: A malformed pair, a device given twice, or a budget of all devices beside another one.
     """
-    given = list(budgets or ())
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0]
-    return parse_pairs("--memory", given, "one SIZE, or DEVICE=SIZE for each device")
+    texts = list(budgets or ())
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    return parse_pairs("--memory", texts, "one SIZE, or DEVICE=SIZE for each device")
 
 
 def parse_options(pairs: Iterable[str] | None) -> dict[str, Any]:
@@ -183,8 +181,8 @@ def parse_options(pairs: Iterable[str] | None) -> dict[str, Any]:
     Raises:
         UsageError: A malformed pair.
     """
-    given = parse_pairs("--option", pairs, "NAME=VALUE")
-    return {name: parse_value(text) for name, text in given.items()}
+    texts = parse_pairs("--option", pairs, "NAME=VALUE")
+    return {name: parse_value(text) for name, text in texts.items()}
 
 
 def parse_value(text: str) -> Any:

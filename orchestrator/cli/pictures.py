@@ -42,37 +42,37 @@ MOST_WORK = 16 * MOST_PIXELS
 
 
 @dataclass(frozen=True)
-class Layout:
+class PictureLayout:
     """How an input takes a picture.
 
     Attributes:
-        batched: There is a batch dim in front.
+        has_batch: There is a batch dim in front.
         order: ``last``, ``first`` or ``grey``, as in the module's table.
         height: The dim of rows.
         width: The dim of columns.
     """
 
-    batched: bool
+    has_batch: bool
     order: str
     height: AnyDim
     width: AnyDim
 
 
-def picture_layout(spec: TensorSpec) -> Layout | None:
+def picture_layout(spec: TensorSpec) -> PictureLayout | None:
     """Returns how an input takes a picture; None if it takes none."""
     if spec.dtype != torch.uint8 and not spec.dtype.is_floating_point:
         return None
     dims = spec.dims
-    plain = _unbatched(dims)
-    if plain is not None and (plain[0] != "grey" or spec.dtype == torch.uint8):
-        return Layout(False, *plain)
-    inner = _unbatched(dims[1:])
-    if inner is None or inner[0] == "grey" or (isinstance(dims[0], int) and dims[0] != 1):
+    order_and_sides = _order_and_sides(dims)
+    if order_and_sides is not None and (order_and_sides[0] != "grey" or spec.dtype == torch.uint8):
+        return PictureLayout(False, *order_and_sides)
+    inner_order = _order_and_sides(dims[1:])
+    if inner_order is None or inner_order[0] == "grey" or (isinstance(dims[0], int) and dims[0] != 1):
         return None
-    return Layout(True, *inner)
+    return PictureLayout(True, *inner_order)
 
 
-def _unbatched(dims: tuple[AnyDim, ...]) -> tuple[str, AnyDim, AnyDim] | None:
+def _order_and_sides(dims: tuple[AnyDim, ...]) -> tuple[str, AnyDim, AnyDim] | None:
     if len(dims) == 3 and dims[2] == _CHANNELS:
         return "last", dims[0], dims[1]
     if len(dims) == 3 and dims[0] == _CHANNELS:
@@ -102,22 +102,23 @@ def read_picture(name: str, path: Path, spec: TensorSpec) -> torch.Tensor:
             f"Give a .npy or .safetensors file instead of {str(path)!r}."
         )
 
-    def check(height: int, width: int, turned: bool = False) -> None:
-        """A size that the input does not take is refused; ``turned``: a camera may have noted that it lies."""
+    def check(height: int, width: int, may_lie: bool = False) -> None:
+        """Refuses a size that the input does not take; ``may_lie``: EXIF may yet swap rows and columns."""
         for size, dim, what in ((height, layout.height, "rows"), (width, layout.width, "columns")):
-            if isinstance(dim, int) and dim != size and not (turned and dim in (height, width)):
+            if isinstance(dim, int) and dim != size and not (may_lie and dim in (height, width)):
                 raise JobError(
                     f"The picture {str(path)!r} has {height} rows and {width} columns, but the input {name!r} "
                     f"takes {spec}, that is {dim} {what}. Resize it first."
                 )
 
+    # The header is checked before the pixels are decoded, the pixels once they are upright.
     pixels = _decode(path, layout.order == "grey", check)
     check(*pixels.shape[:2])
     if layout.order == "first":
         pixels = pixels.permute(2, 0, 1)
     if spec.dtype.is_floating_point:
         pixels = pixels.to(torch.float32).div_(255).to(spec.dtype)
-    return (pixels[None] if layout.batched else pixels).contiguous()
+    return (pixels[None] if layout.has_batch else pixels).contiguous()
 
 
 def _decode(path: Path, grey: bool, check: Callable[[int, int, bool], None]) -> torch.Tensor:
@@ -188,9 +189,9 @@ def _eight_bit(picture: Image) -> Image:
         return picture
     from PIL import Image
 
-    scaled = Image.fromarray(_high_byte(picture))
-    scaled.info = picture.info
-    return scaled
+    eight_bit = Image.fromarray(_high_byte(picture))
+    eight_bit.info = picture.info
+    return eight_bit
 
 
 def _high_byte(picture: Image) -> Any:

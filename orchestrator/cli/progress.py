@@ -36,8 +36,9 @@ class Meter:
         from orchestrator.plan.chunks import Run
         from orchestrator.plan.steps import walk
 
+        # At first the largest request is expected: each bucket's last size, all iterations.
         largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-        self._expected = [_count(plan, [step], Run(largest, largest)) for step in plan.steps]
+        self._expected_calls = [_count(plan, [step], Run(largest, largest)) for step in plan.steps]
         self._place = {
             inner.name: at
             for at, step in enumerate(plan.steps)
@@ -46,13 +47,13 @@ class Meter:
         }
         self._at = 0
         self._here = 0
-        self.done = 0
+        self.finished_calls = 0
 
     @property
     def total(self) -> int:
         """Calls that are done, and those that are expected yet."""
-        here, after = self._expected[self._at : self._at + 1], self._expected[self._at + 1 :]
-        return self.done + max(0, sum(here) - self._here) + sum(after)
+        here, after = self._expected_calls[self._at : self._at + 1], self._expected_calls[self._at + 1 :]
+        return self.finished_calls + max(0, sum(here) - self._here) + sum(after)
 
     def advance(self, call: str) -> None:
         """Counts one more call; what stands before it is over.
@@ -63,7 +64,7 @@ class Meter:
         if at != self._at:
             self._at, self._here = at, 0
         self._here += 1
-        self.done += 1
+        self.finished_calls += 1
 
 
 def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
@@ -88,12 +89,12 @@ class Progress(Protocol):
         """Begins a phase; ``plan`` is what runs, if something does."""
 
 
-class _Silent:
+class _NoProgress:
     def phase(self, text: str, plan: Plan | None = None) -> None:
         """Says nothing."""
 
 
-class _Shown:
+class _BarProgress:
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._task: TaskID = bar.add_task("", total=None)
@@ -108,14 +109,14 @@ class _Shown:
         """One more call is done."""
         if self._meter is not None:
             self._meter.advance(call)
-            self._bar.update(self._task, completed=self._meter.done, total=self._meter.total)
+            self._bar.update(self._task, completed=self._meter.finished_calls, total=self._meter.total)
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
     """Shows progress while the context is open, and nothing of it afterwards."""
     if not sys.stderr.isatty():
-        yield _Silent()
+        yield _NoProgress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -123,9 +124,9 @@ def progress() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        shown = _Shown(bar)
-        with _listening(shown.advance):
-            yield shown
+        bar_progress = _BarProgress(bar)
+        with _listening(bar_progress.advance):
+            yield bar_progress
 
 
 @contextlib.contextmanager
@@ -143,9 +144,9 @@ def _listening(advance: Callable[[str], None]) -> Iterator[None]:
 def _observer(advance: Callable[[str], None]) -> Any:
     from orchestrator.plugin import hookimpl
 
-    class Observer:
+    class CallObserver:
         @hookimpl
         def orchestrator_stage_finished(self, call: str) -> None:
             advance(call)
 
-    return Observer()
+    return CallObserver()

@@ -21,7 +21,7 @@ from orchestrator.errors import OrchestratorError
 
 __all__ = ["JobError", "Reply", "UsageError", "reporting"]
 
-FAILED, WRONG_USAGE = 1, 2
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
 class UsageError(Exception):
@@ -70,7 +70,7 @@ def reporting(*, as_json: bool = False, debug: bool = False) -> Iterator[Reply]:
         typer.echo(f"error: {error}", err=True)
         if as_json:
             typer.echo(_error_json(error))
-        raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
+        raise typer.Exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE) from None
     except Exception as error:
         # A fault of this program or of a library: the traceback follows, since nobody else can explain it.
         if as_json:
@@ -89,15 +89,15 @@ def _stdout_kept() -> Iterator[None]:
     """Sends to stderr what a user's module, a stage or a compiler's process prints to stdout."""
     sys.stdout.flush()
     try:
-        saved = os.dup(1)
+        stdout_copy = os.dup(1)
         os.dup2(2, 1)
     except OSError:  # a closed stream: there is nothing to keep
-        saved = None
+        stdout_copy = None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         sys.stderr.flush()
-        if saved is not None:
-            os.dup2(saved, 1)
-            os.close(saved)
+        if stdout_copy is not None:
+            os.dup2(stdout_copy, 1)
+            os.close(stdout_copy)

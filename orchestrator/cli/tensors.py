@@ -23,7 +23,7 @@ __all__ = ["FILES", "as_array", "read_all", "read_npy", "read_safetensors", "saf
 #: What reading and writing files takes.
 FILES = "pip install 'stage-orchestrator[files]'"
 _NUMBERS = "biufc"
-_SHOWN = 200
+_MESSAGE_CHARACTERS = 200
 
 
 def read_npy(path: Path) -> torch.Tensor:
@@ -90,11 +90,11 @@ def read_safetensors(path: Path, key: str) -> torch.Tensor:
     """
     with _open(path) as file:
         keys = sorted(file.keys())
-        chosen = key or (keys[0] if len(keys) == 1 else "")
-        if chosen not in keys:
-            listed = ", ".join(repr(item[:80]) for item in keys[:12]) + (", ..." if len(keys) > 12 else "")
-            raise UsageError(f"Name one tensor of {str(path)!r} as {path}:KEY; its keys: {listed or 'none'}.")
-        return _sound(file.get_tensor(chosen))
+        tensor_key = key or (keys[0] if len(keys) == 1 else "")
+        if tensor_key not in keys:
+            text = ", ".join(repr(item[:80]) for item in keys[:12]) + (", ..." if len(keys) > 12 else "")
+            raise UsageError(f"Name one tensor of {str(path)!r} as {path}:KEY; its keys: {text or 'none'}.")
+        return _sound(file.get_tensor(tensor_key))
 
 
 def read_all(path: Path) -> list[torch.Tensor]:
@@ -127,7 +127,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0] or type(error).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}..."
 
 
 def as_array(value: torch.Tensor) -> Any:

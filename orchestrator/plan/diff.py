@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.model import Plan, PlannedEdge, PlannedProgram, Step
-from orchestrator.plan.text import table
 from orchestrator.specs import show_spec
+from orchestrator.tables import table
 
 __all__ = ["PlanDiff", "diff"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
@@ -10,17 +10,9 @@ from orchestrator.plan.model import DimPlan, Plan, PlannedEdge
 from orchestrator.plan.outline import Block, describe, outline, show_bytes
 from orchestrator.plan.steps import PlannedLoop, walk
 from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
+from orchestrator.tables import table
 
-__all__ = ["least_copies", "render", "show_bytes", "table"]
-
-
-def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
-    """Returns rows as lines with aligned columns; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+__all__ = ["least_copies", "render", "show_bytes"]
 
 
 def render(plan: Plan) -> str:

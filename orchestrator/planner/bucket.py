@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from orchestrator.errors import PlanError, nearest
+from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.context import Draft
 from orchestrator.specs import Dim, TensorSpec
@@ -33,7 +33,7 @@ def bucket(draft: Draft) -> Draft:
         declared.setdefault(dim.name, []).append((where, dim))
     for name in draft.request.sizes:
         if name not in declared:
-            raise PlanError(
+            raise PlanOptionError(
                 f"sizes names the dim {name!r}, but no port has it.{nearest(name, declared)}", dim=name
             )
     return replace(draft, dims={name: _solve(draft, name, places) for name, places in declared.items()})

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 
-from orchestrator.errors import PlanError, nearest
+from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.isolation import outline
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.planner.context import Draft
 from orchestrator.stage import ModelWrapper, Stage
+from orchestrator.tables import table
 
 __all__ = ["check_budget", "parse_bytes", "weigh"]
 
@@ -115,7 +116,7 @@ def parse_bytes(text: int | str) -> int:
         return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(text).upper())
     if match is None or isinstance(text, bool) or not float(match[1]):
-        raise PlanError(
+        raise PlanOptionError(
             f"A memory budget is a number of bytes or a size like '16GB' or '512MiB', not {text!r}."
         )
     return int(float(match[1]) * _UNITS[match[2] or ""])
@@ -132,7 +133,7 @@ def _budget(draft: Draft) -> dict[str, int]:
     for device, size in asked.items():
         name = draft.request.resolve(device)[1].canonical(device)
         if name not in draft.groups:
-            raise PlanError(
+            raise PlanOptionError(
                 f"memory gives a budget for {device!r}, which the plan does not use.{nearest(device, draft.groups)}",
                 device=device,
             )
@@ -167,9 +168,8 @@ def check_budget(plan: Plan) -> None:
 
 def _over(plan: Plan, over: list[str], rows: list[Row]) -> str:
     head = ("device", "weights", "constants", "buffers", "values at peak", "needed", "budget")
-    table = [head, *((row[0], *(f"{number:,}" for number in row[1:])) for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    cells = [(row[0], *(f"{number:,}" for number in row[1:])) for row in rows]
+    lines = table([head, *cells], indent="", align=str.rjust)
     dims = ", ".join(f"{dim.name} (now {dim.buckets[-1]})" for dim in plan.dims if not dim.any)
     smaller = f"choose smaller buckets for {dims}, or " if dims else ""
     if plan.buffers:

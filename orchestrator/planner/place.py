@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from orchestrator.backend import Backend
-from orchestrator.errors import PlanError, nearest
+from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.plan.model import HOST
 from orchestrator.planner.context import Draft
 from orchestrator.stage import Stage
@@ -58,11 +58,11 @@ def _check_placement(draft: Draft) -> None:
     known = set(stages) | {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
     for name, device in draft.request.placement.items():
         if name not in known:
-            raise PlanError(
+            raise PlanOptionError(
                 f"placement names {name!r}, but there is no such stage.{nearest(name, known)}", stage=name
             )
         if not isinstance(device, (str, torch.device)):
-            raise PlanError(
+            raise PlanOptionError(
                 f"placement puts {name!r} on {device!r}; a device is a string like 'cuda:0'.", stage=name
             )
 
@@ -104,13 +104,13 @@ def _check_options(draft: Draft, groups: dict[str, Backend]) -> None:
     known = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
     for name, value in draft.request.options.items():
         if name not in known:
-            raise PlanError(
+            raise PlanOptionError(
                 f"No backend of this plan knows the option {name!r}.{nearest(name, known)}", option=name
             )
         if not isinstance(value, known[name]):
             kinds = known[name]
             wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise PlanError(f"Option {name!r} takes {wanted}, not {value!r}.", option=name)
+            raise PlanOptionError(f"Option {name!r} takes {wanted}, not {value!r}.", option=name)
 
 
 def _check_config(stage: Stage, backend: Backend | None) -> None:
@@ -118,7 +118,7 @@ def _check_config(stage: Stage, backend: Backend | None) -> None:
     for name in stage.config:
         if name not in known:
             where = f"its backend on {backend.device!r}" if backend else "a host stage"
-            raise PlanError(
+            raise PlanOptionError(
                 f"config of stage {stage.name!r} has {name!r}, which neither the stage nor {where} knows."
                 f"{nearest(name, [*known, *stage.accepts])}",
                 stage=stage.name,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from orchestrator.errors import PlanError, nearest
+from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.graph import CONDITION, Edge, NodeKey, until_port
 from orchestrator.plan.model import HOST, Residency
 from orchestrator.planner.context import Draft
@@ -44,13 +44,13 @@ def _forced(draft: Draft) -> Mapping[Edge, Residency]:
         parts = [part.strip() for part in str(name).split("->")]
         edge = known.get(" -> ".join(parts))
         if edge is None:
-            raise PlanError(
+            raise PlanOptionError(
                 f"residency names the edge {name!r}, which does not exist.{nearest(name, known)}", edge=name
             )
         try:
             forced[edge] = Residency(wish)
         except ValueError:
-            raise PlanError(
+            raise PlanOptionError(
                 f"The residency of {name!r} is Residency.DEVICE or HOST, not {wish!r}.", edge=name
             ) from None
     return forced

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.plan.text import table
+from orchestrator.tables import table
 
 __all__ = ["CheckReport", "CheckRow"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.model import Step
-from orchestrator.plan.text import table
 from orchestrator.store import write_atomically
+from orchestrator.tables import table
 
 __all__ = ["Span", "Trace"]
 

@@ -11,11 +11,22 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.store.owners import make_private, permissions
 
-__all__ = ["digest_of", "files_in", "remove", "size_of", "sync", "write_anew", "write_atomically"]
+__all__ = [
+    "digest_of",
+    "files_in",
+    "remove",
+    "size_of",
+    "sync",
+    "write_anew",
+    "write_atomically",
+    "write_beside",
+]
 
 _BLOCK = 1 << 20
 
@@ -23,18 +34,37 @@ _BLOCK = 1 << 20
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a crash, sees the old content or the new one, nothing between."""
     make_private(path.parent)
-    name = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = write_beside(path, lambda file: file.write(data), permissions(path, 0o666))
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_beside(path: Path, fill: Callable[[BinaryIO], object], mode: int = 0o666) -> Path:
+    """Writes what is to be a file under a temporary name beside it, syncs it, and returns that name.
+
+    Renaming it puts the file in its place in one step; what fails before leaves nothing behind.
+
+    Args:
+        path: Where the file is to be.
+        fill: Writes the content to an open file.
+        mode: Permissions of the new file, before the process's mask.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    # New, and no link: nobody else has put anything under this name.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(name, flags, permissions(path, 0o666))
+    descriptor = os.open(temporary, flags, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
-        name.replace(path)
     except BaseException:
-        name.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    return temporary
 
 
 def write_anew(path: Path, data: bytes) -> None:

@@ -20,8 +20,8 @@ import numpy
 import torch
 from PIL import Image, ImageFile
 
-from orchestrator.cli.io import read_input
 from orchestrator.cli.report import JobError, UsageError
+from orchestrator.cli.values import read_input
 from orchestrator.specs import Dim, TensorSpec
 from orchestrator_stages.demos.speech.recording import Recording, resampled
 

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.cli.io import read_input
 from orchestrator.cli.report import JobError, UsageError
+from orchestrator.cli.values import read_input
 from orchestrator.specs import TensorSpec
 from orchestrator_stages.demos.speech.recording import Recording
 from tests.cli.conftest import Shell

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.files import write_file, write_text
-from orchestrator.cli.io import describe, describe_input, read_input, write_output
-from orchestrator.cli.plain import to_plain
+from orchestrator.cli.json_values import to_plain
+from orchestrator.cli.output_files import write_file, write_text
 from orchestrator.cli.report import JobError, UsageError
+from orchestrator.cli.values import describe, describe_input, read_input, write_output
 from orchestrator.specs import TensorSpec
 
 VECTOR = TensorSpec(("n",))

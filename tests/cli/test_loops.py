@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from orchestrator.cli.io import describe, read_input, write_output
 from orchestrator.cli.progress import Meter
+from orchestrator.cli.values import describe, read_input, write_output
 from tests.cli import shop
 from tests.cli.conftest import Shell
 
@@ -202,13 +202,13 @@ def follow(pipeline, sizes: dict[str, int], **inputs) -> list[tuple[int, int]]:
     """What a bar shows in the course of a request."""
     plan = pipeline.plan(device="cpu", sizes=sizes)
     meter = Meter(plan)
-    shown = [(meter.done, meter.total)]
+    shown = [(meter.finished_calls, meter.total)]
     with plan.load() as session, session.trace() as trace:
         session.run(inputs)
     for span in trace.spans:
         if span.kind == "call":
             meter.advance(span.name)
-            shown.append((meter.done, meter.total))
+            shown.append((meter.finished_calls, meter.total))
     assert all(0 <= done <= total for done, total in shown)
     assert [done for done, _ in shown] == list(range(len(shown)))
     assert shown[-1][0] == shown[-1][1] == session.stats["dispatches"]

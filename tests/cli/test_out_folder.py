@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.files import Batch, file_stem, file_stems
-from orchestrator.cli.io import write_output, write_outputs
+from orchestrator.cli.output_files import Batch, file_stem, file_stems
 from orchestrator.cli.report import JobError
+from orchestrator.cli.values import write_output, write_outputs
 from tests.cli.conftest import Shell
 
 NAMES = [
@@ -120,7 +120,7 @@ def test_all_outputs_are_written_or_none(tmp_path: Path, last: str, monkeypatch:
     elif last == "a folder in the way":
         (tmp_path / "z.txt").mkdir()
     else:
-        monkeypatch.setattr("orchestrator.cli.io.save_npy", _full)
+        monkeypatch.setattr("orchestrator.cli.values.save_npy", _full)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(JobError):
         write_outputs(tmp_path, values)

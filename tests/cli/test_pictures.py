@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.cli.io import read_input, write_output
 from orchestrator.cli.pictures import picture_layout
 from orchestrator.cli.report import JobError, UsageError
+from orchestrator.cli.values import read_input, write_output
 from orchestrator.specs import Dim, TensorSpec
 
 H, W = Dim("h", any=True), Dim("w", any=True)

@@ -54,6 +54,7 @@ IRREGULAR = frozenset(
 #: Words that end in `ed` and are no participles, and names that Python and torch gave.
 NOT_PARTICIPLES = frozenset(
     [
+        "annotated",
         "bed",
         "cached",
         "closed",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import PlanError
+from orchestrator.errors import PlanError, PlanOptionError
 
 __all__ = ["OPTION_TYPES", "Settings", "checked", "settings_for"]
 
@@ -88,7 +88,7 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     shared = {"logical_nc_config": 2, "hazards": "solve", **whole, "world_size": world}
     for name in PROCESS_WIDE:
         if own.get(name, shared[name]) != shared[name]:
-            raise PlanError(
+            raise PlanOptionError(
                 f"Stage {stage!r} asks for {name}={own[name]!r}, but all stages of one process share one; give it to "
                 f"the plan: options={{{name!r}: {own[name]!r}}}. (NxD Inference crashes while loading weights when "
                 f"world sizes differ.)",
@@ -100,7 +100,7 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     settings = Settings(**used)
     if world % settings.tp_degree:
         who = f"Stage {stage!r} has" if stage else "The plan has"
-        raise PlanError(
+        raise PlanOptionError(
             f"{who} tp_degree={settings.tp_degree}, which does not divide the world size {world}; plan with "
             f"options={{'world_size': {settings.tp_degree}}} or a multiple of it.",
             stage=stage,
@@ -133,12 +133,12 @@ def _check(name: str, value: Any, stage: str) -> Any:
 def _check_owner(name: str, stage: str) -> None:
     """Some options are of one stage, some of the whole plan."""
     if not stage and name in STAGE_ONLY:
-        raise PlanError(
+        raise PlanOptionError(
             f"The option {name!r} is of one stage: pipeline.add('name', stage, config={{{name!r}: ...}}).",
             option=name,
         )
     if stage and name in PLAN_ONLY:
-        raise PlanError(
+        raise PlanOptionError(
             f"The option {name!r} of stage {stage!r} is of edges, so it goes to the plan: "
             f"options={{'adapters': {{'a.out -> b.in': ...}}}}.",
             option=name,
@@ -179,9 +179,11 @@ def _pairs(name: str, value: Any, stage: str, kind: type) -> tuple[tuple[str, An
     return tuple(sorted((key, content) for key, content in items))
 
 
-def _wrong(name: str, value: Any, stage: str, wanted: str) -> PlanError:
+def _wrong(name: str, value: Any, stage: str, wanted: str) -> PlanOptionError:
     where = f" of stage {stage!r}" if stage else ""
-    return PlanError(f"The option {name!r}{where} is {wanted}, not {value!r}.", option=name, stage=stage)
+    return PlanOptionError(
+        f"The option {name!r}{where} is {wanted}, not {value!r}.", option=name, stage=stage
+    )
 
 
 #: Options that have one form in which they are kept, and what brings a value to it.

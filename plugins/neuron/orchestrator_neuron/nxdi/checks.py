@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from orchestrator.errors import GraphError, PlanError
+from orchestrator.errors import GraphError, PlanError, PlanOptionError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator_neuron.options import Settings
 
@@ -138,7 +138,7 @@ def differences(stage: str, wrapper: Any, settings: Settings, own: bool) -> Iter
         if theirs != ours:
             option = "world_size" if name == "local_ranks_size" else name
             way = "run all ranks in one process" if name == "start_rank_id" else f"{{{option!r}: {theirs!r}}}"
-            raise PlanError(
+            raise PlanOptionError(
                 f"The NeuronConfig of stage {stage!r} says {name}={theirs!r}, but the plan has {ours!r}. All stages "
                 f"of one process share their ranks and cores. Change the NeuronConfig, or plan with options={way}.",
                 stage=stage,
@@ -146,7 +146,7 @@ def differences(stage: str, wrapper: Any, settings: Settings, own: bool) -> Iter
             )
     for name in ("compiler_args", "checkpoint", "shard_weights") if own else ():
         if getattr(settings, name):
-            raise PlanError(
+            raise PlanOptionError(
                 f"Stage {stage!r} is an application of NxD Inference, which compiles and loads itself, so the option "
                 f"{name!r} has no effect on it. Give its wrapper to from_nxdi instead, or leave the option out.",
                 stage=stage,

@@ -18,8 +18,8 @@ from orchestrator.cli.report import reporting
 __all__ = ["command"]
 
 
-class Format(str, enum.Enum):
-    """What a graph is drawn as."""
+class DrawingFormat(str, enum.Enum):
+    """Languages in which a graph is drawn."""
 
     MERMAID = "mermaid"
     DOT = "dot"
@@ -29,7 +29,7 @@ class Format(str, enum.Enum):
 def command(
     target: Target,
     format: Annotated[
-        Format | None,
+        DrawingFormat | None,
         typer.Option(
             "--format", "-f", help="By default from the file's ending, else mermaid.", show_default=False
         ),
@@ -46,18 +46,21 @@ def command(
     """Draw a pipeline's graph as Mermaid, DOT or SVG."""
     with reporting(debug=debug):
         from orchestrator.cli.diagram import draw
-        from orchestrator.cli.resolve import build
+        from orchestrator.cli.targets import build_target
 
+        # The graph is drawn whole before the file is touched.
         kind = format or _by_ending(out)
-        text = draw(build(target, settings).graph, kind.value)
+        text = draw(build_target(target, settings).graph, kind.value)
         if out is None:
             typer.echo(text)
         else:
-            from orchestrator.cli.files import write_text
+            from orchestrator.cli.output_files import write_text
 
             write_text(out, text + "\n")
 
 
-def _by_ending(out: Path | None) -> Format:
-    endings = {".dot": Format.DOT, ".gv": Format.DOT, ".svg": Format.SVG}
-    return endings.get(out.suffix.lower(), Format.MERMAID) if out is not None else Format.MERMAID
+def _by_ending(out: Path | None) -> DrawingFormat:
+    endings = {".dot": DrawingFormat.DOT, ".gv": DrawingFormat.DOT, ".svg": DrawingFormat.SVG}
+    return (
+        endings.get(out.suffix.lower(), DrawingFormat.MERMAID) if out is not None else DrawingFormat.MERMAID
+    )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from orchestrator.cli.report import JobError
+from orchestrator.store.files import write_beside
 
 __all__ = ["Batch", "file_stem", "file_stems", "write_file", "write_text"]
 
@@ -61,7 +60,7 @@ class Batch:
     """Files that are there all, or not at all: a context that renames them at its end, or removes them."""
 
     def __init__(self) -> None:
-        self._written: list[tuple[Path, Path]] = []
+        self._files: list[tuple[Path, Path]] = []
         self._folders: list[Path] = []
 
     def write(self, path: Path, fill: Fill) -> Path:
@@ -70,15 +69,10 @@ class Batch:
         Raises:
             JobError: It cannot be written.
         """
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             if path.is_dir() and not path.is_symlink():
                 raise IsADirectoryError(None, "there is a folder of that name")
-            # New, and no link: nobody else has put anything under this name.
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            self._written.append((temporary, path))
-            with os.fdopen(descriptor, "wb") as file:
-                fill(file)
+            self._files.append((write_beside(path, fill), path))
         except OSError as error:
             raise _unwritable(path, error) from error
         return path
@@ -111,17 +105,19 @@ class Batch:
         Raises:
             JobError: One cannot be put there.
         """
+        # All content is written by now; renaming is all that is left, and the first that fails ends it.
         try:
-            while error is None and self._written:
-                temporary, path = self._written[0]
+            while error is None and self._files:
+                temporary, path = self._files[0]
                 try:
                     temporary.replace(path)
                 except OSError as cause:
                     raise _unwritable(path, cause) from cause
-                del self._written[0]
+                del self._files[0]
             self._folders = [] if error is None else self._folders
+        # What is still listed was not put in its place: it goes, and the folders made for it.
         finally:
-            for temporary, _ in self._written:
+            for temporary, _ in self._files:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
             for folder in self._folders:
@@ -141,28 +137,26 @@ def file_stem(name: str) -> str:
     text = "".join(f"%{ord(char):02X}" if _is_special(char) else char for char in name)
     if text.startswith((".", "~")) or text.endswith((".", " ")) or text.partition(".")[0].lower() in _DEVICES:
         text = f"_{text}_"
-    coded = text.encode("utf-8", "surrogatepass")
-    if len(coded) > _LONGEST:
-        digest = hashlib.sha256(coded).hexdigest()[:12]
-        return f"{coded[: _LONGEST - 13].decode('utf-8', 'ignore')}~{digest}"
+    octets = text.encode("utf-8", "surrogatepass")
+    if len(octets) > _LONGEST:
+        digest = hashlib.sha256(octets).hexdigest()[:12]
+        return f"{octets[: _LONGEST - 13].decode('utf-8', 'ignore')}~{digest}"
     return text or "_"
 
 
 def file_stems(names: Iterable[str]) -> dict[str, str]:
     """Returns what the files of several names are called: different also where case or Unicode form do not count."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+    stems: dict[str, str] = {}
+    keys: set[str] = set()
     for name in names:
         stem = plain = file_stem(name)
         number = 2
-        while (
-            folded := unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
-        ) in taken:
+        while (key := unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())) in keys:
             stem = f"{plain}~{number}"
             number += 1
-        taken.add(folded)
-        found[name] = stem
-    return found
+        keys.add(key)
+        stems[name] = stem
+    return stems
 
 
 def _is_special(char: str) -> bool:

@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
     Target,
     parse_pairs,
 )
-from orchestrator.cli.report import FAILED, reporting
+from orchestrator.cli.report import EXIT_FAILURE, reporting
 
 __all__ = ["command"]
 
@@ -52,23 +52,24 @@ def command(
     The exit code is 0 if all that could be tried holds, and 1 if a promise is broken.
     """
     with reporting(as_json=as_json, debug=debug) as reply:
-        from orchestrator.cli.plain import to_plain
-        from orchestrator.cli.planning import Wishes
+        from orchestrator.cli.json_values import to_plain
+        from orchestrator.cli.plan_arguments import PlanArguments
         from orchestrator.cli.request import make_examples, make_request
-        from orchestrator.cli.resolve import build
+        from orchestrator.cli.targets import build_target
         from orchestrator.plugin import default_manager
         from orchestrator.promises.check import check_promises
 
-        wishes = Wishes(device, placement, sizes, residency, memory, options)
-        built = build(target, settings)
-        given = make_request(built, parse_pairs("--input", inputs, "NAME=FILE"))
-        plan = wishes.plan(built)
-        request = make_examples(built, plan, "checking") if given is None else given
-        report = check_promises(built.pipeline.graph, plan, default_manager(), request, tolerance)
+        # What is cheap to refuse comes first: options, then files, then the plan; a request runs last.
+        plan_arguments = PlanArguments(device, placement, sizes, residency, memory, options)
+        build_result = build_target(target, settings)
+        user_request = make_request(build_result, parse_pairs("--input", inputs, "NAME=FILE"))
+        plan = plan_arguments.plan(build_result)
+        request = make_examples(build_result, plan, "checking") if user_request is None else user_request
+        report = check_promises(build_result.pipeline.graph, plan, default_manager(), request, tolerance)
         reply.data = {
             "pipeline": report.pipeline,
             "device": report.device,
-            "inputs": "examples" if given is None else "given",
+            "inputs": "examples" if user_request is None else "given",
             "ok": report.ok,
             "first": report.first and report.first.stage,
             "rows": to_plain(report.rows),
@@ -77,4 +78,4 @@ def command(
             typer.echo(str(report))
     if not report.ok:
         typer.echo(f"error: {report.conclusion}", err=True)
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILURE)

@@ -43,12 +43,13 @@ def command(
     The exit code is 0 if both hold, and 1 if not.
     """
     with reporting(as_json=as_json, debug=debug) as reply:
-        from orchestrator.cli.planning import Wishes
-        from orchestrator.cli.resolve import build
+        from orchestrator.cli.plan_arguments import PlanArguments
+        from orchestrator.cli.targets import build_target
 
-        wishes = Wishes(device, placement, sizes, residency, memory, options)
-        built = build(target, settings)
-        graph = built.pipeline.validate()
+        # Options are checked before the pipeline is built, which may take a checkpoint's time.
+        plan_arguments = PlanArguments(device, placement, sizes, residency, memory, options)
+        build_result = build_target(target, settings)
+        graph = build_result.pipeline.validate()
         counts = {
             "inputs": len(graph.inputs),
             "stages": len(graph.stages),
@@ -57,11 +58,12 @@ def command(
             "outputs": len(graph.outputs),
         }
         if not as_json:
-            listed = ", ".join(
-                f"{name} {count}{_more(graph, name)}" for name, count in counts.items() if count
+            text = ", ".join(
+                f"{name} {count}{_remark(graph, name)}" for name, count in counts.items() if count
             )
-            typer.echo(f"OK  graph of {graph.name!r}: {listed}")
-        plan = wishes.plan(built)
+            typer.echo(f"OK  graph of {graph.name!r}: {text}")
+        # The graph is said to be well before the plan may fail.
+        plan = plan_arguments.plan(build_result)
         devices = [group.device for group in plan.groups]
         reply.data = {
             "valid": True,
@@ -74,6 +76,6 @@ def command(
             typer.echo(f"OK  plan on {', '.join(devices) or 'the host'}: edges {len(plan.edges)}")
 
 
-def _more(graph: Graph, what: str) -> str:
-    """What is said of a count besides."""
+def _remark(graph: Graph, what: str) -> str:
+    """Returns what stands behind a count."""
     return f" (optional {len(graph.optional)})" if what == "inputs" and graph.optional else ""

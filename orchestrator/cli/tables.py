@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import typer
 
+from orchestrator.tables import table
+
 __all__ = ["print_table", "printable"]
 
 
@@ -27,10 +29,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     if sys.stdout.isatty():
         _print_fitted(columns, rows, title)
         return
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for row in ([title], columns, *rows) if title else (columns, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join(cells).rstrip())
+    for line in [title] * bool(title) + table([columns, *rows], indent=""):
+        typer.echo(line)
 
 
 def _print_fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
@@ -41,9 +41,9 @@ def _print_fitted(columns: Sequence[str], rows: Sequence[Sequence[str]], title: 
     console = Console(highlight=False)
     if title:
         console.print(Text(title, style="bold"))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+        grid.add_row(*(Text(cell) for cell in row))
+    console.print(grid)

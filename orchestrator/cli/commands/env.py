@@ -18,14 +18,15 @@ def command(as_json: AsJson = False) -> None:
     with reporting(as_json=as_json) as reply:
         from orchestrator.cli.machine import describe_machine
 
-        found = describe_machine()
-        reply.data = found
-        for warning in found["warnings"]:
+        # Warnings go to stderr, so that --json stays one document; they are in it as well.
+        machine = describe_machine()
+        reply.data = machine
+        for warning in machine["warnings"]:
             typer.echo(f"warning: {warning}", err=True)
         if not as_json:
-            from orchestrator.cli.show import print_table
+            from orchestrator.cli.tables import print_table
 
             for title in ("versions", "system", "devices"):
-                rows = [(name, str(value)) for name, value in found[title].items()]
+                rows = [(name, str(value)) for name, value in machine[title].items()]
                 print_table((title, ""), rows)
                 typer.echo("")

@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-class Picture(str, enum.Enum):
-    """What pictures are written as."""
+class PictureFormat(str, enum.Enum):
+    """Endings of the files that pictures are written to."""
 
     PNG = "png"
     JPG = "jpg"
 
 
-class Tensors(str, enum.Enum):
-    """What tensors are written as."""
+class TensorFormat(str, enum.Enum):
+    """Endings of the files that tensors are written to."""
 
     NPY = "npy"
     SAFETENSORS = "safetensors"
@@ -67,28 +67,35 @@ def command(
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Write the outputs here.", show_default=False),
     ] = None,
-    format: Annotated[Picture, typer.Option("--format", help="What pictures are written as.")] = Picture.PNG,
-    tensors: Annotated[Tensors, typer.Option("--tensors", help="What tensors are written as.")] = Tensors.NPY,
+    format: Annotated[
+        PictureFormat, typer.Option("--format", help="What pictures are written as.")
+    ] = PictureFormat.PNG,
+    tensors: Annotated[
+        TensorFormat, typer.Option("--tensors", help="What tensors are written as.")
+    ] = TensorFormat.NPY,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run one request and write or show its outputs."""
     with reporting(as_json=as_json, debug=debug) as reply:
-        from orchestrator.cli.planning import Wishes
+        from orchestrator.cli.plan_arguments import PlanArguments
         from orchestrator.cli.request import make_examples, make_request
-        from orchestrator.cli.resolve import build
+        from orchestrator.cli.targets import build_target
 
-        wishes = Wishes(device, placement, sizes, residency, memory, options)
-        built = build(target, settings)
-        given = make_request(built, parse_pairs("--input", inputs, "NAME=FILE"))
+        # What is cheap to refuse comes first: options, then files, then the plan. Examples need the plan's sizes.
+        plan_arguments = PlanArguments(device, placement, sizes, residency, memory, options)
+        build_result = build_target(target, settings)
+        user_request = make_request(build_result, parse_pairs("--input", inputs, "NAME=FILE"))
         _make_folder(out)
-        plan = wishes.plan(built)
-        results, stats = _run(plan, make_examples(built, plan, "running") if given is None else given)
+        plan = plan_arguments.plan(build_result)
+        results, stats = _run(
+            plan, make_examples(build_result, plan, "running") if user_request is None else user_request
+        )
         reply.data = {
             "pipeline": plan.pipeline,
             "devices": [group.device for group in plan.groups],
-            "inputs": "examples" if given is None else "given",
-            "outputs": _keep(results, out, format.value, tensors.value),
+            "inputs": "examples" if user_request is None else "given",
+            "outputs": _write_or_describe(results, out, format.value, tensors.value),
             "stats": _plain(stats),
             "plan": _plain(plan.summary),
         }
@@ -110,44 +117,48 @@ def _make_folder(out: Path | None) -> None:
 def _run(plan: Plan, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     from orchestrator.cli.progress import progress
 
-    with progress() as shown:
-        shown.phase(f"loading {plan.pipeline}")
+    with progress() as display:
+        display.phase(f"loading {plan.pipeline}")
         with plan.load() as session:
-            shown.phase(f"running {plan.pipeline}", plan)
+            display.phase(f"running {plan.pipeline}", plan)
             return session.run(request), dict(session.stats)
 
 
-def _keep(results: dict[str, Any], out: Path | None, picture: str, tensors: str) -> dict[str, Any]:
-    from orchestrator.cli.io import describe, write_outputs
+def _write_or_describe(
+    results: dict[str, Any], out: Path | None, picture: str, tensors: str
+) -> dict[str, Any]:
+    from orchestrator.cli.values import describe, write_outputs
 
     if out is None:
         return {name: describe(name, value) for name, value in results.items()}
-    written = write_outputs(out, results, picture=picture, tensors=tensors)
-    return {name: {"file": str(path)} for name, path in written.items()}
+    files = write_outputs(out, results, picture=picture, tensors=tensors)
+    return {name: {"file": str(path)} for name, path in files.items()}
 
 
 def _plain(value: Any) -> Any:
-    from orchestrator.cli.plain import to_plain
+    from orchestrator.cli.json_values import to_plain
 
     return to_plain(value)
 
 
 def _print(outputs: dict[str, Any]) -> None:
     """Prints where outputs were written, or a table of the tensors and all else in full."""
-    from orchestrator.cli.show import print_table
+    from orchestrator.cli.tables import print_table
 
-    written = [(name, found["file"]) for name, found in outputs.items() if "file" in found]
-    if written:
-        print_table(("output", "file"), written)
-    tensors = [(name, found) for name, found in outputs.items() if "shape" in found]
-    for name, found in outputs.items():
-        tensors += [(f"{name}[{at}]", item) for at, item in enumerate(found.get("items", ()))]
+    # An output went to a file, or is a tensor (or a list of them) of which figures are shown, or is shown in full.
+    files = [(name, summary["file"]) for name, summary in outputs.items() if "file" in summary]
+    if files:
+        print_table(("output", "file"), files)
+    tensors = [(name, summary) for name, summary in outputs.items() if "shape" in summary]
+    for name, summary in outputs.items():
+        tensors += [(f"{name}[{at}]", item) for at, item in enumerate(summary.get("items", ()))]
     if tensors:
         columns = ("output", "shape", "dtype", "min", "max", "mean")
         print_table(
-            columns, [[name, *(_cell(found[column]) for column in columns[1:])] for name, found in tensors]
+            columns,
+            [[name, *(_cell(summary[column]) for column in columns[1:])] for name, summary in tensors],
         )
-    others = [(name, found["value"]) for name, found in outputs.items() if "value" in found]
+    others = [(name, summary["value"]) for name, summary in outputs.items() if "value" in summary]
     for name, value in others:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         typer.echo(text if len(outputs) == 1 else f"{name}:\n{text}")
@@ -155,24 +166,24 @@ def _print(outputs: dict[str, Any]) -> None:
 
 def _print_measured(plan: Plan, stats: Mapping[str, Any]) -> None:
     """Prints to stderr what each device counted by itself, next to what the plan says of this request."""
-    from orchestrator.cli.show import print_table
+    from orchestrator.cli.tables import print_table
 
     with contextlib.redirect_stdout(sys.stderr):
-        for device, seen in stats.get("measured", {}).items():
-            planned = {**stats, "peak_bytes": stats["peak_bytes"].get(device)}
-            rows = [_measured_row(name, planned.get(name), found) for name, found in seen.items()]
+        for device, counts in stats.get("measured", {}).items():
+            plan_counts = {**stats, "peak_bytes": stats["peak_bytes"].get(device)}
+            rows = [_measured_row(name, plan_counts.get(name), count) for name, count in counts.items()]
             print_table(("what", "plan", "measured"), rows, title=f"Counted by {device}:")
-            if "estimated_seconds" in seen:
+            if "estimated_seconds" in counts:
                 typer.echo("The latency is an estimate by the figures of the cost model; nothing was timed.")
             elsewhere = [call.name for call in plan.calls if call.device != device]
             if elsewhere:
                 typer.echo(f"The plan also counts what runs elsewhere: {', '.join(elsewhere)}.")
 
 
-def _measured_row(name: str, planned: int | None, found: float) -> tuple[str, str, str]:
+def _measured_row(name: str, plan_count: int | None, count: float) -> tuple[str, str, str]:
     if name == "estimated_seconds":
-        return "estimated latency", "-", f"{found * 1000:.3g} ms"
-    return name.replace("_", " "), "-" if planned is None else f"{planned:,}", f"{found:,}"
+        return "estimated latency", "-", f"{count * 1000:.3g} ms"
+    return name.replace("_", " "), "-" if plan_count is None else f"{plan_count:,}", f"{count:,}"
 
 
 def _cell(value: Any) -> str:

@@ -24,14 +24,14 @@ def command(as_json: AsJson = False, debug: Debug = False) -> None:
     with reporting(as_json=as_json, debug=debug) as reply:
         from orchestrator.plugin import default_manager
 
-        found = _found(default_manager())
-        reply.data = found
+        tables = _all_tables(default_manager())
+        reply.data = tables
         if not as_json:
-            for kind, rows in found.items():
+            for kind, rows in tables.items():
                 _print(kind, rows)
 
 
-def _found(manager: PluginManager) -> dict[str, list[dict[str, Any]]]:
+def _all_tables(manager: PluginManager) -> dict[str, list[dict[str, Any]]]:
     registry = manager.registry
     return {
         "pipelines": _rows(registry.pipelines),
@@ -76,7 +76,7 @@ def _plugin(
 
 
 def _print(kind: str, rows: list[dict[str, Any]]) -> None:
-    from orchestrator.cli.show import print_table
+    from orchestrator.cli.tables import print_table
 
     if not rows:
         typer.echo(f"{kind}\n(none)\n")

@@ -30,9 +30,9 @@ from typing import Any, TypeGuard
 
 import torch
 
-from orchestrator.cli.files import Batch, file_stems
+from orchestrator.cli.json_values import to_plain
+from orchestrator.cli.output_files import Batch, file_stems
 from orchestrator.cli.pictures import is_picture, picture_layout, read_picture, write_picture
-from orchestrator.cli.plain import to_plain
 from orchestrator.cli.report import JobError, UsageError
 from orchestrator.cli.tensors import (
     as_array,
@@ -49,8 +49,8 @@ __all__ = ["describe", "describe_input", "read_input", "write_output", "write_ou
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NUMBERS = (int, float, bool)
 _CONTAINERS = (list, dict, tuple)
-_KEYED = ".safetensors:"
-_SHOWN = 200
+_KEY_MARK = ".safetensors:"
+_MESSAGE_CHARACTERS = 200
 
 #: Bytes of a text or JSON file; JSON takes up to 50 times as much memory.
 LARGEST_TEXT = 64 << 20
@@ -96,6 +96,7 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
 
 
 def _read(name: str, text: str, spec: PortSpec, literal: bool) -> Any:
+    # Types that only files hold come first; then a text is a path by its ending, unless it is said to be literal.
     if isinstance(spec, TensorSpec):
         return _read_tensor(name, text, spec)
     if hasattr(spec, "from_file"):
@@ -114,6 +115,7 @@ def _read(name: str, text: str, spec: PortSpec, literal: bool) -> Any:
 
 
 def _of_type(name: str, spec: type, text: str, where: str, error: type[Exception]) -> Any:
+    # ``error`` says whose fault it is: a file's content is a failed job, a text of the command line wrong usage.
     if spec is str:
         return text
     try:
@@ -126,6 +128,7 @@ def _of_type(name: str, spec: type, text: str, where: str, error: type[Exception
         raise error(
             f"The input {name!r} takes a {spec.__name__}, but {_short(where)} is no JSON: {cause}."
         ) from cause
+    # JSON has neither tuples nor a difference between 1 and 1.0; nothing else is turned into another type.
     if spec is tuple and isinstance(value, list):
         return tuple(value)
     if spec is float and isinstance(value, int) and not isinstance(value, bool):
@@ -138,7 +141,7 @@ def _of_type(name: str, spec: type, text: str, where: str, error: type[Exception
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MESSAGE_CHARACTERS else f"{text[:_MESSAGE_CHARACTERS]}..."
 
 
 def _existing(name: str, text: str) -> Path:
@@ -180,8 +183,8 @@ def _read_text(path: Path) -> str:
 
 def _read_tensor(name: str, text: str, spec: TensorSpec) -> torch.Tensor:
     file, key = text, ""
-    if _KEYED in text:
-        cut = text.rindex(_KEYED) + len(_KEYED) - 1
+    if _KEY_MARK in text:
+        cut = text.rindex(_KEY_MARK) + len(_KEY_MARK) - 1
         file, key = text[:cut], text[cut + 1 :]
     suffix = Path(file).suffix.lower()
     if suffix not in (*_PICTURES, ".npy", ".safetensors"):
@@ -218,10 +221,10 @@ def write_outputs(
     """
     stems = file_stems(values)
     with Batch() as batch:
-        writer = _Writer(batch, picture, tensors)
+        writer = _OutputWriter(batch, picture, tensors)
         paths = {name: writer.write(folder, stems[name], name, value) for name, value in values.items()}
-    for inner, written in writer.lists.items():
-        _remove_older(inner, written)
+    for inner, files in writer.lists.items():
+        _remove_older(inner, files)
     return paths
 
 
@@ -229,7 +232,7 @@ def _is_tensors(value: Any) -> TypeGuard[list[torch.Tensor]]:
     return isinstance(value, list) and bool(value) and all(isinstance(item, torch.Tensor) for item in value)
 
 
-class _Writer:
+class _OutputWriter:
     """Writes values by their kinds into a batch of files.
 
     Attributes:
@@ -271,14 +274,14 @@ class _Writer:
         return self._batch.write(ending("safetensors"), lambda file: file.write(safetensors_of(name, value)))
 
 
-def _remove_older(folder: Path, written: set[Path]) -> None:
+def _remove_older(folder: Path, new_files: set[Path]) -> None:
     """Removes what an earlier run wrote for places of a list, and this one did not.
 
     Raises:
         JobError: It cannot be removed.
     """
     try:
-        for path in set(folder.iterdir()) - written:
+        for path in set(folder.iterdir()) - new_files:
             if path.stem.isdecimal() and path.suffix in (*_PICTURES, ".npy", ".safetensors"):
                 path.unlink()
     except OSError as error:
@@ -308,10 +311,10 @@ def describe(name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return {"value": _plain(name, value)}
     value = value.detach().cpu()
-    found = {"shape": list(value.shape), "dtype": dtype_name(value.dtype), **_statistics(value)}
+    summary = {"shape": list(value.shape), "dtype": dtype_name(value.dtype), **_statistics(value)}
     if value.numel() <= SHOWN_ELEMENTS and not value.is_complex():
-        found["values"] = to_plain(value)
-    return found
+        summary["values"] = to_plain(value)
+    return summary
 
 
 def _statistics(value: torch.Tensor) -> dict[str, float | None]:

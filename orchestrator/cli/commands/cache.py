@@ -57,18 +57,19 @@ def verify(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug =
     """
     with reporting(as_json=as_json, debug=debug) as reply:
         entries = _open(store).entries(checksums=True)
-        damaged = [entry for entry in entries if entry.state == "damaged"]
+        # The reply is the same whether or not a fault was found; only the exit code, after it, tells them apart.
+        damaged_entries = [entry for entry in entries if entry.state == "damaged"]
         reply.data = {
             "store": str(store),
             "artifacts": len(entries),
             "ok": sum(entry.state == "ok" for entry in entries),
-            "damaged": [_plain(entry) for entry in damaged],
+            "damaged": [_plain(entry) for entry in damaged_entries],
         }
         if not as_json:
-            for entry in damaged:
+            for entry in damaged_entries:
                 typer.echo(f"DAMAGED  {_label(entry)}: {_fault(entry)}")
-            typer.echo(f"{_count(len(entries))} in {store}, {len(damaged) or 'none'} damaged")
-    if damaged:
+            typer.echo(f"{_count(len(entries))} in {store}, {len(damaged_entries) or 'none'} damaged")
+    if damaged_entries:
         raise typer.Exit(1)
 
 
@@ -89,19 +90,20 @@ def clean(
 
     What is being compiled now is left alone, and what killed compiles left is always removed.
     """
+    # The store keeps what somebody is compiling; it is told here, for it is no fault.
     with reporting(as_json=as_json, debug=debug) as reply:
-        done = _open(store).clean(damaged=damaged, unused_days=unused)
+        report = _open(store).clean(damaged=damaged, unused_days=unused)
         reply.data = {
             "store": str(store),
-            "removed": [_plain(entry) for entry in done.removed],
-            "leftovers": done.leftovers,
-            "bytes": done.bytes,
-            "held": list(done.held),
+            "removed": [_plain(entry) for entry in report.removed],
+            "leftovers": report.leftovers,
+            "bytes": report.bytes,
+            "held": list(report.held),
         }
         if not as_json:
-            left = f" and {done.leftovers} unfinished" if done.leftovers else ""
-            typer.echo(f"removed {_count(len(done.removed))}{left}, {_size(done.bytes)}, from {store}")
-            for key in done.held:
+            left = f" and {report.leftovers} unfinished" if report.leftovers else ""
+            typer.echo(f"removed {_count(len(report.removed))}{left}, {_size(report.bytes)}, from {store}")
+            for key in report.held:
                 typer.echo(f"kept {key[:12]}: it is being compiled")
 
 
@@ -122,7 +124,7 @@ def _open(store: Path) -> ArtifactStore:
 
 
 def _print(entries: tuple[Entry, ...]) -> None:
-    from orchestrator.cli.show import print_table
+    from orchestrator.cli.tables import print_table
 
     if not entries:
         return
@@ -130,7 +132,7 @@ def _print(entries: tuple[Entry, ...]) -> None:
     print_table(columns, [_row(entry) for entry in entries])
     for entry in entries:
         if entry.fault:
-            typer.echo(f"{_label(entry)} is {_shown(entry)}: {_fault(entry)}")
+            typer.echo(f"{_label(entry)} is {_state_in_words(entry)}: {_fault(entry)}")
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
@@ -160,19 +162,19 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _label(entry: Entry) -> str:
-    from orchestrator.cli.show import printable
+    from orchestrator.cli.tables import printable
 
     stage = entry.about.get("stage")
     return f"{entry.key[:12]} ({printable(str(stage))})" if stage else entry.key[:12]
 
 
 def _fault(entry: Entry) -> str:
-    from orchestrator.cli.show import printable
+    from orchestrator.cli.tables import printable
 
     return printable(entry.fault)
 
 
-def _shown(entry: Entry) -> str:
+def _state_in_words(entry: Entry) -> str:
     return "damaged" if entry.state == "damaged" else "of another version, not used by this release"
 
 

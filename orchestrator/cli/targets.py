@@ -8,7 +8,7 @@ A *setting* ``NAME=VALUE`` finds its place by its name:
 1. ``stage.option`` is an option of a stage; it overrides the config that the stage is added with. ``loop/stage.option``
    names a stage in the body of a loop, or in a pipeline that was added, by its path.
 2. A parameter of the factory is an option of the pipeline.
-3. A text or number input of the pipeline gets the value; it wins over a parameter of that name.
+3. A text or number input of the pipeline gets the value, also where a parameter of that name does.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from orchestrator.graph import Graph
     from orchestrator.pipeline import Pipeline
 
-__all__ = ["Built", "build"]
+__all__ = ["BuiltPipeline", "build_target"]
 
 #: Types of inputs that a setting can give.
 SIMPLE = (str, int, float, bool)
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltPipeline:
     """A pipeline, and what the settings say of its inputs.
 
     Attributes:
@@ -55,13 +55,22 @@ class Built:
         """The frozen graph."""
         return self.pipeline.graph
 
+    def is_overridden(self, stage: str, option: str) -> bool:
+        """Tells whether a setting gave an option of a stage, by its path or by its last name."""
+        return any(option in self.overrides.get(name, ()) for name in (stage, stage.rpartition("/")[2]))
+
 
 @dataclass(frozen=True)
-class _Settings:
-    """Settings by where they may belong, as text."""
+class _Assignments:
+    """The settings as text, by where they may belong.
 
-    plain: dict[str, str] = field(default_factory=dict)
-    dotted: dict[str, dict[str, str]] = field(default_factory=dict)
+    Attributes:
+        by_name: ``NAME=VALUE``: parameters and inputs.
+        by_stage: ``STAGE.OPTION=VALUE``: the options of each stage.
+    """
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    by_stage: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,18 +88,18 @@ class _Factory:
             return {}
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """It takes options of any name."""
         return any(item.kind is item.VAR_KEYWORD for item in self.parameters.values())
 
     @property
     def names(self) -> list[str]:
         """Options by name."""
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return [name for name, item in self.parameters.items() if item.kind in named]
+        by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [name for name, item in self.parameters.items() if item.kind in by_keyword]
 
 
-def build(target: str, settings: list[str] | None = None) -> Built:
+def build_target(target: str, settings: list[str] | None = None) -> BuiltPipeline:
     """Builds the pipeline of a target.
 
     Args:
@@ -102,42 +111,41 @@ def build(target: str, settings: list[str] | None = None) -> Built:
         JobError: A module cannot be imported, or a factory raised.
         OrchestratorError: The pipeline breaks a rule of the library.
     """
-    parsed = _parse(settings)
-    found = _import(target, parsed) if ":" in target else _registered(target)
-    if isinstance(found, _Factory):
-        return _from_factory(found, parsed)
-    _check_paths(found.graph, parsed.dotted)
-    return Built(found, _input_settings(target, found.graph, parsed.plain, ()), parsed.dotted)
+    assignments = _parse(settings)
+    source = _import(target, assignments) if ":" in target else _registered_factory(target)
+    if isinstance(source, _Factory):
+        return _from_factory(source, assignments)
+    graph = source.graph
+    _check_paths(graph, assignments.by_stage)
+    texts = _input_settings(target, graph, assignments.by_name, ())
+    return BuiltPipeline(source, texts, assignments.by_stage)
 
 
-def _parse(settings: list[str] | None) -> _Settings:
-    parsed = _Settings()
+def _parse(settings: list[str] | None) -> _Assignments:
+    assignments = _Assignments()
     for name, text in parse_pairs("--set", settings, "OPTION=VALUE or STAGE.OPTION=VALUE").items():
         stage, dot, option = name.partition(".")
         if not dot:
-            parsed.plain[name] = text
+            assignments.by_name[name] = text
         elif stage and option:
-            parsed.dotted.setdefault(stage, {})[option] = text
+            assignments.by_stage.setdefault(stage, {})[option] = text
         else:
             raise UsageError(f"--set takes OPTION=VALUE or STAGE.OPTION=VALUE, not {name!r}.")
-    return parsed
+    return assignments
 
 
-def _registered(name: str) -> _Factory:
+def _registered_factory(name: str) -> _Factory:
     from orchestrator.plugin import default_manager
 
-    pipelines = default_manager().registry.pipelines
-    if name in pipelines:
-        return _Factory(name, pipelines.get(name).load())
     try:
-        pipelines.get(name)
+        entry = default_manager().registry.pipelines.get(name)
     except PluginError as error:
         hint = " A module is given as MODULE:ATTR." if "." in name or "/" in name else ""
         raise UsageError(f"{error}{hint}") from error
-    raise AssertionError(name)
+    return _Factory(name, entry.load())
 
 
-def _import(target: str, settings: _Settings) -> Pipeline | _Factory:
+def _import(target: str, settings: _Assignments) -> Pipeline | _Factory:
     from orchestrator.pipeline import Pipeline
 
     module_name, _, attributes = target.partition(":")
@@ -145,31 +153,31 @@ def _import(target: str, settings: _Settings) -> Pipeline | _Factory:
         raise UsageError(
             f"A target is a registered name or MODULE:ATTR, e.g. my_package.my_module:make; not {target!r}."
         )
-    found: Any = None
+    source: Any = None
     try:
-        with _overriding(settings.dotted):
-            found = _attribute(module_name, attributes)
+        with _override_stages(settings.by_stage):
+            source = _attribute(module_name, attributes)
     except UsageError:
         # What a factory makes is not there yet, so its stages cannot be known either.
-        if found is None or isinstance(found, Pipeline):
+        if source is None or isinstance(source, Pipeline):
             raise
-    if isinstance(found, Pipeline):
-        return found
-    if not callable(found):
+    if isinstance(source, Pipeline):
+        return source
+    if not callable(source):
         raise UsageError(
-            f"{target!r} is a {type(found).__name__}; it must be a Pipeline or a function that returns one."
+            f"{target!r} is a {type(source).__name__}; it must be a Pipeline or a function that returns one."
         )
-    return _Factory(target, found)
+    return _Factory(target, source)
 
 
 def _attribute(module_name: str, path: str) -> Any:
-    found = _module(module_name)
+    value = _module(module_name)
     for attribute in path.split("."):
-        if not hasattr(found, attribute):
-            public = [name for name in dir(found) if not name.startswith("_")]
+        if not hasattr(value, attribute):
+            public = [name for name in dir(value) if not name.startswith("_")]
             raise UsageError(f"{module_name!r} has no {attribute!r}.{nearest(attribute, public)}")
-        found = getattr(found, attribute)
-    return found
+        value = getattr(value, attribute)
+    return value
 
 
 def _module(name: str) -> Any:
@@ -183,39 +191,42 @@ def _module(name: str) -> Any:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise UsageError(f"There is no module {name!r}, neither installed nor in {folder!r}.") from error
-        raise JobError(f"The module {name!r} cannot be imported: {_short(error)}") from error
+        raise JobError(f"The module {name!r} cannot be imported: {_one_line(error)}") from error
 
 
-def _from_factory(factory: _Factory, settings: _Settings) -> Built:
-    overrides = settings.dotted
-    known = {name: text for name, text in settings.plain.items() if factory.open or name in factory.names}
-    options: dict[str, Any] = {name: parse_value(text) for name, text in known.items()}
-    pipeline = _call(factory, options, overrides)
-    inputs = _simple_inputs(pipeline.graph) & known.keys()
-    if inputs:
-        pipeline = _call(
-            factory, {name: value for name, value in options.items() if name not in inputs}, overrides
-        )
-    _check_paths(pipeline.graph, overrides)
-    rest = {name: text for name, text in settings.plain.items() if name not in known or name in inputs}
-    return Built(pipeline, _input_settings(factory.target, pipeline.graph, rest, factory.names), overrides)
+def _from_factory(factory: _Factory, settings: _Assignments) -> BuiltPipeline:
+    options = {
+        name: parse_value(text)
+        for name, text in settings.by_name.items()
+        if factory.is_open or name in factory.names
+    }
+    pipeline = _call(factory, options, settings.by_stage)
+    # Only now is it known what the inputs are: one may go by the name of a parameter, and is then given as well.
+    graph = pipeline.graph
+    _check_paths(graph, settings.by_stage)
+    inputs = _simple_inputs(graph)
+    texts = {name: text for name, text in settings.by_name.items() if name in inputs or name not in options}
+    return BuiltPipeline(
+        pipeline, _input_settings(factory.target, graph, texts, factory.names), settings.by_stage
+    )
 
 
 def _call(factory: _Factory, options: dict[str, Any], overrides: dict[str, dict[str, str]]) -> Pipeline:
     from orchestrator.pipeline import Pipeline
 
+    # An option that is missing is said before the call, which would raise a TypeError like any fault of the factory.
     for name, item in factory.parameters.items():
         if name in factory.names and item.default is item.empty and name not in options:
             raise UsageError(f"{factory.target!r} needs the option {name!r}: --set {name}=VALUE.")
-    with _overriding(overrides):
+    with _override_stages(overrides):
         try:
             pipeline = factory.function(**options)
         except OrchestratorError:
             raise
-        except (Exception, SystemExit) as error:
-            given = f" with {options!r}" if options else ""
+        except (Exception, SystemExit) as error:  # of code that is not ours, up to a script that ends itself
+            with_options = f" with {options!r}" if options else ""
             raise JobError(
-                f"The pipeline {factory.target!r} cannot be built{given}: {_short(error)}"
+                f"The pipeline {factory.target!r} cannot be built{with_options}: {_one_line(error)}"
             ) from error
     if not isinstance(pipeline, Pipeline):
         raise UsageError(
@@ -225,7 +236,7 @@ def _call(factory: _Factory, options: dict[str, Any], overrides: dict[str, dict[
 
 
 @contextlib.contextmanager
-def _overriding(overrides: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+def _override_stages(overrides: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
     """The context in which stages are added with overridden options.
 
     Raises:
@@ -233,16 +244,18 @@ def _overriding(overrides: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
     """
     from orchestrator.pipeline import stage_overrides
 
-    built = False
+    # While stages are added they go by their last names; `_check_paths` refuses a path that is not alone in that.
+    is_complete = False
     local: dict[str, dict[str, Any]] = {}
     for path, options in overrides.items():
         local.setdefault(path.rpartition("/")[2], {}).update(_values(options))
     try:
         with stage_overrides(local):
             yield
-            built = True
+            is_complete = True
     except GraphError as error:
-        if built:
+        # Raised by the context itself, not by what was built in it: a name of the settings was never added.
+        if is_complete:
             raise UsageError(str(error)) from error
         raise
 
@@ -279,11 +292,11 @@ def _input_settings(target: str, graph: Graph, settings: dict[str, str], options
             continue
         if name in graph.inputs:
             raise UsageError(f"The input {name!r} of {target!r} comes from a file: --input {name}=FILE.")
-        known = {*options, *inputs}
-        which = nearest(name, known) if known else " It has none."
+        names = {*options, *inputs}
+        which = nearest(name, names) if names else " It has none."
         raise UsageError(f"{target!r} has no option {name!r}.{which}")
     return settings
 
 
-def _short(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -45,14 +45,15 @@ def command(
     No device is touched, so a plan for a GPU can be made anywhere.
     """
     with reporting(as_json=as_json, debug=debug) as reply:
-        from orchestrator.cli.planning import Wishes
-        from orchestrator.cli.resolve import build
+        from orchestrator.cli.plan_arguments import PlanArguments
+        from orchestrator.cli.targets import build_target
 
-        wishes = Wishes(device, placement, sizes, residency, memory, options)
-        plan = wishes.plan(build(target, settings))
+        # Options are checked before the pipeline is built, which may take a checkpoint's time.
+        plan_arguments = PlanArguments(device, placement, sizes, residency, memory, options)
+        plan = plan_arguments.plan(build_target(target, settings))
         reply.text = plan.to_json()
         if out is not None:
-            from orchestrator.cli.files import write_text
+            from orchestrator.cli.output_files import write_text
 
             write_text(out, reply.text + "\n")
         if not as_json:
