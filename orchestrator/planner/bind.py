@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.adapter import MOVES
-from orchestrator.errors import PlanError
+from orchestrator.errors import PlanError, PlanOptionError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop
 from orchestrator.plan.steps import walk
@@ -43,7 +43,11 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
     options = {name: value for group in plan.groups for name, value in group.options}
     asked = Request(request.resolve, placement=placement, sizes=sizes, memory=request.memory, options=options)
-    fresh = run_passes(Draft(graph, asked))
+    try:
+        fresh = run_passes(Draft(graph, asked))
+    except PlanOptionError as error:
+        # The passes take for an argument of plan() here what the plan's own text says.
+        raise PlanError(error.message, **error.objects) from error
     for what in ("inputs", "optional", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(

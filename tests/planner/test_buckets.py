@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from orchestrator import Dim, InputError, PlanError
+from orchestrator.errors import PlanOptionError
 from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
 
 
@@ -43,7 +44,9 @@ def test_a_name_without_sizes_says_how_to_give_some():
 
 
 def test_sizes_for_a_name_nobody_has_are_offered_the_nearest():
-    error = refuses(PlanError, "Did you mean 'batch'?", lambda: pair()[0].plan(sizes={"batch": 2, "bach": 4}))
+    error = refuses(
+        PlanOptionError, "Did you mean 'batch'?", lambda: pair()[0].plan(sizes={"batch": 2, "bach": 4})
+    )
     assert error.dim == "bach"
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Pipeline, Plan, PlanError
+from orchestrator.errors import PlanOptionError
 from orchestrator_neuron.family import LINK
 from tests.kit import Double, refuses, spec
 from tests.planner.devices import DEVICE, STIFF, Plus, edge_of, on, ranked
@@ -142,7 +143,7 @@ def test_a_place_for_an_edge_without_adapters_is_refused(edge: str):
 
 @pytest.mark.parametrize("wish", ["moon", "", "cpu", {EDGE: "moon"}, {EDGE: 3}, {3: "host"}, 3])
 def test_a_place_is_one_of_five(wish: Any):
-    refuses(PlanError, "'adapters'", lambda: on(fan(), adapters=wish))
+    refuses(PlanOptionError, "'adapters'", lambda: on(fan(), adapters=wish))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, ModelWrapper, PlanError
+from orchestrator.errors import PlanOptionError
 from orchestrator.planner.memory import parse_bytes
 from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
 
@@ -31,14 +32,14 @@ def test_a_budget_is_bytes_or_a_size(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1XB", "0", 0, -5, True, None, [1], "1e9"])
 def test_what_is_no_size_is_refused(text):
-    refuses(PlanError, "memory budget", lambda: parse_bytes(text))
+    refuses(PlanOptionError, "memory budget", lambda: parse_bytes(text))
     if text is not None:
-        refuses(PlanError, "memory budget", lambda: chain(Double()).plan(memory=text))
-        refuses(PlanError, "memory budget", lambda: chain(Double()).plan(memory={"cpu": text}))
+        refuses(PlanOptionError, "memory budget", lambda: chain(Double()).plan(memory=text))
+        refuses(PlanOptionError, "memory budget", lambda: chain(Double()).plan(memory={"cpu": text}))
 
 
 def test_a_budget_for_a_device_the_plan_does_not_use_is_refused():
-    refuses(PlanError, "'cuda:1'", lambda: chain(Double()).plan(memory={"cuda:1": "1GB"}))
+    refuses(PlanOptionError, "'cuda:1'", lambda: chain(Double()).plan(memory={"cuda:1": "1GB"}))
     refuses(PlanError, "no device 'gpu'", lambda: chain(Double()).plan(memory={"gpu": "1GB"}))
 
 

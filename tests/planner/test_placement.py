@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from orchestrator import PlanError, Residency
+from orchestrator.errors import PlanOptionError
 from tests.kit import COMPUTE, Double, batch, chain, host, linear, new, pair, refuses, spec, ways
 
 
@@ -62,12 +63,12 @@ def test_the_most_specific_wish_wins():
 
 def test_a_wish_for_an_unknown_stage_is_offered_the_nearest():
     error = refuses(
-        PlanError,
+        PlanOptionError,
         "Did you mean 'vision'?",
         lambda: pair()[0].plan(placement={"vison": "cpu"}, sizes={"batch": 2}),
     )
     assert error.stage == "vison"
-    refuses(PlanError, "string like 'cuda:0'", lambda: chain(Double()).plan(placement={"a": 0}))
+    refuses(PlanOptionError, "string like 'cuda:0'", lambda: chain(Double()).plan(placement={"a": 0}))
 
 
 def test_the_host_is_a_property_of_a_stage_not_of_a_plan():
@@ -81,12 +82,16 @@ def test_the_host_is_a_property_of_a_stage_not_of_a_plan():
 
 def test_options_are_refused_if_no_backend_knows_them():
     assert (
-        refuses(PlanError, "'tp_degree'", lambda: chain(Double()).plan(options={"tp_degree": 2})).option
+        refuses(PlanOptionError, "'tp_degree'", lambda: chain(Double()).plan(options={"tp_degree": 2})).option
         == "tp_degree"
     )
-    refuses(PlanError, "Did you mean 'ranks'?", lambda: chain(Double()).plan("null", options={"rnks": 2}))
-    refuses(PlanError, "'ranks' takes int", lambda: chain(Double()).plan("null", options={"ranks": "2"}))
-    refuses(PlanError, ("'a'", "'tp'"), chain(Double(), config={"tp": 1}).plan)
+    refuses(
+        PlanOptionError, "Did you mean 'ranks'?", lambda: chain(Double()).plan("null", options={"rnks": 2})
+    )
+    refuses(
+        PlanOptionError, "'ranks' takes int", lambda: chain(Double()).plan("null", options={"ranks": "2"})
+    )
+    refuses(PlanOptionError, ("'a'", "'tp'"), chain(Double(), config={"tp": 1}).plan)
 
 
 def test_options_reach_the_backends_that_know_them_and_no_other():
@@ -239,13 +244,15 @@ def test_a_way_between_families_cannot_be_forced_onto_the_device():
 @pytest.mark.parametrize("wish", ["gpu", None, 3, True])
 def test_a_residency_is_device_or_host(wish):
     refuses(
-        PlanError, ("Residency.DEVICE or HOST", EDGE), lambda: spread("null", "null", residency={EDGE: wish})
+        PlanOptionError,
+        ("Residency.DEVICE or HOST", EDGE),
+        lambda: spread("null", "null", residency={EDGE: wish}),
     )
 
 
 @pytest.mark.parametrize("edge", ["a.out -> b.x", "a.output", 3, "a.output -> b.x -> y"])
 def test_a_residency_of_no_edge_is_offered_the_nearest(edge):
-    refuses(PlanError, "does not exist", lambda: spread("null", "null", residency={edge: "host"}))
+    refuses(PlanOptionError, "does not exist", lambda: spread("null", "null", residency={edge: "host"}))
 
 
 def test_every_edge_has_a_reason_bytes_and_a_cost():
