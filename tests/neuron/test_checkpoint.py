@@ -14,7 +14,7 @@ from torch import nn
 
 from orchestrator.errors import CompileError
 from orchestrator_neuron.checkpoint import load_weights, rank_weights
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 from tests.neuron.programs import Affine
 
 
@@ -39,25 +39,25 @@ def _same(found: dict[str, torch.Tensor], expected: dict[str, Any]) -> bool:
 
 def test_without_a_checkpoint_the_module_has_them() -> None:
     module = Affine()
-    found = load_weights("s", module, Settings())
+    found = load_weights("s", module, NeuronSettings())
     assert set(found) == {"model.weight", "model.bias", "scale", "shift"}
     assert _same(found, {**module.state_dict(), "shift": module.shift})
     assert not any(tensor.requires_grad for tensor in found.values())
 
 
 def test_names_that_start_with_model_are_kept(stored: Callable[..., str]) -> None:
-    found = load_weights("s", Affine(), Settings(checkpoint=stored(_other())))
+    found = load_weights("s", Affine(), NeuronSettings(checkpoint=stored(_other())))
     assert _same(found, _other())
 
 
 def test_a_buffer_no_checkpoint_has_comes_from_the_module(stored: Callable[..., str]) -> None:
-    found = load_weights("s", Affine(), Settings(checkpoint=stored(_other())))
+    found = load_weights("s", Affine(), NeuronSettings(checkpoint=stored(_other())))
     assert torch.equal(found["shift"], Affine().shift)
 
 
 def test_a_folder_with_one_file(stored: Callable[..., str]) -> None:
     folder = str(Path(stored(_other())).parent)
-    assert _same(load_weights("s", Affine(), Settings(checkpoint=folder)), _other())
+    assert _same(load_weights("s", Affine(), NeuronSettings(checkpoint=folder)), _other())
 
 
 def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> Non
     places = {"model.weight": "one.safetensors", "model.bias": "two.safetensors", "scale": "two.safetensors"}
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
-    assert _same(load_weights("s", Affine(), Settings(checkpoint=str(tmp_path))), weights)
+    assert _same(load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path))), weights)
     (tmp_path / "in").mkdir()
     for file in (
         "../one.safetensors",
@@ -79,13 +79,13 @@ def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> Non
     ):
         index.write_text(json.dumps({"weight_map": {**places, "scale": file}}))
         with pytest.raises(CompileError, match="cannot be read"):
-            load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))
+            load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path)))
     index.write_text('{"weight_map": ' + "[" * 100_000)
     with pytest.raises(CompileError, match="cannot be read"):
-        load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))
+        load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path)))
     index.write_text(json.dumps({"weight_map": {**places, "scale": "one.safetensors"}}))
     with pytest.raises(CompileError, match=r"index says that it has 'scale'"):
-        load_weights("s", Affine(), Settings(checkpoint=str(tmp_path)))
+        load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path)))
 
 
 def test_everything_that_does_not_fit_is_said_at_once(stored: Callable[..., str]) -> None:
@@ -97,7 +97,7 @@ def test_everything_that_does_not_fit_is_said_at_once(stored: Callable[..., str]
         }
     )
     with pytest.raises(CompileError) as caught:
-        load_weights("vision", Affine(), Settings(checkpoint=path))
+        load_weights("vision", Affine(), NeuronSettings(checkpoint=path))
     text = str(caught.value)
     assert path in text
     assert "'vision'" in text
@@ -110,14 +110,14 @@ def test_everything_that_does_not_fit_is_said_at_once(stored: Callable[..., str]
 def test_long_lists_are_cut_with_a_count(stored: Callable[..., str]) -> None:
     weights = {f"stray{number}": torch.zeros(1) for number in range(50)}
     with pytest.raises(CompileError, match=r"50 unexpected: .*, and 30 more") as caught:
-        load_weights("s", nn.Identity(), Settings(checkpoint=stored(weights)))
+        load_weights("s", nn.Identity(), NeuronSettings(checkpoint=stored(weights)))
     assert str(caught.value).count("stray") == 20
 
 
 def test_a_common_prefix_is_pointed_out(stored: Callable[..., str]) -> None:
     weights = {f"net.{name}": value for name, value in _other().items()}
     with pytest.raises(CompileError, match=r"start with 'net\.'"):
-        load_weights("s", Affine(), Settings(checkpoint=stored(weights)))
+        load_weights("s", Affine(), NeuronSettings(checkpoint=stored(weights)))
 
 
 def test_data_is_read_only_if_all_fits(stored: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_data_is_read_only_if_all_fits(stored: Callable[..., str], monkeypatch: 
     header = 8 + int.from_bytes(whole[:8], "little")
     path.write_bytes(whole[:header] + bytes(len(whole) - header))  # the header alone tells
     with pytest.raises(CompileError, match="nothing was loaded"):
-        load_weights("s", Affine(), Settings(checkpoint=str(path)))
+        load_weights("s", Affine(), NeuronSettings(checkpoint=str(path)))
 
 
 class _Tied(nn.Module):
@@ -140,11 +140,11 @@ class _Tied(nn.Module):
 @pytest.mark.parametrize("name", ["table.weight", "head.weight"])
 def test_a_tied_weight_is_stored_once_and_stays_one(stored: Callable[..., str], name: str) -> None:
     weight = torch.randn(5, 4)
-    settings = Settings(checkpoint=stored({name: weight}), torch_dtype=torch.bfloat16)
+    settings = NeuronSettings(checkpoint=stored({name: weight}), torch_dtype=torch.bfloat16)
     found = load_weights("s", _Tied(), settings)
     assert found["table.weight"] is found["head.weight"]
     assert torch.equal(found["head.weight"], weight.bfloat16())
-    plain = load_weights("s", _Tied(), Settings(torch_dtype=torch.float16))
+    plain = load_weights("s", _Tied(), NeuronSettings(torch_dtype=torch.float16))
     assert plain["table.weight"] is plain["head.weight"]
 
 
@@ -155,8 +155,8 @@ def test_floats_have_the_dtype_in_force(stored: Callable[..., str]) -> None:
         for name, value in module.state_dict().items()
     }
     path = stored(weights)
-    assert load_weights("s", module, Settings(checkpoint=path))["weight"].dtype is torch.float32
-    found = load_weights("s", module, Settings(checkpoint=path, torch_dtype=torch.bfloat16))
+    assert load_weights("s", module, NeuronSettings(checkpoint=path))["weight"].dtype is torch.float32
+    found = load_weights("s", module, NeuronSettings(checkpoint=path, torch_dtype=torch.bfloat16))
     assert found["running_mean"].dtype is torch.bfloat16
     assert found["num_batches_tracked"].dtype is torch.int64
 
@@ -164,7 +164,7 @@ def test_floats_have_the_dtype_in_force(stored: Callable[..., str]) -> None:
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_a_sharded_weight_is_cut_for_each_rank(stored: Callable[..., str], dim: int) -> None:
     whole = {**_other(), "model.weight": torch.randn(6, 4) if dim == 0 else torch.randn(3, 8)}
-    settings = Settings(world_size=2, checkpoint=stored(whole), shard_weights=(("model.weight", dim),))
+    settings = NeuronSettings(world_size=2, checkpoint=stored(whole), shard_weights=(("model.weight", dim),))
     weights = load_weights("s", Affine(), settings)
     parts = [rank_weights(weights, settings, rank) for rank in range(2)]
     assert torch.equal(torch.cat([part["model.weight"] for part in parts], dim), whole["model.weight"])
@@ -172,7 +172,7 @@ def test_a_sharded_weight_is_cut_for_each_rank(stored: Callable[..., str], dim: 
 
 
 def test_a_sharded_weight_has_the_size_of_all_ranks(stored: Callable[..., str]) -> None:
-    settings = Settings(world_size=2, checkpoint=stored(_other()), shard_weights=(("model.weight", 0),))
+    settings = NeuronSettings(world_size=2, checkpoint=stored(_other()), shard_weights=(("model.weight", 0),))
     with pytest.raises(
         CompileError, match=r"is \[3, 4\], the module has \[6, 4\] \(2 ranks with \[3, 4\] each\)"
     ):
@@ -180,7 +180,7 @@ def test_a_sharded_weight_has_the_size_of_all_ranks(stored: Callable[..., str]) 
 
 
 def test_a_tied_weight_is_sharded_under_both_names(stored: Callable[..., str]) -> None:
-    settings = Settings(
+    settings = NeuronSettings(
         world_size=2,
         checkpoint=stored({"table.weight": torch.randn(10, 4)}),
         shard_weights=(("head.weight", 0),),
@@ -193,9 +193,9 @@ def test_a_tied_weight_is_sharded_under_both_names(stored: Callable[..., str]) -
 def test_wrong_shards_are_refused(stored: Callable[..., str]) -> None:
     path = stored(_other())
     cases = {
-        "no checkpoint": Settings(world_size=2, shard_weights=(("model.weight", 0),)),
-        "Did you mean 'model.weight'": Settings(checkpoint=path, shard_weights=(("model.wait", 0),)),
-        "along dim 2": Settings(checkpoint=path, shard_weights=(("model.weight", 2),)),
+        "no checkpoint": NeuronSettings(world_size=2, shard_weights=(("model.weight", 0),)),
+        "Did you mean 'model.weight'": NeuronSettings(checkpoint=path, shard_weights=(("model.wait", 0),)),
+        "along dim 2": NeuronSettings(checkpoint=path, shard_weights=(("model.weight", 2),)),
     }
     for text, settings in cases.items():
         with pytest.raises(CompileError, match=text):
@@ -203,9 +203,9 @@ def test_wrong_shards_are_refused(stored: Callable[..., str]) -> None:
 
 
 def test_a_stage_without_weights_takes_no_checkpoint(stored: Callable[..., str]) -> None:
-    assert load_weights("s", None, Settings()) == {}
+    assert load_weights("s", None, NeuronSettings()) == {}
     with pytest.raises(CompileError, match="3 unexpected"):
-        load_weights("s", None, Settings(checkpoint=stored(_other())))
+        load_weights("s", None, NeuronSettings(checkpoint=stored(_other())))
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path: Path, stored: Callable[..., str]) -> None:
@@ -229,7 +229,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path, stored: Callable[..., str
     }
     for path, text in cases.items():
         with pytest.raises(CompileError, match=text) as caught:
-            load_weights("s", Affine(), Settings(checkpoint=path))
+            load_weights("s", Affine(), NeuronSettings(checkpoint=path))
         assert "'s'" in str(caught.value)
 
 

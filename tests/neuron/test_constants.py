@@ -52,7 +52,7 @@ def test_constants_are_weighed_with_what_requests_take(tmp_path: Path, kind: str
                 continue
             with pytest.raises(CompileError) as caught:
                 backend.load_application(made, folder)
-            assert backend.opened.allocated == [0]
+            assert backend.open_device.allocated_bytes == [0]
         finally:
             backend.close()
         for part in (f"constants {size:,}", f"of {budget:,}", "requests take 48", "a plan cannot count them"):

@@ -226,4 +226,4 @@ def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_p
         damage()
         with pytest.raises(CompileError, match=text):
             backend.load_application(made, tmp_path)
-        assert backend.opened.allocated == [0]
+        assert backend.open_device.allocated_bytes == [0]

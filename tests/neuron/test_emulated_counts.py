@@ -56,7 +56,7 @@ def test_counting_again_forgets_what_is_there() -> None:
         del old
         backend.upload(torch.zeros(5))
         assert backend.measured()["peak_bytes"] == 60
-        assert backend.opened.allocated == [40]
+        assert backend.open_device.allocated_bytes == [40]
         del new
 
 
@@ -102,7 +102,7 @@ def test_every_rank_runs_on_its_own_weights(tmp_path: Path) -> None:
     form = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
     with emulated(tp_degree=2) as backend:
         run = load(backend, application(_Part(), form, config=config), tmp_path)["p"]
-        assert backend.opened.allocated == [(3 * 4 + 3) * 4 + 2 * 3 * 4] * 2
+        assert backend.open_device.allocated_bytes == [(3 * 4 + 3) * 4 + 2 * 3 * 4] * 2
         x = torch.randn(2, 4)
         (made,) = run(backend.upload(x))
         torch.testing.assert_close(backend.gather(made, 1), whole(x))
@@ -139,19 +139,19 @@ def test_memory_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
             assert f"weights {weights}" in text
             assert f"output buffers of 2 programs {buffers}" in text
             assert f"{taken} of {weights + buffers + taken - 1} are taken" in text
-            assert backend.opened.allocated == [taken] * 2
+            assert backend.open_device.allocated_bytes == [taken] * 2
             del kept
     with emulated(budget=weights + buffers) as backend:
         programs = load(backend, made, tmp_path)
-        assert backend.opened.allocated == [weights + buffers]
+        assert backend.open_device.allocated_bytes == [weights + buffers]
         with pytest.raises(DeviceError, match=f"{weights + buffers} of its"):
             backend.upload(torch.zeros(1))
         del programs
-        assert backend.opened.allocated == [0]
+        assert backend.open_device.allocated_bytes == [0]
 
 
 def test_a_core_has_the_memory_of_a_real_one() -> None:
     with emulated(logical_nc_config=1) as backend:
-        assert backend.opened.budget == 12_000_000_000
+        assert backend.open_device.budget == 12_000_000_000
     with emulated() as backend:
-        assert backend.opened.budget == 24_000_000_000
+        assert backend.open_device.budget == 24_000_000_000

@@ -107,7 +107,7 @@ def test_reading_its_own_buffer_gives_nothing_right(
 
 def test_warming_up_leaves_nothing_behind(backend: EmulatedBackend, tmp_path: Path) -> None:
     run = _affine(backend, tmp_path)
-    stale = [entry.outputs()[0] for entry in run._entries.values()]  # type: ignore[attr-defined]
+    stale = [version.outputs()[0] for version in run._versions.values()]  # type: ignore[attr-defined]
     for handle in stale:
         assert backend.download(handle).isnan().all()
     assert backend.measured()["dispatches"] == 0
@@ -200,7 +200,7 @@ def test_adapters_alone_are_a_program_without_weights(backend: EmulatedBackend, 
     form = program({"value": spec(2)}, {"value": spec(4)}, after={"value": (Adapter("pad", (4,), 1),)})
     run = load(backend, weightless(form), tmp_path)["p"]
     assert backend.download(run(backend.upload(torch.zeros(2)))[0]).tolist() == [0, 0, 1, 1]
-    assert backend.opened.allocated == [16, 16]
+    assert backend.open_device.allocated_bytes == [16, 16]
 
 
 def test_constants_dicts_and_keywords(backend: EmulatedBackend, tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_are_allowed(backend: EmulatedBackend, value: torch.Tensor, name: str) -> None:
     tensor = backend.upload(value)[1][0]
-    before = list(backend.opened.allocated)
+    before = list(backend.open_device.allocated_bytes)
     made = VIEWS[name](tensor)
     assert isinstance(made, EmulatedTensor)
-    assert backend.opened.allocated == before
+    assert backend.open_device.allocated_bytes == before
     assert torch.equal(made.cpu(), VIEWS[name](value))
     tensor.copy_(value + 1)
     assert torch.equal(made.cpu(), VIEWS[name](value + 1))
@@ -250,9 +250,9 @@ def test_memory_goes_with_the_last_reference(backend: EmulatedBackend, value: to
     handle = backend.upload(value)
     part = backend.part(handle, 1, 0, 1)
     del handle
-    assert backend.opened.allocated == [24, 24]  # a view keeps all of it
+    assert backend.open_device.allocated_bytes == [24, 24]  # a view keeps all of it
     del part
-    assert backend.opened.allocated == [0, 0]
+    assert backend.open_device.allocated_bytes == [0, 0]
     assert backend.measured()["peak_bytes"] == 24
 
 
@@ -263,7 +263,7 @@ def test_memory_is_limited() -> None:
             backend.upload(torch.zeros(10))
         del kept
         assert backend.upload(torch.zeros(25)).shape == (25,)
-        assert backend.opened.allocated == [0, 0]
+        assert backend.open_device.allocated_bytes == [0, 0]
 
 
 def test_an_empty_value_shows_when_it_is_read(backend: EmulatedBackend) -> None:
@@ -286,4 +286,4 @@ def test_uploads_from_threads_are_all_counted(backend: EmulatedBackend, value: t
     for thread in threads:
         thread.join()
     assert backend.measured()["uploads"] == 16
-    assert backend.opened.allocated == [0, 0]
+    assert backend.open_device.allocated_bytes == [0, 0]

@@ -58,10 +58,10 @@ def test_weights_come_from_the_checkpoint(backend: EmulatedBackend, tmp_path: Pa
         assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine(seed=seed)(x))
     path = tmp_path / "short.safetensors"
     save_file({"scale": torch.ones(3)}, path)
-    before = list(backend.opened.allocated)
+    before = list(backend.open_device.allocated_bytes)
     with pytest.raises(CompileError, match=r"2 missing: 'model.weight', 'model.bias'"):
         backend.load_application(application(Affine(), PLAIN, config={"checkpoint": str(path)}), tmp_path)
-    assert backend.opened.allocated == before
+    assert backend.open_device.allocated_bytes == before
 
 
 def test_artifacts_hold_no_weights(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_module_that_a_function_closes_over_is_compiled_in(
     form = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
     run = load(backend, application(lambda x: module(x), form), tmp_path)["p"]
     assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine()(x))
-    assert backend.opened.allocated[0] == (12 + 3 + 3 + 3 + 6) * 4
+    assert backend.open_device.allocated_bytes[0] == (12 + 3 + 3 + 3 + 6) * 4
 
 
 def test_tied_weights_are_on_the_device_once(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_tied_weights_are_on_the_device_once(backend: EmulatedBackend, tmp_path:
     module = Tied()
     form = program({"ids": spec(3, dtype=torch.int32)}, {"output": spec(3, 6)}, dtypes={"ids": torch.int64})
     run = load(backend, application(module, form), tmp_path)["p"]
-    assert backend.opened.allocated == [6 * 4 * 4 + 3 * 6 * 4] * 2
+    assert backend.open_device.allocated_bytes == [6 * 4 * 4 + 3 * 6 * 4] * 2
     ids = torch.tensor([0, 5, 2])
     assert torch.equal(backend.download(run(backend.upload(ids.int()))[0]), module(ids))
 
@@ -139,7 +139,7 @@ def test_torch_dtype_converts_weights_and_values(tmp_path: Path) -> None:
         run = load(backend, application(Affine(), form), tmp_path)["p"]
         x = torch.randn(2, 4, dtype=half)
         assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine().to(half)(x))
-        assert backend.opened.allocated[0] == (12 + 3 + 3 + 3) * 2 + 12
+        assert backend.open_device.allocated_bytes[0] == (12 + 3 + 3 + 3) * 2 + 12
 
 
 @pytest.mark.parametrize("place", ["buffer", "attribute", "input"])

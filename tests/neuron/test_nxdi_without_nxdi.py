@@ -24,13 +24,13 @@ from orchestrator_neuron.nxdi.application import (
     WORK_DIR,
     check_routes,
     compiler_arguments,
-    examples,
     tag_of,
+    version_examples,
     work_folder,
 )
 from orchestrator_neuron.nxdi.backend import NxdiBackend
 from orchestrator_neuron.nxdi.calls import ProgramCall
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.versions import versions_of
 from orchestrator_stages.demos.vision_text import vision_text
 
@@ -96,7 +96,7 @@ def test_importing_the_plugin_imports_neither_torch_nor_nxd_inference():
 
 
 @pytest.mark.parametrize(
-    ("version", "known"),
+    ("version", "is_known"),
     [
         ("0.9.0", True),
         ("0.9.17334", True),
@@ -106,8 +106,8 @@ def test_importing_the_plugin_imports_neither_torch_nor_nxd_inference():
         ("1.0", False),
     ],
 )
-def test_known_versions(version: str, known: bool):
-    assert packages.PACKAGES[0].known(version) is known
+def test_known_versions(version: str, is_known: bool):
+    assert packages.PACKAGES[0].is_known(version) is is_known
 
 
 def test_unknown_version_is_a_note(monkeypatch: pytest.MonkeyPatch):
@@ -130,7 +130,7 @@ def test_one_form_is_compiled_once_and_two_programs_never_share_one():
     sizes = ({"n": 2, "m": 1}, {"n": 2, "m": 3}, {"n": 4, "m": 3})
     one = program("net", ("n", 4), sizes=sizes)
     assert versions_of(one) == (sizes[0], sizes[2])
-    assert [tuple(row[0].shape) for row in examples(one)] == [(2, 4), (4, 4)]
+    assert [tuple(row[0].shape) for row in version_examples(one)] == [(2, 4), (4, 4)]
     stage = make_stage("net", nn.Identity())
     check_routes(Application("net", stage, (one, replace(one, name="again", route=1))))
     with pytest.raises(CompileError, match="inputs of the same shapes"):
@@ -147,9 +147,11 @@ def test_sizes_that_only_an_adapter_sees_are_told_apart():
 
 
 def test_compiler_arguments_carry_the_core_configuration():
-    assert compiler_arguments(Settings()) is None
-    assert compiler_arguments(Settings(compiler_args="-O1", logical_nc_config=1)) == "-O1 --lnc=1"
-    assert compiler_arguments(Settings(compiler_args="-O1 --lnc=2", logical_nc_config=1)) == "-O1 --lnc=2"
+    assert compiler_arguments(NeuronSettings()) is None
+    assert compiler_arguments(NeuronSettings(compiler_args="-O1", logical_nc_config=1)) == "-O1 --lnc=1"
+    assert (
+        compiler_arguments(NeuronSettings(compiler_args="-O1 --lnc=2", logical_nc_config=1)) == "-O1 --lnc=2"
+    )
 
 
 @pytest.mark.parametrize("before", [None, "/somewhere/"])

@@ -236,7 +236,7 @@ def test_a_graph_that_is_not_of_the_program_is_refused(
     _rewritten(tmp_path, CHANGES[name])
     with pytest.raises(CompileError, match=r"compile it again"):
         backend.load_application(made, tmp_path)
-    assert backend.opened.allocated == [0] or "weight" not in name
+    assert backend.open_device.allocated_bytes == [0] or "weight" not in name
 
 
 def test_the_manifest_of_a_program_says_what_the_plan_says(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_manifest_of_a_program_says_what_the_plan_says(backend: EmulatedBack
         (tmp_path / "manifest.json").write_text(json.dumps(data))
         with pytest.raises(CompileError, match=r"[Cc]ompile it again"):
             backend.load_application(made, tmp_path)
-        assert backend.opened.allocated == [0]
+        assert backend.open_device.allocated_bytes == [0]
 
 
 class _Ordinary(nn.Module):

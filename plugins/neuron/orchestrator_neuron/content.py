@@ -12,15 +12,15 @@ from orchestrator.fingerprint import digest, fingerprint
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.stage import Stage
 from orchestrator.store import content_key
-from orchestrator_neuron.options import OPTION_TYPES, Settings
+from orchestrator_neuron.options import OPTION_TYPES, NeuronSettings
 
 __all__ = ["application_key"]
 
-#: Settings that say where weights come from; a program does not depend on them.
+#: NeuronSettings that say where weights come from; a program does not depend on them.
 WEIGHTS = ("checkpoint",)
 
 
-def application_key(application: Application, settings: Settings, versions: Iterable[object]) -> str:
+def application_key(application: Application, settings: NeuronSettings, versions: Iterable[object]) -> str:
     """Returns the content key of an application.
 
     Args:

@@ -1,4 +1,4 @@
-"""What both Neuron device families have in common: how they are named, what they can do, and what they refuse.
+"""The base of both Neuron device families: their names, capabilities and refusals, and moves over the host.
 
 A value on the device is a *ranked value*: ``[rank][output]`` lists of tensors of device type ``privateuseone``, with
 one output. Integers of 64 bits are held in 32, as NxD Inference does; with ``torch_dtype`` floating-point values are
@@ -18,7 +18,7 @@ from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
 from orchestrator_neuron.modes import check_scripts, training_notes
-from orchestrator_neuron.options import OPTION_TYPES, Settings, checked, settings_for
+from orchestrator_neuron.options import OPTION_TYPES, NeuronSettings, normalize, settings_for
 
 __all__ = ["LINK", "RankedBackend"]
 
@@ -37,7 +37,7 @@ LINK = Link(
 #: Memory of one logical core of trn2: a chip has 96 GB for eight physical cores (AWS), one or two in a logical one.
 CORE_MEMORY = {1: 12_000_000_000, 2: 24_000_000_000}
 
-#: What a Neuron program computes with.
+#: Dtypes that a Neuron program computes with.
 DTYPES = (
     torch.float32,
     torch.float16,
@@ -63,7 +63,7 @@ class RankedBackend(CompilingBackend):
     code_options: ClassVar[Mapping[str, Any]] = {"hazards": "solve", "compiler_args": ""}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(device, checked(options or {}))
+        super().__init__(device, normalize(options or {}))
         whole = settings_for(self.options, "", {})
         self._capabilities = Capabilities(
             ranks=whole.world_size,
@@ -90,7 +90,7 @@ class RankedBackend(CompilingBackend):
         """Ranks by world size; programs with static shapes and one output buffer; no eager compute."""
         return self._capabilities
 
-    def settings(self, stage: Stage | None) -> Settings:
+    def settings(self, stage: Stage | None) -> NeuronSettings:
         """Returns the options in force for a stage; ``None``: for a weightless program.
 
         A wrapper may have options of its own, ``neuron_options``; those in ``add(config=...)`` go first.
@@ -102,10 +102,10 @@ class RankedBackend(CompilingBackend):
 
     def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
         """Returns int32 for int64, and the stage's ``torch_dtype`` for a floating-point dtype where it has one."""
-        wanted = self.settings(stage).torch_dtype
+        stage_dtype = self.settings(stage).torch_dtype
         if dtype is torch.int64:
             return torch.int32
-        return wanted if wanted is not None and dtype.is_floating_point else dtype
+        return stage_dtype if stage_dtype is not None and dtype.is_floating_point else dtype
 
     def sharded(self, stage: Stage) -> Mapping[str, int]:
         """Returns the stage's option ``sharded``."""
@@ -114,7 +114,7 @@ class RankedBackend(CompilingBackend):
     def review(
         self, stage: Stage, inputs: Mapping[str, PortSpec], outputs: Mapping[str, PortSpec]
     ) -> Iterable[str]:
-        """Refuses what cannot run; see the page of failure modes for the whole list.
+        """Refuses a stage that cannot run; see the page of failure modes for the whole list.
 
         Raises:
             PlanError: A port has a dtype that Neuron does not compute with, an option is wrong, or the stage is a
@@ -122,6 +122,7 @@ class RankedBackend(CompilingBackend):
         """
         settings = self.settings(stage)
         check_scripts(stage, self.device)
+        # By the dtype in which the device holds a value: int64 is no offence, since it is held in 32 bits.
         for side, ports in (("input", inputs), ("output", outputs)):
             for port, spec in ports.items():
                 if isinstance(spec, TensorSpec) and self.held_dtype(stage, spec.dtype) not in DTYPES:
@@ -132,8 +133,9 @@ class RankedBackend(CompilingBackend):
                         stage=stage.name,
                         port=port,
                     )
-        looks = getattr(stage.wrapper, "neuron_review", None)
-        notes = looks(stage, settings, inputs) if looks is not None else ()
+        # A wrapper may review itself; the hook is optional, since most wrappers know nothing of this family.
+        review = getattr(stage.wrapper, "neuron_review", None)
+        notes = review(stage, settings, inputs) if review is not None else ()
         return (*notes, *self._notes(stage))
 
     def _notes(self, stage: Stage) -> Iterator[str]:

@@ -25,46 +25,49 @@ PREFIX = "stage."
 
 
 def stage_module(
-    stage: Stage | None, dtype: torch.dtype | None = None, stored: bool = False
+    stage: Stage | None, dtype: torch.dtype | None = None, has_checkpoint: bool = False
 ) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
-    """Returns a private copy of what runs a stage, on the host, and the module that owns its weights, if any.
+    """Returns a private copy of a stage's callable, on the host, and the module that owns its weights, if any.
 
     Args:
         stage: The stage; ``None``: there is none.
-        dtype: What floating-point weights and buffers are converted to; ``None``: they stay as they are.
-        stored: A checkpoint gives the weights, so that those of the module may be without content.
+        dtype: Of floating-point weights and buffers; ``None``: they stay as they are.
+        has_checkpoint: A checkpoint gives the weights, so that those of the module may be without content.
 
     Raises:
         CompileError: A tensor of the module is on the meta device, and nothing else gives its content.
     """
     if stage is None:
         return None, None
+    # A wrapper that makes its model when first asked makes it in the original, so that it is made once for all copies.
     target = stage.module()
     wrapper = stage.wrapper
     if wrapper is not None and target is wrapper:
         _ = wrapper.model if wrapper.makes_model else None
     memo: dict[int, Any] = {}
-    copied: Any = duplicate(target, memo)
-    owner = owner_of(copied)
+    copy: Any = duplicate(target, memo)
+    owner = owner_of(copy)
     if not isinstance(owner, torch.nn.Module) and wrapper is not None:
-        owner = copied.__dict__.get("_model")
+        owner = copy.__dict__.get("_model")
     if not isinstance(owner, torch.nn.Module):
-        return copied, None
-    for name, computed in fill_meta(owner).items():
-        if computed or not stored:
-            raise _contentless(stage.name, name, computed)
+        return copy, None
+    # Tensors without content would compile, and give garbage. A checkpoint has weights, but no buffer that the module
+    # computes for itself.
+    for name, is_computed in fill_meta(owner).items():
+        if is_computed or not has_checkpoint:
+            raise _contentless(stage.name, name, is_computed)
     owner = owner.eval().requires_grad_(False).to("cpu")
     if dtype is not None:
         _convert(owner, dtype)
-    return copied, owner
+    return copy, owner
 
 
-def _contentless(stage: str, name: str, computed: bool) -> CompileError:
+def _contentless(stage: str, name: str, is_computed: bool) -> CompileError:
     """The error for a tensor without content that no checkpoint gives."""
     way_out = (
         "The module computes it when it is made, and no checkpoint has it: make it with content, outside of "
         "torch.device('meta')"
-        if computed
+        if is_computed
         else "Give a checkpoint that has it, add(..., config={'checkpoint': 'model.safetensors'}), or load the weights "
         "into the module first: module.to_empty(device='cpu').load_state_dict(...)"
     )
@@ -85,14 +88,14 @@ def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 class ProgramModule(torch.nn.Module):
-    """What is traced.
+    """The module that is traced for one version of a program.
 
     Args:
-        target: What runs the stage, from :func:`stage_module`; ``None``: a weightless program.
+        target: The stage's callable, from :func:`stage_module`; ``None``: a weightless program.
         owner: The module that owns the weights, if any.
         program: The program.
         sizes: The combination of buckets.
-        guarded: Integers that do not fit in the 32 bits that they are held in raise when it runs; else they wrap.
+        checks_overflow: Integers beyond the 32 bits in which the device holds them raise when it runs; else they wrap.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class ProgramModule(torch.nn.Module):
         owner: torch.nn.Module | None,
         program: Program,
         sizes: Mapping[str, int],
-        guarded: bool = False,
+        checks_overflow: bool = False,
     ) -> None:
         super().__init__()
         self.stage = owner
@@ -109,42 +112,43 @@ class ProgramModule(torch.nn.Module):
         self._target = (target,)
         self._program = program
         self._sizes = dict(sizes)
-        self._guarded = guarded
+        self._checks_overflow = checks_overflow
 
     @property
     def target(self) -> Callable[..., Any] | None:
-        """What runs the stage."""
+        """The stage's callable; ``None``: the program is weightless."""
         return self._target[0]
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the program once."""
         values = iter(tensors)
-        fed = {
+        arguments = {
             item.port: item.constant if item.spec is None else self._enter(item, next(values))
             for item in self._program.inputs
         }
         target = self.target
-        given = fed if target is None else self._named(self._call(target, fed))
+        results = arguments if target is None else self._by_port(self._call(target, arguments))
         return tuple(
-            self._adapted(self._held(given[item.port], item), item.adapters) for item in self._program.outputs
+            self._adapt(self._narrow(results[item.port], item), item.adapters)
+            for item in self._program.outputs
         )
 
     def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
-        value = self._adapted(value, item.adapters)
+        value = self._adapt(value, item.adapters)
         if item.dtype is not None and not item.dtype.is_floating_point and value.dtype != item.dtype:
             value = value.to(item.dtype)
         return value
 
-    def _adapted(self, value: torch.Tensor, adapters: tuple[Adapter, ...]) -> torch.Tensor:
+    def _adapt(self, value: torch.Tensor, adapters: tuple[Adapter, ...]) -> torch.Tensor:
         for adapter in adapters:
             value = apply(adapter, value, self._sizes)
         return value
 
-    def _held(self, value: torch.Tensor, item: ProgramOutput) -> torch.Tensor:
+    def _narrow(self, value: torch.Tensor, item: ProgramOutput) -> torch.Tensor:
         """Brings what the stage gives to the dtype it is held in; a folded cast does the rest."""
         if value.dtype == item.spec.dtype or any(adapter.kind == "cast" for adapter in item.adapters):
             return value
-        if self._guarded and value.dtype is torch.int64 and item.spec.dtype is torch.int32:
+        if self._checks_overflow and value.dtype is torch.int64 and item.spec.dtype is torch.int32:
             limits = torch.iinfo(torch.int32)
             fits = ((value >= limits.min) & (value <= limits.max)).all()
             torch._assert_async(
@@ -154,14 +158,14 @@ class ProgramModule(torch.nn.Module):
             )
         return value.to(item.spec.dtype)
 
-    def _call(self, target: Callable[..., Any], fed: dict[str, Any]) -> Any:
+    def _call(self, target: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         keywords = self._program.keywords
-        positional = [value for port, value in fed.items() if port not in keywords]
-        return target(*positional, **{port: fed[port] for port in keywords})
+        positional = [value for port, value in arguments.items() if port not in keywords]
+        return target(*positional, **{port: arguments[port] for port in keywords})
 
-    def _named(self, given: Any) -> Mapping[str, torch.Tensor]:
+    def _by_port(self, result: Any) -> Mapping[str, torch.Tensor]:
         ports = self._program.ports
-        return dict(zip(ports, outputs_of(self._program.returns, ports, given), strict=True))
+        return dict(zip(ports, outputs_of(self._program.returns, ports, result), strict=True))
 
 
 def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Options of the two Neuron device families, for a whole plan or for one stage, and what is in force for a stage."""
+"""Options of the two Neuron device families, for a whole plan or for one stage, and the settings of a stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.errors import PlanError, PlanOptionError
 
-__all__ = ["OPTION_TYPES", "Settings", "checked", "settings_for"]
+__all__ = ["OPTION_TYPES", "NeuronSettings", "normalize", "settings_for"]
 
 #: Names of the options, with the types a value may have.
 OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -39,13 +39,13 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is in force for one stage.
+class NeuronSettings:
+    """Options in force for one stage.
 
     Attributes:
         tp_degree: Ranks that share the stage's work.
         world_size: Ranks of the process: rows of a ranked value.
-        torch_dtype: What weights and floating-point values are cast to; None: they stay as they are.
+        torch_dtype: Dtype of weights and floating-point values; None: they stay as they are.
         logical_nc_config: Physical cores of one logical core.
         compiler_args: Arguments for the compiler; empty: its defaults.
         checkpoint: A safetensors file, a folder with ``model.safetensors``, or a ``state_dict``; ``None``: the
@@ -64,7 +64,7 @@ class Settings:
     shard_weights: tuple[tuple[str, int], ...] = ()
 
 
-def checked(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
+def normalize(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
     """Returns options in one form: dtypes as such, dicts as sorted pairs.
 
     Args:
@@ -77,17 +77,18 @@ def checked(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
     return {name: _check(name, value, stage) for name, value in options.items() if name in OPTION_TYPES}
 
 
-def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> Settings:
-    """Returns what is in force for a stage: its own options over those of the plan.
+def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> NeuronSettings:
+    """Returns the settings in force for a stage: its own options over those of the plan.
 
     Raises:
         PlanError: A value is none of its option, or an option of the whole process differs for the stage.
     """
-    whole, own = dict(options), checked(config, stage)
+    whole, own = dict(options), normalize(config, stage)
+    # 1. Ranks and cores are of the process: NxD Inference crashes on loading the second stage of another world.
     world = int(whole.get("world_size", whole.get("tp_degree", 1)))
-    shared = {"logical_nc_config": 2, "hazards": "solve", **whole, "world_size": world}
+    process_options = {"logical_nc_config": 2, "hazards": "solve", **whole, "world_size": world}
     for name in PROCESS_WIDE:
-        if own.get(name, shared[name]) != shared[name]:
+        if own.get(name, process_options[name]) != process_options[name]:
             raise PlanOptionError(
                 f"Stage {stage!r} asks for {name}={own[name]!r}, but all stages of one process share one; give it to "
                 f"the plan: options={{{name!r}: {own[name]!r}}}. (NxD Inference crashes while loading weights when "
@@ -95,9 +96,11 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
                 stage=stage,
                 option=name,
             )
-    merged = {**whole, **own, "world_size": world}
-    used = {name: value for name, value in merged.items() if name in Settings.__dataclass_fields__}
-    settings = Settings(**used)
+    # 2. The stage's own options win, but for those.
+    effective = {**whole, **own, "world_size": world}
+    fields = {name: value for name, value in effective.items() if name in NeuronSettings.__dataclass_fields__}
+    settings = NeuronSettings(**fields)
+    # 3. Ranks of a stage form groups of equal size, and a sharded output needs one group: several would hold it twice.
     if world % settings.tp_degree:
         who = f"Stage {stage!r} has" if stage else "The plan has"
         raise PlanOptionError(
@@ -118,8 +121,8 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
 def _check(name: str, value: Any, stage: str) -> Any:
     kinds = OPTION_TYPES[name]
     if not isinstance(value, kinds) or isinstance(value, bool):
-        listed = kinds if isinstance(kinds, tuple) else (kinds,)
-        raise _wrong(name, value, stage, f"a {' or '.join(kind.__name__ for kind in listed)}")
+        alternatives = kinds if isinstance(kinds, tuple) else (kinds,)
+        raise _wrong(name, value, stage, f"a {' or '.join(kind.__name__ for kind in alternatives)}")
     _check_owner(name, stage)
     if isinstance(value, int) and value < 1:
         raise _wrong(name, value, stage, "a positive int")
@@ -179,14 +182,12 @@ def _pairs(name: str, value: Any, stage: str, kind: type) -> tuple[tuple[str, An
     return tuple(sorted((key, content) for key, content in items))
 
 
-def _wrong(name: str, value: Any, stage: str, wanted: str) -> PlanOptionError:
+def _wrong(name: str, value: Any, stage: str, legal: str) -> PlanOptionError:
     where = f" of stage {stage!r}" if stage else ""
-    return PlanOptionError(
-        f"The option {name!r}{where} is {wanted}, not {value!r}.", option=name, stage=stage
-    )
+    return PlanOptionError(f"The option {name!r}{where} is {legal}, not {value!r}.", option=name, stage=stage)
 
 
-#: Options that have one form in which they are kept, and what brings a value to it.
+#: Options with a canonical form, and the function that brings a value to it.
 _FORMS: Mapping[str, Callable[[Any, str], Any]] = {
     "adapters": _places,
     "checkpoint": _checkpoint,

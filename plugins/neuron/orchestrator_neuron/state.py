@@ -1,10 +1,10 @@
-"""Whether a stage keeps state: what it holds is looked at while it runs twice, on tensors without content.
+"""Whether a stage keeps state: its attributes are compared while it runs twice, on tensors without content.
 
-The first run may fill what is built lazily. What the second one changes is state, which a program does not keep: an
-attribute, a list that grows, a buffer or weight that is written. A tensor that is put in place of another which
-nothing has read is none: it is left there for somebody outside, such as the attention map of the last run.
+The first run may fill lazily built attributes. A change of the second one is state, which a program does not keep: an
+attribute, a list that grows, a buffer or weight that is written. A tensor that replaces another which nothing has read
+is none: it is left there for somebody outside, such as the attention map of the last run.
 
-A stage that does not run in this way, e.g. since it asks for content, is not looked at.
+A stage that does not run in this way, e.g. since it asks for content, is not checked.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from orchestrator_neuron.module import ProgramModule
 
 __all__ = ["check_state"]
 
-#: How far into objects, containers and functions one looks; modules are looked at as deep as they go.
+#: Levels of objects, containers and functions that are compared; modules are compared as deep as they go.
 _DEPTH = 4
-#: Larger containers are tables, of which the length says enough.
+#: Of larger containers, which are tables, the length alone is compared.
 _LARGE = 4096
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device)
-#: What torch keeps in every module.
+#: Attributes of torch's own in every module.
 _TORCH_OWN = frozenset(vars(torch.nn.Module())) - {"training"}
-#: What gives a tensor other data, uncounted.
+#: Functions that give a tensor other data without counting it as a write.
 _SETS = (torch.Tensor.data.__set__, torch.Tensor.set_)  # type: ignore[attr-defined]
 _FOREIGN = sys.stdlib_module_names | {"torch", "orchestrator", "orchestrator_neuron"}
 
@@ -48,71 +48,80 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
     """Makes sure that a stage keeps no state; nothing is written to the module.
 
     Args:
-        where: What is compiled, for the message.
+        where: The program, for the message.
         stage: The stage's name.
-        module: What would be compiled.
+        module: The module that would be compiled.
         inputs: Example inputs.
 
     Returns:
-        Whether a run may put tensors away, in the stage or elsewhere; False: it was seen that none does.
+        Whether a run may put tensors away, in the stage or elsewhere; False: certainly none does.
 
     Raises:
         CompileError: A run changes what the next one reads.
     """
     with default_torch_state(), silenced():
-        changed, caches = _changed(module, inputs)
-    if changed is not None:
+        attribute, caches = _find_state(module, inputs)
+    if attribute is not None:
         raise CompileError(
-            f"{where} cannot be compiled: each run changes {changed!r}. A program keeps no state: what was there when "
-            f"it was compiled would be used for ever. Hand it over as an input and an output, e.g. as the carry of a "
-            f"loop, or run the stage on 'cpu' or as a host stage.",
+            f"{where} cannot be compiled: each run changes {attribute!r}. A program keeps no state: what was there "
+            f"when it was compiled would be used for ever. Hand it over as an input and an output, e.g. as the carry "
+            f"of a loop, or run the stage on 'cpu' or as a host stage.",
             stage=stage,
-            attribute=changed,
+            attribute=attribute,
         )
     return caches
 
 
-def _changed(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:
-    """What each run changes, and whether a run may put tensors away."""
+def _find_state(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:
+    """Returns the path of an attribute that each run changes, and whether a run may put tensors away.
+
+    On a copy, and with everything that is bound outside of it put back: a check leaves no trace.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     isolation = Isolation(mode)
     try:
-        copied = isolation.copy(module)
+        copy = isolation.copy(module)
     except Exception:
         return None, True
     leftovers = Leftovers(mode, isolation)
     leftovers.bindings.note(module.target)
-    changed, fills = None, True
-    # What it caches outside of the copy would be compiled in.
-    with contextlib.suppress(LeftBehindError), leftovers.watch(copied):
-        changed, fills = contextvars.copy_context().run(_changed_in, copied, mode, inputs)
-    return changed, fills or leftovers.released
+    attribute, fills = None, True
+    # Tensors that it caches outside of the copy would be compiled in as constants, so they count as put away.
+    with contextlib.suppress(LeftBehindError), leftovers.watch(copy):
+        attribute, fills = contextvars.copy_context().run(_state_of_copy, copy, mode, inputs)
+    return attribute, fills or leftovers.released
 
 
-def _changed_in(copied: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:
-    """What the second run changes, and whether the first one fills anything; (None, True) if it cannot run."""
+def _state_of_copy(
+    module: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]
+) -> tuple[str | None, bool]:
+    """Returns the path that the second run changes, and whether the first fills any; (None, True): it cannot run."""
     uses = _Uses()
     after: dict[str, Any] | None = None
     try:
-        start = _Marks(copied).found
+        # 1. The first run may fill caches: they are not state, but they are tensors that a run puts away.
+        start = _Snapshot(module).marks
         first, second = ([mode.from_tensor(value.clone()) for value in inputs] for _ in range(2))
         with mode, torch.compiler.set_stance("force_eager"):
-            copied(*first)
-            before = _Marks(copied).found
+            module(*first)
+            # 2. The second run finds all caches filled, so whatever it changes would change in every run. Marks are
+            #    taken even where it fails: whatever a run writes before its error is state all the same.
+            before = _Snapshot(module).marks
             try:
                 with uses:
-                    uses.read(copied(*second))
+                    uses.read(module(*second))
             finally:
-                after = _Marks(copied).found
+                after = _Snapshot(module).marks
     except Exception:
         if after is None:
             return None, True
+    # 3. A mark that is gone is a change too, so both sides are walked.
     assert after is not None
-    changed = (path for path in {**before, **after} if _differs(before.get(path), after.get(path), uses))
+    changes = (path for path in {**before, **after} if _differs(before.get(path), after.get(path), uses))
     fills = start.keys() != before.keys() or any(
         _is_filled(mark, before[path]) for path, mark in start.items()
     )
-    return next(changed, None), fills
+    return next(changes, None), fills
 
 
 def _is_filled(start: Any, before: Any) -> bool:
@@ -125,8 +134,8 @@ def _is_filled(start: Any, before: Any) -> bool:
 def _differs(before: Any, after: Any, uses: _Uses) -> bool:
     if isinstance(before, _Tensor) and isinstance(after, _Tensor):
         if before.value is after.value:
-            return before.version != after.version or id(before.value) in uses.set
-        return id(before.value) in uses.seen
+            return before.version != after.version or id(before.value) in uses.replacements
+        return id(before.value) in uses.identities
     return bool(type(before) is not type(after) or before != after)
 
 
@@ -134,24 +143,24 @@ class _Uses(TorchFunctionMode):
     """Notes which tensors are used while it is on.
 
     Attributes:
-        seen: Identities of those that were read or written.
-        set: Of those that were given other data.
+        identities: Of those that were read or written.
+        replacements: Identities of those that were given other data.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[int] = set()
-        self.set: set[int] = set()
+        self.identities: set[int] = set()
+        self.replacements: set[int] = set()
 
     def read(self, value: Any) -> None:
         """Notes the tensors in a value."""
         leaves = pytree.tree_leaves(value)
-        self.seen.update(id(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
+        self.identities.update(id(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.read((args, kwargs))
         if func in _SETS:
-            self.set.add(id(args[0]))
+            self.replacements.add(id(args[0]))
         return func(*args, **(kwargs or {}))
 
 
@@ -174,19 +183,19 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
 
-class _Marks:
-    """What a stage holds.
+class _Snapshot:
+    """The attributes of a stage at one time, as marks that compare.
 
     Args:
-        module: The program it is in.
+        module: The program that runs the stage.
 
     Attributes:
-        found: Path to what is compared: a tensor, a plain value, or the form of a container.
+        marks: Path to a comparable mark: of a tensor, of a plain value, or of the type and length of a container.
     """
 
     def __init__(self, module: ProgramModule) -> None:
-        self.found: dict[str, Any] = {}
-        self._seen: set[int] = set()
+        self.marks: dict[str, Any] = {}
+        self._visits: set[int] = set()
         if module.stage is not None:
             self._visit("", module.stage, _DEPTH)
         target = module._target[0]
@@ -194,20 +203,20 @@ class _Marks:
 
     def _visit(self, path: str, value: Any, depth: int) -> None:
         if isinstance(value, torch.Tensor):
-            self.found[path] = _Tensor(value, 0 if value.is_inference() else value._version)
+            self.marks[path] = _Tensor(value, 0 if value.is_inference() else value._version)
         elif isinstance(value, _PLAIN):
-            self.found[path] = (type(value), value)
+            self.marks[path] = (type(value), value)
         elif isinstance(value, (set, frozenset)):
-            self.found[path] = (type(value), frozenset(value))
-        elif id(value) not in self._seen:
-            self._seen.add(id(value))
+            self.marks[path] = (type(value), frozenset(value))
+        elif id(value) not in self._visits:
+            self._visits.add(id(value))
             self._open(path, value, depth)
 
     def _open(self, path: str, value: Any, depth: int) -> None:
         if isinstance(value, (list, tuple, dict, collections.deque)):
-            self.found[path] = (type(value), len(value))
+            self.marks[path] = (type(value), len(value))
         elif path:
-            self.found[path] = _Same(value)
+            self.marks[path] = _Same(value)
         if depth > 0:
             below = depth if isinstance(value, torch.nn.Module) else depth - 1
             for name, part in _parts(value):
@@ -215,7 +224,10 @@ class _Marks:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields what an object consists of, by name."""
+    """Yields the parts of an object, by name."""
+    # Modules first, which are objects as well; classes, Python modules and objects of libraries are not walked: they
+    # belong to everybody, and a stage that changes them is found by its own references. Lists are made before parts are
+    # yielded, since comparing may run code that changes them.
     if isinstance(value, torch.nn.Module):
         yield from _module_parts(value)
     elif isinstance(value, (list, tuple, dict, collections.deque)):
@@ -243,7 +255,7 @@ def _module_parts(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Variables around a function, and functions that it calls."""
+    """Yields variables around a function, and functions that it calls."""
     if _is_foreign(function):
         return
     code, outside = function.__code__, function.__globals__

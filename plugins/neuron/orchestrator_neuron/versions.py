@@ -35,6 +35,7 @@ def distinct_versions(application: Application) -> list[tuple[Program, Sizes]]:
     Raises:
         CompileError: Input shapes alone do not tell two of them apart.
     """
+    # Versions of one program are apart in something, and programs differ by name: equal shapes are always a conflict.
     versions: dict[tuple[tuple[int, ...], ...], tuple[Program, Sizes]] = {}
     for program in application.programs:
         for sizes in versions_of(program):

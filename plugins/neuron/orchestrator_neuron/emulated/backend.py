@@ -41,40 +41,40 @@ class EmulatedBackend(RankedBackend):
     COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
     compares_ranks: bool = True
 
-    _opened: Device | None = None
+    _open_device: Device | None = None
 
     @property
-    def opened(self) -> Device:
+    def open_device(self) -> Device:
         """The device.
 
         Raises:
             DeviceError: It is not open.
         """
-        if self._opened is None:
+        if self._open_device is None:
             raise DeviceError("The emulated Neuron device is not open.")
-        return self._opened
+        return self._open_device
 
     def open(self) -> None:
         """Takes a fresh device into use."""
         self.close()
         can = self.capabilities
-        self._opened = Device(can.ranks, self.budget or can.memory, can.link, self.reserved)
-        register(self._opened)
+        self._open_device = Device(can.ranks, self.budget or can.memory, can.link, self.reserved)
+        register(self._open_device)
 
     def close(self) -> None:
         """Ends the device; its values cannot be read any more."""
-        if self._opened is not None:
-            unregister(self._opened)
-            self._opened.close()
-            self._opened = None
+        if self._open_device is not None:
+            unregister(self._open_device)
+            self._open_device.close()
+            self._open_device = None
 
     def begin_counting(self) -> None:
         """Starts counting from zero: weights, warm-up and staged constants are part of no request."""
-        self.opened.begin_counting()
+        self.open_device.begin_counting()
 
     def measured(self) -> Mapping[str, Any] | None:
         """Returns what the device counted; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
-        return None if self._opened is None else self._opened.measured()
+        return None if self._open_device is None else self._open_device.measured()
 
     def key(self, application: Application) -> str:
         """Returns the content key of an application."""
@@ -99,11 +99,11 @@ class EmulatedBackend(RankedBackend):
         Raises:
             CompileError: It does not fit the device, or its weights do not fit.
         """
-        return load_application(self.opened, application, self.settings(application.stage), folder)
+        return load_application(self.open_device, application, self.settings(application.stage), folder)
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Copies a host tensor to every rank; each counts."""
-        device = self.opened
+        device = self.open_device
         return RankedValue([upload(device, rank, value)] for rank in range(device.ranks))
 
     def download(self, handle: Handle) -> torch.Tensor:
@@ -132,7 +132,7 @@ class EmulatedBackend(RankedBackend):
     def copy(self, handle: Handle, device: str) -> Handle:
         """Makes a copy with memory of its own, over the host; each rank's moves count."""
         return RankedValue(
-            [upload(self.opened, rank, value)] for rank, value in enumerate(self.host_rows(handle))
+            [upload(self.open_device, rank, value)] for rank, value in enumerate(self.host_rows(handle))
         )
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
@@ -141,12 +141,12 @@ class EmulatedBackend(RankedBackend):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
         """Takes memory; nothing crosses the link."""
-        device = self.opened
+        device = self.open_device
         return RankedValue([allocate(device, rank, shape, dtype, "A value")] for rank in range(device.ranks))
 
     def _rows(self, handle: Handle) -> list[EmulatedTensor]:
         """The tensor of each rank."""
-        device = self.opened
+        device = self.open_device
         if not is_ranked(handle):
             raise DeviceError(f"A {type(handle).__name__} is no ranked value of this device.")
         rows = [row[0] for row in handle]

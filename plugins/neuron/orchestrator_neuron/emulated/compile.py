@@ -14,59 +14,72 @@ from orchestrator.errors import CompileError
 from orchestrator.isolation import LeftBehindError, Leftovers
 from orchestrator.program import Application, Program
 from orchestrator_neuron.emulated.first_run import FirstRun
-from orchestrator_neuron.emulated.manifest import Entry, Form, Manifest, write
+from orchestrator_neuron.emulated.manifest import ApplicationManifest, CompiledVersion, TensorMeta, write
 from orchestrator_neuron.emulated.trace import trace
 from orchestrator_neuron.module import ProgramModule, example_inputs, stage_module
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.state import check_state
 from orchestrator_neuron.versions import distinct_versions, version_name
 
-__all__ = ["compile_application", "planned_entries", "stage_on_host"]
+__all__ = ["compile_application", "planned_versions", "stage_on_host"]
 
 Compiler = Callable[[bytes], bytes]
 
 
 def compile_application(
-    application: Application, settings: Settings, folder: Path, compiler: Compiler
+    application: Application, settings: NeuronSettings, folder: Path, compiler: Compiler
 ) -> None:
     """Exports the programs of an application into an empty folder.
 
     Args:
         application: The application.
-        settings: What is in force for its stage.
+        settings: Those in force for its stage.
         folder: Where it goes; the manifest is written last.
-        compiler: What each exported program goes through.
+        compiler: A function that each exported program goes through.
 
     Raises:
-        CompileError: It cannot be built or exported, it keeps state, two entries have equal shapes, or an output is not
-            what the plan says.
+        CompileError: It cannot be built or exported, it keeps state, two versions have equal shapes, or an output is
+            not what the plan says.
     """
     versions = distinct_versions(application)
     target, owner = stage_on_host(application, settings)
+    # 1. State shows in two runs, at any sizes: the first version answers for all. It also tells whether exporting
+    #    leaves tensors behind, which the next export would take for constants.
     caches = False
     if target is not None:
         program, sizes = versions[0]
         module = ProgramModule(target, owner, program, sizes)
-        shown = f"The {version_name(application, program, sizes)}"
-        caches = check_state(shown, application.name, module, example_inputs(program, sizes))
-    entries = []
+        where = f"The {version_name(application, program, sizes)}"
+        caches = check_state(where, application.name, module, example_inputs(program, sizes))
+    # 2. Each version is exported in a context of its own, and its file written at once: one is in memory at a time.
+    compiled_versions = []
     for number, (program, sizes) in enumerate(versions):
-        shown = f"The {version_name(application, program, sizes)}"
-        module = ProgramModule(target, owner, program, sizes, guarded=True)
-        # Following references takes a second; most stages put nothing away.
-        forgotten = _forgotten(target, owner) if caches else contextlib.nullcontext()
-        with forgotten, FirstRun(shown, application.name, owner):
-            traced = contextvars.copy_context().run(trace, shown, application.name, module, program, sizes)
-        (folder / _file_of(number)).write_bytes(compiler(traced.data))
-        inputs = tuple(_input_forms(program, sizes))
-        entries.append(Entry(program.name, _file_of(number), inputs, traced.outputs, traced.constant_bytes))
-    weights = {} if owner is None else _forms(owner)
-    write(Manifest(application.name, weights, tuple(entries)), folder)
+        where = f"The {version_name(application, program, sizes)}"
+        module = ProgramModule(target, owner, program, sizes, checks_overflow=True)
+        # Following references takes a second, and most stages put nothing away.
+        cleanup = _without_leftovers(target, owner) if caches else contextlib.nullcontext()
+        with cleanup, FirstRun(where, application.name, owner):
+            traced_program = contextvars.copy_context().run(
+                trace, where, application.name, module, program, sizes
+            )
+        (folder / _file_of(number)).write_bytes(compiler(traced_program.data))
+        compiled_versions.append(
+            CompiledVersion(
+                program.name,
+                _file_of(number),
+                tuple(_input_metas(program, sizes)),
+                traced_program.outputs,
+                traced_program.constant_bytes,
+            )
+        )
+    # 3. The manifest comes last: a folder that lacks it is no compiled application.
+    weights = {} if owner is None else _weight_metas(owner)
+    write(ApplicationManifest(application.name, weights, tuple(compiled_versions)), folder)
 
 
 @contextlib.contextmanager
-def _forgotten(target: Any, owner: torch.nn.Module | None) -> Iterator[None]:
-    """Takes out again what exporting has a stage cache, in itself or elsewhere: the next program would find it."""
+def _without_leftovers(target: Any, owner: torch.nn.Module | None) -> Iterator[None]:
+    """Removes what a stage caches while it is exported, in itself or elsewhere: the next export would find it."""
     leftovers = Leftovers()
     leftovers.bindings.note(target)
     leftovers.bindings.note_attributes(owner)
@@ -74,18 +87,18 @@ def _forgotten(target: Any, owner: torch.nn.Module | None) -> Iterator[None]:
         yield
 
 
-def planned_entries(application: Application) -> list[Entry]:
-    """Returns the entries that compiling an application gives, but for the bytes of constants: a plan says them.
+def planned_versions(application: Application) -> list[CompiledVersion]:
+    """Returns the versions that compiling an application gives, as its plan says, so without the bytes of constants.
 
     Raises:
-        CompileError: Two entries have equal shapes.
+        CompileError: Two versions have equal shapes.
     """
     return [
-        Entry(
+        CompiledVersion(
             program.name,
             _file_of(number),
-            tuple(_input_forms(program, sizes)),
-            tuple(Form(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs),
+            tuple(_input_metas(program, sizes)),
+            tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs),
         )
         for number, (program, sizes) in enumerate(distinct_versions(application))
     ]
@@ -96,9 +109,9 @@ def _file_of(number: int) -> str:
 
 
 def stage_on_host(
-    application: Application, settings: Settings
+    application: Application, settings: NeuronSettings
 ) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
-    """Returns a private copy of what runs a stage, in the dtype that is in force, and the owner of its weights.
+    """Returns a private copy of a stage's callable, in the dtype in force, and the module that owns its weights.
 
     Raises:
         CompileError: It cannot be built.
@@ -114,14 +127,14 @@ def stage_on_host(
         ) from error
 
 
-def _forms(owner: torch.nn.Module) -> dict[str, Form]:
-    named = [*owner.named_parameters(remove_duplicate=False), *owner.named_buffers(remove_duplicate=False)]
-    return {name: Form.of(tensor) for name, tensor in named}
+def _weight_metas(owner: torch.nn.Module) -> dict[str, TensorMeta]:
+    tensors = [*owner.named_parameters(remove_duplicate=False), *owner.named_buffers(remove_duplicate=False)]
+    return {name: TensorMeta.of(tensor) for name, tensor in tensors}
 
 
-def _input_forms(program: Program, sizes: Mapping[str, int]) -> Iterator[Form]:
+def _input_metas(program: Program, sizes: Mapping[str, int]) -> Iterator[TensorMeta]:
     for item in program.tensors:
         assert item.spec is not None
-        yield Form(item.spec.shape(sizes), item.spec.dtype)
+        yield TensorMeta(item.spec.shape(sizes), item.spec.dtype)
     if program.route:
-        yield Form((program.route,), torch.int32)
+        yield TensorMeta((program.route,), torch.int32)

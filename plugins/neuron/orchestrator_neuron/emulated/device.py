@@ -1,4 +1,4 @@
-"""What an emulated device holds and counts.
+"""Memory and counters of an emulated device.
 
 A device has a number of *ranks*, each with memory of its own; a *block* is a piece of one rank's memory, freed when
 nobody refers to it any more. From :meth:`Device.begin_counting` on, moves over the link and program starts are counted,
@@ -16,14 +16,14 @@ import torch
 from orchestrator.backend import Link
 from orchestrator.errors import StageError
 
-__all__ = ["Block", "Device", "DeviceError", "poison", "size_of"]
+__all__ = ["Device", "DeviceError", "MemoryBlock", "poison", "size_of"]
 
 
 class DeviceError(StageError, RuntimeError):
     """The device refuses something; to torch code it is an ordinary ``RuntimeError``."""
 
 
-class Block:
+class MemoryBlock:
     """A piece of one rank's memory.
 
     Attributes:
@@ -61,7 +61,7 @@ class Device:
         self.reserved = reserved
         self.link = link
         self.is_open = True
-        self.allocated = [0] * ranks
+        self.allocated_bytes = [0] * ranks
         self._request = [0] * ranks
         self._epoch = 0
         # Reentrant, since the collector may free a block while another one is made.
@@ -74,48 +74,51 @@ class Device:
         )
         self._seconds = 0.0
         self._peak = max(self._request)
-        self.peak_allocated = max(self.allocated)
+        self.peak_allocated_bytes = max(self.allocated_bytes)
 
     def begin_counting(self) -> None:
-        """Sets all counts to zero; what is on the device already is part of no request."""
+        """Sets all counts to zero; memory in use by now belongs to no request."""
         with self._lock:
             self._request = [0] * self.ranks
             self._epoch += 1
             self._zero()
 
-    def allocate(self, rank: int, nbytes: int, what: str, held: bool = False) -> Block:
+    def allocate(self, rank: int, nbytes: int, what: str, persistent: bool = False) -> MemoryBlock:
         """Takes memory of one rank.
 
         Args:
             rank: The rank.
             nbytes: Bytes.
-            what: What it is for, for the message.
-            held: It is a weight or a buffer, part of no request.
+            what: Its purpose, for the message.
+            persistent: It is a weight or a buffer, part of no request.
 
         Raises:
             DeviceError: The device is closed, has no such rank, or has too little memory left.
         """
         self.check(rank)
-        if self.budget and self.allocated[rank] + nbytes > self.budget:
+        if self.budget and self.allocated_bytes[rank] + nbytes > self.budget:
             raise DeviceError(
-                f"{what} takes {nbytes:,} bytes of rank {rank}, but {self.allocated[rank]:,} of its {self.budget:,} "
-                f"are taken. Plan with a smaller batch, a larger tp_degree, or more edges over the host.",
+                f"{what} takes {nbytes:,} bytes of rank {rank}, but {self.allocated_bytes[rank]:,} of its "
+                f"{self.budget:,} are taken. Plan with a smaller batch, a larger tp_degree, or more edges over the "
+                f"host.",
                 rank=rank,
                 bytes=nbytes,
             )
-        block = Block(self, rank, nbytes, 0 if held else self._epoch)
+        # Epoch 0 marks memory of no request. A block is counted and given back in its own epoch only: one that outlives
+        # `begin_counting` must not lower the count of the next.
+        block = MemoryBlock(self, rank, nbytes, 0 if persistent else self._epoch)
         with self._lock:
             self._hold(block, nbytes)
-            self.peak_allocated = max(self.peak_allocated, self.allocated[rank])
+            self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes[rank])
             self._peak = max(self._peak, self._request[rank])
         return block
 
-    def _hold(self, block: Block, nbytes: int) -> None:
-        self.allocated[block.rank] += nbytes
+    def _hold(self, block: MemoryBlock, nbytes: int) -> None:
+        self.allocated_bytes[block.rank] += nbytes
         if block.epoch and block.epoch == self._epoch:
             self._request[block.rank] += nbytes
 
-    def release(self, block: Block) -> None:
+    def release(self, block: MemoryBlock) -> None:
         """Gives a block back; called when its last reference goes."""
         with self._lock:
             self._hold(block, -block.nbytes)
@@ -177,7 +180,7 @@ def size_of(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def poison(value: torch.Tensor) -> None:
-    """Fills a tensor with what shows when somebody reads it: NaN, the largest integer, or True."""
+    """Fills a tensor with a value that shows when it is read: NaN, the largest integer, or True."""
     floating = value.is_floating_point() or value.is_complex()
     whole = True if value.dtype is torch.bool else None
     value.fill_(float("nan") if floating else whole or torch.iinfo(value.dtype).max)

@@ -26,7 +26,7 @@ _NOT_THE_USERS = tuple(
     for file in (torch.__file__, orchestrator.__file__, orchestrator_neuron.__file__)
 )
 _PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
-_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_PACKAGE_FOLDERS = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _DATA_DEPENDENT = ("DataDependent", "DynamicOutputShape")
 _READS = ("aten.item", "aten._local_scalar_dense")
 _WAY_OUT = (
@@ -44,10 +44,11 @@ def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
     """Returns the error for a stage whose export raised.
 
     Args:
-        where: What was exported, for the message.
+        where: The program, for the message.
         stage: The stage's name.
-        error: What ``torch.export.export`` raised.
+        error: The error of ``torch.export.export``.
     """
+    # A generator first: torch refuses it by an error of its own, which says nothing of random numbers.
     operation = _operation(error.__traceback__)
     if _generator(error.__traceback__):
         what = f"a torch.Generator of its own{_line(error.__traceback__)}"
@@ -59,7 +60,7 @@ def unexportable(where: str, stage: str, error: BaseException) -> CompileError:
             f"{operation or 'a branch or a size in Python'} depends on data, which a compiled program cannot"
         )
     else:
-        what = f"{operation or _packed(error.__traceback__) or 'its code'} cannot be exported"
+        what = f"{operation or _torch_object(error.__traceback__) or 'its code'} cannot be exported"
     return CompileError(
         f"{where} cannot be compiled: {what}{_line(error.__traceback__)}. {_WAY_OUT}. "
         f"({type(error).__name__}: {first})",
@@ -72,14 +73,15 @@ def check_static(where: str, stage: str, graph: torch.fx.Graph, again: Callable[
     """Makes sure that no shape inside a program depends on data.
 
     Args:
-        where: What was exported, for the message.
+        where: The program, for the message.
         stage: The stage's name.
         graph: The exported graph.
-        again: Runs the program so that what depends on data raises; asked for the line.
+        again: Runs the program so that an operation which depends on data raises; called for the line.
 
     Raises:
         CompileError: One does, or a number of a tensor is read.
     """
+    # Export lets such sizes through as symbols. A graph has no line for them, so the program runs once more for it.
     for node in graph.nodes:
         name = str(node.target)
         values = pytree.tree_leaves(node.meta.get("val")) if node.op == "call_function" else []
@@ -103,8 +105,8 @@ def draws_words(where: str, what: str) -> str:
     """Returns the refusal of a program that draws.
 
     Args:
-        where: What was compiled.
-        what: What it draws with, and where.
+        where: The program.
+        what: The generator or operation that draws, and its line.
     """
     return (
         f"{where} cannot be compiled: it draws random numbers with {what}. Each run of a program, on each rank, would "
@@ -117,7 +119,7 @@ def check_draws(where: str, stage: str, module: torch.fx.GraphModule) -> None:
     """Makes sure that a program draws no random numbers.
 
     Args:
-        where: What was exported, for the message.
+        where: The program, for the message.
         stage: The stage's name.
         module: The exported graph, with those of its branches.
 
@@ -135,25 +137,27 @@ def check_draws(where: str, stage: str, module: torch.fx.GraphModule) -> None:
 
 
 def _draws(node: torch.fx.Node) -> bool:
+    """Tells whether an operation draws with the arguments that it has: dropout in eval mode does not."""
     operation = node.target
     if not isinstance(operation, torch._ops.OpOverload):
         return False
     if torch.Tag.nondeterministic_seeded not in operation.tags or str(operation).startswith(_HARMLESS):
         return False
-    given = {
+    arguments = {
         item.name: node.args[place]
         if place < len(node.args)
         else node.kwargs.get(item.name, item.default_value)
         for place, item in enumerate(operation._schema.arguments)
     }
-    switches = [given[name] for name in _SWITCHES if name in given]
+    # An operation without a switch always draws; with one, it does where the switch is on or not known.
+    switches = [arguments[name] for name in _SWITCHES if name in arguments]
     return not switches or all(value is None or bool(value) for value in switches)
 
 
 def _line_of_node(node: torch.fx.Node) -> str:
-    """The line of the user's that an operation comes from."""
+    """Returns the user's line that an operation comes from."""
     lines = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n(.*)', node.stack_trace or "")
-    own = [found for found in lines if _is_users(found[0])]
+    own = [line for line in lines if _is_users(line[0])]
     return _at(*own[-1]) if own else ""
 
 
@@ -162,34 +166,34 @@ def _is_loose(value: Any) -> bool:
 
 
 def _operation(trace: TracebackType | None) -> str:
-    """The operation that was running, from the frames of torch's dispatch."""
-    found = ""
+    """Returns the operation that was running, from the frames of torch's dispatch."""
+    name = ""
     while trace is not None:
         names = trace.tb_frame.f_locals
         for value in (names.get("func"), names.get("op")):
             if isinstance(value, torch._ops.OpOverload):
-                found = str(value)
+                name = str(value)
         trace = trace.tb_next
-    return found
+    return name
 
 
-def _packed(trace: TracebackType | None) -> str:
-    """The object of torch's own, opaque to Python, that was looked at, such as packed weights of a quantized module."""
-    found = ""
+def _torch_object(trace: TracebackType | None) -> str:
+    """Returns the object of torch's own that stopped an export, such as packed weights of a quantized module."""
+    name = ""
     while trace is not None:
         for value in trace.tb_frame.f_locals.values():
             if isinstance(value, torch.ScriptObject):
-                found = f"torch's {value._type().name()!r}, as quantized modules hold,"  # type: ignore[attr-defined]
+                name = f"torch's {value._type().name()!r}, as quantized modules hold,"  # type: ignore[attr-defined]
         trace = trace.tb_next
-    return found
+    return name
 
 
 def _generator(trace: TracebackType | None) -> bool:
-    """Tells whether an operation was given a generator of random numbers."""
+    """Tells whether an operation takes a generator of random numbers."""
     while trace is not None:
         names = trace.tb_frame.f_locals
-        given = pytree.tree_leaves((names.get("args"), names.get("kwargs")))
-        if any(isinstance(value, torch.Generator) for value in given):
+        arguments = pytree.tree_leaves((names.get("args"), names.get("kwargs")))
+        if any(isinstance(value, torch.Generator) for value in arguments):
             return True
         trace = trace.tb_next
     return False
@@ -198,7 +202,7 @@ def _generator(trace: TracebackType | None) -> bool:
 def _is_users(file: str) -> bool:
     if file.startswith((*_NOT_THE_USERS, "<frozen", "<eval_with_key>")):
         return False
-    return not file.startswith(_PYTHON) or any(name in file for name in _INSTALLED)
+    return not file.startswith(_PYTHON) or any(name in file for name in _PACKAGE_FOLDERS)
 
 
 def _line(trace: TracebackType | None) -> str:

@@ -1,9 +1,9 @@
-"""What a stage's first run draws, reads or makes: a program would keep it for ever, or do it anew each time.
+"""Files, random numbers and weights of a stage's first run: a program would keep them, or make them anew each time.
 
-A stage is run once to be exported. What it reads from a file then, or draws with Python's or numpy's generators, would
-be a constant of the program, and no later request would see another. What it draws with torch's would be drawn by each
-rank for itself. A weight that it makes would have no place in a checkpoint. By hand all of it is right, so it is
-refused, with the way out.
+A stage is run once to be exported. A file that it reads then, or numbers that it draws with Python's or numpy's
+generators, would be constants of the program, and no later request would see others. Numbers drawn with torch's would
+be drawn by each rank for itself. A weight that it makes would have no place in a checkpoint. By hand all of it is
+right, so it is refused, with the way out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator_neuron.emulated.explain import draws_words
 __all__ = ["FirstRun"]
 
 #: Files of Python, of installed packages (torch is one), and of the operating system's own tables belong to a release.
-_RELEASED = (
+_RELEASE_FOLDERS = (
     *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     "/proc/",
     "/sys/",
@@ -43,7 +43,7 @@ class FirstRun:
     """Watches a run of a stage.
 
     Args:
-        where: What is compiled, for messages.
+        where: The program, for messages.
         stage: The stage's name.
         owner: The module that owns its weights, if any.
     """
@@ -60,7 +60,7 @@ class FirstRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Says what the run did that it must not, in place of what came of it.
+        """Refuses a run that must not be compiled, in place of its result or its error.
 
         Raises:
             CompileError: It made a part of the module, read a file, or drew.
@@ -70,14 +70,17 @@ class FirstRun:
             self._check(error)
 
     def _check(self, error: BaseException | None) -> None:
-        made = sorted(set(_parts(self._owner)) - self._parts)
-        if made:
+        # The first reason is the one that explains the others: weights that are made now are also drawn now, and
+        # perhaps read from a file.
+        new_parts = sorted(set(_parts(self._owner)) - self._parts)
+        if new_parts:
             raise CompileError(
-                f"{self._where} cannot be compiled: its first run makes {', '.join(map(repr, made[:3]))}, which is not "
-                f"there before. Weights, buffers and modules that a program has are made in __init__ or make_model. Or "
-                f"call the module once by hand before you add it to the pipeline.",
+                f"{self._where} cannot be compiled: its first run makes "
+                f"{', '.join(map(repr, new_parts[:3]))}, which is not there before. Weights, buffers and modules that "
+                f"a program has are made in __init__ or make_model. Or call the module once by hand before you add it "
+                f"to the pipeline.",
                 stage=self._stage,
-                made=tuple(made),
+                made=tuple(new_parts),
             ) from error
         if self._files:
             raise CompileError(
@@ -87,9 +90,9 @@ class FirstRun:
                 stage=self._stage,
                 files=tuple(self._files),
             ) from error
-        drawn = self._random.moved()
-        if drawn:
-            raise CompileError(draws_words(self._where, f"{drawn[0]!r}"), stage=self._stage) from error
+        generators = self._random.moved()
+        if generators:
+            raise CompileError(draws_words(self._where, f"{generators[0]!r}"), stage=self._stage) from error
 
 
 def _parts(owner: torch.nn.Module | None) -> Iterator[str]:
@@ -101,30 +104,34 @@ def _parts(owner: torch.nn.Module | None) -> Iterator[str]:
 
 
 class _Active(threading.local):
-    """Where files are noted that the thread opens; None: nobody watches it."""
+    """The list of files that the thread opens; None: nobody watches it."""
 
     files: list[str] | None = None
 
 
 _active = _Active()
-_installed: list[bool] = []
+_hooks: list[bool] = []
 
 
 def _install() -> None:
-    """Has Python tell of opened files; that cannot be taken back, and costs next to nothing while nobody watches."""
-    if not _installed:
-        _installed.append(True)
-        sys.addaudithook(_hear)
+    """Has Python report each file that is opened; a hook stays for ever, and costs next to nothing between runs."""
+    if not _hooks:
+        _hooks.append(True)
+        sys.addaudithook(_note_file)
 
 
-def _hear(event: str, args: tuple[Any, ...]) -> None:
+def _note_file(event: str, args: tuple[Any, ...]) -> None:
     if event != "open" or _active.files is None:
         return
     file, mode, flags = args
     if isinstance(file, int) or not _reads(mode, flags):
         return
     path = str(Path(os.fsdecode(file)).absolute())
-    if not path.startswith(_RELEASED) and not path.endswith(_CODE) and _is_asked_for(sys._getframe(1)):
+    if (
+        not path.startswith(_RELEASE_FOLDERS)
+        and not path.endswith(_CODE)
+        and _is_read_by_stage(sys._getframe(1))
+    ):
         _active.files.append(path)
 
 
@@ -134,15 +141,15 @@ def _reads(mode: str | None, flags: int) -> bool:
     return "r" in mode or "+" in mode
 
 
-def _is_asked_for(frame: FrameType | None) -> bool:
-    """Tells whether it is somebody's own code that reads, by a library or itself: not torch, nor Python to import."""
+def _is_read_by_stage(frame: FrameType | None) -> bool:
+    """Tells whether a stage's code reads, itself or by a library; not torch, and not Python while it imports."""
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(("<frozen importlib", "<frozen zipimport")):
             return False
         if file.startswith(_TORCH) and not file.endswith(_READERS):
             return False
-        if not file.startswith((*_RELEASED, "<frozen")):
+        if not file.startswith((*_RELEASE_FOLDERS, "<frozen")):
             return not file.startswith(_PLUGIN)
         frame = frame.f_back
     return False

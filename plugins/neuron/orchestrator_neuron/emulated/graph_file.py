@@ -44,16 +44,16 @@ _NAMES: dict[Any, tuple[str, str]] = {
 
 
 class UnstorableError(Exception):
-    """A graph holds what has no form in a file."""
+    """A graph holds something that has no form in a file."""
 
 
 @dataclass(frozen=True)
 class StoredGraph:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         run: The graph: takes ``takes`` in order, gives a sequence of tensors.
-        takes: ``("weight", name)``, ``("constant", number)`` or ``("input", "")`` for each thing it takes.
+        takes: ``("weight", name)``, ``("constant", number)`` or ``("input", "")`` for each of its arguments.
         constants: Its constants, by number.
         outputs: How many tensors it gives.
     """
@@ -64,7 +64,7 @@ class StoredGraph:
     outputs: int
 
 
-def dump(exported: torch.export.ExportedProgram) -> bytes:
+def dump(export: torch.export.ExportedProgram) -> bytes:
     """Returns an exported program as the content of a file; of its weights only the names.
 
     Raises:
@@ -72,23 +72,25 @@ def dump(exported: torch.export.ExportedProgram) -> bytes:
     """
     takes: list[list[str]] = []
     tensors: dict[str, torch.Tensor] = {}
-    forms: list[list[Any]] = []
-    for item in exported.graph_signature.input_specs:
+    layouts: list[list[Any]] = []
+    # Arguments in the order of the graph: whoever runs it puts weights and constants in these places. Weights go by
+    # name; constants go along as bytes, since their strides are part of what a graph may ask for.
+    for item in export.graph_signature.input_specs:
         if item.kind in _WEIGHTS:
             takes.append(["weight", str(item.target)])
         elif item.kind is InputKind.USER_INPUT:
             takes.append(["input", ""])
         elif item.kind is InputKind.CONSTANT_TENSOR:
-            constant = exported.constants[str(item.target)]
-            number = str(len(forms))
+            constant = export.constants[str(item.target)]
+            number = str(len(layouts))
             takes.append(["constant", number])
             tensors[number] = _bytes_of(constant)
-            forms.append([list(constant.shape), list(constant.stride()), dtype_name(constant.dtype)])
+            layouts.append([list(constant.shape), list(constant.stride()), dtype_name(constant.dtype)])
         else:
             raise UnstorableError(f"it holds an object of torch's own, {item.target!r}")
-    writer = _Writer()
-    writer.add(exported.graph_module)
-    body = {"takes": takes, "constants": forms, "graphs": writer.graphs}
+    writer = _GraphFileWriter()
+    writer.add(export.graph_module)
+    body = {"takes": takes, "constants": layouts, "graphs": writer.graphs}
     return save_tensors(tensors, {_KEY: json.dumps(body, allow_nan=False)})
 
 
@@ -104,7 +106,7 @@ def load(data: bytes) -> StoredGraph:
         str(number): _constant(tensors[str(number)], *form) for number, form in enumerate(body["constants"])
     }
     takes = tuple((str(kind), str(name)) for kind, name in body["takes"])
-    module, outputs = _Reader(body["graphs"]).module(0)
+    module, outputs = _GraphFileReader(body["graphs"]).module(0)
     if sum(node.op == "placeholder" for node in module.graph.nodes) != len(takes):
         raise ValueError("it does not take what it says")
     return StoredGraph(module.forward, takes, constants, outputs)
@@ -113,8 +115,8 @@ def load(data: bytes) -> StoredGraph:
 def _metadata(data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file that has been read: 8 bytes give the length of the JSON in front."""
     length = int.from_bytes(data[:8], "little")
-    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return found
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata
 
 
 def _bytes_of(constant: torch.Tensor) -> torch.Tensor:
@@ -140,7 +142,7 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-class _Writer:
+class _GraphFileWriter:
     """Graphs to plain data."""
 
     def __init__(self) -> None:
@@ -160,6 +162,8 @@ class _Writer:
     def _node(
         self, module: torch.fx.GraphModule, node: torch.fx.Node, numbers: Mapping[torch.fx.Node, int]
     ) -> list[Any]:
+        # A graph within it, of a branch or a body, is the one attribute that a node may refer to: anything else would
+        # be an object without a form.
         if node.op == "placeholder":
             return ["takes", "", [], []]
         if node.op == "get_attr":
@@ -182,7 +186,8 @@ class _Writer:
 
 
 def _plain(value: Any, numbers: Mapping[torch.fx.Node, int]) -> Any:
-    """An argument as JSON; what JSON lacks is a list that begins with its kind."""
+    """Returns an argument as JSON; a value that JSON lacks is a list that begins with its kind."""
+    # By exact type: a subclass of int or str, such as an enum, would come back as something else.
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, torch.fx.Node):
@@ -205,7 +210,7 @@ def _plain(value: Any, numbers: Mapping[torch.fx.Node, int]) -> Any:
     raise UnstorableError(f"it has an argument that has no form in a file, {value!r}")
 
 
-class _Reader:
+class _GraphFileReader:
     """Plain data to graphs."""
 
     def __init__(self, graphs: list[list[list[Any]]]) -> None:
@@ -219,6 +224,13 @@ class _Reader:
         return self._modules[number]
 
     def _build(self, number: int) -> tuple[torch.fx.GraphModule, int]:
+        """Builds a graph; returns it with the number of its outputs.
+
+        Raises:
+            Exception: It is damaged, or names an operator that is not known.
+        """
+        # Nodes are numbered by their place, and names are made here, so no text of the file becomes code. A graph
+        # refers to later ones only, which rules out circles.
         graph = torch.fx.Graph()
         root = torch.nn.Module()
         nodes: list[torch.fx.Node] = []

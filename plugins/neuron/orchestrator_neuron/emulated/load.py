@@ -1,4 +1,4 @@
-"""Loading a compiled application: its weights are found and weighed before anything is put on the device."""
+"""Loading a compiled application: its weights are read and weighed before anything is put on the device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.program import Application
 from orchestrator_neuron.checkpoint import load_weights, rank_weights
-from orchestrator_neuron.emulated.compile import planned_entries, stage_on_host
+from orchestrator_neuron.emulated.compile import planned_versions, stage_on_host
 from orchestrator_neuron.emulated.device import Device
-from orchestrator_neuron.emulated.manifest import Form, Manifest, read
-from orchestrator_neuron.emulated.runtime import LoadedEntry, LoadedProgram, Weights, stage_route
+from orchestrator_neuron.emulated.manifest import ApplicationManifest, TensorMeta, read
+from orchestrator_neuron.emulated.runtime import LoadedProgram, LoadedVersion, Weights, stage_route
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 
 __all__ = ["load_application"]
 
@@ -27,15 +27,15 @@ _CONSTANTS = (
 
 
 def load_application(
-    device: Device, application: Application, settings: Settings, folder: Path
+    device: Device, application: Application, settings: NeuronSettings, folder: Path
 ) -> dict[str, LoadedProgram]:
     """Loads what :func:`~orchestrator_neuron.emulated.compile.compile_application` wrote.
 
     Args:
         device: An open device.
         application: The application.
-        settings: What is in force for its stage.
-        folder: Where it was compiled.
+        settings: Those in force for its stage.
+        folder: The folder it was compiled into.
 
     Returns:
         Program name to callable.
@@ -47,18 +47,19 @@ def load_application(
     _check_entries(application, manifest)
     _, owner = stage_on_host(application, settings)
     weights = load_weights(application.name, owner, settings)
-    ranked = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
-    for row in ranked:
+    # All weights are compared and weighed on the host before one is on the device: a refusal leaves it as it was.
+    rank_tensors = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
+    for row in rank_tensors:
         _check_weights(application.name, row, manifest.weights)
-    _check_memory(device, application, manifest, ranked[0])
-    staged = [_stage(device, rank, row, application.name) for rank, row in enumerate(ranked)]
-    return _programs(device, application, manifest, folder, staged)
+    _check_memory(device, application, manifest, rank_tensors[0])
+    device_weights = [_stage(device, rank, row, application.name) for rank, row in enumerate(rank_tensors)]
+    return _programs(device, application, manifest, folder, device_weights)
 
 
-def _check_entries(application: Application, manifest: Manifest) -> None:
+def _check_entries(application: Application, manifest: ApplicationManifest) -> None:
     """Makes sure that the folder holds what the plan says: files in a store are somebody's word."""
-    listed = [replace(entry, constant_bytes=0) for entry in manifest.entries]
-    if listed != planned_entries(application):
+    versions = [replace(version, constant_bytes=0) for version in manifest.versions]
+    if versions != planned_versions(application):
         raise CompileError(
             f"The compiled {application.name!r} is not what the plan says: its manifest lists other programs, files "
             f"or shapes. Compile it again.",
@@ -67,16 +68,17 @@ def _check_entries(application: Application, manifest: Manifest) -> None:
 
 
 def _programs(
-    device: Device, application: Application, manifest: Manifest, folder: Path, weights: Weights
+    device: Device, application: Application, manifest: ApplicationManifest, folder: Path, weights: Weights
 ) -> dict[str, LoadedProgram]:
-    entries: dict[str, list[LoadedEntry]] = {program.name: [] for program in application.programs}
-    for entry in manifest.entries:
-        if entry.program in entries:
-            loaded = LoadedEntry(device, application.name, entry, folder / entry.file, weights)
-            entries[entry.program].append(loaded)
+    versions: dict[str, list[LoadedVersion]] = {program.name: [] for program in application.programs}
+    for version in manifest.versions:
+        if version.program in versions:
+            versions[version.program].append(
+                LoadedVersion(device, application.name, version, folder / version.file, weights)
+            )
     return {
         program.name: LoadedProgram(
-            device, application.name, program, entries[program.name], stage_route(device, program)
+            device, application.name, program, versions[program.name], stage_route(device, program)
         )
         for program in application.programs
     }
@@ -89,44 +91,56 @@ def _stage(
     copies: dict[int, EmulatedTensor] = {}
     for tensor in weights.values():
         if id(tensor) not in copies:
-            copies[id(tensor)] = upload(device, rank, tensor, f"A weight of {name!r}", held=True)
+            copies[id(tensor)] = upload(device, rank, tensor, f"A weight of {name!r}", persistent=True)
     return {key: copies[id(tensor)] for key, tensor in weights.items()}
 
 
-def _check_weights(name: str, weights: Mapping[str, torch.Tensor], compiled: Mapping[str, Form]) -> None:
-    found = {key: Form.of(tensor) for key, tensor in weights.items()}
-    differing = [key for key in {**compiled, **found} if found.get(key) != compiled.get(key)]
+def _check_weights(
+    name: str, weights: Mapping[str, torch.Tensor], compiled_metas: Mapping[str, TensorMeta]
+) -> None:
+    metas = {key: TensorMeta.of(tensor) for key, tensor in weights.items()}
+    differing = [key for key in {**compiled_metas, **metas} if metas.get(key) != compiled_metas.get(key)]
     if differing:
         first = differing[0]
         raise CompileError(
-            f"{len(differing)} weights of {name!r} are not as it was compiled, e.g. {first!r}: {found.get(first)}, "
-            f"compiled for {compiled.get(first)}. Compile it again.",
+            f"{len(differing)} weights of {name!r} are not as it was compiled, e.g. {first!r}: {metas.get(first)}, "
+            f"compiled for {compiled_metas.get(first)}. Compile it again.",
             stage=name,
         )
 
 
 def _check_memory(
-    device: Device, application: Application, manifest: Manifest, weights: Mapping[str, torch.Tensor]
+    device: Device,
+    application: Application,
+    manifest: ApplicationManifest,
+    weights: Mapping[str, torch.Tensor],
 ) -> None:
-    """Makes sure that weights, constants and output buffers fit beside what is there and what requests will take.
+    """Makes sure that weights, constants and output buffers fit, with memory in use and the reserve of requests.
 
-    Constants are what a plan cannot count: they are known once a stage is exported.
+    A plan cannot count constants: they are known once a stage is exported.
 
     Raises:
         CompileError: They do not.
     """
-    own = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in weights.values()}.values())
-    constants = sum(entry.constant_bytes for entry in manifest.entries)
-    buffers = sum(form.nbytes for entry in manifest.entries for form in entry.outputs)
+    # A tied weight is on the device once; a route is a tensor of int32.
+    weight_bytes = sum(
+        tensor.nbytes for tensor in {id(tensor): tensor for tensor in weights.values()}.values()
+    )
+    constants = sum(version.constant_bytes for version in manifest.versions)
+    buffers = sum(meta.nbytes for version in manifest.versions for meta in version.outputs)
     routes = sum(program.route * torch.int32.itemsize for program in application.programs)
-    name, taken, needed = application.name, max(device.allocated), own + constants + buffers + routes
-    if device.budget and taken + needed + device.reserved > device.budget:
+    name, in_use, total = (
+        application.name,
+        max(device.allocated_bytes),
+        weight_bytes + constants + buffers + routes,
+    )
+    if device.budget and in_use + total + device.reserved > device.budget:
         raise CompileError(
-            f"{name!r} takes {needed:,} bytes of each rank (weights {own:,}, constants {constants:,}, output buffers "
-            f"of {len(manifest.entries)} programs {buffers:,}, routing inputs {routes:,}), but {taken:,} of "
+            f"{name!r} takes {total:,} bytes of each rank (weights {weight_bytes:,}, constants {constants:,}, output "
+            f"buffers of {len(manifest.versions)} programs {buffers:,}, routing inputs {routes:,}), but {in_use:,} of "
             f"{device.budget:,} are taken and requests take {device.reserved:,}; nothing was loaded of it."
             f"{_CONSTANTS if constants else ''} Plan with smaller or fewer buckets, a larger tp_degree, or a larger "
             f"budget (memory=).",
             stage=name,
-            bytes=needed,
+            bytes=total,
         )

@@ -1,7 +1,7 @@
-"""What a compiled application consists of, as ``manifest.json`` beside its files.
+"""The contents of a compiled application, as ``manifest.json`` beside its files.
 
-An *entry* is one program compiled for one or several combinations of buckets with the same shapes: a file with the
-exported program, without weights, and the forms of what goes in and out. A *form* is a shape and a dtype.
+An entry of it is one *version*: a program compiled for one or several combinations of buckets with the same shapes, in
+a file with the exported program, without weights; and shape and dtype of each input and output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.errors import CompileError
 from orchestrator.specs import dtype_name
 from orchestrator_neuron.emulated.device import size_of
 
-__all__ = ["FORMAT", "Entry", "Form", "Manifest", "read", "show_shapes", "write"]
+__all__ = ["FORMAT", "ApplicationManifest", "CompiledVersion", "TensorMeta", "read", "show_shapes", "write"]
 
 #: Counts up when a folder of an older version can no longer be read, or programs would be others now.
 FORMAT = 3
@@ -27,7 +27,7 @@ NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorMeta:
     """A shape and a dtype.
 
     Attributes:
@@ -39,8 +39,8 @@ class Form:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Form:
-        """Returns the form of a tensor."""
+    def of(cls, tensor: torch.Tensor) -> TensorMeta:
+        """Returns shape and dtype of a tensor."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
     @property
@@ -53,42 +53,42 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CompiledVersion:
     """One program at one shape.
 
     Attributes:
         program: The program's name.
         file: Name of its file.
-        inputs: Forms of its tensors in order, the route last where there is one.
-        outputs: Forms of what it gives, in order.
-        constant_bytes: What tensors take that were compiled in.
+        inputs: Of its tensors in order, the route last where there is one.
+        outputs: Of its results, in order.
+        constant_bytes: Bytes of the tensors that were compiled in.
     """
 
     program: str
     file: str
-    inputs: tuple[Form, ...]
-    outputs: tuple[Form, ...]
+    inputs: tuple[TensorMeta, ...]
+    outputs: tuple[TensorMeta, ...]
     constant_bytes: int = 0
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...]:
-        """What the router goes by: the shapes of all inputs."""
-        return tuple(form.shape for form in self.inputs)
+        """The shapes of all inputs, by which the router finds it."""
+        return tuple(meta.shape for meta in self.inputs)
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ApplicationManifest:
     """A compiled application.
 
     Attributes:
         application: Its name.
-        weights: Name to form, on one rank.
-        entries: Its entries.
+        weights: Name to shape and dtype, on one rank.
+        versions: Its versions.
     """
 
     application: str
-    weights: Mapping[str, Form]
-    entries: tuple[Entry, ...]
+    weights: Mapping[str, TensorMeta]
+    versions: tuple[CompiledVersion, ...]
 
 
 def show_shapes(shapes: Iterable[Iterable[int]]) -> str:
@@ -96,28 +96,29 @@ def show_shapes(shapes: Iterable[Iterable[int]]) -> str:
     return str([list(shape) for shape in shapes])
 
 
-def write(manifest: Manifest, folder: Path) -> None:
+def write(manifest: ApplicationManifest, folder: Path) -> None:
     """Writes it into the folder, as its last file."""
+    # Torch's version is there for people alone: the content key, which finds the folder, depends on it already.
     data = {
         "format": FORMAT,
         "torch": torch.__version__,
         "application": manifest.application,
-        "weights": {name: _plain(form) for name, form in manifest.weights.items()},
+        "weights": {name: _plain(meta) for name, meta in manifest.weights.items()},
         "entries": [
             {
-                "program": entry.program,
-                "file": entry.file,
-                "inputs": [_plain(form) for form in entry.inputs],
-                "outputs": [_plain(form) for form in entry.outputs],
-                "constant_bytes": entry.constant_bytes,
+                "program": version.program,
+                "file": version.file,
+                "inputs": [_plain(meta) for meta in version.inputs],
+                "outputs": [_plain(meta) for meta in version.outputs],
+                "constant_bytes": version.constant_bytes,
             }
-            for entry in manifest.entries
+            for version in manifest.versions
         ],
     }
     (folder / NAME).write_text(json.dumps(data, indent=1))
 
 
-def read(application: str, folder: Path) -> Manifest:
+def read(application: str, folder: Path) -> ApplicationManifest:
     """Reads what :func:`write` wrote.
 
     Raises:
@@ -125,16 +126,17 @@ def read(application: str, folder: Path) -> Manifest:
     """
     try:
         data = json.loads((folder / NAME).read_text())
-        version = data["format"]
-        if version != FORMAT:
+        # The form comes before its content: one of another version may lack any of it.
+        number = data["format"]
+        if number != FORMAT:
             raise CompileError(
-                f"The compiled {application!r} in {str(folder)!r} has format {version}, this version reads {FORMAT}; "
+                f"The compiled {application!r} in {str(folder)!r} has format {number}, this version reads {FORMAT}; "
                 f"compile it again.",
                 application=application,
             )
-        entries = tuple(_entry(item) for item in data["entries"])
-        weights = {name: _form(item) for name, item in data["weights"].items()}
-        return Manifest(data["application"], weights, entries)
+        versions = tuple(_version(item) for item in data["entries"])
+        weights = {name: _tensor_meta(item) for name, item in data["weights"].items()}
+        return ApplicationManifest(data["application"], weights, versions)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CompileError(
             f"The compiled {application!r} in {str(folder)!r} cannot be read ({type(error).__name__}: {error}); "
@@ -143,29 +145,29 @@ def read(application: str, folder: Path) -> Manifest:
         ) from error
 
 
-def _plain(form: Form) -> list[Any]:
-    return [list(form.shape), dtype_name(form.dtype)]
+def _plain(meta: TensorMeta) -> list[Any]:
+    return [list(meta.shape), dtype_name(meta.dtype)]
 
 
-def _form(data: Any) -> Form:
+def _tensor_meta(data: Any) -> TensorMeta:
     shape, name = data
     dtype = vars(torch).get(name)
     if not isinstance(dtype, torch.dtype) or not all(map(_is_count, shape)):
         raise ValueError(f"{data!r} is no shape and dtype")
-    return Form(tuple(shape), dtype)
+    return TensorMeta(tuple(shape), dtype)
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _entry(data: Any) -> Entry:
+def _version(data: Any) -> CompiledVersion:
     if not _is_count(data["constant_bytes"]):
         raise ValueError("constant_bytes is no number of bytes")
-    return Entry(
+    return CompiledVersion(
         data["program"],
         data["file"],
-        tuple(map(_form, data["inputs"])),
-        tuple(map(_form, data["outputs"])),
+        tuple(map(_tensor_meta, data["inputs"])),
+        tuple(map(_tensor_meta, data["outputs"])),
         data["constant_bytes"],
     )

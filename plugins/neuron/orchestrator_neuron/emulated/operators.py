@@ -118,14 +118,14 @@ def operator_of(name: str) -> Any:
         return _higher(operation)
     # Asked of the dispatcher: reading attributes of torch.ops can run code, and gives more than operators.
     schema = f"{namespace}::{operation}"
-    known = torch._C._jit_get_schemas_for_operator(schema)
-    wanted = "" if overload[0] == "default" else overload[0]
-    if wanted not in {item.overload_name for item in known}:
+    schemas = torch._C._jit_get_schemas_for_operator(schema)
+    overload_name = "" if overload[0] == "default" else overload[0]
+    if overload_name not in {item.overload_name for item in schemas}:
         raise ValueError(f"there is no operator {name!r} in this process: import what registers it")
-    found = getattr(getattr(getattr(torch.ops, namespace), operation), overload[0])
-    if not isinstance(found, torch._ops.OpOverload):
+    operation_overload = getattr(getattr(getattr(torch.ops, namespace), operation), overload[0])
+    if not isinstance(operation_overload, torch._ops.OpOverload):
         raise ValueError(f"{name!r} is no operator")
-    return found
+    return operation_overload
 
 
 def _higher(name: str) -> Any:
@@ -141,5 +141,5 @@ def _is_allowed(name: str) -> bool:
         return len(parts) == 2 and parts[1] in _HIGHER
     if len(parts) != 3 or parts[0] in _OTHERS:
         return False
-    unchecked = parts[1].endswith("_tensor_unsafe")
-    return parts[0] not in _COMPUTE or not (parts[1] in _REACH_OUT or unchecked)
+    is_unchecked = parts[1].endswith("_tensor_unsafe")
+    return parts[0] not in _COMPUTE or not (parts[1] in _REACH_OUT or is_unchecked)

@@ -40,8 +40,8 @@ def unregister(device: Device) -> None:
 
 
 def _install() -> None:
-    taken = torch._C._dispatch_has_kernel_for_dispatch_key("aten::empty.memory_format", "PrivateUse1")
-    if taken or not _set_up():
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key("aten::empty.memory_format", "PrivateUse1")
+    if has_kernel or not _set_up():
         return
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     library.impl("empty.memory_format", _empty, "PrivateUse1")  # type: ignore[no-untyped-call]
@@ -61,8 +61,8 @@ def _set_up() -> bool:
 
 
 def _empty(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> EmulatedTensor:
-    made = dtype or torch.get_default_dtype()
-    return allocate(_open[-1], torch.device(device).index or 0, tuple(size), made, "A value")
+    element_type = dtype or torch.get_default_dtype()
+    return allocate(_open[-1], torch.device(device).index or 0, tuple(size), element_type, "A value")
 
 
 def _empty_strided(

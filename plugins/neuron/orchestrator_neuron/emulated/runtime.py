@@ -1,9 +1,9 @@
-"""A loaded application: weights on every rank, a router by exact shapes, one output buffer for each entry.
+"""A loaded application: weights on every rank, a router by exact shapes, one output buffer for each version.
 
-A program runs once on each rank, on that rank's tensors and weights. What it gives is copied into its output buffer,
-and the handles it returns are that buffer: when it runs again at the same shapes, what earlier handles show has
-changed. Handles that a program was given from its own buffer have no defined content while it runs; here the result is
-poisoned, so that nobody takes it for right.
+A program runs once on each rank, on that rank's tensors and weights. Its result is copied into its output buffer, and
+the handles it returns are that buffer: when it runs again at the same shapes, what earlier handles show has changed. A
+handle out of a program's own buffer has no defined content while that program runs; here the result is poisoned, so
+that nobody takes it for right.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Program
-from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison
+from orchestrator_neuron.emulated.device import Device, DeviceError, MemoryBlock, poison
 from orchestrator_neuron.emulated.graph_file import StoredGraph, load
-from orchestrator_neuron.emulated.manifest import Entry, Form, show_shapes
+from orchestrator_neuron.emulated.manifest import CompiledVersion, TensorMeta, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
 from orchestrator_neuron.isolation import default_torch_state
 from orchestrator_neuron.module import PREFIX
 from orchestrator_neuron.ranked import RankedValue, is_ranked, split_outputs
 
-__all__ = ["LoadedEntry", "LoadedProgram"]
+__all__ = ["LoadedProgram", "LoadedVersion"]
 
 Weights = Sequence[dict[str, EmulatedTensor]]
 
 
-class LoadedEntry:
+class LoadedVersion:
     """One program at one shape, on all ranks.
 
     Args:
         device: The device.
         application: Name of its application, for messages.
-        entry: What it takes and gives.
+        version: Its inputs and outputs.
         file: The exported program.
         weights: For each rank, weights by name.
 
@@ -43,63 +43,78 @@ class LoadedEntry:
         CompileError: The file is damaged, or keeps state.
     """
 
-    def __init__(self, device: Device, application: str, entry: Entry, file: Path, weights: Weights) -> None:
-        self.entry = entry
-        self._what = f"program {entry.program!r} of {application!r}"
-        stored = self._read(file, weights[0])
-        self._run: Callable[..., Any] = stored.run
-        self._fixed = [self._given(stored, weights[rank]) for rank in range(device.ranks)]
-        # The graph is handed payloads; these keep the memory that they are in taken.
-        self._held = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
-        self._dtypes = tuple(form.dtype for form in entry.inputs)
+    def __init__(
+        self, device: Device, application: str, version: CompiledVersion, file: Path, weights: Weights
+    ) -> None:
+        self.signature = version
+        self._what = f"program {version.program!r} of {application!r}"
+        # Everything that may be refused comes first: no memory is taken for a file that is damaged.
+        graph = self._read(file, weights[0])
+        self._run: Callable[..., Any] = graph.run
+        self._leading = [self._leading_arguments(graph, weights[rank]) for rank in range(device.ranks)]
+        # The graph runs on payloads, which do not own their memory: the blocks live as long as this object.
+        self._memory = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
+        self._dtypes = tuple(meta.dtype for meta in version.inputs)
         self._buffers = [
-            _buffer(device, rank, entry.outputs, f"The {self._what}") for rank in range(device.ranks)
+            _buffer(device, rank, version.outputs, f"The {self._what}") for rank in range(device.ranks)
         ]
         self._blocks = [row[0].block if row else None for row in self._buffers]
+        # Last: with weights and constants in place, a graph that does something else is refused before any request.
         self._warm_up(file)
 
     def _read(self, file: Path, weights: Mapping[str, EmulatedTensor]) -> StoredGraph:
+        """Reads the graph of a file, which is somebody's word.
+
+        Raises:
+            CompileError: It cannot be read, or is not the one that the manifest describes.
+        """
         try:
-            stored = load(file.read_bytes())
+            graph = load(file.read_bytes())
         except Exception as error:
-            raise self._damaged(file, f"{type(error).__name__}: {error}") from error
-        inputs = sum(kind == "input" for kind, _ in stored.takes)
-        held = sum(constant.nbytes for constant in stored.constants.values())
-        if (inputs, stored.outputs, held) != (
-            len(self.entry.inputs),
-            len(self.entry.outputs),
-            self.entry.constant_bytes,
+            raise self._damage_error(file, f"{type(error).__name__}: {error}") from error
+        # Memory was weighed by the manifest, so the file must take no more than that.
+        inputs = sum(kind == "input" for kind, _ in graph.takes)
+        constant_bytes = sum(constant.nbytes for constant in graph.constants.values())
+        if (inputs, graph.outputs, constant_bytes) != (
+            len(self.signature.inputs),
+            len(self.signature.outputs),
+            self.signature.constant_bytes,
         ):
-            raise self._damaged(file, "it is not what the manifest says")
+            raise self._damage_error(file, "it is not what the manifest says")
+        # A name that the stage lacks would fail at the first request only.
         strange = [
             name
-            for kind, name in stored.takes
+            for kind, name in graph.takes
             if kind == "weight" and name.removeprefix(PREFIX) not in weights
         ]
         if strange:
-            raise self._damaged(file, f"the stage has no weight {strange[0]!r}")
-        return stored
+            raise self._damage_error(file, f"the stage has no weight {strange[0]!r}")
+        return graph
 
-    def _damaged(self, file: Path, why: str) -> CompileError:
+    def _damage_error(self, file: Path, why: str) -> CompileError:
         return CompileError(f"The {self._what} cannot be read from {str(file)!r} ({why}); compile it again.")
 
-    def _given(self, stored: StoredGraph, weights: dict[str, EmulatedTensor]) -> list[torch.Tensor]:
-        """What the program's graph takes before its inputs, on one rank: weights and constants."""
-        given: list[torch.Tensor] = []
-        for kind, name in stored.takes:
+    def _leading_arguments(
+        self, graph: StoredGraph, weights: dict[str, EmulatedTensor]
+    ) -> list[torch.Tensor]:
+        """Returns the weights and constants that the graph takes before its inputs, on one rank."""
+        arguments: list[torch.Tensor] = []
+        for kind, name in graph.takes:
             if kind == "weight":
-                given.append(weights[name.removeprefix(PREFIX)].payload)
+                arguments.append(weights[name.removeprefix(PREFIX)].payload)
             elif kind == "constant":
-                given.append(stored.constants[name])
-        return given
+                arguments.append(graph.constants[name])
+        return arguments
 
-    def _constants(self, device: Device, rank: int) -> Block:
-        return device.allocate(rank, self.entry.constant_bytes, f"Constants of the {self._what}", held=True)
+    def _constants(self, device: Device, rank: int) -> MemoryBlock:
+        what = f"Constants of the {self._what}"
+        return device.allocate(rank, self.signature.constant_bytes, what, persistent=True)
 
     def run(self, rank: int, tensors: Sequence[EmulatedTensor]) -> None:
-        """Runs on one rank; what it gives is in :meth:`outputs` then."""
+        """Runs on one rank; afterwards the result is in :meth:`outputs`."""
         payloads = [tensor.payload.contiguous() for tensor in tensors]
-        results = self._run(*self._fixed[rank], *payloads)
+        results = self._run(*self._leading[rank], *payloads)
+        # A program that reads its own output buffer reads what it is writing: on the device the result is undefined.
         block = self._blocks[rank]
         own = block is not None and any(tensor.block is block for tensor in tensors)
         for buffer, result in zip(self._buffers[rank], results, strict=True):
@@ -113,18 +128,21 @@ class LoadedEntry:
         return split_outputs(self._buffers)
 
     def check(self, device: Device, handles: Sequence[RankedValue]) -> None:
-        """Makes sure that a program gets what it was compiled for; shapes have been looked at.
+        """Makes sure that the arguments of a program have the dtypes, ranks and device that it was compiled for.
+
+        The router has compared their shapes.
 
         Raises:
             DeviceError: A dtype differs, or a tensor is on another device or rank.
         """
+        # On every rank: a value may have been put together by hand, of rows of several.
         for index, (handle, dtype) in enumerate(zip(handles, self._dtypes, strict=False)):
             for rank, row in enumerate(handle):
                 tensor = row[0]
                 if tensor.dtype != dtype:
                     raise DeviceError(
-                        f"The {self._what} takes {self.entry.inputs[index]} as its input {index}, but got {tensor!r}; "
-                        f"convert it inside a stage, or on the host."
+                        f"The {self._what} takes {self.signature.inputs[index]} as its input {index}, but got "
+                        f"{tensor!r}; convert it inside a stage, or on the host."
                     )
                 if not isinstance(tensor, EmulatedTensor) or tensor.block.rank != rank:
                     raise DeviceError(
@@ -136,24 +154,25 @@ class LoadedEntry:
                     )
 
     def _warm_up(self, file: Path) -> None:
-        """Runs once on zeros, as loading on the device does; leaves poisoned buffers, and finds out about state.
+        """Runs once on zeros, as loading on the device does; what it writes into its arguments is state.
 
         Raises:
             CompileError: It keeps state, or is not what was compiled.
         """
-        inputs = [torch.zeros(form.shape, dtype=form.dtype, device="cpu") for form in self.entry.inputs]
-        given = [*self._fixed[0], *inputs]
-        before = [tensor._version for tensor in given]
+        inputs = [torch.zeros(meta.shape, dtype=meta.dtype, device="cpu") for meta in self.signature.inputs]
+        arguments = [*self._leading[0], *inputs]
+        # Torch counts writes into a tensor: a count that has moved is a weight, a constant or an input written to.
+        before = [tensor._version for tensor in arguments]
         try:
             with default_torch_state():
-                results = self._run(*given)
+                results = self._run(*arguments)
         except (RuntimeError, IndexError):
             return  # zeros may be no legal input, as NxD Inference takes into account too
         except Exception as error:
-            raise self._damaged(file, f"{type(error).__name__} when it runs: {error}") from error
-        if [Form.of(result) for result in results] != list(self.entry.outputs):
-            raise self._damaged(file, "it gives other shapes or dtypes than the manifest says")
-        if before != [tensor._version for tensor in given]:
+            raise self._damage_error(file, f"{type(error).__name__} when it runs: {error}") from error
+        if [TensorMeta.of(result) for result in results] != list(self.signature.outputs):
+            raise self._damage_error(file, "it gives other shapes or dtypes than the manifest says")
+        if before != [tensor._version for tensor in arguments]:
             raise CompileError(
                 f"The {self._what} writes into a weight, a buffer or an input. A program keeps no state: what it "
                 f"writes is lost. Hand state over as an output, e.g. as the carry of a loop."
@@ -167,7 +186,7 @@ class LoadedProgram:
         device: The device.
         application: Name of its application, for messages.
         program: The program.
-        entries: Its entries.
+        versions: Its versions.
         route: The staged input that tells it from an equal program, if it has one.
     """
 
@@ -176,18 +195,18 @@ class LoadedProgram:
         device: Device,
         application: str,
         program: Program,
-        entries: Sequence[LoadedEntry],
+        versions: Sequence[LoadedVersion],
         route: RankedValue | None,
     ) -> None:
         self._device = device
         self._what = f"program {program.name!r} of {application!r}"
         self._ports = tuple(item.port for item in program.tensors)
-        self._entries = {entry.entry.key: entry for entry in entries}
+        self._versions = {version.signature.key: version for version in versions}
         self._route = () if route is None else (route,)
         self._default = torch.get_default_dtype()
 
     def __call__(self, *handles: RankedValue) -> tuple[RankedValue, ...]:
-        """Runs the program on all ranks.
+        """Runs the program on all ranks, in torch's default state; a request pays for it only where it differs.
 
         Raises:
             DeviceError: It was not compiled for these inputs, or they are not on this device.
@@ -196,14 +215,17 @@ class LoadedProgram:
         device.check()
         if torch.get_default_dtype() is not self._default:
             self._refuse_default()
+        # 1. What is handed over is of this device ...
         for index, handle in enumerate(handles):
             if type(handle) is not RankedValue or len(handle) != device.ranks:
                 self._refuse(index, handle)
-        given = (*handles, *self._route)
-        entry = self._entries.get(tuple(handle.shape for handle in given))
-        if entry is None:
-            self._missed(given)
-        entry.check(device, given)
+        arguments = (*handles, *self._route)
+        # 2. ... and has the shapes of a version, by which alone the router goes, the route last.
+        version = self._versions.get(tuple(handle.shape for handle in arguments))
+        if version is None:
+            self._refuse_shapes(arguments)
+        version.check(device, arguments)
+        # 3. Sessions run under no_grad and outside of any mode, so the guard is entered for strangers only.
         if (
             torch.is_autocast_enabled("cpu")
             or torch.is_grad_enabled()
@@ -211,18 +233,19 @@ class LoadedProgram:
             or torch._C._len_torch_function_stack()
         ):
             with default_torch_state():
-                self._on_all_ranks(entry, given)
+                self._on_all_ranks(version, arguments)
         else:
-            self._on_all_ranks(entry, given)
+            self._on_all_ranks(version, arguments)
+        # 4. One program start for all ranks, counted once its results are there.
         device.count_dispatch()
-        return entry.outputs()
+        return version.outputs()
 
-    def _on_all_ranks(self, entry: LoadedEntry, given: Sequence[RankedValue]) -> None:
+    def _on_all_ranks(self, version: LoadedVersion, arguments: Sequence[RankedValue]) -> None:
         for rank in range(self._device.ranks):
-            entry.run(rank, [handle[rank][0] for handle in given])  # type: ignore[misc]
+            version.run(rank, [handle[rank][0] for handle in arguments])  # type: ignore[misc]
 
     def _refuse_default(self) -> NoReturn:
-        """A graph names no dtype where an operation takes the default one, such as ``torch.ones(3)``."""
+        """Refuses: a graph names no dtype where an operation takes the default one, such as ``torch.ones(3)``."""
         raise DeviceError(
             f"The {self._what} was loaded while torch's default dtype was {self._default}, and now it is "
             f"{torch.get_default_dtype()}. Set it back, with torch.set_default_dtype({self._default}), or plan "
@@ -240,24 +263,24 @@ class LoadedProgram:
             what = f"a {type(handle).__name__}; a program takes ranked values, one tensor for each rank"
         raise DeviceError(f"Input {port} of the {self._what} is {what}.")
 
-    def _missed(self, given: Sequence[RankedValue]) -> NoReturn:
-        compiled = "; ".join(show_shapes(key) for key in self._entries)
-        asked = show_shapes(value.shape for value in given)
+    def _refuse_shapes(self, arguments: Sequence[RankedValue]) -> NoReturn:
+        choices = "; ".join(show_shapes(key) for key in self._versions)
+        shapes = show_shapes(value.shape for value in arguments)
         raise DeviceError(
-            f"The {self._what} was not compiled for inputs of the shapes {asked}, but for {compiled}. "
+            f"The {self._what} was not compiled for inputs of the shapes {shapes}, but for {choices}. "
             f"Its shapes are fixed: pad or cut to one of them, or plan with another bucket."
         )
 
 
-def _buffer(device: Device, rank: int, forms: Sequence[Form], what: str) -> list[EmulatedTensor]:
-    """The output buffer of an entry on one rank: a tensor for each output, in one block."""
-    if not forms:
+def _buffer(device: Device, rank: int, metas: Sequence[TensorMeta], what: str) -> list[EmulatedTensor]:
+    """Returns the output buffer of a version on one rank: a tensor for each output, in one block."""
+    if not metas:
         return []
-    block = device.allocate(rank, sum(form.nbytes for form in forms), what, held=True)
+    block = device.allocate(rank, sum(meta.nbytes for meta in metas), what, persistent=True)
     row = []
-    for form in forms:
+    for meta in metas:
         with torch.inference_mode(False):
-            payload = torch.empty(form.shape, dtype=form.dtype, device="cpu")
+            payload = torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
             poison(payload)
             row.append(EmulatedTensor(payload, block))
     return row
@@ -272,10 +295,10 @@ def _spoil(buffer: torch.Tensor, result: torch.Tensor) -> None:
 
 
 def stage_route(device: Device, program: Program) -> RankedValue | None:
-    """Puts the routing input of a program on the device; it is part of no request."""
+    """Puts the routing input of a program on the device; it belongs to no request."""
     if not program.route:
         return None
     zeros = torch.zeros(program.route, dtype=torch.int32, device="cpu")
     return RankedValue(
-        [upload(device, rank, zeros, "A routing input", held=True)] for rank in range(device.ranks)
+        [upload(device, rank, zeros, "A routing input", persistent=True)] for rank in range(device.ranks)
     )

@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from orchestrator.specs import dtype_name
-from orchestrator_neuron.emulated.device import Block, Device, DeviceError, poison, size_of
+from orchestrator_neuron.emulated.device import Device, DeviceError, MemoryBlock, poison, size_of
 from orchestrator_neuron.family import DTYPES
 
 __all__ = ["EmulatedTensor", "allocate", "download", "payload_of", "upload"]
@@ -52,9 +52,9 @@ VIEWS = frozenset(
 )
 
 
-def _refused(what: str) -> Callable[..., NoReturn]:
-    def refuse(self: EmulatedTensor, *_args: Any, **_named: Any) -> NoReturn:
-        raise DeviceError(f"{what} of a tensor on {self.device} ({_form(self)}). {_WAY_OUT}")
+def _refuser(what: str) -> Callable[..., NoReturn]:
+    def refuse(self: EmulatedTensor, *_args: Any, **_keywords: Any) -> NoReturn:
+        raise DeviceError(f"{what} of a tensor on {self.device} ({_shape_and_dtype(self)}). {_WAY_OUT}")
 
     return refuse
 
@@ -68,14 +68,14 @@ class EmulatedTensor(torch.Tensor):
     """
 
     payload: torch.Tensor
-    block: Block
+    block: MemoryBlock
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, payload: torch.Tensor, block: Block) -> EmulatedTensor:
-        """Makes what torch takes for a tensor of that device; no memory comes with it."""
-        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls, payload: torch.Tensor, block: MemoryBlock) -> EmulatedTensor:
+        """Makes a tensor that torch takes for one of that device; no memory comes with it."""
+        tensor: EmulatedTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             payload.size(),
             strides=payload.stride(),
@@ -84,43 +84,43 @@ class EmulatedTensor(torch.Tensor):
             layout=payload.layout,
             device=torch.device("privateuseone", block.rank),
         )
-        made.payload = payload
-        made.block = block
-        return made
+        tensor.payload = payload
+        tensor.block = block
+        return tensor
 
-    def __init__(self, payload: torch.Tensor, block: Block) -> None:
+    def __init__(self, payload: torch.Tensor, block: MemoryBlock) -> None:
         pass
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
-        return f"EmulatedTensor({_form(self)}, device='{self.device}')"
+        return f"EmulatedTensor({_shape_and_dtype(self)}, device='{self.device}')"
 
-    numpy = __array__ = _refused("numpy()")
-    tolist = _refused("tolist()")
-    __dlpack__ = _refused("dlpack")
-    __deepcopy__ = _refused("A copy")
-    __reduce_ex__ = _refused("A pickle")
+    numpy = __array__ = _refuser("numpy()")
+    tolist = _refuser("tolist()")
+    __dlpack__ = _refuser("dlpack")
+    __deepcopy__ = _refuser("A copy")
+    __reduce_ex__ = _refuser("A pickle")
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Does moves and views, and refuses all else."""
-        named = kwargs or {}
+        keywords = kwargs or {}
         if func in VIEWS:
-            return _view(func, args[0], args[1:], named)
+            return _view(func, args[0], args[1:], keywords)
         if func is aten._to_copy.default:
-            return _to_copy(args[0], **named)
+            return _to_copy(args[0], **keywords)
         if func is aten.copy_.default:
             return _copy(*args[:2])
-        raise _refusal(func, args, named)
+        raise _refusal(func, args, keywords)
 
 
 def allocate(
-    device: Device, rank: int, shape: tuple[int, ...], dtype: torch.dtype, what: str, held: bool = False
+    device: Device, rank: int, shape: tuple[int, ...], dtype: torch.dtype, what: str, persistent: bool = False
 ) -> EmulatedTensor:
     """Makes a tensor of undefined content, which shows when it is read; see :func:`upload` for errors."""
     _check_dtype(dtype, what)
-    block = device.allocate(rank, size_of(shape, dtype), what, held)
+    block = device.allocate(rank, size_of(shape, dtype), what, persistent)
     with torch.inference_mode(False):
         payload = torch.empty(shape, dtype=dtype, device="cpu")
         poison(payload)
@@ -128,22 +128,22 @@ def allocate(
 
 
 def upload(
-    device: Device, rank: int, value: torch.Tensor, what: str = "A value", held: bool = False
+    device: Device, rank: int, value: torch.Tensor, what: str = "A value", persistent: bool = False
 ) -> EmulatedTensor:
-    """Copies a host tensor to one rank, as one contiguous block; counted unless ``held``.
+    """Copies a host tensor to one rank, as one contiguous block; counted unless ``persistent``.
 
     Raises:
         DeviceError: The device is closed, does not hold the dtype, has no such rank, or lacks the memory.
     """
     if not value.is_cpu:
         raise DeviceError(f"An upload takes a tensor of the host, not one on {value.device}.")
-    _check_dtype(value.dtype, what, held)
-    block = device.allocate(rank, size_of(value.shape, value.dtype), what, held)
+    _check_dtype(value.dtype, what, persistent)
+    block = device.allocate(rank, size_of(value.shape, value.dtype), what, persistent)
     with torch.inference_mode(False), torch.no_grad():
-        made = EmulatedTensor(torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value), block)
-    if not held:
+        tensor = EmulatedTensor(torch.empty(value.shape, dtype=value.dtype, device="cpu").copy_(value), block)
+    if not persistent:
         device.count_upload(block.nbytes)
-    return made
+    return tensor
 
 
 def download(tensor: EmulatedTensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def download(tensor: EmulatedTensor) -> torch.Tensor:
 
 
 def payload_of(tensor: EmulatedTensor) -> torch.Tensor:
-    """Returns what is behind a tensor; for the device's own use.
+    """Returns the host tensor behind a tensor; for the device's own use.
 
     Raises:
         DeviceError: The device is closed.
@@ -169,46 +169,49 @@ def payload_of(tensor: EmulatedTensor) -> torch.Tensor:
 
 
 def _view(func: Any, tensor: EmulatedTensor, args: Any, kwargs: Any) -> Any:
-    made = func(payload_of(tensor), *args, **kwargs)
-    if isinstance(made, torch.Tensor):
-        return EmulatedTensor(made, tensor.block)
-    return [EmulatedTensor(part, tensor.block) for part in made]
+    views = func(payload_of(tensor), *args, **kwargs)
+    if isinstance(views, torch.Tensor):
+        return EmulatedTensor(views, tensor.block)
+    return [EmulatedTensor(part, tensor.block) for part in views]
 
 
-def _to_copy(source: EmulatedTensor, **wanted: Any) -> torch.Tensor:
-    device = torch.device(wanted.get("device") or source.device)
+def _to_copy(source: EmulatedTensor, **options: Any) -> torch.Tensor:
+    device = torch.device(options.get("device") or source.device)
     if device.type == "cpu":
-        dtype = wanted.get("dtype") or source.dtype
+        dtype = options.get("dtype") or source.dtype
         return download(source).to(dtype)
     if device == source.device:
         raise DeviceError(
-            f"A conversion to {wanted.get('dtype')} on {source.device} ({_form(source)}). {_WAY_OUT}"
+            f"A conversion to {options.get('dtype')} on {source.device} ({_shape_and_dtype(source)}). {_WAY_OUT}"
         )
     raise DeviceError(
-        f"A copy from {source.device} to {device} ({_form(source)}): ranks reach each other inside programs only. Go "
-        f"over the host: .cpu(), then .to('{device}')."
+        f"A copy from {source.device} to {device} ({_shape_and_dtype(source)}): ranks reach each other inside programs "
+        f"only. Go over the host: .cpu(), then .to('{device}')."
     )
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """``target.copy_(source)``: a move if exactly one of them is on the device."""
+    # Into the device a copy is bytes alone, so dtypes must be equal; out of it the host converts.
     if isinstance(target, EmulatedTensor) and isinstance(source, EmulatedTensor):
-        raise DeviceError(f"A copy from {source.device} to {target.device} ({_form(source)}). {_WAY_OUT}")
+        raise DeviceError(
+            f"A copy from {source.device} to {target.device} ({_shape_and_dtype(source)}). {_WAY_OUT}"
+        )
     if isinstance(source, EmulatedTensor):
         return target.copy_(download(source))
     assert isinstance(target, EmulatedTensor)
     if target.dtype != source.dtype:
         raise DeviceError(
-            f"{dtype_name(source.dtype)} on the host cannot be written into {_form(target)} on {target.device}: "
-            f"convert it first, with .to({target.dtype})."
+            f"{dtype_name(source.dtype)} on the host cannot be written into {_shape_and_dtype(target)} on "
+            f"{target.device}: convert it first, with .to({target.dtype})."
         )
     payload_of(target).copy_(source)
     target.block.device.count_upload(size_of(target.shape, target.dtype))
     return target
 
 
-def _check_dtype(dtype: torch.dtype, what: str, held: bool = False) -> None:
-    if dtype not in DTYPES and not held:
+def _check_dtype(dtype: torch.dtype, what: str, persistent: bool = False) -> None:
+    if dtype not in DTYPES and not persistent:
         to = "int32" if dtype is torch.int64 else "float32"
         raise DeviceError(
             f"{what} is {dtype_name(dtype)}, which a Neuron device does not hold; convert it on the host, e.g. with "
@@ -221,18 +224,20 @@ def _refusal(func: Any, args: Any, kwargs: Any) -> DeviceError:
     own = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
     others = [tensor for tensor in tensors if not isinstance(tensor, EmulatedTensor)]
     ranks = sorted({tensor.block.rank for tensor in own})
+    # From the narrowest reason to the widest: whoever reads `item()` is not helped by its operator's name, and a mix of
+    # host and device explains more than the device alone.
     name = str(func)
     if func is aten._local_scalar_dense.default:
         return DeviceError(f"item() or bool() of {own[0]!r} reads it from the device, unseen. {_WAY_OUT}")
     if others:
         return DeviceError(
-            f"{name} mixes a tensor on {own[0].device} ({_form(own[0])}) with one on {others[0].device} "
-            f"({_form(others[0])}). {_WAY_OUT}"
+            f"{name} mixes a tensor on {own[0].device} ({_shape_and_dtype(own[0])}) with one on {others[0].device} "
+            f"({_shape_and_dtype(others[0])}). {_WAY_OUT}"
         )
     if len(ranks) > 1:
         return DeviceError(f"{name} mixes tensors of the ranks {ranks}. {_WAY_OUT}")
-    return DeviceError(f"{name} on {own[0].device} ({_form(own[0])}). {_WAY_OUT}")
+    return DeviceError(f"{name} on {own[0].device} ({_shape_and_dtype(own[0])}). {_WAY_OUT}")
 
 
-def _form(tensor: torch.Tensor) -> str:
+def _shape_and_dtype(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {dtype_name(tensor.dtype)}"

@@ -14,38 +14,38 @@ from orchestrator.program import Program
 from orchestrator_neuron.emulated.device import size_of
 from orchestrator_neuron.emulated.explain import check_draws, check_static, unexportable
 from orchestrator_neuron.emulated.graph_file import UnstorableError, dump
-from orchestrator_neuron.emulated.manifest import Form
+from orchestrator_neuron.emulated.manifest import TensorMeta
 from orchestrator_neuron.isolation import default_torch_state, silenced
 from orchestrator_neuron.module import ProgramModule, example_inputs
 
-__all__ = ["Traced", "trace", "warm_up"]
+__all__ = ["TracedProgram", "trace", "warm_up"]
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedProgram:
     """An exported program.
 
     Attributes:
-        data: Its graph and constants, as a file holds them; of its weights only the names.
-        outputs: Forms of what it gives.
-        constant_bytes: What tensors take that were compiled in.
+        data: Its graph and constants, as the content of a file; of its weights only the names.
+        outputs: Shape and dtype of each result.
+        constant_bytes: Bytes of the tensors that were compiled in.
     """
 
     data: bytes
-    outputs: tuple[Form, ...]
+    outputs: tuple[TensorMeta, ...]
     constant_bytes: int
 
 
 def trace(
     where: str, stage: str, module: ProgramModule, program: Program, sizes: Mapping[str, int]
-) -> Traced:
+) -> TracedProgram:
     """Exports a program.
 
     Args:
-        where: What it is, for messages.
+        where: The program, for messages.
         stage: The stage's name.
-        module: What is exported.
-        program: The program it is of.
+        module: The module to export.
+        program: Its program.
         sizes: The combination of buckets.
 
     Raises:
@@ -53,62 +53,64 @@ def trace(
     """
     try:
         with default_torch_state(), silenced():
-            exported = torch.export.export(module, example_inputs(program, sizes), strict=False)
+            export = torch.export.export(module, example_inputs(program, sizes), strict=False)
     except Exception as error:
         raise unexportable(where, stage, error) from error
-    check_static(where, stage, exported.graph, lambda: _run_fake(module, program, sizes))
-    check_draws(where, stage, exported.graph_module)
-    outputs = _outputs(exported)
+    # A refusal names the user's line, so what the graph shows is checked before its outputs are compared and before it
+    # is written: those know operators only.
+    check_static(where, stage, export.graph, lambda: _run_fake(module, program, sizes))
+    check_draws(where, stage, export.graph_module)
+    outputs = _outputs(export)
     _check_outputs(where, stage, outputs, program, sizes)
     try:
-        data = dump(exported)
+        data = dump(export)
     except UnstorableError as error:
         raise CompileError(
             f"{where} cannot be compiled: {error}. A program holds operators and plain tensors; run this part as a "
             f"host stage, pipeline.add(..., device='host', outputs={{...}}).",
             stage=stage,
         ) from error
-    return Traced(data, outputs, _constant_bytes(exported))
+    return TracedProgram(data, outputs, _constant_bytes(export))
 
 
 def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
-    """Runs a program on fake tensors that know no sizes of data, so that what needs them raises where it stands."""
+    """Runs a program on fake tensors without content, so that the line which needs content raises."""
     with default_torch_state(), silenced(), fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         module(*map(mode.from_tensor, example_inputs(program, sizes)))
 
 
 def warm_up() -> None:
-    """Exports next to nothing, so that what torch imports for it is there before a process forks for each stage."""
+    """Exports a layer of one weight, so that torch's imports for it happen before a process forks for each stage."""
     with default_torch_state(), silenced():
         # A layer whose weights are drawn would move the random state of the process.
         layer = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)  # type: ignore[no-untyped-call]
-        exported = torch.export.export(layer, (torch.zeros(1, 1),), strict=False)
-        dump(exported)
+        export = torch.export.export(layer, (torch.zeros(1, 1),), strict=False)
+        dump(export)
 
 
-def _outputs(exported: torch.export.ExportedProgram) -> tuple[Form, ...]:
-    return tuple(Form.of(node.meta["val"]) for node in exported.graph.output_node().args[0])
+def _outputs(export: torch.export.ExportedProgram) -> tuple[TensorMeta, ...]:
+    return tuple(TensorMeta.of(node.meta["val"]) for node in export.graph.output_node().args[0])
 
 
 def _check_outputs(
-    where: str, stage: str, found: tuple[Form, ...], program: Program, sizes: Mapping[str, int]
+    where: str, stage: str, outputs: tuple[TensorMeta, ...], program: Program, sizes: Mapping[str, int]
 ) -> None:
-    declared = tuple(Form(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
-    for item, given, wanted in zip(program.outputs, found, declared, strict=True):
-        if given != wanted:
+    plan_outputs = tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
+    for item, output, plan_output in zip(program.outputs, outputs, plan_outputs, strict=True):
+        if output != plan_output:
             raise CompileError(
-                f"{where} gives {given} at its output {item.port!r}, but the plan says {wanted}. Plan again: the stage "
-                f"has changed, or what its wrapper declares is not what it gives.",
+                f"{where} gives {output} at its output {item.port!r}, but the plan says {plan_output}. Plan again: the "
+                f"stage has changed, or what its wrapper declares is not what it gives.",
                 stage=stage,
                 port=item.port,
             )
 
 
-def _constant_bytes(exported: torch.export.ExportedProgram) -> int:
-    """What tensors take that are compiled in, and are no weights."""
+def _constant_bytes(export: torch.export.ExportedProgram) -> int:
+    """Returns the bytes of tensors that are compiled in and are no weights."""
     names = [
         str(item.target)
-        for item in exported.graph_signature.input_specs
+        for item in export.graph_signature.input_specs
         if item.kind is InputKind.CONSTANT_TENSOR
     ]
-    return sum(size_of(exported.constants[name].shape, exported.constants[name].dtype) for name in names)
+    return sum(size_of(export.constants[name].shape, export.constants[name].dtype) for name in names)

@@ -25,8 +25,9 @@ from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.checks import check_dtypes, check_modes, differences, mend_flags, row_misfit
 from orchestrator_neuron.nxdi.read import (
     Ports,
-    built,
+    build_wrapper,
     config_text,
+    copy_of,
     declared_inputs,
     example_rows,
     instance_of,
@@ -36,9 +37,8 @@ from orchestrator_neuron.nxdi.read import (
     overrides,
     port_names,
     source_of,
-    twin_of,
 )
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 
 __all__ = ["AdoptedStage", "from_nxdi"]
 
@@ -62,13 +62,14 @@ def from_nxdi(
         GraphError: It is none of these, or it cannot work; the message says why.
     """
     packages.require()
+    # Here, not above: the classes are NxD Inference's own, and planning for another device needs none of them.
     from orchestrator_neuron.nxdi import classes
 
     application = thing if isinstance(thing, classes.NeuronApplicationBase) else None
     if application is not None:
         wrapper = only_model(application)
     elif isinstance(thing, type) and issubclass(thing, classes.ModelWrapper):
-        wrapper = built(thing, config)
+        wrapper = build_wrapper(thing, config)
     else:
         wrapper = thing
     if not isinstance(wrapper, classes.ModelWrapper):
@@ -108,8 +109,8 @@ class AdoptedStage(ModelWrapper):
     """A user's NxD Inference wrapper, or application, as a stage; see :func:`from_nxdi`.
 
     Attributes:
-        rows: Forms of its example inputs, a row for each bucket.
-        neuron_options: What its ``NeuronConfig`` says, as options of the stage.
+        rows: Specs of its example inputs, a row for each bucket.
+        neuron_options: Its ``NeuronConfig``, as options of the stage.
     """
 
     def __init__(
@@ -131,9 +132,9 @@ class AdoptedStage(ModelWrapper):
             config_text(self.config),
             wrapper.compiler_args,
         ]
-        given = wrapper.model if application is None else None
-        if isinstance(given, torch.nn.Module) and not isinstance(given, torch.jit.ScriptModule):
-            self._model = given
+        model = wrapper.model if application is None else None
+        if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+            self._model = model
 
     @property
     def nxdi_wrapper(self) -> Any:
@@ -149,10 +150,10 @@ class AdoptedStage(ModelWrapper):
     def model(self) -> Any:
         """The model as a plain module; that of an application has the weights of its checkpoint."""
         if self.__dict__.get("_model") is None:
-            made = self.make_model()
+            model = self.make_model()
             if self.application is not None:
-                load_weights_of(made, self.application)
-            self._model = made
+                load_weights_of(model, self.application)
+            self._model = model
         return self._model
 
     def make_model(self) -> Any:
@@ -166,7 +167,7 @@ class AdoptedStage(ModelWrapper):
         return overrides(self.nxdi_wrapper, "forward")
 
     def neuron_review(
-        self, stage: Stage, settings: Settings, inputs: Mapping[str, PortSpec]
+        self, stage: Stage, settings: NeuronSettings, inputs: Mapping[str, PortSpec]
     ) -> Iterator[str]:
         """Yields warnings about the stage on a Neuron device.
 
@@ -180,21 +181,21 @@ class AdoptedStage(ModelWrapper):
             raise error
 
     def instance(self, config: Any) -> Any:
-        """Returns what NxD traces: the user's own model instance where there is one."""
+        """Returns the model instance that NxD traces: the user's own where there is one."""
         return instance_of(self.nxdi_wrapper, self._arguments, config)
 
     def complete(self) -> None:
-        """Fills in what the wrapper of an application lacks: the model instance, and a ``forward`` for any stage."""
+        """Gives the wrapper of an application a model instance, and a ``forward`` for any stage where it has none."""
         wrapper, arguments = self.nxdi_wrapper, self._arguments
         wrapper.get_model_instance = lambda: instance_of(wrapper, arguments, wrapper.config)
         if not self.has_forward:
             wrapper.forward = lambda *values: wrapper._forward(*wrapper.convert_int64_to_int32(*values))
 
-    def traced(self, config: Any) -> Callable[[int], tuple[Any, torch.nn.Module]]:
+    def stage_for_bucket(self, config: Any) -> Callable[[int], tuple[Any, torch.nn.Module]]:
         """Builds the user's model for tracing; NxD calls it inside its parallel state.
 
         Returns:
-            A function from bucket to what runs the stage and what owns its weights.
+            A function from bucket to the stage's callable and the module that owns its weights.
 
         Raises:
             CompileError: The model keeps state on the device.
@@ -208,13 +209,15 @@ class AdoptedStage(ModelWrapper):
 
         return at
 
-    def twin(self, config: Any, tag: str, instance: Any, examples: Any, arguments: Any, to_host: bool) -> Any:
+    def program_wrapper(
+        self, config: Any, tag: str, instance: Any, examples: Any, arguments: Any, to_host: bool
+    ) -> Any:
         """Returns a copy of the user's wrapper, set up for a program; its ``forward`` is the user's."""
-        made = twin_of(self.nxdi_wrapper, config)
-        made.tag, made.model = tag, None
-        made.pipeline_execution, made.return_ranked_to_cpu = True, to_host
-        made.get_model_instance = lambda: instance
-        made.input_generator = lambda: examples
+        wrapper = copy_of(self.nxdi_wrapper, config)
+        wrapper.tag, wrapper.model = tag, None
+        wrapper.pipeline_execution, wrapper.return_ranked_to_cpu = True, to_host
+        wrapper.get_model_instance = lambda: instance
+        wrapper.input_generator = lambda: examples
         if arguments is not None:
-            made.compiler_args = arguments
-        return made
+            wrapper.compiler_args = arguments
+        return wrapper

@@ -26,18 +26,18 @@ from orchestrator_neuron.checkpoint import load_weights
 from orchestrator_neuron.module import example_inputs, stage_module
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.calls import ProgramCall
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.versions import distinct_versions, versions_of
 
 if TYPE_CHECKING:
-    from orchestrator_neuron.nxdi.classes import Bucketed, Source
+    from orchestrator_neuron.nxdi.classes import StageForBucket, StageSource
 
 __all__ = ["as_compile_error", "build_programs", "load_programs", "work_folder"]
 
 WORK_DIR = "BASE_COMPILE_WORK_DIR"
 
 
-def build_programs(application: Application, folder: Path, settings: Settings) -> None:
+def build_programs(application: Application, folder: Path, settings: NeuronSettings) -> None:
     """Compiles all programs of a stage into a folder.
 
     Raises:
@@ -45,8 +45,10 @@ def build_programs(application: Application, folder: Path, settings: Settings) -
     """
     check_routes(application)
     with as_compile_error(application, "compiled"), work_folder(folder):
-        made = _made(application, folder, settings, _fresh(application.stage, settings))
-        made.compile(str(folder))
+        nxdi_application = _stage_application(
+            application, folder, settings, _fresh_source(application.stage, settings)
+        )
+        nxdi_application.compile(str(folder))
 
 
 def check_routes(application: Application) -> None:
@@ -70,13 +72,13 @@ def tag_of(program: Program, position: int) -> str:
     return f"p{position}_{re.sub('[^0-9a-z]+', '_', program.name.lower()).strip('_')}"
 
 
-def examples(program: Program) -> list[tuple[torch.Tensor, ...]]:
+def version_examples(program: Program) -> list[tuple[torch.Tensor, ...]]:
     """Returns inputs for each version of a program."""
     return [example_inputs(program, sizes) for sizes in versions_of(program)]
 
 
 def load_programs(
-    application: Application, folder: Path, settings: Settings
+    application: Application, folder: Path, settings: NeuronSettings
 ) -> dict[str, Callable[..., Any]]:
     """Puts the weights of a stage on the device; returns the callable of each program.
 
@@ -85,21 +87,22 @@ def load_programs(
     Raises:
         CompileError: Weights do not fit, or the device refuses.
     """
+    # In a list, so that it can be let go of once its weights are on the device, while `source` still refers to it.
     stage = application.stage
-    copied = [stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)]
+    stage_copies = [stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)]
     # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
     # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
-    source: Source = lambda: lambda _: copied[0]  # noqa: E731
+    source: StageSource = lambda: lambda _: stage_copies[0]  # noqa: E731
     if adopted_stage(stage) is not None:
-        source = _fresh(stage, settings)
-    weights = load_weights(stage.name if stage else application.name, copied[0][1], settings)
+        source = _fresh_source(stage, settings)
+    weights = load_weights(stage.name if stage else application.name, stage_copies[0][1], settings)
     with as_compile_error(application, "loaded"):
-        made = _made(application, folder, settings, source, traced=False)
-        made.use_weights(weights)
-        made.load(str(folder), skip_warmup=True)
-        made.forget()
-        copied.clear()
-        pairs = zip(application.programs, made.models, strict=True)
+        nxdi_application = _stage_application(application, folder, settings, source, is_traced=False)
+        nxdi_application.use_weights(weights)
+        nxdi_application.load(str(folder), skip_warmup=True)
+        nxdi_application.forget()
+        stage_copies.clear()
+        pairs = zip(application.programs, nxdi_application.models, strict=True)
         ranks = settings.world_size
         return {
             program.name: ProgramCall(program, wrapper, wrapper.forward, routing(program, ranks))
@@ -108,26 +111,33 @@ def load_programs(
 
 
 def routing(program: Program, ranks: int) -> tuple[list[list[torch.Tensor]], ...]:
-    """Uploads what tells a program apart, once for each rank; nothing where nothing is needed."""
+    """Uploads the routing input of a program, once for each rank; nothing where it has none."""
     if not program.route:
         return ()
     value = torch.zeros(program.route, dtype=torch.int32, device="cpu")
     return ([[value.to(f"privateuseone:{rank}")] for rank in range(ranks)],)
 
 
-def _made(
-    application: Application, folder: Path, settings: Settings, source: Source, traced: bool = True
+def _stage_application(
+    application: Application,
+    folder: Path,
+    settings: NeuronSettings,
+    source: StageSource,
+    is_traced: bool = True,
 ) -> Any:
-    """Makes NxD Inference's objects for a stage; only where they are traced are there example inputs."""
+    """Makes NxD Inference's application of a stage; without example inputs where nothing is traced."""
     from orchestrator_neuron.nxdi.classes import StageApplication
 
-    adopted = adopted_stage(application.stage)
-    config = _config(adopted, settings)
-    made = StageApplication(folder, config, settings)
+    # Wrappers in the order of programs: whoever loads them pairs both by place.
+    user_stage = adopted_stage(application.stage)
+    config = _config(user_stage, settings)
+    nxdi_application = StageApplication(folder, config, settings)
     for position, program in enumerate(application.programs):
-        given = examples(program) if traced else []
-        made.models.append(_wrapper(application, program, position, config, settings, source, given))
-    return made
+        example_rows = version_examples(program) if is_traced else []
+        nxdi_application.models.append(
+            _wrapper(application, program, position, config, settings, source, example_rows)
+        )
+    return nxdi_application
 
 
 def _wrapper(
@@ -135,36 +145,38 @@ def _wrapper(
     program: Program,
     position: int,
     config: Any,
-    settings: Settings,
-    source: Source,
-    given: list[tuple[torch.Tensor, ...]],
+    settings: NeuronSettings,
+    source: StageSource,
+    example_rows: list[tuple[torch.Tensor, ...]],
 ) -> Any:
     from orchestrator_neuron.nxdi.classes import ProgramInstance, ProgramWrapper
 
+    # A user's own forward is kept where it fits the program, which is what the stage itself takes and gives; else
+    # the program is called directly, with the user's compiler arguments if the plan has none.
     tag = tag_of(program, position)
     instance = ProgramInstance(source, program, versions_of(program))
-    adopted = adopted_stage(application.stage)
+    user_stage = adopted_stage(application.stage)
     arguments = compiler_arguments(settings)
-    if adopted is not None and adopted.has_forward and _plain(application):
-        return adopted.twin(config, tag, instance, given, arguments, program.to_host)
-    wrapper = ProgramWrapper(config, tag, instance, given, arguments, program.to_host)
-    if adopted is not None and arguments is None:
-        wrapper.compiler_args = adopted.nxdi_wrapper.compiler_args
+    if user_stage is not None and user_stage.has_forward and _plain(application):
+        return user_stage.program_wrapper(config, tag, instance, example_rows, arguments, program.to_host)
+    wrapper = ProgramWrapper(config, tag, instance, example_rows, arguments, program.to_host)
+    if user_stage is not None and arguments is None:
+        wrapper.compiler_args = user_stage.nxdi_wrapper.compiler_args
     return wrapper
 
 
 def _plain(application: Application) -> bool:
-    """Tells whether the one program takes and gives just what the stage does, so that a user's forward fits it."""
+    """Tells whether the one program has the stage's own inputs and outputs, so that a user's forward fits it."""
     program = application.programs[0]
     ends: tuple[ProgramInput | ProgramOutput, ...] = (*program.inputs, *program.outputs)
     return len(application.programs) == 1 and not program.route and not any(end.adapters for end in ends)
 
 
-def _config(adopted: AdoptedStage | None, settings: Settings) -> Any:
-    """Returns a config of the stage's own; nothing of a user's object is written to."""
+def _config(user_stage: AdoptedStage | None, settings: NeuronSettings) -> Any:
+    """Returns a config of the stage's own; a user's object is copied, never written to."""
     from orchestrator_neuron.nxdi.classes import InferenceConfig, NeuronConfig
 
-    if adopted is None:
+    if user_stage is None:
         config = InferenceConfig(
             NeuronConfig(
                 tp_degree=settings.tp_degree,
@@ -174,7 +186,8 @@ def _config(adopted: AdoptedStage | None, settings: Settings) -> Any:
             )
         )
     else:
-        config = copy.deepcopy(adopted.nxdi_wrapper.config)
+        config = copy.deepcopy(user_stage.nxdi_wrapper.config)
+    # Ranks and dtypes follow the plan, which `differences` has compared with what the user's config says.
     neuron = config.neuron_config
     neuron.tp_degree, neuron.world_size = settings.tp_degree, settings.world_size
     neuron.local_ranks_size, neuron.start_rank_id = settings.world_size, 0
@@ -185,16 +198,16 @@ def _config(adopted: AdoptedStage | None, settings: Settings) -> Any:
     return config
 
 
-def _fresh(stage: Stage | None, settings: Settings) -> Source:
-    """Returns what makes the stage anew each time it is traced."""
-    adopted = adopted_stage(stage)
-    if adopted is not None:
-        config = _config(adopted, settings)
-        return lambda: adopted.traced(config)
+def _fresh_source(stage: Stage | None, settings: NeuronSettings) -> StageSource:
+    """Returns the function that makes the stage anew each time it is traced."""
+    user_stage = adopted_stage(stage)
+    if user_stage is not None:
+        config = _config(user_stage, settings)
+        return lambda: user_stage.stage_for_bucket(config)
 
-    def make() -> Bucketed:
-        copied = stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)
-        return lambda _: copied
+    def make() -> StageForBucket:
+        stage_copy = stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)
+        return lambda _: stage_copy
 
     return make
 
@@ -205,12 +218,12 @@ def adopted_stage(stage: Stage | None) -> AdoptedStage | None:
     return wrapper if isinstance(wrapper, AdoptedStage) else None
 
 
-def compiler_arguments(settings: Settings) -> str | None:
+def compiler_arguments(settings: NeuronSettings) -> str | None:
     """Returns the compiler's arguments with the core configuration in them; None: NxD Inference's defaults."""
     if not settings.compiler_args:
         return None
-    given = settings.compiler_args
-    return given if "--lnc" in given else f"{given} --lnc={settings.logical_nc_config}"
+    arguments = settings.compiler_args
+    return arguments if "--lnc" in arguments else f"{arguments} --lnc={settings.logical_nc_config}"
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from orchestrator_neuron.content import application_key
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
-from orchestrator_neuron.nxdi.own import build_own, load_own
+from orchestrator_neuron.nxdi.user_application import build_own, load_own
 from orchestrator_neuron.ranked import RankedValue
 
 __all__ = ["NxdiBackend"]
@@ -38,11 +38,12 @@ class NxdiBackend(RankedBackend):
     _loaded_world: ClassVar[int | None] = None
 
     def open(self) -> None:
-        """Imports NxD Inference and takes the device into use; versions that are not known are warned of.
+        """Imports NxD Inference and takes the device into use; it warns of versions outside the known range.
 
         Raises:
             CompileError: The packages or the device are not there, or NxD Inference's CPU mode is on.
         """
+        # Cheapest first, and the device last: a missing package is not to be told as a missing device.
         packages.require()
         for note in packages.notes():
             warnings.warn(note, stacklevel=2)
@@ -63,8 +64,8 @@ class NxdiBackend(RankedBackend):
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether it is not a user's whole application, which compiles itself."""
-        adopted = adopted_stage(stage)
-        return adopted is None or adopted.application is None
+        user_stage = adopted_stage(stage)
+        return user_stage is None or user_stage.application is None
 
     def key(self, application: Application) -> str:
         """Returns the content key of an application; see :meth:`CompilingBackend.key`."""
@@ -74,9 +75,9 @@ class NxdiBackend(RankedBackend):
     def build(self, application: Application, folder: Path) -> None:
         """Compiles an application into a folder; see :meth:`CompilingBackend.build`."""
         packages.require()
-        adopted = adopted_stage(application.stage)
-        if adopted is not None and adopted.application is not None:
-            build_own(application, adopted, folder)
+        user_stage = adopted_stage(application.stage)
+        if user_stage is not None and user_stage.application is not None:
+            build_own(application, user_stage, folder)
         else:
             build_programs(application, folder, self.settings(application.stage))
 
@@ -84,9 +85,9 @@ class NxdiBackend(RankedBackend):
         """Loads an application with its weights; see :meth:`CompilingBackend.load_application`."""
         packages.require()
         self._check_world()
-        adopted = adopted_stage(application.stage)
-        if adopted is not None and adopted.application is not None:
-            return load_own(application, adopted, folder)
+        user_stage = adopted_stage(application.stage)
+        if user_stage is not None and user_stage.application is not None:
+            return load_own(application, user_stage, folder)
         return load_programs(application, folder, self.settings(application.stage))
 
     def _check_world(self) -> None:

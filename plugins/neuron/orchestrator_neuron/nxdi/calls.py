@@ -41,21 +41,21 @@ class ProgramCall:
         Raises:
             StageError: What came back is neither ranked nor, where it goes to the host, a tensor.
         """
-        given = self._run(*handles, *self._extra)
-        if self._wrapper.return_ranked_to_cpu and isinstance(given, torch.Tensor):
-            return (given,)
-        if is_ranked(given) and len(given[0]) == self._count:
-            return split_outputs(given)
+        result = self._run(*handles, *self._extra)
+        if self._wrapper.return_ranked_to_cpu and isinstance(result, torch.Tensor):
+            return (result,)
+        if is_ranked(result) and len(result[0]) == self._count:
+            return split_outputs(result)
         raise StageError(
             f"The program {self.name!r} has {self._count} output(s) and keeps them on the device, [rank][output]; "
-            f"its wrapper's forward gave {_shown(given)}. Return what self._forward(...) returns, as it is.",
+            f"its wrapper's forward gave {_describe(result)}. Return what self._forward(...) returns, as it is.",
             program=self.name,
         )
 
 
-def _shown(given: Any) -> str:
-    if is_ranked(given):
-        return f"{len(given[0])} of them"
-    if isinstance(given, torch.Tensor):
-        return f"a tensor {list(given.shape)} on {given.device}"
-    return f"a {type(given).__name__}"
+def _describe(result: Any) -> str:
+    if is_ranked(result):
+        return f"{len(result[0])} of them"
+    if isinstance(result, torch.Tensor):
+        return f"a tensor {list(result.shape)} on {result.device}"
+    return f"a {type(result).__name__}"

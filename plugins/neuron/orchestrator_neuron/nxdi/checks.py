@@ -1,4 +1,4 @@
-"""What is wrong with a user's NxD Inference wrapper, said before anything is compiled.
+"""Checks of a user's NxD Inference wrapper, before anything is compiled.
 
 Each check is a failure that NxD Inference would show late, in the wrong place, or as wrong numbers.
 """
@@ -13,11 +13,11 @@ import torch
 
 from orchestrator.errors import GraphError, PlanError, PlanOptionError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 
 __all__ = ["Row", "check_dtypes", "check_example", "check_modes", "differences", "mend_flags", "row_misfit"]
 
-#: Forms of the example inputs of one bucket.
+#: Specs of the example inputs of one bucket.
 Row: TypeAlias = tuple[TensorSpec, ...]
 
 
@@ -30,6 +30,7 @@ def mend_flags(wrapper: Any) -> dict[str, Any]:
     Raises:
         GraphError: ``pipeline_execution`` is neither a bool nor such a dict.
     """
+    # Positional arguments of the old constructor land one parameter further: a dict in place of a flag tells.
     name, flag = type(wrapper).__name__, wrapper.pipeline_execution
     arguments = dict(wrapper.model_init_kwargs or {})
     if isinstance(flag, bool):
@@ -97,8 +98,8 @@ def check_dtypes(wrapper: Any, rows: list[Row]) -> None:
         GraphError: ``NeuronConfig`` was given no ``torch_dtype``, which means bfloat16, and an example is float32.
     """
     neuron = wrapper.config.neuron_config
-    stated = getattr(neuron, "overrides_torch_dtype", True)
-    if stated or neuron.cast_type != "config":
+    has_dtype = getattr(neuron, "overrides_torch_dtype", True)
+    if has_dtype or neuron.cast_type != "config":
         return
     for row in rows:
         for place, value in enumerate(row):
@@ -111,18 +112,20 @@ def check_dtypes(wrapper: Any, rows: list[Row]) -> None:
                 )
 
 
-def differences(stage: str, wrapper: Any, settings: Settings, own: bool) -> Iterator[str]:
+def differences(stage: str, wrapper: Any, settings: NeuronSettings, own: bool) -> Iterator[str]:
     """Yields nothing; raises where a user's NeuronConfig and the plan's options cannot both hold.
 
     Args:
         stage: The stage's name.
         wrapper: The user's wrapper.
-        settings: What is in force for the stage.
+        settings: Those in force for the stage.
         own: The user's whole application is used, so its config decides everything.
 
     Raises:
         PlanError: They differ.
     """
+    # Ranks and cores are the process's, whoever compiles; degree and dtype come from the plan, unless the application
+    # compiles itself: then its config decides, and options that it would not see are refused.
     neuron = wrapper.config.neuron_config
     pairs: dict[str, tuple[Any, Any]] = {
         "world_size": (neuron.world_size, settings.world_size),
@@ -161,22 +164,22 @@ def row_misfit(stage: str, rows: list[Row], inputs: Mapping[str, PortSpec]) -> P
     Args:
         stage: The stage's name.
         rows: Its example inputs.
-        inputs: Fed ports, in order, with what they get. Dims with a name are left to the compiler.
+        inputs: Fed ports, in order, with the spec of their value. Dims with a name are left to the compiler.
     """
-    fed = [spec for spec in inputs.values() if isinstance(spec, TensorSpec)]
-    if any(len(row) == len(fed) and all(map(_fits, fed, row)) for row in rows):
+    specs = [spec for spec in inputs.values() if isinstance(spec, TensorSpec)]
+    if any(len(row) == len(specs) and all(map(_fits, specs, row)) for row in rows):
         return None
-    shown = "; ".join(", ".join(map(show_spec, row)) for row in rows)
+    rows_text = "; ".join(", ".join(map(show_spec, row)) for row in rows)
     return PlanError(
-        f"Stage {stage!r} is fed {', '.join(show_spec(spec) for spec in fed)}, but its own input_generator compiles "
-        f"it for {shown}, and only these shapes run. Change one of them; or give its wrapper to from_nxdi, which is "
-        f"compiled for what the plan feeds.",
+        f"Stage {stage!r} is fed {', '.join(show_spec(spec) for spec in specs)}, but its own input_generator compiles "
+        f"it for {rows_text}, and only these shapes run. Change one of them; or give its wrapper to from_nxdi, which "
+        f"is compiled for what the plan feeds.",
         stage=stage,
     )
 
 
 def _fits(spec: TensorSpec, example: TensorSpec) -> bool:
-    fixed = zip(spec.dims, example.dims, strict=False)
+    pairs = zip(spec.dims, example.dims, strict=False)
     return len(spec.dims) == len(example.dims) and all(
-        dim == size for dim, size in fixed if isinstance(dim, int)
+        dim == size for dim, size in pairs if isinstance(dim, int)
     )

@@ -28,12 +28,10 @@ from orchestrator.errors import CompileError
 from orchestrator.program import Program
 from orchestrator_neuron.checkpoint import rank_weights
 from orchestrator_neuron.module import PREFIX, ProgramModule, example_inputs
-from orchestrator_neuron.options import Settings
+from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.state import check_state
 
 __all__ = [
-    "Bucketed",
-    "Copied",
     "EncoderModelInstance",
     "InferenceConfig",
     "ModelWrapper",
@@ -41,35 +39,37 @@ __all__ = [
     "NeuronConfig",
     "ProgramInstance",
     "ProgramWrapper",
-    "Source",
     "StageApplication",
+    "StageCopy",
+    "StageForBucket",
+    "StageSource",
     "StatelessInstance",
 ]
 
-#: What runs a stage, and the module that owns its weights.
-Copied: TypeAlias = tuple[Callable[..., Any] | None, torch.nn.Module | None]
-#: Gives it for a bucket.
-Bucketed: TypeAlias = Callable[[int], Copied]
-#: Makes a fresh one of those: NxD throws weights away once it has traced a program of one bucket.
-Source: TypeAlias = Callable[[], Bucketed]
+#: A stage's callable, and the module that owns its weights.
+StageCopy: TypeAlias = tuple[Callable[..., Any] | None, torch.nn.Module | None]
+#: From bucket to its copy.
+StageForBucket: TypeAlias = Callable[[int], StageCopy]
+#: Makes it anew: NxD throws weights away once it has traced a program of one bucket.
+StageSource: TypeAlias = Callable[[], StageForBucket]
 
 
 class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
     """Hands NxD the module of one program, another for each combination of sizes, over the same weights.
 
     Args:
-        source: Makes what runs the stage.
+        source: Makes the stage anew.
         program: The program.
         sizes: Its combinations of sizes, in the order of the example inputs.
     """
 
-    def __init__(self, source: Source, program: Program, sizes: Sequence[Mapping[str, int]]) -> None:
+    def __init__(self, source: StageSource, program: Program, sizes: Sequence[Mapping[str, int]]) -> None:
         self._source, self._program, self._sizes = source, program, tuple(sizes)
-        self._made: Bucketed | None = None
+        self._stage_for_bucket: StageForBucket | None = None
 
     def load_module(self) -> None:
-        """Builds what runs the stage; NxD calls it inside its parallel state."""
-        self._made = self._source()
+        """Builds the stage; NxD calls it inside its parallel state."""
+        self._stage_for_bucket = self._source()
 
     def get(self, bucket_rank: int, **_: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
         """Returns the module of one combination of sizes; it has no aliased state.
@@ -77,8 +77,8 @@ class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
         Raises:
             CompileError: It keeps state of its own.
         """
-        made = self._made or self._source()
-        target, owner = made(bucket_rank)
+        stage_for_bucket = self._stage_for_bucket or self._source()
+        target, owner = stage_for_bucket(bucket_rank)
         program, sizes = self._program, self._sizes[bucket_rank]
         module = ProgramModule(target, owner, program, sizes).eval()
         if bucket_rank == 0 and target is not None:
@@ -105,13 +105,13 @@ class StatelessInstance(BaseModelInstance):  # type: ignore[misc]
         """Builds the model."""
         self._instance.load_module()
 
-    def get(self, bucket_rank: int, **given: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
+    def get(self, bucket_rank: int, **options: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
         """Returns the model of one bucket.
 
         Raises:
             CompileError: It keeps state on the device.
         """
-        module, aliases = self._instance.get(bucket_rank, **given)
+        module, aliases = self._instance.get(bucket_rank, **options)
         if aliases or getattr(module, "kv_mgr", None) is not None:
             raise CompileError(
                 f"The model of {self._name} keeps state on the device (input_output_aliases or kv_mgr). NxD "
@@ -128,7 +128,7 @@ class ProgramWrapper(ModelWrapper):  # type: ignore[misc]
     Args:
         config: The application's config.
         tag: Unique in its application.
-        instance: What is traced.
+        instance: Hands out the modules to trace.
         examples: Inputs for each combination of sizes.
         compiler_args: Arguments for the compiler; ``None``: NxD Inference's defaults.
         to_host: Its one output is read on the host only.
@@ -156,7 +156,7 @@ class ProgramWrapper(ModelWrapper):  # type: ignore[misc]
         self._examples = examples
 
     def get_model_instance(self) -> ProgramInstance:
-        """Returns what is traced."""
+        """Returns the model instance, from which NxD takes the modules to trace."""
         return self._instance
 
     def input_generator(self) -> list[tuple[torch.Tensor, ...]]:
@@ -174,10 +174,10 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
     Args:
         folder: Where it is compiled to or loaded from.
         config: The application's config.
-        settings: What is in force for the stage.
+        settings: Those in force for the stage.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], config: Any, settings: Settings) -> None:
+    def __init__(self, folder: str | os.PathLike[str], config: Any, settings: NeuronSettings) -> None:
         super().__init__(model_path=str(folder), config=config)
         self._settings = settings
         self._weights: Mapping[str, torch.Tensor] = {}
@@ -207,6 +207,7 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
         if not self._settings.shard_weights:
             super().load_weights(compiled_model_path, start_rank_id, local_ranks_size)
             return
+        # NxD's sharding first: it leaves these weights whole, as it knows of no layer that they belong to.
         ranks = self.get_builder().shard_checkpoint()
         for rank, row in enumerate(ranks):
             parts = rank_weights(self._weights, self._settings, rank)

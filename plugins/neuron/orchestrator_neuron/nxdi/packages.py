@@ -1,4 +1,4 @@
-"""What must be installed to run on NxD Inference, and which versions are known to work.
+"""The packages that NxD Inference needs, and the versions of them that are known to work.
 
 Nothing here imports NxD Inference, except :func:`require`.
 """
@@ -24,29 +24,29 @@ class Package:
 
     Attributes:
         name: Name of the distribution.
-        module: What it is imported as.
+        module: Its import name.
         first: The first known version.
         beyond: The first version that is not known.
-        shown: Both for a person.
-        wanted: It must be there; else it is looked at only where it is.
+        range_text: Both for a person.
+        is_required: It must be installed; else its version is compared only where it is.
     """
 
     name: str
     module: str
     first: tuple[int, ...]
     beyond: tuple[int, ...]
-    shown: str
-    wanted: bool = True
+    range_text: str
+    is_required: bool = True
 
     def version(self) -> str | None:
         """Returns the version that is installed, or that a loaded module states; None: neither."""
         try:
             return metadata.version(self.name)
         except metadata.PackageNotFoundError:
-            stated = getattr(sys.modules.get(self.module), "__version__", None)
-            return stated if isinstance(stated, str) else None
+            module_version = getattr(sys.modules.get(self.module), "__version__", None)
+            return module_version if isinstance(module_version, str) else None
 
-    def known(self, version: str) -> bool:
+    def is_known(self, version: str) -> bool:
         """Tells whether a version lies in the known range; local and build parts do not count."""
         numbers = tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0]))
         return self.first <= numbers < self.beyond
@@ -63,7 +63,7 @@ PACKAGES = (
     Package("neuronx-distributed", "neuronx_distributed", (0, 18), (0, 20), "0.18 or 0.19"),
     Package("torch-neuronx", "torch_neuronx", (2, 9), (2, 10), "2.9"),
     Package("transformers", "transformers", (4, 57), (4, 58), "4.57"),
-    Package("neuronx-cc", "neuronxcc", (2, 24), (2, 27), "2.24 to 2.26", wanted=False),
+    Package("neuronx-cc", "neuronxcc", (2, 24), (2, 27), "2.24 to 2.26", is_required=False),
 )
 
 
@@ -73,10 +73,12 @@ def require() -> None:
     Raises:
         CompileError: It is not installed, or cannot be imported.
     """
-    missing = [package for package in PACKAGES if package.wanted and not _present(package.module)]
+    # By import, not by metadata: a module may be there without its distribution. A missing package says more than an
+    # import that fails, so it comes first.
+    missing = [package for package in PACKAGES if package.is_required and not _present(package.module)]
     if missing:
         raise CompileError(
-            f"The device 'neuron' runs through NxD Inference, and {_listed(missing)} not installed here: install "
+            f"The device 'neuron' runs through NxD Inference, and {_join(missing)} not installed here: install "
             f"stage-orchestrator-neuron[nxdi] with AWS's package index for Neuron, or plan for 'neuron-emulated', "
             f"which runs the same plan without it.",
             device="neuron",
@@ -87,7 +89,7 @@ def require() -> None:
     except Exception as error:
         raise CompileError(
             f"NxD Inference is installed but cannot be imported ({type(error).__name__}: {error}); the versions that "
-            f"work together are {_shown()}. 'neuron-emulated' runs the same plan without it.",
+            f"work together are {_ranges_text()}. 'neuron-emulated' runs the same plan without it.",
             device="neuron",
         ) from error
 
@@ -96,9 +98,9 @@ def notes() -> Iterator[str]:
     """Yields a sentence for each package whose installed version is outside the known range; imports nothing."""
     for package in PACKAGES:
         version = package.version()
-        if version is not None and not package.known(version):
+        if version is not None and not package.is_known(version):
             yield (
-                f"{package.name} is {version}; the device 'neuron' was written against {package.shown}, other "
+                f"{package.name} is {version}; the device 'neuron' was written against {package.range_text}, other "
                 f"versions may work."
             )
 
@@ -115,10 +117,10 @@ def _present(module: str) -> bool:
         return module in sys.modules
 
 
-def _listed(packages: list[Package]) -> str:
-    names = [f"{package.name} {package.shown}" for package in packages]
+def _join(packages: list[Package]) -> str:
+    names = [f"{package.name} {package.range_text}" for package in packages]
     return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
-def _shown() -> str:
-    return ", ".join(f"{package.name} {package.shown}" for package in PACKAGES)
+def _ranges_text() -> str:
+    return ", ".join(f"{package.name} {package.range_text}" for package in PACKAGES)

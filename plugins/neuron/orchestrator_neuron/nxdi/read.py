@@ -1,4 +1,4 @@
-"""Reading a user's NxD Inference objects: what they override, take, and are configured with."""
+"""Reading a user's NxD Inference objects: their methods, ports, example inputs and configs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from orchestrator_neuron.nxdi.checks import Row, check_example
 
 __all__ = [
     "Ports",
-    "built",
+    "build_wrapper",
     "config_text",
+    "copy_of",
     "declared_inputs",
     "example_rows",
     "instance_of",
@@ -28,7 +29,6 @@ __all__ = [
     "overrides",
     "port_names",
     "source_of",
-    "twin_of",
 ]
 
 Ports: TypeAlias = Mapping[str, "PortSpec | None"] | Sequence[str]
@@ -40,6 +40,7 @@ def only_model(application: Any) -> Any:
     Raises:
         GraphError: It has several, or NxD Inference would compile it for the inputs of a language model.
     """
+    # Submodels first: an application with several has no one wrapper to look into.
     if len(application.models) != 1:
         raise GraphError(
             f"{type(application).__name__} has {len(application.models)} submodels. Submodels of one application "
@@ -56,7 +57,7 @@ def only_model(application: Any) -> Any:
     return application.models[0]
 
 
-def built(kind: type, config: Any) -> Any:
+def build_wrapper(kind: type, config: Any) -> Any:
     """Builds a wrapper from its class.
 
     Raises:
@@ -64,20 +65,20 @@ def built(kind: type, config: Any) -> Any:
     """
     if config is None:
         raise GraphError(
-            f"from_nxdi({kind.__name__}) needs the InferenceConfig that it is built from: config=...",
+            f"from_nxdi({kind.__name__}) needs the InferenceConfig that it is build_wrapper from: config=...",
             thing=kind,
         )
     try:
         return kind(config)
     except TypeError as error:
         raise GraphError(
-            f"{kind.__name__} cannot be built from its config alone ({error}); give from_nxdi an object of it.",
+            f"{kind.__name__} cannot be build_wrapper from its config alone ({error}); give from_nxdi an object of it.",
             thing=kind,
         ) from error
 
 
 def instance_of(wrapper: Any, arguments: dict[str, Any], config: Any) -> Any:
-    """Returns what NxD traces for a wrapper: its own model instance, or one that builds its model class.
+    """Returns the model instance that NxD traces for a wrapper: its own, or one that builds its model class.
 
     Args:
         wrapper: The user's wrapper; a copy of it is asked.
@@ -88,7 +89,7 @@ def instance_of(wrapper: Any, arguments: dict[str, Any], config: Any) -> Any:
 
     kind = type(wrapper)
     if overrides(wrapper, "get_model_instance"):
-        instance = kind.get_model_instance(twin_of(wrapper, config))
+        instance = kind.get_model_instance(copy_of(wrapper, config))
     else:
         instance = EncoderModelInstance(wrapper.model_cls, config, **arguments)
     return StatelessInstance(instance, kind.__name__)
@@ -102,7 +103,7 @@ def overrides(wrapper: Any, method: str) -> bool:
 
 
 def example_rows(wrapper: Any) -> list[Row]:
-    """Returns forms of the wrapper's example inputs; none where it inherits them."""
+    """Returns specs of the wrapper's example inputs; none where it inherits them."""
     if not overrides(wrapper, "input_generator"):
         return []
     try:
@@ -130,24 +131,24 @@ def port_names(wrapper: Any, application: Any) -> list[str]:
 
 
 def declared_inputs(rows: list[Row], names: list[str], inputs: Ports | None) -> dict[str, PortSpec | None]:
-    """Returns input ports with the shapes of the one row of example inputs; what the user declares comes first."""
-    stated = dict(inputs) if isinstance(inputs, Mapping) else {}
-    wanted = list(inputs) if inputs is not None else names
+    """Returns input ports with the shapes of the one row of example inputs; the user's own specs come first."""
+    specs = dict(inputs) if isinstance(inputs, Mapping) else {}
+    ports = list(inputs) if inputs is not None else names
     row = rows[0] if len(rows) == 1 else ()
-    if len(row) > len(wanted) and wanted:
+    if len(row) > len(ports) and ports:
         raise GraphError(
-            f"There are {len(row)} example inputs for the input ports {wanted}; name one port for each: inputs=('a', "
+            f"There are {len(row)} example inputs for the input ports {ports}; name one port for each: inputs=('a', "
             f"'b').",
-            inputs=wanted,
+            inputs=ports,
         )
-    shapes: dict[str, PortSpec | None] = dict(zip(wanted, row, strict=False))
+    shapes: dict[str, PortSpec | None] = dict(zip(ports, row, strict=False))
     if inputs is None:
         return shapes
-    return {name: stated.get(name) or shapes.get(name) for name in wanted}
+    return {name: specs.get(name) or shapes.get(name) for name in ports}
 
 
 def options_of(wrapper: Any) -> dict[str, Any]:
-    """Returns what a wrapper's ``NeuronConfig`` says, as options of a stage."""
+    """Returns a wrapper's ``NeuronConfig`` as options of a stage."""
     neuron = wrapper.config.neuron_config
     options: dict[str, Any] = {"tp_degree": neuron.tp_degree}
     if neuron.cast_type == "config" and neuron.torch_dtype not in (None, torch.float32):
@@ -155,13 +156,13 @@ def options_of(wrapper: Any) -> dict[str, Any]:
     return options
 
 
-def twin_of(wrapper: Any, config: Any) -> Any:
+def copy_of(wrapper: Any, config: Any) -> Any:
     """Returns a copy of a wrapper that shares nothing that is written to."""
-    made = copy.copy(wrapper)
+    duplicate = copy.copy(wrapper)
     for name in ("_modules", "_parameters", "_buffers"):
-        made.__dict__[name] = dict(made.__dict__[name])
-    made.config, made.neuron_config = config, config.neuron_config
-    return made
+        duplicate.__dict__[name] = dict(duplicate.__dict__[name])
+    duplicate.config, duplicate.neuron_config = config, config.neuron_config
+    return duplicate
 
 
 def load_weights_of(model: torch.nn.Module, application: Any) -> None:
@@ -172,8 +173,8 @@ def load_weights_of(model: torch.nn.Module, application: Any) -> None:
     """
     name = type(application).__name__
     try:
-        found = application.checkpoint_loader_fn()
-        model.load_state_dict({key: value for key, value in found.items() if key in model.state_dict()})
+        weights = application.checkpoint_loader_fn()
+        model.load_state_dict({key: value for key, value in weights.items() if key in model.state_dict()})
     except Exception as error:
         raise GraphError(
             f"The weights of {name} cannot be taken from its model_path {application.model_path!r}: {error}",

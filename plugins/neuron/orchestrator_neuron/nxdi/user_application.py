@@ -69,17 +69,17 @@ def _only_program(application: Application) -> Program:
 def _check_rows(program: Program, stage: AdoptedStage) -> None:
     """Makes sure that the application's own example inputs are all that the plan feeds it."""
     for sizes in program.sizes:
-        fed = tuple(
+        row = tuple(
             TensorSpec(item.spec.shape(sizes), item.spec.dtype) for item in program.tensors if item.spec
         )
-        if fed not in stage.rows:
+        if row not in stage.rows:
             raise CompileError(
-                f"The program {program.name!r} is fed {_shown(fed)}, but the input_generator of its application "
-                f"compiles it for {'; '.join(map(_shown, stage.rows))}, and only these run. (64-bit integers are "
+                f"The program {program.name!r} is fed {_show_row(row)}, but the input_generator of its application "
+                f"compiles it for {'; '.join(map(_show_row, stage.rows))}, and only these run. (64-bit integers are "
                 f"held in 32; give int32 examples.) Give a row for each size, or give the wrapper to from_nxdi.",
                 program=program.name,
             )
 
 
-def _shown(row: Row) -> str:
+def _show_row(row: Row) -> str:
     return ", ".join(map(show_spec, row))

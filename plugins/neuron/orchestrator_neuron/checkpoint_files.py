@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from orchestrator.errors import CompileError
 
-__all__ = ["damaged", "kind_of", "opened"]
+__all__ = ["damage_error", "kind_of", "open_checkpoint"]
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,10 +32,10 @@ def kind_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(
+def open_checkpoint(
     stage: str, checkpoint: str | Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[Path | str, dict[str, Any]]]:
-    """Opens a checkpoint; gives what to call it and, by name, the open file that a weight is in.
+    """Opens a checkpoint; yields its path for messages and, by weight name, the open file that holds the weight.
 
     Args:
         stage: The stage's name, for messages.
@@ -45,10 +45,11 @@ def opened(
         CompileError: There is no such checkpoint, or it is damaged.
     """
     if not isinstance(checkpoint, str):
-        held = _InMemory(checkpoint)
-        yield "state_dict", dict.fromkeys(checkpoint, held)
+        state_dict = _InMemory(checkpoint)
+        yield "state_dict", dict.fromkeys(checkpoint, state_dict)
         return
     path = Path(checkpoint).expanduser()
+    # All shards stay open together: weights are read in the order of the module, from any of them.
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
         for file, names in _files(stage, path):
@@ -56,10 +57,11 @@ def opened(
                 handle = stack.enter_context(safe_open(file, framework="pt"))
                 keys = set(handle.keys())
             except (SafetensorError, OSError, ValueError) as error:
-                raise damaged(stage, file, error) from error
+                raise damage_error(stage, file, error) from error
+            # An index may promise more than its shard has; read late, that would be an error without a file's name.
             absent = [name for name in names or () if name not in keys]
             if absent:
-                raise damaged(stage, file, f"the index says that it has {absent[0]!r}, but it does not")
+                raise damage_error(stage, file, f"the index says that it has {absent[0]!r}, but it does not")
             files.update(dict.fromkeys(names if names is not None else sorted(keys), handle))
         yield path, files
 
@@ -73,12 +75,12 @@ class _InMemory:
     def get_tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name].detach().cpu()
 
-    def get_slice(self, name: str) -> _Form:
-        return _Form(self._tensors[name])
+    def get_slice(self, name: str) -> _InMemorySlice:
+        return _InMemorySlice(self._tensors[name])
 
 
-class _Form:
-    """Shape and dtype of a tensor, as safetensors tells them."""
+class _InMemorySlice:
+    """Shape and dtype of a tensor, with the methods of a safetensors slice."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
@@ -95,7 +97,9 @@ class _Form:
 
 
 def _files(stage: str, path: Path) -> list[tuple[Path, list[str] | None]]:
-    """The files of a checkpoint, with the names to read from each; ``None``: all that are in it."""
+    """Returns the files of a checkpoint, with the names to read from each; ``None``: all of its names."""
+    # The usual names in order: one file, then an index. Other files in a folder may belong to another model, so they
+    # are named in the error and not read.
     if path.is_file():
         return [(path, None)]
     if not path.is_dir():
@@ -108,7 +112,7 @@ def _files(stage: str, path: Path) -> list[tuple[Path, list[str] | None]]:
     if (path / FILE).is_file():
         return [(path / FILE, None)]
     if (path / INDEX).is_file():
-        return _listed(stage, path / INDEX)
+        return _index_files(stage, path / INDEX)
     others = sorted(item.name for item in path.glob("*.safetensors"))
     hint = f" It has {', '.join(others[:3])}: name the file itself." if others else ""
     raise CompileError(
@@ -118,7 +122,7 @@ def _files(stage: str, path: Path) -> list[tuple[Path, list[str] | None]]:
     )
 
 
-def _listed(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
+def _index_files(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
     try:
         shards: dict[str, list[str]] = {}
         for name, file in json.loads(index.read_text())["weight_map"].items():
@@ -126,11 +130,11 @@ def _listed(stage: str, index: Path) -> list[tuple[Path, list[str] | None]]:
                 raise ValueError(f"{file!r} is no file of this folder")
             shards.setdefault(file, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise damaged(stage, index, error) from error
+        raise damage_error(stage, index, error) from error
     return [(index.parent / file, names) for file, names in shards.items()]
 
 
-def damaged(stage: str, path: Path | str, error: object) -> CompileError:
+def damage_error(stage: str, path: Path | str, error: object) -> CompileError:
     """Returns the error that a file of a checkpoint cannot be read."""
     return CompileError(
         f"The checkpoint of stage {stage!r} cannot be read: {str(path)!r}: {error}. Write it again.",
