@@ -17,8 +17,8 @@ from orchestrator.graph import Graph
 from orchestrator.plan import Plan
 from orchestrator.planner.infer.checks import check_mode
 from orchestrator.plugin import PluginManager
-from orchestrator.runner.interrupts import HeldSignals
-from orchestrator.runner.load.load import compile_stages, load_programs
+from orchestrator.runner.interrupts import DeferredSignals
+from orchestrator.runner.load.load import compile_stages, load_executable
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
@@ -158,13 +158,13 @@ class PipelineLoader:
         sessions: list[Session] = []
 
         def tidy() -> None:
-            with HeldSignals():
+            with DeferredSignals():
                 while folders:
                     shutil.rmtree(folders[-1], ignore_errors=True)
                     folders.pop()
 
         try:
-            with HeldSignals():
+            with DeferredSignals():
                 folders.append(tempfile.mkdtemp(prefix="stage-orchestrator-"))
             sessions.append(self._load(plan, ArtifactStore(folders[0])))
             tidy()
@@ -180,11 +180,11 @@ class PipelineLoader:
         try:
             with own_modes():
                 compiled = compile_stages(plan, self._graph, backends, store)
-                programs = load_programs(plan, self._graph, backends, compiled)
+                executable = load_executable(plan, self._graph, backends, compiled)
                 for backend in backends.values():
                     if isinstance(backend, CompilingBackend):
                         backend.begin_counting()
-                return Session(programs, self._stage_observers(plan), self._request_observers(plan))
+                return Session(executable, self._stage_observers(plan), self._request_observers(plan))
         except BaseException:  # an interrupt may come anywhere
             for backend in backends.values():
                 backend.close()

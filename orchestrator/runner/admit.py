@@ -30,6 +30,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
         InputError: The request does not fit.
     """
     specs = dict(plan.inputs)
+    # Names come first: sizes are told only where all that is needed is there, and nothing else.
     if not isinstance(inputs, Mapping):
         raise InputError(f"A request is a dict of inputs by name, not {show_tensor(inputs)}.")
     for name in inputs:
@@ -40,21 +41,23 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
     absent = tuple(name for name in plan.optional if inputs.get(name) is None)
     missing = [name for name in specs if name not in inputs and name not in absent]
     if missing:
-        wanted = ", ".join(f"{name!r} ({show_spec(specs[name])})" for name in missing)
-        raise InputError(f"The request lacks {wanted}.", inputs=tuple(missing))
+        names = ", ".join(f"{name!r} ({show_spec(specs[name])})" for name in missing)
+        raise InputError(f"The request lacks {names}.", inputs=tuple(missing))
+    # Each dim has one size in all inputs; who gave it first is named where another one differs.
     sizes: dict[str, tuple[str, int]] = {}
     for name, spec in specs.items():
         if name not in absent:
             _check(name, spec, inputs[name], sizes)
+    # Only then whether the plan runs at that size: a bucket, padded up to one, or in chunks.
     for dim in plan.dims:
         if dim.name in sizes:
             _check_size(plan, dim, *sizes[dim.name])
     return RunRecord({dim: size for dim, (_, size) in sizes.items()}, absent=frozenset(absent))
 
 
-def _unfit(name: str, spec: PortSpec, value: Any, what: str) -> InputError:
+def _unfit(name: str, spec: PortSpec, value: Any, text: str) -> InputError:
     return InputError(
-        f"Input {name!r} takes {show_spec(spec)}, but got {show_tensor(value)}: {what}",
+        f"Input {name!r} takes {show_spec(spec)}, but got {show_tensor(value)}: {text}",
         input=name,
         spec=spec,
     )
@@ -66,18 +69,22 @@ def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, in
             raise _unfit(name, spec, value, f"pass a {spec.__name__}.")
         return
     _check_form(name, spec, value)
+    # The form has told the rank, so dims and sizes pair up.
     for axis, (dim, size) in enumerate(zip(plain_dims(spec.dims), value.shape, strict=True)):
         if isinstance(dim, int) and dim != size:
             raise _unfit(name, spec, value, f"dim {axis} is {size}, it takes {dim}.")
         if isinstance(dim, str):
             if not size:
                 raise _unfit(name, spec, value, f"dim {axis} ({dim}) is 0; a request has at least one.")
-            other, found = sizes.setdefault(dim, (name, size))
-            if found != size:
-                raise _unfit(name, spec, value, f"{dim} is {size} here but {found} in input {other!r}.")
+            other, expected_size = sizes.setdefault(dim, (name, size))
+            if expected_size != size:
+                raise _unfit(
+                    name, spec, value, f"{dim} is {size} here but {expected_size} in input {other!r}."
+                )
 
 
 def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
+    # From what any object tells to what only a plain dense tensor does: a subclass may answer in any way.
     if not isinstance(value, torch.Tensor):
         raise _unfit(name, spec, value, "pass a torch.Tensor (torch.from_numpy or torch.tensor make one).")
     if value.layout is not torch.strided or value.is_nested:
@@ -103,6 +110,7 @@ def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
             dim=dim.name,
             size=size,
         )
+    # A size that is no bucket would be padded: say why not, and what to do for that reason.
     if fault == "odd":
         why = f"{_ruleless(plan, dim.name)} has no pad rule. Declare it with pad=0 or pad='repeat_first'"
         why = "the dim is declared exact. Fill the input up to a bucket yourself" if dim.exact else why

@@ -15,7 +15,7 @@ from orchestrator.plan.model import HOST, DimPlan, PlannedValue
 from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.record import RunRecord
 from orchestrator.runner.codegen.codegen import Code
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.pending import Held
 from orchestrator.specs import TensorSpec, plain_dims
 
@@ -54,7 +54,7 @@ class Chunks:
 
     def __init__(
         self,
-        programs: Programs,
+        programs: Executable,
         codes: PartCodes,
         outer: Iterable[DimPlan],
         record: RunRecord,

@@ -16,85 +16,88 @@ from orchestrator.errors import StageError
 from orchestrator.plan.model import Step
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
-from orchestrator.runner.counters import Totals
+from orchestrator.runner.counters import Stats
 from orchestrator.runner.device_outputs import keep_on_device
-from orchestrator.runner.exclusive import Turn
+from orchestrator.runner.exclusive import RequestLock
 from orchestrator.runner.failure import explain, is_own, release
-from orchestrator.runner.load.load import Programs
-from orchestrator.runner.stream.progress import Watch, watch_plan
-from orchestrator.runner.variant import REMEMBERED, Lane
+from orchestrator.runner.load.load import Executable
+from orchestrator.runner.stream.progress import ProgressHook, with_progress_outputs
+from orchestrator.runner.variant import MAX_FORMS, PlanVariant
 
-__all__ = ["Entries", "Entry", "weakly"]
+__all__ = ["RequestEntries", "RequestEntry", "weakly"]
 
-Entry = Callable[..., dict[str, Any]]
-Observe = Callable[[Step, float, float], None]
-Finish = Callable[[float, "BaseException | None"], None]
+RequestEntry = Callable[..., dict[str, Any]]
+StepObserver = Callable[[Step, float, float], None]
+RequestListener = Callable[[float, "BaseException | None"], None]
 
 #: Outputs kept on their device, whether steps are observed, and what loops hand out (None: they are not watched).
 _Kind = tuple[frozenset[str], bool, "tuple[str, ...] | None"]
 
 
-class Entries:
+class RequestEntries:
     """Makes entries, and remembers them and the forms they admitted.
 
     Args:
-        programs: The loaded plan.
-        totals: Where requests are counted.
-        watch: What generated code calls after an iteration.
+        executable: The loaded plan.
+        stats: Where requests are counted.
+        progress_hook: What generated code calls after an iteration.
         closing: The end of the session.
-        turn: What requests take turns by, where they do.
+        request_lock: Taken for each request, where they run one at a time.
         refuse: Called with a request of a session that is closed.
     """
 
     def __init__(
         self,
-        programs: Programs,
-        totals: Totals,
-        watch: Watch,
+        executable: Executable,
+        stats: Stats,
+        progress_hook: ProgressHook,
         closing: Closing,
-        turn: Turn | None,
-        refuse: Entry,
+        request_lock: RequestLock | None,
+        refuse: RequestEntry,
     ) -> None:
-        self._programs = programs
-        self._plan = programs.plan
-        self._totals = totals
-        self._watch = watch
+        self._executable = executable
+        self._plan = executable.plan
+        self._stats = stats
+        self._progress_hook = progress_hook
         self._closing = closing
-        self._turn = turn
+        self._request_lock = request_lock
         self._refuse = refuse
-        self._entries: dict[_Kind, tuple[Lane, Entry]] = {}
+        self._entries: dict[_Kind, tuple[PlanVariant, RequestEntry]] = {}
         self._tables: list[dict[Any, Any]] = []
         self.lock = threading.RLock()
 
     def choose(
         self,
-        keep: frozenset[str],
+        device_outputs: frozenset[str],
         partial: tuple[str, ...] | None,
-        observe: Observe | None,
-        listeners: tuple[Finish, ...],
-    ) -> Entry:
+        observe: StepObserver | None,
+        listeners: tuple[RequestListener, ...],
+    ) -> RequestEntry:
         """Returns the entry that takes a dict of inputs.
 
         Args:
-            keep: Outputs that stay on their device.
+            device_outputs: Outputs that stay on their device.
             partial: What is handed out in each iteration of a loop; None: nobody watches the iterations.
             observe: Called after each step, where somebody listens.
             listeners: Called after each request.
         """
-        kind = keep, observe is not None, partial
+        kind = device_outputs, observe is not None, partial
         with self.lock:
-            if self._closing.asked:
+            # Under the lock: ``clear`` may not come between this look and an entry that is added after it.
+            if self._closing.flag:
                 return self._refuse
             if kind not in self._entries:
-                plan = keep_on_device(self._plan, keep)
-                programs = replace(self._programs, plan=watch_plan(plan, partial) if partial else plan)
-                lane = Lane(programs, self._totals, observe, None if partial is None else self._watch)
-                self._entries[kind] = lane, _finished(self._made(lane, "inputs"), listeners)
+                # Outputs stay on their device before values of iterations are brought home from there.
+                plan = keep_on_device(self._plan, device_outputs)
+                plan = with_progress_outputs(plan, partial) if partial else plan
+                hook = None if partial is None else self._progress_hook
+                variant = PlanVariant(replace(self._executable, plan=plan), self._stats, observe, hook)
+                self._entries[kind] = variant, _with_listeners(self._generate(variant, "inputs"), listeners)
             return self._entries[kind][1]
 
-    def method(self) -> Entry:
+    def method(self) -> RequestEntry:
         """Returns the plain entry as a method that takes the inputs by keyword."""
-        return self._made(self._entries[frozenset(), False, None][0], "_self, /, **inputs")
+        return self._generate(self._entries[frozenset(), False, None][0], "_self, /, **inputs")
 
     def forget_forms(self) -> None:
         """Makes every request of a session that is closed look for its form in vain."""
@@ -106,45 +109,48 @@ class Entries:
         """Lets go of all code, and with it of stages and constants."""
         with self.lock:
             self._entries.clear()
-            self._programs = replace(self._programs, functions={}, constants={})
+            self._executable = replace(self._executable, functions={}, constants={})
 
-    def _admit(self, lane: Lane, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
+    def _admit(self, variant: PlanVariant, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
         """Checks a request in full; its form is remembered once it ran."""
-        if self._closing.asked:
+        if self._closing.flag:
             return self._refuse(inputs)
-        admitted = run, tick = lane.runner(inputs, remembered=len(table) < REMEMBERED)
-        key = request_form(self._plan, inputs)
+        runner = run, count = variant.runner(inputs, remembered=len(table) < MAX_FORMS)
+        form = request_form(self._plan, inputs)
 
         def first_run(*values: Any) -> dict[str, Any]:
             results = run(*values)
             _check_content(results)
+            # Only a form that gave right results is remembered, and none once the session is closed: its tables were
+            # emptied, and a runner in one of them would hold stages.
             with self.lock:
-                if not self._closing.asked and len(table) < REMEMBERED:
-                    table[key] = admitted
-                    table[None] = (*admitted, *key)
+                if not self._closing.flag and len(table) < MAX_FORMS:
+                    table[form] = runner
+                    table[None] = (*runner, *form)
             return results
 
-        return first_run, tick
+        return first_run, count
 
-    def _made(self, lane: Lane, head: str) -> Entry:
+    def _generate(self, variant: PlanVariant, head: str) -> RequestEntry:
         """Makes an entry: look-up, checks, ``no_grad``, count; see :mod:`orchestrator.runner.codegen.request_entry`."""
         table: dict[Any, Any] = {}
         self._tables.append(table)
+        # None of its globals holds the session: who drops a session while nobody closed it closes it by that.
         scope: dict[str, Any] = {
             "table": table,
             "begin": self._closing.active.append,
             "end": self._closing.active.pop,
-            "closing": self._closing.asked,
+            "closing": self._closing.flag,
             "finish": self._closing.finish,
-            "admit": functools.partial(weakly(self._admit), lane, table),
-            "turn": self._turn,
+            "admit": functools.partial(weakly(self._admit), variant, table),
+            "request_lock": self._request_lock,
             "grad": torch.is_grad_enabled,
             "no_grad": torch.no_grad,
-            "explain": functools.partial(explain, lane),
-            "release": functools.partial(release, lane),
-            "is_own": functools.partial(is_own, lane),
+            "explain": functools.partial(explain, variant),
+            "release": functools.partial(release, variant),
+            "is_own": functools.partial(is_own, variant),
         }
-        source = entry_source(self._plan, self._turn is not None, head)
+        source = entry_source(self._plan, self._request_lock is not None, head)
         exec(compile(source, file_name(self._plan.pipeline, "entry"), "exec"), scope)
         return scope.pop("entry")  # type: ignore[no-any-return]
 
@@ -179,21 +185,21 @@ def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _finished(entry: Entry, listeners: tuple[Finish, ...]) -> Entry:
+def _with_listeners(entry: RequestEntry, listeners: tuple[RequestListener, ...]) -> RequestEntry:
     """Tells the observers of requests, where there are any."""
     if not listeners:
         return entry
 
-    def observed(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        started, failure = time.perf_counter(), None
+    def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        start, failure = time.perf_counter(), None
         try:
             return entry(inputs)
         except BaseException as error:
             failure = error
             raise
         finally:
-            for finish in listeners:
-                finish(time.perf_counter() - started, failure)
-            failure = None
+            for listener in listeners:
+                listener(time.perf_counter() - start, failure)
+            failure = None  # its traceback holds this frame
 
-    return observed
+    return call

@@ -1,4 +1,4 @@
-"""Taking turns: one request at a time, on devices with one output buffer for each program."""
+"""One request at a time, on devices with one output buffer for each program."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import threading
 
 from orchestrator.errors import InputError
-from orchestrator.runner.waiting import PATIENCE, Awaiting, is_waited_for
+from orchestrator.runner.waiting import POLL_SECONDS, WaitPoint, is_waited_for
 
-__all__ = ["Turn"]
+__all__ = ["RequestLock"]
 
 
-class Turn(Awaiting):
+class RequestLock(WaitPoint):
     """A lock for whole requests.
 
     Other threads wait. The thread that holds it, in a stage or a listener that runs a request of the same session,
@@ -19,17 +19,17 @@ class Turn(Awaiting):
     it waits for.
 
     Args:
-        name: The pipeline.
+        pipeline: The pipeline's name.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
         self._lock = threading.RLock()
-        self._holder = 0
+        self._holder = 0  # ident of the thread that is in a request, which no thread has as 0
         self._waiting: list[None] = []
 
     @property
-    def is_wanted(self) -> bool:
+    def has_waiters(self) -> bool:
         """Whether somebody waits for it."""
         return bool(self._waiting)
 
@@ -54,17 +54,16 @@ class Turn(Awaiting):
                 self._wait()
             self._holder = threading.get_ident()
         except BaseException:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # an interrupt may come right after the lock was taken, or before
+            # An interrupt may come right after the lock was taken, or before: only what is taken can be released.
+            with contextlib.suppress(RuntimeError):
                 self._lock.release()
             raise
 
     def _wait(self) -> None:
         self._waiting.append(None)
         try:
-            while not self._lock.acquire(timeout=PATIENCE):
-                if is_waited_for(self.awaited()):
+            while not self._lock.acquire(timeout=POLL_SECONDS):
+                if is_waited_for(self.wakers()):
                     raise self._refusal("runs, and waits for this thread")
         finally:
             self._waiting.pop()
@@ -73,8 +72,8 @@ class Turn(Awaiting):
         self._holder = 0
         self._lock.release()
 
-    def awaited(self) -> set[int]:
-        """The thread that holds it."""
+    def wakers(self) -> set[int]:
+        """Ident of the thread that holds it."""
         return {self._holder} - {0}
 
     def after_fork(self) -> None:
@@ -85,7 +84,7 @@ class Turn(Awaiting):
 
     def _refusal(self, state: str) -> InputError:
         return InputError(
-            f"A request of {self._name!r} {state}, and another one inside it would overwrite "
+            f"A request of {self._pipeline!r} {state}, and another one inside it would overwrite "
             f"what it reads: each program has one output buffer. Run it afterwards, or load the plan twice.",
-            pipeline=self._name,
+            pipeline=self._pipeline,
         )

@@ -19,26 +19,28 @@ from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint
 
 if TYPE_CHECKING:
-    from orchestrator.runner.variant import Lane
+    from orchestrator.runner.variant import PlanVariant
 
 __all__ = ["explain", "is_own", "release"]
 
 _HERE = str(Path(__file__).parent)
 
 
-def is_own(lane: Lane, error: Exception) -> bool:
+def is_own(variant: PlanVariant, error: Exception) -> bool:
     """Tells whether the runner itself raised: a check of a request or of a stage's output, or a region's driver.
 
     An error of this project that a stage raised, say from a session of its own, is that stage's failure.
     """
     if not isinstance(error, OrchestratorError):
         return False
-    codes = {code.code for code in lane.codes}
-    entered, own = False, True
+    codes = {code.code for code in variant.codes}
+    # Outside of generated code it is the request that was refused. Behind the innermost generated frame, files of the
+    # runner are ours; the first one that is not is a stage's, and so is all behind that.
+    is_running, own = False, True
     for frame, _ in _frames(codes, error):
         if frame.f_code in codes:
-            entered = own = True
-        elif entered and own:
+            is_running = own = True
+        elif is_running and own:
             own = frame.f_code.co_filename.startswith(_HERE)
     return own
 
@@ -49,43 +51,48 @@ def _frames(codes: Container[CodeType], error: BaseException) -> Iterator[tuple[
     They end where another request begins: one that a stage ran in a session of its own, or an earlier one that the
     same exception object came out of (Python keeps its old frames behind the new ones).
     """
-    running = False
+    is_running = False
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if running and is_entry(frame.f_code):
+        if is_running and is_entry(frame.f_code):
             return
-        running = running or frame.f_code in codes
+        is_running = is_running or frame.f_code in codes
         yield frame, line
 
 
-def explain(lane: Lane, error: Exception) -> OrchestratorError:
+def explain(variant: PlanVariant, error: Exception) -> OrchestratorError:
     """Returns the error to raise for an exception that a request ran into."""
-    found = _find(lane, error)
-    if found is None:
-        return StageError(f"A request of {lane.plan.pipeline!r} failed: {_said(error)}.{autocast_hint()}")
-    step, frame = found
-    held = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
-    given = {index: held.get(f"v{index}") for index in step.inputs}
-    return _call_error(lane, step, given, error) if step.op == "call" else _step_error(step, given, error)
+    origin = _find(variant, error)
+    if origin is None:
+        return StageError(
+            f"A request of {variant.plan.pipeline!r} failed: {_describe(error)}.{autocast_hint()}"
+        )
+    step, frame = origin
+    variables = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
+    values = {index: variables.get(f"v{index}") for index in step.inputs}
+    return (
+        _call_error(variant, step, values, error) if step.op == "call" else _step_error(step, values, error)
+    )
 
 
-def _find(lane: Lane, error: BaseException) -> tuple[Step, FrameType] | None:
-    codes = {code.code: code for code in lane.codes}
-    found = None
+def _find(variant: PlanVariant, error: BaseException) -> tuple[Step, FrameType] | None:
+    """The step that raised, and the frame that ran it: the innermost one, since a region's body has one of its own."""
+    codes = {code.code: code for code in variant.codes}
+    origin = None
     for frame, line in _frames(codes, error):
         code = codes.get(frame.f_code)
         if code is not None and line in code.lines:
-            found = code.lines[line], frame
-    return found
+            origin = code.lines[line], frame
+    return origin
 
 
-def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Exception) -> StageError:
-    call = lane.plan.call(step.name)
+def _call_error(variant: PlanVariant, step: Step, values: dict[int, object], error: Exception) -> StageError:
+    call = variant.plan.call(step.name)
     ports = [port for port, _ in call.inputs]
-    inputs = {port: show_tensor(given[index]) for port, index in zip(ports, step.inputs, strict=True)}
-    listed = ", ".join(f"{port}={shown}" for port, shown in inputs.items()) or "nothing"
+    inputs = {port: show_tensor(values[index]) for port, index in zip(ports, step.inputs, strict=True)}
+    arguments = ", ".join(f"{port}={text}" for port, text in inputs.items()) or "nothing"
     return StageError(
-        f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {_said(error)}. "
-        f"It was given {listed}.{autocast_hint()}",
+        f"Stage {call.stage!r} (call {call.name!r} on {call.device}) raised {_describe(error)}. "
+        f"It was given {arguments}.{autocast_hint()}",
         stage=call.stage,
         call=call.name,
         device=call.device,
@@ -93,47 +100,49 @@ def _call_error(lane: Lane, step: Step, given: dict[int, object], error: Excepti
     )
 
 
-def _step_error(step: Step, given: dict[int, object], error: Exception) -> StageError:
-    shown = ", ".join(show_tensor(value) for value in given.values())
+def _step_error(step: Step, values: dict[int, object], error: Exception) -> StageError:
+    arguments = ", ".join(show_tensor(value) for value in values.values())
     return StageError(
-        f"The {step.adapter or step.op} of {step.name!r} raised {_said(error)}. It was given {shown}.{autocast_hint()}",
+        f"The {step.adapter or step.op} of {step.name!r} raised {_describe(error)}. "
+        f"It was given {arguments}.{autocast_hint()}",
         origin=step.name,
         adapter=step.adapter,
     )
 
 
-def release(lane: Lane, error: BaseException) -> None:
+def release(variant: PlanVariant, error: BaseException) -> None:
     """Frees the handles that a failed request leaves on devices that do not count references."""
-    plan, programs = lane.plan, lane.programs
+    plan, executable = variant.plan, variant.programs
     strict = {
         group.memory
         for group in plan.groups
-        if not programs.backends[group.device].capabilities.refcounted and group.memory != HOST
+        if not executable.backends[group.device].capabilities.refcounted and group.memory != HOST
     }
     if not strict:
         return
-    codes = {code.code: code for code in lane.codes}
+    codes = {code.code: code for code in variant.codes}
     # A carry may go by another name for what is not this frame's: a constant, or what its caller owns.
-    freed = set(map(id, [None, *programs.constants.values()]))
+    skip = set(map(id, [None, *executable.constants.values()]))
     for frame, _ in _frames(codes, error):
         if frame.f_code not in codes:
             continue
-        given = codes[frame.f_code].arguments
-        freed |= {id(frame.f_locals.get(f"v{index}")) for index in given}
+        arguments = codes[frame.f_code].arguments
+        skip |= {id(frame.f_locals.get(f"v{index}")) for index in arguments}
+        # What this frame made and did not free yet, each handle once however many names it has.
         for name, handle in frame.f_locals.items():
             index = int(name[1:]) if name[0] == "v" and name[1:].isdigit() else -1
-            held = (
+            is_mine = (
                 index >= 0
-                and index not in given
+                and index not in arguments
                 and plan.values[index].memory in strict
                 and not plan.values[index].constant
             )
-            if held and id(handle) not in freed:
-                freed.add(id(handle))
-                programs.backend_of(plan.values[index].memory).free(handle)
+            if is_mine and id(handle) not in skip:
+                skip.add(id(handle))
+                executable.backend_of(plan.values[index].memory).free(handle)
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Class and text of an exception, without its full stop; an exception may fail at telling its text."""
     try:
         return f"{type(error).__name__}: {error}".removesuffix(".")

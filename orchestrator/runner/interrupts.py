@@ -14,47 +14,47 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldSignals"]
+__all__ = ["DeferredSignals"]
 
 
-class HeldSignals:
+class DeferredSignals:
     """Holds signals back inside its block; in a thread other than the main one there is nothing to hold back."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-        self._noted: collections.deque[tuple[int, FrameType | None]] = collections.deque()
+        self._queue: collections.deque[tuple[int, FrameType | None]] = collections.deque()
 
-    def __enter__(self) -> HeldSignals:
+    def __enter__(self) -> DeferredSignals:
         if threading.current_thread() is threading.main_thread():
             try:
                 for number in signal.valid_signals():
                     handler = signal.getsignal(number)
                     if callable(handler):
                         self._handlers[number] = handler
-                        signal.signal(number, self._note)
+                        signal.signal(number, self._enqueue)
             except BaseException:
-                self._put_back()
+                self._restore()
                 raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Puts the handlers back and calls those that are due; what they raise is raised."""
         try:
-            self._put_back()
+            self._restore()
         finally:  # one that is back already may have raised
-            self._put_back()
-        self.let_in()
+            self._restore()
+        self.deliver()
 
-    def let_in(self) -> None:
+    def deliver(self) -> None:
         """Calls the handlers of the signals that came until now; what they raise is raised."""
-        while self._noted:
-            number, frame = self._noted.popleft()
+        while self._queue:
+            number, frame = self._queue.popleft()
             self._handlers[number](number, frame)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted.append((number, frame))
+    def _enqueue(self, number: int, frame: FrameType | None) -> None:
+        self._queue.append((number, frame))
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._note:
+            if signal.getsignal(number) == self._enqueue:
                 signal.signal(number, handler)

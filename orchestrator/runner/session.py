@@ -18,18 +18,19 @@ from typing import Any
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan, Step
 from orchestrator.runner.closing import Closing
-from orchestrator.runner.counters import Totals
-from orchestrator.runner.entries import Entries, Entry, Finish, weakly
-from orchestrator.runner.exclusive import Turn
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.counters import Stats
+from orchestrator.runner.direct_call import forget_call, set_call
+from orchestrator.runner.entries import RequestEntries, RequestEntry, RequestListener, weakly
+from orchestrator.runner.exclusive import RequestLock
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.stream.partial import PartialStream
-from orchestrator.runner.stream.progress import Listener, Watch
+from orchestrator.runner.stream.progress import Listener, ProgressHook
 from orchestrator.runner.stream.stream import Stream
 from orchestrator.runner.trace import Trace
 
 __all__ = ["Session"]
 
-Observe = Callable[[str, str, float], None]
+StageObserver = Callable[[str, str, float], None]
 
 
 class Session:
@@ -39,29 +40,38 @@ class Session:
     results by output name, on the host. It runs under ``no_grad`` in the caller's own thread.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         on_stage: Observers of stages, called with call, device and seconds; empty: the plain path runs.
         on_request: Observers of requests, called with seconds and the error, if any.
     """
 
     def __init__(
-        self, programs: Programs, on_stage: tuple[Observe, ...] = (), on_request: tuple[Finish, ...] = ()
+        self,
+        executable: Executable,
+        on_stage: tuple[StageObserver, ...] = (),
+        on_request: tuple[RequestListener, ...] = (),
     ) -> None:
-        self.plan: Plan = programs.plan
-        self._programs = programs
-        self._open = list(programs.backends.values())
-        self._totals = Totals()
+        self.plan: Plan = executable.plan
+        self._executable = executable
+        self._open_backends = list(executable.backends.values())
+        self._stats = Stats()
         self._on_stage = on_stage
         self._on_request = on_request
         self._traces: tuple[Trace, ...] = ()
-        self._watch = Watch()
+        self._progress_hook = ProgressHook()
         self._closing = Closing()
-        shared = any(backend.capabilities.output_buffers for backend in programs.backends.values())
-        self._turn = Turn(self.plan.pipeline) if shared else None
-        self._entries = Entries(
-            programs, self._totals, self._watch, self._closing, self._turn, weakly(self._refuse)
+        # One output buffer for each program: the next request would overwrite what this one still reads.
+        has_buffers = any(backend.capabilities.output_buffers for backend in executable.backends.values())
+        self._request_lock = RequestLock(self.plan.pipeline) if has_buffers else None
+        self._entries = RequestEntries(
+            executable,
+            self._stats,
+            self._progress_hook,
+            self._closing,
+            self._request_lock,
+            weakly(self._refuse),
         )
-        self._entry: Entry
+        self._entry: RequestEntry
         self._switch()
         _sessions.add(self)
 
@@ -96,26 +106,26 @@ class Session:
             StageError: A stage raised, or gave something else than it declared.
             CancelledError: ``cancel`` was set.
         """
-        keep = _known(self.plan, keep_on_device)
+        device_outputs = _output_names(self.plan, keep_on_device)
         if progress is None and cancel is None:
-            return (self._choose(keep) if keep else self._entry)(inputs)
-        tell = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
-        return self._run_watched(keep, (), inputs, tell, cancel)
+            return (self._choose(device_outputs) if device_outputs else self._entry)(inputs)
+        listener = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
+        return self._run_with_progress(device_outputs, (), inputs, listener, cancel)
 
-    def _is_wanted(self) -> bool:
+    def _has_waiters(self) -> bool:
         """Whether somebody waits for the requests that run: to close the session, or to run another one."""
-        return self._closed or (self._turn is not None and self._turn.is_wanted)
+        return self._closed or (self._request_lock is not None and self._request_lock.has_waiters)
 
-    def _run_watched(
+    def _run_with_progress(
         self,
-        keep: frozenset[str],
+        device_outputs: frozenset[str],
         partial: tuple[str, ...],
         inputs: Mapping[str, Any],
         listener: Listener | None,
         cancel: threading.Event | None,
     ) -> dict[str, Any]:
-        entry = self._choose(keep, partial)
-        return self._watch.run(lambda: entry(inputs), listener, cancel)
+        entry = self._choose(device_outputs, partial)
+        return self._progress_hook.run(lambda: entry(inputs), listener, cancel)
 
     def stream(
         self, requests: Iterable[Mapping[str, Any]], depth: int = 2, partial: Iterable[str] = ()
@@ -144,26 +154,28 @@ class Session:
         _check_depth(depth)
         if self._closed:
             raise self._refusal()
-        if self._turn is not None:
-            self._turn.check()
+        if self._request_lock is not None:
+            self._request_lock.check()
         if not names:
             return Stream(self.run, requests, depth)
         self._choose(frozenset(), names)
-        run = functools.partial(self._run_watched, frozenset(), names)
-        return PartialStream(run, requests, depth, names, self._is_wanted)
+        run = functools.partial(self._run_with_progress, frozenset(), names)
+        return PartialStream(run, requests, depth, names, self._has_waiters)
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Totals since load, with the keys of ``plan.summary``, and ``requests``.
+        """Stats since load, with the keys of ``plan.summary``, and ``requests``.
 
         Where a device counts by itself, ``measured`` has what it saw, by device.
         """
-        stats = self._totals.stats()
+        stats = self._stats.stats()
         for group in self.plan.groups:
             stats["peak_bytes"].setdefault(group.device, 0)
-        backends = self._programs.backends.items()
-        measured = {device: seen for device, backend in backends if (seen := backend.measured()) is not None}
-        return {**stats, "measured": measured} if measured else stats
+        backends = self._executable.backends.items()
+        by_device = {
+            device: counts for device, backend in backends if (counts := backend.measured()) is not None
+        }
+        return {**stats, "measured": by_device} if by_device else stats
 
     @contextlib.contextmanager
     def trace(self) -> Iterator[Trace]:
@@ -173,6 +185,7 @@ class Session:
         writes Chrome trace JSON, which ui.perfetto.dev opens.
         """
         trace = Trace(self.plan.pipeline)
+        # A new tuple each time: a request that runs goes over the one that it began with.
         with self._entries.lock:
             self._traces = (*self._traces, trace)
             self._switch()
@@ -190,21 +203,23 @@ class Session:
         them waits for), it does not wait: the last request that ends gives the devices back. Where it is interrupted,
         the next call goes on.
         """
-        self._closing.asked[:] = [True]
+        # First the flag, then the tables: a request that looks its form up in vain finds the session closed.
+        self._closing.flag[:] = [True]
         self._entries.forget_forms()
         self._closing.close(self._release)
 
     def _release(self) -> None:
         """Gives the devices back; called again after an interrupt, or where a device failed to close."""
         failures = []
-        for backend in tuple(self._open):
+        for backend in tuple(self._open_backends):
             try:
                 backend.close()
-                self._open.remove(backend)
+                self._open_backends.remove(backend)
             except Exception as error:
                 failures.append(error)
+        # All devices were tried. What held stages and constants lets go of them, whether or not one failed.
         self._entries.clear()
-        self._programs = replace(self._programs, functions={}, constants={})
+        self._executable = replace(self._executable, functions={}, constants={})
         self._switch()
         if failures:
             raise failures[0]
@@ -218,8 +233,8 @@ class Session:
     def _after_fork(self) -> None:
         self._entries.lock = threading.RLock()
         self._closing.after_fork()
-        if self._turn is not None:
-            self._turn.after_fork()
+        if self._request_lock is not None:
+            self._request_lock.after_fork()
 
     def __enter__(self) -> Session:
         return self
@@ -233,40 +248,30 @@ class Session:
 
     @property
     def _closed(self) -> bool:
-        return bool(self._closing.asked)
+        return bool(self._closing.flag)
 
     def _refusal(self) -> InputError:
-        what = f"This session of {self.plan.pipeline!r} is closed; load the plan again."
-        return InputError(what, session=self)
+        text = f"This session of {self.plan.pipeline!r} is closed; load the plan again."
+        return InputError(text, session=self)
 
     def _switch(self) -> None:
         """Takes the entries that fit: plain, observed, or (closed) one that refuses.
 
-        Python looks ``__call__`` up on the class. So a session has a class of its own, with the generated one, while
-        nobody observes it.
+        While nobody observes a session its calls go straight to the generated entry.
         """
         self._entry = self._choose(frozenset())
         if self._closed or self._on_stage or self._traces or self._on_request:
-            self._be_plain()
-        elif self.__class__ is Session:
-            self.__class__ = type(
-                "Session", (Session,), {"__call__": self._entries.method(), "__slots__": ()}
-            )
-
-    def _be_plain(self) -> None:
-        """Leaves the class of its own, without what that holds: a class is freed by the cyclic collector only."""
-        own = type(self)
-        self.__class__ = Session
-        if own is not Session:
-            del own.__call__
+            forget_call(self, Session)
+        elif type(self) is Session:
+            set_call(self, Session, self._entries.method())
 
     def _refuse(self, _inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise self._refusal()
 
-    def _choose(self, keep: frozenset[str], partial: tuple[str, ...] | None = None) -> Entry:
+    def _choose(self, device_outputs: frozenset[str], partial: tuple[str, ...] | None = None) -> RequestEntry:
         """The entry for this set of kept outputs and watched values, observed if somebody listens now."""
         observe = weakly(self._observe) if self._on_stage or self._traces else None
-        return self._entries.choose(keep, partial, observe, self._on_request)
+        return self._entries.choose(device_outputs, partial, observe, self._on_request)
 
     def _observe(self, step: Step, started: float, ended: float) -> None:
         for trace in self._traces:
@@ -294,17 +299,17 @@ def _check_depth(depth: int) -> None:
         raise InputError(f"The depth of a stream is a positive int, not {depth!r}.", depth=depth)
 
 
-def _known(plan: Plan, names: Iterable[str]) -> frozenset[str]:
-    """Returns the outputs to keep.
+def _output_names(plan: Plan, names: Iterable[str]) -> frozenset[str]:
+    """Returns the names of outputs to device_outputs, once each.
 
     Raises:
         InputError: One of them is no output.
     """
-    keep = frozenset([names] if isinstance(names, str) else names)
-    known = [name for name, _ in plan.outputs]
-    for name in keep:
-        if name not in known:
+    device_outputs = frozenset([names] if isinstance(names, str) else names)
+    outputs = [name for name, _ in plan.outputs]
+    for name in device_outputs:
+        if name not in outputs:
             raise InputError(
-                f"keep_on_device names {name!r}, which is no output.{nearest(name, known)}", output=name
+                f"keep_on_device names {name!r}, which is no output.{nearest(name, outputs)}", output=name
             )
-    return keep
+    return device_outputs

@@ -48,13 +48,14 @@ class Trace:
         self.pipeline = pipeline
         self.spans: list[Span] = []
 
-    def add(self, step: Step, started: float, ended: float) -> None:
+    def add(self, step: Step, start: float, end: float) -> None:
         """Records one step."""
         name = f"{step.adapter.kind} {step.name}" if step.adapter else step.name
-        self.spans.append(Span(name, step.op, step.device, threading.get_ident(), started, ended - started))
+        self.spans.append(Span(name, step.op, step.device, threading.get_ident(), start, end - start))
 
     def to_chrome(self) -> dict[str, Any]:
         """Returns the record in the Chrome trace event format; times in microseconds."""
+        # Viewers show times from zero, and the clock of spans starts anywhere.
         first = min((span.start for span in self.spans), default=0.0)
         events = [
             {

@@ -1,8 +1,9 @@
-"""A lane: the functions generated for one way of running a plan, and the entry that requests come in by.
+"""A variant of a plan: the functions generated for one way of running it, and which of them a request takes.
 
-The entry looks a request up by the shapes and dtypes of its inputs. One that was seen before is one dict lookup away
-from its function; a new one is checked in full, and remembered. Requests at bucket sizes run code without padding;
-others run code that pads and cuts; larger ones run it in chunks, over inputs prepared once where they are not cut.
+The entry of a session looks a request up by the shapes and dtypes of its inputs. One that was seen before is one dict
+lookup away from its function; a new one is checked in full, and remembered. Requests at bucket sizes run code without
+padding; others run code that pads and cuts; larger ones run it in chunks, over inputs prepared once where they are not
+cut.
 """
 
 from __future__ import annotations
@@ -21,40 +22,40 @@ from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, Generator
-from orchestrator.runner.counters import Totals
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.counters import Stats
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.maps import body_ends, make_map
 from orchestrator.runner.regions.regions import make_region
 from orchestrator.runner.sharing import Sharing, own
 
-__all__ = ["Lane"]
+__all__ = ["PlanVariant"]
 
 #: Requests of so many forms are remembered; after that new forms are checked each time (dims of any size).
-REMEMBERED = 4096
+MAX_FORMS = 4096
 
 Runner = Callable[..., "dict[str, Any]"]
 
 
-class Lane:
+class PlanVariant:
     """Functions for one plan and one observer.
 
     Args:
         programs: The loaded plan.
-        totals: Where requests are counted.
+        stats: Where requests are counted.
         observer: Called with every step and its times, or None.
         watch: Called after each iteration of a loop, or None.
     """
 
     def __init__(
         self,
-        programs: Programs,
-        totals: Totals,
+        programs: Executable,
+        stats: Stats,
         observer: Callable[[Step, float, float], None] | None = None,
         watch: Callable[..., None] | None = None,
     ) -> None:
         self.programs = programs
         self.plan = programs.plan
-        self.totals = totals
+        self.stats = stats
         self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
@@ -118,7 +119,7 @@ class Lane:
     def runner(
         self, inputs: Mapping[str, Any], *, remembered: bool = True
     ) -> tuple[Runner, Callable[[], object]]:
-        """Finds how to run a request: its function, and the tick that counts it when it is done.
+        """Finds how to run a request: its function, and what counts it when it is done.
 
         Args:
             inputs: The request.
@@ -148,13 +149,13 @@ class Lane:
         function = code.function
         if self.decides:
             return self._counted(function, record, bucket), _nothing
-        tick: Callable[[], object] = lambda: self._count(record)  # noqa: E731
+        count: Callable[[], object] = lambda: self._count(record)  # noqa: E731
         if remembered:
             kind = self._kind(record.key())
-            tick = self.totals.ticks(kind, lambda: self.counter.request(record)).up
+            count = self.stats.counter(kind, lambda: self.counter.request(record)).increment
         if not code.sized:
-            return function, tick
-        return (lambda *values: function(record, bucket, *values)), tick
+            return function, count
+        return (lambda *values: function(record, bucket, *values)), count
 
     def _counted(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
         """Runs and counts requests that decide sizes on their way."""
@@ -176,7 +177,7 @@ class Lane:
 
     def count(self, key: Hashable, tally: Callable[[], Tally]) -> None:
         """Counts one request, of a kind that is told by a key."""
-        self.totals.count(self._kind(key), tally)
+        self.stats.count(self._kind(key), tally)
 
     def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         cut = cut_dims(self.outer, record.sizes)
@@ -217,4 +218,4 @@ class Lane:
 
 
 def _nothing() -> None:
-    """The tick of a request that counts itself."""
+    """Counts a request that counts itself: it did."""

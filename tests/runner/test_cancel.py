@@ -48,7 +48,7 @@ class Trigger:
 
 def held(session: Session) -> list[int]:
     """Bytes of requests on the emulated device, for each rank."""
-    device: Any = session._programs.backends.get(NEURON)
+    device: Any = session._executable.backends.get(NEURON)
     return [] if device is None else list(device._opened._request)
 
 

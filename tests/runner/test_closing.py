@@ -43,7 +43,7 @@ def loaded(act, device="cpu"):
     session = load(pipeline, device, {})
     box.append(session)
     closed = []
-    for backend in session._programs.backends.values():
+    for backend in session._executable.backends.values():
         close = backend.close
         backend.close = lambda close=close: (closed.append(1), close())
     return session, closed
@@ -102,10 +102,10 @@ def promptly(call, seconds=20.0):
 def test_a_stage_may_close_its_session_however_it_calls_that(device, way):
     session, closed = loaded(lambda session: way(session.close), device)
     assert promptly(lambda: session(x=X))["y"].tolist() == [3.0, 3.0]
-    assert len(closed) == len(session._programs.backends)
+    assert len(closed) == len(session._executable.backends)
     refuses(InputError, "closed", lambda: session(x=X))
     session.close()
-    assert len(closed) == len(session._programs.backends)
+    assert len(closed) == len(session._executable.backends)
 
 
 def test_a_listener_a_hook_an_observer_and_a_signal_handler_may_close():
@@ -157,7 +157,7 @@ def test_the_end_of_a_with_block_in_a_stage_and_two_sessions_that_close_one_anot
 def test_a_request_that_closes_leaves_the_devices_to_the_last_one_that_runs():
     gate = Gate()
     session = chain(gate.__call__).plan().load()
-    closed, backend = [], next(iter(session._programs.backends.values()))
+    closed, backend = [], next(iter(session._executable.backends.values()))
     backend.close = lambda: closed.append(gate.inside)
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(session, x=X)
@@ -174,7 +174,7 @@ def test_a_request_that_closes_leaves_the_devices_to_the_last_one_that_runs():
 def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again():
     gate = Gate()
     session = chain(gate.__call__).plan().load()
-    closed, backend = [], next(iter(session._programs.backends.values()))
+    closed, backend = [], next(iter(session._executable.backends.values()))
     backend.close = lambda: closed.append(1)
     thread = threading.Thread(target=lambda: session(x=X))
     thread.start()
@@ -201,7 +201,7 @@ def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again():
 
 def test_a_device_that_fails_to_close_is_told_and_tried_again():
     session, closed = loaded(lambda _: None)
-    backend = next(iter(session._programs.backends.values()))
+    backend = next(iter(session._executable.backends.values()))
     works, backend.close = backend.close, lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
         session.close()

@@ -26,7 +26,7 @@ from torch import nn
 
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError
-from orchestrator.runner.interrupts import HeldSignals
+from orchestrator.runner.interrupts import DeferredSignals
 from orchestrator.runner.load import compile as load_compile
 from orchestrator.runner.load.compile import build_applications
 from orchestrator.store import ArtifactStore
@@ -176,7 +176,7 @@ def test_a_signal_in_its_block_is_held_back_and_delivered_at_its_end():
     seen: list[str] = []
 
     def held() -> None:
-        with HeldSignals():
+        with DeferredSignals():
             signal.raise_signal(signal.SIGINT)
             seen.append("after")
 
@@ -191,7 +191,7 @@ def test_a_signal_that_another_thread_takes_is_held_back_too():
     done: list[bool] = []
 
     def held() -> None:
-        with HeldSignals():
+        with DeferredSignals():
             other = threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT))
             other.start()
             other.join()
@@ -207,11 +207,11 @@ def test_handlers_of_the_users_own_are_called_once_each_and_put_back():
     before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
     own = signal.getsignal(signal.SIGUSR1)
     try:
-        with HeldSignals() as outer, HeldSignals():
+        with DeferredSignals() as outer, DeferredSignals():
             signal.raise_signal(signal.SIGUSR1)
             assert not seen
         assert seen == [signal.SIGUSR1]
-        outer.let_in()
+        outer.deliver()
         assert seen == [signal.SIGUSR1]
         assert signal.getsignal(signal.SIGUSR1) is own
     finally:
@@ -222,7 +222,7 @@ def test_a_thread_other_than_the_main_one_holds_nothing_back():
     seen: list[object] = []
 
     def work() -> None:
-        with HeldSignals():
+        with DeferredSignals():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

@@ -7,7 +7,7 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.plan.count import Tally
-from orchestrator.runner.counters import LATEST, Totals
+from orchestrator.runner.counters import LATEST, Stats
 from tests.kit import new, spec
 
 
@@ -44,13 +44,13 @@ def test_a_summary_is_told_how_often_a_loop_runs_by_the_name_in_the_plan():
     assert plan.summary_for({"steps of loop": 3})["dispatches"] == 1 + 3
 
 
-def test_totals_are_exact_and_bounded_over_any_number_of_kinds():
-    totals = Totals()
+def test_stats_are_exact_and_bounded_over_any_number_of_kinds():
+    requests = Stats()
     kinds = 3 * LATEST
     for kind in [*range(kinds), *range(kinds), kinds - 1]:
-        totals.count(kind, lambda kind=kind: Tally(uploads=kind, peak_bytes={"d": kind}))
-    stats = totals.stats()
+        requests.count(kind, lambda kind=kind: Tally(uploads=kind, peak_bytes={"d": kind}))
+    stats = requests.stats()
     assert stats["requests"] == 2 * kinds + 1
     assert stats["uploads"] == kinds * (kinds - 1) + kinds - 1
     assert stats["peak_bytes"] == {"d": kinds - 1}
-    assert len(totals._latest) == LATEST
+    assert len(requests._latest) == LATEST

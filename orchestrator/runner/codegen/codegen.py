@@ -29,7 +29,7 @@ from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
 from orchestrator.runner.codegen.request_entry import file_name
 from orchestrator.runner.codegen.writer import CodeWriter
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
@@ -79,7 +79,7 @@ class Generator:
 
     def __init__(
         self,
-        programs: Programs,
+        programs: Executable,
         *,
         exact: bool,
         spared: frozenset[int],

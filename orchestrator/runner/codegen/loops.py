@@ -20,7 +20,7 @@ from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.steps import spent_starts
 from orchestrator.runner.codegen.carry_ownership import Owned
 from orchestrator.runner.codegen.writer import CodeWriter
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.specs import TensorSpec, plain_dim, size_of
 
 __all__ = ["LoopWriter"]
@@ -164,7 +164,7 @@ class LoopWriter:
         self.writer.line(f"{self.owned}.hand_over(({pairs}), ({carried}))")
 
     def _tell(self) -> None:
-        """Tells who watches of the iteration; see :class:`~orchestrator.runner.stream.progress.Watch`."""
+        """Tells who watches of the iteration; see :class:`~orchestrator.runner.stream.progress.ProgressHook`."""
         writer, loop = self.writer, self.loop
         if writer.watch is None or loop.kind != "loop":
             return
@@ -258,7 +258,7 @@ def _first(flags: list[Any], done: int) -> int:
     return next((done - len(flags) + at + 1 for at, flag in enumerate(flags) if flag), 0)
 
 
-def make_stack(programs: Programs, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
+def make_stack(programs: Executable, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
     """Returns the function ``(parts, sizes) -> stacked``; no parts give an empty tensor."""
     spec = value.spec
     if not isinstance(spec, TensorSpec):

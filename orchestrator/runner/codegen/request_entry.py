@@ -46,27 +46,28 @@ def request_form(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(form)
 
 
-def entry_source(plan: Plan, takes_turns: bool, head: str) -> str:
+def entry_source(plan: Plan, is_exclusive: bool, head: str) -> str:
     """Returns the source of the function ``entry``, which takes the dict ``inputs``.
 
-    Its globals: ``table`` (form to function and tick; ``None`` to those of the form admitted last, and that form),
+    Its globals: ``table`` (form to function and counter; ``None`` to those of the form admitted last, and that form),
     ``admit`` (checks a request whose form is new), ``begin`` and ``end`` (a request is under way), ``closing`` and
-    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``turn`` (a lock), and what becomes
-    of an exception: ``release``, ``is_own``, ``explain``.
+    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``request_lock``, and what becomes of
+    an exception: ``release``, ``is_own``, ``explain``.
 
     Args:
         plan: The plan.
-        takes_turns: Requests run one at a time.
+        is_exclusive: Requests run one at a time.
         head: Its parameters.
     """
     values = [f"a{position}" for position in range(len(plan.inputs))]
-    fetch, given = [], [str(len(values))]
+    # Every input by its name, then that there is no other: an optional one that is left out makes the request shorter.
+    fetch, length = [], [str(len(values))]
     for value, (name, _) in zip(values, plan.inputs, strict=True):
-        maybe = name in plan.optional
-        fetch.append(f"{value} = inputs.get({name!a})" if maybe else f"{value} = inputs[{name!a}]")
-        given += [f"({name!a} not in inputs)"] if maybe else []
-    fetch.append(f"if len(inputs) != {' - '.join(given)}: raise KeyError")
-    lines = _body(plan, values, fetch, takes_turns)
+        is_optional = name in plan.optional
+        fetch.append(f"{value} = inputs.get({name!a})" if is_optional else f"{value} = inputs[{name!a}]")
+        length += [f"({name!a} not in inputs)"] if is_optional else []
+    fetch.append(f"if len(inputs) != {' - '.join(length)}: raise KeyError")
+    lines = _body(plan, values, fetch, is_exclusive)
     return "\n".join([f"def {_ENTRY}({head}):", *lines]) + "\n"
 
 
@@ -75,45 +76,47 @@ def _form(value: str, spec: PortSpec, optional: bool) -> dict[str, str]:
     parts = {f"{value}.__class__": "is"}
     if isinstance(spec, TensorSpec):
         for part in _PARTS[1:]:
-            read = f"getattr({value}, {part!r}, None)" if optional else f"{value}.{part}"
-            parts[read] = "==" if part == "shape" else "is"
+            expression = f"getattr({value}, {part!r}, None)" if optional else f"{value}.{part}"
+            parts[expression] = "==" if part == "shape" else "is"
     return parts
 
 
-def _body(plan: Plan, values: list[str], fetch: list[str], takes_turns: bool) -> list[str]:
+def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool) -> list[str]:
     form: dict[str, str] = {}
     for value, (name, spec) in zip(values, plan.inputs, strict=True):
         form |= _form(value, spec, name in plan.optional)
-    known = "".join(f", k{number}" for number in range(len(form)))
-    same = (
+    # The form admitted last is compared part by part with local variables; only another one is made into a key.
+    last_form = "".join(f", k{number}" for number in range(len(form)))
+    is_same = (
         " and ".join(f"{part} {how} k{number}" for number, (part, how) in enumerate(form.items())) or "True"
     )
     call = f"run({', '.join(values)})"
-    running = [
+    # Results leave with no history. A context manager costs, so it is entered only where gradients are on.
+    run_lines = [
         "if grad():",
         "    with no_grad():",
         f"        result = {call}",
         "else:",
         f"    result = {call}",
     ]
-    if takes_turns:
-        running = ["with turn:", *(f"    {line}" for line in running)]
+    if is_exclusive:
+        run_lines = ["with request_lock:", *(f"    {line}" for line in run_lines)]
     # The request counts as under way from within the ``try``: an interrupt cannot come between.
     return [
         "    try:",
         "        begin(None)",
         "        try:",
         *(f"            {line}" for line in fetch),
-        f"            run, tick{known} = table[None]",
-        f"            if not ({same}):",
-        f"                run, tick = table[({''.join(f'{part}, ' for part in form)})]",
+        f"            run, count{last_form} = table[None]",
+        f"            if not ({is_same}):",
+        f"                run, count = table[({''.join(f'{part}, ' for part in form)})]",
         "        except Exception:",
         "            run = None",
         "        if run is None:",
-        "            run, tick = admit(inputs)",
+        "            run, count = admit(inputs)",
         *(f"            {line}" for line in fetch),
-        *(f"        {line}" for line in running),
-        "        tick()",
+        *(f"        {line}" for line in run_lines),
+        "        count()",
         "        return result",
         "    except Exception as error:",
         "        release(error)",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator.plan.model import HOST, Step
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.sharing import Sharing, own
 
 __all__ = ["CodeWriter"]
@@ -41,7 +41,11 @@ class CodeWriter(abc.ABC):
     """
 
     def __init__(
-        self, programs: Programs, sharing: Sharing, unfreed: frozenset[int], watch: Callable[..., None] | None
+        self,
+        programs: Executable,
+        sharing: Sharing,
+        unfreed: frozenset[int],
+        watch: Callable[..., None] | None,
     ) -> None:
         self.programs = programs
         self.plan = programs.plan

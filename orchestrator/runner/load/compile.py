@@ -24,7 +24,7 @@ from pathlib import Path
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
-from orchestrator.runner.interrupts import HeldSignals
+from orchestrator.runner.interrupts import DeferredSignals
 from orchestrator.runner.load.compile_worker import build_in_child, read_answer
 from orchestrator.store import ArtifactStore
 
@@ -77,7 +77,7 @@ def build_applications(
         _warm_up(missing)
         count = workers or _workers()
         # An interrupt comes in while children are waited for, and nowhere else: so none is lost.
-        with HeldSignals() as signals, _Crew(store, count, signals) as crew:
+        with DeferredSignals() as signals, _Crew(store, count, signals) as crew:
             found |= crew.build(missing)
     return {key: found[key] for key in by_key}
 
@@ -169,7 +169,7 @@ class _Crew:
         signals: Signals that are held back; they are let in while children are waited for.
     """
 
-    def __init__(self, store: ArtifactStore, workers: int, signals: HeldSignals) -> None:
+    def __init__(self, store: ArtifactStore, workers: int, signals: DeferredSignals) -> None:
         self._store = store
         self._workers = workers
         self._signals = signals
@@ -198,7 +198,7 @@ class _Crew:
     def _wait(self) -> None:
         """Waits until a child has answered, or for a moment; signals come in."""
         multiprocessing.connection.wait([child.answers for child in self._children], _LOOK)
-        self._signals.let_in()
+        self._signals.deliver()
 
     def _take(self, built: dict[str, Path]) -> bool:
         """Takes the answers of children that ended; tells whether to go on with those that are under way."""

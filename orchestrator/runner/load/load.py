@@ -22,11 +22,11 @@ from orchestrator.stage import Stage
 from orchestrator.store import ArtifactStore
 from orchestrator.surroundings import same_random_state
 
-__all__ = ["Compiled", "Programs", "applications_of", "compile_stages", "load_programs"]
+__all__ = ["CompiledStages", "Executable", "applications_of", "compile_stages", "load_executable"]
 
 
 @dataclass(frozen=True)
-class Programs:
+class Executable:
     """A loaded plan.
 
     Attributes:
@@ -97,7 +97,7 @@ def _narrowed(adapter: Adapter) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledStages:
     """What compiling a plan gave.
 
     Attributes:
@@ -111,7 +111,7 @@ class Compiled:
 
 def compile_stages(
     plan: Plan, graph: Graph, backends: Mapping[str, Backend], store: ArtifactStore
-) -> Compiled:
+) -> CompiledStages:
     """Compiles every stage of a plan for every bucket it runs in; what compiles, in parallel.
 
     The models of wrappers are built before, once: keys, programs and weights are of the same model then.
@@ -138,7 +138,7 @@ def compile_stages(
     for job in jobs:
         artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
     made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
-    return Compiled(artifacts, made)
+    return CompiledStages(artifacts, made)
 
 
 def _build_model(stage: Stage | None) -> None:
@@ -228,7 +228,9 @@ def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(named)
 
 
-def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled) -> Programs:
+def load_executable(
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: CompiledStages
+) -> Executable:
     """Opens the devices, loads every stage and stages the constants.
 
     Raises:
@@ -243,7 +245,7 @@ def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], com
             opened.append(backend)
             backend.open()
         functions = _functions(plan, graph, backends, compiled)
-        programs = Programs(plan, graph.stages, backends, functions, {})
+        programs = Executable(plan, graph.stages, backends, functions, {})
         with torch.no_grad():
             return replace(programs, constants=_stage_constants(programs, graph))
     except BaseException:
@@ -253,7 +255,7 @@ def load_programs(plan: Plan, graph: Graph, backends: Mapping[str, Backend], com
 
 
 def _functions(
-    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: Compiled
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: CompiledStages
 ) -> dict[str, Callable[..., Any]]:
     """The callable of each stage by its name, and of each program by its."""
     stages = graph.stages
@@ -274,7 +276,7 @@ def _functions(
     return functions
 
 
-def _stage_constants(programs: Programs, graph: Graph) -> dict[int, Any]:
+def _stage_constants(programs: Executable, graph: Graph) -> dict[int, Any]:
     staged = {
         index: graph.constants[value.origin]
         for index, value in enumerate(programs.plan.values)

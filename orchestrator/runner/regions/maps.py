@@ -14,7 +14,7 @@ from orchestrator.plan.iterations import batch_run, item_dims
 from orchestrator.plan.model import DimPlan, Step
 from orchestrator.plan.record import RunRecord
 from orchestrator.plan.steps import walk
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.specs import TensorSpec, is_dense, plain_dims, show_spec, show_tensor
 
 __all__ = ["body_ends", "make_map"]
@@ -36,7 +36,7 @@ def _shared(step: Step) -> tuple[int, ...]:
     return tuple(index for index in step.inputs if index not in lists or index in read)
 
 
-def make_map(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
+def make_map(programs: Executable, step: Step, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a map's body for all items.
 
     Args:
@@ -48,7 +48,7 @@ def make_map(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
 
 
 class _Map:
-    def __init__(self, programs: Programs, step: Step, body: Body) -> None:
+    def __init__(self, programs: Executable, step: Step, body: Body) -> None:
         assert step.loop is not None
         plan = programs.plan
         by_name = {dim.name: dim for dim in plan.dims}

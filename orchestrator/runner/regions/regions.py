@@ -12,7 +12,7 @@ from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.model import HOST, PlannedValue, Step
 from orchestrator.plan.record import RunRecord
-from orchestrator.runner.load.load import Programs
+from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.pending import Held
 from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims
 
@@ -21,7 +21,7 @@ __all__ = ["make_region"]
 Body = Callable[..., "tuple[Any, ...]"]
 
 
-def make_region(programs: Programs, step: Step, body: Body) -> Callable[..., Any]:
+def make_region(programs: Executable, step: Step, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a region's body.
 
     Args:
@@ -33,7 +33,7 @@ def make_region(programs: Programs, step: Step, body: Body) -> Callable[..., Any
 
 
 class _Region:
-    def __init__(self, programs: Programs, step: Step, body: Body) -> None:
+    def __init__(self, programs: Executable, step: Step, body: Body) -> None:
         self.programs = programs
         self.step = step
         self.body = body

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.runner.stream.progress import Listener
 from orchestrator.runner.stream.stream import Workers, copied
-from orchestrator.runner.waiting import PATIENCE
+from orchestrator.runner.waiting import POLL_SECONDS
 
 __all__ = ["PartialStream"]
 
@@ -32,21 +32,21 @@ class Channel:
     Args:
         room: How many wait at most.
         cancel: Once it is set nobody takes values any more.
-        is_wanted: Tells whether somebody waits for the requests to end: then they do not wait for room.
+        has_waiters: Tells whether somebody waits for the requests to end: then they do not wait for room.
     """
 
-    def __init__(self, room: int, cancel: threading.Event, is_wanted: Callable[[], bool]) -> None:
+    def __init__(self, room: int, cancel: threading.Event, has_waiters: Callable[[], bool]) -> None:
         self._room = room
         self._cancel = cancel
-        self._is_wanted = is_wanted
+        self._has_waiters = has_waiters
         self._items: collections.deque[tuple[Partial | None, BaseException | None]] = collections.deque()
         self._changed = threading.Condition()
 
     def put(self, value: Partial) -> None:
         """Adds a value, once there is room for it."""
         with self._changed:
-            while len(self._items) >= self._room and not self._cancel.is_set() and not self._is_wanted():
-                self._changed.wait(PATIENCE)
+            while len(self._items) >= self._room and not self._cancel.is_set() and not self._has_waiters():
+                self._changed.wait(POLL_SECONDS)
             self._items.append((value, None))
             self._changed.notify_all()
 
@@ -111,7 +111,7 @@ class PartialStream(Iterator[Partial]):
         requests: The requests; taken as there is room, and copied.
         depth: How many are under way.
         names: What is yielded in each iteration; outputs of these names are not yielded again.
-        is_wanted: Tells whether somebody waits for the requests to end.
+        has_waiters: Tells whether somebody waits for the requests to end.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class PartialStream(Iterator[Partial]):
         requests: Iterable[Mapping[str, Any]],
         depth: int,
         names: Collection[str],
-        is_wanted: Callable[[], bool],
+        has_waiters: Callable[[], bool],
     ) -> None:
         self._depth = depth
         self._cancel = threading.Event()
         self._running = 0
         self._workers = Workers(enumerate(map(copied, requests)), depth)
-        self._channel = Channel(ROOM * depth, self._cancel, is_wanted)
+        self._channel = Channel(ROOM * depth, self._cancel, has_waiters)
         self._one = _One(run, names, self._channel, self._cancel)
 
     def __next__(self) -> Partial:

@@ -1,7 +1,7 @@
 """Watching loops: values of an iteration while the loop still runs, progress, and cancelling.
 
-A session that nobody watches runs code without any of this. Who watches gets code of a kind that calls a :class:`Watch`
-after every iteration; what is listened with belongs to the thread that runs the request.
+A session that nobody watches runs code without any of this. Who watches gets code of a kind that calls a
+:class:`ProgressHook` after every iteration; a listener belongs to the thread that runs the request.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from orchestrator.plan.model import HOST, Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.steps import walk
 from orchestrator.specs import TensorSpec, plain_dims
 
-__all__ = ["Listener", "Watch", "watch_plan"]
+__all__ = ["Listener", "ProgressHook", "with_progress_outputs"]
 
 #: Called with loop, iterations that are done, the most there are, and the watched values by name.
 Listener = Callable[[str, int, int, dict[str, Any]], None]
 
 
-class Watch(threading.local):
+class ProgressHook(threading.local):
     """What generated code calls after an iteration; each thread has its own listener."""
 
     listener: Listener | None = None
@@ -78,7 +78,7 @@ class Watch(threading.local):
             del failure  # its traceback holds this frame
 
 
-def watch_plan(plan: Plan, names: Iterable[str]) -> Plan:
+def with_progress_outputs(plan: Plan, names: Iterable[str]) -> Plan:
     """Returns the plan that hands out values of each iteration.
 
     Args:
