@@ -17,7 +17,7 @@ from orchestrator.pipeline.loops import LoopPorts
 from orchestrator.pipeline.maps import BranchPorts, MapPorts
 from orchestrator.pipeline.overrides import overridden
 from orchestrator.plan import Plan, Residency
-from orchestrator.planner import Request, bind_plan, make_plan
+from orchestrator.planner import PlanOptions, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
 from orchestrator.promises.check import check_promises, example_request
 from orchestrator.promises.report import CheckReport
@@ -289,7 +289,7 @@ class Pipeline(GraphBuilder):
         """
         graph = self.graph
         manager = self._manager()
-        request = Request(
+        plan_options = PlanOptions(
             lambda name: resolve_backend(manager, name),
             device,
             placement or {},
@@ -299,7 +299,7 @@ class Pipeline(GraphBuilder):
             options or {},
         )
         with own_modes(), same_random_state():
-            plan = make_plan(graph, request)
+            plan = make_plan(graph, plan_options)
         manager.notify("orchestrator_plan_made", plan=plan)
         return replace(plan, loader=PipelineLoader(graph, manager))
 
@@ -349,9 +349,11 @@ class Pipeline(GraphBuilder):
         if not isinstance(plan, Plan):
             raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
         graph, manager = self.graph, self._manager()
-        request = Request(lambda name: resolve_backend(manager, name), memory=memory, options=options or {})
+        plan_options = PlanOptions(
+            lambda name: resolve_backend(manager, name), memory=memory, backend_options=options or {}
+        )
         with own_modes(), same_random_state():
-            bound = bind_plan(plan, graph, request)
+            bound = bind_plan(plan, graph, plan_options)
         return replace(bound, loader=PipelineLoader(graph, manager))
 
     def __repr__(self) -> str:

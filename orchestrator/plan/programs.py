@@ -1,4 +1,4 @@
-"""What steps say of programs: which adapters are folded into a call, and what its program gives.
+"""What steps say of programs: which adapters are fused into a call, and what its program gives.
 
 A step with a place of ``consumer`` gives its input another name: the program that reads it does the work. A step with a
 place of ``producer`` reads nothing either: the program that made its input gives the adapted value as well.
@@ -13,7 +13,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Plan, Step
 from orchestrator.plan.steps import walk
 
-__all__ = ["Folds", "Port", "place_of", "port_order"]
+__all__ = ["FusedAdapters", "Port", "place_of", "port_order"]
 
 Port = tuple[int, tuple[Adapter, ...]]
 
@@ -24,32 +24,32 @@ def place_of(step: Step) -> str:
 
 
 @dataclass(frozen=True)
-class Folds:
-    """What the steps of a plan fold.
+class FusedAdapters:
+    """Adapters that a plan fuses into the programs of calls.
 
     Attributes:
-        before: Value to the value that is really read for it, and the adapters on the way.
-        after: Value to the output (call, position) it comes from, and the adapters on the way.
-        ports: Call to its outputs and the values they are, folded ones included.
-        needed: Values somebody reads by themselves: steps that are not folded into a producer, the next iteration or
+        prologue: Value to the value that is really read for it, and the adapters on the way.
+        epilogue: Value to the output (call, position) it comes from, and the adapters on the way.
+        ports: Call to its outputs and the values they are, fused ones included.
+        needed: Values somebody reads by themselves: steps that are not fused into a producer, the next iteration or
             the end of a loop, and the outputs.
     """
 
-    before: Mapping[int, tuple[int, tuple[Adapter, ...]]]
-    after: Mapping[int, tuple[str, Port]]
+    prologue: Mapping[int, tuple[int, tuple[Adapter, ...]]]
+    epilogue: Mapping[int, tuple[str, Port]]
     ports: Mapping[str, Mapping[Port, int]]
     needed: frozenset[int]
 
     @staticmethod
-    def of(steps: Iterable[Step], outputs: Iterable[int]) -> Folds:
-        """Finds the folds of steps, given the values that are handed out."""
-        before: dict[int, tuple[int, tuple[Adapter, ...]]] = {}
-        after: dict[int, tuple[str, Port]] = {}
+    def of(steps: Iterable[Step], outputs: Iterable[int]) -> FusedAdapters:
+        """Finds the adapters that steps fuse; ``outputs`` are the values that are results."""
+        prologue: dict[int, tuple[int, tuple[Adapter, ...]]] = {}
+        epilogue: dict[int, tuple[str, Port]] = {}
         needed = set(outputs)
         for step in walk(steps):
             place = place_of(step)
             if step.op == "call":
-                after.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
+                epilogue.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
             if place != "producer":
                 needed.update(step.inputs)
             if step.loop is not None:
@@ -58,26 +58,26 @@ class Folds:
                 continue
             (source,), (target,) = step.inputs, step.outputs
             if place == "consumer":
-                root, done = before.get(source, (source, ()))
-                before[target] = (root, (*done, step.adapter))
+                root, done = prologue.get(source, (source, ()))
+                prologue[target] = (root, (*done, step.adapter))
             else:
-                call, (at, done) = after[source]
-                after[target] = (call, (at, (*done, step.adapter)))
+                call, (at, done) = epilogue[source]
+                epilogue[target] = (call, (at, (*done, step.adapter)))
         ports: dict[str, dict[Port, int]] = {}
-        for index, (call, port) in after.items():
+        for index, (call, port) in epilogue.items():
             ports.setdefault(call, {})[port] = index
-        return Folds(before, after, ports, frozenset(needed))
+        return FusedAdapters(prologue, epilogue, ports, frozenset(needed))
 
     @staticmethod
-    def of_plan(plan: Plan) -> Folds:
-        """Finds the folds of a plan."""
-        return Folds.of(plan.steps, (index for _, index in plan.outputs))
+    def of_plan(plan: Plan) -> FusedAdapters:
+        """Finds the adapters that a plan fuses."""
+        return FusedAdapters.of(plan.steps, (index for _, index in plan.outputs))
 
     def read(self, index: int) -> tuple[int, tuple[Adapter, ...]]:
         """Returns the value that is really read for a value, and the adapters its reader does."""
-        return self.before.get(index, (index, ()))
+        return self.prologue.get(index, (index, ()))
 
-    def given(self, call: str) -> dict[Port, int]:
+    def outputs_of(self, call: str) -> dict[Port, int]:
         """Returns what a call's program must give: output position and adapters to value, in a fixed order.
 
         What nobody reads is left out, but a program gives something.

@@ -14,7 +14,7 @@ from orchestrator.errors import PlanError, PlanOptionError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop
 from orchestrator.plan.steps import walk
-from orchestrator.planner.context import Draft, Request
+from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.hazards.programs import equal_constants
 from orchestrator.planner.memory import check_budget
 from orchestrator.planner.planner import run_passes
@@ -23,28 +23,33 @@ from orchestrator.planner.verify.steps import verify
 __all__ = ["bind_plan"]
 
 
-def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
+def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
     """Verifies a plan against a graph: what it says of ports, shapes, devices and edges must hold there.
 
     Args:
         plan: A plan, e.g. read from JSON.
         graph: The graph it is to run.
-        request: Its ``resolve`` finds backends, its ``options`` are those that the plan may have although code alone
-            gives them, and its ``memory`` is what devices have; everything else is taken from the plan.
+        options: Its ``resolve`` finds backends, its ``backend_options`` are those that the plan may have although code
+            alone gives them, and its ``memory`` is what devices have; everything else is taken from the plan.
 
     Raises:
         PlanError: The plan is wrong, or of another pipeline.
     """
-    _check_options(plan, request)
+    _check_options(plan, options)
     verify(plan)
     _same_names(plan, graph)
     placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
     decided = {step.loop.dim for step in walk(plan.steps) if step.loop is not None}
     sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
-    options = {name: value for group in plan.groups for name, value in group.options}
-    asked = Request(request.resolve, placement=placement, sizes=sizes, memory=request.memory, options=options)
+    plan_options = PlanOptions(
+        options.resolve,
+        placement=placement,
+        sizes=sizes,
+        memory=options.memory,
+        backend_options={name: value for group in plan.groups for name, value in group.options},
+    )
     try:
-        fresh = run_passes(Draft(graph, asked))
+        fresh = run_passes(PlanContext(graph, plan_options))
     except PlanOptionError as error:
         # The passes take for an argument of plan() here what the plan's own text says.
         raise PlanError(error.message, **error.objects) from error
@@ -59,7 +64,7 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
     _check_loops(plan, fresh, graph)
     _check_memory(plan, fresh)
-    _check_folds(plan, graph, request)
+    _check_fusions(plan, graph, options)
     _check_constants(plan, graph)
     _check_written(plan, fresh, graph)
     edges = {str(edge): edge for edge in fresh.edges}
@@ -76,10 +81,10 @@ def bind_plan(plan: Plan, graph: Graph, request: Request) -> Plan:
     return plan
 
 
-def _check_options(plan: Plan, request: Request) -> None:
+def _check_options(plan: Plan, options: PlanOptions) -> None:
     """Options that switch off a proof, or reach beyond the device, are code's to give; a plan's text is not enough."""
     there = {name: value for group in plan.groups for name, value in group.options}
-    for name, value in request.options.items():
+    for name, value in options.backend_options.items():
         if name not in there or there[name] != value:
             raise PlanError(
                 f"bind is given the option {name}={value!r}, but the plan of {plan.pipeline!r} has "
@@ -88,9 +93,12 @@ def _check_options(plan: Plan, request: Request) -> None:
                 option=name,
             )
     for group in plan.groups:
-        kind = request.resolve(group.device)[1]
+        kind = options.resolve(group.device)[1]
         for name, value in group.options:
-            if name in kind.code_options and request.options.get(name, kind.code_options[name]) != value:
+            if (
+                name in kind.code_options
+                and options.backend_options.get(name, kind.code_options[name]) != value
+            ):
                 raise PlanError(
                     f"The plan of {plan.pipeline!r} has the option {name}={value!r} for {group.device!r}, which a plan "
                     f"alone cannot ask for: only code may give it. If you mean it, say so where you bind: "
@@ -147,20 +155,20 @@ def _check_memory(plan: Plan, fresh: Plan) -> None:
     check_budget(replace(plan, budget=tuple({**stated, **known}.items())))
 
 
-def _check_folds(plan: Plan, graph: Graph, request: Request) -> None:
-    """What is compiled as its author made it has nothing folded into it, and no second program."""
+def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
+    """What is compiled as its author made it has nothing fused into it, and no second program."""
     backends: dict[str, Any] = {
-        group.device: request.resolve(group.device)[1](group.device, dict(group.options))
+        group.device: options.resolve(group.device)[1](group.device, dict(group.options))
         for group in plan.groups
         if group.compiled
     }
     stages = graph.stages
     for program in plan.programs:
-        folded = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
+        fused = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
         stage = stages.get(program.stage)
         if (
             stage is not None
-            and (program.route or any(folded))
+            and (program.route or any(fused))
             and not backends[program.device].foldable(stage)
         ):
             raise _mismatch(plan, graph, f"stage {stage.name!r} is compiled as its author made it")

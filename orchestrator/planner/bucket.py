@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.plan.model import DimPlan
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.specs import Dim, TensorSpec
 
 __all__ = ["ANY_SIZES", "bucket"]
@@ -20,44 +20,44 @@ __all__ = ["ANY_SIZES", "bucket"]
 ANY_SIZES = (64, 256, 1024)
 
 
-def bucket(draft: Draft) -> Draft:
+def bucket(context: PlanContext) -> PlanContext:
     """Finds the buckets of every name.
 
     Raises:
         PlanError: A name without sizes, contradictory declarations, or sizes that are none of a dim's buckets.
     """
-    if not isinstance(draft.request.sizes, Mapping):
-        raise PlanError(f"sizes is a dict of dim to buckets, not {draft.request.sizes!r}.")
+    if not isinstance(context.options.sizes, Mapping):
+        raise PlanError(f"sizes is a dict of dim to buckets, not {context.options.sizes!r}.")
     declared: dict[str, list[tuple[str, Dim]]] = {}
-    for where, dim in _declarations(draft):
+    for where, dim in _declarations(context):
         declared.setdefault(dim.name, []).append((where, dim))
-    for name in draft.request.sizes:
+    for name in context.options.sizes:
         if name not in declared:
             raise PlanOptionError(
                 f"sizes names the dim {name!r}, but no port has it.{nearest(name, declared)}", dim=name
             )
-    return replace(draft, dims={name: _solve(draft, name, places) for name, places in declared.items()})
+    return replace(context, dims={name: _solve(context, name, places) for name, places in declared.items()})
 
 
-def _declarations(draft: Draft) -> Iterator[tuple[str, Dim]]:
+def _declarations(context: PlanContext) -> Iterator[tuple[str, Dim]]:
     """Yields every place that names a dim; a bare name comes as a Dim without buckets."""
-    ports = [(name, spec) for name, spec in draft.graph.inputs.items()]
-    for stage in draft.graph.stages.values():
+    ports = [(name, spec) for name, spec in context.graph.inputs.items()]
+    for stage in context.graph.stages.values():
         ports += [
             (f"{stage.name}.{port.name}", port.spec) for port in (*stage.inputs, *stage.outputs) if port.spec
         ]
     ports += [
-        (f"{loop.name}.{port}", spec) for loop in draft.graph.loops.values() for port, spec in loop.over
+        (f"{loop.name}.{port}", spec) for loop in context.graph.loops.values() for port, spec in loop.over
     ]
-    ports += [(str(edge), spec) for edge in draft.graph.edges for spec in edge.constraints]
+    ports += [(str(edge), spec) for edge in context.graph.edges for spec in edge.constraints]
     for where, spec in ports:
         for dim in spec.dims if isinstance(spec, TensorSpec) else ():
             if isinstance(dim, (str, Dim)):
                 yield where, dim if isinstance(dim, Dim) else Dim(dim)
 
 
-def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
-    asked = _asked(draft, name)
+def _solve(context: PlanContext, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
+    asked = _asked(context, name)
     batch, exact = any(dim.batch for _, dim in places), any(dim.exact for _, dim in places)
     open_ended = [where for where, dim in places if dim.any]
     bucketed = [(where, dim.buckets) for where, dim in places if dim.buckets]
@@ -90,10 +90,10 @@ def _solve(draft: Draft, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
     return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared=tuple(shared))
 
 
-def _asked(draft: Draft, name: str) -> tuple[int, ...]:
-    if name not in draft.request.sizes:
+def _asked(context: PlanContext, name: str) -> tuple[int, ...]:
+    if name not in context.options.sizes:
         return ()
-    sizes = draft.request.sizes[name]
+    sizes = context.options.sizes[name]
     listed = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
     for size in listed:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:

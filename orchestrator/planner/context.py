@@ -22,15 +22,15 @@ from orchestrator.plan.model import (
 )
 from orchestrator.specs import AnyDim, PortSpec
 
-__all__ = ["MAX_TWINS", "Draft", "EdgeForm", "Fold", "Request"]
+__all__ = ["MAX_REPLICAS", "EdgeSpec", "Fusion", "PlanContext", "PlanOptions"]
 
 
 #: Programs of one application with equal code, where memory suffices.
-MAX_TWINS = 4
+MAX_REPLICAS = 4
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanOptions:
     """What the user asked ``Pipeline.plan`` for.
 
     Attributes:
@@ -39,7 +39,7 @@ class Request:
         sizes: Name to bucket or buckets.
         residency: ``"a.out -> b.in"`` to a forced residency.
         memory: Budget in bytes or as text (``"16GB"``), for every device or by device.
-        options: Backend options for the whole plan.
+        backend_options: Backend options for the whole plan.
         resolve: Finds the backend class for a device string.
     """
 
@@ -49,31 +49,32 @@ class Request:
     sizes: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     residency: Mapping[str, Residency | str] = field(default_factory=dict)
     memory: int | str | Mapping[str, int | str] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Draft:
+class PlanContext:
     """A plan in the making; each pass fills its own fields and touches no other.
 
     Attributes:
         graph: The frozen graph.
-        request: What was asked for.
-        twins: How many programs of one application may have equal code; each costs a compilation and an output buffer.
+        options: What the user asked for.
+        replicas: How many programs of one application may have equal code; each costs a compilation and an output
+            buffer.
         groups: (place) device to backend; absent for the host.
         backends: (place) device to the backend's registered name.
         devices: (place) stage to device, or ``"host"``.
         dims: (bucket, infer) named dims.
         calls: (infer) calls with their proven ports, in the dtypes their device holds.
         counts: (infer) loop to the number of its iterations, as a dim.
-        written: (infer) call to the dtypes of its fed ports as the stage's author wrote them.
-        sources: (infer) what each edge's producer gives.
-        forms: (infer) what each edge's consumer reads.
-        notes: (infer, fold, hazard) what the plan warns of.
-        folds: (fold) where the adapters of an edge go on a device without eager compute.
+        port_dtypes: (infer) call to the dtypes of its input ports as the stage's author wrote them.
+        producer_specs: (infer) what each edge's producer gives.
+        consumer_specs: (infer) what each edge's consumer reads.
+        notes: (infer, fuse, hazard) what the plan warns of.
+        fusions: (fuse) where the adapters of an edge go on a device without eager compute.
         residencies: (residency) edge to residency and reason.
         values, steps, staging, edges, outputs: (adapt) as in the plan; steps are ordered by hazard.
-        spilled: (hazard) edges that must go over the host, with the reason.
+        spills: (hazard) edges that must go over the host, with the reason.
         programs: (hazard) programs of devices without eager compute.
         weights: (memory) bytes for each device.
         buffers: (memory) bytes of output buffers for each device that has such.
@@ -81,26 +82,26 @@ class Draft:
     """
 
     graph: Graph
-    request: Request
-    twins: int = MAX_TWINS
+    options: PlanOptions
+    replicas: int = MAX_REPLICAS
     groups: Mapping[str, Backend] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, DimPlan] = field(default_factory=dict)
     calls: Mapping[str, PlannedCall] = field(default_factory=dict)
     counts: Mapping[str, AnyDim | None] = field(default_factory=dict)
-    written: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
-    sources: Mapping[Edge, PortSpec] = field(default_factory=dict)
-    forms: Mapping[Edge, EdgeForm] = field(default_factory=dict)
+    port_dtypes: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
+    producer_specs: Mapping[Edge, PortSpec] = field(default_factory=dict)
+    consumer_specs: Mapping[Edge, EdgeSpec] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    folds: Mapping[Edge, Fold] = field(default_factory=dict)
+    fusions: Mapping[Edge, Fusion] = field(default_factory=dict)
     residencies: Mapping[Edge, tuple[Residency, str]] = field(default_factory=dict)
     values: tuple[PlannedValue, ...] = ()
     steps: tuple[Step, ...] = ()
     staging: tuple[Step, ...] = ()
     edges: tuple[PlannedEdge, ...] = ()
     outputs: tuple[tuple[str, int], ...] = ()
-    spilled: Mapping[Edge, str] = field(default_factory=dict)
+    spills: Mapping[Edge, str] = field(default_factory=dict)
     programs: tuple[PlannedProgram, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
@@ -120,32 +121,32 @@ class Draft:
         """Returns the device of a call, or ``"host"``."""
         return self.devices[self.graph.calls[call].stage.name]
 
-    def compiled(self, device: str) -> bool:
+    def is_compiled(self, device: str) -> bool:
         """Tells whether a device group runs compiled programs only."""
         return isinstance(self.groups.get(device), CompilingBackend)
 
-    def noted(self, *notes: str) -> Draft:
-        """Returns the draft with more notes; none is there twice."""
+    def with_notes(self, *notes: str) -> PlanContext:
+        """Returns the context with more notes; none is there twice."""
         return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
 
 
 @dataclass(frozen=True)
-class EdgeForm:
+class EdgeSpec:
     """What a consumer reads, and what makes it of the producer's value.
 
     Attributes:
         spec: What arrives.
-        fits: Fixed pads, slices and casts, in order.
+        conversions: Fixed pads, slices and casts, in order.
         rule: The pad rule in force where named dims grow to their bucket.
     """
 
     spec: PortSpec
-    fits: tuple[Adapter, ...] = ()
+    conversions: tuple[Adapter, ...] = ()
     rule: int | float | str | None = None
 
 
 @dataclass(frozen=True)
-class Fold:
+class Fusion:
     """Where the adapters of an edge between two stages of one device go.
 
     Attributes:

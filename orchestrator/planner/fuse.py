@@ -1,4 +1,4 @@
-"""Fold: where adapters go between two stages of a device without eager compute.
+"""Fuse: where adapters go between two stages of a device without eager compute.
 
 Four places are possible: compiled into the producer, compiled into the consumer, a weightless program of its own, or
 the host. They are compared by estimated time: bytes through a core's memory, bytes over the link (down from one rank,
@@ -23,14 +23,14 @@ from orchestrator.adapter import Adapter, Place
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
-from orchestrator.planner.context import Draft, Fold
+from orchestrator.planner.context import Fusion, PlanContext
 from orchestrator.planner.infer.bodies import limit_of
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.regions import Region, find_regions, leaving
+from orchestrator.planner.schedule.regions import RegionKey, find_regions, leaving
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["fold"]
+__all__ = ["fuse"]
 
 _PLACES: tuple[Place, ...] = ("producer", "consumer", "program")
 
@@ -52,76 +52,82 @@ class _Group:
     reads: int = 1
 
 
-def fold(draft: Draft) -> Draft:
+def fuse(context: PlanContext) -> PlanContext:
     """Chooses where the adapters of each such edge go.
 
     Raises:
         PlanError: A place is forced that is not possible, or for an edge that has no adapters.
     """
-    groups = _groups(draft)
-    folds: dict[Edge, Fold] = {}
+    groups = _groups(context)
+    fusions: dict[Edge, Fusion] = {}
     notes: list[str] = []
-    _check_forced(draft, [edge for group in groups for edge in group.edges])
+    _check_forced(context, [edge for group in groups for edge in group.edges])
     for group in groups:
         for edge in group.edges:
-            folds[edge] = _choose(draft, group, edge, notes)
-    return replace(draft, folds=folds).noted(*notes)
+            fusions[edge] = _choose(context, group, edge, notes)
+    return replace(context, fusions=fusions).with_notes(*notes)
 
 
-def _groups(draft: Draft) -> list[_Group]:
-    regions = find_regions(draft)
+def _groups(context: PlanContext) -> list[_Group]:
+    regions = find_regions(context)
     found: dict[Any, list[Edge]] = {}
     readers: dict[Any, int] = {}
-    for edge in draft.graph.edges:
+    for edge in context.graph.edges:
         root = (edge.source, edge.source_port)
         readers[root] = readers.get(root, 0) + 1
-        if _stays_with_adapters(draft, edge, regions):
-            found.setdefault((root, draft.forms[edge].fits, _forced(draft, edge)), []).append(edge)
+        if _stays_with_adapters(context, edge, regions):
+            found.setdefault(
+                (root, context.consumer_specs[edge].conversions, _forced(context, edge)), []
+            ).append(edge)
     return [
         _Group(
             tuple(edges),
             len(edges) == readers[root],
-            _runs(draft, edges[0].source.name),
-            max(_reads(draft, edge) for edge in edges),
+            _runs(context, edges[0].source.name),
+            max(_reads(context, edge) for edge in edges),
         )
         for (root, _, _), edges in found.items()
     ]
 
 
-def _stays_with_adapters(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> bool:
+def _stays_with_adapters(context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey]) -> bool:
     """Tells whether an edge could stay on a device that compiles, if its adapters were compiled too."""
     ends = (edge.source, edge.target)
-    if not draft.forms[edge].fits or is_gathered(draft, edge) or any(node.kind != "call" for node in ends):
+    if (
+        not context.consumer_specs[edge].conversions
+        or is_gathered(context, edge)
+        or any(node.kind != "call" for node in ends)
+    ):
         return False
-    devices = {draft.device_of(node.name) for node in ends}
-    if len(devices) > 1 or not draft.compiled(devices.pop()):
+    devices = {context.device_of(node.name) for node in ends}
+    if len(devices) > 1 or not context.is_compiled(devices.pop()):
         return False
-    return not leaving(draft, edge, regions)
+    return not leaving(context, edge, regions)
 
 
-def _runs(draft: Draft, call: str) -> int:
-    stage = draft.graph.calls[call].stage
-    return sum(other.stage is stage for other in draft.graph.calls.values())
+def _runs(context: PlanContext, call: str) -> int:
+    stage = context.graph.calls[call].stage
+    return sum(other.stage is stage for other in context.graph.calls.values())
 
 
-def _reads(draft: Draft, edge: Edge) -> int:
+def _reads(context: PlanContext, edge: Edge) -> int:
     """Iterations of the loops between an edge's producer and its consumer."""
-    graph, times = draft.graph, 1
+    graph, times = context.graph, 1
     around = graph.scope(edge.target)
     while around != graph.scope(edge.source):
-        times *= max(1, limit_of(draft, graph.loops[around]))
+        times *= max(1, limit_of(context, graph.loops[around]))
         around = graph.loops[around].within
     return times
 
 
-def _costs(draft: Draft, group: _Group) -> dict[str, float]:
+def _costs(context: PlanContext, group: _Group) -> dict[str, float]:
     """Estimated seconds of each place."""
     edge = group.edges[0]
-    source, target = draft.sources[edge], draft.forms[edge].spec
+    source, target = context.producer_specs[edge], context.consumer_specs[edge].spec
     assert isinstance(source, TensorSpec)
     assert isinstance(target, TensorSpec)
-    before, after = source.nbytes(draft.largest), target.nbytes(draft.largest)
-    capabilities = draft.groups[draft.device_of(edge.source.name)].capabilities
+    before, after = source.nbytes(context.largest), target.nbytes(context.largest)
+    capabilities = context.groups[context.device_of(edge.source.name)].capabilities
     link, runs, count = capabilities.link, group.runs, len(group.edges) * group.reads
     raw = runs * before
     return {
@@ -132,13 +138,13 @@ def _costs(draft: Draft, group: _Group) -> dict[str, float]:
     }
 
 
-def _choose(draft: Draft, group: _Group, edge: Edge, notes: list[str]) -> Fold:
-    costs = _costs(draft, group)
-    able = [place for place in _PLACES if _obstacle(draft, group, place) is None]
+def _choose(context: PlanContext, group: _Group, edge: Edge, notes: list[str]) -> Fusion:
+    costs = _costs(context, group)
+    able = [place for place in _PLACES if _obstacle(context, group, place) is None]
     best = min(able, key=lambda place: costs[place])
-    forced = _forced(draft, edge)
+    forced = _forced(context, edge)
     if forced in _PLACES:
-        stage = _obstacle(draft, group, forced)
+        stage = _obstacle(context, group, forced)
         if stage is not None:
             raise PlanError(
                 f"The adapters of '{edge}' cannot be folded into the {forced}: stage {stage.name!r} is compiled as its "
@@ -153,19 +159,23 @@ def _choose(draft: Draft, group: _Group, edge: Edge, notes: list[str]) -> Fold:
             f"'{edge}': a program of its own for the adapters takes {_us(costs['program'])} (estimate), "
             f"over the host it would be {_us(costs['host'])}."
         )
-    return Fold(best, over_host, _reason(edge, draft.forms[edge].fits, best, over_host, forced, costs, able))
+    return Fusion(
+        best,
+        over_host,
+        _reason(edge, context.consumer_specs[edge].conversions, best, over_host, forced, costs, able),
+    )
 
 
 def _reason(
     edge: Edge,
-    fits: tuple[Adapter, ...],
+    conversions: tuple[Adapter, ...],
     best: Place,
     over_host: bool,
     forced: str,
     costs: dict[str, float],
     able: list[Place],
 ) -> str:
-    are = "is" if len(fits) == 1 else "are"
+    are = "is" if len(conversions) == 1 else "are"
     where = {
         "producer": f"{are} compiled into {edge.source.name!r}",
         "consumer": f"{are} compiled into {edge.target.name!r}",
@@ -173,7 +183,7 @@ def _reason(
         "host": f"{are} done on the host",
     }
     chosen = "host" if over_host else best
-    what = " and ".join(fit.kind for fit in fits)
+    what = " and ".join(conversion.kind for conversion in conversions)
     others = [f"{place} {_us(costs[place])}" for place in (*able, "host") if place != chosen]
     asked = ", as asked" if forced != "cost" else ""
     return f"the {what} {where[chosen]}{asked}: {_us(costs[chosen])} (estimate), against {', '.join(others)}"
@@ -183,15 +193,15 @@ def _us(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _obstacle(draft: Draft, group: _Group, place: str) -> Stage | None:
+def _obstacle(context: PlanContext, group: _Group, place: str) -> Stage | None:
     """The stage that stands in the way of a place; None: it is possible."""
     edge = group.edges[0]
-    backend = draft.groups[draft.device_of(edge.source.name)]
+    backend = context.groups[context.device_of(edge.source.name)]
     ends = {
         "producer": [edge.source.name],
         "consumer": [edge.target.name for edge in group.edges],
     }.get(place, [])
-    stages = [draft.graph.calls[name].stage for name in ends]
+    stages = [context.graph.calls[name].stage for name in ends]
     return next((stage for stage in stages if not _foldable(backend, stage)), None)
 
 
@@ -199,15 +209,15 @@ def _foldable(backend: object, stage: Stage) -> bool:
     return not isinstance(backend, CompilingBackend) or backend.foldable(stage)
 
 
-def _forced(draft: Draft, edge: Edge) -> str:
+def _forced(context: PlanContext, edge: Edge) -> str:
     """The place asked for by the option ``adapters``, or ``cost``."""
-    asked = draft.groups[draft.device_of(edge.source.name)].options.get("adapters", "cost")
+    asked = context.groups[context.device_of(edge.source.name)].options.get("adapters", "cost")
     return str(asked) if isinstance(asked, str) else str(dict(asked).get(str(edge), "cost"))
 
 
-def _check_forced(draft: Draft, edges: list[Edge]) -> None:
-    known, able = {str(edge) for edge in draft.graph.edges}, {str(edge) for edge in edges}
-    for backend in draft.groups.values():
+def _check_forced(context: PlanContext, edges: list[Edge]) -> None:
+    known, able = {str(edge) for edge in context.graph.edges}, {str(edge) for edge in edges}
+    for backend in context.groups.values():
         asked = backend.options.get("adapters", ())
         for name in () if isinstance(asked, str) else dict(asked):
             if name not in known:

@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from orchestrator.plan.model import Step
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 
 __all__ = ["free_values"]
 
 
-def free_values(draft: Draft) -> Draft:
+def free_values(context: PlanContext) -> PlanContext:
     """Writes into every step which values die after it."""
-    kept = {index for _, index in draft.outputs}
-    kept |= {index for index, value in enumerate(draft.values) if value.constant}
-    return replace(draft, steps=_with_frees(draft.steps, kept, range(len(draft.graph.inputs))))
+    kept = {index for _, index in context.outputs}
+    kept |= {index for index, value in enumerate(context.values) if value.constant}
+    return replace(context, steps=_with_frees(context.steps, kept, range(len(context.graph.inputs))))
 
 
 def _with_frees(

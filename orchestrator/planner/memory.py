@@ -17,7 +17,7 @@ from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.isolation import outline
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import HOST, Plan
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.tables import table
 
@@ -39,43 +39,43 @@ _UNITS = {
 }
 
 
-def weigh(draft: Draft) -> Draft:
+def weigh(context: PlanContext) -> PlanContext:
     """Adds up the bytes of weights on each device, each storage once, and reads the budget.
 
     Raises:
         PlanError: A budget that is no size, or for a device that is not in the plan.
     """
-    seen: dict[str, set[Any]] = {device: set() for device in draft.groups}
-    weights = dict.fromkeys(draft.groups, 0)
+    seen: dict[str, set[Any]] = {device: set() for device in context.groups}
+    weights = dict.fromkeys(context.groups, 0)
     owners = []
-    for stage in draft.graph.stages.values():
-        device = draft.devices[stage.name]
+    for stage in context.graph.stages.values():
+        device = context.devices[stage.name]
         if device == HOST:
             continue
         # Held until the end: the identity of a tensor that was freed may come again.
         owners.append(_owner(stage))
-        if draft.compiled(device):
+        if context.is_compiled(device):
             seen[device].clear()  # each stage is an application with weights of its own
         for key, tensor in _tensors(owners[-1]):
             if key not in seen[device]:
                 seen[device].add(key)
-                weights[device] += tensor.numel() * _held(draft, stage, tensor.dtype).itemsize
-    return replace(draft, weights=weights, buffers=_buffers(draft), budget=_budget(draft))
+                weights[device] += tensor.numel() * _held(context, stage, tensor.dtype).itemsize
+    return replace(context, weights=weights, buffers=_buffers(context), budget=_budget(context))
 
 
-def _held(draft: Draft, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+def _held(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a weight is on the device: integers stay as they are."""
-    backend = draft.groups[draft.devices[stage.name]]
+    backend = context.groups[context.devices[stage.name]]
     return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
 
 
-def _buffers(draft: Draft) -> dict[str, int]:
+def _buffers(context: PlanContext) -> dict[str, int]:
     """Bytes of the output buffers of each program, one for each combination of buckets."""
-    found = {device: 0 for device, backend in draft.groups.items() if backend.capabilities.output_buffers}
-    for program in draft.programs:
+    found = {device: 0 for device, backend in context.groups.items() if backend.capabilities.output_buffers}
+    for program in context.programs:
         if program.device not in found:
             continue
-        for sizes in program.combinations(draft.buckets):
+        for sizes in program.combinations(context.buckets):
             found[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
     return {device: size for device, size in found.items() if size}
 
@@ -122,19 +122,19 @@ def parse_bytes(text: int | str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-def _budget(draft: Draft) -> dict[str, int]:
-    asked = draft.request.memory
-    known = {device: backend.capabilities.memory for device, backend in draft.groups.items()}
+def _budget(context: PlanContext) -> dict[str, int]:
+    asked = context.options.memory
+    known = {device: backend.capabilities.memory for device, backend in context.groups.items()}
     budget = {device: size for device, size in known.items() if size}
     if asked is None:
         return budget
     if not isinstance(asked, Mapping):
-        return dict.fromkeys(draft.groups, parse_bytes(asked))
+        return dict.fromkeys(context.groups, parse_bytes(asked))
     for device, size in asked.items():
-        name = draft.request.resolve(device)[1].canonical(device)
-        if name not in draft.groups:
+        name = context.options.resolve(device)[1].canonical(device)
+        if name not in context.groups:
             raise PlanOptionError(
-                f"memory gives a budget for {device!r}, which the plan does not use.{nearest(device, draft.groups)}",
+                f"memory gives a budget for {device!r}, which the plan does not use.{nearest(device, context.groups)}",
                 device=device,
             )
         budget[name] = parse_bytes(size)

@@ -14,49 +14,49 @@ import torch
 from orchestrator.backend import Backend
 from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.plan.model import HOST
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.stage import Stage
 
 __all__ = ["place"]
 
 
-def place(draft: Draft) -> Draft:
+def place(context: PlanContext) -> PlanContext:
     """Assigns devices and makes the backend object of each group.
 
     Raises:
         PlanError: An unknown stage, device or option, or a host stage placed on a device.
     """
-    stages = draft.graph.stages
-    _check_placement(draft)
-    resolve = draft.request.resolve
+    stages = context.graph.stages
+    _check_placement(context)
+    resolve = context.options.resolve
     devices: dict[str, str] = {}
     families: dict[str, tuple[str, type[Backend]]] = {}
     for name, stage in stages.items():
-        wish = _wish(draft, stage)
+        wish = _wish(context, stage)
         if wish == HOST:
             devices[name] = HOST
             continue
         backend_name, kind = resolve(wish)
         devices[name] = kind.canonical(wish)
         families[devices[name]] = (backend_name, kind)
-    if not families and draft.request.device != HOST:
-        resolve(str(draft.request.device))
-    groups = {device: kind(device, _options(draft, kind)) for device, (_, kind) in families.items()}
-    _check_options(draft, groups)
+    if not families and context.options.device != HOST:
+        resolve(str(context.options.device))
+    groups = {device: kind(device, _options(context, kind)) for device, (_, kind) in families.items()}
+    _check_options(context, groups)
     for name, stage in stages.items():
         _check_config(stage, groups.get(devices[name]))
     return replace(
-        draft,
+        context,
         groups=groups,
         backends={device: name for device, (name, _) in families.items()},
         devices=devices,
     )
 
 
-def _check_placement(draft: Draft) -> None:
-    stages = draft.graph.stages
+def _check_placement(context: PlanContext) -> None:
+    stages = context.graph.stages
     known = set(stages) | {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
-    for name, device in draft.request.placement.items():
+    for name, device in context.options.placement.items():
         if name not in known:
             raise PlanOptionError(
                 f"placement names {name!r}, but there is no such stage.{nearest(name, known)}", stage=name
@@ -67,8 +67,8 @@ def _check_placement(draft: Draft) -> None:
             )
 
 
-def _wish(draft: Draft, stage: Stage) -> str:
-    placement = draft.request.placement
+def _wish(context: PlanContext, stage: Stage) -> str:
+    placement = context.options.placement
     path = stage.name.split("/")
     named = next(
         (
@@ -86,7 +86,7 @@ def _wish(draft: Draft, stage: Stage) -> str:
                 stage=stage.name,
             )
         return HOST
-    wish = (stage.device or draft.request.device) if named is None else named
+    wish = (stage.device or context.options.device) if named is None else named
     if wish == HOST:
         raise PlanError(
             f"Stage {stage.name!r} cannot be placed on the host by a plan; add it with device='host' and declare "
@@ -96,13 +96,15 @@ def _wish(draft: Draft, stage: Stage) -> str:
     return str(wish) if isinstance(wish, torch.device) else wish
 
 
-def _options(draft: Draft, kind: type[Backend]) -> dict[str, Any]:
-    return {name: value for name, value in draft.request.options.items() if name in kind.option_types}
+def _options(context: PlanContext, kind: type[Backend]) -> dict[str, Any]:
+    return {
+        name: value for name, value in context.options.backend_options.items() if name in kind.option_types
+    }
 
 
-def _check_options(draft: Draft, groups: dict[str, Backend]) -> None:
+def _check_options(context: PlanContext, groups: dict[str, Backend]) -> None:
     known = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
-    for name, value in draft.request.options.items():
+    for name, value in context.options.backend_options.items():
         if name not in known:
             raise PlanOptionError(
                 f"No backend of this plan knows the option {name!r}.{nearest(name, known)}", option=name

@@ -9,8 +9,8 @@ from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan, PlannedGroup, Step
 from orchestrator.plan.steps import walk
 from orchestrator.planner.bucket import ANY_SIZES, bucket
-from orchestrator.planner.context import Draft, Request
-from orchestrator.planner.fuse import fold
+from orchestrator.planner.context import PlanContext, PlanOptions
+from orchestrator.planner.fuse import fuse
 from orchestrator.planner.hazards.hazards import solve_hazards
 from orchestrator.planner.infer.infer import infer
 from orchestrator.planner.liveness import free_values
@@ -25,77 +25,77 @@ from orchestrator.specs import show_spec
 __all__ = ["make_plan", "run_passes"]
 
 
-def make_plan(graph: Graph, request: Request) -> Plan:
+def make_plan(graph: Graph, options: PlanOptions) -> Plan:
     """Plans a graph.
 
     Args:
         graph: The frozen graph.
-        request: What the user asked for.
+        options: What the user asked for.
 
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    plan = run_passes(Draft(graph, request))
+    plan = run_passes(PlanContext(graph, options))
     try:
         return verify(plan)
     except PlanError as error:
         if "table" not in error.objects or not any(program.route for program in plan.programs):
             raise
     # Second programs take memory; without them values are copied out over the host.
-    return verify(run_passes(Draft(graph, request, twins=1).noted(_SPARED)))
+    return verify(run_passes(PlanContext(graph, options, replicas=1).with_notes(_SPARED)))
 
 
 _SPARED = "No program is compiled a second time: its output buffers would not fit the memory budget."
 
 
-def run_passes(draft: Draft) -> Plan:
+def run_passes(context: PlanContext) -> Plan:
     """Plans a graph without verifying the result.
 
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    draft = _infer(bucket(place(draft)))
-    _check_static(draft)
-    draft = _schedule(fold(draft))
-    return _finish(weigh(free_values(draft)))
+    context = _infer(bucket(place(context)))
+    _check_static(context)
+    context = _schedule(fuse(context))
+    return _finish(weigh(free_values(context)))
 
 
-def _schedule(draft: Draft) -> Draft:
+def _schedule(context: PlanContext) -> PlanContext:
     """Makes the steps; again with more edges over the host where no order of steps saves a value."""
     while True:
-        made = solve_hazards(adapt(decide_residency(draft)))
-        if made.spilled == draft.spilled:
+        made = solve_hazards(adapt(decide_residency(context)))
+        if made.spills == context.spills:
             return made
-        draft = replace(draft, spilled=made.spilled)
+        context = replace(context, spills=made.spills)
 
 
-def _infer(draft: Draft) -> Draft:
+def _infer(context: PlanContext) -> PlanContext:
     """Infers; dims of any size nobody gave a size for are tried at several."""
-    open_ended = [name for name, dim in draft.dims.items() if dim.any and name not in draft.request.sizes]
+    open_ended = [name for name, dim in context.dims.items() if dim.any and name not in context.options.sizes]
     first: PlanError | None = None
     for size in ANY_SIZES if open_ended else ANY_SIZES[:1]:
-        dims = {name: replace(draft.dims[name], buckets=(size,)) for name in open_ended}
+        dims = {name: replace(context.dims[name], buckets=(size,)) for name in open_ended}
         try:
-            return infer(replace(draft, dims={**draft.dims, **dims}))
+            return infer(replace(context, dims={**context.dims, **dims}))
         except PlanError as error:
             first = first or error
     assert first is not None
     raise first
 
 
-def _check_static(draft: Draft) -> None:
+def _check_static(context: PlanContext) -> None:
     """Makes sure that no dim of any size comes to a device with static shapes, by whatever way.
 
     Raises:
         PlanError: A stage there takes or gives one.
     """
-    static = {device for device, backend in draft.groups.items() if backend.capabilities.static_shapes}
-    for call in draft.calls.values():
+    static = {device for device, backend in context.groups.items() if backend.capabilities.static_shapes}
+    for call in context.calls.values():
         if call.device not in static:
             continue
         for side, ports in (("reads", call.inputs), ("gives", call.outputs)):
             for port, spec in ports:
-                loose = [name for name in getattr(spec, "names", ()) if draft.dims[name].any]
+                loose = [name for name in getattr(spec, "names", ()) if context.dims[name].any]
                 if loose:
                     raise PlanError(
                         f"Dim {loose[0]!r} has any size, but {call.device!r} compiles static shapes, and "
@@ -108,38 +108,38 @@ def _check_static(draft: Draft) -> None:
                     )
 
 
-def _finish(draft: Draft) -> Plan:
+def _finish(context: PlanContext) -> Plan:
     groups = tuple(
         PlannedGroup(
             device,
-            draft.backends[device],
+            context.backends[device],
             backend.capabilities.ranks,
             backend.capabilities.host_memory,
-            draft.compiled(device),
+            context.is_compiled(device),
             backend.capabilities.output_buffers,
             tuple(sorted(backend.options.items())),
         )
-        for device, backend in draft.groups.items()
+        for device, backend in context.groups.items()
     )
     return Plan(
-        pipeline=draft.graph.name,
-        dims=tuple(draft.dims.values()),
+        pipeline=context.graph.name,
+        dims=tuple(context.dims.values()),
         groups=groups,
-        inputs=tuple(draft.graph.inputs.items()),
-        outputs=draft.outputs,
-        calls=tuple(draft.calls[step.name] for step in _calls(draft)),
-        values=draft.values,
-        edges=draft.edges,
-        steps=draft.steps,
-        staging=draft.staging,
-        programs=draft.programs,
-        weights=tuple(draft.weights.items()),
-        buffers=tuple(draft.buffers.items()),
-        budget=tuple(draft.budget.items()),
-        notes=tuple(dict.fromkeys((*draft.notes, *padding_notes(draft)))),
-        optional=tuple(sorted(draft.graph.optional)),
+        inputs=tuple(context.graph.inputs.items()),
+        outputs=context.outputs,
+        calls=tuple(context.calls[step.name] for step in _calls(context)),
+        values=context.values,
+        edges=context.edges,
+        steps=context.steps,
+        staging=context.staging,
+        programs=context.programs,
+        weights=tuple(context.weights.items()),
+        buffers=tuple(context.buffers.items()),
+        budget=tuple(context.budget.items()),
+        notes=tuple(dict.fromkeys((*context.notes, *padding_notes(context)))),
+        optional=tuple(sorted(context.graph.optional)),
     )
 
 
-def _calls(draft: Draft) -> list[Step]:
-    return [step for step in walk(draft.steps) if step.op == "call"]
+def _calls(context: PlanContext) -> list[Step]:
+    return [step for step in walk(context.steps) if step.op == "call"]

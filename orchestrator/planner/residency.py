@@ -15,32 +15,32 @@ from dataclasses import replace
 from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.graph import CONDITION, Edge, NodeKey, until_port
 from orchestrator.plan.model import HOST, Residency
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.locations import Homes
-from orchestrator.planner.schedule.regions import Region, find_regions, leaving
+from orchestrator.planner.schedule.locations import Locations
+from orchestrator.planner.schedule.regions import RegionKey, find_regions, leaving
 
 __all__ = ["decide_residency"]
 
 
-def decide_residency(draft: Draft) -> Draft:
+def decide_residency(context: PlanContext) -> PlanContext:
     """Decides where each edge's value lives between its two ends.
 
     Raises:
         PlanError: A forced residency names no edge, or is impossible.
     """
-    forced = _forced(draft)
-    regions, homes = find_regions(draft), Homes(draft)
-    decided = {edge: _decide(draft, edge, regions, homes) for edge in draft.graph.edges}
+    forced = _forced(context)
+    regions, locations = find_regions(context), Locations(context)
+    decided = {edge: _decide(context, edge, regions, locations) for edge in context.graph.edges}
     for edge, wish in forced.items():
-        decided[edge] = _force(draft, edge, wish, *decided[edge])
-    return replace(draft, residencies=decided)
+        decided[edge] = _force(context, edge, wish, *decided[edge])
+    return replace(context, residencies=decided)
 
 
-def _forced(draft: Draft) -> Mapping[Edge, Residency]:
-    known = {str(edge): edge for edge in draft.graph.edges}
+def _forced(context: PlanContext) -> Mapping[Edge, Residency]:
+    known = {str(edge): edge for edge in context.graph.edges}
     forced: dict[Edge, Residency] = {}
-    for name, wish in draft.request.residency.items():
+    for name, wish in context.options.residency.items():
         parts = [part.strip() for part in str(name).split("->")]
         edge = known.get(" -> ".join(parts))
         if edge is None:
@@ -57,9 +57,9 @@ def _forced(draft: Draft) -> Mapping[Edge, Residency]:
 
 
 def _decide(
-    draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region], homes: Homes
+    context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey], locations: Locations
 ) -> tuple[Residency, str]:
-    source, target = homes.source(edge).device, homes.target(edge).device
+    source, target = locations.source(edge).device, locations.target(edge).device
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
         return where, "a constant, put in place once, at load"
@@ -70,22 +70,22 @@ def _decide(
     if edge.target.kind == "output":
         return Residency.HOST, "results go to the host"
     if HOST in (source, target):
-        return Residency.HOST, _on_host(draft, edge, source)
-    if is_gathered(draft, edge):
+        return Residency.HOST, _on_host(context, edge, source)
+    if is_gathered(context, edge):
         return Residency.HOST, f"each rank of {source} holds a part; they are joined on the host"
     if source == target:
-        return _within(draft, edge, source, regions)
-    return _between(draft, source, target)
+        return _within(context, edge, source, regions)
+    return _between(context, source, target)
 
 
-def _on_host(draft: Draft, edge: Edge, source: str) -> str:
+def _on_host(context: PlanContext, edge: Edge, source: str) -> str:
     """Why an edge with an end on the host has it there."""
     node, port = (edge.source, edge.source_port) if source == HOST else (edge.target, edge.target_port)
-    if edge in draft.spilled:
-        return draft.spilled[edge]
+    if edge in context.spills:
+        return context.spills[edge]
     if node.kind == "call":
         return f"{node.name!r} is a host stage"
-    loop = draft.graph.loops[node.name]
+    loop = context.graph.loops[node.name]
     if node.kind == "exit" and port == until_port(loop.until):
         return f"what ends {loop.name!r} is read on the host"
     if port in loop.each:
@@ -102,27 +102,27 @@ def _on_host(draft: Draft, edge: Edge, source: str) -> str:
 
 
 def _within(
-    draft: Draft, edge: Edge, device: str, regions: Mapping[NodeKey, Region]
+    context: PlanContext, edge: Edge, device: str, regions: Mapping[NodeKey, RegionKey]
 ) -> tuple[Residency, str]:
-    if edge in draft.spilled:
-        return Residency.HOST, draft.spilled[edge]
-    born = leaving(draft, edge, regions)
-    if born and draft.compiled(device):
+    if edge in context.spills:
+        return Residency.HOST, context.spills[edge]
+    born = leaving(context, edge, regions)
+    if born and context.is_compiled(device):
         return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
-    fold = draft.folds.get(edge)
-    if fold is None and draft.compiled(device) and draft.forms[edge].fits:
+    fusion = context.fusions.get(edge)
+    if fusion is None and context.is_compiled(device) and context.consumer_specs[edge].conversions:
         return Residency.HOST, "a loop's end takes no adapters on the device; they are done on the host"
-    if fold is None:
+    if fusion is None:
         if edge.target.kind != "exit":
             return Residency.DEVICE, f"both ends are on {device}"
-        collects = edge.target_port in draft.graph.loops[edge.target.name].results
+        collects = edge.target_port in context.graph.loops[edge.target.name].results
         return Residency.DEVICE, f"{'collected' if collects else 'carried'} on {device}"
-    where = Residency.HOST if fold.over_host else Residency.DEVICE
-    return where, f"both ends are on {device}; {fold.reason}"
+    where = Residency.HOST if fusion.over_host else Residency.DEVICE
+    return where, f"both ends are on {device}; {fusion.reason}"
 
 
-def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
-    one, other = draft.groups[source], draft.groups[target]
+def _between(context: PlanContext, source: str, target: str) -> tuple[Residency, str]:
+    one, other = context.groups[source], context.groups[target]
     peers = type(one) is type(other) and one.capabilities.peer_copy and other.capabilities.peer_copy
     if peers and not one.capabilities.host_memory and not other.capabilities.host_memory:
         return Residency.DEVICE, f"{source} and {target} copy directly"
@@ -132,10 +132,12 @@ def _between(draft: Draft, source: str, target: str) -> tuple[Residency, str]:
     return Residency.HOST, f"there is no direct way from {source} to {target}"
 
 
-def _force(draft: Draft, edge: Edge, wish: Residency, found: Residency, reason: str) -> tuple[Residency, str]:
+def _force(
+    context: PlanContext, edge: Edge, wish: Residency, found: Residency, reason: str
+) -> tuple[Residency, str]:
     if wish is found:
         return found, f"{reason} (as asked)"
-    if wish is Residency.DEVICE and edge in draft.folds and edge not in draft.spilled:
+    if wish is Residency.DEVICE and edge in context.fusions and edge not in context.spills:
         return Residency.DEVICE, f"forced to stay on the device; without that: {reason}"
     if wish is Residency.DEVICE:
         raise PlanError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator import Pipeline, PlanError
-from orchestrator.planner.context import MAX_TWINS
+from orchestrator.planner.context import MAX_REPLICAS
 from tests.kit import Double, host, refuses, spec
 from tests.planner.devices import STIFF, Plus, edge_of, on, programs_of, ranked, runs
 from tests.planner.overwriting import add, both_read, is_safe, late_reader, on_host, own_output
@@ -112,13 +112,13 @@ def test_a_stage_that_reads_its_own_output_has_two_programs_by_turns():
         assert is_safe(plan, pipeline)
 
 
-@pytest.mark.parametrize("calls", range(1, 2 * MAX_TWINS))
+@pytest.mark.parametrize("calls", range(1, 2 * MAX_REPLICAS))
 def test_more_values_at_once_than_programs_go_over_the_host(calls: int):
     pipeline = both_read(calls=calls)
     plan = on(pipeline)
     mine = [program for program in plan.programs if program.stage == "enc"]
-    assert len(mine) == min(calls, MAX_TWINS)
-    assert len(on_host(plan)) == max(0, calls - MAX_TWINS)
+    assert len(mine) == min(calls, MAX_REPLICAS)
+    assert len(on_host(plan)) == max(0, calls - MAX_REPLICAS)
     assert is_safe(plan, pipeline)
 
 

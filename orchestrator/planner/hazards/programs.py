@@ -1,6 +1,6 @@
-"""Programs of a draft: which calls can run the same compiled code, and what that code takes and gives.
+"""Programs of a plan in the making: which calls can run the same compiled code, and what that code takes and gives.
 
-Calls of one stage run the same program if they read values of one form through the same folded adapters. It gives what
+Calls of one stage run the same program if they read values of one form through the same fused adapters. It gives what
 any of them needs.
 """
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from orchestrator.graph import Graph, NodeKey
 from orchestrator.plan.model import HOST, PlannedProgram, Step
-from orchestrator.plan.programs import Folds, Port, place_of, port_order
+from orchestrator.plan.programs import FusedAdapters, Port, place_of, port_order
 from orchestrator.plan.steps import walk
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.locations import Homes
+from orchestrator.planner.schedule.locations import Locations
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 
@@ -29,9 +29,9 @@ Signature = tuple[str, tuple[ProgramInput, ...]]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def is_program(draft: Draft, step: Step) -> bool:
+def is_program(context: PlanContext, step: Step) -> bool:
     """Tells whether a step starts a program."""
-    called = step.op == "call" and draft.compiled(step.device)
+    called = step.op == "call" and context.is_compiled(step.device)
     return called or place_of(step) == "program"
 
 
@@ -43,20 +43,20 @@ def equal_constants(graph: Graph, one: str, other: str) -> bool:
 
 
 class Programs:
-    """The programs of a draft with steps.
+    """The programs of a plan in the making with steps.
 
     Args:
-        draft: The plan so far.
+        context: The plan so far.
     """
 
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
-        self.homes = Homes(draft)
-        self.folds = Folds.of(draft.steps, (index for _, index in draft.outputs))
+    def __init__(self, context: PlanContext) -> None:
+        self.context = context
+        self.locations = Locations(context)
+        self.fused = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
         self.signatures: dict[int, Signature] = {}
         self.users: dict[Signature, list[Step]] = {}
-        for step in walk(draft.steps):
-            if is_program(draft, step):
+        for step in walk(context.steps):
+            if is_program(context, step):
                 signature = self._signature(step)
                 self.signatures[step.outputs[0]] = signature
                 self.users.setdefault(signature, []).append(step)
@@ -111,7 +111,7 @@ class Programs:
         """The shapes of all inputs, the routing input's last, at every combination of buckets."""
         extra = ((route,),) if route else ()
         specs = [item.spec for item in program.inputs if item.spec is not None]
-        every = program.combinations(self.draft.buckets)
+        every = program.combinations(self.context.buckets)
         return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
 
     def _named(self) -> dict[Signature, str]:
@@ -134,57 +134,57 @@ class Programs:
     def _signature(self, step: Step) -> Signature:
         if step.op != "call":
             (value,) = step.inputs
-            root, before = self.folds.read(value)
-            spec = self.draft.values[root].spec
+            root, before = self.fused.read(value)
+            spec = self.context.values[root].spec
             assert isinstance(spec, TensorSpec)
             assert step.adapter is not None
             return step.name, (ProgramInput("value", spec, (*before, step.adapter)),)
-        call = self.draft.calls[step.name]
+        call = self.context.calls[step.name]
         written = self._written(step.name)
         inputs = []
         for (port, _), value in zip(call.inputs, step.inputs, strict=True):
-            root, before = self.folds.read(value)
-            spec = self.draft.values[root].spec
+            root, before = self.fused.read(value)
+            spec = self.context.values[root].spec
             if isinstance(spec, TensorSpec):
                 plain = TensorSpec(spec.dims, spec.dtype)
                 inputs.append(ProgramInput(port, plain, before, written[port]))
             else:
                 inputs.append(
-                    ProgramInput(port, None, constant=self._constant(self.draft.values[root].origin))
+                    ProgramInput(port, None, constant=self._constant(self.context.values[root].origin))
                 )
         return call.stage, tuple(inputs)
 
     def _constant(self, name: str) -> str:
         """The first constant that is equal: calls with equal constants run the same program."""
-        graph = self.draft.graph
+        graph = self.context.graph
         return next(other for other in graph.constants if equal_constants(graph, other, name))
 
     def _written(self, call: str) -> dict[str, Any]:
         """The dtypes that a call's stage was written for, by port."""
-        return {port: self.draft.written[call].get(port) for port, _ in self.draft.calls[call].inputs}
+        return {port: self.context.port_dtypes[call].get(port) for port, _ in self.context.calls[call].inputs}
 
     def _outputs(self, steps: list[Step]) -> tuple[ProgramOutput, ...]:
         first = steps[0]
         if first.op != "call":
-            spec = self.draft.values[first.outputs[0]].spec
+            spec = self.context.values[first.outputs[0]].spec
             assert isinstance(spec, TensorSpec)
             return (ProgramOutput("value", spec),)
-        names = [port for port, _ in self.draft.calls[first.name].outputs]
+        names = [port for port, _ in self.context.calls[first.name].outputs]
         wanted: dict[Port, int] = {}
         for step in steps:
-            for port, index in self.folds.given(step.name).items():
+            for port, index in self.fused.outputs_of(step.name).items():
                 wanted.setdefault(port, index)
         outputs = []
         for at, adapters in sorted(wanted, key=port_order):
-            spec = self.draft.values[wanted[at, adapters]].spec
+            spec = self.context.values[wanted[at, adapters]].spec
             assert isinstance(spec, TensorSpec)
             outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
         return tuple(outputs)
 
     def _is_read_on_host(self, steps: list[Step]) -> bool:
         """Tells whether all that a program gives, in each of its calls, goes to the host and nowhere else."""
-        readers = [self.draft.graph.out_of(NodeKey("call", step.name)) for step in steps]
+        readers = [self.context.graph.out_of(NodeKey("call", step.name)) for step in steps]
         edges = [edge for reading in readers for edge in reading]
-        homes = [self.homes.target(edge).memory == HOST for edge in edges]
-        parts = any(is_gathered(self.draft, edge) for edge in edges)
-        return all(readers) and all(homes) and not parts
+        locations = [self.locations.target(edge).memory == HOST for edge in edges]
+        parts = any(is_gathered(self.context, edge) for edge in edges)
+        return all(readers) and all(locations) and not parts

@@ -1,6 +1,6 @@
 """Order: blocks of steps put in an order in which nothing is read after it was overwritten.
 
-A *block* runs as one: an adapter, a region, a loop, or a call with the adapters folded into it. ``solve`` keeps the
+A *block* runs as one: an adapter, a region, a loop, or a call with the adapters fused into it. ``solve`` keeps the
 order it is given, except where a reader of a value must come before the next run of the program that made it. Each
 such demand is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can
 solve.
@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.plan.model import Step
-from orchestrator.plan.programs import Folds, place_of
+from orchestrator.plan.programs import FusedAdapters, place_of
 from orchestrator.plan.steps import walk
 
-__all__ = ["Blocks", "Clash"]
+__all__ = ["Conflict", "Schedule"]
 
 #: Stands for a reader after the last block.
 _END = -1
@@ -29,7 +29,7 @@ _START = -2
 
 
 @dataclass(frozen=True)
-class Clash:
+class Conflict:
     """A value that no order saves.
 
     Attributes:
@@ -49,13 +49,13 @@ class Clash:
     carried: int | None = None
 
 
-class Blocks:
+class Schedule:
     """The blocks of a list of steps.
 
     Args:
         steps: Steps in a legal order.
         run_by: The program a step runs, or None.
-        folds: What is folded into calls.
+        fused: What is fused into calls.
         given: Values that are read after the last block.
         carried: Values that are in the buffer of a program before the first block, with the program and the call that
             runs it.
@@ -69,15 +69,15 @@ class Blocks:
         self,
         steps: tuple[Step, ...],
         run_by: Callable[[Step], Hashable | None],
-        folds: Folds,
+        fused: FusedAdapters,
         given: Collection[int] = (),
         carried: Mapping[int, tuple[Hashable, str]] | None = None,
         may_skip: Callable[[Step], bool] = lambda _: False,
     ) -> None:
         self.moves: list[str] = []
-        self._blocks = _glued(steps)
+        self._blocks = fused_groups(steps)
         self._run_by = run_by
-        self._folds = folds
+        self._fused = fused
         self._given = frozenset(given)
         self._carried = carried or {}
         skipped = [
@@ -92,13 +92,13 @@ class Blocks:
         self._reads = [self._read(block) for block in self._blocks]
         self._before: list[set[int]] = [set(needs) for needs in self._needs]
 
-    def solve(self) -> tuple[Step, ...] | Clash:
+    def solve(self) -> tuple[Step, ...] | Conflict:
         """Returns the steps in a safe order, or the first clash."""
         order = list(range(len(self._blocks)))
         while (hazard := self._hazard(order)) is not None:
             maker, later, reader, value = hazard
             if reader in (later, _END) or self._reaches(later, reader):
-                return self._clash(maker, later, reader, value)
+                return self._conflict(maker, later, reader, value)
             self._before[later].add(reader)
             self._tell(maker, later, reader)
             order = self._sorted()
@@ -124,7 +124,7 @@ class Blocks:
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
-        """Values whose buffers the block reads: through names that folded adapters gave them, not by giving names."""
+        """Values whose buffers the block reads: through names that fused adapters gave them, not by giving names."""
         made = {index for step in walk(block) for index in step.outputs}
         entered = _entered(block)
         reads: set[int] = set()
@@ -138,7 +138,7 @@ class Blocks:
 
     def _buffer(self, index: int, entered: Mapping[int, int]) -> int:
         """The value whose buffer is read for another name of it."""
-        root, _ = self._folds.read(index)
+        root, _ = self._fused.read(index)
         return self._buffer(entered[root], entered) if root in entered else root
 
     def _hazard(self, order: list[int]) -> tuple[int, int, int, int] | None:
@@ -168,7 +168,7 @@ class Blocks:
         """Notes that what a loop gives is still where it started, if the loop did not run."""
         for step in self._blocks[at]:
             for final in step.outputs:
-                start = self._folds.read(self._starts[final])[0] if final in self._starts else None
+                start = self._fused.read(self._starts[final])[0] if final in self._starts else None
                 for key in (key for key, values in held.items() if start in values):
                     lives.setdefault(key, []).append((at, final))
 
@@ -198,7 +198,7 @@ class Blocks:
         return False
 
     def _sorted(self) -> list[int]:
-        """Blocks in the order given, as far as what must come before what allows."""
+        """Schedule in the order given, as far as what must come before what allows."""
         waiting = [len(before) for before in self._before]
         after: list[list[int]] = [[] for _ in self._blocks]
         for at, before in enumerate(self._before):
@@ -216,24 +216,26 @@ class Blocks:
                     heapq.heappush(ready, other)
         return order
 
-    def _clash(self, maker: int, later: int, reader: int, value: int) -> Clash:
+    def _conflict(self, maker: int, later: int, reader: int, value: int) -> Conflict:
         start = value
         while start in self._starts:
-            start = self._folds.read(self._starts[start])[0]
+            start = self._fused.read(self._starts[start])[0]
         if start in self._carried:
             return self._clash_over_carry(later, reader, start)
-        made_by = self._folds.after[value][0] if value in self._folds.after else _name(self._blocks[maker])
+        made_by = (
+            self._fused.epilogue[value][0] if value in self._fused.epilogue else _name(self._blocks[maker])
+        )
         readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op in ("call", "loop"))
         earlier, runs = (_name(self._blocks[at]) for at in (maker, later))
         if reader == _END:
-            return Clash(earlier, runs, "what comes after the region", made_by, None)
+            return Conflict(earlier, runs, "what comes after the region", made_by, None)
         reads = _name(self._blocks[reader])
-        return Clash(earlier, runs, reads, made_by, readers)
+        return Conflict(earlier, runs, reads, made_by, readers)
 
-    def _clash_over_carry(self, later: int, reader: int, value: int) -> Clash:
+    def _clash_over_carry(self, later: int, reader: int, value: int) -> Conflict:
         made_by = self._carried[value][1]
         reads = "the iteration after" if reader == _END else _name(self._blocks[reader])
-        return Clash("the iteration before", _name(self._blocks[later]), reads, made_by, None, value)
+        return Conflict("the iteration before", _name(self._blocks[later]), reads, made_by, None, value)
 
 
 def _entered(block: tuple[Step, ...]) -> dict[int, int]:
@@ -261,8 +263,8 @@ def _name(block: tuple[Step, ...]) -> str:
     return f"the region of {step.name}" if step.op == "region" else step.name
 
 
-def _glued(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    """Blocks of steps: what is folded into a producer stays with it."""
+def fused_groups(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """Groups of steps: what is fused into a producer stays with it."""
     blocks: list[tuple[Step, ...]] = []
     for step in steps:
         if place_of(step) == "producer":

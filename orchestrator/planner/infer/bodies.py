@@ -15,7 +15,7 @@ import torch
 from orchestrator.errors import PlanError
 from orchestrator.graph import CONDITION, Edge, Graph, Loop, next_port, stacked_port, until_port
 from orchestrator.plan.model import DimPlan
-from orchestrator.planner.context import Draft, EdgeForm
+from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.trials import unlike
 from orchestrator.specs import (
     AnyDim,
@@ -37,19 +37,19 @@ def steps_dim(loop: str) -> StepsDim:
     return StepsDim(f"steps of {loop}")
 
 
-def limit_of(draft: Draft, loop: Loop) -> int:
+def limit_of(context: PlanContext, loop: Loop) -> int:
     """Returns the most iterations of a loop, at the largest buckets."""
     name = steps_dim(loop.name)
     if loop.kind != "loop":
         return 1
-    if name in draft.dims:
-        return draft.dims[name].buckets[-1]
-    edges = [edge for edge in draft.graph.edges if edge.target.name == loop.name]
-    sliced = [draft.sources[edge] for edge in edges if edge.target.kind == "enter"]
+    if name in context.dims:
+        return context.dims[name].buckets[-1]
+    edges = [edge for edge in context.graph.edges if edge.target.name == loop.name]
+    sliced = [context.producer_specs[edge] for edge in edges if edge.target.kind == "enter"]
     names = [edge.target_port for edge in edges if edge.target.kind == "enter"]
     for port, spec in zip(names, sliced, strict=True):
         if port in loop.each and isinstance(spec, TensorSpec):
-            most = size_of(spec.dims[0], draft.largest)
+            most = size_of(spec.dims[0], context.largest)
             return most if loop.max_steps is None else min(most, loop.max_steps)
     return loop.max_steps or 0
 
@@ -126,14 +126,14 @@ def _items(loop: Loop, port: str, spec: PortSpec, batch: TensorSpec, edge: Edge)
     """The number of items, which are the slices of a tensor along dim 0; None for a list."""
     if spec is list:
         return None
-    fits = (
+    conversions = (
         isinstance(spec, TensorSpec)
         and spec.dtype == batch.dtype
         and len(spec.dims) == len(batch.dims)
         and all(isinstance(dim, int) for dim in batch.dims[1:])
         and plain_dims(spec.dims[1:]) == plain_dims(batch.dims[1:])
     )
-    if not fits or not isinstance(spec, TensorSpec):
+    if not conversions or not isinstance(spec, TensorSpec):
         raise PlanError(
             f"Map {loop.name!r} takes items of {show_spec(batch)} at {port!r}, but {edge.origin!r} gives "
             f"{show_spec(spec)}. Give a list of tensors without the first dim, or a tensor whose other dims are those "
@@ -289,25 +289,25 @@ def _check_carry(
 
 
 def named_constant(
-    form: EdgeForm, spec: PortSpec, dims: Mapping[str, DimPlan], sized: Collection[str]
-) -> EdgeForm:
+    edge_spec: EdgeSpec, spec: PortSpec, dims: Mapping[str, DimPlan], sized: Collection[str]
+) -> EdgeSpec:
     """Returns the form of a constant that stands for a value with named dims.
 
     Args:
-        form: The form of the constant, which has fixed dims.
+        edge_spec: The form of the constant, which has fixed dims.
         spec: The value.
         dims: Named dims.
         sized: Names that every request sizes, at the one bucket they have.
     """
-    if not isinstance(form.spec, TensorSpec) or not isinstance(spec, TensorSpec):
-        return form
-    if len(form.spec.dims) != len(spec.dims):
-        return form
+    if not isinstance(edge_spec.spec, TensorSpec) or not isinstance(spec, TensorSpec):
+        return edge_spec
+    if len(edge_spec.spec.dims) != len(spec.dims):
+        return edge_spec
     named = [
         name if name in sized and dims[str(name)].buckets == (size,) else size
-        for size, name in zip(form.spec.dims, plain_dims(spec.dims), strict=True)
+        for size, name in zip(edge_spec.spec.dims, plain_dims(spec.dims), strict=True)
     ]
-    return replace(form, spec=replace(form.spec, dims=tuple(named)))
+    return replace(edge_spec, spec=replace(edge_spec.spec, dims=tuple(named)))
 
 
 def _named_alike(one: PortSpec, other: PortSpec) -> bool:

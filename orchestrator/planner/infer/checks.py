@@ -7,19 +7,19 @@ from torch.nn.parameter import is_lazy
 
 from orchestrator.duplicate import owner_of
 from orchestrator.errors import PlanError
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.stage import Stage
 
 __all__ = ["check_birth", "check_mode"]
 
 
-def check_birth(draft: Draft, name: str, stage: Stage, dim: str) -> None:
+def check_birth(context: PlanContext, name: str, stage: Stage, dim: str) -> None:
     """Refuses a stage that decides a size where shapes are compiled in, or anew in each iteration of a loop.
 
     Raises:
         PlanError: It does.
     """
-    loop = draft.graph.calls[name].loop
+    loop = context.graph.calls[name].loop
     if loop:
         raise PlanError(
             f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} in the body of loop {loop!r}, where it "
@@ -30,8 +30,8 @@ def check_birth(draft: Draft, name: str, stage: Stage, dim: str) -> None:
             dim=dim,
             loop=loop,
         )
-    device = draft.devices[stage.name]
-    if draft.compiled(device):
+    device = context.devices[stage.name]
+    if context.is_compiled(device):
         raise PlanError(
             f"Stage {stage.name!r} (call {name!r}) decides the size of {dim!r} while it runs, but {device!r} "
             f"compiles static shapes. Make it a host stage (device='host'), or give a fixed size and a mask.",

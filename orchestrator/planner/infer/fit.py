@@ -13,7 +13,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
 from orchestrator.plan.model import DimPlan
-from orchestrator.planner.context import EdgeForm
+from orchestrator.planner.context import EdgeSpec
 from orchestrator.planner.infer.trials import unlike
 from orchestrator.specs import (
     AnyDim,
@@ -38,7 +38,7 @@ def fit_edge(
     dims: dict[str, DimPlan],
     entered: Collection[str],
     padded: frozenset[str],
-) -> EdgeForm:
+) -> EdgeSpec:
     """Finds the form in which an edge's consumer reads the value.
 
     Args:
@@ -56,8 +56,8 @@ def fit_edge(
     if not isinstance(source, TensorSpec) or not all(isinstance(want, TensorSpec) for want in wants):
         for want in wants:
             _fit_type(edge, source, want)
-        return EdgeForm(source)
-    value, fits, rule = TensorSpec(source.dims, source.dtype), [], source.pad
+        return EdgeSpec(source)
+    value, conversions, rule = TensorSpec(source.dims, source.dtype), [], source.pad
     for want in wants:
         assert isinstance(want, TensorSpec)
         want = _settled(value, want, dims, entered)
@@ -65,9 +65,9 @@ def fit_edge(
             _check_constant(edge, source, want, dims)
         _check_between(edge, value, want, dims, padded, rule)
         value, adapters = _fit(edge, value, want, dims)
-        fits += adapters
+        conversions += adapters
         rule = want.pad if want.pad is not None else rule
-    return EdgeForm(value, tuple(fits), rule)
+    return EdgeSpec(value, tuple(conversions), rule)
 
 
 def _settled(
@@ -133,7 +133,7 @@ def _check_between(
                 f"padding is not known once {given} is brought to {asked}. Do it in a stage, or use no pad rule for "
                 f"{names[0]!r}."
             )
-            raise _clash(edge, value, want, f"Sizes differ{at}", way_out)
+            raise _conflict(edge, value, want, f"Sizes differ{at}", way_out)
 
 
 def _contradicts(want: TensorSpec, grows: bool, shrinks: bool) -> bool:
@@ -152,7 +152,7 @@ def _fit_type(edge: Edge, source: PortSpec, want: PortSpec) -> None:
         )
 
 
-def _clash(edge: Edge, value: TensorSpec, want: TensorSpec, what: str, way_out: str) -> PlanError:
+def _conflict(edge: Edge, value: TensorSpec, want: TensorSpec, what: str, way_out: str) -> PlanError:
     return PlanError(
         f"{what}: {edge.origin!r} gives {show_spec(value)}, but {edge.destination!r} takes {show_spec(want)}. "
         f"{way_out}",
@@ -167,26 +167,26 @@ def _fit(
 ) -> tuple[TensorSpec, list[Adapter]]:
     if len(value.dims) != len(want.dims):
         ranks = f"{len(value.dims)} and {len(want.dims)}"
-        raise _clash(edge, value, want, f"Ranks differ ({ranks})", "Reshape it in a stage in between.")
+        raise _conflict(edge, value, want, f"Ranks differ ({ranks})", "Reshape it in a stage in between.")
     adapters: list[Adapter] = []
     target = tuple(
         _fit_dim(edge, value, want, pair, dims) for pair in zip(value.dims, want.dims, strict=True)
     )
     grows, shrinks = _changes(value.dims, target, dims)
     if shrinks and not want.allow_slice:
-        raise _clash(
+        raise _conflict(
             edge, value, want, "The value is too large", "Declare the port with allow_slice=True to cut it."
         )
     if grows and want.pad is None:
         way_out = "Declare the port with a pad rule (pad=0 or pad='repeat_first') to fill it up."
-        raise _clash(edge, value, want, "The value is too small", way_out)
+        raise _conflict(edge, value, want, "The value is too small", way_out)
     if shrinks:
         cut = tuple(_smaller(old, new, dims) for old, new in zip(value.dims, target, strict=True))
         adapters.append(Adapter("slice", cut))
     if value.dtype != want.dtype:
         if not want.allow_cast:
             way_out = "Declare the port with allow_cast=True to convert it."
-            raise _clash(edge, value, want, "Dtypes differ", way_out)
+            raise _conflict(edge, value, want, "Dtypes differ", way_out)
         adapters.append(Adapter("cast", dtype=want.dtype))
     if grows:
         adapters.append(Adapter("pad", target, want.pad))
@@ -200,11 +200,11 @@ def _fit_dim(
     given, asked = plain_dim(pair[0]), plain_dim(pair[1])
     if isinstance(asked, str) and isinstance(given, str) and asked != given:
         way_out = f"Call the dim {given!r} in both places; a name is one size in the whole graph."
-        raise _clash(edge, value, want, f"Dims {given!r} and {asked!r} are two names", way_out)
+        raise _conflict(edge, value, want, f"Dims {given!r} and {asked!r} are two names", way_out)
     if isinstance(asked, str) and dims[asked].any:
         return given
     if isinstance(given, str) and dims[given].any and given != asked:
-        raise _clash(
+        raise _conflict(
             edge, value, want, f"Dim {given!r} has any size, the port a fixed one", "Give the dim buckets."
         )
     grows, shrinks = _changes((given,), (asked,), dims)

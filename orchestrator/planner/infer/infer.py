@@ -15,21 +15,21 @@ import torch
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.plan.model import PlannedCall
-from orchestrator.planner.context import Draft, EdgeForm
+from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.bodies import born_by, entered, left, named_constant
 from orchestrator.planner.infer.checks import check_birth, check_mode
 from orchestrator.planner.infer.derived import symbol_for
 from orchestrator.planner.infer.fit import fit_edge
-from orchestrator.planner.infer.outputs import against_declared, handed_over, port_names, show_sizes
+from orchestrator.planner.infer.outputs import check_declared, handed_over, port_names, show_sizes
 from orchestrator.planner.infer.probe import (
     Argument,
     DataDependentError,
-    Outcome,
     Prober,
+    ProbeResult,
     RefusedError,
     UnfitError,
 )
-from orchestrator.planner.infer.representation import gathered, held_form, held_ports, held_spec
+from orchestrator.planner.infer.representation import device_edge_spec, device_ports, device_spec, gathered
 from orchestrator.planner.infer.trials import Sampler, padded_names
 from orchestrator.specs import (
     AnyDim,
@@ -42,30 +42,30 @@ from orchestrator.stage import Stage
 __all__ = ["infer"]
 
 
-def infer(draft: Draft) -> Draft:
+def infer(context: PlanContext) -> PlanContext:
     """Finds what every edge carries and every call gives.
 
     Raises:
         PlanError: Two ports contradict, a stage refuses its inputs, writes into one, is in training mode with
             Dropout or BatchNorm, or gives what it did not declare.
     """
-    return _Inference(draft).run()
+    return _Inference(context).run()
 
 
 class _Inference:
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
-        self.graph = draft.graph
-        self.dims = dict(draft.dims)
+    def __init__(self, context: PlanContext) -> None:
+        self.context = context
+        self.graph = context.graph
+        self.dims = dict(context.dims)
         self.prober = Prober()
         self.padded = padded_names(self.graph, self.dims)
         self.captured: set[str] = set()
         self.sharing: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
-        self.forms: dict[Edge, EdgeForm] = {}
+        self.consumer_specs: dict[Edge, EdgeSpec] = {}
         self.calls: dict[str, PlannedCall] = {}
         self.examples: dict[str, dict[str, TensorSpec]] = {}
-        self.written: dict[str, dict[str, torch.dtype]] = {}
+        self.port_dtypes: dict[str, dict[str, torch.dtype]] = {}
         self.notes: list[str] = []
         self.counts: dict[str, AnyDim | None] = {}
         names = [
@@ -74,7 +74,7 @@ class _Inference:
         self.entered = {dim for _, dim in names}
         self.sized = {dim for name, dim in names if name not in self.graph.optional}
 
-    def run(self) -> Draft:
+    def run(self) -> PlanContext:
         self.values |= {(NodeKey("input", name), ""): spec for name, spec in self.graph.inputs.items()}
         for name, value in self.graph.constants.items():
             self.values[NodeKey("constant", name), ""] = _constant_spec(value)
@@ -86,28 +86,32 @@ class _Inference:
             elif node.kind in ("enter", "exit"):
                 self._loop_end(node)
         for edge in (edge for edge in self.graph.edges if edge.target.kind == "output"):
-            self.forms[edge] = self._fit(edge, None)
-        sources = {
-            edge: held_spec(self.draft, edge.source, edge.source_port, self._source(edge))
+            self.consumer_specs[edge] = self._fit(edge, None)
+        producer_specs = {
+            edge: device_spec(self.context, edge.source, edge.source_port, self._source(edge))
             for edge in self.graph.edges
         }
         return replace(
-            self.draft,
+            self.context,
             dims=self.dims,
             calls=self.calls,
             counts=self.counts,
-            written=self.written,
-            forms={
-                edge: held_form(self.draft, edge, sources[edge], form) for edge, form in self.forms.items()
+            port_dtypes=self.port_dtypes,
+            consumer_specs={
+                edge: device_edge_spec(self.context, edge, producer_specs[edge], edge_spec)
+                for edge, edge_spec in self.consumer_specs.items()
             },
-            sources=sources,
-        ).noted(*self.notes, *self.prober.notes)
+            producer_specs=producer_specs,
+        ).with_notes(*self.notes, *self.prober.notes)
 
     def _loop_end(self, node: NodeKey) -> None:
         """What enters the body of a loop, or leaves it."""
         loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in self.graph.into(node)}
-        self.forms |= {edge: self._fit(edge, None) for edge in ports.values()}
-        given = {port: _with_rule(self.forms[edge], edge, port in loop.carry) for port, edge in ports.items()}
+        self.consumer_specs |= {edge: self._fit(edge, None) for edge in ports.values()}
+        given = {
+            port: _with_rule(self.consumer_specs[edge], edge, port in loop.carry)
+            for port, edge in ports.items()
+        }
         if node.kind == "enter":
             made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
             self.dims |= {} if decided is None else {decided.name: decided}
@@ -125,14 +129,14 @@ class _Inference:
             spec = given.get(next_port(edge.target_port))
             if edge.source.kind == "constant" and spec is not None:
                 sized = {dim for dim in self.sized if dim not in self.padded and not self.dims[dim].batch}
-                self.forms[edge] = named_constant(self.forms[edge], spec, self.dims, sized)
-                self.values[node, edge.target_port] = self.forms[edge].spec
+                self.consumer_specs[edge] = named_constant(self.consumer_specs[edge], spec, self.dims, sized)
+                self.values[node, edge.target_port] = self.consumer_specs[edge].spec
 
-    def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeForm:
+    def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeSpec:
         """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
-        whole, gather = gathered(self.draft, edge, self._source(edge))
-        form = fit_edge(edge, whole, wanted, self.dims, self.entered, self.padded)
-        return replace(form, fits=(*gather, *form.fits))
+        whole, gather = gathered(self.context, edge, self._source(edge))
+        edge_spec = fit_edge(edge, whole, wanted, self.dims, self.entered, self.padded)
+        return replace(edge_spec, conversions=(*gather, *edge_spec.conversions))
 
     def _source(self, edge: Edge) -> PortSpec:
         key = (edge.source, edge.source_port)
@@ -152,21 +156,21 @@ class _Inference:
         stage = self.graph.calls[name].stage
         fed: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
-            form = self._fit(edge, self._wanted(stage, edge.target_port))
-            _check_type(self.draft.devices[stage.name], edge, stage, form.spec)
-            self.forms[edge] = form
-            fed[edge.target_port] = form.spec
+            edge_spec = self._fit(edge, self._wanted(stage, edge.target_port))
+            _check_type(self.context.devices[stage.name], edge, stage, edge_spec.spec)
+            self.consumer_specs[edge] = edge_spec
+            fed[edge.target_port] = edge_spec.spec
         ordered = {port.name: fed[port.name] for port in stage.inputs if port.name in fed}
         outputs, returns, declared = self._outputs(name, stage, ordered)
         for port, spec in outputs.items():
             self.values[NodeKey("call", name), port] = spec
-        device = self.draft.devices[stage.name]
-        if device in self.draft.groups:
-            self.notes += self.draft.groups[device].review(stage, ordered, outputs)
-        self.written[name] = {
+        device = self.context.devices[stage.name]
+        if device in self.context.groups:
+            self.notes += self.context.groups[device].review(stage, ordered, outputs)
+        self.port_dtypes[name] = {
             port: spec.dtype for port, spec in ordered.items() if isinstance(spec, TensorSpec)
         }
-        takes, gives = (held_ports(self.draft, name, ports) for ports in (ordered, outputs))
+        takes, gives = (device_ports(self.context, name, ports) for ports in (ordered, outputs))
         shares = name in self.sharing
         self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared, shares)
 
@@ -222,7 +226,7 @@ class _Inference:
             outputs[port.name] = port.spec
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
                 if dim not in self.entered and not self.dims[dim].born:
-                    check_birth(self.draft, name, stage, dim)
+                    check_birth(self.context, name, stage, dim)
                     self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
@@ -232,14 +236,14 @@ class _Inference:
 
     def _samples(
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
-    ) -> list[tuple[dict[str, int], Outcome]]:
+    ) -> list[tuple[dict[str, int], ProbeResult]]:
         """Outcomes at every combination of buckets, and at sizes between (:mod:`orchestrator.planner.infer.trials`)."""
         sampler = Sampler(name, stage, fed, self.dims, lambda at: self._probe(name, stage, fed, at))
         return sampler.samples(
             self.padded, lambda at, error: _refused(self.graph, name, stage, fed, at, error)
         )
 
-    def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+    def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> ProbeResult:
         constants = {
             edge.target_port: self.graph.constants[edge.source.name]
             for edge in self.graph.into(NodeKey("call", name))
@@ -253,7 +257,7 @@ class _Inference:
                 arguments.append((port, constants[port]))
         return self.prober.run(stage, tuple(arguments), name in self.captured)
 
-    def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> Outcome:
+    def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> ProbeResult:
         outcome = self._run(name, stage, fed, at)
         if outcome.shares:
             self.sharing.add(name)
@@ -270,7 +274,7 @@ class _Inference:
 
 
 def _inferred(
-    name: str, stage: Stage, samples: list[tuple[dict[str, int], Outcome]]
+    name: str, stage: Stage, samples: list[tuple[dict[str, int], ProbeResult]]
 ) -> tuple[dict[str, PortSpec], str, bool]:
     first = samples[0][1]
     ports = port_names(name, stage, first)
@@ -290,25 +294,25 @@ def _inferred(
     for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
         seen = [[(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))]
         found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
-        outputs[port] = against_declared(name, stage, port, found, samples, position)
+        outputs[port] = check_declared(name, stage, port, found, samples, position)
     wanted = {port.name for port in stage.outputs}
     kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
     return kept, handed_over(first), False
 
 
-def _with_rule(form: EdgeForm, edge: Edge, carried: bool) -> PortSpec:
+def _with_rule(edge_spec: EdgeSpec, edge: Edge, carried: bool) -> PortSpec:
     """What an edge brings to a loop's end, with the rule it may be padded by beyond it.
 
     A carry is another value after each iteration. So the rule of what it starts with says nothing of it; that of the
     body's own input does.
     """
-    if not isinstance(form.spec, TensorSpec):
-        return form.spec
+    if not isinstance(edge_spec.spec, TensorSpec):
+        return edge_spec.spec
     declared = [
         spec.pad for spec in edge.constraints if isinstance(spec, TensorSpec) and spec.pad is not None
     ]
-    rule = form.rule if not carried else declared[-1] if declared else None
-    return replace(form.spec, pad=rule)
+    rule = edge_spec.rule if not carried else declared[-1] if declared else None
+    return replace(edge_spec.spec, pad=rule)
 
 
 def _example_specs(stage: Stage, rows: list[tuple[torch.Tensor, ...]]) -> dict[str, TensorSpec]:

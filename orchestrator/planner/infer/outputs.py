@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from orchestrator.errors import PlanError
-from orchestrator.planner.infer.probe import Outcome
+from orchestrator.planner.infer.probe import ProbeResult
 from orchestrator.specs import TensorSpec, dtype_name, plain_dims, show_spec
 from orchestrator.stage import Stage
 
-__all__ = ["against_declared", "handed_over", "port_names", "show_sizes"]
+__all__ = ["check_declared", "handed_over", "port_names", "show_sizes"]
 
 
-def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
+def port_names(name: str, stage: Stage, outcome: ProbeResult) -> list[str]:
     """Returns the names of the tensors a stage gave, in order.
 
     What is no tensor stays aside where the declared names say which outputs are meant.
@@ -51,14 +51,14 @@ def port_names(name: str, stage: Stage, outcome: Outcome) -> list[str]:
     )
 
 
-def handed_over(outcome: Outcome) -> str:
+def handed_over(outcome: ProbeResult) -> str:
     """Returns how a stage hands its outputs over, as a plan says it."""
     if outcome.returns == "tuple" and outcome.others:
         return " ".join(["at", *(key for key, _, _ in outcome.outputs)])
     return outcome.returns
 
 
-def _mixed(name: str, stage: Stage, outcome: Outcome, kind: str) -> PlanError:
+def _mixed(name: str, stage: Stage, outcome: ProbeResult, kind: str) -> PlanError:
     """What a stage gives besides tensors, by key, and how the tensors are chosen."""
     others = ", ".join(f"{key!r} is a {held}" for key, held in outcome.others)
     keys = [key for key, _, _ in outcome.outputs]
@@ -67,12 +67,12 @@ def _mixed(name: str, stage: Stage, outcome: Outcome, kind: str) -> PlanError:
         if kind == "a dict"
         else f"one name for each: outputs={tuple('abcdefgh'[: len(keys)])}"
     )
-    way = f"Say which tensors are its outputs, {how}" if keys else "It gives no tensor"
+    advice = f"Say which tensors are its outputs, {how}" if keys else "It gives no tensor"
     return _wrong_outputs(
         name,
         stage,
-        f"gives {kind} that holds a {outcome.others[0][1]}: {others}. {way}; or put a function around it that returns "
-        f"tensors alone",
+        f"gives {kind} that holds a {outcome.others[0][1]}: {others}. {advice}; or put a function around it that "
+        f"returns tensors alone",
     )
 
 
@@ -80,12 +80,12 @@ def _wrong_outputs(name: str, stage: Stage, what: str) -> PlanError:
     return PlanError(f"Stage {stage.name!r} (call {name!r}) {what}.", stage=stage.name, call=name)
 
 
-def against_declared(
+def check_declared(
     name: str,
     stage: Stage,
     port: str,
     found: TensorSpec,
-    samples: list[tuple[dict[str, int], Outcome]],
+    samples: list[tuple[dict[str, int], ProbeResult]],
     position: int,
 ) -> TensorSpec:
     """Checks an inferred output against its declaration; the declaration's names are used where they hold."""

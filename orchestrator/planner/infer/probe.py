@@ -25,7 +25,7 @@ from orchestrator.planner.infer.memory_use import MemoryUse, fake_mode, is_held,
 from orchestrator.planner.infer.structure import key_of, structure
 from orchestrator.stage import ModelWrapper, Stage
 
-__all__ = ["Argument", "DataDependentError", "Outcome", "Prober", "RefusedError", "UnfitError"]
+__all__ = ["Argument", "DataDependentError", "ProbeResult", "Prober", "RefusedError", "UnfitError"]
 
 _DATA_DEPENDENT = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
 _UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
@@ -47,7 +47,7 @@ class UnfitError(DataDependentError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeResult:
     """What a stage gave for fake inputs.
 
     Attributes:
@@ -75,7 +75,7 @@ class Prober:
         self._mode = fake_mode()
         self._isolation = Isolation(self._mode)
         self._leftovers = Leftovers(self._mode, self._isolation)
-        self._memo: dict[Any, Outcome] = {}
+        self._memo: dict[Any, ProbeResult] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
         self._leftovers.allow(self._copies)
         self._structures: dict[int, Any] = {}
@@ -85,7 +85,7 @@ class Prober:
         """What running stages did that is worth a note in the plan."""
         return tuple(dict.fromkeys(self._leftovers.bindings.notes))
 
-    def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> Outcome:
+    def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> ProbeResult:
         """Runs a stage.
 
         Args:
@@ -148,7 +148,7 @@ class Prober:
                 places=error.places,
             ) from None
 
-    def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> Outcome:
+    def _run(self, stage: Stage, arguments: tuple[Argument, ...]) -> ProbeResult:
         try:
             function = self._fake(stage)
             owner = None if function is stage.target or isinstance(function, InPlace) else function
@@ -165,7 +165,7 @@ class Prober:
 
     def _outcome(
         self, stage: Stage, function: Callable[..., Any], arguments: tuple[Argument, ...]
-    ) -> Outcome:
+    ) -> ProbeResult:
         try:
             with self._mode, torch.no_grad():
                 device = _device_of(function)
@@ -315,27 +315,27 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _outcome(result: Any, written: tuple[str, ...]) -> Outcome:
+def _outcome(result: Any, written: tuple[str, ...]) -> ProbeResult:
     if isinstance(result, torch.Tensor):
-        return Outcome("single", (("output", tuple(result.shape), result.dtype),), written)
+        return ProbeResult("single", (("output", tuple(result.shape), result.dtype),), written)
     if isinstance(result, Mapping):
         items = [(str(name), value) for name, value in result.items() if value is not None]
         kind = "dict" if all(isinstance(name, str) for name in result) else "keys"
     elif isinstance(result, (tuple, list)):
         items, kind = [(str(position), value) for position, value in enumerate(result)], "tuple"
     else:
-        return Outcome(f"a {type(result).__name__}", (), written)
+        return ProbeResult(f"a {type(result).__name__}", (), written)
     names = [name for name, _ in items]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        return Outcome(f"a dict with two keys that read {twice!r}", (), written)
+        return ProbeResult(f"a dict with two keys that read {twice!r}", (), written)
     tensors = tuple(
         (name, tuple(value.shape), value.dtype) for name, value in items if isinstance(value, torch.Tensor)
     )
     others = tuple(
         (name, type(value).__name__) for name, value in items if not isinstance(value, torch.Tensor)
     )
-    return Outcome(kind, tensors, written, others)
+    return ProbeResult(kind, tensors, written, others)
 
 
 @contextlib.contextmanager

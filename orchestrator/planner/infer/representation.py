@@ -15,71 +15,73 @@ from orchestrator.adapter import Adapter, check_cast
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey, next_port
 from orchestrator.plan.model import HOST
-from orchestrator.planner.context import Draft, EdgeForm
+from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
 
-__all__ = ["gathered", "held_form", "held_ports", "held_spec", "is_gathered"]
+__all__ = ["device_edge_spec", "device_ports", "device_spec", "gathered", "is_gathered"]
 
 
-def is_gathered(draft: Draft, edge: Edge) -> bool:
+def is_gathered(context: PlanContext, edge: Edge) -> bool:
     """Tells whether an edge's value is joined from the parts that ranks hold."""
-    return any(fit.kind == "gather" for fit in draft.forms[edge].fits)
+    return any(conversion.kind == "gather" for conversion in context.consumer_specs[edge].conversions)
 
 
-def held_spec(draft: Draft, node: NodeKey, port: str, spec: PortSpec) -> PortSpec:
+def device_spec(context: PlanContext, node: NodeKey, port: str, spec: PortSpec) -> PortSpec:
     """Returns what a port's device holds a value of it as; a carry is held as what gives its next value holds it."""
-    giver = _giver(draft, node, port)
+    giver = _carry_producer(context, node, port)
     if giver is None or not isinstance(spec, TensorSpec):
         return spec
-    stage = draft.graph.calls[giver].stage
-    backend = draft.groups.get(draft.devices[stage.name])
+    stage = context.graph.calls[giver].stage
+    backend = context.groups.get(context.devices[stage.name])
     if backend is None:
         return spec
     dtype = backend.held_dtype(stage, spec.dtype)
     return spec if dtype == spec.dtype else replace(spec, dtype=dtype)
 
 
-def _giver(draft: Draft, node: NodeKey, port: str) -> str | None:
+def _carry_producer(context: PlanContext, node: NodeKey, port: str) -> str | None:
     """The call whose device holds a port's values: for a carry the one that gives its next value."""
     seen = set()
     while node.kind in ("enter", "exit") and (node.name, port) not in seen:
-        loop = draft.graph.loops[node.name]
+        loop = context.graph.loops[node.name]
         port = port.removesuffix("[next]")
         if port not in loop.carry:
             return None
         seen.add((node.name, port))
-        edges = draft.graph.into(NodeKey("exit", loop.name))
+        edges = context.graph.into(NodeKey("exit", loop.name))
         edge = next(edge for edge in edges if edge.target_port == next_port(port))
         node, port = edge.source, edge.source_port
     return node.name if node.kind == "call" else None
 
 
-def held_ports(draft: Draft, call: str, ports: Mapping[str, PortSpec]) -> tuple[tuple[str, PortSpec], ...]:
+def device_ports(
+    context: PlanContext, call: str, ports: Mapping[str, PortSpec]
+) -> tuple[tuple[str, PortSpec], ...]:
     """Returns the ports of a call as its device holds them."""
     node = NodeKey("call", call)
-    return tuple((port, held_spec(draft, node, port, spec)) for port, spec in ports.items())
+    return tuple((port, device_spec(context, node, port, spec)) for port, spec in ports.items())
 
 
-def held_form(draft: Draft, edge: Edge, source: PortSpec, form: EdgeForm) -> EdgeForm:
+def device_edge_spec(context: PlanContext, edge: Edge, source: PortSpec, edge_spec: EdgeSpec) -> EdgeSpec:
     """Returns the form of an edge with casts from and to what its ends hold.
 
     Args:
-        draft: The plan so far.
+        context: The plan so far.
         edge: The edge.
         source: What the producer's device holds.
-        form: What the consumer reads, by what both stages' authors wrote.
+        edge_spec: What the consumer reads, by what both stages' authors wrote.
     """
-    target = held_spec(draft, edge.target, edge.target_port, form.spec)
+    target = device_spec(context, edge.target, edge.target_port, edge_spec.spec)
     if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
-        return form
-    held = _with_casts(source, target, form)
+        return edge_spec
+    held = _with_casts(source, target, edge_spec)
     _check_pads(edge, source, held)
-    _check_constant(draft, edge, target)
+    _check_constant(context, edge, target)
     return held
 
 
-def _check_constant(draft: Draft, edge: Edge, target: TensorSpec) -> None:
-    value = draft.graph.constants[edge.source.name] if edge.source.kind == "constant" else None
+def _check_constant(context: PlanContext, edge: Edge, target: TensorSpec) -> None:
+    value = context.graph.constants[edge.source.name] if edge.source.kind == "constant" else None
     if isinstance(value, torch.Tensor) and value.is_cpu and value.dtype.itemsize > target.dtype.itemsize:
         try:
             check_cast(value, target.dtype)
@@ -91,35 +93,35 @@ def _check_constant(draft: Draft, edge: Edge, target: TensorSpec) -> None:
             ) from error
 
 
-def _with_casts(source: TensorSpec, target: TensorSpec, form: EdgeForm) -> EdgeForm:
-    written = form.spec
-    casts = [fit for fit in form.fits if fit.kind == "cast"]
+def _with_casts(source: TensorSpec, target: TensorSpec, edge_spec: EdgeSpec) -> EdgeSpec:
+    written = edge_spec.spec
+    casts = [conversion for conversion in edge_spec.conversions if conversion.kind == "cast"]
     reached = casts[-1].dtype if casts else source.dtype
     idle = len(casts) == 1 and source.dtype == target.dtype
     if written == target and reached == target.dtype and not idle:
-        return form
-    fits = [fit for fit in form.fits if fit.kind != "cast"]
+        return edge_spec
+    conversions = [conversion for conversion in edge_spec.conversions if conversion.kind != "cast"]
     if source.dtype != target.dtype:
         cast = Adapter("cast", dtype=target.dtype)
-        joined = sum(fit.kind == "gather" for fit in fits)
+        joined = sum(conversion.kind == "gather" for conversion in conversions)
         narrow = target.dtype.itemsize <= source.dtype.itemsize
-        fits.insert(joined if narrow else len(fits), cast)
-    return EdgeForm(target, tuple(fits), form.rule)
+        conversions.insert(joined if narrow else len(conversions), cast)
+    return EdgeSpec(target, tuple(conversions), edge_spec.rule)
 
 
-def _check_pads(edge: Edge, source: TensorSpec, form: EdgeForm) -> None:
+def _check_pads(edge: Edge, source: TensorSpec, edge_spec: EdgeSpec) -> None:
     """Refuses a pad value that the dtype it is written in cannot hold.
 
     Raises:
         PlanError: It cannot.
     """
     dtype = source.dtype
-    for fit in form.fits:
-        dtype = fit.dtype or dtype
-        if fit.kind == "pad":
-            _check_pad(edge, fit.rule, dtype)
-    if isinstance(form.spec, TensorSpec) and form.spec.names:
-        _check_pad(edge, form.rule, form.spec.dtype)
+    for conversion in edge_spec.conversions:
+        dtype = conversion.dtype or dtype
+        if conversion.kind == "pad":
+            _check_pad(edge, conversion.rule, dtype)
+    if isinstance(edge_spec.spec, TensorSpec) and edge_spec.spec.names:
+        _check_pad(edge, edge_spec.rule, edge_spec.spec.dtype)
 
 
 def _check_pad(edge: Edge, rule: Pad, dtype: torch.dtype) -> None:
@@ -133,7 +135,7 @@ def _check_pad(edge: Edge, rule: Pad, dtype: torch.dtype) -> None:
         )
 
 
-def gathered(draft: Draft, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
+def gathered(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
     """Returns what an edge's producer gives once the parts of all ranks are joined, and the adapter that joins them.
 
     Raises:
@@ -141,8 +143,8 @@ def gathered(draft: Draft, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[
     """
     if edge.source.kind != "call":
         return spec, ()
-    stage = draft.graph.calls[edge.source.name].stage
-    backend = draft.groups.get(draft.devices[stage.name])
+    stage = context.graph.calls[edge.source.name].stage
+    backend = context.groups.get(context.devices[stage.name])
     parts = backend.sharded(stage) if backend is not None else {}
     known = [port.name for port in stage.outputs] or ([edge.source_port] if len(parts) == 1 else list(parts))
     for port in parts:

@@ -23,7 +23,7 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import DimPlan
 from orchestrator.planner.infer.outputs import show_sizes
-from orchestrator.planner.infer.probe import DataDependentError, Outcome, RefusedError
+from orchestrator.planner.infer.probe import DataDependentError, ProbeResult, RefusedError
 from orchestrator.specs import AnyDim, Derived, TensorSpec, combinations, dim_names, size_of
 from orchestrator.stage import Stage
 
@@ -34,7 +34,7 @@ EXHAUSTIVE = 8
 
 Sizes = dict[str, int]
 #: Sizes of names, and what a stage gave there.
-Sampled = tuple[Sizes, Outcome]
+Sampled = tuple[Sizes, ProbeResult]
 
 
 def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
@@ -88,7 +88,7 @@ class Sampler:
         stage: Stage,
         fed: Mapping[str, object],
         dims: Mapping[str, DimPlan],
-        run: Callable[[Sizes], Outcome],
+        run: Callable[[Sizes], ProbeResult],
     ) -> None:
         self.call = call
         self.stage = stage

@@ -1,4 +1,4 @@
-"""Homes: where a loop keeps what enters and leaves it.
+"""Locations: where a loop keeps what enters and leaves it.
 
 A carry is kept where the body gives its next value, so that nothing is moved from one iteration to the next. What is
 sliced is kept on the device that reads the slices, if that computes eagerly, else on the host. What is collected stays
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from orchestrator.graph import Edge, Loop, NodeKey, next_port
 from orchestrator.plan.model import HOST
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.specs import TensorSpec
 
-__all__ = ["End", "Homes"]
+__all__ = ["Location", "Locations"]
 
 
 @dataclass(frozen=True)
-class End:
+class Location:
     """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
 
     device: str
@@ -27,26 +27,26 @@ class End:
     real: bool
 
 
-_ON_HOST = End(HOST, HOST, True)
+_ON_HOST = Location(HOST, HOST, True)
 
 
-class Homes:
+class Locations:
     """Finds the two ends of every edge.
 
     Args:
-        draft: The plan so far; edges that are spilled already end on the host.
+        context: The plan so far; edges that are spilled already end on the host.
     """
 
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
-        self.graph = draft.graph
-        self._carries: dict[tuple[str, str], End | None] = {}
+    def __init__(self, context: PlanContext) -> None:
+        self.context = context
+        self.graph = context.graph
+        self._carries: dict[tuple[str, str], Location | None] = {}
 
-    def source(self, edge: Edge) -> End:
+    def source(self, edge: Edge) -> Location:
         """Returns the producing end."""
         return self._given(edge.source, edge.source_port)
 
-    def target(self, edge: Edge) -> End:
+    def target(self, edge: Edge) -> Location:
         """Returns the consuming end."""
         if edge.target.kind == "call":
             return self.call(edge.target.name)
@@ -58,15 +58,15 @@ class Homes:
         carry = next((name for name in loop.carry if next_port(name) == edge.target_port), None)
         return self._carried(loop, carry) if carry is not None else self._left(loop, edge.target_port)
 
-    def call(self, name: str) -> End:
+    def call(self, name: str) -> Location:
         """Returns the end that a call is."""
-        device = self.draft.device_of(name)
+        device = self.context.device_of(name)
         if device == HOST:
             return _ON_HOST
-        host_memory = self.draft.groups[device].capabilities.host_memory
-        return End(device, HOST if host_memory else device, False)
+        host_memory = self.context.groups[device].capabilities.host_memory
+        return Location(device, HOST if host_memory else device, False)
 
-    def _given(self, node: NodeKey, port: str) -> End:
+    def _given(self, node: NodeKey, port: str) -> Location:
         if node.kind == "call":
             return self.call(node.name)
         if node.kind not in ("enter", "exit"):
@@ -76,16 +76,16 @@ class Homes:
             return self._entered(loop, port)
         return self._left(loop, port)
 
-    def _entered(self, loop: Loop, port: str) -> End:
+    def _entered(self, loop: Loop, port: str) -> Location:
         if port in loop.carry:
             return self._carried(loop, port)
         if port in loop.given:
             edges = self.graph.into(NodeKey("enter", loop.name))
             edge = next(edge for edge in edges if edge.target_port == port)
-            return _ON_HOST if edge in self.draft.spilled else self._given(edge.source, edge.source_port)
+            return _ON_HOST if edge in self.context.spills else self._given(edge.source, edge.source_port)
         return self._sliced(loop, port) if port in loop.each else _ON_HOST
 
-    def _carried(self, loop: Loop, port: str) -> End:
+    def _carried(self, loop: Loop, port: str) -> Location:
         key = (loop.name, port)
         if key not in self._carries:
             self._carries[key] = None  # a carry that is handed on as it is, by way of others or not
@@ -97,9 +97,9 @@ class Homes:
         read = self._read(loop, port)
         return _ON_HOST if self._buffered(read) else read
 
-    def _find_carried(self, loop: Loop, port: str) -> End:
+    def _find_carried(self, loop: Loop, port: str) -> Location:
         edge = self._into(loop, next_port(port))
-        if edge in self.draft.spilled:
+        if edge in self.context.spills:
             return _ON_HOST
         found = self._given(edge.source, edge.source_port)
         # Not a call of this body gave it, but a loop inside, whose programs overwrite it when that loop runs again; or
@@ -110,16 +110,16 @@ class Homes:
         return _ON_HOST if held or self._is_python(edge) else found
 
     def _is_python(self, edge: Edge) -> bool:
-        return not isinstance(self.draft.sources.get(edge), TensorSpec)
+        return not isinstance(self.context.producer_specs.get(edge), TensorSpec)
 
     def _into(self, loop: Loop, port: str) -> Edge:
         edges = self.graph.into(NodeKey("exit", loop.name))
         return next(edge for edge in edges if edge.target_port == port)
 
-    def _buffered(self, end: End) -> bool:
-        return end.memory != HOST and bool(self.draft.groups[end.device].capabilities.output_buffers)
+    def _buffered(self, end: Location) -> bool:
+        return end.memory != HOST and bool(self.context.groups[end.device].capabilities.output_buffers)
 
-    def _readers(self, loop: Loop, port: str) -> list[End]:
+    def _readers(self, loop: Loop, port: str) -> list[Location]:
         """Ends of the calls that read a port in the body."""
         edges = self.graph.out_of(NodeKey("enter", loop.name))
         return [
@@ -128,24 +128,24 @@ class Homes:
             if edge.source_port == port and edge.target.kind == "call"
         ]
 
-    def _read(self, loop: Loop, port: str) -> End:
+    def _read(self, loop: Loop, port: str) -> Location:
         return next(iter(self._readers(loop, port)), _ON_HOST)
 
-    def _sliced(self, loop: Loop, port: str) -> End:
+    def _sliced(self, loop: Loop, port: str) -> Location:
         readers = self._readers(loop, port)
         if len({end.memory for end in readers}) != 1 or readers[0].memory == HOST:
             return _ON_HOST
-        eager = self.draft.groups[readers[0].device].capabilities.eager
-        return End(readers[0].device, readers[0].memory, True) if eager else _ON_HOST
+        eager = self.context.groups[readers[0].device].capabilities.eager
+        return Location(readers[0].device, readers[0].memory, True) if eager else _ON_HOST
 
-    def _left(self, loop: Loop, port: str) -> End:
+    def _left(self, loop: Loop, port: str) -> Location:
         """Where a collected value is stacked, or an end is read."""
         edge = self._into(loop, port)
         end = self._given(edge.source, edge.source_port)
         if port not in loop.results or end.device == HOST or loop.kind == "map":
             return _ON_HOST
-        if not isinstance(self.draft.counts[loop.name], int):
+        if not isinstance(self.context.counts[loop.name], int):
             return _ON_HOST  # there are as many parts as iterations, and no more up to a bucket
-        capabilities = self.draft.groups[end.device].capabilities
+        capabilities = self.context.groups[end.device].capabilities
         keeps = capabilities.eager and capabilities.refcounted and not self._is_python(edge)
         return end if keeps else _ON_HOST

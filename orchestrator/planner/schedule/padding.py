@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.graph import CONDITION, Edge, Graph, NodeKey, until_port
 from orchestrator.plan.model import HOST, DimPlan, PlannedCall
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import steps_dim
 from orchestrator.specs import PortSpec, TensorSpec, dim_names
 
 __all__ = ["counting_dims", "padding_notes"]
 
 
-def padding_notes(draft: Draft) -> Iterator[str]:
+def padding_notes(context: PlanContext) -> Iterator[str]:
     """Yields a sentence for each stage that reads a padded dim and gives something without it.
 
     What is kept of such a result (a mean over tokens, whether all rows have ended) has gone through the padding. That
     it does not matter is what the pad rule promises; nothing here can prove it.
     """
-    counted = counting_dims(draft.graph, draft.sources.get)
-    padded = [dim for dim in draft.dims.values() if _is_padded(dim) and dim.name not in counted]
+    counted = counting_dims(context.graph, context.producer_specs.get)
+    padded = [dim for dim in context.dims.values() if _is_padded(dim) and dim.name not in counted]
     seen: dict[tuple[str, str], dict[str, None]] = {}
-    for call in draft.calls.values():
+    for call in context.calls.values():
         for dim in padded if call.device != HOST else ():
             if any(_has(spec, dim.name) for _, spec in call.inputs):
                 lost = [port for port, spec in call.outputs if not _has(spec, dim.name)]
                 ports = seen.setdefault((call.stage, dim.name), {})
-                ports |= {_described(draft.graph, call, port): None for port in lost}
+                ports |= {_described(context.graph, call, port): None for port in lost}
     for (stage, name), ports in seen.items():
         if ports:
             have = "has" if len(ports) == 1 else "have"

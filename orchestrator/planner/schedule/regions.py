@@ -15,26 +15,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.graph import Edge, NodeKey
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import is_of_items
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Region", "find_regions", "leaving"]
+__all__ = ["RegionKey", "find_regions", "leaving"]
 
 
 @dataclass(frozen=True)
-class Region:
+class RegionKey:
     """A region: its born dims, in the order of the graph's dims, and its level."""
 
     dims: tuple[str, ...]
     level: int
 
 
-def find_regions(draft: Draft) -> dict[NodeKey, Region]:
+def find_regions(context: PlanContext) -> dict[NodeKey, RegionKey]:
     """Returns the region of each call, and of each loop by its entry, that is in one."""
-    graph = draft.graph
+    graph = context.graph
     born = [
-        name for name, dim in draft.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
+        name for name, dim in context.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
     ]
     if not born:
         return {}
@@ -47,40 +47,40 @@ def find_regions(draft: Draft) -> dict[NodeKey, Region]:
     levels: dict[NodeKey, int] = {}
     for (node,) in graph.ordered_units({}):
         edges = reads.get(node, [])
-        labels[node] = _label(draft, node, edges, born)
+        labels[node] = _label(context, node, edges, born)
         before = [other for edge in edges if (other := graph.ancestor_in(edge.source, "")) is not None]
         levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
-    return {node: Region(label, levels[node]) for node, label in labels.items() if label}
+    return {node: RegionKey(label, levels[node]) for node, label in labels.items() if label}
 
 
-def leaving(draft: Draft, edge: Edge, regions: Mapping[NodeKey, Region]) -> tuple[str, ...]:
+def leaving(context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey]) -> tuple[str, ...]:
     """Returns the region dims that an edge's value carries out of its region."""
-    spec = draft.sources[edge]
-    region, there = (_region(draft, node, regions) for node in (edge.source, edge.target))
+    spec = context.producer_specs[edge]
+    region, there = (_region(context, node, regions) for node in (edge.source, edge.target))
     if region is None or there == region or not isinstance(spec, TensorSpec):
         return ()
     return tuple(name for name in spec.names if name in region.dims)
 
 
-def _region(draft: Draft, node: NodeKey, regions: Mapping[NodeKey, Region]) -> Region | None:
-    around = draft.graph.ancestor_in(node, "")
+def _region(context: PlanContext, node: NodeKey, regions: Mapping[NodeKey, RegionKey]) -> RegionKey | None:
+    around = context.graph.ancestor_in(node, "")
     return None if around is None else regions.get(around)
 
 
-def _label(draft: Draft, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:
-    if node.kind == "call" and draft.graph.calls[node.name].stage.host:
+def _label(context: PlanContext, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:
+    if node.kind == "call" and context.graph.calls[node.name].stage.host:
         return ()
-    read = {dim for edge in edges for dim in _read(draft, edge)}
+    read = {dim for edge in edges for dim in _read(context, edge)}
     return tuple(dim for dim in born if dim in read)
 
 
-def _read(draft: Draft, edge: Edge) -> tuple[str, ...]:
+def _read(context: PlanContext, edge: Edge) -> tuple[str, ...]:
     """Names of what an edge's consumer reads; the number of slices or items that enter a loop is no size to it."""
-    spec = draft.forms[edge].spec
+    spec = context.consumer_specs[edge].spec
     if not isinstance(spec, TensorSpec):
         return ()
     if edge.target.kind != "enter":
         return spec.names
-    loop = draft.graph.loops[edge.target.name]
+    loop = context.graph.loops[edge.target.name]
     cut = edge.target_port in (*loop.each, *(name for name, _ in loop.over))
     return TensorSpec(spec.dims[1:]).names if cut else spec.names

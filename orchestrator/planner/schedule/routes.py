@@ -1,4 +1,4 @@
-"""Ways: the adapters that bring a producer's value to one consumer, in order.
+"""Routes: the adapters that bring a producer's value to one consumer, in order.
 
 What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly;
 elsewhere both happen on the host, or, on the way from a device to itself, in a program. Consumers in one memory share
@@ -14,41 +14,41 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.plan.model import HOST, Residency
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.planner.infer.trials import padded_names
-from orchestrator.planner.schedule.locations import End, Homes
-from orchestrator.planner.schedule.regions import Region, leaving
+from orchestrator.planner.schedule.locations import Location, Locations
+from orchestrator.planner.schedule.regions import RegionKey, leaving
 from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dim, plain_dims
 
-__all__ = ["Ways"]
+__all__ = ["EdgeRoutes"]
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _RouteParts:
     shrinks: tuple[Adapter, ...]
     moves: tuple[Adapter, ...]
     grows: tuple[Adapter, ...]
 
 
-class Ways:
-    """Finds the way of every edge.
+class EdgeRoutes:
+    """Finds the route of every edge.
 
     Args:
-        draft: The plan so far, with residencies.
+        context: The plan so far, with residencies.
         regions: Call, or entry of a loop, to region.
     """
 
-    def __init__(self, draft: Draft, regions: dict[NodeKey, Region]) -> None:
-        self.draft = draft
-        self.homes = Homes(draft)
+    def __init__(self, context: PlanContext, regions: dict[NodeKey, RegionKey]) -> None:
+        self.context = context
+        self.locations = Locations(context)
         self.regions = regions
-        self._padded = padded_names(draft.graph, draft.dims) - self._bound()
+        self._padded = padded_names(context.graph, context.dims) - self._bound()
         self._items = {
-            str(plain_dim(spec.dims[0])) for loop in draft.graph.loops.values() for _, spec in loop.over
+            str(plain_dim(spec.dims[0])) for loop in context.graph.loops.values() for _, spec in loop.over
         }
-        self._ways: dict[Edge, tuple[Adapter, ...]] = {}
-        self._parts = {edge: self._split(edge) for edge in draft.graph.edges}
+        self._routes: dict[Edge, tuple[Adapter, ...]] = {}
+        self._parts = {edge: self._split(edge) for edge in context.graph.edges}
         self._cuts: dict[tuple[object, ...], set[tuple[Adapter, ...]]] = {}
         for edge, parts in self._parts.items():
             if parts.moves:
@@ -56,21 +56,25 @@ class Ways:
 
     def _bound(self) -> set[str]:
         """Dims that stay at their buckets whatever other rules say: an input brings them to a stage without a rule."""
-        forms = {
-            edge: self.draft.forms[edge] for edge in self.draft.graph.edges if edge.source.kind == "input"
+        consumer_specs = {
+            edge: self.context.consumer_specs[edge]
+            for edge in self.context.graph.edges
+            if edge.source.kind == "input"
         }
         return {
             name
-            for edge, form in forms.items()
-            if form.rule is None and not self.target(edge).real and isinstance(form.spec, TensorSpec)
-            for name in form.spec.names
+            for edge, edge_spec in consumer_specs.items()
+            if edge_spec.rule is None
+            and not self.target(edge).real
+            and isinstance(edge_spec.spec, TensorSpec)
+            for name in edge_spec.spec.names
         }
 
-    def way(self, edge: Edge) -> tuple[Adapter, ...]:
+    def route(self, edge: Edge) -> tuple[Adapter, ...]:
         """Returns the adapters of an edge, in order."""
-        if edge not in self._ways:
-            self._ways[edge] = self._join(edge)
-        return self._ways[edge]
+        if edge not in self._routes:
+            self._routes[edge] = self._join(edge)
+        return self._routes[edge]
 
     def _join(self, edge: Edge) -> tuple[Adapter, ...]:
         parts = self._parts[edge]
@@ -92,45 +96,45 @@ class Ways:
 
     def _placed(self, edge: Edge, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
         """Says where adapters between two stages of a device without eager compute are compiled in."""
-        if edge not in self.draft.folds:
+        if edge not in self.context.fusions:
             return adapters
-        place = self.draft.folds[edge].place
+        place = self.context.fusions[edge].place
         if place != "program":
             return tuple(replace(adapter, place=place) for adapter in adapters)
         *others, last = adapters
         return (*(replace(adapter, place="consumer") for adapter in others), replace(last, place="program"))
 
-    def _is_compiled(self, end: End) -> bool:
-        return end.memory != HOST and self.draft.compiled(end.device)
+    def _is_compiled(self, end: Location) -> bool:
+        return end.memory != HOST and self.context.is_compiled(end.device)
 
-    def source(self, edge: Edge) -> End:
+    def source(self, edge: Edge) -> Location:
         """Returns the producing end."""
         if edge.source.kind != "call":
-            return self.homes.source(edge)
-        return self.produced(edge.source.name, self.draft.sources[edge])
+            return self.locations.source(edge)
+        return self.produced(edge.source.name, self.context.producer_specs[edge])
 
-    def produced(self, call: str, spec: PortSpec) -> End:
+    def produced(self, call: str, spec: PortSpec) -> Location:
         """Returns the end at which a call gives an output."""
-        end = self.homes.call(call)
+        end = self.locations.call(call)
         births = isinstance(spec, TensorSpec) and self._births(call, spec)
-        return End(end.device, end.memory, True) if births else end
+        return Location(end.device, end.memory, True) if births else end
 
-    def target(self, edge: Edge) -> End:
+    def target(self, edge: Edge) -> Location:
         """Returns the consuming end."""
-        return self.homes.target(edge)
+        return self.locations.target(edge)
 
     def leaves(self, edge: Edge) -> tuple[str, ...]:
         """Returns the region dims that an edge's value carries out of its region."""
-        return leaving(self.draft, edge, self.regions)
+        return leaving(self.context, edge, self.regions)
 
     def bucketed(self, spec: TensorSpec) -> bool:
         """Tells whether named dims of a value are compiled for buckets."""
-        return any(not self.draft.dims[name].any for name in spec.names)
+        return any(not self.context.dims[name].any for name in spec.names)
 
     def _births(self, call: str, spec: TensorSpec) -> bool:
-        own = [name for name in spec.names if self.draft.dims[name].born.split(".")[0] == call]
-        others = [name for name in spec.names if name not in own and not self.draft.dims[name].any]
-        if own and others and not self.draft.graph.calls[call].stage.host:
+        own = [name for name in spec.names if self.context.dims[name].born.split(".")[0] == call]
+        others = [name for name in spec.names if name not in own and not self.context.dims[name].any]
+        if own and others and not self.context.graph.calls[call].stage.host:
             raise PlanError(
                 f"An output of {call!r} has the born dim {own[0]!r} and the bucketed dim {others[0]!r}: one is at its "
                 f"own size and the other padded. Let a host stage (device='host') decide {own[0]!r}.",
@@ -143,17 +147,17 @@ class Ways:
 
     def _is_forced(self, edge: Edge) -> bool:
         same = self.source(edge).memory == self.target(edge).memory != HOST
-        return same and self.draft.residencies[edge][0] is Residency.HOST
+        return same and self.context.residencies[edge][0] is Residency.HOST
 
     def _grows_after(self, edge: Edge) -> bool:
         target = self.target(edge)
-        return target.memory == HOST or self.draft.groups[target.device].capabilities.eager
+        return target.memory == HOST or self.context.groups[target.device].capabilities.eager
 
     def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
         source, target = self.source(edge), self.target(edge)
         down, up = Adapter("download", device=HOST), Adapter("upload", device=target.device)
-        if is_gathered(self.draft, edge):
-            gather = self.draft.forms[edge].fits[0]
+        if is_gathered(self.context, edge):
+            gather = self.context.consumer_specs[edge].conversions[0]
             return (gather,) if target.memory == HOST else (gather, up)
         if source.memory == target.memory:
             return (down, up) if self._is_forced(edge) else ()
@@ -161,16 +165,16 @@ class Ways:
             return (up,)
         if target.memory == HOST:
             return (down,)
-        if self.draft.residencies[edge][0] is Residency.DEVICE:
+        if self.context.residencies[edge][0] is Residency.DEVICE:
             return (Adapter("copy", device=target.device),)
         return (down, up)
 
-    def _split(self, edge: Edge) -> _Parts:
-        given, form = self.draft.sources[edge], self.draft.forms[edge]
-        if not isinstance(given, TensorSpec) or not isinstance(form.spec, TensorSpec):
-            return _Parts((), (), ())
-        if is_gathered(self.draft, edge):
-            given = form.fits[0].result(given)
+    def _split(self, edge: Edge) -> _RouteParts:
+        given, edge_spec = self.context.producer_specs[edge], self.context.consumer_specs[edge]
+        if not isinstance(given, TensorSpec) or not isinstance(edge_spec.spec, TensorSpec):
+            return _RouteParts((), (), ())
+        if is_gathered(self.context, edge):
+            given = edge_spec.conversions[0].result(given)
         source, target = self.source(edge), self.target(edge)
         shrinks: list[Adapter] = []
         grows: list[Adapter] = []
@@ -178,27 +182,29 @@ class Ways:
         if not source.real and (target.real or leaves) and self.bucketed(given):
             self._check_cut(edge, given)
             shrinks.append(Adapter("cut", plain_dims(given.dims)))
-        for fit in form.fits:
-            if fit.kind == "gather":
+        for conversion in edge_spec.conversions:
+            if conversion.kind == "gather":
                 continue
             narrow = (
-                fit.kind == "cast" and fit.dtype is not None and fit.dtype.itemsize <= given.dtype.itemsize
+                conversion.kind == "cast"
+                and conversion.dtype is not None
+                and conversion.dtype.itemsize <= given.dtype.itemsize
             )
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
-            (shrinks if (fit.kind == "slice" or narrow) and not grows else grows).append(fit)
+            (shrinks if (conversion.kind == "slice" or narrow) and not grows else grows).append(conversion)
         settled = edge.source.kind == "constant"  # its sizes are those of buckets already
-        if not target.real and (source.real or leaves) and self.bucketed(form.spec) and not settled:
-            rule = self._fill(edge, form.spec) if leaves or self._is_of_loop(edge) else form.rule
+        if not target.real and (source.real or leaves) and self.bucketed(edge_spec.spec) and not settled:
+            rule = self._fill(edge, edge_spec.spec) if leaves or self._is_of_loop(edge) else edge_spec.rule
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
-            grows.append(Adapter("pad", plain_dims(form.spec.dims), rule, to_bucket=True))
-        return _Parts(tuple(shrinks), self._moves(edge), tuple(grows))
+            grows.append(Adapter("pad", plain_dims(edge_spec.spec.dims), rule, to_bucket=True))
+        return _RouteParts(tuple(shrinks), self._moves(edge), tuple(grows))
 
     def _is_of_loop(self, edge: Edge) -> bool:
         """Tells whether a value is a carry or what a loop joined: at its own size it is if the planner keeps it so."""
         if edge.source.kind not in ("enter", "exit"):
             return False
-        loop = self.draft.graph.loops[edge.source.name]
+        loop = self.context.graph.loops[edge.source.name]
         return edge.source.kind == "exit" or edge.source_port in loop.carry
 
     def _fill(self, edge: Edge, spec: TensorSpec) -> Pad:
@@ -212,14 +218,14 @@ class Ways:
         Raises:
             PlanError: Nobody promised anything.
         """
-        rule = self.draft.forms[edge].rule
-        names = [name for name in spec.names if not self.draft.dims[name].any]
+        rule = self.context.consumer_specs[edge].rule
+        names = [name for name in spec.names if not self.context.dims[name].any]
         if rule is not None:
             return rule
         padded = next((name for name in names if name in self._padded), None)
         if padded is None:
             return None  # it is at its buckets already, and whatever is not is refused when it comes
-        if all(self.draft.dims[name].batch or name in self._items for name in names):
+        if all(self.context.dims[name].batch or name in self._items for name in names):
             return "repeat_first"
         rules = [rule for name in names for rule in self._rules(name)]
         lasts = spec.dtype.is_floating_point and not any(self._is_lost(edge, name, set()) for name in names)
@@ -237,8 +243,8 @@ class Ways:
 
     def _rules(self, name: str) -> list[Pad]:
         """The pad rules that a dim came with: of the stage that decides it, of a map's items, or of inputs."""
-        graph = self.draft.graph
-        node, _, port = self.draft.dims[name].born.rpartition(".")
+        graph = self.context.graph
+        node, _, port = self.context.dims[name].born.rpartition(".")
         if node in graph.calls:
             specs = [item.spec for item in graph.calls[node].stage.outputs if item.name == port]
         elif node in graph.loops:
@@ -249,14 +255,14 @@ class Ways:
 
     def _is_lost(self, edge: Edge, name: str, seen: set[Edge]) -> bool:
         """Tells whether padding along a dim reaches a stage that gives something without the dim."""
-        if edge in seen or name not in getattr(self.draft.sources[edge], "names", ()):
+        if edge in seen or name not in getattr(self.context.producer_specs[edge], "names", ()):
             return False
         seen.add(edge)
         if edge.target.kind == "output" or self.target(edge).device == HOST:
             return False
-        following = self.draft.graph.out_of(edge.target)
+        following = self.context.graph.out_of(edge.target)
         if edge.target.kind == "call":
-            specs = [self.draft.sources[after] for after in following]
+            specs = [self.context.producer_specs[after] for after in following]
             if any(name not in getattr(spec, "names", ()) for spec in specs):
                 return True
         return any(self._is_lost(after, name, seen) for after in following)

@@ -1,6 +1,6 @@
 """Adapt: values, adapters and steps, in the order of running.
 
-Insertion is local: every edge asks for the way to its consumer, and each prefix of a way is made once, so that
+Insertion is local: every edge asks for the route to its consumer, and each prefix of a route is made once, so that
 consumers share copies, casts and pads. An adapter runs right before its first reader; what leaves the pipeline or a
 loop is brought home right after it was made. Calls of a region, and what prepares their chunks, go into its body.
 
@@ -17,23 +17,23 @@ from dataclasses import dataclass, field, replace
 from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
-from orchestrator.planner.context import Draft
+from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import steps_dim
-from orchestrator.planner.schedule.explain import Told
-from orchestrator.planner.schedule.locations import End
-from orchestrator.planner.schedule.regions import Region, find_regions
-from orchestrator.planner.schedule.routes import Ways
+from orchestrator.planner.schedule.explain import describe_dims, describe_edge
+from orchestrator.planner.schedule.locations import Location
+from orchestrator.planner.schedule.regions import RegionKey, find_regions
+from orchestrator.planner.schedule.routes import EdgeRoutes
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
 __all__ = ["adapt"]
 
 Root = tuple[NodeKey, str]
-#: What a value came from, and the way it came.
+#: What a value came from, and the route it came.
 Made = tuple[Root, tuple[Adapter, ...]]
 
 
 @dataclass(eq=False)
-class _Frame:
+class _StepFrame:
     """A list of steps in the making, and the values made in it.
 
     Attributes:
@@ -42,39 +42,40 @@ class _Frame:
     """
 
     loop: str = ""
-    region: Region | None = None
+    region: RegionKey | None = None
     steps: list[Step] = field(default_factory=list)
     made: dict[Made, int] = field(default_factory=dict)
 
 
-def adapt(draft: Draft) -> Draft:
+def adapt(context: PlanContext) -> PlanContext:
     """Makes the values and steps of the plan.
 
     Raises:
         PlanError: A derived size must be cut back, or a born and a bucketed dim meet in one output.
     """
-    return _Scheduler(draft).run()
+    return _StepBuilder(context).run()
 
 
-class _Scheduler:
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
-        self.graph = draft.graph
-        self.regions = find_regions(draft)
-        self.ways = Ways(draft, self.regions)
+class _StepBuilder:
+    def __init__(self, context: PlanContext) -> None:
+        self.context = context
+        self.graph = context.graph
+        self.regions = find_regions(context)
+        self.routes = EdgeRoutes(context, self.regions)
         self.values: list[PlannedValue] = []
-        self.frames = [_Frame()]
-        self.staging = _Frame()
+        self.frames = [_StepFrame()]
+        self.staging = _StepFrame()
         self.final: dict[Edge, int] = {}
 
-    def run(self) -> Draft:
+    def run(self) -> PlanContext:
         for name, spec in self.graph.inputs.items():
             self._root((NodeKey("input", name), ""), PlannedValue(name, spec, HOST, True))
         for name in self.graph.constants:
             node = NodeKey("constant", name)
             for edge in self.graph.out_of(node)[:1]:
                 self._root(
-                    (node, ""), PlannedValue(name, self.draft.sources[edge], HOST, True, constant=True)
+                    (node, ""),
+                    PlannedValue(name, self.context.producer_specs[edge], HOST, True, constant=True),
                 )
         for unit in self.graph.ordered_units(self.regions):
             region = self.regions.get(unit[0])
@@ -85,15 +86,16 @@ class _Scheduler:
         for edge in self.graph.ordered_edges():
             if edge.target.kind == "output" and edge.source.kind in ("input", "constant"):
                 self._realise(edge)
-        told = Told(self.draft, self.ways, tuple(self.values), tuple(self.frames[0].steps), self.final)
-        dims = {name: told.dim(dim) for name, dim in self.draft.dims.items()}
+        context, routes = self.context, self.routes
         return replace(
-            self.draft,
-            dims=dims,
+            context,
+            dims=describe_dims(context, routes, self.values, self.frames[0].steps, self.final),
             values=tuple(self.values),
             steps=tuple(self.frames[0].steps),
             staging=tuple(self.staging.steps),
-            edges=tuple(told.edge(edge, self.final[edge]) for edge in self.graph.ordered_edges()),
+            edges=tuple(
+                describe_edge(context, routes, edge, self.final[edge]) for edge in self.graph.ordered_edges()
+            ),
             outputs=tuple(
                 (name, self.final[self.graph.into(NodeKey("output", name))[0]]) for name in self.graph.outputs
             ),
@@ -114,23 +116,23 @@ class _Scheduler:
             self._results(node)
 
     def _call(self, name: str) -> None:
-        call = self.draft.calls[name]
+        call = self.context.calls[name]
         node = NodeKey("call", name)
         edges = {edge.target_port: edge for edge in self.graph.into(node)}
         inputs = tuple(self._realise(edges[port]) for port, _ in call.inputs)
         outputs = tuple(
-            self._give((node, port), f"{name}.{port}", spec, self.ways.produced(name, spec))
+            self._give((node, port), f"{name}.{port}", spec, self.routes.produced(name, spec))
             for port, spec in call.outputs
         )
         self.frames[-1].steps.append(Step("call", name, inputs, outputs, device=call.device))
         for edge in self.graph.out_of(node):
-            way = self.ways.way(edge)
-            if way and way[0].place == "producer":
-                self._walk((node, edge.source_port), way, self.frames[-1])
+            route = self.routes.route(edge)
+            if route and route[0].place == "producer":
+                self._walk((node, edge.source_port), route, self.frames[-1])
 
-    def _give(self, root: Root, origin: str, spec: PortSpec, end: End) -> int:
+    def _give(self, root: Root, origin: str, spec: PortSpec, end: Location) -> int:
         """Makes the value that a call or a loop's end gives."""
-        settled = not isinstance(spec, TensorSpec) or not self.ways.bucketed(spec)
+        settled = not isinstance(spec, TensorSpec) or not self.routes.bucketed(spec)
         return self._root(root, PlannedValue(origin, spec, end.memory, end.real or settled))
 
     def _results(self, node: NodeKey) -> None:
@@ -139,8 +141,8 @@ class _Scheduler:
             if edge.target.kind == "output" or edge.target == NodeKey("exit", self.graph.scope(node)):
                 self._realise(edge)
 
-    def _region(self, region: Region, unit: tuple[NodeKey, ...]) -> None:
-        frame = _Frame(region=region)
+    def _region(self, region: RegionKey, unit: tuple[NodeKey, ...]) -> None:
+        frame = _StepFrame(region=region)
         self.frames.append(frame)
         for node in unit:
             self._unit(node)
@@ -159,23 +161,23 @@ class _Scheduler:
         for node in ends:
             self._results(node)
 
-    def _leave(self, edge: Edge, frame: _Frame) -> int:
-        """Makes, inside the body, the part of a way that belongs there: all up to the cut, and a move home."""
-        way = self.ways.way(edge)
+    def _leave(self, edge: Edge, frame: _StepFrame) -> int:
+        """Makes, inside the body, the part of a route that belongs there: all up to the cut, and a move home."""
+        route = self.routes.route(edge)
         root = (edge.source, edge.source_port)
         end = 0
-        if self.ways.leaves(edge):
-            end = 1 + max((at for at, adapter in enumerate(way) if adapter.kind == "cut"), default=-1)
-            while end < len(way) and way[end].kind == "download":
+        if self.routes.leaves(edge):
+            end = 1 + max((at for at, adapter in enumerate(route) if adapter.kind == "cut"), default=-1)
+            while end < len(route) and route[end].kind == "download":
                 end += 1
         elif (
-            way
-            and way[0].kind in ("download", "gather")
-            and self.draft.compiled(self.ways.source(edge).device)
+            route
+            and route[0].kind in ("download", "gather")
+            and self.context.is_compiled(self.routes.source(edge).device)
         ):
             end = 1  # the buffer that the value is in is the next call's
-        index = self._walk(root, way[:end], frame)
-        self.frames[0].made[root, way[:end]] = index
+        index = self._walk(root, route[:end], frame)
+        self.frames[0].made[root, route[:end]] = index
         return index
 
     def _loop(self, loop: Loop) -> None:
@@ -184,7 +186,7 @@ class _Scheduler:
         into = {edge.target_port: edge for node in (enter, leave) for edge in self.graph.into(node)}
         given = {port: self._realise(into[port]) for port in loop.entries}
         asked = given.get(CONDITION)
-        frame = _Frame(loop=loop.name)
+        frame = _StepFrame(loop=loop.name)
         self.frames.append(frame)
         heads = {port: self._head(loop, port, into[port], given[port]) for port in given if port != CONDITION}
         for (node,) in self.graph.ordered_units({}, loop.name):
@@ -214,13 +216,13 @@ class _Scheduler:
     def _count_dim(self, loop: Loop) -> str:
         """The dim that says how often the body of a loop runs, or for how many items, where that is its own."""
         own = str(loop.over[0][1].dims[0]) if loop.over else steps_dim(loop.name)
-        return own if own in self.draft.dims else ""
+        return own if own in self.context.dims else ""
 
     def _head(self, loop: Loop, port: str, edge: Edge, given: int) -> int:
         """Makes the value of a port in the body: this iteration's carry, or slice."""
-        spec, end = self.values[given].spec, self.ways.target(edge)
+        spec, end = self.values[given].spec, self.routes.target(edge)
         if port in loop.carry:
-            spec = self.draft.forms[edge].spec
+            spec = self.context.consumer_specs[edge].spec
         if port in loop.each:
             assert isinstance(spec, TensorSpec)
             spec = TensorSpec(spec.dims[1:], spec.dtype)
@@ -236,10 +238,10 @@ class _Scheduler:
         spec = self.values[self.final[edge]].spec
         if port not in loop.carry:
             spec = self._stacked(loop, spec)
-        return self._give((leave, port), f"{loop.name}.{port}", spec, self.ways.target(edge))
+        return self._give((leave, port), f"{loop.name}.{port}", spec, self.routes.target(edge))
 
     def _stacked(self, loop: Loop, spec: PortSpec) -> PortSpec:
-        count = self.draft.counts[loop.name]
+        count = self.context.counts[loop.name]
         if count is None or not isinstance(spec, TensorSpec):
             return list
         return TensorSpec((count, *(spec.dims[1:] if loop.over else spec.dims)), spec.dtype)
@@ -250,11 +252,11 @@ class _Scheduler:
 
     def _realise(self, edge: Edge) -> int:
         """Makes the value an edge's consumer reads, in the frame that it belongs to."""
-        way = self.ways.way(edge)
-        self.final[edge] = self._walk((edge.source, edge.source_port), way, self._frame(edge))
+        route = self.routes.route(edge)
+        self.final[edge] = self._walk((edge.source, edge.source_port), route, self._frame(edge))
         return self.final[edge]
 
-    def _frame(self, edge: Edge) -> _Frame:
+    def _frame(self, edge: Edge) -> _StepFrame:
         """Where adapters of an edge are written: where its value is made, or in the region that cuts it in chunks."""
         if edge.source.kind == "constant":
             return self.staging
@@ -265,31 +267,33 @@ class _Scheduler:
                 chosen = frame
         return chosen
 
-    def _is_of(self, edge: Edge, region: Region) -> bool:
-        spec = self.draft.sources[edge]
+    def _is_of(self, edge: Edge, region: RegionKey) -> bool:
+        spec = self.context.producer_specs[edge]
         if isinstance(spec, TensorSpec) and set(spec.names) & set(region.dims):
             return True
         source = self.graph.ancestor_in(edge.source, "")
         return source is not None and self.regions.get(source) == region
 
-    def _walk(self, root: Root, way: tuple[Adapter, ...], frame: _Frame) -> int:
-        """Follows a way from the furthest point on it that exists already."""
-        end = len(way)
-        while (index := self._find(root, way[:end], frame)) is None:
+    def _walk(self, root: Root, route: tuple[Adapter, ...], frame: _StepFrame) -> int:
+        """Follows a route from the furthest point on it that exists already."""
+        end = len(route)
+        while (index := self._find(root, route[:end], frame)) is None:
             assert end, f"nothing made {root} before it is read"
             end -= 1
-        for stop in range(end + 1, len(way) + 1):
-            index = self._adapt(index, way[stop - 1], frame)
-            frame.made[root, way[:stop]] = index
+        for stop in range(end + 1, len(route) + 1):
+            index = self._adapt(index, route[stop - 1], frame)
+            frame.made[root, route[:stop]] = index
         return index
 
-    def _find(self, root: Root, way: tuple[Adapter, ...], frame: _Frame) -> int | None:
+    def _find(self, root: Root, route: tuple[Adapter, ...], frame: _StepFrame) -> int | None:
         around = (
             self.frames[: self.frames.index(frame) + 1] if frame in self.frames else [*self.frames[:1], frame]
         )
-        return next((other.made[root, way] for other in reversed(around) if (root, way) in other.made), None)
+        return next(
+            (other.made[root, route] for other in reversed(around) if (root, route) in other.made), None
+        )
 
-    def _adapt(self, source: int, adapter: Adapter, frame: _Frame) -> int:
+    def _adapt(self, source: int, adapter: Adapter, frame: _StepFrame) -> int:
         value = self.values[source]
         assert isinstance(value.spec, TensorSpec)
         memory = self._memory(adapter.device) if adapter.kind in MOVES else value.memory
@@ -302,7 +306,7 @@ class _Scheduler:
         return len(self.values) - 1
 
     def _memory(self, device: str) -> str:
-        if device == HOST or self.draft.groups[device].capabilities.host_memory:
+        if device == HOST or self.context.groups[device].capabilities.host_memory:
             return HOST
         return device
 

@@ -26,7 +26,7 @@ def check_loop(plan: Plan, step: Step) -> PlannedLoop:
     """
     demand(plan, step.loop is not None and step.loop.name == step.name, f"loop {step.name!r} has no record")
     assert step.loop is not None
-    _Loop(plan, step, step.loop).run()
+    _LoopChecker(plan, step, step.loop).run()
     return step.loop
 
 
@@ -51,7 +51,7 @@ def check_left(plan: Plan, step: Step, before: set[int], after: set[int]) -> Non
     demand(plan, idle or not left, f"loop {step.name!r} leaves values {sorted(left)[:3]} behind")
 
 
-class _Loop:
+class _LoopChecker:
     def __init__(self, plan: Plan, step: Step, loop: PlannedLoop) -> None:
         self.plan = plan
         self.step = step

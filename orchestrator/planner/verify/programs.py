@@ -30,10 +30,10 @@ def check_programs(plan: Plan) -> None:
     Raises:
         PlanError: They differ, or a value is read too late.
     """
-    _Programs(plan).run()
+    _ProgramChecker(plan).run()
 
 
-class _Programs:
+class _ProgramChecker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.dims = {dim.name: dim for dim in plan.dims}

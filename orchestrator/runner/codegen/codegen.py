@@ -23,7 +23,7 @@ from typing import Any
 
 from orchestrator.adapter import MOVES
 from orchestrator.plan.model import HOST, PlannedCall, Step
-from orchestrator.plan.programs import Folds
+from orchestrator.plan.programs import FusedAdapters
 from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
@@ -98,7 +98,7 @@ class Generator:
         self.observer = observer
         self.watch = watch
         self.born = {dim.name for dim in self.plan.dims if dim.born}
-        self.folds = Folds.of_plan(self.plan)
+        self.fused = FusedAdapters.of_plan(self.plan)
         self.table = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
         self.unfreed = spared | self._unmade()
@@ -106,9 +106,9 @@ class Generator:
     def _unmade(self) -> frozenset[int]:
         """Values that no program gives, since only adapters folded into it would read them."""
         compiled = {group.device for group in self.plan.groups if group.compiled}
-        names = [name for name in self.folds.ports if self.calls[name].device in compiled]
-        values = {index for name in names for index in self.folds.ports[name].values()}
-        return frozenset(values - {index for name in names for index in self.folds.given(name).values()})
+        names = [name for name in self.fused.ports if self.calls[name].device in compiled]
+        values = {index for name in names for index in self.fused.ports[name].values()}
+        return frozenset(values - {index for name in names for index in self.fused.outputs_of(name).values()})
 
     def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
         """Generates a function.
@@ -230,7 +230,7 @@ class _StepWriter(CodeWriter):
         arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
         if step.op == "call":
             ports = {port: at for at, (port, _) in enumerate(self.owner.calls[step.name].outputs)}
-            given = self.owner.folds.given(step.name)
+            given = self.owner.fused.outputs_of(step.name)
             found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
         else:
             found = list(step.outputs)
