@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.specs import Derived, PortSpec, TensorSpec, plain_dims
 
-__all__ = ["Axes", "Pick", "chunk_of", "enlarged", "is_uniform", "picks"]
+__all__ = ["Axes", "Pick", "chunk_of", "is_uniform", "make_batch", "picks"]
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Pick:
 
     Attributes:
         items: Their places.
-        permuted: All items in another order; else a chunk.
+        is_permuted: All items in another order; else a chunk.
     """
 
     items: tuple[int, ...]
-    permuted: bool = False
+    is_permuted: bool = False
 
     def of(self, value: torch.Tensor, axis: int, count: int, *, blocks: bool) -> torch.Tensor:
         """Returns these items of a value.
@@ -38,8 +38,8 @@ class Pick:
         times = value.shape[axis] // count
         shape = (times, count) if blocks else (count, times)
         parts = value.reshape(*value.shape[:axis], *shape, *value.shape[axis + 1 :])
-        chosen = parts.index_select(axis + blocks, torch.tensor(self.items, device=value.device))
-        return chosen.flatten(axis, axis + 1)
+        items = parts.index_select(axis + blocks, torch.tensor(self.items, device=value.device))
+        return items.flatten(axis, axis + 1)
 
 
 def picks(count: int) -> list[Pick]:
@@ -48,7 +48,7 @@ def picks(count: int) -> list[Pick]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist()
     if order == list(range(count)):
         order = order[::-1]
-    return [Pick(tuple(range(cut))), Pick(tuple(range(cut, count))), Pick(tuple(order), permuted=True)]
+    return [Pick(tuple(range(cut))), Pick(tuple(range(cut, count))), Pick(tuple(order), is_permuted=True)]
 
 
 @dataclass(frozen=True)
@@ -56,47 +56,51 @@ class Axes:
     """Where the ports of one side of a call carry a dim.
 
     Attributes:
-        plain: Port to the axis that is the dim itself.
-        derived: Port to the axis whose size only follows from it; None: there are several.
+        plain_axes: Port to the axis that is the dim itself.
+        derived_axes: Port to the axis whose size only follows from it; None: there are several.
     """
 
-    plain: Mapping[str, int]
-    derived: Mapping[str, int | None]
+    plain_axes: Mapping[str, int]
+    derived_axes: Mapping[str, int | None]
 
     @property
     def axes(self) -> dict[str, int]:
         """Port to axis, of both kinds."""
-        return {**self.plain, **{port: axis for port, axis in self.derived.items() if axis is not None}}
+        return {
+            **self.plain_axes,
+            **{port: axis for port, axis in self.derived_axes.items() if axis is not None},
+        }
 
     def present(self, values: Mapping[str, Any]) -> Axes:
         """Returns those of ports that have a tensor."""
         there = {port for port, value in values.items() if isinstance(value, torch.Tensor)}
-        plain = {port: axis for port, axis in self.plain.items() if port in there}
-        return Axes(plain, {port: axis for port, axis in self.derived.items() if port in there})
+        plain = {port: axis for port, axis in self.plain_axes.items() if port in there}
+        return Axes(plain, {port: axis for port, axis in self.derived_axes.items() if port in there})
 
     @staticmethod
     def of(ports: tuple[tuple[str, PortSpec], ...], name: str) -> Axes:
         """Finds them."""
-        plain: dict[str, int] = {}
-        derived: dict[str, int | None] = {}
+        plain_axes: dict[str, int] = {}
+        derived_axes: dict[str, int | None] = {}
         for port, spec in ports:
             dims = plain_dims(spec.dims) if isinstance(spec, TensorSpec) else ()
             follows = [at for at, dim in enumerate(dims) if isinstance(dim, Derived) and name in dim.names]
             whole = [at for at, dim in enumerate(dims) if dim == name]
             if len(follows) + len(whole) > 1:
-                derived[port] = None
+                derived_axes[port] = None
             elif follows:
-                derived[port] = follows[0]
+                derived_axes[port] = follows[0]
             elif whole:
-                plain[port] = whole[0]
-        return Axes(plain, derived)
+                plain_axes[port] = whole[0]
+        return Axes(plain_axes, derived_axes)
 
 
-def enlarged(value: torch.Tensor, axis: int, count: int, seed: int) -> torch.Tensor:
+def make_batch(value: torch.Tensor, axis: int, count: int, seed: int) -> torch.Tensor:
     """Makes a batch of ``count`` items out of the first one: the others have other content of the same range.
 
     Floats are moved by a part of their spread; integers and booleans are drawn from those that there are.
     """
+    # Masks hold values near infinity, which noise would turn into numbers: those stay, and count for no spread.
     generator = torch.Generator().manual_seed(seed)
     first = value.narrow(axis, 0, 1).cpu()
     parts = [first]

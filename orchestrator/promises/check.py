@@ -16,12 +16,12 @@ from orchestrator.graph import Graph
 from orchestrator.loader import resolve_backend
 from orchestrator.plan.model import HOST, Plan
 from orchestrator.plugin import PluginManager
-from orchestrator.promises.ends import Ends, ends_by_value
+from orchestrator.promises.loop_end_trial import LoopEndTrial, ends_by_value
 from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import has, smaller_size
-from orchestrator.promises.report import CheckReport, CheckRow, merged
-from orchestrator.promises.targets import Plain, Targets, leaving_no_trace
-from orchestrator.promises.tried import Trial
+from orchestrator.promises.report import CheckReport, CheckRow, worst_rows
+from orchestrator.promises.stage_runner import PlainRun, StageRunner, leaving_no_trace
+from orchestrator.promises.trial_run import TrialRun
 from orchestrator.runner.admit import admit
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
@@ -53,21 +53,19 @@ def check_promises(
     _check_tolerance(tolerance)
     admit(plan, inputs)
     device = ", ".join(group.device for group in plan.groups) or HOST
-    targets = Targets(_backends(plan, manager))
+    stage_runner = StageRunner(_backends(plan, manager))
     with leaving_no_trace():
-        trial, rows = _tried(graph, plan, targets, dict(inputs), tolerance)
+        trial, rows = _run_trials(graph, plan, stage_runner, dict(inputs), tolerance)
         if ends_by_value(graph, plan):
-            ends = Ends(graph, plan, inputs, targets, tolerance)
-            with contextlib.suppress(
-                Exception
-            ):  # what a stage raises on a request by hand is told by the trial
+            ends = LoopEndTrial(graph, plan, inputs, stage_runner, tolerance)
+            with contextlib.suppress(Exception):  # the trial above has said what a stage raises
                 ends.run()
             rows += ends.rows
-        rows += _missed(trial, plan)
+        rows += _unreached_rows(trial, plan)
         if any(group.backend != "torch" for group in plan.groups):
-            rows += _loaded(graph, plan, targets, dict(inputs), tolerance)
+            rows += _compare_loaded_plan(graph, plan, stage_runner, dict(inputs), tolerance)
     first = next((row for row in rows if row.holds is False), None)
-    return CheckReport(plan.pipeline, device, merged(rows), first)
+    return CheckReport(plan.pipeline, device, worst_rows(rows), first)
 
 
 def _check_tolerance(tolerance: Any) -> None:
@@ -92,6 +90,7 @@ def example_request(pipeline: str, examples: Examples | None, plan: Plan) -> dic
             f"check(inputs={{...}}), or set pipeline.example_inputs.",
             pipeline=pipeline,
         )
+    # The largest sizes fit every bucket; a check then cuts them to what is padded.
     sizes = {dim.name: dim.buckets[-1] for dim in plan.dims}
     try:
         return dict(examples(sizes))
@@ -103,66 +102,68 @@ def example_request(pipeline: str, examples: Examples | None, plan: Plan) -> dic
         ) from error
 
 
-def _tried(
-    graph: Graph, plan: Plan, targets: Targets, inputs: dict[str, Any], tolerance: float | None
-) -> tuple[Trial, list[CheckRow]]:
+def _run_trials(
+    graph: Graph, plan: Plan, stage_runner: StageRunner, inputs: dict[str, Any], tolerance: float | None
+) -> tuple[TrialRun, list[CheckRow]]:
     """Walks a request that is padded where possible; the request itself where no stage takes a smaller one."""
+    # Padding shows only below a bucket. A stage that takes no smaller size gets the request as it is, and a row.
     smaller = _smaller(plan, inputs)
-    trial = Trial(graph, plan, smaller, targets, tolerance)
+    trial = TrialRun(graph, plan, smaller, stage_runner, tolerance)
     if smaller is inputs:
         trial.run()
-        return trial, trial.trials.rows
+        return trial, trial.context.rows
     try:
         trial.run()
     except StageError as error:
-        again = Trial(graph, plan, inputs, targets, tolerance)
+        again = TrialRun(graph, plan, inputs, stage_runner, tolerance)
         again.run()
         stage = str(error.objects.get("stage", ""))
-        return again, [CheckRow(stage, "smaller sizes", None, why=error.message), *again.trials.rows]
-    return trial, trial.trials.rows
+        return again, [CheckRow(stage, "smaller sizes", None, why=error.message), *again.context.rows]
+    return trial, trial.context.rows
 
 
 def _smaller(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     """The first items of a request along dims that it fills to the largest bucket or above."""
-    made = dict(inputs)
+    request = dict(inputs)
     for dim in plan.dims:
         size = smaller_size(dim) if dim.padded and not dim.unbounded and not dim.born else None
         for name, spec in plan.inputs:
-            value = made.get(name)
+            value = request.get(name)
             if size is None or not isinstance(value, torch.Tensor) or not has(spec, dim.name):
                 continue
             assert isinstance(spec, TensorSpec)
             axis = plain_dims(spec.dims).index(dim.name)
             if value.shape[axis] >= dim.buckets[-1]:
-                made[name] = value.narrow(axis, 0, size).contiguous()
-    changed = any(made[name] is not inputs[name] for name in inputs)
-    return made if changed else inputs
+                request[name] = value.narrow(axis, 0, size).contiguous()
+    is_smaller = any(request[name] is not inputs[name] for name in inputs)
+    return request if is_smaller else inputs
 
 
 def _backends(plan: Plan, manager: PluginManager) -> dict[str, Backend]:
     """Eager devices of torch with memory of their own."""
-    made: dict[str, Backend] = {}
+    backends: dict[str, Backend] = {}
     for group in plan.groups:
         if group.backend == "torch" and not group.host_memory:
             _, kind = resolve_backend(manager, group.device)
-            made[group.device] = kind(group.device, dict(group.options))
-            made[group.device].open()
-    return made
+            backends[group.device] = kind(group.device, dict(group.options))
+            backends[group.device].open()
+    return backends
 
 
-def _loaded(
-    graph: Graph, plan: Plan, targets: Targets, inputs: dict[str, Any], tolerance: float | None
+def _compare_loaded_plan(
+    graph: Graph, plan: Plan, stage_runner: StageRunner, inputs: dict[str, Any], tolerance: float | None
 ) -> list[CheckRow]:
     """Compares results of the loaded plan, padded and in chunks, with those of the stages called by hand."""
+    # On a device that compiles, stages cannot be tried one by one: the whole plan is, against the same stages by hand.
     requests = {"as it is": inputs, "padded": _smaller(plan, inputs), "in chunks": _larger(plan, inputs)}
     rows = []
     with plan.load() as session:
         for way, request in requests.items():
             if request is inputs and way != "as it is":
                 continue
-            expected = Plain(graph, plan, request, targets).run()
+            references = PlainRun(graph, plan, request, stage_runner).run()
             results = session.run(request)
-            for name, value in expected.items():
+            for name, value in references.items():
                 holds, error = difference(results[name], value, tolerance)
                 rows.append(CheckRow(f"output {name!r}", f"result of a request {way}", holds, error))
     return rows
@@ -170,26 +171,26 @@ def _loaded(
 
 def _larger(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     """A request above the largest bucket of each batch dim of the inputs: its items, again and again."""
-    made = dict(inputs)
+    request = dict(inputs)
     for dim in plan.dims:
         for name, spec in plan.inputs:
-            value = made.get(name)
+            value = request.get(name)
             if dim.batch and dim.chunked and isinstance(value, torch.Tensor) and has(spec, dim.name):
                 assert isinstance(spec, TensorSpec)
                 axis = plain_dims(spec.dims).index(dim.name)
                 items = torch.arange(dim.buckets[-1] + 1) % value.shape[axis]
-                made[name] = value.index_select(axis, items)
-    return made if any(made[name] is not inputs[name] for name in inputs) else inputs
+                request[name] = value.index_select(axis, items)
+    return request if any(request[name] is not inputs[name] for name in inputs) else inputs
 
 
-def _missed(trial: Trial, plan: Plan) -> list[CheckRow]:
+def _unreached_rows(trial: TrialRun, plan: Plan) -> list[CheckRow]:
     """A row for each stage under a promise that the request did not reach."""
     dims = [dim for dim in plan.dims if dim.batch or dim.padded]
-    reached = {call.stage for call in plan.calls if call.name in trial.visited}
+    stages = {call.stage for call in plan.calls if call.name in trial.call_names}
     rows = []
     for call in plan.calls:
         ports: list[PortSpec] = [spec for _, spec in call.inputs]
-        if call.stage not in reached and any(has(spec, dim.name) for dim in dims for spec in ports):
+        if call.stage not in stages and any(has(spec, dim.name) for dim in dims for spec in ports):
             rows.append(CheckRow(call.stage, "all", None, why="it did not run in this request"))
-            reached.add(call.stage)
+            stages.add(call.stage)
     return rows

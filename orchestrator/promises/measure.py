@@ -29,34 +29,37 @@ TOLERANCES = {
 _MASK = 1e8
 
 
-def difference(given: Any, expected: Any, tolerance: float | None, floor: float = 0.0) -> tuple[bool, float]:
-    """Compares what a stage gave.
+def difference(
+    actual: Any, reference: Any, tolerance: float | None, floor: float = 0.0
+) -> tuple[bool, float]:
+    """Compares a result with the one that it should equal.
 
     Args:
-        given: A tensor, or a Python value that may hold some.
-        expected: What it should be.
+        actual: A tensor, or a Python value that may hold some.
+        reference: What it should be.
         tolerance: Relative; None: by dtype, see :data:`TOLERANCES`.
-        floor: The largest magnitude of what the stage was fed: rounding errors of its size are no difference.
+        floor: The largest magnitude of the inputs: rounding errors of its size are no difference.
 
     Returns:
         Whether they are equal as far as they need be, and the largest relative difference; infinite where forms,
         integers, booleans or Python values differ.
     """
-    if isinstance(expected, torch.Tensor):
-        return _tensors(given, expected, tolerance, floor)
-    if isinstance(expected, Mapping) and isinstance(given, Mapping):
-        if set(given) != set(expected):
+    # Containers are compared part by part; only floats have a tolerance, all else is equal or infinitely far apart.
+    if isinstance(reference, torch.Tensor):
+        return _tensors(actual, reference, tolerance, floor)
+    if isinstance(reference, Mapping) and isinstance(actual, Mapping):
+        if set(actual) != set(reference):
             return False, math.inf
-        return _all([difference(given[key], expected[key], tolerance, floor) for key in expected])
-    if isinstance(expected, (list, tuple)) and isinstance(given, (list, tuple)):
-        if len(given) != len(expected):
+        return _all([difference(actual[key], reference[key], tolerance, floor) for key in reference])
+    if isinstance(reference, (list, tuple)) and isinstance(actual, (list, tuple)):
+        if len(actual) != len(reference):
             return False, math.inf
-        pairs = zip(given, expected, strict=True)
+        pairs = zip(actual, reference, strict=True)
         return _all([difference(one, other, tolerance, floor) for one, other in pairs])
-    if isinstance(expected, float) and isinstance(given, float):
-        one, other = (torch.tensor(value, dtype=torch.float64) for value in (given, expected))
+    if isinstance(reference, float) and isinstance(actual, float):
+        one, other = (torch.tensor(value, dtype=torch.float64) for value in (actual, reference))
         return _tensors(one, other, TOLERANCES[torch.float32] if tolerance is None else tolerance, floor)
-    equal = bool(given == expected)
+    equal = bool(actual == reference)
     return equal, 0.0 if equal else math.inf
 
 
@@ -64,29 +67,36 @@ def _all(parts: list[tuple[bool, float]]) -> tuple[bool, float]:
     return all(equal for equal, _ in parts), max((error for _, error in parts), default=0.0)
 
 
-def _tensors(given: Any, expected: torch.Tensor, tolerance: float | None, floor: float) -> tuple[bool, float]:
-    if not isinstance(given, torch.Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
+def _tensors(
+    actual: Any, reference: torch.Tensor, tolerance: float | None, floor: float
+) -> tuple[bool, float]:
+    if (
+        not isinstance(actual, torch.Tensor)
+        or actual.shape != reference.shape
+        or actual.dtype != reference.dtype
+    ):
         return False, math.inf
-    if not expected.numel():
+    if not reference.numel():
         return True, 0.0
-    if not (expected.is_floating_point() or expected.is_complex()):
-        off = int((given != expected).sum())
+    if not (reference.is_floating_point() or reference.is_complex()):
+        off = int((actual != reference).sum())
         return not off, math.inf if off else 0.0
-    eps = torch.finfo(expected.dtype).eps
-    limit = _mask_of(expected.dtype)
-    allowed = TOLERANCES.get(expected.dtype, 16 * eps) if tolerance is None else tolerance
-    one, other = (_wide(value) for value in (given, expected))
+    eps = torch.finfo(reference.dtype).eps
+    limit = _mask_of(reference.dtype)
+    bound = TOLERANCES.get(reference.dtype, 16 * eps) if tolerance is None else tolerance
+    one, other = (_wide(value) for value in (actual, reference))
     same = (one == other) | (one.isnan() & other.isnan())
     apart = torch.where(same, 0.0, (one - other).abs().nan_to_num(nan=math.inf, posinf=math.inf))
     marks = other.abs() >= limit
     scale = max(
-        float(other.abs().nan_to_num(nan=0.0).masked_fill(marks, 0.0).max()), torch.finfo(expected.dtype).tiny
+        float(other.abs().nan_to_num(nan=0.0).masked_fill(marks, 0.0).max()),
+        torch.finfo(reference.dtype).tiny,
     )
     whole = torch.where(marks & other.isfinite(), other.abs(), scale)
     error = float((apart / whole).max())
     # A result that is nothing but the rounding errors of what came in says nothing.
     noise = 16 * eps * floor if scale <= 64 * eps * floor else 0.0
-    return bool((apart <= allowed * whole + noise).all()), error
+    return bool((apart <= bound * whole + noise).all()), error
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:

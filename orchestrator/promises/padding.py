@@ -1,6 +1,6 @@
 """Values at a bucket beside the exact ones: what is kept, and the padding that the stages before made of it.
 
-The exact values of a request stand in the walk. For each padded dim a value may have one *version*: the same elements,
+The exact values of a request stand in the run by hand. For each padded dim a value may have one *version*: the same elements,
 padded along that dim alone. It begins where the plan pads, by the rule, and goes on through the stages, so that its
 padding holds what they made of it. What is kept is always put back to the exact elements: a stage is tried on padding
 that really comes its way, and never on what another one broke.
@@ -20,15 +20,15 @@ from orchestrator.specs import AnyDim, Derived, TensorSpec, dim_names, plain_dim
 
 __all__ = [
     "Versions",
-    "grown",
     "has",
     "in_parts",
     "kept_of",
     "next_bucket",
-    "others",
-    "overlaid",
+    "other_values",
+    "overlay",
+    "pad_along_edge",
     "padded_dims",
-    "scrambled",
+    "scramble_padding",
     "smaller_size",
 ]
 
@@ -41,8 +41,8 @@ class Versions:
 
     def of(self, value: Any) -> dict[str, torch.Tensor]:
         """Returns the versions of an exact value by dim."""
-        found: dict[str, torch.Tensor] = self._of.get(value, {}) if isinstance(value, torch.Tensor) else {}
-        return found
+        versions: dict[str, torch.Tensor] = self._of.get(value, {}) if isinstance(value, torch.Tensor) else {}
+        return versions
 
     def keep(self, value: torch.Tensor, versions: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Returns an alias of an exact value that has these versions; without any, the value itself."""
@@ -64,7 +64,7 @@ def smaller_size(dim: DimPlan) -> int | None:
     return None if bucket is None else max(1, 3 * bucket // 4)
 
 
-def grown(
+def pad_along_edge(
     value: torch.Tensor, edge: PlannedEdge, name: str, sizes: Mapping[str, int], bucket: int
 ) -> torch.Tensor | None:
     """Pads an exact value along one dim as an edge of the plan does; None: it does not.
@@ -97,11 +97,11 @@ def _size(dim: AnyDim, size: int, name: str, sizes: Mapping[str, int]) -> int:
     return sizes[name]
 
 
-def _kept(shape: torch.Size) -> tuple[slice, ...]:
+def _kept_region(shape: torch.Size) -> tuple[slice, ...]:
     return tuple(slice(size) for size in shape)
 
 
-def overlaid(version: torch.Tensor, exact: torch.Tensor) -> torch.Tensor | None:
+def overlay(version: torch.Tensor, exact: torch.Tensor) -> torch.Tensor | None:
     """Returns a version with its kept elements put back to the exact ones; None where it has no room for them.
 
     The kept elements are the first ones along every dim; a dim that is a multiple of what is padded (images, and the
@@ -111,9 +111,9 @@ def overlaid(version: torch.Tensor, exact: torch.Tensor) -> torch.Tensor | None:
         return None
     if any(new < old for new, old in zip(version.shape, exact.shape, strict=True)):
         return None
-    made = version.clone()
-    made[_kept(exact.shape)] = exact
-    return made
+    overlay = version.clone()
+    overlay[_kept_region(exact.shape)] = exact
+    return overlay
 
 
 def kept_of(version: torch.Tensor, exact: torch.Tensor) -> torch.Tensor | None:
@@ -122,7 +122,7 @@ def kept_of(version: torch.Tensor, exact: torch.Tensor) -> torch.Tensor | None:
         return None
     if any(new < old for new, old in zip(version.shape, exact.shape, strict=True)):
         return None
-    return version[_kept(exact.shape)]
+    return version[_kept_region(exact.shape)]
 
 
 def in_parts(version: torch.Tensor, exact: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -134,8 +134,9 @@ def in_parts(version: torch.Tensor, exact: torch.Tensor) -> Iterator[torch.Tenso
                 yield version.reshape(shape).narrow(axis + 1, 0, old // parts).flatten(axis, axis + 1)
 
 
-def scrambled(version: torch.Tensor, exact: torch.Tensor, seed: int) -> torch.Tensor:
+def scramble_padding(version: torch.Tensor, exact: torch.Tensor, seed: int) -> torch.Tensor:
     """Returns a version with other content in its padding: large floats, or integers and booleans that it has."""
+    # Noise goes over everything, then the exact elements are put back: what is left of it is the padding.
     generator = torch.Generator().manual_seed(seed)
     host = version.cpu()
     if host.is_floating_point():
@@ -148,15 +149,16 @@ def scrambled(version: torch.Tensor, exact: torch.Tensor, seed: int) -> torch.Te
     else:
         flat = exact.cpu().flatten()
         noise = flat[torch.randint(0, max(1, flat.numel()), host.shape, generator=generator)]
-    noise[_kept(exact.shape)] = exact.cpu()
+    noise[_kept_region(exact.shape)] = exact.cpu()
     return noise.to(version.device)
 
 
-def others(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def other_values(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields other values of the same range: floats that are all their least, all their largest, and mirrored.
 
     What looks like a mask, two values or some near infinity, stays as it is.
     """
+    # Only values of the same range say something: others could break a stage without breaking its promise.
     ranges = {
         port: (value.min(), value.max())
         for port, value in values.items()
@@ -175,9 +177,9 @@ def others(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {**values, **{port: low + high - values[port] for port, (low, high) in ranges.items()}}
 
 
-def padded_dims(plan: Plan, counted: frozenset[str]) -> list[DimPlan]:
+def padded_dims(plan: Plan, counters: frozenset[str]) -> list[DimPlan]:
     """Returns the dims that a smaller size is padded along; what counts iterations or items is no size to a stage."""
-    return [dim for dim in plan.dims if dim.padded and not dim.unbounded and dim.name not in counted]
+    return [dim for dim in plan.dims if dim.padded and not dim.unbounded and dim.name not in counters]
 
 
 def has(spec: Any, name: str) -> bool:

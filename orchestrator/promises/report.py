@@ -80,8 +80,8 @@ class CheckReport:
     def conclusion(self) -> str:
         """What holds, or which stage is the first that breaks a promise, in one sentence."""
         if self.first is None:
-            tried = sum(row.holds is not None for row in self.rows)
-            return f"All that was tried holds: {tried} of {len(self.rows)}."
+            count = sum(row.holds is not None for row in self.rows)
+            return f"All that was tried holds: {count} of {len(self.rows)}."
         return f"The first stage that breaks a promise is {self.first.stage!r}: {self.first.promise}."
 
 
@@ -90,7 +90,7 @@ def _cells(row: CheckRow) -> tuple[str, ...]:
     return row.stage, row.promise, row.verdict, error, row.sizes or "-", row.why
 
 
-def merged(rows: Iterable[CheckRow]) -> tuple[CheckRow, ...]:
+def worst_rows(rows: Iterable[CheckRow]) -> tuple[CheckRow, ...]:
     """Returns the worst row for each stage and promise, in the order of their first ones."""
     worst: dict[tuple[str, str], CheckRow] = {}
     for row in rows:

@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.promises.walk import run_by_hand
+    from orchestrator.promises.reference import run_by_hand
     from orchestrator.testing.compare import assert_same
     from orchestrator.testing.contracts import BackendCase, BackendContract, StageCase, StageContract
     from orchestrator.testing.null import NullBackend
@@ -44,7 +44,7 @@ _HOMES = {
     "StageCase": "contracts",
     "StageContract": "contracts",
     "assert_same": "compare",
-    "run_by_hand": "orchestrator.promises.walk",
+    "run_by_hand": "orchestrator.promises.reference",
 }
 
 

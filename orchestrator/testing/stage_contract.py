@@ -18,7 +18,7 @@ from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
 from orchestrator.promises.check import check_promises
 from orchestrator.promises.measure import TOLERANCES
-from orchestrator.promises.walk import run_by_hand
+from orchestrator.promises.reference import run_by_hand
 from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 from orchestrator.testing.compare import assert_same

@@ -1,4 +1,4 @@
-"""A walk that tries the promises at each call as it comes by, on the exact values that the call is fed."""
+"""A run by hand that tries the promises at each call as it comes by, on the exact inputs of the call."""
 
 from __future__ import annotations
 
@@ -11,57 +11,70 @@ from orchestrator.errors import StageError
 from orchestrator.graph import Edge, Graph, Loop
 from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
 from orchestrator.planner.schedule.padding import counting_dims
-from orchestrator.promises.batched import BatchTrial
-from orchestrator.promises.calls import CallTrial, Trials
+from orchestrator.promises.batch_trial import BatchTrial
+from orchestrator.promises.call_trial import CallTrial, CheckContext
 from orchestrator.promises.measure import difference
-from orchestrator.promises.padding import Versions, grown, next_bucket, overlaid, padded_dims, smaller_size
-from orchestrator.promises.targets import Targets
-from orchestrator.promises.walk import Walk
+from orchestrator.promises.padding import (
+    Versions,
+    next_bucket,
+    overlay,
+    pad_along_edge,
+    padded_dims,
+    smaller_size,
+)
+from orchestrator.promises.reference import ReferenceRun
+from orchestrator.promises.stage_runner import StageRunner
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
-__all__ = ["Trial"]
+__all__ = ["TrialRun"]
 
 #: Iterations of a loop in which its stages are tried.
-WATCHED = 2
+TRIED_ITERATIONS = 2
 #: Items of a map in the batch on which its stages are tried.
-ITEMS = 3
+TRIED_ITEMS = 3
 
 
-class Trial(Walk):
+class TrialRun(ReferenceRun):
     """One request by hand, with everything that the promises allow tried on the way.
 
     Args:
         graph: The graph.
         plan: Its plan, which says what named dims and pad rules there are.
         inputs: The request.
-        targets: What runs the stages.
+        stage_runner: What runs the stages.
         tolerance: The largest relative difference that counts as equal; None: by dtype.
 
     Attributes:
-        trials: What was found.
-        visited: Calls that ran.
+        context: The check, with its rows.
+        call_names: Calls that ran.
     """
 
     def __init__(
-        self, graph: Graph, plan: Plan, inputs: Mapping[str, Any], targets: Targets, tolerance: float | None
+        self,
+        graph: Graph,
+        plan: Plan,
+        inputs: Mapping[str, Any],
+        stage_runner: StageRunner,
+        tolerance: float | None,
     ) -> None:
         super().__init__(graph, inputs)
         self.plan = plan
-        self.trials = Trials(graph, plan, targets, tolerance)
-        self.visited: set[str] = set()
-        self._targets = targets
-        self._planned = {call.name: call for call in plan.calls}
+        self.context = CheckContext(graph, plan, stage_runner, tolerance)
+        self.call_names: set[str] = set()
+        self._stage_runner = stage_runner
+        self._plan_calls = {call.name: call for call in plan.calls}
         self._edges = {str(edge): edge for edge in plan.edges}
         self._dims = {dim.name: dim for dim in plan.dims}
-        self._padded = padded_dims(plan, counting_dims(graph, self._source))
+        self._padded_dims = padded_dims(plan, counting_dims(graph, self._source))
+        # Versions live beside the exact values; those of outputs are kept for iterations that are not tried.
         self._versions = Versions()
         self._last: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._unsteady: dict[str, bool] = {}
-        self._mapped: list[str] = []
+        self._maps_in_trial: list[str] = []
 
     def _source(self, edge: Edge) -> PortSpec | None:
-        planned = self._edges.get(str(edge))
-        return None if planned is None else planned.spec
+        plan_edge = self._edges.get(str(edge))
+        return None if plan_edge is None else plan_edge.spec
 
     # What happens between calls: versions go where the exact values go.
 
@@ -69,18 +82,20 @@ class Trial(Walk):
         """Returns the exact value at the end of an edge, with the versions that it has there."""
         source = self.values[edge.source, edge.source_port]
         value = super().fetch(edge, port)
-        planned = self._edges.get(str(edge))
-        if planned is None or not isinstance(value, torch.Tensor) or self._is_host(edge):
+        plan_edge = self._edges.get(str(edge))
+        if plan_edge is None or not isinstance(value, torch.Tensor) or self._is_host(edge):
             return value
-        cut = any(adapter.kind == "cut" for adapter in planned.adapters)
+        # A version that came along is adapted like the exact value; where none did, the plan's padding begins one. What
+        # is cut loses its padding, and with it its versions.
+        cut = any(adapter.kind == "cut" for adapter in plan_edge.adapters)
         versions: dict[str, torch.Tensor] = {}
-        for dim in self._padded:
+        for dim in self._padded_dims:
             before = None if cut else self._versions.of(source).get(dim.name)
             bucket = self._bucket(dim)
             if before is not None:
-                versions[dim.name] = self._fitted(before, edge, port, dim.name)
+                versions[dim.name] = self._fit_version(before, edge, port, dim.name)
             elif bucket is not None:
-                version = grown(value, planned, dim.name, self.sizes, bucket)
+                version = pad_along_edge(value, plan_edge, dim.name, self.sizes, bucket)
                 versions |= {} if version is None else {dim.name: version}
         return self._versions.keep(value, versions) if versions or not cut else value.detach()
 
@@ -91,43 +106,45 @@ class Trial(Walk):
 
     def stack(self, parts: list[Any], sample: Any) -> Any:
         """Stacks parts, and the versions that all of them have."""
-        made = super().stack(parts, sample)
-        if not isinstance(made, torch.Tensor) or not parts:
-            return made
+        joint = super().stack(parts, sample)
+        if not isinstance(joint, torch.Tensor) or not parts:
+            return joint
         names = set.intersection(*(set(self._versions.of(part)) for part in parts))
         versions = {
             name: torch.stack([self._versions.of(part)[name] for part in parts]) for name in sorted(names)
         }
-        return self._versions.keep(made, versions)
+        return self._versions.keep(joint, versions)
 
     def map(self, loop: Loop) -> None:
         """Tries the body on one batch of items, and then runs it item by item."""
         edges = self.ports(loop)
         lists = {port: list(self.fetch(edges[port], None)) for port, _ in loop.over}
         items = list(zip(*lists.values(), strict=True))
-        if items and self._is_watched(loop.within):
+        # The plan runs a batch of items at once, padded: one such batch, of items alike in shape, is tried. Names of
+        # the body's dims have its sizes meanwhile, and are put back before the items run one by one.
+        if items and self._is_tried(loop.within):
             before = dict(self.sizes)
             alike = [row for row in items if [one.shape for one in row] == [one.shape for one in items[0]]]
             pairs = zip(loop.over, zip(*alike[: self._items(loop)], strict=True), strict=True)
             batch = {port: self._smaller(spec, torch.stack(parts)) for (port, spec), parts in pairs}
             for port, spec in loop.over:
                 self._enter(spec, batch[port])
-            self._mapped.append(loop.name)
+            self._maps_in_trial.append(loop.name)
             self.iterate(loop, batch)
-            self._mapped.pop()
+            self._maps_in_trial.pop()
             self.sizes = before
         super().map(loop)
 
     def _items(self, loop: Loop) -> int:
         """How many items are tried in one batch: so many that the batch is padded, if there are."""
         dim = self._dims[str(plain_dims(loop.over[0][1].dims)[0])]
-        return ITEMS if next_bucket(dim, ITEMS) is not None else smaller_size(dim) or 1
+        return TRIED_ITEMS if next_bucket(dim, TRIED_ITEMS) is not None else smaller_size(dim) or 1
 
     def _smaller(self, spec: TensorSpec, value: torch.Tensor) -> torch.Tensor:
         """Cuts what is at its largest bucket to a size that is padded."""
         for axis, name in enumerate(plain_dims(spec.dims)):
             dim = self._dims.get(name) if isinstance(name, str) else None
-            if dim in self._padded and dim is not None and value.shape[axis] >= dim.buckets[-1]:
+            if dim in self._padded_dims and dim is not None and value.shape[axis] >= dim.buckets[-1]:
                 value = value.narrow(axis, 0, smaller_size(dim) or value.shape[axis])
         return value.contiguous()
 
@@ -139,13 +156,15 @@ class Trial(Walk):
     def _is_host(self, edge: Edge) -> bool:
         if edge.target.kind == "output":
             return True
-        return edge.target.kind == "call" and self._planned[edge.target.name].device == HOST
+        return edge.target.kind == "call" and self._plan_calls[edge.target.name].device == HOST
 
     def _bucket(self, dim: DimPlan) -> int | None:
         size = self.sizes.get(dim.name)
         return None if not size else next_bucket(dim, size)
 
-    def _fitted(self, version: torch.Tensor, edge: Edge, port: PortSpec | None, name: str) -> torch.Tensor:
+    def _fit_version(
+        self, version: torch.Tensor, edge: Edge, port: PortSpec | None, name: str
+    ) -> torch.Tensor:
         exact, bucket = self.sizes[name], self._bucket(self._dims[name])
         self.sizes[name] = bucket or exact
         try:
@@ -158,44 +177,53 @@ class Trial(Walk):
 
     # What happens at a call.
 
-    def call(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a call on the exact values, and tries it where it is watched."""
-        self.visited.add(name)
-        stage, planned = self.graph.calls[name].stage, self._planned[name]
-        given = self._shortened(planned, self._exactly(name, fed))
+        self.call_names.add(name)
+        stage, plan_call = self.graph.calls[name].stage, self._plan_calls[name]
+        outputs = self._with_smaller_sizes(plan_call, self._exact_outputs(name, arguments))
         inner = self._loops_around(name)
-        watched = self._is_watched(self.graph.calls[name].loop)
-        flowing = watched or self._flows(inner)
+        is_tried = self._is_tried(self.graph.calls[name].loop)
+        flowing = is_tried or self._flows(inner)
         if not flowing:
-            return {port: self._renewed(name, port, value) for port, value in given.items()}
+            return {port: self._with_last_padding(name, port, value) for port, value in outputs.items()}
         trial = CallTrial(
-            self.trials, stage, planned, fed, given, dict(self.sizes), self._unsteady.get(name, False)
+            self.context,
+            stage,
+            plan_call,
+            arguments,
+            outputs,
+            dict(self.sizes),
+            self._unsteady.get(name, False),
         )
-        made: dict[str, dict[str, torch.Tensor]] = {}
+        versions: dict[str, dict[str, torch.Tensor]] = {}
         if not stage.host:
-            made = trial.pads(self._padded, self._by_dim(fed), watched=watched)
+            versions = trial.pads(self._padded_dims, self._by_dim(arguments), is_tried=is_tried)
         # A host stage sees all items of a dim that a stage decides, and a batch of those of a request or a map.
-        for dim in self.plan.dims if watched else ():
-            if dim.batch and (not stage.host or not dim.born or self._mapped):
+        for dim in self.plan.dims if is_tried else ():
+            if dim.batch and (not stage.host or not dim.born or self._maps_in_trial):
                 BatchTrial(trial, dim).run()
-        kept = {port: self._versions.keep(value, made.get(port, {})) for port, value in given.items()}
-        self._last |= {(name, port): made.get(port, {}) for port in given}
-        return kept
+        results = {
+            port: self._versions.keep(value, versions.get(port, {})) for port, value in outputs.items()
+        }
+        self._last |= {(name, port): versions.get(port, {}) for port in outputs}
+        return results
 
-    def _exactly(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
-        """What a call gives for the exact values; the first time it is asked twice.
+    def _exact_outputs(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the outputs for the exact inputs; the first time the call runs twice, to see whether it is steady.
 
         Raises:
             StageError: It raises.
         """
-        stage, device = self.graph.calls[name].stage, self._planned[name].device
+        # A session runs no stage on a device without items, so what such a stage raises by hand is no fault.
+        stage, device = self.graph.calls[name].stage, self._plan_calls[name].device
         try:
-            given = self._targets.run(stage, device, fed)
-            if name not in self._unsteady and self._is_watched(self.graph.calls[name].loop):
-                again = self._targets.run(stage, device, fed)
-                self._unsteady[name] = not difference(again, given, None)[0]
+            outputs = self._stage_runner.run(stage, device, arguments)
+            if name not in self._unsteady and self._is_tried(self.graph.calls[name].loop):
+                again = self._stage_runner.run(stage, device, arguments)
+                self._unsteady[name] = not difference(again, outputs, None)[0]
         except Exception as error:
-            if device != HOST and (nothing := self._nothing(name)):
+            if device != HOST and (nothing := self._empty_outputs(name)):
                 return nothing
             raise StageError(
                 f"Stage {stage.name!r} (call {name!r}) raised while it was called by hand, at {_at(self.sizes)}: "
@@ -203,42 +231,42 @@ class Trial(Walk):
                 stage=stage.name,
                 call=name,
             ) from error
-        return given
+        return outputs
 
-    def _nothing(self, name: str) -> dict[str, Any]:
-        """What a call gives that a session would not run, since there are no items; empty: it would."""
-        planned = self._planned[name]
-        names = {dim for _, spec in planned.inputs if isinstance(spec, TensorSpec) for dim in spec.names}
+    def _empty_outputs(self, name: str) -> dict[str, Any]:
+        """Returns the outputs of a call that a session would not run, for want of items; empty: it would run it."""
+        plan_call = self._plan_calls[name]
+        names = {dim for _, spec in plan_call.inputs if isinstance(spec, TensorSpec) for dim in spec.names}
         if all(self.sizes.get(dim, 1) for dim in names):
             return {}
         return {
             port: torch.empty(spec.shape(self.sizes), dtype=spec.dtype)
-            for port, spec in planned.outputs
+            for port, spec in plan_call.outputs
             if isinstance(spec, TensorSpec)
         }
 
-    def _shortened(self, planned: PlannedCall, given: dict[str, Any]) -> dict[str, Any]:
-        """Cuts what a stage decided to a size that is padded, where it is at the largest bucket or above it."""
-        for port, spec in planned.outputs if planned.declared else ():
-            value = given.get(port)
-            if not isinstance(spec, TensorSpec) or not isinstance(value, torch.Tensor) or self._mapped:
+    def _with_smaller_sizes(self, plan_call: PlannedCall, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Cuts an output whose size a stage decides to a size that is padded, where it is at the largest bucket or above it."""
+        for port, spec in plan_call.outputs if plan_call.declared else ():
+            value = outputs.get(port)
+            if not isinstance(spec, TensorSpec) or not isinstance(value, torch.Tensor) or self._maps_in_trial:
                 continue
             for axis, dim in enumerate(plain_dims(spec.dims)):
-                known = self._dims.get(dim) if isinstance(dim, str) else None
-                if known is None or not known.born or known not in self._padded:
+                plan_dim = self._dims.get(dim) if isinstance(dim, str) else None
+                if plan_dim is None or not plan_dim.born or plan_dim not in self._padded_dims:
                     continue
-                if value.shape[axis] >= known.buckets[-1] and (size := smaller_size(known)):
+                if value.shape[axis] >= plan_dim.buckets[-1] and (size := smaller_size(plan_dim)):
                     value = value.narrow(axis, 0, size).contiguous()
-            given = {**given, port: value}
-        return given
+            outputs = {**outputs, port: value}
+        return outputs
 
-    def _by_dim(self, fed: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-        """Versions of what a call is fed with, by dim and port."""
-        found: dict[str, dict[str, torch.Tensor]] = {}
-        for port, value in fed.items():
+    def _by_dim(self, arguments: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+        """Returns the versions of a call's inputs, by dim and port."""
+        versions: dict[str, dict[str, torch.Tensor]] = {}
+        for port, value in arguments.items():
             for name, version in self._versions.of(value).items():
-                found.setdefault(name, {})[port] = version
-        return found
+                versions.setdefault(name, {})[port] = version
+        return versions
 
     def _loops_around(self, name: str) -> list[Loop]:
         loops, around = [], self.graph.calls[name].loop
@@ -247,13 +275,13 @@ class Trial(Walk):
             around = loops[-1].within
         return loops
 
-    def _is_watched(self, around: str) -> bool:
+    def _is_tried(self, around: str) -> bool:
         """Tells whether stages directly in a loop, or in none, are tried now."""
         while around:
             loop = self.graph.loops[around]
-            if loop.kind == "map" and around not in self._mapped:
+            if loop.kind == "map" and around not in self._maps_in_trial:
                 return False
-            if loop.kind == "loop" and self.counts.get(around, 0) >= WATCHED:
+            if loop.kind == "loop" and self.counts.get(around, 0) >= TRIED_ITERATIONS:
                 return False
             around = loop.within
         return True
@@ -261,17 +289,17 @@ class Trial(Walk):
     def _flows(self, loops: list[Loop]) -> bool:
         """Tells whether padding is followed through every iteration: it may decide when the loop ends."""
         ends = all(
-            loop.until or self.counts.get(loop.name, 0) < WATCHED for loop in loops if loop.kind == "loop"
+            loop.until or self.counts.get(loop.name, 0) < TRIED_ITERATIONS
+            for loop in loops
+            if loop.kind == "loop"
         )
-        return ends and all(loop.name in self._mapped for loop in loops if loop.kind == "map")
+        return ends and all(loop.name in self._maps_in_trial for loop in loops if loop.kind == "map")
 
-    def _renewed(self, name: str, port: str, value: Any) -> Any:
+    def _with_last_padding(self, name: str, port: str, value: Any) -> Any:
         """A value of an iteration that is not watched, in the padding of the last one that was."""
         last = self._last.get((name, port), {})
         pairs = (
-            (dim, overlaid(version, value))
-            for dim, version in last.items()
-            if isinstance(value, torch.Tensor)
+            (dim, overlay(version, value)) for dim, version in last.items() if isinstance(value, torch.Tensor)
         )
         versions = {dim: version for dim, version in pairs if version is not None}
         return self._versions.keep(value, versions) if versions else value

@@ -13,14 +13,14 @@ from orchestrator.backend import Backend
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
-from orchestrator.promises.walk import Walk, call_target, named_outputs
+from orchestrator.promises.reference import ReferenceRun, call_target, named_outputs
 from orchestrator.stage import Stage
 from orchestrator.surroundings import own_modes, same_random_state
 
-__all__ = ["Plain", "Targets", "leaving_no_trace"]
+__all__ = ["PlainRun", "StageRunner", "leaving_no_trace"]
 
 
-class Targets:
+class StageRunner:
     """What runs the stages of one check.
 
     Args:
@@ -32,23 +32,23 @@ class Targets:
         self._copies: dict[str, Callable[..., Any]] = {}
         self._memo: dict[int, Any] = {}
 
-    def run(self, stage: Stage, device: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, stage: Stage, device: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a stage gives, by output port, on the host.
 
         Raises:
             Exception: Whatever the stage does.
         """
         backend = self._backends.get(device)
-        values = {port: value.clone() if _is_tensor(value) else value for port, value in fed.items()}
+        values = {port: value.clone() if _is_tensor(value) else value for port, value in arguments.items()}
         if backend is None:
             return named_outputs(stage, call_target(stage, self._copy(stage), values))
-        uploaded = {
+        uploads = {
             port: backend.upload(value) if _is_tensor(value) else value for port, value in values.items()
         }
-        given = named_outputs(stage, call_target(stage, self._loaded(stage, backend), uploaded))
-        return {port: value.cpu() if _is_tensor(value) else value for port, value in given.items()}
+        outputs = named_outputs(stage, call_target(stage, self._device_target(stage, backend), uploads))
+        return {port: value.cpu() if _is_tensor(value) else value for port, value in outputs.items()}
 
-    def _loaded(self, stage: Stage, backend: Backend) -> Callable[..., Any]:
+    def _device_target(self, stage: Stage, backend: Backend) -> Callable[..., Any]:
         if stage.name not in self._copies:
             self._copies[stage.name] = backend.load((), stage)
         return self._copies[stage.name]
@@ -68,17 +68,19 @@ class Targets:
         return self._copies[stage.name]
 
 
-class Plain(Walk):
-    """A walk in which stages run as in a check, and nothing is tried."""
+class PlainRun(ReferenceRun):
+    """A reference run in which stages run as in a check, and nothing is tried."""
 
-    def __init__(self, graph: Graph, plan: Plan, inputs: Mapping[str, Any], targets: Targets) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, inputs: Mapping[str, Any], stage_runner: StageRunner
+    ) -> None:
         super().__init__(graph, inputs)
         self._devices = {call.name: call.device for call in plan.calls}
-        self._targets = targets
+        self._stage_runner = stage_runner
 
-    def call(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a call."""
-        return self._targets.run(self.graph.calls[name].stage, self._devices[name], fed)
+        return self._stage_runner.run(self.graph.calls[name].stage, self._devices[name], arguments)
 
 
 def _is_tensor(value: Any) -> bool:

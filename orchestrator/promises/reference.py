@@ -17,10 +17,10 @@ from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, next_port,
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["Walk", "call_target", "named_outputs", "run_by_hand"]
+__all__ = ["ReferenceRun", "call_target", "named_outputs", "run_by_hand"]
 
 
-class Walk:
+class ReferenceRun:
     """One request on its way through a graph.
 
     Subclasses look at calls by overriding :meth:`call`, and at what happens to tensors between calls by overriding
@@ -90,20 +90,20 @@ class Walk:
     def map(self, loop: Loop) -> None:
         """Runs a map's body for each item."""
         edges, leave = self.ports(loop), NodeKey("exit", loop.name)
-        given = {port: self.fetch(edges[port], None) for port, _ in loop.over}
-        lists = {port: list(value) for port, value in given.items()}
-        found: dict[str, list[Any]] = {port: [] for port in loop.collect}
+        values = {port: self.fetch(edges[port], None) for port, _ in loop.over}
+        lists = {port: list(value) for port, value in values.items()}
+        parts_by_port: dict[str, list[Any]] = {port: [] for port in loop.collect}
         (count,) = {len(items) for items in lists.values()}
         for at in range(count):
-            made = self._item(loop, edges, {port: items[at] for port, items in lists.items()})
+            outputs = self._item(loop, edges, {port: items[at] for port, items in lists.items()})
             for port in loop.collect:
-                found[port].append(made[port])
-        if all(isinstance(value, list) for value in given.values()):
-            results: dict[str, Any] = dict(found)
+                parts_by_port[port].append(outputs[port])
+        if all(isinstance(value, list) for value in values.values()):
+            results: dict[str, Any] = dict(parts_by_port)
         else:  # one item, thrown away, shows what there would be
-            blanks = {port: _blank(value) for port, value in given.items()} if not count else {}
+            blanks = {port: _blank(value) for port, value in values.items()} if not count else {}
             sample = self._item(loop, edges, blanks) if blanks else {}
-            results = {port: self.stack(parts, sample.get(port)) for port, parts in found.items()}
+            results = {port: self.stack(parts, sample.get(port)) for port, parts in parts_by_port.items()}
         for port, value in results.items():
             self.values[leave, stacked_port(port)] = value
 
@@ -115,54 +115,56 @@ class Walk:
                 if isinstance(dim, (str, Dim)):
                     self.sizes[str(dim)] = size
         self.iterate(loop, {port: item[None] for port, item in items.items()})
-        made = {port: self.fetch(edges[stacked_port(port)], None)[0] for port in loop.collect}
+        outputs = {port: self.fetch(edges[stacked_port(port)], None)[0] for port in loop.collect}
         self.sizes = before
-        return made
+        return outputs
 
     def _branch(self, loop: Loop) -> None:
         edges, leave = self.ports(loop), NodeKey("exit", loop.name)
-        given = {port: self.fetch(edges[port], None) for port in loop.given}
-        runs = all(value is not None for value in given.values())
+        inputs = {port: self.fetch(edges[port], None) for port in loop.given}
+        runs = all(value is not None for value in inputs.values())
         if loop.condition:
             runs = runs and bool(self.fetch(edges[CONDITION], None))
         if runs:
-            self.iterate(loop, given)
+            self.iterate(loop, inputs)
         for port in loop.carry:
             self.values[leave, port] = self.fetch(edges[next_port(port) if runs else port], None)
 
     def loop(self, loop: Loop) -> None:
         """Runs a loop's body until it ends."""
         edges, leave = self.ports(loop), NodeKey("exit", loop.name)
-        carried = {port: self.fetch(edges[port], None) for port in loop.carry}
-        sliced = {port: self.fetch(edges[port], None) for port in loop.each}
-        bounds = [len(value) for value in sliced.values()]
+        carries = {port: self.fetch(edges[port], None) for port in loop.carry}
+        sequences = {port: self.fetch(edges[port], None) for port in loop.each}
+        bounds = [len(value) for value in sequences.values()]
         bounds += [] if loop.max_steps is None else [loop.max_steps]
         parts: dict[str, list[Any]] = {port: [] for port in loop.collect}
-        ended: list[bool] = []
+        until_values: list[bool] = []
         for at in range(min(bounds)):
             self.counts[loop.name] = at
-            self.iterate(loop, {**carried, **{port: self.slice(value, at) for port, value in sliced.items()}})
-            carried = {port: self.fetch(edges[next_port(port)], None) for port in loop.carry}
-            for port, found in parts.items():
-                found.append(self.fetch(edges[stacked_port(port)], None))
-            ended.append(bool(loop.until) and bool(self.fetch(edges[until_port(loop.until)], None)))
-            if any(ended) and len(ended) % loop.check_every == 0:
+            self.iterate(
+                loop, {**carries, **{port: self.slice(value, at) for port, value in sequences.items()}}
+            )
+            carries = {port: self.fetch(edges[next_port(port)], None) for port in loop.carry}
+            for port, items in parts.items():
+                items.append(self.fetch(edges[stacked_port(port)], None))
+            until_values.append(bool(loop.until) and bool(self.fetch(edges[until_port(loop.until)], None)))
+            if any(until_values) and len(until_values) % loop.check_every == 0:
                 break
-        kept = ended.index(True) + 1 if any(ended) else len(ended)
-        if not ended and parts:  # one iteration, thrown away, shows what would have been collected
-            self.iterate(loop, {**carried, **{port: _blank(value) for port, value in sliced.items()}})
-        for port, value in carried.items():
+        count = until_values.index(True) + 1 if any(until_values) else len(until_values)
+        if not until_values and parts:  # one iteration, thrown away, shows what would have been collected
+            self.iterate(loop, {**carries, **{port: _blank(value) for port, value in sequences.items()}})
+        for port, value in carries.items():
             self.values[leave, port] = value
-        for port, found in parts.items():
-            sample = None if found else self.fetch(edges[stacked_port(port)], None)
-            self.values[leave, stacked_port(port)] = self.stack(found[:kept], sample)
+        for port, items in parts.items():
+            sample = None if items else self.fetch(edges[stacked_port(port)], None)
+            self.values[leave, stacked_port(port)] = self.stack(items[:count], sample)
 
-    def iterate(self, loop: Loop, given: Mapping[str, Any]) -> None:
-        """Runs a loop's body once, from nothing but what it is given."""
+    def iterate(self, loop: Loop, arguments: Mapping[str, Any]) -> None:
+        """Runs a loop's body once, from its arguments alone."""
         old = [key for key in self.values if self.graph.ancestor_in(key[0], loop.name) is not None]
         for key in old:
             del self.values[key]
-        for port, value in given.items():
+        for port, value in arguments.items():
             self.values[NodeKey("enter", loop.name), port] = value
         self._body(loop.name)
 
@@ -170,16 +172,18 @@ class Walk:
         stage = self.graph.calls[name].stage
         ports = {port.name: port.spec for port in stage.inputs}
         node = NodeKey("call", name)
-        fed = {edge.target_port: self.fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)}
-        for port, value in self.call(name, fed).items():
+        arguments = {
+            edge.target_port: self.fetch(edge, ports[edge.target_port]) for edge in self.graph.into(node)
+        }
+        for port, value in self.call(name, arguments).items():
             self.values[node, port] = value
         for item in stage.outputs:
             self._learn(item.spec, self.values[node, item.name])
 
-    def call(self, name: str, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what a call gives for values by port."""
         stage = self.graph.calls[name].stage
-        return named_outputs(stage, call_target(stage, stage.target, fed))
+        return named_outputs(stage, call_target(stage, stage.target, arguments))
 
     def _learn(self, spec: PortSpec | None, value: Any) -> None:
         """Notes the sizes of names that a value brings in."""
@@ -218,8 +222,8 @@ class Walk:
             return parts
         return torch.stack(parts) if parts else sample.new_empty((0, *sample.shape))
 
-    def _size(self, dim: AnyDim, given: int) -> int:
-        return dim if isinstance(dim, int) else self.sizes.get(str(dim), given)
+    def _size(self, dim: AnyDim, default: int) -> int:
+        return dim if isinstance(dim, int) else self.sizes.get(str(dim), default)
 
 
 def _blank(value: torch.Tensor) -> torch.Tensor:
@@ -237,28 +241,28 @@ def _grow(value: torch.Tensor, axis: int, size: int, rule: Pad) -> torch.Tensor:
     return torch.cat([value, torch.stack([piece] * (size - value.shape[axis]), axis)], axis)
 
 
-def call_target(stage: Stage, target: Callable[..., Any], fed: Mapping[str, Any]) -> Any:
+def call_target(stage: Stage, target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Calls a stage's target, or a copy of it, with values by port: by position up to the first port left out."""
     ports = [port for port in stage.inputs if not port.keyword]
-    count = next((at for at, port in enumerate(ports) if port.name not in fed), len(ports))
+    count = next((at for at, port in enumerate(ports) if port.name not in arguments), len(ports))
     positional = [port.name for port in ports[:count]]
-    named = {name: value for name, value in fed.items() if name not in positional}
-    return target(*(fed[name] for name in positional), **named)
+    by_keyword = {name: value for name, value in arguments.items() if name not in positional}
+    return target(*(arguments[name] for name in positional), **by_keyword)
 
 
-def named_outputs(stage: Stage, given: Any) -> dict[str, Any]:
+def named_outputs(stage: Stage, result: Any) -> dict[str, Any]:
     """Returns what a stage gave, by output port."""
     names = [port.name for port in stage.outputs] or ["output"]
-    if isinstance(given, Mapping):
-        by_key = {str(key): value for key, value in given.items()}
+    if isinstance(result, Mapping):
+        by_key = {str(key): value for key, value in result.items()}
         if not stage.outputs or set(names) <= set(by_key):
             return by_key
-    if not stage.host and isinstance(given, (tuple, list)) and len(given) != len(names):
-        given = [value for value in given if isinstance(value, torch.Tensor)]  # the others are no outputs
-        return dict(zip(names, given, strict=True))
+    if not stage.host and isinstance(result, (tuple, list)) and len(result) != len(names):
+        result = [value for value in result if isinstance(value, torch.Tensor)]  # the others are no outputs
+        return dict(zip(names, result, strict=True))
     if len(names) == 1:
-        return {names[0]: given}
-    return dict(zip(names, given, strict=True))
+        return {names[0]: result}
+    return dict(zip(names, result, strict=True))
 
 
 def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,4 +275,4 @@ def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Values by output name.
     """
-    return Walk(graph, inputs).run()
+    return ReferenceRun(graph, inputs).run()

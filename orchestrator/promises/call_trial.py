@@ -12,45 +12,54 @@ from orchestrator.graph import Graph, NodeKey, until_port
 from orchestrator.plan.model import DimPlan, Plan, PlannedCall
 from orchestrator.promises.batches import Axes
 from orchestrator.promises.measure import difference, span
-from orchestrator.promises.padding import has, in_parts, kept_of, next_bucket, others, overlaid, scrambled
+from orchestrator.promises.padding import (
+    has,
+    in_parts,
+    kept_of,
+    next_bucket,
+    other_values,
+    overlay,
+    scramble_padding,
+)
 from orchestrator.promises.report import CheckRow
-from orchestrator.promises.targets import Targets
+from orchestrator.promises.stage_runner import StageRunner
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["UNSTEADY", "CallTrial", "Trials", "first_line"]
+__all__ = ["UNSTEADY", "CallTrial", "CheckContext", "first_line"]
 
 #: By dim: tensors by port, padded along that dim alone.
-Padded = Mapping[str, Mapping[str, torch.Tensor]]
+InputsByDim = Mapping[str, Mapping[str, torch.Tensor]]
 
 UNSTEADY = "it gives something else each time: it draws random numbers or keeps state"
 _READS = "it reads the padding, which the stages before fill so that it does not matter"
 
 
-class Trials:
-    """What is tried in one check, and what was found.
+class CheckContext:
+    """The facts of a plan that decide whether a trial counts, and the rows of one check.
 
     Args:
         graph: The graph.
         plan: Its plan.
-        targets: What runs the stages.
+        stage_runner: What runs the stages.
         tolerance: The largest relative difference that counts as equal; None: by dtype.
 
     Attributes:
-        rows: What was found, in the order of running.
+        rows: Verdicts, in the order of running.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, targets: Targets, tolerance: float | None) -> None:
-        self.targets = targets
+    def __init__(self, graph: Graph, plan: Plan, stage_runner: StageRunner, tolerance: float | None) -> None:
+        self.stage_runner = stage_runner
         self.tolerance = tolerance
         self.rows: list[CheckRow] = []
-        self._filled = {
+        self._padded_ports = {
             edge.target
             for edge in plan.edges
             if any(adapter.kind == "pad" and adapter.to_bucket for adapter in edge.adapters)
         }
         pads = [adapter for edge in plan.edges for adapter in edge.adapters if adapter.rule == "repeat_first"]
-        self._repeated = {name for adapter in pads for name in TensorSpec(adapter.dims).names}
+        self._repeat_dims = {name for adapter in pads for name in TensorSpec(adapter.dims).names}
+        # An output is an ender if every edge out of it goes to an `until`; with one other reader it counts as a result.
         ends = {
             (NodeKey("exit", loop.name), until_port(loop.until))
             for loop in graph.loops.values()
@@ -65,11 +74,11 @@ class Trials:
 
     def is_filled(self, call: str, port: str) -> bool:
         """Tells whether the padding of what a port reads is filled right there, by a rule."""
-        return f"{call}.{port}" in self._filled
+        return f"{call}.{port}" in self._padded_ports
 
     def repeats(self, name: str) -> bool:
         """Tells whether something is padded along a dim with what is there already."""
-        return name in self._repeated
+        return name in self._repeat_dims
 
     def only_ends(self, call: str, port: str) -> bool:
         """Tells whether an output is read by nothing but ``until``: each chunk ends when its own items have."""
@@ -81,84 +90,89 @@ class CallTrial:
     """One call with its exact values.
 
     Attributes:
-        trials: The check it belongs to.
+        context: The check it belongs to.
         stage: The stage.
-        planned: The call in the plan.
-        fed: Exact values by input port.
-        given: What the call gives for them, by output port.
+        plan_call: The call in the plan.
+        inputs: Exact values by input port.
+        outputs: What the call gives for them, by output port.
         sizes: Exact sizes of named dims.
         unsteady: It gives something else each time.
     """
 
-    trials: Trials
+    context: CheckContext
     stage: Stage
-    planned: PlannedCall
-    fed: Mapping[str, Any]
-    given: Mapping[str, Any]
+    plan_call: PlannedCall
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
     sizes: Mapping[str, int]
     unsteady: bool
 
     def pads(
-        self, dims: list[DimPlan], padded: Padded, *, watched: bool
+        self, dims: list[DimPlan], padded_inputs: InputsByDim, *, is_tried: bool
     ) -> dict[str, dict[str, torch.Tensor]]:
         """Tries the bucket of each padded dim; returns what the outputs look like there: by port, by dim."""
-        made: dict[str, dict[str, torch.Tensor]] = {}
+        versions: dict[str, dict[str, torch.Tensor]] = {}
         for dim in dims:
-            if not any(has(spec, dim.name) for _, spec in self.planned.inputs):
+            if not any(has(spec, dim.name) for _, spec in self.plan_call.inputs):
                 continue
-            for port, value in self._pad(dim, padded.get(dim.name, {}), watched=watched).items():
-                exact = self.given.get(port)
+            for port, value in self._pad(dim, padded_inputs.get(dim.name, {}), is_tried=is_tried).items():
+                exact = self.outputs.get(port)
                 tensors = isinstance(value, torch.Tensor) and isinstance(exact, torch.Tensor)
                 if tensors and value.shape != exact.shape:  # type: ignore[union-attr]
-                    made.setdefault(port, {})[dim.name] = value
-        return made
+                    versions.setdefault(port, {})[dim.name] = value
+        return versions
 
-    def _pad(self, dim: DimPlan, padded: Mapping[str, torch.Tensor], *, watched: bool) -> Mapping[str, Any]:
-        """Tries the bucket of one dim; returns what comes out, by port."""
+    def _pad(
+        self, dim: DimPlan, padded_inputs: Mapping[str, torch.Tensor], *, is_tried: bool
+    ) -> Mapping[str, Any]:
+        """Tries the bucket of one dim; returns the outputs there, by port."""
+        # 1. Is there a larger bucket, and is it known where the exact elements are in what is read there?
         promise, size = f"pad of {dim.name!r}", self.sizes.get(dim.name)
         bucket = next_bucket(dim, size) if size else None
-        versions, unknown = self._versions(dim, padded)
+        versions, unknown = self._versions(dim, padded_inputs)
         if bucket is None or not versions or unknown:
             why = f"{size} is the largest bucket" if size else "there is no item"
             why = why if bucket is None else "nothing that it reads is padded"
             self.note(promise, None, why=f"what is kept of {unknown!r} is not known" if unknown else why)
             return {}
+        # 2. The stage runs on exact elements beside real padding; its exact outputs must come out among what it gives.
         at = f"{dim.name} {size} in {bucket}"
         try:
-            found = self.run({**self.fed, **versions})
+            outputs = self.run({**self.inputs, **versions})
         except Exception as error:
             self.note(promise, False, sizes=at, why=f"it raises {first_line(error)}")
             return {}
         if self.unsteady:
             self.note(promise, None, sizes=at, why=UNSTEADY)
-            return found
-        holds, error_, port = self.worst(self._kept(found, self.given))
+            return outputs
+        holds, largest_error, port = self.worst(self._compare_kept(outputs, self.outputs))
         why = "" if holds else f"in {port!r}"
-        derived = Axes.of(self.planned.inputs, dim.name).derived
-        if holds and watched and not derived and self._reads(versions, list(versions)):
+        # 3. What holds may hold by luck: a stage that reads its padding is tried on other values beside it.
+        derived_ports = Axes.of(self.plan_call.inputs, dim.name).derived_axes
+        if holds and is_tried and not derived_ports and self._reads(versions, list(versions)):
             why = (
                 _READS
                 if self._reads(versions, [port for port in versions if not self._is_filled(port)])
                 else ""
             )
-            holds, error_, why = self._other_values(dim, versions) or (holds, error_, why)
-        self.note(promise, holds, error=error_, sizes=at, why=why)
-        return found
+            holds, largest_error, why = self._other_values(dim, versions) or (holds, largest_error, why)
+        self.note(promise, holds, error=largest_error, sizes=at, why=why)
+        return outputs
 
     def _versions(
-        self, dim: DimPlan, padded: Mapping[str, torch.Tensor]
+        self, dim: DimPlan, padded_inputs: Mapping[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], str]:
-        """What a call reads at a bucket, what is kept put back to the exact values; and a port where that fails.
+        """Returns the inputs of a call at a bucket, with the exact elements put back; and a port where that fails.
 
         Of a size that only follows from the dim it is known where the kept elements are only if they are equal there.
         """
-        derived = Axes.of(self.planned.inputs, dim.name).derived
+        derived_ports = Axes.of(self.plan_call.inputs, dim.name).derived_axes
         versions: dict[str, torch.Tensor] = {}
-        for port, value in padded.items():
-            exact = self.fed[port]
-            if port in derived and not self._is_kept(value, exact):
+        for port, value in padded_inputs.items():
+            exact = self.inputs[port]
+            if port in derived_ports and not self._is_kept(value, exact):
                 return {}, port
-            whole = value if port in derived else overlaid(value, exact)
+            whole = value if port in derived_ports else overlay(value, exact)
             versions |= {} if whole is None else {port: whole}
         return versions, ""
 
@@ -171,11 +185,13 @@ class CallTrial:
         parts = () if first[0] else (self.difference(part, exact, floor) for part in in_parts(version, exact))
         return next((other for other in parts if other[0]), first)
 
-    def _kept(self, found: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[bool, float, str]]:
+    def _compare_kept(
+        self, padded_outputs: Mapping[str, Any], exact_outputs: Mapping[str, Any]
+    ) -> Iterator[tuple[bool, float, str]]:
         """Compares what is kept of each output at a bucket."""
-        floor = span(self.fed)
-        for port, exact in given.items():
-            version = found.get(port)
+        floor = span(self.inputs)
+        for port, exact in exact_outputs.items():
+            version = padded_outputs.get(port)
             if not isinstance(exact, torch.Tensor) or not isinstance(version, torch.Tensor):
                 yield (*self.difference(version, exact, floor), port)
                 continue
@@ -183,17 +199,19 @@ class CallTrial:
 
     def _reads(self, versions: Mapping[str, torch.Tensor], ports: list[str]) -> bool:
         """Tells whether what is kept depends on what is in the padding of some ports."""
-        other = {port: scrambled(versions[port], self.fed[port], seed) for seed, port in enumerate(ports)}
+        other = {
+            port: scramble_padding(versions[port], self.inputs[port], seed) for seed, port in enumerate(ports)
+        }
         if not other:
             return False
         try:
-            found = self.run({**self.fed, **versions, **other})
+            outputs = self.run({**self.inputs, **versions, **other})
         except Exception:
             return True
-        return not self.worst(self._kept(found, self.given))[0]
+        return not self.worst(self._compare_kept(outputs, self.outputs))[0]
 
     def _is_filled(self, port: str) -> bool:
-        return self.trials.is_filled(self.planned.name, port)
+        return self.context.is_filled(self.plan_call.name, port)
 
     def _other_values(
         self, dim: DimPlan, versions: Mapping[str, torch.Tensor]
@@ -203,29 +221,30 @@ class CallTrial:
         A maximum is right beside zeros while there is something above zero. Where a rule repeats what is there, the
         padding would be another one, and nothing is tried.
         """
-        if self.trials.repeats(dim.name):
+        if self.context.repeats(dim.name):
             return None
-        for values in others(self.fed):
-            padded = {port: overlaid(version, values[port]) for port, version in versions.items()}
+        # A stage may refuse made-up values; that says nothing of its promise.
+        for values in other_values(self.inputs):
+            padded_inputs = {port: overlay(version, values[port]) for port, version in versions.items()}
             try:
                 exact = self.run(values)
-                found = self.run(
-                    {**values, **{port: value for port, value in padded.items() if value is not None}}
+                outputs = self.run(
+                    {**values, **{port: value for port, value in padded_inputs.items() if value is not None}}
                 )
             except Exception:
                 continue
-            holds, error, port = self.worst(self._kept(found, exact))
+            holds, error, port = self.worst(self._compare_kept(outputs, exact))
             if not holds:
                 return False, error, f"in {port!r}, for other values of the same range"
         return None
 
-    def run(self, fed: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the stage gives for other values by port."""
-        return self.trials.targets.run(self.stage, self.planned.device, fed)
+        return self.context.stage_runner.run(self.stage, self.plan_call.device, arguments)
 
-    def difference(self, given: Any, expected: Any, floor: float) -> tuple[bool, float]:
+    def difference(self, actual: Any, reference: Any, floor: float) -> tuple[bool, float]:
         """Compares within the check's tolerance."""
-        return difference(given, expected, self.trials.tolerance, floor)
+        return difference(actual, reference, self.context.tolerance, floor)
 
     def worst(self, parts: Iterable[tuple[bool, float, str]]) -> tuple[bool, float, str]:
         """Returns the worst of several comparisons: whether it is equal, the error, and the port."""
@@ -237,7 +256,7 @@ class CallTrial:
 
     def note(self, promise: str, holds: bool | None, **more: Any) -> None:
         """Adds a row."""
-        self.trials.rows.append(replace(CheckRow(self.stage.name, promise, holds), **more))
+        self.context.rows.append(replace(CheckRow(self.stage.name, promise, holds), **more))
 
 
 def first_line(error: Exception) -> str:
