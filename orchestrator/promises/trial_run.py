@@ -246,7 +246,7 @@ class TrialRun(ReferenceRun):
         }
 
     def _with_smaller_sizes(self, plan_call: PlannedCall, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Cuts an output whose size a stage decides to a size that is padded, where it is at the largest bucket or above it."""
+        """Cuts outputs whose size the stage decides to a size that is padded, where they fill the largest bucket."""
         for port, spec in plan_call.outputs if plan_call.declared else ():
             value = outputs.get(port)
             if not isinstance(spec, TensorSpec) or not isinstance(value, torch.Tensor) or self._maps_in_trial:
