@@ -39,15 +39,15 @@ def duplicate(target: Any, memo: dict[int, Any]) -> Any:
     # A copy that failed leaves unfinished objects in its memo, so each attempt has one of its own.
     trial = dict(memo)
     try:
-        made = copy.deepcopy(target, trial)
+        result = copy.deepcopy(target, trial)
     except Exception:
-        trial = {**memo, **_uncopied(owner_of(target), memo)}
-        made = copy.deepcopy(target, trial)
+        trial = {**memo, **_replacements(owner_of(target), memo)}
+        result = copy.deepcopy(target, trial)
     # deepcopy keeps the originals alive in a list under the memo's own identity, so that no identity is used again.
-    kept = trial.pop(id(trial), [])
+    originals = trial.pop(id(trial), [])
     memo.update(trial)
-    memo.setdefault(id(memo), []).extend(kept)
-    return made
+    memo.setdefault(id(memo), []).extend(originals)
+    return result
 
 
 def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
@@ -56,7 +56,7 @@ def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
     Returns:
         Names of what was replaced, each with whether the module computes it, so that no checkpoint has it.
     """
-    filled: dict[int, torch.Tensor] = {}
+    replacements: dict[int, torch.Tensor] = {}
     names: dict[str, bool] = {}
     for path, part in owner.named_modules():
         kinds: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
@@ -64,18 +64,18 @@ def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
             if tensor is None or tensor.device.type != "meta":
                 continue
             names[f"{path}.{name}" if path else name] = name in part._non_persistent_buffers_set
-            if id(tensor) not in filled:
+            if id(tensor) not in replacements:
                 empty = torch.empty_like(tensor, device="cpu")
                 weight = isinstance(tensor, torch.nn.Parameter)
-                filled[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if weight else empty
-            kind[name] = filled[id(tensor)]
+                replacements[id(tensor)] = torch.nn.Parameter(empty, requires_grad=False) if weight else empty
+            kind[name] = replacements[id(tensor)]
     return names
 
 
-def _uncopied(owner: Any, memo: dict[int, Any]) -> dict[int, Any]:
+def _replacements(owner: Any, memo: dict[int, Any]) -> dict[int, Any]:
     """Attributes that cannot be copied, by identity: themselves, or a tensor's values without their history."""
     parts: Iterable[Any] = owner.modules() if isinstance(owner, torch.nn.Module) else [owner]
-    found: dict[int, Any] = {}
+    replacements: dict[int, Any] = {}
     for part in parts:
         for name, value in getattr(part, "__dict__", {}).items():
             if name in _OWN or id(value) in memo or isinstance(value, torch.nn.Module):
@@ -84,5 +84,5 @@ def _uncopied(owner: Any, memo: dict[int, Any]) -> dict[int, Any]:
                 copy.deepcopy(value, dict(memo))
             except Exception:
                 plain = isinstance(value, torch.Tensor)
-                found[id(value)] = copy.deepcopy(value.detach(), dict(memo)) if plain else value
-    return found
+                replacements[id(value)] = copy.deepcopy(value.detach(), dict(memo)) if plain else value
+    return replacements

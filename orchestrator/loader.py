@@ -71,19 +71,23 @@ def resolve_stage(
     registry = manager.registry
     if name not in registry.stages and name in registry.pipelines:
         pipeline = registry.pipelines.get(name).load()
-        return _made("pipeline", name, lambda: pipeline(**config), config), frozenset(config), ()
+        return _make("pipeline", name, lambda: pipeline(**config), config), frozenset(config), ()
     factory = registry.stages.get(name).load()
-    known = parameter_names(factory)
+    parameters = parameter_names(factory)
     whole = accepts_whole(factory)
-    used = (
+    arguments = (
         dict(config)
-        if whole or known is None
-        else {key: value for key, value in config.items() if key in known}
+        if whole or parameters is None
+        else {key: value for key, value in config.items() if key in parameters}
     )
-    return _made("stage", name, lambda: build(factory, used or None), used), frozenset(used), known or ()
+    return (
+        _make("stage", name, lambda: build(factory, arguments or None), arguments),
+        frozenset(arguments),
+        parameters or (),
+    )
 
 
-def _made(kind: str, name: str, make: Callable[[], Any], config: Mapping[str, Any]) -> Any:
+def _make(kind: str, name: str, make: Callable[[], Any], config: Mapping[str, Any]) -> Any:
     try:
         return make()
     except Exception as error:
@@ -179,8 +183,8 @@ class PipelineLoader:
         backends = self._backends(plan)
         try:
             with own_modes():
-                compiled = compile_stages(plan, self._graph, backends, store)
-                executable = load_executable(plan, self._graph, backends, compiled)
+                builds = compile_stages(plan, self._graph, backends, store)
+                executable = load_executable(plan, self._graph, backends, builds)
                 for backend in backends.values():
                     if isinstance(backend, CompilingBackend):
                         backend.begin_counting()
@@ -206,11 +210,11 @@ class PipelineLoader:
             )
 
     def _backends(self, plan: Plan) -> dict[str, Backend]:
-        made = {}
+        backends = {}
         for group in plan.groups:
             _, kind = resolve_backend(self._manager, group.device)
-            made[group.device] = kind(group.device, dict(group.options))
-        return made
+            backends[group.device] = kind(group.device, dict(group.options))
+        return backends
 
     def _stage_observers(self, plan: Plan) -> tuple[Any, ...]:
         def adapt(observer: Any) -> Any:

@@ -65,23 +65,27 @@ class RandomStates:
     """The states of the global random generators of Python, torch and numpy, as they are when it is made."""
 
     def __init__(self) -> None:
-        self._before = [(source, source.state()) for source in _sources()]
+        self._before = [(generator, generator.state()) for generator in _random_generators()]
 
-    def moved(self) -> tuple[str, ...]:
+    def changed_generators(self) -> tuple[str, ...]:
         """Returns the names of the generators that were drawn from since, or seeded."""
-        return tuple(source.name for source, _ in self._moved())
+        return tuple(generator.name for generator, _ in self._changes())
 
     def restore(self) -> None:
         """Puts those back that were moved."""
-        for source, state in self._moved():
-            source.restore(state)
+        for generator, state in self._changes():
+            generator.restore(state)
 
-    def _moved(self) -> list[tuple[_Source, Any]]:
-        return [(source, state) for source, state in self._before if not source.same(state, source.state())]
+    def _changes(self) -> list[tuple[_RandomGenerator, Any]]:
+        return [
+            (generator, state)
+            for generator, state in self._before
+            if not generator.same(state, generator.state())
+        ]
 
 
 @dataclass(frozen=True)
-class _Source:
+class _RandomGenerator:
     """A global random generator.
 
     Attributes:
@@ -97,14 +101,20 @@ class _Source:
     same: Callable[[Any, Any], bool]
 
 
-def _sources() -> Iterator[_Source]:
-    yield _Source("random", random.getstate, random.setstate, lambda first, second: bool(first == second))
-    yield _Source("torch", torch.get_rng_state, torch.set_rng_state, torch.equal)
+def _random_generators() -> Iterator[_RandomGenerator]:
+    yield _RandomGenerator(
+        "random", random.getstate, random.setstate, lambda first, second: bool(first == second)
+    )
+    yield _RandomGenerator("torch", torch.get_rng_state, torch.set_rng_state, torch.equal)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        yield _Source("torch.cuda", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _all_equal)
+        yield _RandomGenerator(
+            "torch.cuda", torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all, _all_equal
+        )
     numpy = sys.modules.get("numpy")
     if numpy is not None:
-        yield _Source("numpy.random", numpy.random.get_state, numpy.random.set_state, _equal_in_numpy)
+        yield _RandomGenerator(
+            "numpy.random", numpy.random.get_state, numpy.random.set_state, _equal_in_numpy
+        )
 
 
 def _all_equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:

@@ -11,11 +11,11 @@ from orchestrator.errors import PluginError
 from orchestrator.registry import (
     BackendRegistry,
     BrokenPlugin,
-    Entry,
     NameRegistry,
     Owner,
     PipelineRegistry,
     Registry,
+    RegistryEntry,
     StageRegistry,
 )
 
@@ -31,7 +31,7 @@ def test_an_entry_says_what_it_is_and_who_gave_it():
     stages = StageRegistry(ACME)
     stages.add("acme.upscale", "acme.upscale:Upscale", summary="Doubles a picture")
     entry = stages.get("acme.upscale")
-    assert entry == Entry("stage", "acme.upscale", "acme.upscale:Upscale", "Doubles a picture", ACME)
+    assert entry == RegistryEntry("stage", "acme.upscale", "acme.upscale:Upscale", "Doubles a picture", ACME)
     assert (entry.plugin, entry.distribution, entry.version) == ("acme", "acme-stages", "1.2")
 
 
@@ -150,7 +150,7 @@ def test_a_target_that_cannot_be_loaded(
     (tmp_path / "broken_target_module.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     target = f"broken_target_module:{attribute}"
-    entry = Entry("stage", "upscale", target, owner=ACME)
+    entry = RegistryEntry("stage", "upscale", target, owner=ACME)
     try:
         with pytest.raises(PluginError, match=f"(?s){message}") as caught:
             entry.load()
@@ -164,7 +164,7 @@ def test_a_target_that_cannot_be_loaded(
 
 def test_a_target_in_a_module_that_does_not_exist():
     with pytest.raises(PluginError, match="Correct the target") as caught:
-        Entry("stage", "upscale", "no_such_package.module:A", owner=ACME).load()
+        RegistryEntry("stage", "upscale", "no_such_package.module:A", owner=ACME).load()
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
@@ -172,7 +172,7 @@ def test_ctrl_c_while_a_target_is_imported_is_not_swallowed(tmp_path: Path, monk
     (tmp_path / "interrupted_module.py").write_text("raise KeyboardInterrupt")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        Entry("stage", "upscale", "interrupted_module:A").load()
+        RegistryEntry("stage", "upscale", "interrupted_module:A").load()
 
 
 # --- Backends
@@ -246,10 +246,10 @@ def test_what_is_adopted_keeps_its_owner_and_can_be_dropped():
 def test_all_is_adopted_or_nothing(second: Registry):
     registry = Registry()
     registry.adopt(staged(ACME, "a", devices=("x",)))
-    before = registry.offered()
+    before = registry.provides()
     with pytest.raises(PluginError, match="registered twice") as caught:
         registry.adopt(second)
-    assert registry.offered() == before
+    assert registry.provides() == before
     for words in (
         "plugin 'acme' (distribution acme-stages 1.2)",
         "plugin 'other' (distribution other-stages 0.3)",
@@ -298,6 +298,6 @@ def test_a_plugin_that_was_mended_is_broken_no_more():
     registry = Registry()
     registry.add_broken(broken(ACME))
     registry.add_broken(broken(ACME))
-    assert len(registry.broken) == 1
+    assert len(registry.broken_plugins) == 1
     registry.adopt(staged(ACME, "a"))
-    assert registry.broken == ()
+    assert registry.broken_plugins == ()

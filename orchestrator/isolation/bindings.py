@@ -40,7 +40,7 @@ class Bindings:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self._saved: dict[int, tuple[Any, Any]] = {}
+        self._contents: dict[int, tuple[Any, Any]] = {}
         self._cells: dict[int, tuple[types.CellType, Any]] = {}
         self._slots: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._functions: dict[int, types.FunctionType] = {}
@@ -65,7 +65,7 @@ class Bindings:
             for value in self._save(vars(part) if hasattr(part, "__dict__") else {}):
                 self._value(value, _DEPTH)
 
-    def was_there(self, item: Any, made: Collection[int]) -> bool:
+    def was_there(self, item: Any, new_ids: Collection[int]) -> bool:
         """Tells whether an object was there before a run, though the collector saw it for the first time.
 
         A plain dict is seen once it holds more than plain values. It was there if it was bound, or is what an older
@@ -73,16 +73,16 @@ class Bindings:
 
         Args:
             item: The object.
-            made: Identities of all that the run made, and of such dicts.
+            new_ids: Identities of all that the run made, and of such dicts.
         """
-        if id(item) in self._saved or id(item) in self._bound:
+        if id(item) in self._contents or id(item) in self._bound:
             return True
         if type(item) is not dict:
             return False
         # No comprehension: its variables would be cells that hold the object.
         for other in gc.get_referrers(item):
-            noted = id(other) in self._saved or id(other) in self._cells
-            if not noted and id(other) not in made and _keeps(other, item):
+            is_noted = id(other) in self._contents or id(other) in self._cells
+            if not is_noted and id(other) not in new_ids and _keeps(other, item):
                 return True
         return False
 
@@ -92,6 +92,8 @@ class Bindings:
         Returns:
             Where the former value is not known.
         """
+        # Each kind of holder has its own way to give up an entry; only where a name is bound can its former value be
+        # unknown. What is left has attributes, slots, or is of a kind that nothing can be taken out of.
         if isinstance(holder, dict):
             return self._cut_mapping(holder, chain)
         if isinstance(holder, (list, collections.deque)):
@@ -108,8 +110,8 @@ class Bindings:
         space, slots = attributes_of(holder), slots_of(holder)
         if space is None and not slots:
             return [f"a {type(holder).__qualname__}"]
-        lost = [] if space is None else self._cut_mapping(space, chain)
-        return lost + self._cut_slots(holder, slots, chain)
+        places = [] if space is None else self._cut_mapping(space, chain)
+        return places + self._cut_slots(holder, slots, chain)
 
     def _module(self, name: str, following: bool) -> None:
         module = sys.modules.get(name)
@@ -133,9 +135,9 @@ class Bindings:
         elif isinstance(value, type):
             if value.__module__ in self._modules:
                 self._class(value)
-        elif depth and len(self._saved) < _MOST:
-            held = self._items(value, LARGE if depth == _DEPTH else _WIDE)
-            for item in held if len(held) <= _WIDE else ():
+        elif depth and len(self._contents) < _MOST:
+            items = self._items(value, LARGE if depth == _DEPTH else _WIDE)
+            for item in items if len(items) <= _WIDE else ():
                 if type(item) not in _PLAIN:
                     self._value(item, depth - 1)
 
@@ -150,7 +152,7 @@ class Bindings:
 
     def _class(self, kind: type) -> None:
         attributes = gc.get_referents(vars(kind))[0]  # what the proxy stands for
-        if id(attributes) in self._saved:
+        if id(attributes) in self._contents:
             return
         self._keep(attributes, kind, dict(attributes))
         for value in list(attributes.values()):
@@ -161,6 +163,7 @@ class Bindings:
         """Notes what a function holds."""
         if id(function) in self._functions:
             return
+        # Noted before its values are: functions that hold one another would be followed for ever.
         self._functions[id(function)] = function
         values = [
             function.__dict__,
@@ -178,7 +181,7 @@ class Bindings:
 
     def _save(self, container: Any) -> Sequence[Any]:
         """Notes a container's items, and returns them."""
-        if id(container) in self._saved or len(container) > LARGE:
+        if id(container) in self._contents or len(container) > LARGE:
             return ()
         values = list(container.values()) if isinstance(container, MAPPINGS) else list(container)
         self._keep(container, container, dict(container) if isinstance(container, MAPPINGS) else values)
@@ -189,58 +192,58 @@ class Bindings:
         slots = slots_of(item)
         if not slots or id(item) in self._slots:
             return ()
-        held = {name: slot.__get__(item) for name, slot in slots.items() if hasattr(item, name)}
-        self._slots[id(item)] = item, held
-        return list(held.values())
+        values = {name: slot.__get__(item) for name, slot in slots.items() if hasattr(item, name)}
+        self._slots[id(item)] = item, values
+        return list(values.values())
 
     def _keep(self, container: Any, owner: Any, items: Any) -> None:
         values = items.values() if isinstance(items, dict) else items
-        self._saved[id(container)] = owner, items
+        self._contents[id(container)] = owner, items
         self._bound.update(id(value) for value in values if type(value) is dict)
 
     def _cut_mapping(self, space: dict[Any, Any], chain: Collection[int]) -> list[str]:
-        owner, saved = self._saved.get(id(space), (None, None))
-        lost: list[str] = []
+        owner, before = self._contents.get(id(space), (None, None))
+        places: list[str] = []
         for key, value in list(space.items()):
             if id(value) not in chain and id(key) not in chain:
                 continue
-            if saved is not None:
-                _bind(owner, space, key, saved.get(key, _MISSING))
-            elif (named := _namespace(space)) is None:
+            if before is not None:
+                _bind(owner, space, key, before.get(key, _MISSING))
+            elif (holder := _namespace(space)) is None:
                 del space[key]
-            elif isinstance(named, types.ModuleType) and is_library(named.__name__):
+            elif isinstance(holder, types.ModuleType) and is_library(holder.__name__):
                 space[key] = None  # what a library makes once is None before
             else:
-                lost.append(_show(named, key))
+                places.append(_show(holder, key))
                 if type(value) is dict:  # an empty one may have been there
                     self._cut_mapping(value, chain)
                 else:
-                    _bind(named, space, key, _MISSING)
-        return lost
+                    _bind(holder, space, key, _MISSING)
+        return places
 
     def _cut_sequence(self, sequence: list[Any] | collections.deque[Any], chain: Collection[int]) -> None:
-        _, saved = self._saved.get(id(sequence), (None, None))
+        _, before = self._contents.get(id(sequence), (None, None))
         rest = [item for item in sequence if id(item) not in chain]
-        if saved is not None and len(saved) == len(sequence):
-            pairs = zip(sequence, saved, strict=True)  # places were filled
+        if before is not None and len(before) == len(sequence):
+            pairs = zip(sequence, before, strict=True)  # places were filled
             rest = [old if id(item) in chain else item for item, old in pairs]
-        if saved is not None and getattr(sequence, "maxlen", None) == len(sequence):
-            rest = saved  # what is new has driven out what is old
+        if before is not None and getattr(sequence, "maxlen", None) == len(sequence):
+            rest = before  # what is new has driven out what is old
         sequence.clear()
         sequence.extend(rest)
 
     def _cut_slots(self, item: Any, slots: Mapping[str, Any], chain: Collection[int]) -> list[str]:
-        _, saved = self._slots.get(id(item), (None, None))
-        lost: list[str] = []
+        _, before = self._slots.get(id(item), (None, None))
+        places: list[str] = []
         for name, slot in slots.items():
             if not hasattr(item, name) or id(slot.__get__(item)) not in chain:
                 continue
-            if saved is not None and name in saved:
-                slot.__set__(item, saved[name])
+            if before is not None and name in before:
+                slot.__set__(item, before[name])
             else:
                 slot.__delete__(item)
-                lost += [] if saved is not None else [_show(item, name)]
-        return lost
+                places += [] if before is not None else [_show(item, name)]
+        return places
 
     def _cut_cell(self, cell: types.CellType) -> list[str]:
         _, content = self._cells.get(id(cell), (None, cell))
@@ -275,6 +278,7 @@ def _code_of(target: Any) -> tuple[list[types.FunctionType], set[type]]:
     functions: list[types.FunctionType] = []
     kinds: set[type] = set()
     waiting = [target]
+    # Wrappers are peeled off; a method leads to its object, a module to the code of its parts and to their hooks.
     while waiting:
         item = waiting.pop()
         while isinstance(item, (functools.partial, _LRU)):

@@ -27,7 +27,7 @@ from orchestrator.isolation.copies import Isolation
 __all__ = ["LeftBehindError", "Leftovers"]
 
 #: What a copy may refer to without owning it.
-_SHARED = (type, types.ModuleType, types.CodeType, types.FrameType)
+_COMMON_TYPES = (type, types.ModuleType, types.CodeType, types.FrameType)
 
 #: One run at a time: the collector is the process's own, and so are the places that are put back.
 _TURN = threading.RLock()
@@ -53,7 +53,7 @@ class Leftovers:
         isolation: What made the copies that run, if it is what did.
 
     Attributes:
-        released: Whether a run left anything outside of its copy so far.
+        has_released: Whether a run left anything outside of its copy so far.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Leftovers:
     ) -> None:
         self._mode = mode
         self._functions = set() if isolation is None else isolation.functions
-        self._shared = set() if isolation is None else isolation.shared
+        self._shared_ids = set() if isolation is None else isolation.shared_ids
         self._keepers: list[Any] = []
-        self.released = False
+        self.has_released = False
         self.bindings = Bindings()
 
-    def watch(self, owner: Any) -> _Watch:
+    def watch(self, owner: Any) -> _RunWatch:
         """Returns a context that takes out again, at its end, what a run left outside of an object.
 
         Args:
@@ -75,48 +75,48 @@ class Leftovers:
         Raises:
             LeftBehindError: (the context, at its end) It left something in a place whose former content is not known.
         """
-        return _Watch(self, owner)
+        return _RunWatch(self, owner)
 
     def allow(self, keeper: Any) -> None:
         """Lets an object keep copies; it is not looked at."""
         self._keepers.append(keeper)
 
-    def undo(self, owner: Any, held: list[Any], lost: list[str], keeper: dict[str, Any]) -> None:
+    def undo(self, owner: Any, parts: list[Any], places: list[str], keeper: dict[str, Any]) -> None:
         """Looks for what is left of a run.
 
         Args:
             owner: The copy that ran.
-            held: Parts of it that gained a reference.
-            lost: Descriptions of places whose former content is not known; what is found is added.
+            parts: Parts of it that gained a reference.
+            places: Descriptions of places whose former content is not known; what is found is added.
             keeper: What holds the copy for the time of the run.
         """
         young = gc.get_objects(generation=0)
         left = [weakref.ref(item) for item in young if self._is_fake(item)]
-        if not left and not held:
+        if not left and not parts:
             return
-        made = set(map(id, young))
+        new_ids = set(map(id, young))
         # What a cycle alone holds is nobody's.
         del young
         gc.collect(0)
         suspects = [item for item in (ref() for ref in left) if item is not None]
-        owned, edges = self._reach(owner, set(map(id, suspects)))
+        own_ids, edges = self._reach(owner, set(map(id, suspects)))
         # A reference each from the list, the loop and the call.
         suspects = [item for item in suspects if sys.getrefcount(item) > edges[id(item)] + 3]
-        watched = [weakref.ref(item) for item in suspects if not edges[id(item)]]
-        suspects += held
-        held.clear()
+        strays = [weakref.ref(item) for item in suspects if not edges[id(item)]]
+        suspects += parts
+        parts.clear()
         if not suspects:
             return
-        self.released = True
-        self._release(suspects, {*owned, id(keeper)}, made, lost)
+        self.has_released = True
+        self._release(suspects, {*own_ids, id(keeper)}, new_ids, places)
         suspects.clear()
         gc.collect(0)
-        if not lost and sys.exc_info()[0] is None and self._is_foreign(watched, owner):
-            lost.append("something that Python cannot name")
+        if not places and sys.exc_info()[0] is None and self._is_foreign(strays, owner):
+            places.append("something that Python cannot name")
 
-    def _is_foreign(self, watched: list[weakref.ref[Any]], owner: Any) -> bool:
+    def _is_foreign(self, strays: list[weakref.ref[Any]], owner: Any) -> bool:
         """Tells whether a tensor is alive that shares no memory with what the copy owns, as a view of a view does."""
-        alive = [item for item in (ref() for ref in watched) if item is not None]
+        alive = [item for item in (ref() for ref in strays) if item is not None]
         if not alive or owner is None:
             return bool(alive)
         tensors: list[torch.Tensor] = []
@@ -132,53 +132,56 @@ class Leftovers:
         return issubclass(kind, fake_tensor.FakeTensor) and item.fake_mode is self._mode
 
     def _reach(
-        self, owner: Any, wanted: set[int], tensors: list[torch.Tensor] | None = None
+        self, owner: Any, ids: set[int], tensors: list[torch.Tensor] | None = None
     ) -> tuple[set[int], collections.Counter[int]]:
         """Identities of all that a copy owns, and how often it refers to each object that is wanted.
 
         Args:
             owner: The copy.
-            wanted: Identities of objects.
+            ids: Identities of objects.
             tensors: Takes the fake tensors among what it owns.
         """
-        owned: set[int] = set()
+        # Only what the copy owns is followed: what it shares with the user would lead to everything there is.
+        own_ids: set[int] = set()
         edges: collections.Counter[int] = collections.Counter()
         waiting = [] if owner is None else [owner]
         while waiting:
             item = waiting.pop()
-            if id(item) in owned or not self._is_own(item):
+            if id(item) in own_ids or not self._is_own(item):
                 continue
-            owned.add(id(item))
+            own_ids.add(id(item))
             if tensors is not None and self._is_fake(item):
                 tensors.append(item)
             referents = _referents(item)
-            edges.update(id(other) for other in referents if id(other) in wanted)
+            edges.update(id(other) for other in referents if id(other) in ids)
             waiting += referents
-        return owned, edges
+        return own_ids, edges
 
     def _is_own(self, item: Any) -> bool:
         if isinstance(item, types.FunctionType):
             return id(item) in self._functions
-        return not isinstance(item, _SHARED) and id(item) not in self._shared
+        return not isinstance(item, _COMMON_TYPES) and id(item) not in self._shared_ids
 
-    def _release(self, suspects: list[Any], owned: set[int], made: set[int], lost: list[str]) -> None:
+    def _release(self, suspects: list[Any], own_ids: set[int], new_ids: set[int], places: list[str]) -> None:
         """Follows references from what is left up to objects that were there before, and cuts them there."""
+        # A level at a time: what the run made is climbed, what was there before is where it hangs, and is cut. The
+        # lists of this very search refer to the objects too, and are no holders.
         chain = {id(item): item for item in suspects}
         level = suspects
         while level:
             holders = gc.get_referrers(*level)
             mine = {id(suspects), id(level), id(holders), id(chain), *map(id, self._keepers)}
-            climbed: list[Any] = []
+            next_level: list[Any] = []
             for holder in holders:
-                known = id(holder) in owned or id(holder) in mine or id(holder) in chain
-                if known or isinstance(holder, (types.FrameType, types.TracebackType, _Watch)):
+                is_ours = id(holder) in own_ids or id(holder) in mine or id(holder) in chain
+                if is_ours or isinstance(holder, (types.FrameType, types.TracebackType, _RunWatch)):
                     continue
-                if id(holder) in made and not self.bindings.was_there(holder, made):
-                    climbed.append(holder)
+                if id(holder) in new_ids and not self.bindings.was_there(holder, new_ids):
+                    next_level.append(holder)
                 else:
-                    lost += self.bindings.cut(holder, chain.keys())
-            chain |= {id(holder): holder for holder in climbed}
-            level = climbed
+                    places += self.bindings.cut(holder, chain.keys())
+            chain |= {id(holder): holder for holder in next_level}
+            level = next_level
 
 
 def _referents(item: Any) -> list[Any]:
@@ -190,8 +193,8 @@ def _referents(item: Any) -> list[Any]:
     return referents
 
 
-class _Watch:
-    """One run; no generator, whose frame would hold what is looked for."""
+class _RunWatch:
+    """The context of one run; no generator, whose frame would hold the objects that are searched for."""
 
     def __init__(self, leftovers: Leftovers, owner: Any) -> None:
         self._leftovers = leftovers
@@ -207,18 +210,21 @@ class _Watch:
         gc.disable()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        lost: list[str] = []
+        # The collector runs again only when all is put back. Places are raised last, never over a run's own error.
+        places: list[str] = []
         try:
             after = list(map(sys.getrefcount, self._parts))
-            grown = [new > old for new, old in zip(after, self._before, strict=True)]
-            self._leftovers.undo(self._owner, list(itertools.compress(self._parts, grown)), lost, vars(self))
+            has_grown = [new > old for new, old in zip(after, self._before, strict=True)]
+            self._leftovers.undo(
+                self._owner, list(itertools.compress(self._parts, has_grown)), places, vars(self)
+            )
         finally:
             del self._parts
             if self._was_enabled:
                 gc.enable()
             _TURN.release()
-        if lost and kind is None:
-            raise LeftBehindError(tuple(dict.fromkeys(lost)))
+        if places and kind is None:
+            raise LeftBehindError(tuple(dict.fromkeys(places)))
 
 
 def _parts(owner: Any) -> list[Any]:

@@ -23,7 +23,7 @@ def outline(wrapper: ModelWrapper) -> Any:
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     leftovers = Leftovers(mode, Isolation(mode))
     leftovers.bindings.note(wrapper)
-    made: list[Any] = []
-    with leftovers.watch(made), mode:
-        made.append(copy.copy(wrapper).make_model())
-    return made[0]
+    models: list[Any] = []
+    with leftovers.watch(models), mode:
+        models.append(copy.copy(wrapper).make_model())
+    return models[0]

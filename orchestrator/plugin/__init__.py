@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from orchestrator.plugin.manager import PluginManager, default_manager
 from orchestrator.plugin.marker import hookimpl
-from orchestrator.plugin.observe import Observer
+from orchestrator.plugin.observer import Observer
 
 __all__ = ["Observer", "PluginManager", "default_manager", "hookimpl"]

@@ -36,7 +36,7 @@ def check_plugin(plugin: object, owner: Owner, marks: Mapping[str, Mapping[str, 
     """
     for name in dir(plugin):
         if name.startswith(_PREFIX) and name not in marks and is_function(plugin, name):
-            raise _unmarked(name, owner)
+            raise _missing_marker(name, owner)
     if not marks:
         raise PluginError(
             f"{owner} has no hook: {_describe(plugin)} holds no function marked with @hookimpl."
@@ -54,22 +54,22 @@ def is_function(plugin: object, name: str) -> bool:
     return isinstance(value, _FUNCTIONS)
 
 
-def _unmarked(name: str, owner: Owner) -> PluginError:
+def _missing_marker(name: str, owner: Owner) -> PluginError:
     if name in HOOKS:
         return PluginError(
-            f"{owner} defines the hook {_declared(name)} without its marker, so it would never be called."
+            f"{owner} defines the hook {_signature(name)} without its marker, so it would never be called."
             " Put @hookimpl above it.",
             plugin=owner.plugin,
             distribution=owner.distribution,
             hook=name,
         )
-    return _unknown(name, name, owner)
+    return _unknown_hook(name, name, owner)
 
 
-def _unknown(function: str, hook: str, owner: Owner) -> PluginError:
-    named = repr(function) if function == hook else f"{function!r} (specname={hook!r})"
+def _unknown_hook(function: str, hook: str, owner: Owner) -> PluginError:
+    subject = repr(function) if function == hook else f"{function!r} (specname={hook!r})"
     return PluginError(
-        f"{owner} implements {named}, which is no hook.{nearest(hook, HOOKS)} Rename the function;"
+        f"{owner} implements {subject}, which is no hook.{nearest(hook, HOOKS)} Rename the function;"
         f" names that begin with {_PREFIX!r} are kept for hooks.",
         plugin=owner.plugin,
         distribution=owner.distribution,
@@ -79,21 +79,22 @@ def _unknown(function: str, hook: str, owner: Owner) -> PluginError:
 
 
 def _check_hook(plugin: object, name: str, options: Mapping[str, object], owner: Owner) -> None:
+    # A hook that is optional may be of a release to come; every other one has to be known, and callable by name.
     hook = str(options.get("specname") or name)
     if hook not in HOOKS:
         if options.get("optionalhook"):
             return
-        raise _unknown(name, hook, owner)
+        raise _unknown_hook(name, hook, owner)
     function = getattr(plugin, name)
     fault = _kind_fault(function, options) or _signature_fault(plugin, function, hook)
     if fault is not None:
         raise PluginError(
             f"{owner} implements {name}{inspect.signature(function)}, but the hook is"
-            f" {_declared(hook)}: {fault}",
+            f" {_signature(hook)}: {fault}",
             plugin=owner.plugin,
             distribution=owner.distribution,
             hook=hook,
-            signature=_declared(hook),
+            signature=_signature(hook),
         )
 
 
@@ -120,7 +121,7 @@ def _signature_fault(plugin: object, function: Callable[..., object], hook: str)
     return None
 
 
-def _declared(hook: str) -> str:
+def _signature(hook: str) -> str:
     return f"{hook}({', '.join(HOOKS[hook])})"
 
 

@@ -17,21 +17,14 @@ import pluggy
 
 from orchestrator.errors import OrchestratorError, PluginError, nearest
 from orchestrator.plugin import hookspecs
-from orchestrator.plugin.check import check_plugin, is_function
-from orchestrator.plugin.discover import Found, find_plugins
+from orchestrator.plugin.check import check_plugin
+from orchestrator.plugin.discovery import DiscoveredPlugin, find_plugins
 from orchestrator.plugin.hookspecs import ADOPTING, OBSERVERS, REGISTERING
 from orchestrator.plugin.marker import PROJECT
-from orchestrator.plugin.observe import Observer
+from orchestrator.plugin.observer import Observer
 from orchestrator.registry import DISABLE_VARIABLE, BrokenPlugin, NameRegistry, Owner, Registry
 
 __all__ = ["PluginManager", "default_manager"]
-
-
-class _Host(pluggy.PluginManager):
-    """pluggy's manager; early releases of it evaluate a plugin's properties, which are not ours to run."""
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        return super().parse_hookimpl_opts(plugin, name) if is_function(plugin, name) else None
 
 
 class PluginManager:
@@ -46,10 +39,10 @@ class PluginManager:
 
     def __init__(self, *, load_entry_points: bool = True) -> None:
         self.registry = Registry()
-        self._host = _Host(PROJECT)
+        self._host = pluggy.PluginManager(PROJECT)
         self._host.add_hookspecs(hookspecs)
         self._owners: dict[str, Owner] = {}
-        self._reported: set[tuple[Owner, str]] = set()
+        self._logged_failures: set[tuple[Owner, str]] = set()
         self._lock = threading.RLock()
         self._block(os.environ.get(DISABLE_VARIABLE, ""))
         if load_entry_points:
@@ -61,14 +54,14 @@ class PluginManager:
         return tuple(owner for _, owner in sorted(self._owners.items()))
 
     @property
-    def broken(self) -> tuple[BrokenPlugin, ...]:
+    def broken_plugins(self) -> tuple[BrokenPlugin, ...]:
         """The plugins that could not be loaded, with the reason."""
-        return self.registry.broken
+        return self.registry.broken_plugins
 
     @property
-    def blocked(self) -> tuple[str, ...]:
+    def blocked_plugins(self) -> tuple[str, ...]:
         """The names of plugins that are left out, sorted."""
-        return self.registry.blocked
+        return self.registry.blocked_plugins
 
     def load_entry_points(self) -> None:
         """Loads the plugins of the installed distributions; a broken one is recorded and skipped.
@@ -76,11 +69,11 @@ class PluginManager:
         Plugins that are loaded already are left alone, so that it can be called again after an install.
         """
         with self._lock:
-            for found in find_plugins():
-                known = self._owners.get(found.owner.plugin)
-                if known == found.owner or self._host.is_blocked(found.owner.plugin):
+            for candidate in find_plugins():
+                owner = self._owners.get(candidate.owner.plugin)
+                if owner == candidate.owner or self._host.is_blocked(candidate.owner.plugin):
                     continue
-                self._load(found)
+                self._load(candidate)
 
     def register(self, plugin: object, name: str | None = None) -> Owner | None:
         """Registers a module or object with hooks: in a test, a notebook or a script.
@@ -111,8 +104,8 @@ class PluginManager:
         with self._lock:
             owner = self._owners.get(name)
             if owner is None:
-                known = nearest(name, self._owners)
-                raise PluginError(f"No plugin {name!r} is loaded.{known}", plugin=name)
+                hint = nearest(name, self._owners)
+                raise PluginError(f"No plugin {name!r} is loaded.{hint}", plugin=name)
             self._forget(owner)
 
     def adopt(self, target: object) -> object:
@@ -124,28 +117,29 @@ class PluginManager:
         with self._lock:
             implementations = getattr(self._host.hook, ADOPTING).get_hookimpls()
         for each in reversed(implementations):
-            made = self._adopted(each, target)
-            if made is not None:
-                return made
+            stage = self._adopt_with(each, target)
+            if stage is not None:
+                return stage
         return target
 
-    def _adopted(self, hook: Any, target: object) -> object:
+    def _adopt_with(self, hook: Any, target: object) -> object:
+        # An error of this project's own says already what is wrong; any other is told with the plugin's name.
         owner = self._owners[hook.plugin_name]
         try:
-            made = hook.function(target=target)
+            stage = hook.function(target=target)
         except OrchestratorError:
             raise
         except Exception as error:
             raise _because(
                 owner, f"failed to adopt {type(target).__name__!r}", error, "Mend the hook"
             ) from error
-        if made is not None and not _is_wrapper(made):
+        if stage is not None and not _is_wrapper(stage):
             raise PluginError(
-                f"{owner} made {made!r} of a {type(target).__name__}; {ADOPTING} returns a ModelWrapper or None.",
+                f"{owner} made {stage!r} of a {type(target).__name__}; {ADOPTING} returns a ModelWrapper or None.",
                 plugin=owner.plugin,
                 distribution=owner.distribution,
             )
-        return made
+        return stage
 
     def observers_of(self, hook: str) -> tuple[Observer, ...]:
         """Returns the observers of a hook in the order in which to call them; empty if nobody listens.
@@ -159,7 +153,7 @@ class PluginManager:
             implementations = getattr(self._host.hook, hook).get_hookimpls()
             # pluggy keeps them in reverse order of calling.
             return tuple(
-                Observer(hook, self._owners[each.plugin_name], each.function, self._reported)
+                Observer(hook, self._owners[each.plugin_name], each.function, self._logged_failures)
                 for each in reversed(implementations)
             )
 
@@ -169,42 +163,42 @@ class PluginManager:
             observer(**objects)
 
     def _block(self, names: str) -> None:
-        blocked = [name.strip() for name in names.split(",") if name.strip()]
-        for name in blocked:
+        plugins = [name.strip() for name in names.split(",") if name.strip()]
+        for name in plugins:
             self._host.set_blocked(name)
-        self.registry.block(blocked)
+        self.registry.block(plugins)
 
-    def _load(self, found: Found) -> None:
+    def _load(self, candidate: DiscoveredPlugin) -> None:
         try:
-            plugin = found.load()
+            plugin = candidate.load()
         except (Exception, SystemExit) as error:
-            self._record(_unloadable(found, error), found.owner)
+            self._record(_load_error(candidate, error), candidate.owner)
             return
         with contextlib.suppress(PluginError):  # recorded where it was raised
-            self._register(plugin, found.owner)
+            self._register(plugin, candidate.owner)
 
     def _register(self, plugin: object, owner: Owner) -> None:
         """Registers a plugin whole, or records it as broken, leaves nothing of it and raises."""
-        staged = Registry(owner)
+        staging = Registry(owner)
         try:
             self._check_new(plugin, owner)
-            self._adopt(plugin, owner, staged)
+            self._adopt(plugin, owner, staging)
         except PluginError as error:
-            self._record(error, owner, staged)
+            self._record(error, owner, staging)
             raise
         except (Exception, SystemExit) as error:
-            broken = _failed(owner, error)
-            self._record(broken, owner, staged)
-            raise broken from error
+            failure = _hook_error(owner, error)
+            self._record(failure, owner, staging)
+            raise failure from error
 
     def _check_new(self, plugin: object, owner: Owner) -> None:
-        loaded = self._owners.get(owner.plugin)
-        if loaded is not None:
+        other_owner = self._owners.get(owner.plugin)
+        if other_owner is not None:
             raise PluginError(
-                f"Two plugins are named {owner.plugin!r}: {loaded} is loaded, {owner} is left out."
+                f"Two plugins are named {owner.plugin!r}: {other_owner} is loaded, {owner} is left out."
                 " Rename one, i.e. its entry point, or uninstall one.",
                 plugin=owner.plugin,
-                distributions=(loaded.distribution, owner.distribution),
+                distributions=(other_owner.distribution, owner.distribution),
             )
         # A blocked name stands for None in pluggy's table.
         other = None if plugin is None else self._host.get_name(plugin)
@@ -215,13 +209,13 @@ class PluginManager:
                 distributions=(self._owners[other].distribution, owner.distribution),
             )
 
-    def _adopt(self, plugin: object, owner: Owner, staged: Registry) -> None:
+    def _adopt(self, plugin: object, owner: Owner, staging: Registry) -> None:
         marks = self._marks(plugin)
         check_plugin(plugin, owner, marks)
-        _fill(staged, plugin, marks)
+        _fill(staging, plugin, marks)
         try:
             self._host.register(plugin, owner.plugin)
-            self.registry.adopt(staged)
+            self.registry.adopt(staging)
         except BaseException:
             if self._host.has_plugin(owner.plugin):
                 self._host.unregister(name=owner.plugin)
@@ -229,32 +223,30 @@ class PluginManager:
         self._owners = {**self._owners, owner.plugin: owner}
 
     def _marks(self, plugin: object) -> dict[str, Mapping[str, Any]]:
-        parsed = {name: self._host.parse_hookimpl_opts(plugin, name) for name in dir(plugin)}
-        return {name: options for name, options in parsed.items() if options is not None}
+        options_by_name = {name: self._host.parse_hookimpl_opts(plugin, name) for name in dir(plugin)}
+        return {name: options for name, options in options_by_name.items() if options is not None}
 
     def _forget(self, owner: Owner) -> None:
         self._host.unregister(name=owner.plugin)
         self.registry.drop(owner)
-        self._reported.difference_update([(owner, hook) for hook in OBSERVERS])
+        self._logged_failures.difference_update([(owner, hook) for hook in OBSERVERS])
         self._owners = {name: each for name, each in self._owners.items() if name != owner.plugin}
 
-    def _record(self, error: PluginError, owner: Owner, staged: Registry | None = None) -> None:
+    def _record(self, error: PluginError, owner: Owner, staging: Registry | None = None) -> None:
         if self._owners.get(owner.plugin) == owner:
             return  # the same plugin a second time: the first is loaded and well
-        offered = staged.offered() if staged is not None else ()
-        self.registry.add_broken(
-            BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, offered)
-        )
+        names = staging.provides() if staging is not None else ()
+        self.registry.add_broken(BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, names))
 
 
-def _fill(staged: Registry, plugin: object, marks: Mapping[str, Mapping[str, Any]]) -> None:
+def _fill(staging: Registry, plugin: object, marks: Mapping[str, Mapping[str, Any]]) -> None:
     """Calls every registering hook, also after one has failed: the names explain what is missing."""
     failures: list[BaseException] = []
     for name, options in marks.items():
         hook = options.get("specname") or name
         if hook in REGISTERING:
             try:
-                getattr(plugin, name)(registry=_part(staged, hook))
+                getattr(plugin, name)(registry=_part(staging, hook))
             except (Exception, SystemExit) as error:
                 failures.append(error)
     if failures:
@@ -269,33 +261,33 @@ def _part(registry: Registry, hook: str) -> NameRegistry:
     }[hook]
 
 
-def _is_wrapper(made: object) -> bool:
+def _is_wrapper(stage: object) -> bool:
     """Tells whether an object is a stage; this module itself is imported before torch is."""
     from orchestrator.stage import ModelWrapper
 
-    return isinstance(made, ModelWrapper)
+    return isinstance(stage, ModelWrapper)
 
 
-def _unloadable(found: Found, error: BaseException) -> PluginError:
+def _load_error(candidate: DiscoveredPlugin, error: BaseException) -> PluginError:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    mend = f"Install {missing!r}" if missing else f"Upgrade or repair {found.owner.distribution!r}"
-    return _because(found.owner, f"cannot be loaded from {found.target!r}", error, mend)
+    mend = f"Install {missing!r}" if missing else f"Upgrade or repair {candidate.owner.distribution!r}"
+    return _because(candidate.owner, f"cannot be loaded from {candidate.target!r}", error, mend)
 
 
-def _failed(owner: Owner, error: BaseException) -> PluginError:
+def _hook_error(owner: Owner, error: BaseException) -> PluginError:
     mend = f"Upgrade or repair {owner.distribution!r}" if owner.distribution else "Mend its hooks"
     return _because(owner, "failed while it registered", error, mend)
 
 
 def _because(owner: Owner, what: str, error: BaseException, mend: str) -> PluginError:
-    broken = PluginError(
+    failure = PluginError(
         f"{owner} {what}: {type(error).__name__}: {error}. {mend}, or leave it out:"
         f" {DISABLE_VARIABLE}={owner.plugin}.",
         plugin=owner.plugin,
         distribution=owner.distribution,
     )
-    broken.__cause__ = error
-    return broken
+    failure.__cause__ = error
+    return failure
 
 
 _default: PluginManager | None = None

@@ -1,9 +1,9 @@
 """Values at a bucket beside the exact ones: what is kept, and the padding that the stages before made of it.
 
 The exact values of a request stand in the run by hand. For each padded dim a value may have one *version*: the same
-elements, padded along that dim alone. It begins where the plan pads, by the rule, and goes on through the stages, so that its
-padding holds what they made of it. What is kept is always put back to the exact elements: a stage is tried on padding
-that really comes its way, and never on what another one broke.
+elements, padded along that dim alone. It begins where the plan pads, by the rule, and goes on through the stages, so
+that its padding holds what they made of it. What is kept is always put back to the exact elements: a stage is tried on
+padding that really comes its way, and never on what another one broke.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ There is one registry for each kind of name, all typed; :class:`Registry` holds 
 
 from __future__ import annotations
 
-from orchestrator.registry.entry import DISABLE_VARIABLE, BrokenPlugin, Entry, Owner
+from orchestrator.registry.entry import DISABLE_VARIABLE, BrokenPlugin, Owner, RegistryEntry
 from orchestrator.registry.names import (
     BackendRegistry,
     NameRegistry,
@@ -30,10 +30,10 @@ __all__ = [
     "DISABLE_VARIABLE",
     "BackendRegistry",
     "BrokenPlugin",
-    "Entry",
     "NameRegistry",
     "Owner",
     "PipelineRegistry",
     "Registry",
+    "RegistryEntry",
     "StageRegistry",
 ]

@@ -1,6 +1,6 @@
 """What is registered: entries, their owners, and plugins that could not be used.
 
-All are values. An :class:`Entry` refuses an unfit name, target or device when it is made, so that a
+All are values. An :class:`RegistryEntry` refuses an unfit name, target or device when it is made, so that a
 fault is found while its plugin registers and not when a user asks for the name.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.errors import PluginError, nearest
 
-__all__ = ["BY_HAND", "DISABLE_VARIABLE", "BrokenPlugin", "Entry", "Owner"]
+__all__ = ["BY_HAND", "DISABLE_VARIABLE", "BrokenPlugin", "Owner", "RegistryEntry"]
 
 DISABLE_VARIABLE = "ORCHESTRATOR_DISABLE_PLUGINS"
 """The environment variable with the names of plugins to leave out, separated by commas."""
@@ -48,7 +48,7 @@ BY_HAND = Owner("(by hand)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """One registered name.
 
     Attributes:
@@ -103,28 +103,31 @@ class Entry:
         Raises:
             PluginError: The module cannot be imported, lacks the attribute, or the target cannot be called.
         """
-        loaded = self._import(self.target) if isinstance(self.target, str) else self.target
-        if not callable(loaded):
-            raise self._broken(
-                f"it is of type {type(loaded).__name__!r}, and a {self.kind} is a class or a factory.",
+        factory = self._import(self.target) if isinstance(self.target, str) else self.target
+        if not callable(factory):
+            raise self._load_error(
+                f"it is of type {type(factory).__name__!r}, and a {self.kind} is a class or a factory.",
                 f"Correct the target in {self.owner}.",
             )
-        return loaded
+        return factory
 
     def _import(self, path: str) -> object:
+        # Importing runs code of the plugin, which may raise anything; a missing attribute is a slip of its author.
         module_name, _, attributes = path.partition(":")
         try:
-            found: object = importlib.import_module(module_name)
+            value: object = importlib.import_module(module_name)
         except Exception as error:
-            raise self._broken(f"{type(error).__name__}: {error}.", self._fix(module_name, error)) from error
+            raise self._load_error(
+                f"{type(error).__name__}: {error}.", self._fix(module_name, error)
+            ) from error
         for attribute in attributes.split("."):
             try:
-                found = getattr(found, attribute)
+                value = getattr(value, attribute)
             except AttributeError as error:
-                public = [name for name in dir(found) if not name.startswith("_")]
+                public = [name for name in dir(value) if not name.startswith("_")]
                 why = f"{path.split(':')[0]!r} has no {attribute!r}.{nearest(attribute, public)}"
-                raise self._broken(why, f"Correct the target in {self.owner}.") from error
-        return found
+                raise self._load_error(why, f"Correct the target in {self.owner}.") from error
+        return value
 
     def _fix(self, module: str, error: Exception) -> str:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
@@ -134,7 +137,7 @@ class Entry:
             return f"Correct the target in {self.owner}, or install what ships {missing!r}."
         return f"Install {missing!r}, which {module!r} imports."
 
-    def _broken(self, why: str, fix: str) -> PluginError:
+    def _load_error(self, why: str, fix: str) -> PluginError:
         return PluginError(
             f"The {self.kind} {self.name!r} of {self.owner} cannot be loaded from {self.target!r}:"
             f" {why} {fix}",
@@ -154,14 +157,14 @@ class BrokenPlugin:
         distribution: The distribution that ships it, or ``None``.
         version: The version of that distribution, or ``None``.
         error: What is wrong and how to mend it; the exception behind it is its ``__cause__``.
-        offered: The ``(kind, name)`` pairs it had added before it failed; they are not registered.
+        provides: The ``(kind, name)`` pairs it had added before it failed; they are not registered.
     """
 
     name: str
     distribution: str | None
     version: str | None
     error: PluginError
-    offered: tuple[tuple[str, str], ...] = ()
+    provides: tuple[tuple[str, str], ...] = ()
 
     @property
     def owner(self) -> Owner:

@@ -12,30 +12,30 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from orchestrator.errors import PluginError, nearest
-from orchestrator.registry.entry import BY_HAND, DISABLE_VARIABLE, BrokenPlugin, Entry, Owner
+from orchestrator.registry.entry import BY_HAND, DISABLE_VARIABLE, BrokenPlugin, Owner, RegistryEntry
 
 __all__ = ["BackendRegistry", "NameRegistry", "PipelineRegistry", "Registry", "StageRegistry"]
 
 
 @dataclass
-class _Absent:
+class Unavailable:
     """Plugins that give nothing, shared by the registries so that an unknown name can be explained."""
 
-    broken: list[BrokenPlugin] = field(default_factory=list)
-    blocked: tuple[str, ...] = ()
+    broken_plugins: list[BrokenPlugin] = field(default_factory=list)
+    blocked_plugins: tuple[str, ...] = ()
 
-    def explain(self, kind: str, name: str, known: Iterable[str]) -> str:
+    def explain(self, kind: str, name: str, alternatives: Iterable[str]) -> str:
         """Returns where ``name`` would have come from, or what else may be meant.
 
         When a broken plugin is known to give the name, a guess at another name would mislead.
         """
-        sure = [plugin for plugin in self.broken if (kind, name) in plugin.offered]
+        sure = [plugin for plugin in self.broken_plugins if (kind, name) in plugin.provides]
         if sure:
             return "".join(f" It comes with a broken plugin. {plugin.error}" for plugin in sure)
-        words = [nearest(name, known)]
-        words += [f" It may come with a broken plugin. {plugin.error}" for plugin in self.broken]
-        if self.blocked:
-            names = ", ".join(repr(plugin) for plugin in self.blocked)
+        words = [nearest(name, alternatives)]
+        words += [f" It may come with a broken plugin. {plugin.error}" for plugin in self.broken_plugins]
+        if self.blocked_plugins:
+            names = ", ".join(repr(plugin) for plugin in self.blocked_plugins)
             words.append(f" {DISABLE_VARIABLE} leaves out: {names}.")
         return "".join(words)
 
@@ -48,10 +48,10 @@ class NameRegistry:
 
     kind: ClassVar[str]
 
-    def __init__(self, owner: Owner = BY_HAND, absent: _Absent | None = None) -> None:
+    def __init__(self, owner: Owner = BY_HAND, unavailable: Unavailable | None = None) -> None:
         self._owner = owner
-        self._absent = absent if absent is not None else _Absent()
-        self._entries: dict[str, Entry] = {}
+        self._unavailable = unavailable if unavailable is not None else Unavailable()
+        self._entries: dict[str, RegistryEntry] = {}
         self._closed = False
 
     def add(self, name: str, target: object, *, summary: str = "") -> None:
@@ -65,9 +65,9 @@ class NameRegistry:
         Raises:
             PluginError: The name, target or summary is unfit, or the name is taken.
         """
-        self._put(Entry(self.kind, name, target, summary, self._owner))
+        self._put(RegistryEntry(self.kind, name, target, summary, self._owner))
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str) -> RegistryEntry:
         """Returns the entry of that name.
 
         Raises:
@@ -79,7 +79,7 @@ class NameRegistry:
             raise self._unknown(name)
         return entry
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[RegistryEntry, ...]:
         """Returns all entries, sorted by name."""
         return tuple(entry for _, entry in sorted(self._entries.items()))
 
@@ -95,7 +95,7 @@ class NameRegistry:
         """Returns how many names there are."""
         return len(self._entries)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: RegistryEntry) -> None:
         if self._closed:
             raise PluginError(
                 f"{entry.owner} adds the {self.kind} {entry.name!r} after its hook has returned."
@@ -106,25 +106,25 @@ class NameRegistry:
         self._check_free(entry)
         self._entries = {**self._entries, entry.name: entry}
 
-    def _check_free(self, entry: Entry) -> None:
-        taken = self._entries.get(entry.name)
-        if taken is not None:
-            raise _duplicate(f"{self.kind} {entry.name!r}", taken, entry)
+    def _check_free(self, entry: RegistryEntry) -> None:
+        holder = self._entries.get(entry.name)
+        if holder is not None:
+            raise _duplicate(f"{self.kind} {entry.name!r}", holder, entry)
 
-    def _check_adoptable(self, staged: NameRegistry) -> None:
-        for entry in staged.entries():
+    def _check_adoptable(self, staging: NameRegistry) -> None:
+        for entry in staging.entries():
             self._check_free(entry)
 
-    def _adopt(self, staged: NameRegistry) -> None:
-        self._entries = {**self._entries, **staged._entries}
-        staged._closed = True
+    def _adopt(self, staging: NameRegistry) -> None:
+        self._entries = {**self._entries, **staging._entries}
+        staging._closed = True
 
     def _drop(self, owner: Owner) -> None:
         self._entries = {name: entry for name, entry in self._entries.items() if entry.owner != owner}
 
     def _unknown(self, name: str) -> PluginError:
         return PluginError(
-            f"No {self.kind} is registered as {name!r}.{self._absent.explain(self.kind, str(name), self)}",
+            f"No {self.kind} is registered as {name!r}.{self._unavailable.explain(self.kind, str(name), self)}",
             kind=self.kind,
             name=name,
             known=tuple(self),
@@ -165,9 +165,9 @@ class BackendRegistry(NameRegistry):
         if devices is None or isinstance(devices, str):
             devices = (name if devices is None else devices,)
         families = tuple(dict.fromkeys(devices))
-        self._put(Entry(self.kind, name, target, summary, self._owner, families))
+        self._put(RegistryEntry(self.kind, name, target, summary, self._owner, families))
 
-    def for_device(self, device: str) -> Entry:
+    def for_device(self, device: str) -> RegistryEntry:
         """Returns the backend that serves a device string, e.g. ``"cuda:1"``.
 
         Raises:
@@ -176,7 +176,7 @@ class BackendRegistry(NameRegistry):
         family = str(device).partition(":")[0]
         by_family = self._by_family()
         if family not in by_family:
-            why = self._absent.explain("device", family, by_family)
+            why = self._unavailable.explain("device", family, by_family)
             raise PluginError(
                 f"No backend serves the device {device!r}.{why}",
                 device=device,
@@ -189,10 +189,10 @@ class BackendRegistry(NameRegistry):
         """The device families that are served, sorted."""
         return tuple(sorted(self._by_family()))
 
-    def _by_family(self) -> dict[str, Entry]:
+    def _by_family(self) -> dict[str, RegistryEntry]:
         return {family: entry for entry in self._entries.values() for family in entry.devices}
 
-    def _check_free(self, entry: Entry) -> None:
+    def _check_free(self, entry: RegistryEntry) -> None:
         super()._check_free(entry)
         by_family = self._by_family()
         for family in entry.devices:
@@ -210,36 +210,36 @@ class Registry:
     """
 
     def __init__(self, owner: Owner = BY_HAND) -> None:
-        self._absent = _Absent()
-        self.stages = StageRegistry(owner, self._absent)
-        self.backends = BackendRegistry(owner, self._absent)
-        self.pipelines = PipelineRegistry(owner, self._absent)
+        self._unavailable = Unavailable()
+        self.stages = StageRegistry(owner, self._unavailable)
+        self.backends = BackendRegistry(owner, self._unavailable)
+        self.pipelines = PipelineRegistry(owner, self._unavailable)
 
     @property
-    def broken(self) -> tuple[BrokenPlugin, ...]:
+    def broken_plugins(self) -> tuple[BrokenPlugin, ...]:
         """The plugins that were found and could not be used."""
-        return tuple(self._absent.broken)
+        return tuple(self._unavailable.broken_plugins)
 
     @property
-    def blocked(self) -> tuple[str, ...]:
+    def blocked_plugins(self) -> tuple[str, ...]:
         """The names of plugins that are left out on purpose."""
-        return self._absent.blocked
+        return self._unavailable.blocked_plugins
 
     def block(self, names: Iterable[str]) -> None:
         """Records which plugins are left out, for the errors about unknown names."""
-        self._absent.blocked = tuple(sorted({*self._absent.blocked, *names}))
+        self._unavailable.blocked_plugins = tuple(sorted({*self._unavailable.blocked_plugins, *names}))
 
-    def adopt(self, staged: Registry) -> None:
+    def adopt(self, staging: Registry) -> None:
         """Takes over all that a plugin has added, or nothing.
 
         Raises:
             PluginError: A name or a device family is taken; this registry is as it was.
         """
-        for mine, theirs in zip(self._all(), staged._all(), strict=True):
+        for mine, theirs in zip(self._all(), staging._all(), strict=True):
             mine._check_adoptable(theirs)
-        for mine, theirs in zip(self._all(), staged._all(), strict=True):
+        for mine, theirs in zip(self._all(), staging._all(), strict=True):
             mine._adopt(theirs)
-        self.mend(staged.stages._owner)
+        self.forget_broken(staging.stages._owner)
 
     def drop(self, owner: Owner) -> None:
         """Forgets every entry of a plugin."""
@@ -248,14 +248,16 @@ class Registry:
 
     def add_broken(self, plugin: BrokenPlugin) -> None:
         """Records a plugin that cannot be used; an earlier record of the same plugin is replaced."""
-        self.mend(plugin.owner)
-        self._absent.broken.append(plugin)
+        self.forget_broken(plugin.owner)
+        self._unavailable.broken_plugins.append(plugin)
 
-    def mend(self, owner: Owner) -> None:
+    def forget_broken(self, owner: Owner) -> None:
         """Forgets that a plugin was broken."""
-        self._absent.broken = [plugin for plugin in self._absent.broken if plugin.owner != owner]
+        self._unavailable.broken_plugins = [
+            plugin for plugin in self._unavailable.broken_plugins if plugin.owner != owner
+        ]
 
-    def offered(self) -> tuple[tuple[str, str], ...]:
+    def provides(self) -> tuple[tuple[str, str], ...]:
         """Returns ``(kind, name)`` of every entry, and ``("device", family)`` of every family served."""
         names = [(registry.kind, name) for registry in self._all() for name in registry]
         return (*names, *(("device", family) for family in self.backends.devices))
@@ -264,18 +266,19 @@ class Registry:
         return self.stages, self.backends, self.pipelines
 
 
-def _duplicate(what: str, taken: Entry, entry: Entry) -> PluginError:
-    if taken.owner == entry.owner:
-        twice = f"twice by {entry.owner}: as {taken.target!r} and as {entry.target!r}. Rename one."
+def _duplicate(what: str, holder: RegistryEntry, entry: RegistryEntry) -> PluginError:
+    # A plugin that takes its own name is its author's to mend; between two the user can choose.
+    if holder.owner == entry.owner:
+        twice = f"twice by {entry.owner}: as {holder.target!r} and as {entry.target!r}. Rename one."
     else:
         twice = (
-            f"twice: by {taken.owner} as {taken.target!r} and by {entry.owner} as {entry.target!r}."
+            f"twice: by {holder.owner} as {holder.target!r} and by {entry.owner} as {entry.target!r}."
             f" Rename one, uninstall one, or leave one out: {DISABLE_VARIABLE}={entry.plugin}."
         )
     return PluginError(
         f"The {what} is registered {twice}",
         name=entry.name,
-        entries=(taken, entry),
-        plugins=(taken.plugin, entry.plugin),
-        distributions=(taken.distribution, entry.distribution),
+        entries=(holder, entry),
+        plugins=(holder.plugin, entry.plugin),
+        distributions=(holder.distribution, entry.distribution),
     )

@@ -29,7 +29,7 @@ def orchestrator_register_pipelines(registry):
 
 
 def broken_plugin(manager: PluginManager, name: str) -> BrokenPlugin:
-    (found,) = [plugin for plugin in manager.broken if plugin.name == name]
+    (found,) = [plugin for plugin in manager.broken_plugins if plugin.name == name]
     return found
 
 
@@ -203,7 +203,7 @@ def test_of_a_plugin_that_fails_in_its_last_hook_nothing_is_left(site):
     assert stages_of(manager, "bad") == []
     assert "bad" not in manager.registry.backends.devices
     assert "bad" not in {observer.owner.plugin for observer in manager.observers_of("orchestrator_plan_made")}
-    assert {("stage", "bad.stage"), ("device", "bad")} <= set(broken_plugin(manager, "bad").offered)
+    assert {("stage", "bad.stage"), ("device", "bad")} <= set(broken_plugin(manager, "bad").provides)
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
@@ -254,7 +254,7 @@ def test_entry_points_that_cannot_be_read(site):
     site.plugin("zebra", REGISTERS.format(name="zebra"))
     manager = PluginManager()
     assert stages_of(manager, "zebra") == ["zebra.stage"]
-    assert "bad-dist" in {plugin.distribution for plugin in manager.broken}
+    assert "bad-dist" in {plugin.distribution for plugin in manager.broken_plugins}
 
 
 def test_another_packages_unreadable_entry_points_are_not_our_business(site):
@@ -262,7 +262,7 @@ def test_another_packages_unreadable_entry_points_are_not_our_business(site):
     site.plugin("zebra", REGISTERS.format(name="zebra"))
     manager = PluginManager()
     assert stages_of(manager, "zebra") == ["zebra.stage"]
-    assert "bad-dist" not in {plugin.distribution for plugin in manager.broken}
+    assert "bad-dist" not in {plugin.distribution for plugin in manager.broken_plugins}
 
 
 def test_a_distribution_without_metadata(site):
@@ -282,8 +282,8 @@ def test_plugins_are_left_out_by_name(names: str, site, monkeypatch: pytest.Monk
     monkeypatch.setenv(DISABLE_VARIABLE, names)
     manager = PluginManager()
     assert stages_of(manager, "aardvark", "zebra") == ["aardvark.stage"]
-    assert {"bad", "zebra"} <= set(manager.blocked)
-    assert "bad" not in {plugin.name for plugin in manager.broken}
+    assert {"bad", "zebra"} <= set(manager.blocked_plugins)
+    assert "bad" not in {plugin.name for plugin in manager.broken_plugins}
     assert "zebra_plugin" not in sys.modules
     with pytest.raises(PluginError, match=r"ORCHESTRATOR_DISABLE_PLUGINS leaves out: .*'zebra'"):
         manager.registry.stages.get("zebra.stage")

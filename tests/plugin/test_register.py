@@ -35,14 +35,14 @@ def module_of(*functions: object) -> types.ModuleType:
 
 def refusal(manager: PluginManager, plugin: object) -> str:
     """The message with which a plugin is refused; checks that nothing of it stays."""
-    before = manager.plugins, manager.registry.offered()
+    before = manager.plugins, manager.registry.provides()
     with pytest.raises(PluginError) as caught:
         manager.register(plugin, "bad")
-    assert (manager.plugins, manager.registry.offered()) == before
+    assert (manager.plugins, manager.registry.provides()) == before
     assert all(
         observer.owner.plugin != "bad" for hook in OBSERVERS for observer in manager.observers_of(hook)
     )
-    (broken,) = [plugin for plugin in manager.broken if plugin.name == "bad"]
+    (broken,) = [plugin for plugin in manager.broken_plugins if plugin.name == "bad"]
     assert broken.error is caught.value
     assert "plugin 'bad' (registered by hand, no distribution)" in str(caught.value)
     return str(caught.value)
@@ -101,7 +101,7 @@ def test_a_second_plugin_of_the_same_name_is_refused(manager: PluginManager):
         manager.register(Names("b"), "mine")
     assert list(manager.registry.stages) == ["a"]
     assert manager.plugins == (Owner("mine"),)
-    assert manager.broken == ()
+    assert manager.broken_plugins == ()
 
 
 def test_one_object_is_one_plugin(manager: PluginManager):
@@ -122,7 +122,7 @@ def test_a_mended_plugin_is_broken_no_more(manager: PluginManager):
     refusal(manager, plugin)
     plugin.names = ("one-word",)
     manager.register(plugin, "bad")
-    assert manager.broken == ()
+    assert manager.broken_plugins == ()
     assert list(manager.registry.stages) == ["one-word"]
 
 
@@ -130,7 +130,7 @@ def test_a_blocked_name_is_not_registered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(DISABLE_VARIABLE, "mine")
     manager = PluginManager(load_entry_points=False)
     assert manager.register(Names("a"), "mine") is None
-    assert (manager.plugins, len(manager.registry.stages), manager.blocked) == ((), 0, ("mine",))
+    assert (manager.plugins, len(manager.registry.stages), manager.blocked_plugins) == ((), 0, ("mine",))
 
 
 def test_a_registry_kept_beyond_the_hook_takes_nothing_more(manager: PluginManager):

@@ -11,7 +11,7 @@ from orchestrator.cli.report import reporting
 
 if TYPE_CHECKING:
     from orchestrator.plugin import PluginManager
-    from orchestrator.registry import Entry, NameRegistry
+    from orchestrator.registry import NameRegistry, RegistryEntry
 
 __all__ = ["command"]
 
@@ -45,7 +45,7 @@ def _rows(names: NameRegistry) -> list[dict[str, Any]]:
     return [_row(entry) for entry in names.entries()]
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: RegistryEntry) -> dict[str, Any]:
     row: dict[str, Any] = {"name": entry.name, "summary": entry.summary}
     if entry.devices:
         row["devices"] = list(entry.devices)
@@ -63,9 +63,9 @@ def _plugins(manager: PluginManager) -> list[dict[str, Any]]:
     rows = [_plugin(owner.plugin, owner.distribution, owner.version, "loaded") for owner in manager.plugins]
     rows += [
         _plugin(each.name, each.distribution, each.version, "broken", str(each.error))
-        for each in manager.broken
+        for each in manager.broken_plugins
     ]
-    rows += [_plugin(name, None, None, "left out") for name in manager.blocked]
+    rows += [_plugin(name, None, None, "left out") for name in manager.blocked_plugins]
     return sorted(rows, key=lambda row: (row["name"], row["status"]))
 
 

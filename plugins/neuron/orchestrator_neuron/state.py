@@ -89,7 +89,7 @@ def _find_state(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[
     # Tensors that it caches outside of the copy would be compiled in as constants, so they count as put away.
     with contextlib.suppress(LeftBehindError), leftovers.watch(copy):
         attribute, fills = contextvars.copy_context().run(_state_of_copy, copy, mode, inputs)
-    return attribute, fills or leftovers.released
+    return attribute, fills or leftovers.has_released
 
 
 def _state_of_copy(

@@ -90,7 +90,7 @@ class FirstRun:
                 stage=self._stage,
                 files=tuple(self._files),
             ) from error
-        generators = self._random.moved()
+        generators = self._random.changed_generators()
         if generators:
             raise CompileError(draws_words(self._where, f"{generators[0]!r}"), stage=self._stage) from error
 

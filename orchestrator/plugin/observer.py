@@ -28,28 +28,32 @@ class Observer:
         hook: The hook's name.
         owner: The plugin.
         function: Its implementation.
-        reported: The ``(plugin, hook)`` pairs whose failure was logged, shared by a manager's observers.
+        logged_failures: The ``(plugin, hook)`` pairs whose failure was logged, shared by a manager's observers.
     """
 
-    __slots__ = ("_function", "_parameters", "_reported", "hook", "owner")
+    __slots__ = ("_function", "_logged_failures", "_parameters", "hook", "owner")
 
     def __init__(
-        self, hook: str, owner: Owner, function: Callable[..., object], reported: set[tuple[Owner, str]]
+        self,
+        hook: str,
+        owner: Owner,
+        function: Callable[..., object],
+        logged_failures: set[tuple[Owner, str]],
     ) -> None:
         self.hook = hook
         self.owner = owner
         self._function = function
-        taken = inspect.signature(function).parameters
-        self._parameters = tuple(name for name in HOOKS[hook] if name in taken)
-        self._reported = reported
+        parameters = inspect.signature(function).parameters
+        self._parameters = tuple(name for name in HOOKS[hook] if name in parameters)
+        self._logged_failures = logged_failures
 
     def __call__(self, **objects: object) -> None:
         """Passes on those of the hook's parameters that the implementation takes."""
         try:
             self._function(**{name: objects[name] for name in self._parameters})
         except Exception:
-            if (self.owner, self.hook) not in self._reported:
-                self._reported.add((self.owner, self.hook))
+            if (self.owner, self.hook) not in self._logged_failures:
+                self._logged_failures.add((self.owner, self.hook))
                 _log.exception(
                     "%s failed in %s; further failures of it are not logged. The request goes on.",
                     self.owner,

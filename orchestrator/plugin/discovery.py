@@ -13,13 +13,13 @@ from importlib import metadata
 from orchestrator.plugin.marker import PROJECT
 from orchestrator.registry import Owner
 
-__all__ = ["Found", "find_plugins"]
+__all__ = ["DiscoveredPlugin", "find_plugins"]
 
 _OWN_DISTRIBUTION = "stage-orchestrator"
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredPlugin:
     """A plugin that a distribution declares.
 
     Attributes:
@@ -40,55 +40,57 @@ class Found:
             raise self.error or ValueError("it has no entry point")
         if metadata.EntryPoint.pattern.match(self.target) is None:
             raise ValueError("an entry point names 'package.module' or 'package.module:object'")
-        loaded: object = self.entry_point.load()
-        return loaded
+        plugin: object = self.entry_point.load()
+        return plugin
 
 
-def find_plugins() -> list[Found]:
+def find_plugins() -> list[DiscoveredPlugin]:
     """Returns every declared plugin, in the order in which they are to be loaded.
 
     1. What the core itself ships comes first, so that no plugin can take one of its names.
     2. The rest is sorted by plugin and distribution, so that the loser of a conflict is always the same.
     """
-    return sorted(_declared(), key=_load_order)
+    return sorted(_entry_points(), key=_load_order)
 
 
-def _load_order(found: Found) -> tuple[bool, str, str]:
-    distribution = found.owner.distribution or ""
-    return distribution != _OWN_DISTRIBUTION, found.owner.plugin, distribution
+def _load_order(candidate: DiscoveredPlugin) -> tuple[bool, str, str]:
+    distribution = candidate.owner.distribution or ""
+    return distribution != _OWN_DISTRIBUTION, candidate.owner.plugin, distribution
 
 
-def _declared() -> Iterator[Found]:
+def _entry_points() -> Iterator[DiscoveredPlugin]:
     try:
         points: Iterable[metadata.EntryPoint] = metadata.entry_points(group=PROJECT)
     except Exception:
         # One unreadable file fails the call for all; read the distributions one by one.
-        yield from _declared_one_by_one()
+        yield from _entry_points_one_by_one()
         return
     for point in points:
-        yield _found(point, point.dist)
+        yield _discovered_plugin(point, point.dist)
 
 
-def _declared_one_by_one() -> Iterator[Found]:
-    seen: set[str] = set()
+def _entry_points_one_by_one() -> Iterator[DiscoveredPlugin]:
+    names: set[str] = set()
     for distribution in metadata.distributions():
         name = _text(distribution, "Name")
         # As in metadata.entry_points: the first distribution of a name on the path shadows the others.
-        if name is None or name in seen:
+        if name is None or name in names:
             continue
-        seen.add(name)
+        names.add(name)
         try:
             points = [point for point in distribution.entry_points if point.group == PROJECT]
         except Exception as error:
             if _mentions_group(distribution):
-                yield Found(_owner(name, distribution), "entry_points.txt", error=error)
+                yield DiscoveredPlugin(_owner(name, distribution), "entry_points.txt", error=error)
             continue
         for point in points:
-            yield _found(point, distribution)
+            yield _discovered_plugin(point, distribution)
 
 
-def _found(point: metadata.EntryPoint, distribution: metadata.Distribution | None) -> Found:
-    return Found(_owner(point.name, distribution), point.value, point)
+def _discovered_plugin(
+    point: metadata.EntryPoint, distribution: metadata.Distribution | None
+) -> DiscoveredPlugin:
+    return DiscoveredPlugin(_owner(point.name, distribution), point.value, point)
 
 
 def _owner(plugin: str, distribution: metadata.Distribution | None) -> Owner:
