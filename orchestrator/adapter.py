@@ -80,11 +80,11 @@ class Adapter:
         dims = self.dims if self.kind in RESIZES else spec.dims
         return TensorSpec(plain_dims(dims), self.dtype or spec.dtype)
 
-    def shape(self, given: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    def shape(self, actual: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Returns the target of ``pad``, ``slice`` or ``cut``; a size derived from dims of any size stays as given."""
         return tuple(
             size if isinstance(dim, Derived) and not dim.is_proven(sizes) else size_of(dim, sizes)
-            for dim, size in zip(self.dims, given, strict=True)
+            for dim, size in zip(self.dims, actual, strict=True)
         )
 
 
@@ -110,9 +110,9 @@ def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tens
         return value
     if tuple(value.shape) == shape:
         return value
-    grown = value.new_full(shape, rule)  # type: ignore[arg-type]
-    grown[tuple(slice(size) for size in value.shape)] = value
-    return grown
+    result = value.new_full(shape, rule)  # type: ignore[arg-type]
+    result[tuple(slice(size) for size in value.shape)] = value
+    return result
 
 
 def slice_to(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Capabilities:
     Attributes:
         ranks: Tensors for each logical value; an upload is one for each rank.
         eager: Tensor ops may run outside a compiled program, so adapters are ops.
-        static_shapes: Only compiled sizes run; ``Dim(any=True)`` is illegal here.
+        static_shapes: Only compiled sizes run; ``Dim.dynamic(name)`` is illegal here.
         output_buffers: Outputs of one program that live at once; 0 is no limit.
         peer_copy: Values go straight to another device of the same backend.
         host_memory: Values live in host memory: no link, no copies, nothing counted.

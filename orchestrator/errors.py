@@ -103,21 +103,21 @@ def _travels(value: object) -> bool:
     return True
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns the sentence that offers the nearest known name, or lists what is known.
 
     Args:
         name: The name that was not found.
-        known: The names that exist.
+        candidates: The names that exist.
 
     Returns:
         A sentence with a leading space, to append to a message.
     """
-    names = sorted({str(item) for item in known})
+    names = sorted({str(item) for item in candidates})
     if not names:
         return " None is known."
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
-    shown = ", ".join(repr(item) for item in names[:12])
-    return f" Known: {shown}{', ...' if len(names) > 12 else ''}."
+    listing = ", ".join(repr(item) for item in names[:12])
+    return f" Known: {listing}{', ...' if len(names) > 12 else ''}."

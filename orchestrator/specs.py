@@ -99,7 +99,7 @@ class Dim:
     Args:
         name: The name; one name has one set of buckets in the whole graph.
         buckets: Sizes it is compiled for, in elements; kept sorted.
-        any: True for a dim of any size, legal only where no backend with static shapes sees it.
+        any: True for a dim of any size, which :meth:`dynamic` makes.
         batch: The author's promise that items along it are computed independently of one another: a request above
             the largest bucket may be cut into chunks, and requests of several users may be joined. One declaration
             of the name gives the promise for the whole graph; ``pipeline.check`` tests it.
@@ -134,7 +134,10 @@ class Dim:
                     f"A bucket of dim {name!r} is a positive int, not {size!r}.", dim=name, size=size
                 )
         if any and sizes:
-            raise GraphError(f"Dim {name!r} has buckets and any=True; give one of the two.", dim=name)
+            raise GraphError(
+                f"Dim {name!r} has buckets and any=True; give one of the two: Dim.dynamic({name!r}) has none.",
+                dim=name,
+            )
         for option, value in (("batch", batch), ("exact", exact)):
             if not isinstance(value, bool):
                 raise GraphError(f"{option} of dim {name!r} is True or False, not {value!r}.", dim=name)
@@ -143,6 +146,17 @@ class Dim:
         object.__setattr__(self, "any", any)
         object.__setattr__(self, "batch", batch)
         object.__setattr__(self, "exact", exact)
+
+    @classmethod
+    def dynamic(cls, name: str, *, batch: bool = False, exact: bool = False) -> Dim:
+        """Makes a dim of any size: it has no buckets, and is legal only where no backend with static shapes sees it.
+
+        Args:
+            name: The name; all declarations of it in a graph are dynamic.
+            batch: As for any other dim.
+            exact: As for any other dim.
+        """
+        return cls(name, any=True, batch=batch, exact=exact)
 
     def __str__(self) -> str:
         return self.name

@@ -129,13 +129,13 @@ class ModelWrapper:
         rows = (dict(zip(buckets, row, strict=True)) for row in itertools.product(*buckets.values()))
         return [tuple(torch.zeros(spec.shape(sizes), dtype=spec.dtype) for spec in specs) for sizes in rows]
 
-    def forward(self, *tensors: Any, **named: Any) -> Any:
+    def forward(self, *tensors: Any, **kwargs: Any) -> Any:
         """Runs the model; override it to do more."""
-        return self.model(*tensors, **named)
+        return self.model(*tensors, **kwargs)
 
-    def __call__(self, *tensors: Any, **named: Any) -> Any:
+    def __call__(self, *tensors: Any, **kwargs: Any) -> Any:
         """Calls :meth:`forward`."""
-        return self.forward(*tensors, **named)
+        return self.forward(*tensors, **kwargs)
 
     @classmethod
     def overrides(cls, method: str) -> bool:
@@ -208,9 +208,9 @@ class Stage:
         for port in self.inputs:
             if port.name == name:
                 return port
-        known = [port.name for port in self.inputs]
+        names = [port.name for port in self.inputs]
         raise GraphError(
-            f"Stage {self.name!r} has no input port {name!r}.{nearest(name, known)}", stage=self.name
+            f"Stage {self.name!r} has no input port {name!r}.{nearest(name, names)}", stage=self.name
         )
 
 
@@ -248,9 +248,9 @@ def make_stage(
             stage=name,
         )
     host = device == "host"
-    ports = _input_ports(name, target, inputs)
-    declared = _output_ports(name, target, outputs)
-    if host and (not declared or any(port.spec is None for port in declared)):
+    input_ports = _input_ports(name, target, inputs)
+    output_ports = _output_ports(name, target, outputs)
+    if host and (not output_ports or any(port.spec is None for port in output_ports)):
         raise GraphError(
             f"Host stage {name!r} never runs while planning, so it declares what it gives: "
             f"outputs={{'name': TensorSpec(...) or a Python type}}.",
@@ -259,8 +259,8 @@ def make_stage(
     return Stage(
         name,
         target,
-        ports,
-        declared,
+        input_ports,
+        output_ports,
         host,
         None if host or device is None else str(device),
         dict(config or {}),
@@ -283,9 +283,9 @@ def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:
 
 def _signature_ports(target: Any) -> tuple[Port, ...] | None:
     """Ports read from a signature; None where it has none or takes ``*args``."""
-    function, skipped = _signature_of(target)
+    function, bound_count = _signature_of(target)
     try:
-        parameters = list(inspect.signature(function).parameters.values())[skipped:]
+        parameters = list(inspect.signature(function).parameters.values())[bound_count:]
     except (TypeError, ValueError):
         return None
     if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
@@ -296,7 +296,7 @@ def _signature_ports(target: Any) -> tuple[Port, ...] | None:
     )
 
 
-def _declared(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
+def _port_specs(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
     """Normalises ``inputs=``/``outputs=``: one name, names, or names to specs."""
     if ports is None:
         return {}
@@ -328,72 +328,72 @@ def _declared(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
 
 def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
     wrapper = target if isinstance(target, ModelWrapper) else None
-    declared = _declared(
+    specs = _port_specs(
         name, "input", inputs if inputs is not None else (wrapper.inputs if wrapper else None)
     )
-    found = _signature_ports(target)
-    if found is None and not declared and wrapper is not None and wrapper.makes_model:
-        found = _signature_ports(wrapper.model)
-    if found is None:
-        if not declared:
+    ports = _signature_ports(target)
+    if ports is None and not specs and wrapper is not None and wrapper.makes_model:
+        ports = _signature_ports(wrapper.model)
+    if ports is None:
+        if not specs:
             raise GraphError(
                 f"The input ports of stage {name!r} cannot be read from its signature (a builtin, or *args or "
                 f"**kwargs); name them: inputs=('a', 'b').",
                 stage=name,
             )
-        return _open_ports(target, declared)
-    if not declared:
-        return found
-    known = {port.name: port for port in found}
-    if declared.keys() <= known.keys():
-        return tuple(Port(port.name, declared.get(port.name), port.optional, port.keyword) for port in found)
-    return _renamed(name, found, declared)
+        return _open_ports(target, specs)
+    if not specs:
+        return ports
+    parameters = {port.name: port for port in ports}
+    if specs.keys() <= parameters.keys():
+        return tuple(Port(port.name, specs.get(port.name), port.optional, port.keyword) for port in ports)
+    return _ports_by_position(name, ports, specs)
 
 
-def _open_ports(target: Any, declared: Ports) -> tuple[Port, ...]:
+def _open_ports(target: Any, specs: Ports) -> tuple[Port, ...]:
     """Ports of a callable that takes ``*args`` or ``**kwargs``, or has no signature.
 
     A port named like a parameter is passed by that name, and so is one that only ``**kwargs`` can take. Where no
     name is known, the ports are the positional parameters in order.
     """
-    function, skipped = _signature_of(target)
+    function, bound_count = _signature_of(target)
     try:
-        parameters = list(inspect.signature(function).parameters.values())[skipped:]
+        parameters = list(inspect.signature(function).parameters.values())[bound_count:]
     except (TypeError, ValueError):
-        return tuple(Port(port, spec) for port, spec in declared.items())
+        return tuple(Port(port, spec) for port, spec in specs.items())
     by_name = {
         item.name: item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
     }
     places = sum(item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD) for item in parameters)
     spread = any(item.kind is item.VAR_POSITIONAL for item in parameters)
-    named = not spread and any(port in by_name for port in declared)
+    goes_by_name = not spread and any(port in by_name for port in specs)
     ports: list[Port] = []
-    for place, (port, spec) in enumerate(declared.items()):
-        found = by_name.get(port)
-        keyword_only = found is not None and found.kind is found.KEYWORD_ONLY
-        keyword = keyword_only or named or (not spread and place >= places)
-        optional = found is not None and found.default is not found.empty
+    for place, (port, spec) in enumerate(specs.items()):
+        parameter = by_name.get(port)
+        keyword_only = parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
+        keyword = keyword_only or goes_by_name or (not spread and place >= places)
+        optional = parameter is not None and parameter.default is not parameter.empty
         ports.append(Port(port, spec, optional, keyword))
     return tuple(ports)
 
 
-def _renamed(name: str, found: tuple[Port, ...], declared: Ports) -> tuple[Port, ...]:
+def _ports_by_position(name: str, ports: tuple[Port, ...], specs: Ports) -> tuple[Port, ...]:
     """Declared ports that are no parameters: they name the positional parameters in order."""
-    positional = [port for port in found if not port.keyword]
+    positional = [port for port in ports if not port.keyword]
     required = [port for port in positional if not port.optional]
-    if not len(required) <= len(declared) <= len(positional):
-        stray = next(port for port in declared if port not in {item.name for item in found})
+    if not len(required) <= len(specs) <= len(positional):
+        stray = next(port for port in specs if port not in {item.name for item in ports})
         raise GraphError(
             f"Stage {name!r} declares the input port {stray!r}, but its forward takes "
-            f"({', '.join(port.name for port in found)}).{nearest(stray, [port.name for port in found])}",
+            f"({', '.join(port.name for port in ports)}).{nearest(stray, [port.name for port in ports])}",
             stage=name,
             port=stray,
         )
-    pairs = zip(positional, declared.items(), strict=False)
+    pairs = zip(positional, specs.items(), strict=False)
     return tuple(Port(port, spec, old.optional) for old, (port, spec) in pairs)
 
 
 def _output_ports(name: str, target: Any, outputs: Any) -> tuple[Port, ...]:
     if outputs is None and isinstance(target, ModelWrapper):
         outputs = target.outputs
-    return tuple(Port(port, spec) for port, spec in _declared(name, "output", outputs).items())
+    return tuple(Port(port, spec) for port, spec in _port_specs(name, "output", outputs).items())

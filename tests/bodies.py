@@ -149,7 +149,7 @@ def check(
     with pipeline.bind(Plan.from_json(plan.to_json())).load() as session:
         before: dict[str, Any] = dict.fromkeys(SUMS, 0)
         for number, request in enumerate(requests):
-            expected = run_by_hand(pipeline.graph, request)
+            expected = run_by_hand(pipeline.freeze(), request)
             with recording() as record:
                 found = session.run(request)
                 record.assert_no_leaks()

@@ -46,6 +46,9 @@ def test_a_bucket_is_a_positive_int(size: object):
 
 def test_a_dim_of_any_size_has_no_buckets():
     refuses(GraphError, "one of the two", lambda: Dim("n", buckets=(1,), any=True))
+    assert Dim.dynamic("n").buckets == ()
+    assert Dim.dynamic("n", batch=True, exact=True) == Dim("n", any=True, batch=True, exact=True)
+    assert Dim.dynamic("n") == Dim("n", any=True) != Dim("n")
 
 
 def test_buckets_are_a_sorted_set_of_sizes():

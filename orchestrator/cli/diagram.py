@@ -193,7 +193,7 @@ def _terms(graph: Graph, loop: Loop) -> str:
         return f"in batches over {', '.join(name for name, _ in loop.over)}"
     if loop.kind == "when":
         inflows = [
-            edge for edge in graph.edges if edge.target.name == loop.name and edge.target_port in loop.given
+            edge for edge in graph.edges if edge.target.name == loop.name and edge.target_port in loop.inputs
         ]
         maybe = [
             edge.origin for edge in inflows if edge.source.kind == "input" and edge.origin in graph.optional

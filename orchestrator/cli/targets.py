@@ -53,7 +53,7 @@ class BuiltPipeline:
     @property
     def graph(self) -> Graph:
         """The frozen graph."""
-        return self.pipeline.graph
+        return self.pipeline.freeze()
 
     def is_overridden(self, stage: str, option: str) -> bool:
         """Tells whether a setting gave an option of a stage, by its path or by its last name."""
@@ -115,7 +115,7 @@ def build_target(target: str, settings: list[str] | None = None) -> BuiltPipelin
     source = _import(target, assignments) if ":" in target else _registered_factory(target)
     if isinstance(source, _Factory):
         return _from_factory(source, assignments)
-    graph = source.graph
+    graph = source.freeze()
     _check_paths(graph, assignments.by_stage)
     texts = _input_settings(target, graph, assignments.by_name, ())
     return BuiltPipeline(source, texts, assignments.by_stage)
@@ -202,7 +202,7 @@ def _from_factory(factory: _Factory, settings: _Assignments) -> BuiltPipeline:
     }
     pipeline = _call(factory, options, settings.by_stage)
     # Only now is it known what the inputs are: one may go by the name of a parameter, and is then given as well.
-    graph = pipeline.graph
+    graph = pipeline.freeze()
     _check_paths(graph, settings.by_stage)
     inputs = _simple_inputs(graph)
     texts = {name: text for name, text in settings.by_name.items() if name in inputs or name not in options}

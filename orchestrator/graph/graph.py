@@ -82,12 +82,12 @@ class Edge:
 
 
 def _by_name(calls: Iterable[Call]) -> dict[str, Call]:
-    found: dict[str, Call] = {}
+    by_name: dict[str, Call] = {}
     for call in calls:
-        if call.name in found:
+        if call.name in by_name:
             raise GraphError(f"Two calls are named {call.name!r}; names are unique.", call=call.name)
-        found[call.name] = call
-    return found
+        by_name[call.name] = call
+    return by_name
 
 
 class Graph:
@@ -166,15 +166,15 @@ class Graph:
         for node in self.nodes:
             if node.kind in ("call", "enter") and self.scope(node) == loop:
                 members.setdefault(unit_of.get(node, node), []).append(node)
-        created = {unit: position for position, unit in enumerate(members)}
-        joined: networkx.DiGraph[Hashable] = networkx.DiGraph()
-        joined.add_nodes_from(members)
+        position_of = {unit: position for position, unit in enumerate(members)}
+        quotient: networkx.DiGraph[Hashable] = networkx.DiGraph()
+        quotient.add_nodes_from(members)
         for edge in self.edges:
             ends = [self.ancestor_in(node, loop) for node in (edge.source, edge.target)]
             units = [unit_of.get(node, node) for node in ends if node is not None]
             if len(units) == 2 and units[0] != units[1]:
-                joined.add_edge(*units)
-        order = networkx.lexicographical_topological_sort(joined, key=created.__getitem__)
+                quotient.add_edge(*units)
+        order = networkx.lexicographical_topological_sort(quotient, key=position_of.__getitem__)
         return [tuple(members[unit]) for unit in order]
 
     def scope(self, node: NodeKey) -> str:
@@ -190,12 +190,12 @@ class Graph:
         """
         if node.kind not in ("call", "enter", "exit"):
             return None
-        found = NodeKey("enter", node.name) if node.kind == "exit" else node
-        while (around := self.scope(found)) != loop:
+        ancestor = NodeKey("enter", node.name) if node.kind == "exit" else node
+        while (around := self.scope(ancestor)) != loop:
             if not around:
                 return None
-            found = NodeKey("enter", around)
-        return found
+            ancestor = NodeKey("enter", around)
+        return ancestor
 
     @property
     def nx(self) -> networkx.MultiDiGraph[NodeKey]:
@@ -248,7 +248,7 @@ class Graph:
         """What may be missing is read where it is known to be there."""
         for edge in self.out_of(NodeKey("input", name)):
             loop = self.loops.get(edge.target.name) if edge.target.kind == "enter" else None
-            if loop is None or edge.target_port not in loop.given:
+            if loop is None or edge.target_port not in loop.inputs:
                 raise GraphError(
                     f"Input {name!r} is optional, but {edge.destination!r} reads it in every request. Read it in a "
                     f"branch: pipeline.when('name', body, inputs={{...}}, otherwise={{...}}).",
@@ -257,18 +257,18 @@ class Graph:
                 )
 
     def _check_call(self, name: str, call: Call) -> None:
-        fed: dict[str, Edge] = {}
+        edge_of: dict[str, Edge] = {}
         for edge in self.into(NodeKey("call", name)):
             call.stage.input(edge.target_port)
-            if edge.target_port in fed:
+            if edge.target_port in edge_of:
                 raise GraphError(
-                    f"A port is fed once, but {edge.destination!r} is fed by {fed[edge.target_port].origin!r} "
+                    f"A port is fed once, but {edge.destination!r} is fed by {edge_of[edge.target_port].origin!r} "
                     f"and by {edge.origin!r}.",
                     port=edge.destination,
                 )
-            fed[edge.target_port] = edge
+            edge_of[edge.target_port] = edge
         for port in call.stage.inputs:
-            if not port.optional and port.name not in fed:
+            if not port.optional and port.name not in edge_of:
                 raise GraphError(
                     f"The input port '{name}.{port.name}' is never fed; pass it when you call {call.stage.name!r}, "
                     f"or give the parameter a default.",
@@ -282,9 +282,9 @@ def _in_order(structure: networkx.MultiDiGraph[NodeKey]) -> tuple[NodeKey, ...]:
     Raises:
         GraphError: There is a cycle.
     """
-    created = {node: position for position, node in enumerate(structure)}
+    position_of = {node: position for position, node in enumerate(structure)}
     try:
-        return tuple(networkx.lexicographical_topological_sort(structure, key=created.__getitem__))
+        return tuple(networkx.lexicographical_topological_sort(structure, key=position_of.__getitem__))
     except networkx.NetworkXUnfeasible:
         cycle = [edge[0] for edge in networkx.find_cycle(structure)]
         path = " -> ".join(node.name for node in [*cycle, cycle[0]])

@@ -44,7 +44,7 @@ class Loop:
         within: The loop around it; empty: none.
         kind: ``loop``, ``map`` or ``when``.
         over: (map) Names of which every batch gets some items, with what a batch of them looks like.
-        given: (when) Names that enter as they are.
+        inputs: (when) Names that enter as they are.
         condition: (when) There is a condition that enters by ``[when]``.
     """
 
@@ -58,14 +58,14 @@ class Loop:
     within: str = ""
     kind: str = "loop"
     over: tuple[tuple[str, TensorSpec], ...] = ()
-    given: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     condition: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:
         """Ports through which values enter it."""
-        asked = (CONDITION,) if self.condition else ()
-        return (*self.carry, *self.each, *(name for name, _ in self.over), *self.given, *asked)
+        condition = (CONDITION,) if self.condition else ()
+        return (*self.carry, *self.each, *(name for name, _ in self.over), *self.inputs, *condition)
 
     @property
     def results(self) -> tuple[str, ...]:

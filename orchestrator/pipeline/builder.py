@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import torch
 
 from orchestrator.errors import GraphError, PlanError
-from orchestrator.graph import Edge, Graph, NodeKey
+from orchestrator.graph import Graph
 from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
 from orchestrator.pipeline.loops import LoopPorts
 from orchestrator.pipeline.maps import BranchPorts, MapPorts
-from orchestrator.pipeline.overrides import overridden
+from orchestrator.pipeline.overrides import with_overrides
 from orchestrator.plan import Plan, Residency
 from orchestrator.planner import PlanOptions, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
 from orchestrator.promises.check import check_promises, example_request
 from orchestrator.promises.report import CheckReport
-from orchestrator.specs import PortSpec, TensorSpec, check_name
+from orchestrator.specs import PortSpec
 from orchestrator.stage import ModelWrapper, make_stage
 from orchestrator.surroundings import own_modes, same_random_state
 
 __all__ = ["Pipeline"]
 
+#: Names of ports, or names to specs; one name alone is a tuple of one.
+Ports: TypeAlias = str | Iterable[str] | Mapping[str, PortSpec | None] | None
 
-class Pipeline(GraphBuilder):
+
+class Pipeline:
     """A pipeline under construction.
 
     Args:
@@ -47,9 +50,14 @@ class Pipeline(GraphBuilder):
     def __init__(self, name: str, *, plugins: PluginManager | None = None) -> None:
         if not isinstance(name, str) or not name.strip():
             raise GraphError(f"A pipeline is named by a non-empty string, not {name!r}.", name=name)
-        super().__init__(name)
         self.example_inputs: Callable[[Mapping[str, int]], Mapping[str, Any]] | None = None
         self._plugins = plugins
+        self._builder = GraphBuilder(name)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._builder.name
 
     def input(self, name: str, spec: PortSpec, *, optional: bool = False) -> Value:
         """Adds an input.
@@ -62,17 +70,34 @@ class Pipeline(GraphBuilder):
         Raises:
             GraphError: The name is taken, or the spec is none.
         """
-        check_name("input", name)
-        if name in self._inputs:
-            raise GraphError(f"Pipeline {self.name!r} has an input {name!r} already.", input=name)
-        spec = object if spec is Any else spec
-        if not isinstance(spec, (TensorSpec, type)):
-            raise GraphError(f"Input {name!r} takes a TensorSpec or a Python type, not {spec!r}.", input=name)
-        self._inputs[name] = spec
-        if optional:
-            self._optional.append(name)
-        return Value(self, NodeKey("input", name), "")
+        return self._builder.add_input(name, spec, optional)
 
+    @overload
+    def add(
+        self, name: str, stage: Pipeline, *, device: str | torch.device | None = None
+    ) -> SubPipelineHandle: ...
+    @overload
+    def add(
+        self,
+        name: str,
+        stage: str,
+        *,
+        config: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        inputs: Ports = None,
+        outputs: Ports = None,
+    ) -> StageHandle | SubPipelineHandle: ...
+    @overload
+    def add(
+        self,
+        name: str,
+        stage: Callable[..., Any],
+        *,
+        config: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+        inputs: Ports = None,
+        outputs: Ports = None,
+    ) -> StageHandle: ...
     def add(
         self,
         name: str,
@@ -80,9 +105,9 @@ class Pipeline(GraphBuilder):
         *,
         config: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
-        inputs: Any = None,
-        outputs: Any = None,
-    ) -> Any:
+        inputs: Ports = None,
+        outputs: Ports = None,
+    ) -> StageHandle | SubPipelineHandle:
         """Adds a stage; nothing runs it until its handle is called.
 
         Args:
@@ -95,29 +120,32 @@ class Pipeline(GraphBuilder):
 
         Returns:
             A handle. Calling it with values (or tensors and Python values, as constants), by position or port
-            name, draws the edges and returns one :class:`Value`, or one for each declared output.
+            name, adds a call and returns one :class:`Value`, or one for each declared output. A registered name may
+            be that of a pipeline, too.
 
         Raises:
             GraphError: The name is taken, or the stage or a port is none.
             PluginError: A registered name is unknown, or its plugin is broken.
         """
-        self.check_free("stage", name)
+        self._builder.check_free("stage", name)
         if config is not None and not isinstance(config, Mapping):
             raise GraphError(f"config of stage {name!r} is a dict of options, not {config!r}.", stage=name)
-        options = overridden(name, config)
-        used: frozenset[str] = frozenset()
+        options = with_overrides(name, config)
+        # A registered name gives a stage or a pipeline; a pipeline is inlined, and anything else becomes a stage.
+        factory_options: frozenset[str] = frozenset()
         accepts: tuple[str, ...] = ()
         if isinstance(stage, str):
-            stage, used, accepts = resolve_stage(self._manager(), stage, options)
+            stage, factory_options, accepts = resolve_stage(self._manager(), stage, options)
         if isinstance(stage, Pipeline):
             return self._inline(name, stage, options, device, inputs, outputs)
         if not isinstance(stage, ModelWrapper):
             stage = self._manager().adopt(stage)
-        rest = {option: value for option, value in options.items() if option not in used}
-        made = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
-        made = replace(made, accepts=accepts)
-        self.stages[name] = made
-        return StageHandle(self, made)
+        rest = {option: value for option, value in options.items() if option not in factory_options}
+        # What the factory of a registered stage did not take is for the backend.
+        own = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
+        own = replace(own, accepts=accepts)
+        self._builder.add_stage(own)
+        return StageHandle(self._builder, own)
 
     def _manager(self) -> PluginManager:
         return self._plugins or default_manager()
@@ -128,20 +156,21 @@ class Pipeline(GraphBuilder):
         inner: Pipeline,
         options: Any,
         device: str | torch.device | None,
-        inputs: Any,
-        outputs: Any,
-    ) -> Any:
-        for word, given in (("config", options), ("inputs", inputs), ("outputs", outputs)):
-            if given:
+        inputs: Ports,
+        outputs: Ports,
+    ) -> SubPipelineHandle:
+        for word, argument in (("config", options), ("inputs", inputs), ("outputs", outputs)):
+            if argument:
                 raise GraphError(
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name
                 )
-        return SubPipelineHandle(self, name, self.import_stages(name, inner, device))
+        graph = self._builder.import_stages(name, inner._builder, device)
+        return SubPipelineHandle(self._builder, name, graph)
 
     def loop(
         self,
         name: str,
-        body: GraphBuilder,
+        body: Pipeline,
         *,
         carry: Mapping[str, Any] | None = None,
         each: Mapping[str, Any] | None = None,
@@ -151,7 +180,7 @@ class Pipeline(GraphBuilder):
         check_every: int = 1,
         collect: Sequence[str] = (),
         outputs: Sequence[str] | None = None,
-    ) -> Any:
+    ) -> Value:
         """Adds a loop that runs a body ``min(len(each), max_steps)`` times, or until it says so.
 
         Carries stay where the body gives them, and what is the same in all iterations is put in place once.
@@ -176,19 +205,19 @@ class Pipeline(GraphBuilder):
         Raises:
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or a number is none.
         """
-        self.check_free("loop", name)
-        ports = LoopPorts(name, body, carry, each, inputs, until, max_steps, check_every, collect, outputs)
-        return ports.add_to(self, self.import_stages(name, body))
+        inner = self._body("loop", name, body)
+        ports = LoopPorts(name, carry, each, inputs, until, max_steps, check_every, collect, outputs)
+        return ports.add_to(self._builder, self._builder.import_stages(name, inner))
 
     def map(
         self,
         name: str,
-        body: GraphBuilder,
+        body: Pipeline,
         *,
         over: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
         outputs: Sequence[str] | None = None,
-    ) -> Any:
+    ) -> Value:
         """Runs a body for each of a number of items that only a request knows, in batches, in order; none is legal.
 
         The inputs of the body that take items begin with a named dim, whose buckets are the sizes of a batch. Items
@@ -210,18 +239,20 @@ class Pipeline(GraphBuilder):
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or does not begin with a
                 named dim.
         """
-        self.check_free("map", name)
-        return MapPorts(name, body, over, inputs, outputs).add_to(self, self.import_stages(name, body))
+        inner = self._body("map", name, body)
+        return MapPorts(name, over, inputs, outputs).add_to(
+            self._builder, self._builder.import_stages(name, inner)
+        )
 
     def when(
         self,
         name: str,
-        body: GraphBuilder,
+        body: Pipeline,
         *,
         inputs: Mapping[str, Any],
         otherwise: Mapping[str, Any],
         condition: Value | None = None,
-    ) -> Any:
+    ) -> Value:
         """Runs a body only for some requests.
 
         Args:
@@ -238,35 +269,52 @@ class Pipeline(GraphBuilder):
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or nothing decides
                 whether it runs.
         """
-        self.check_free("branch", name)
-        return BranchPorts(name, body, inputs, otherwise, condition).add_to(
-            self, self.import_stages(name, body)
+        inner = self._body("branch", name, body)
+        return BranchPorts(name, inputs, otherwise, condition).add_to(
+            self._builder, self._builder.import_stages(name, inner)
         )
+
+    def _body(self, kind: str, name: str, body: Pipeline) -> GraphBuilder:
+        """Returns the graph of a body, once its name is seen to be free."""
+        self._builder.check_free(kind, name)
+        if not isinstance(body, Pipeline):
+            raise GraphError(
+                f"The body of {kind} {name!r} is a Pipeline with inputs and outputs of its own, not {body!r}.",
+                **{kind: name},
+            )
+        return body._builder
 
     def output(self, name: str, value: Value) -> None:
         """Adds an output.
 
         Raises:
-            GraphError: The name is taken, or the value is not one of this pipeline.
+            GraphError: The name is taken, or the value is not one of this pipeline, or several.
         """
-        check_name("output", name)
-        if name in self._outputs:
-            raise GraphError(f"Pipeline {self.name!r} has an output {name!r} already.", output=name)
-        own = self._own(value, f"output {name!r}")
-        self._outputs.append(name)
-        self._edges.append(Edge(own.node, own.port, NodeKey("output", name), "", own.constraints))
+        self._builder.add_output(name, value)
 
-    def validate(self) -> Graph:
-        """Freezes and checks the graph, without planning it.
+    def freeze(self) -> Graph:
+        """Checks the graph as it is so far, without planning it, and returns it frozen.
+
+        Nothing is checked again until something is added: the graph is the same object until then.
 
         Raises:
             GraphError: It breaks a rule.
         """
-        return self.graph
+        return self._builder.freeze()
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that :meth:`freeze` returns."""
+        return self.freeze()
+
+    def validate(self) -> Graph:
+        """Checks the graph and returns it, as :meth:`freeze` does."""
+        return self.freeze()
 
     def plan(
         self,
         device: str | torch.device = "cpu",
+        *,
         placement: Mapping[str, str | torch.device] | None = None,
         sizes: Mapping[str, int | tuple[int, ...]] | None = None,
         residency: Mapping[str, Residency | str] | None = None,
@@ -287,7 +335,7 @@ class Pipeline(GraphBuilder):
             GraphError: The graph breaks a rule.
             PlanError: It cannot be planned as asked.
         """
-        graph = self.graph
+        graph = self.freeze()
         manager = self._manager()
         plan_options = PlanOptions(
             lambda name: resolve_backend(manager, name),
@@ -324,7 +372,7 @@ class Pipeline(GraphBuilder):
             InputError: The request does not fit, there is none, or the tolerance is none.
             StageError: A stage raises on the request itself.
         """
-        graph, plan = self.graph, self.plan(device)
+        graph, plan = self.freeze(), self.plan(device)
         request = example_request(self.name, self.example_inputs, plan) if inputs is None else inputs
         return check_promises(graph, plan, self._manager(), request, tolerance)
 
@@ -348,7 +396,7 @@ class Pipeline(GraphBuilder):
         """
         if not isinstance(plan, Plan):
             raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
-        graph, manager = self.graph, self._manager()
+        graph, manager = self.freeze(), self._manager()
         plan_options = PlanOptions(
             lambda name: resolve_backend(manager, name), memory=memory, backend_options=options or {}
         )
@@ -357,4 +405,6 @@ class Pipeline(GraphBuilder):
         return replace(bound, loader=PipelineLoader(graph, manager))
 
     def __repr__(self) -> str:
-        return f"<Pipeline {self.name!r}: {len(self.stages)} stages, {len(self._calls)} calls>"
+        return (
+            f"<Pipeline {self.name!r}: {len(self._builder.stages)} stages, {self._builder.call_count} calls>"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import torch
 
@@ -17,9 +17,11 @@ __all__ = ["GraphBuilder", "Value", "Values"]
 
 
 class Value:
-    """Stands for one output while a graph is drawn; ``value["port"]`` picks an output of a stage that gives a dict."""
+    """Stands for what a call gives, in a pipeline under construction.
 
-    __slots__ = ("constraints", "node", "owner", "port", "stage")
+    ``value["port"]`` picks an output of a stage that gives a dict. What a call with several outputs gives is
+    :class:`Values`: unpack it, or pick one by position or name.
+    """
 
     def __init__(
         self,
@@ -38,9 +40,9 @@ class Value:
     def __getitem__(self, port: str) -> Value:
         if not isinstance(port, str) or self.stage is None:
             raise GraphError(f"{self!r} has no port {port!r}.", port=port)
-        known = [item.name for item in self.stage.outputs]
-        if known and port not in known:
-            raise GraphError(f"{self.node.name!r} has no output {port!r}.{nearest(port, known)}", port=port)
+        ports = [item.name for item in self.stage.outputs]
+        if ports and port not in ports:
+            raise GraphError(f"{self.node.name!r} has no output {port!r}.{nearest(port, ports)}", port=port)
         return Value(self.owner, self.node, port, self.stage, self.constraints)
 
     def __iter__(self) -> Iterator[Value]:
@@ -53,94 +55,181 @@ class Value:
         return f"<Value {self.node.name}.{self.port}>" if self.port else f"<Value {self.node.name}>"
 
 
-class Values(tuple["Value", ...]):
-    """The outputs of a call with several: a tuple that also takes a port's name."""
+class Values(Value, tuple[Value, ...]):
+    """The outputs of a call with several: a tuple that also takes a port's name; no port takes it whole."""
 
     names: tuple[str, ...]
 
-    @classmethod
-    def of(cls, pairs: Mapping[str, Value]) -> Values:
+    def __new__(cls, pairs: Mapping[str, Value]) -> Values:
         """Makes it from names and values."""
-        made = cls(pairs.values())
-        made.names = tuple(pairs)
-        return made
+        return tuple.__new__(cls, pairs.values())
 
-    def __getitem__(self, key: Any) -> Any:
+    def __init__(self, pairs: Mapping[str, Value]) -> None:
+        self.names = tuple(pairs)
+        super().__init__(self[0].owner, self[0].node, "")
+
+    @staticmethod
+    def or_one(pairs: Mapping[str, Value]) -> Value:
+        """Returns what a call with these outputs gives: one value as it is, several as one tuple."""
+        return Values(pairs) if len(pairs) > 1 else next(iter(pairs.values()))
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str) -> Value: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Value, ...]: ...
+    def __getitem__(self, key: SupportsIndex | slice | str) -> Value | tuple[Value, ...]:
         if isinstance(key, str):
             if key not in self.names:
                 raise GraphError(f"There is no output {key!r}.{nearest(key, self.names)}", port=key)
-            return super().__getitem__(self.names.index(key))
-        return super().__getitem__(key)
+            return tuple.__getitem__(self, self.names.index(key))
+        return tuple.__getitem__(self, key)
+
+    def __iter__(self) -> Iterator[Value]:
+        return tuple.__iter__(self)
+
+    def __repr__(self) -> str:
+        return tuple.__repr__(self)
 
 
 class GraphBuilder:
-    """The part of :class:`~orchestrator.pipeline.Pipeline` that holds the graph.
+    """A graph to which inputs, stages, calls, edges and loops are added.
 
     Args:
-        name: Its name.
+        name: The pipeline's name.
+
+    Attributes:
+        stages: Stages by name; those of an inlined pipeline or a body are called ``name/stage``.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._inputs: dict[str, PortSpec] = {}
-        self._constants: dict[str, Any] = {}
         self.stages: dict[str, Stage] = {}
-        self._counts: dict[str, int] = {}
+        self._inputs: dict[str, PortSpec] = {}
+        self._optional: list[str] = []
+        self._constants: dict[str, Any] = {}
         self._calls: list[Call] = []
+        self._loops: list[Loop] = []
         self._outputs: list[str] = []
         self._edges: list[Edge] = []
-        self._loops: list[Loop] = []
-        self._optional: list[str] = []
+        # How often each stage is called, or loop added. A stage that is missing here was never called.
+        self._counts: dict[str, int] = {}
+        # Names of inlined pipelines and bodies that brought stages along: "sub" for the stage "sub/enc".
+        self._prefixes: set[str] = set()
+        # The frozen graph, until something is added.
+        self._graph: Graph | None = None
 
     @property
-    def graph(self) -> Graph:
-        """The graph as drawn so far, frozen.
+    def call_count(self) -> int:
+        """Number of calls so far."""
+        return len(self._calls)
+
+    def freeze(self) -> Graph:
+        """Returns the graph so far, checked and frozen; the same one until something is added.
 
         Raises:
             GraphError: It breaks a rule.
         """
-        idle = next((name for name in self.stages if name not in self._counts), None)
-        if idle is not None:
-            raise GraphError(
-                f"Stage {idle!r} is never called; call its handle, or leave it out.",
-                stage=idle,
-                pipeline=self.name,
+        if self._graph is None:
+            idle = next((name for name in self.stages if name not in self._counts), None)
+            if idle is not None:
+                raise GraphError(
+                    f"Stage {idle!r} is never called; call its handle, or leave it out.",
+                    stage=idle,
+                    pipeline=self.name,
+                )
+            self._graph = Graph(
+                self.name,
+                self._inputs,
+                self._constants,
+                self._calls,
+                self._outputs,
+                self._edges,
+                self._loops,
+                self._optional,
             )
-        return Graph(
-            self.name,
-            self._inputs,
-            self._constants,
-            self._calls,
-            self._outputs,
-            self._edges,
-            self._loops,
-            self._optional,
-        )
+        return self._graph
 
     def check_free(self, kind: str, name: str) -> None:
-        """Makes sure that a stage or loop may be called so."""
+        """Makes sure that a stage or loop may be called so.
+
+        Raises:
+            GraphError: The name is none, or taken.
+        """
         check_name(kind, name)
-        if name in self.stages or any(path.startswith(f"{name}/") for path in self.stages):
+        # A name holds no "/", so that only the first part of a stage's path can equal it.
+        if name in self.stages or name in self._prefixes:
             raise GraphError(
                 f"Pipeline {self.name!r} has a stage {name!r} already; names are unique.", stage=name
             )
 
+    def add_input(self, name: str, spec: PortSpec, optional: bool) -> Value:
+        """Adds an input.
+
+        Raises:
+            GraphError: The name is taken, or the spec is none.
+        """
+        check_name("input", name)
+        if name in self._inputs:
+            raise GraphError(f"Pipeline {self.name!r} has an input {name!r} already.", input=name)
+        spec = object if spec is Any else spec
+        if not isinstance(spec, (TensorSpec, type)):
+            raise GraphError(f"Input {name!r} takes a TensorSpec or a Python type, not {spec!r}.", input=name)
+        self._graph = None
+        self._inputs[name] = spec
+        if optional:
+            self._optional.append(name)
+        return Value(self, NodeKey("input", name), "")
+
+    def add_output(self, name: str, value: Value) -> None:
+        """Adds an output.
+
+        Raises:
+            GraphError: The name is taken, or the value is not one of this graph.
+        """
+        check_name("output", name)
+        if name in self._outputs:
+            raise GraphError(f"Pipeline {self.name!r} has an output {name!r} already.", output=name)
+        own = self._own(value, f"output {name!r}")
+        self._outputs.append(name)
+        self.add_edge(own, NodeKey("output", name), "")
+
+    def add_stage(self, stage: Stage) -> None:
+        """Adds a stage that is not called yet."""
+        self._graph = None
+        self.stages[stage.name] = stage
+
     def import_stages(
         self, name: str, inner: GraphBuilder, device: str | torch.device | None = None
     ) -> Graph:
-        """Takes over the stages of another pipeline, under ``name/``; returns its graph."""
+        """Takes over the stages of another pipeline, under ``name/``, and returns its graph.
+
+        Args:
+            name: What their names begin with here.
+            inner: The other pipeline; it is frozen now.
+            device: Where those run that their author put nowhere.
+
+        Raises:
+            GraphError: It is this pipeline itself, or its graph breaks a rule.
+        """
         if inner is self:
             raise GraphError(
                 f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
             )
-        graph = inner.graph
+        graph = inner.freeze()
         for stage in graph.stages.values():
-            path = f"{name}/{stage.name}"
             keeps = stage.device or stage.host or device is None
-            self.stages[path] = replace(stage, name=path, device=stage.device if keeps else str(device))
+            self.add_stage(
+                replace(stage, name=f"{name}/{stage.name}", device=stage.device if keeps else str(device))
+            )
+            self._prefixes.add(name)
         return graph
 
     def _own(self, value: Any, where: str) -> Value:
+        """Returns a value that is one of this graph.
+
+        Raises:
+            GraphError: It is none.
+        """
         if isinstance(value, Values):
             names = list(value.names)
             raise GraphError(f"The {where} takes one value; pick one of {names}.", where=where, ports=names)
@@ -149,6 +238,7 @@ class GraphBuilder:
             raise GraphError(
                 f"The {where} takes a value of the pipeline, not {kind}.", where=where, value=value
             )
+        # A value of another pipeline would make an edge to a node that is not here.
         if value.owner is not self:
             raise GraphError(
                 f"{value!r} is of pipeline {value.owner.name!r}, but {where} is of {self.name!r}. Add the other "
@@ -163,35 +253,40 @@ class GraphBuilder:
         return value.node.kind == "input" and value.node.name in self._optional
 
     def as_value(self, value: Any, where: str) -> Value:
-        """Returns a value of this pipeline, or a constant made of anything else."""
-        if isinstance(value, (Value, Values)):
+        """Returns a value of this graph, or a constant made of anything else."""
+        if isinstance(value, Value):
             return self._own(value, where)
+        self._graph = None
         name = f"constant#{len(self._constants) + 1}"
         self._constants[name] = value
         return Value(self, NodeKey("constant", name), "")
 
-    def add_call(self, stage: Stage, fed: Mapping[str, Value], loop: str = "") -> str:
+    def add_call(self, stage: Stage, arguments: Mapping[str, Value], loop: str = "") -> str:
         """Adds one call of a stage, in the body of a loop if in any, and returns its name."""
-        call = self._numbered(stage.name)
+        call = self._unique_name(stage.name)
         self._calls.append(Call(call, stage, loop))
-        for port, value in fed.items():
+        for port, value in arguments.items():
             self.add_edge(value, NodeKey("call", call), port)
         return call
 
     def allow_uncalled(self, stage: str) -> None:
         """Notes that a stage need not be called."""
+        self._graph = None
         self._counts.setdefault(stage, 0)
 
     def add_loop(self, loop: Loop) -> str:
         """Adds a loop, without edges, and returns its name."""
-        name = self._numbered(loop.name)
+        name = self._unique_name(loop.name)
         self._loops.append(replace(loop, name=name))
         return name
 
     def add_edge(self, value: Value, node: NodeKey, port: str) -> None:
-        """Adds an edge."""
+        """Adds an edge from a value into a port of a node."""
+        self._graph = None
         self._edges.append(Edge(value.node, value.port, node, port, value.constraints))
 
-    def _numbered(self, name: str) -> str:
+    def _unique_name(self, name: str) -> str:
+        """Counts one more use of a stage or loop, and returns its name: ``enc``, then ``enc#2``."""
+        self._graph = None
         count = self._counts[name] = self._counts.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"

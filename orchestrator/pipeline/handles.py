@@ -1,4 +1,4 @@
-"""Handles: what ``Pipeline.add`` gives; calling one draws edges."""
+"""Handles: what ``Pipeline.add`` gives; calling one adds calls and edges."""
 
 from __future__ import annotations
 
@@ -19,34 +19,49 @@ def feed_ports(
     ports: list[str],
     optional: set[str],
     args: tuple[Any, ...],
-    named: dict[str, Any],
+    kwargs: dict[str, Any],
 ) -> dict[str, Value]:
-    """Values by port, from positional and named arguments."""
+    """Returns the value that each port gets.
+
+    Args:
+        pipeline: Where the call is added.
+        name: The stage or inlined pipeline that is called.
+        ports: Its input ports, in order.
+        optional: Those that may stay unfed.
+        args: Values, or tensors and Python values as constants, by position.
+        kwargs: The same by port.
+
+    Raises:
+        GraphError: A port is unknown, or is fed twice or never.
+    """
     if len(args) > len(ports):
         raise GraphError(
             f"{name!r} takes {len(ports)} values ({', '.join(ports)}), but was called with {len(args)}.",
             stage=name,
             ports=tuple(ports),
         )
-    fed: dict[str, Any] = dict(zip(ports, args, strict=False))
-    for port, value in named.items():
+    # By position first, so that a name can be seen to repeat one; in the order of the ports last, so that edges are.
+    values: dict[str, Any] = dict(zip(ports, args, strict=False))
+    for port, value in kwargs.items():
         if port not in ports:
             raise GraphError(
                 f"{name!r} has no input port {port!r}.{nearest(port, ports)}", stage=name, port=port
             )
-        if port in fed:
+        if port in values:
             raise GraphError(
                 f"The port '{name}.{port}' is fed twice: by position and by name.", stage=name, port=port
             )
-        fed[port] = value
-    missing = [port for port in ports if port not in fed and port not in optional]
+        values[port] = value
+    missing = [port for port in ports if port not in values and port not in optional]
     if missing:
         raise GraphError(
             f"The input port '{name}.{missing[0]}' is never fed; {name!r} takes ({', '.join(ports)}).",
             stage=name,
             port=missing[0],
         )
-    return {port: pipeline.as_value(fed[port], f"port '{name}.{port}'") for port in ports if port in fed}
+    return {
+        port: pipeline.as_value(values[port], f"port '{name}.{port}'") for port in ports if port in values
+    }
 
 
 class StageHandle:
@@ -57,17 +72,17 @@ class StageHandle:
         self.stage = stage
         self.name = stage.name
 
-    def __call__(self, /, *args: Any, **named: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Value:
         """Adds a call, fed by position or port name; returns its output, or one value for each."""
         ports = [port.name for port in self.stage.inputs]
         optional = {port.name for port in self.stage.inputs if port.optional}
         call = self._pipeline.add_call(
-            self.stage, feed_ports(self._pipeline, self.name, ports, optional, args, named)
+            self.stage, feed_ports(self._pipeline, self.name, ports, optional, args, kwargs)
         )
         names = [port.name for port in self.stage.outputs] or ["output"]
         node = NodeKey("call", call)
         values = {port: Value(self._pipeline, node, port, self.stage) for port in names}
-        return Values.of(values) if len(values) > 1 else values[names[0]]
+        return Values.or_one(values)
 
     def __repr__(self) -> str:
         return f"<Stage {self.name!r}>"
@@ -82,13 +97,13 @@ class SubPipelineHandle:
         self._graph = graph
         self._constants: dict[str, Value] = {}
 
-    def __call__(self, /, *args: Any, **named: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Value:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
         optional = set(self._graph.optional)
-        fed = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, named)
-        met = {port: with_constraint(value, self._graph.inputs[port]) for port, value in fed.items()}
-        results = copy_calls(self._pipeline, self.name, self._graph, met, self._constants)
-        return Values.of(results) if len(results) > 1 else next(iter(results.values()))
+        values = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, kwargs)
+        arguments = {port: with_constraint(value, self._graph.inputs[port]) for port, value in values.items()}
+        results = copy_calls(self._pipeline, self.name, self._graph, arguments, self._constants)
+        return Values.or_one(results)
 
     def __repr__(self) -> str:
         return f"<Pipeline {self._graph.name!r} as stage {self.name!r}>"

@@ -1,8 +1,8 @@
-"""Inlining: the calls and loops of a frozen graph, drawn again in another pipeline under a name.
+"""Inlining: the calls and loops of a frozen graph, added once more to another pipeline under a name.
 
 An optional input of the graph may be fed with a value that every request has, or not at all. A branch that hangs on
-such inputs alone is *resolved*: it always runs, and its body is drawn without it, or never, and what it gives otherwise
-is drawn instead.
+such inputs alone is *resolved*: it always runs, and its body is added without it, or never, and what it gives otherwise
+takes its place.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def copy_calls(
     constants: dict[str, Value],
     loop: str = "",
 ) -> dict[str, Value]:
-    """Draws the calls of a graph once more.
+    """Adds the calls and loops of a graph once more.
 
     Args:
         pipeline: Where; its stages are there already, under ``name/``.
         name: What names of the graph begin with there.
         graph: The graph.
-        inputs: What its inputs are fed with; optional ones may be missing.
-        constants: Its constants as far as they were fed before; added to.
+        inputs: The value of each of its inputs; optional ones may be missing.
+        constants: Values of its constants that an earlier copy added; this one adds the others.
         loop: The loop that the calls are the body of; empty: none.
 
     Returns:
@@ -51,11 +51,15 @@ class _Copy:
         self._pipeline = pipeline
         self._name = name
         self._graph = graph
+        # What stands here for each output of a node there.
         self._values: dict[tuple[NodeKey, str], Value] = {}
+        # Loops there to loops here; a resolved branch to the loop around it.
         self._loops = {"": loop}
-        self._resolved: dict[str, bool] = {}
+        # Resolved branches, each with whether it always runs (True) or never does (False).
+        self._resolution: dict[str, bool] = {}
 
     def run(self, inputs: dict[str, Value], constants: dict[str, Value]) -> dict[str, Value]:
+        # Nodes are copied in their order, so that the values that one reads stand in the table before it comes.
         for port, value in inputs.items():
             self._values[NodeKey("input", port), ""] = value
         for constant, content in self._graph.constants.items():
@@ -70,52 +74,55 @@ class _Copy:
         return {name: self._find(NodeKey("output", name)) for name in self._graph.outputs}
 
     def _loop(self, loop: Loop) -> None:
-        """Draws a loop, but a branch that is resolved, and what is in one that never runs."""
+        """Adds a loop, unless it is a branch that is resolved, or is in one that never runs."""
         within = self._loops[loop.within]
         if loop.kind == "when":
             self._resolve(loop)
-        if loop.name in self._resolved or self._is_idle(NodeKey("enter", loop.name)):
+        if loop.name in self._resolution or self._is_idle(NodeKey("enter", loop.name)):
             self._loops[loop.name] = within
             return
-        drawn = replace(loop, name=f"{self._name}/{loop.name}", within=within)
-        self._loops[loop.name] = self._pipeline.add_loop(drawn)
+        copy = replace(loop, name=f"{self._name}/{loop.name}", within=within)
+        self._loops[loop.name] = self._pipeline.add_loop(copy)
 
     def _resolve(self, loop: Loop) -> None:
+        """Decides whether a branch always runs or never does, where its inputs leave no choice to a request."""
         into = self._graph.into(NodeKey("enter", loop.name))
-        given = [edge.source for edge in into if edge.target_port in loop.given]
-        maybe = [node for node in given if node.kind == "input" and node.name in self._graph.optional]
-        fed = [self._values.get((node, "")) for node in maybe]
-        if None in fed:
-            self._resolved[loop.name] = False
-        elif not loop.condition and not any(value and self._pipeline.is_optional(value) for value in fed):
-            self._resolved[loop.name] = True
+        sources = [edge.source for edge in into if edge.target_port in loop.inputs]
+        maybe = [node for node in sources if node.kind == "input" and node.name in self._graph.optional]
+        values = [self._values.get((node, "")) for node in maybe]
+        if None in values:
+            self._resolution[loop.name] = False
+        elif not loop.condition and not any(value and self._pipeline.is_optional(value) for value in values):
+            self._resolution[loop.name] = True
 
     def _is_idle(self, node: NodeKey) -> bool:
         """Tells whether a call or loop is in a branch that never runs."""
         around = self._graph.scope(node)
         while around:
-            if self._resolved.get(around) is False:
+            if self._resolution.get(around) is False:
                 return True
             around = self._graph.loops[around].within
         return False
 
     def _node(self, node: NodeKey) -> None:
+        # What never runs is left out; a resolved branch has no nodes of its own here: its values pass through.
         if self._is_idle(node):
             if node.kind == "call":
                 self._pipeline.allow_uncalled(f"{self._name}/{self._graph.calls[node.name].stage.name}")
             return
-        if node.kind != "call" and node.name in self._resolved:
+        if node.kind != "call" and node.name in self._resolution:
             self._pass(self._graph.loops[node.name], node)
             return
-        fed = {edge.target_port: self._source(edge) for edge in self._graph.into(node)}
+        # Anything else is copied with its edges; all edges out of it then start at the copy.
+        arguments = {edge.target_port: self._source(edge) for edge in self._graph.into(node)}
         if node.kind == "call":
             call = self._graph.calls[node.name]
             stage = self._pipeline.stages[f"{self._name}/{call.stage.name}"]
-            copy = NodeKey("call", self._pipeline.add_call(stage, fed, self._loops[call.loop]))
+            copy = NodeKey("call", self._pipeline.add_call(stage, arguments, self._loops[call.loop]))
         else:
             stage = None
             copy = NodeKey(node.kind, self._loops[node.name])
-            for port, value in fed.items():
+            for port, value in arguments.items():
                 self._pipeline.add_edge(value, copy, port)
         for edge in self._graph.out_of(node):
             port = edge.source_port
@@ -123,14 +130,14 @@ class _Copy:
 
     def _pass(self, loop: Loop, node: NodeKey) -> None:
         """Hands on what goes into a branch that always runs, and what comes out of one that is resolved."""
-        runs = self._resolved[loop.name]
+        runs = self._resolution[loop.name]
         enter = NodeKey("enter", loop.name)
         if node != enter:
             for port in loop.carry:
                 end, at = (node, next_port(port)) if runs else (enter, port)
                 self._values[node, port] = self._source(self._into(end, at))
         elif runs:
-            for port in loop.given:
+            for port in loop.inputs:
                 self._values[node, port] = self._source(self._into(node, port))
 
     def _into(self, node: NodeKey, port: str) -> Edge:

@@ -1,4 +1,4 @@
-"""Drawing a loop: its ports are checked against the inputs and outputs of its body, then the body is inlined."""
+"""Adding a loop: its ports are checked against the inputs and outputs of its body, then the body is inlined."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from orchestrator.graph import Graph, Loop, NodeKey, next_port, stacked_port, un
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
 
-__all__ = ["LoopPorts", "check_body", "check_fed", "mapping", "names_of"]
+__all__ = ["LoopPorts", "check_fed", "mapping", "names_of"]
 
 
 class LoopPorts:
-    """What a loop is fed with and gives; arguments as in :meth:`Pipeline.loop`.
+    """The values that enter a loop and the ports that leave it; arguments as in :meth:`Pipeline.loop`.
 
     Raises:
         GraphError: One of them is wrong.
@@ -23,7 +23,6 @@ class LoopPorts:
     def __init__(
         self,
         name: str,
-        body: Any,
         carry: Any,
         each: Any,
         inputs: Any,
@@ -33,7 +32,6 @@ class LoopPorts:
         collect: Any,
         outputs: Any,
     ) -> None:
-        check_body("loop", name, body)
         self.name = name
         self.carry = mapping(name, "carry", carry)
         self.each = mapping(name, "each", each)
@@ -44,8 +42,9 @@ class LoopPorts:
         self.check_every = check_every
         self._outputs = outputs
 
-    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
-        """Draws the loop with its body, and returns its outputs."""
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Value:
+        """Adds the loop with its body, and returns its outputs."""
+        # All is checked before anything is added.
         self._check(graph)
         loop = Loop(
             self.name,
@@ -56,34 +55,40 @@ class LoopPorts:
             self.max_steps,
             self.check_every,
         )
-        asked = self._asked(loop)
+        result_ports = self._result_ports(loop)
         pipeline.add_loop(loop)
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
-        fed: dict[str, Value] = {}
+        # Into the loop: a carry meets the body's spec before it enters, since every iteration hands it on in that
+        # form; of what is sliced only the slice meets it.
+        body_inputs: dict[str, Value] = {}
         for port, start in {**self.carry, **self.each}.items():
             value = pipeline.as_value(start, f"port '{self.name}.{port}'")
             spec, inside = graph.inputs[port], Value(pipeline, enter, port)
             pipeline.add_edge(with_constraint(value, spec) if port in self.carry else value, enter, port)
-            fed[port] = inside if port in self.carry else with_constraint(inside, spec)
-        for port, given in self.inputs.items():
-            value = pipeline.as_value(given, f"port '{self.name}.{port}'")
-            fed[port] = with_constraint(value, graph.inputs[port])
-        made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
+            body_inputs[port] = inside if port in self.carry else with_constraint(inside, spec)
+        # Invariants do not enter: they are edges from outside straight into the body.
+        for port, invariant in self.inputs.items():
+            value = pipeline.as_value(invariant, f"port '{self.name}.{port}'")
+            body_inputs[port] = with_constraint(value, graph.inputs[port])
+        # The body itself, then what one iteration gives to the next, to the stacks and to the end.
+        body_outputs = copy_calls(pipeline, self.name, graph, body_inputs, {}, self.name)
         for port in self.carry:
-            pipeline.add_edge(made[port], exit_, next_port(port))
+            pipeline.add_edge(body_outputs[port], exit_, next_port(port))
         for port in self.collect:
-            pipeline.add_edge(made[port], exit_, stacked_port(port))
+            pipeline.add_edge(body_outputs[port], exit_, stacked_port(port))
         if self.until:
-            pipeline.add_edge(made[self.until], exit_, until_port(self.until))
-        results = {name: Value(pipeline, exit_, port) for name, port in asked.items()}
-        return Values.of(results) if len(results) > 1 else next(iter(results.values()))
+            pipeline.add_edge(body_outputs[self.until], exit_, until_port(self.until))
+        results = {name: Value(pipeline, exit_, port) for name, port in result_ports.items()}
+        return Values.or_one(results)
 
     def _check(self, graph: Graph) -> None:
+        # Every name is a port of the body ...
         check_fed(self.name, graph, {"carry": self.carry, "each": self.each, "inputs": self.inputs})
         for what, names in (("carry", self.carry), ("collect", self.collect)):
-            self._check_given(graph, what, names)
+            self._check_outputs(graph, what, names)
         if self.until:
-            self._check_given(graph, "until", (self.until,))
+            self._check_outputs(graph, "until", (self.until,))
+        # ... every number is one ...
         for what, number, least in (
             ("max_steps", self.max_steps, 0),
             ("check_every", self.check_every, 1),
@@ -94,6 +99,7 @@ class LoopPorts:
                     f"{what} of loop {self.name!r} is an int of at least {least}, not {number!r}.",
                     loop=self.name,
                 )
+        # ... and the loop ends, and gives something.
         if not self.each and self.max_steps is None:
             raise GraphError(
                 f"Loop {self.name!r} has no end: give it each={{...}}, one slice for each iteration, or max_steps=.",
@@ -104,7 +110,7 @@ class LoopPorts:
                 f"Loop {self.name!r} gives nothing: it has no carry and no collect.", loop=self.name
             )
 
-    def _check_given(self, graph: Graph, what: str, names: Iterable[str]) -> None:
+    def _check_outputs(self, graph: Graph, what: str, names: Iterable[str]) -> None:
         for port in names:
             if port not in graph.outputs:
                 raise GraphError(
@@ -114,34 +120,26 @@ class LoopPorts:
                     port=port,
                 )
 
-    def _asked(self, loop: Loop) -> dict[str, str]:
+    def _result_ports(self, loop: Loop) -> dict[str, str]:
         """Names of what the loop returns to ports; a plain name is a carry where there is one of that name."""
-        known = {**{name: stacked_port(name) for name in loop.collect}, **{name: name for name in loop.carry}}
-        known |= {stacked_port(name): stacked_port(name) for name in loop.collect}
+        # What may be asked for: "ids" and "token" where only one of the two holds them, "token[]" always the stack.
+        ports = {**{name: stacked_port(name) for name in loop.collect}, **{name: name for name in loop.carry}}
+        ports |= {stacked_port(name): stacked_port(name) for name in loop.collect}
         if self._outputs is None:
             names = tuple(map(stacked_port, loop.collect)) or loop.carry
         else:
             names = names_of(self.name, "outputs", self._outputs)
         for name in names:
-            if name not in known:
+            if name not in ports:
                 raise GraphError(
                     f"outputs of loop {self.name!r} names {name!r}, which it neither carries nor collects."
-                    f"{nearest(name, known)}",
+                    f"{nearest(name, ports)}",
                     loop=self.name,
                     port=name,
                 )
         if not names:
             raise GraphError(f"outputs of loop {self.name!r} is empty; leave it out.", loop=self.name)
-        return {name.removesuffix("[]") if self._outputs is None else name: known[name] for name in names}
-
-
-def check_body(kind: str, name: str, body: Any) -> None:
-    """Raises :class:`GraphError` unless a body is a pipeline."""
-    if not isinstance(body, GraphBuilder):
-        raise GraphError(
-            f"The body of {kind} {name!r} is a Pipeline with inputs and outputs of its own, not {body!r}.",
-            **{kind: name},
-        )
+        return {name.removesuffix("[]") if self._outputs is None else name: ports[name] for name in names}
 
 
 def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) -> None:
@@ -150,7 +148,8 @@ def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) 
     Raises:
         GraphError: It is not, or another one is named.
     """
-    fed: dict[str, str] = {}
+    # Each port with the argument that feeds it, so that an error can name both.
+    words: dict[str, str] = {}
     for what, values in groups.items():
         for port in values:
             if port not in graph.inputs:
@@ -160,14 +159,14 @@ def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) 
                     loop=name,
                     port=port,
                 )
-            if port in fed:
+            if port in words:
                 raise GraphError(
-                    f"The port '{name}.{port}' is fed twice: by {fed[port]} and by {what}.",
+                    f"The port '{name}.{port}' is fed twice: by {words[port]} and by {what}.",
                     loop=name,
                     port=port,
                 )
-            fed[port] = what
-    missing = [port for port in graph.inputs if port not in fed and port not in graph.optional]
+            words[port] = what
+    missing = [port for port in graph.inputs if port not in words and port not in graph.optional]
     if missing:
         raise GraphError(
             f"The input port '{name}.{missing[0]}' is never fed; name it in {', '.join(groups)}.",
@@ -176,24 +175,24 @@ def check_fed(name: str, graph: Graph, groups: Mapping[str, Mapping[str, Any]]) 
         )
 
 
-def mapping(name: str, what: str, given: Any) -> dict[str, Any]:
+def mapping(name: str, what: str, argument: Any) -> dict[str, Any]:
     """Returns an argument that is a dict of ports to values.
 
     Raises:
         GraphError: It is none.
     """
-    if given is not None and not isinstance(given, Mapping):
-        raise GraphError(f"{what} of {name!r} is a dict of port to value, not {given!r}.", loop=name)
-    return dict(given or {})
+    if argument is not None and not isinstance(argument, Mapping):
+        raise GraphError(f"{what} of {name!r} is a dict of port to value, not {argument!r}.", loop=name)
+    return dict(argument or {})
 
 
-def names_of(name: str, what: str, given: Sequence[str] | str) -> tuple[str, ...]:
+def names_of(name: str, what: str, argument: Sequence[str] | str) -> tuple[str, ...]:
     """Returns an argument that is a sequence of names, each once.
 
     Raises:
         GraphError: It is none.
     """
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = (argument,) if isinstance(argument, str) else tuple(argument)
     if not all(isinstance(port, str) for port in names) or len(set(names)) < len(names):
-        raise GraphError(f"{what} of {name!r} is a tuple of names, each once, not {given!r}.", loop=name)
+        raise GraphError(f"{what} of {name!r} is a tuple of names, each once, not {argument!r}.", loop=name)
     return names

@@ -1,4 +1,4 @@
-"""Drawing a map or a branch: like a loop, but for items in batches, or once or not at all."""
+"""Adding a map or a branch: like a loop, but for items in batches, or once or not at all."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import CONDITION, Graph, Loop, NodeKey, next_port, stacked_port
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
-from orchestrator.pipeline.loops import check_body, check_fed, mapping, names_of
+from orchestrator.pipeline.loops import check_fed, mapping, names_of
 from orchestrator.specs import Dim, TensorSpec, show_spec
 
 __all__ = ["BranchPorts", "MapPorts"]
 
 
 class MapPorts:
-    """What a map is fed with and gives; arguments as in :meth:`Pipeline.map`.
+    """The values that enter a map and the outputs it gives; arguments as in :meth:`Pipeline.map`.
 
     Raises:
         GraphError: One of them is wrong.
     """
 
-    def __init__(self, name: str, body: Any, over: Any, inputs: Any, outputs: Any) -> None:
-        check_body("map", name, body)
+    def __init__(self, name: str, over: Any, inputs: Any, outputs: Any) -> None:
         self.name = name
         self.over = mapping(name, "over", over)
         self.inputs = mapping(name, "inputs", inputs)
         self._outputs = outputs
 
-    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
-        """Draws the map with its body, and returns its outputs."""
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Value:
+        """Adds the map with its body, and returns its outputs."""
+        # All is checked before anything is added; the items of one map are counted by one dim.
         check_fed(self.name, graph, {"over": self.over, "inputs": self.inputs})
         names = graph.outputs if self._outputs is None else names_of(self.name, "outputs", self._outputs)
         for port in names:
@@ -48,21 +48,22 @@ class MapPorts:
                 f"counted by one dim.",
                 loop=self.name,
             )
+        # Items enter, to come out in batches; what is the same for all is an edge from outside into the body.
         pipeline.add_loop(Loop(self.name, collect=tuple(names), kind="map", over=tuple(specs.items())))
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
-        fed: dict[str, Value] = {}
-        for port, given in self.over.items():
-            pipeline.add_edge(pipeline.as_value(given, f"port '{self.name}.{port}'"), enter, port)
-            fed[port] = Value(pipeline, enter, port)
-        for port, given in self.inputs.items():
-            fed[port] = with_constraint(
-                pipeline.as_value(given, f"port '{self.name}.{port}'"), graph.inputs[port]
+        body_inputs: dict[str, Value] = {}
+        for port, argument in self.over.items():
+            pipeline.add_edge(pipeline.as_value(argument, f"port '{self.name}.{port}'"), enter, port)
+            body_inputs[port] = Value(pipeline, enter, port)
+        for port, argument in self.inputs.items():
+            body_inputs[port] = with_constraint(
+                pipeline.as_value(argument, f"port '{self.name}.{port}'"), graph.inputs[port]
             )
-        made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
+        body_outputs = copy_calls(pipeline, self.name, graph, body_inputs, {}, self.name)
         for port in names:
-            pipeline.add_edge(made[port], exit_, stacked_port(port))
+            pipeline.add_edge(body_outputs[port], exit_, stacked_port(port))
         results = {port: Value(pipeline, exit_, stacked_port(port)) for port in names}
-        return Values.of(results) if len(results) > 1 else next(iter(results.values()))
+        return Values.or_one(results)
 
     def _batch(self, graph: Graph, port: str) -> TensorSpec:
         spec = graph.inputs[port]
@@ -77,21 +78,21 @@ class MapPorts:
 
 
 class BranchPorts:
-    """What a branch is fed with and gives; arguments as in :meth:`Pipeline.when`.
+    """The values that enter a branch and the outputs it gives; arguments as in :meth:`Pipeline.when`.
 
     Raises:
         GraphError: One of them is wrong.
     """
 
-    def __init__(self, name: str, body: Any, inputs: Any, otherwise: Any, condition: Any) -> None:
-        check_body("branch", name, body)
+    def __init__(self, name: str, inputs: Any, otherwise: Any, condition: Any) -> None:
         self.name = name
         self.inputs = mapping(name, "inputs", inputs)
         self.otherwise = mapping(name, "otherwise", otherwise)
         self.condition = condition
 
-    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Any:
-        """Draws the branch with its body, and returns its outputs."""
+    def add_to(self, pipeline: GraphBuilder, graph: Graph) -> Value:
+        """Adds the branch with its body, and returns its outputs."""
+        # All is checked before anything is added but constants: the ports, and that something decides whether it runs.
         check_fed(self.name, graph, {"inputs": self.inputs})
         for port in self.otherwise:
             if port not in graph.outputs:
@@ -105,17 +106,17 @@ class BranchPorts:
             raise GraphError(
                 f"Branch {self.name!r} gives nothing: otherwise names no output.", loop=self.name
             )
-        given = {
+        arguments = {
             port: pipeline.as_value(value, f"port '{self.name}.{port}'")
             for port, value in self.inputs.items()
         }
-        if self.condition is None and not any(map(pipeline.is_optional, given.values())):
+        if self.condition is None and not any(map(pipeline.is_optional, arguments.values())):
             raise GraphError(
                 f"Nothing decides whether branch {self.name!r} runs: none of its inputs is optional, and there is no "
                 f"condition=.",
                 loop=self.name,
             )
-        twice = [port for port in self.otherwise if port in given]
+        twice = [port for port in self.otherwise if port in arguments]
         if twice:
             raise GraphError(
                 f"{twice[0]!r} is an input and an output of the body of branch {self.name!r}; "
@@ -124,22 +125,29 @@ class BranchPorts:
                 port=twice[0],
             )
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
-        asked = self.condition is not None
+        has_condition = self.condition is not None
         pipeline.add_loop(
-            Loop(self.name, carry=tuple(self.otherwise), kind="when", given=tuple(given), condition=asked)
+            Loop(
+                self.name,
+                carry=tuple(self.otherwise),
+                kind="when",
+                inputs=tuple(arguments),
+                condition=has_condition,
+            )
         )
-        if asked:
+        # Into the branch: its condition, what it gives otherwise (as the start of a carry), and its inputs.
+        if has_condition:
             pipeline.add_edge(
                 pipeline.as_value(self.condition, f"condition of {self.name!r}"), enter, CONDITION
             )
         for port, value in self.otherwise.items():
             pipeline.add_edge(pipeline.as_value(value, f"port '{self.name}.{port}'"), enter, port)
-        fed: dict[str, Value] = {}
-        for port, value in given.items():
+        body_inputs: dict[str, Value] = {}
+        for port, value in arguments.items():
             pipeline.add_edge(value, enter, port)
-            fed[port] = with_constraint(Value(pipeline, enter, port), graph.inputs[port])
-        made = copy_calls(pipeline, self.name, graph, fed, {}, self.name)
+            body_inputs[port] = with_constraint(Value(pipeline, enter, port), graph.inputs[port])
+        body_outputs = copy_calls(pipeline, self.name, graph, body_inputs, {}, self.name)
         for port in self.otherwise:
-            pipeline.add_edge(made[port], exit_, next_port(port))
+            pipeline.add_edge(body_outputs[port], exit_, next_port(port))
         results = {port: Value(pipeline, exit_, port) for port in self.otherwise}
-        return Values.of(results) if len(results) > 1 else next(iter(results.values()))
+        return Values.or_one(results)

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.errors import GraphError, nearest
 
-__all__ = ["overridden", "stage_overrides"]
+__all__ = ["stage_overrides", "with_overrides"]
 
 _overrides: contextvars.ContextVar[dict[str, dict[str, Any]] | None] = contextvars.ContextVar(
     "overrides", default=None
@@ -27,24 +27,24 @@ def stage_overrides(config: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
         GraphError: (on leaving) A stage was never added.
     """
     pending = {stage: dict(options) for stage, options in config.items()}
-    seen: dict[str, Any] = {}
-    token = _overrides.set({"wanted": pending, "seen": seen})
+    stages: dict[str, Any] = {}
+    token = _overrides.set({"options": pending, "stages": stages})
     try:
         yield
     finally:
         _overrides.reset(token)
     for stage in pending:
-        if stage not in seen:
+        if stage not in stages:
             raise GraphError(
-                f"There is no stage {stage!r} to set options of.{nearest(stage, seen)}", stage=stage
+                f"There is no stage {stage!r} to set options of.{nearest(stage, stages)}", stage=stage
             )
 
 
-def overridden(name: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_overrides(name: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns a stage's config with the overrides in force, and notes that the stage exists."""
     state = _overrides.get()
-    merged = dict(config or {})
+    options = dict(config or {})
     if state is not None:
-        state["seen"][name] = True
-        merged.update(state["wanted"].get(name, {}))
-    return merged
+        state["stages"][name] = True
+        options.update(state["options"].get(name, {}))
+    return options

@@ -92,7 +92,7 @@ def _on_host(context: PlanContext, edge: Edge, source: str) -> str:
         return f"slices of {port!r} are cut on the host"
     if port in dict(loop.over):
         return f"batches of {port!r} are made on the host"
-    if port in loop.given:
+    if port in loop.inputs:
         return f"{loop.name!r} hands {port!r} on as it is"
     if port == CONDITION:
         return f"the condition of {loop.name!r} is read on the host"

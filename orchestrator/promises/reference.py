@@ -121,7 +121,7 @@ class ReferenceRun:
 
     def _branch(self, loop: Loop) -> None:
         edges, leave = self.ports(loop), NodeKey("exit", loop.name)
-        inputs = {port: self.fetch(edges[port], None) for port in loop.given}
+        inputs = {port: self.fetch(edges[port], None) for port in loop.inputs}
         runs = all(value is not None for value in inputs.values())
         if loop.condition:
             runs = runs and bool(self.fetch(edges[CONDITION], None))

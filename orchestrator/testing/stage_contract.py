@@ -169,7 +169,7 @@ class StageContract:
     def test_planning_leaves_no_trace(self, case: StageCase) -> None:
         """Its attributes, tensors and modes are the same objects as before."""
         pipeline = case.pipeline()
-        stage = pipeline.graph.stages["stage"]
+        stage = pipeline.freeze().stages["stage"]
         before, random_state = _trace(stage), torch.get_rng_state()
         case.plan(pipeline)
         assert _trace(stage) == before
@@ -180,7 +180,7 @@ class StageContract:
         pipeline = case.pipeline()
         plan = case.plan(pipeline)
         for sizes in case.buckets():
-            result = _by_hand(pipeline.graph, case.request(sizes))
+            result = _by_hand(pipeline.freeze(), case.request(sizes))
             known = dict(sizes)
             for port, spec in plan.call("stage").outputs:
                 if port in result:
@@ -192,7 +192,7 @@ class StageContract:
         with case.plan(pipeline).load() as session:
             for sizes in case.buckets():
                 values = case.request(sizes)
-                assert_same(session(**values), _by_hand(pipeline.graph, values), at=f"at {sizes} ")
+                assert_same(session(**values), _by_hand(pipeline.freeze(), values), at=f"at {sizes} ")
 
     def test_padding_does_not_change_what_is_kept(self, case: StageCase) -> None:
         """A pad rule is a promise: a smaller request gives what a call by hand gives."""
@@ -201,7 +201,7 @@ class StageContract:
         with plan.load() as session:
             for sizes in case.smaller(plan):
                 values = case.request(sizes)
-                expected = _by_hand(pipeline.graph, values)
+                expected = _by_hand(pipeline.freeze(), values)
                 found = session(**values)
                 assert_same(found, expected, exact=False, rtol=case.rtol, atol=case.atol, at=f"at {sizes} ")
 
@@ -211,7 +211,7 @@ class StageContract:
         plan = case.plan(pipeline)
         values = case.request(case.buckets()[-1])
         tolerance = case.rtol if case.rtol > TOLERANCES[torch.float32] else None
-        report = check_promises(pipeline.graph, plan, case.plugins or make_plugins(), values, tolerance)
+        report = check_promises(pipeline.freeze(), plan, case.plugins or make_plugins(), values, tolerance)
         assert report.ok, str(report)
 
     def test_inputs_are_left_alone(self, case: StageCase) -> None:
@@ -242,7 +242,7 @@ class StageContract:
     def test_a_copy_does_the_same(self, case: StageCase) -> None:
         """A deep copy of the stage gives the same results: backends move copies, never the user's own object."""
         pipeline = case.pipeline()
-        stage = pipeline.graph.stages["stage"]
+        stage = pipeline.freeze().stages["stage"]
         values = case.request(case.buckets()[-1])
         with case.plan(pipeline).load() as session:
             expected = session(**values)
@@ -258,7 +258,7 @@ class StageContract:
         sizes = case.buckets()[-1]
         values = case.request(sizes)
         with plan.load() as session, recording() as record:
-            assert_same(session(**values), _by_hand(pipeline.graph, values))
+            assert_same(session(**values), _by_hand(pipeline.freeze(), values))
             record.assert_no_leaks()
             counted, stats = record.counts(), session.stats
             names: Sequence[str] = ("uploads", "upload_bytes", "downloads", "download_bytes")

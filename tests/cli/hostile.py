@@ -26,7 +26,7 @@ from orchestrator.specs import Dim, TensorSpec
 from orchestrator_stages.demos.speech.recording import Recording, resampled
 
 GIB = 1 << 30
-PHOTO = TensorSpec((Dim("h", any=True), Dim("w", any=True), 3), torch.uint8)
+PHOTO = TensorSpec((Dim.dynamic("h"), Dim.dynamic("w"), 3), torch.uint8)
 VECTOR = TensorSpec(("n",))
 
 

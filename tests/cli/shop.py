@@ -100,7 +100,7 @@ def hello() -> Pipeline:
 
 
 def negative() -> Pipeline:
-    photo = TensorSpec((Dim("h", any=True), Dim("w", any=True), 3), torch.uint8)
+    photo = TensorSpec((Dim.dynamic("h"), Dim.dynamic("w"), 3), torch.uint8)
     pipeline = Pipeline("negative")
     image = pipeline.input("image", photo)
     pipeline.output("negative", host(pipeline, "invert", lambda image: 255 - image, out=photo)(image))

@@ -75,7 +75,7 @@ def test_a_branch_and_a_map_say_what_they_hang_on(shell: Shell):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("form", ["mermaid", "dot"])
 def test_every_node_is_drawn_once(shell: Shell, target: str, form: str):
-    graph = getattr(shop, target.partition(":")[2])().graph
+    graph = getattr(shop, target.partition(":")[2])().freeze()
     lines = [line.strip() for line in shell("draw", target, "-f", form).out.splitlines()]
     for at in range(len(graph.nx)):
         drawn = [

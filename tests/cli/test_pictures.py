@@ -15,7 +15,7 @@ from orchestrator.cli.report import JobError, UsageError
 from orchestrator.cli.values import read_input, write_output
 from orchestrator.specs import Dim, TensorSpec
 
-H, W = Dim("h", any=True), Dim("w", any=True)
+H, W = Dim.dynamic("h"), Dim.dynamic("w")
 PHOTO = TensorSpec((H, W, 3), torch.uint8)
 
 

@@ -189,4 +189,4 @@ def test_what_a_forward_may_not_give(monkeypatch: pytest.MonkeyPatch, gives: obj
 def test_stage_of_this_project_is_foldable():
     pipeline = Pipeline("one")
     pipeline.output("y", pipeline.add("net", nn.Linear(2, 2))(pipeline.input("x", TensorSpec((1, 2)))))
-    assert NxdiBackend("neuron").foldable(pipeline.graph.stages["net"])
+    assert NxdiBackend("neuron").foldable(pipeline.freeze().stages["net"])

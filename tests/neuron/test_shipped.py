@@ -28,7 +28,7 @@ def run(
 def test_toy_pipelines(make: Any, size: int):
     pipeline = make(batch=(1, 4))
     generator = torch.Generator().manual_seed(size)
-    specs = pipeline.graph.inputs.items()
+    specs = pipeline.freeze().inputs.items()
     inputs = {name: torch.rand(spec.shape({"batch": size}), generator=generator) for name, spec in specs}
     found, stats = run(pipeline, DEVICE, inputs, tp_degree=2)
     torch.testing.assert_close(found, run(pipeline, "cpu", inputs)[0])

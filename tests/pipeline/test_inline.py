@@ -152,4 +152,4 @@ def test_the_inner_pipeline_may_change_afterwards():
     sub = outer.add("sub", inner)
     inner.add("more", Double())
     outer.output("y", sub(outer.input("x", spec(2))))
-    assert list(outer.graph.calls) == ["sub/a"]
+    assert list(outer.freeze().calls) == ["sub/a"]

@@ -59,12 +59,12 @@ def results(pipeline: Pipeline, *values: Value, **inputs: torch.Tensor) -> dict[
     for number, value in enumerate(values):
         pipeline.output(f"y{number}", value)
     inputs = {"x": torch.tensor([1.0, 2.0]), "times": torch.tensor([1.0, 10.0, 100.0]), **inputs}
-    given = {name: inputs[name] for name in pipeline.graph.inputs}
+    given = {name: inputs[name] for name in pipeline.freeze().inputs}
     with pipeline.plan().load() as session:
         found = session.run(given)
     with pipeline.plan("null", options=COMPUTE).load() as session:
         on_null = session.run(given)
-    by_hand = run_by_hand(pipeline.graph, given)
+    by_hand = run_by_hand(pipeline.freeze(), given)
     for name, value in found.items():
         assert torch.equal(value, on_null[name])
         assert torch.equal(value, by_hand[name])
@@ -135,7 +135,7 @@ def test_python_values_are_carried_and_collected_on_the_host():
         pipeline.output(name, value)
     with pipeline.plan().load() as session:
         assert session(said="no") == {"said": "no!!!", "lengths": [2, 3, 4]}
-    assert run_by_hand(pipeline.graph, {"said": "no"}) == {"said": "no!!!", "lengths": [2, 3, 4]}
+    assert run_by_hand(pipeline.freeze(), {"said": "no"}) == {"said": "no!!!", "lengths": [2, 3, 4]}
 
 
 def test_a_named_number_of_slices_is_the_number_of_iterations():

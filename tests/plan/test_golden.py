@@ -52,7 +52,7 @@ def fan_out() -> Pipeline:
 
 def crops() -> Pipeline:
     pipeline = new("crops")
-    photo = pipeline.input("photo", spec(3, Dim("h", any=True), Dim("w", any=True), dtype=torch.uint8))
+    photo = pipeline.input("photo", spec(3, Dim.dynamic("h"), Dim.dynamic("w"), dtype=torch.uint8))
     stage = host(
         pipeline,
         "find",

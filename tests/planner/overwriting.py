@@ -76,7 +76,7 @@ def on_host(plan: Plan) -> list[str]:
 
 
 def is_safe(plan: Plan, pipeline: Pipeline) -> bool:
-    return not stale_reads(plan) and wanted_results(pipeline.graph, plan)
+    return not stale_reads(plan) and wanted_results(pipeline.freeze(), plan)
 
 
 def two_outputs(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -64,11 +64,11 @@ def test_sizes_pick_among_the_buckets_of_a_dim():
 
 
 def test_a_dim_of_any_size_and_buckets_contradict():
-    refuses(PlanError, ("any size", "buckets (2,)"), joined(Dim("n", any=True), Dim("n", (2,))))
+    refuses(PlanError, ("any size", "buckets (2,)"), joined(Dim.dynamic("n"), Dim("n", (2,))))
 
 
 def test_a_dim_of_any_size_meets_no_static_shapes():
-    pipeline = chain(Double(), takes=spec(Dim("n", any=True)))
+    pipeline = chain(Double(), takes=spec(Dim.dynamic("n")))
     error = refuses(
         PlanError,
         ("'n'", "static shapes", "'null:0'"),
@@ -80,7 +80,7 @@ def test_a_dim_of_any_size_meets_no_static_shapes():
 @pytest.mark.parametrize("way", ["straight", "by a device", "by the host", "into a loop"])
 def test_a_dim_of_any_size_reaches_no_static_shapes_by_any_way(way: str):
     pipeline, body = new(), new("body")
-    form = spec(Dim("n", any=True), 4)
+    form = spec(Dim.dynamic("n"), 4)
     value = pipeline.input("x", form)
     if way == "into a loop":
         body.output("c", body.add("b", Double())(body.input("c", form)))
@@ -103,7 +103,7 @@ def test_a_dim_of_any_size_reaches_no_static_shapes_by_any_way(way: str):
 def test_a_dim_of_any_size_meets_no_fixed_port():
     pipeline = new()
     stage = pipeline.add("s", Double(), inputs={"x": spec(4, pad=0)})
-    pipeline.output("y", stage(pipeline.input("x", spec(Dim("n", any=True)))))
+    pipeline.output("y", stage(pipeline.input("x", spec(Dim.dynamic("n")))))
     refuses(PlanError, ("any size", "buckets"), pipeline.plan)
 
 

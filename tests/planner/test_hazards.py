@@ -57,7 +57,7 @@ def test_the_replay_finds_what_the_pass_is_for(pipeline: Pipeline, data: Any):
     """Where nobody solves hazards, the replay is as strict as the device; where the plans agree, it finds none."""
     ignored, solved = (planned(pipeline, data.draw, hazards=wish) for wish in ("ignore", "solve"))
     assert stale_reads(solved) == []
-    if wanted_results(pipeline.graph, ignored):
+    if wanted_results(pipeline.freeze(), ignored):
         event("no result hangs on it")
     else:
         assert stale_reads(ignored)
@@ -111,7 +111,7 @@ def test_the_replay_is_right_about_the_emulated_device(make: Any, calls: int, na
     """What it calls stale gives wrong numbers there, and what it calls safe gives right ones."""
     pipeline = make(name, calls)
     inputs = {"x": torch.arange(8.0).reshape(2, 4)}
-    (wanted,) = run_by_hand(pipeline.graph, inputs).values()
+    (wanted,) = run_by_hand(pipeline.freeze(), inputs).values()
     for hazards in ("solve", "ignore"):
         plan = on(pipeline, STIFF, hazards=hazards)
         with plan.load() as session:

@@ -44,7 +44,7 @@ def test_without_hazards_the_order_is_the_graphs():
         ("download red.output", "red.output"),
         ("result", "early"),
     ]
-    assert not wanted_results(pipeline.graph, plan)
+    assert not wanted_results(pipeline.freeze(), plan)
 
 
 def test_a_result_is_brought_home_before_the_next_run():

@@ -322,7 +322,7 @@ def test_a_product_of_names_is_found():
 def test_a_dim_of_any_size_runs_through_a_convolution():
     conv = nn.Conv2d(3, 4, 3, stride=2).eval()
     pipeline = chain(
-        conv, Double(), takes=spec(Dim("n", batch=True), 3, Dim("h", any=True), Dim("w", any=True), pad=0)
+        conv, Double(), takes=spec(Dim("n", batch=True), 3, Dim.dynamic("h"), Dim.dynamic("w"), pad=0)
     )
     plan = pipeline.plan(sizes={"n": (1, 2)})
     with plan.load() as session:

@@ -26,7 +26,7 @@ def same(pipeline: Pipeline, *requests: dict[str, Any]) -> Plan:
     plan = pipeline.plan(DEVICE)
     with plan.load() as session:
         for inputs in (*requests, *requests):
-            assert_same(session.run(inputs), run_by_hand(pipeline.graph, inputs), exact=False)
+            assert_same(session.run(inputs), run_by_hand(pipeline.freeze(), inputs), exact=False)
     return plan
 
 

@@ -100,7 +100,7 @@ class Case:
 
     def inputs(self, sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        specs = self.pipeline.graph.inputs.items()
+        specs = self.pipeline.freeze().inputs.items()
         return {
             name: (torch.randn(spec.shape(sizes), generator=generator) * 3).to(spec.dtype)
             for name, spec in specs
@@ -336,6 +336,6 @@ def cases(draw: Draw) -> Case:
     builder.inputs()
     builder.grow(draw(st.integers(1, 4)) * draw(st.integers(1, 3)))
     builder.outputs()
-    names = {name for spec in pipeline.graph.inputs.values() for name in spec.names}
+    names = {name for spec in pipeline.freeze().inputs.values() for name in spec.names}
     sizes = {name: draw(st.sampled_from(BUCKETS)) for name in sorted(names)}
     return Case(pipeline, sizes, builder.crops, builder.fails)

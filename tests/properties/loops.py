@@ -306,7 +306,7 @@ def loop_cases(draw: Draw) -> LoopCase:
     builder.loop()
     builder.grow(draw(st.integers(0, 4)))
     builder.outputs()
-    names = {name for spec in pipeline.graph.inputs.values() for name in spec.names}
+    names = {name for spec in pipeline.freeze().inputs.values() for name in spec.names}
     sizes = {name: draw(st.sampled_from(BUCKETS)) for name in sorted(names - {STEPS})}
     if STEPS in names:
         sizes[STEPS] = (MOST,)

@@ -34,7 +34,7 @@ def run(case: LoopCase, session: Session, sizes: dict[str, int], seed: int) -> d
     """Runs a request and compares it with the same modules called by hand."""
     inputs = case.inputs(sizes, seed)
     before = {name: value.clone() for name, value in inputs.items()}
-    expected = run_by_hand(case.pipeline.graph, inputs)
+    expected = run_by_hand(case.pipeline.freeze(), inputs)
     found = session(**inputs)
     assert_same(inputs, before)
     assert_same(found, expected, exact=False, rtol=1e-3, atol=1e-3)
@@ -141,7 +141,7 @@ def test_streamed_requests_keep_their_loops_apart(trial: Trial):
     asked = enumerate((trial.first, trial.second, trial.first))
     inputs = [trial.case.inputs(sizes, seed) for seed, sizes in asked]
     # By hand first: a stage that decides a size notes it in a list.
-    expected = [run_by_hand(trial.case.pipeline.graph, one) for one in inputs]
+    expected = [run_by_hand(trial.case.pipeline.freeze(), one) for one in inputs]
     with trial.plan.load() as session:
         for found, wanted in zip(session.stream(inputs, depth=2), expected, strict=True):
             assert_same(found, wanted, exact=False, rtol=1e-3, atol=1e-3)

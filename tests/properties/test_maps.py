@@ -33,7 +33,7 @@ def maps(draw: Draw) -> tuple[Pipeline, list[dict[str, Any]]]:
     inner = reader(Double(), counts, widths)
     if shared:
         inner = Pipeline("shifted")
-        crop = inner.input("crop", reader(Double(), counts, widths).graph.inputs["crop"])
+        crop = inner.input("crop", reader(Double(), counts, widths).freeze().inputs["crop"])
         inner.output("y", inner.add("shift", Shift())(crop, inner.input("by", spec(1))))
     pipeline = mapped(inner, **({"by": spec(1)} if shared else {}))
     requests = []

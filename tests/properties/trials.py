@@ -31,7 +31,7 @@ class Trial:
     second: dict[str, int]
 
     def __repr__(self) -> str:
-        graph = self.case.pipeline.graph
+        graph = self.case.pipeline.freeze()
         inputs = [
             f"  {name} = {spec} pad={getattr(spec, 'pad', None)}" for name, spec in graph.inputs.items()
         ]
@@ -63,7 +63,7 @@ def trials(draw: Draw, fails: bool = False) -> Trial:
 @st.composite
 def plans(draw: Draw, case: Case) -> Plan:
     """A random plan of a case: placement, options of the null devices, forced residencies."""
-    graph = case.pipeline.graph
+    graph = case.pipeline.freeze()
     placed = [name for name, stage in graph.stages.items() if not stage.host]
     placement = {name: draw(st.sampled_from(DEVICES)) for name in placed}
     options = {}

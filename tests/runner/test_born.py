@@ -238,7 +238,7 @@ def test_a_host_stage_runs_under_no_grad_on_cpu_tensors():
 
 
 def test_a_dim_of_any_size_may_be_born():
-    pipeline, found, _ = finder(Dim("n", any=True))
+    pipeline, found, _ = finder(Dim.dynamic("n"))
     pipeline.output("y", pipeline.add("a", NETS[0])(found))
     with pipeline.plan().load() as session:
         for n in (0, 1, 7, 100):

@@ -69,7 +69,7 @@ def test_a_size_that_a_stage_decides_is_refused_alike():
     pipeline = new()
     crops = host(pipeline, "find", lambda x: x[1:], crops=spec(Dim("n", (2, 4)), 3, pad=0))
     pipeline.output(
-        "y", pipeline.add("attend", attend)(crops(pipeline.input("x", spec(Dim("k", any=True), 3))))
+        "y", pipeline.add("attend", attend)(crops(pipeline.input("x", spec(Dim.dynamic("k"), 3))))
     )
     with pipeline.plan().load() as session:
         error = refuses(

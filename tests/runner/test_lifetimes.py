@@ -218,7 +218,7 @@ def test_a_device_that_frees_by_hand_is_left_empty_after_failures():
 def test_a_region_on_a_device_that_frees_by_hand():
     probe = Probe()
     pipeline = new()
-    x = pipeline.input("x", spec(Dim("k", any=True), 8))
+    x = pipeline.input("x", spec(Dim.dynamic("k"), 8))
     found = host(pipeline, "find", lambda x: x[1:] * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(x)
     value = pipeline.add("a", probe.stage("a"))(found)
     pipeline.output("y", pipeline.add("b", probe.stage("b", fail=True))(value))

@@ -29,7 +29,7 @@ def halving(collect: tuple[str, ...] = (), doubled: bool = False) -> Pipeline:
     if doubled:
         body.output("same", body.input("twice", TensorSpec((ITEMS,))))
     pipeline = Pipeline("halving")
-    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
     items = pipeline.add(
         "found", found, device="host", outputs={"items": TensorSpec((ITEMS,), pad="repeat_first")}
     )(numbers)
@@ -85,7 +85,7 @@ def test_items_of_any_number_are_counted_as_they_ran():
     body.output("done", ended["done"])
     body.output("x", body.input("x", TensorSpec((ITEMS,))))
     pipeline = Pipeline("handing")
-    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
     items = pipeline.add("found", found, device="host", outputs={"items": TensorSpec((ITEMS,))})(numbers)
     carry = {"x": items, "k": torch.zeros(1)}
     pipeline.output("x", pipeline.loop("count", body, carry=carry, until="done", max_steps=4)["x"])
@@ -99,7 +99,7 @@ def test_items_of_any_number_are_counted_as_they_ran():
 
 def test_a_size_derived_from_no_items_is_not_known():
     pipeline = Pipeline("longer")
-    numbers = pipeline.input("numbers", TensorSpec((Dim("numbers", any=True),)))
+    numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
     items = pipeline.add(
         "found", found, device="host", outputs={"items": TensorSpec((Dim("items", (1, 2)),))}
     )(numbers)

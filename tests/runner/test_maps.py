@@ -97,13 +97,13 @@ def over_tensor(first: Any, *, after: bool) -> Pipeline:
     [
         (batch("b"), True, (4, 3, 7, 1)),
         ("b", False, (4, 3, 7, 1)),
-        (Dim("b", any=True), False, (4, 3, 7, 1)),
+        (Dim.dynamic("b"), False, (4, 3, 7, 1)),
         (6, True, (6,)),
     ],
 )
 def test_rows_of_a_tensor_give_a_tensor(device: str, first: Any, after: bool, counts: tuple[int, ...]):
     """What is padded where it goes on is what the input of that dim says."""
-    sizes = {"b": (2, 4)} if str(first) == "b" and first != Dim("b", any=True) else {}
+    sizes = {"b": (2, 4)} if str(first) == "b" and first != Dim.dynamic("b") else {}
     requests = [{"x": torch.randn(count, 3)} for count in counts]
     check(over_tensor(first, after=after), requests, device, sizes)
 
@@ -280,7 +280,7 @@ def test_inputs_are_left_as_they_were_and_results_are_ordinary(make: Callable[[]
         "z": [torch.randn(1), torch.randn(1)],
         "k": torch.ones(1),
     }
-    request = {name: request[name] for name in pipeline.graph.inputs}
+    request = {name: request[name] for name in pipeline.freeze().inputs}
     lists = {name: value for name, value in request.items() if isinstance(value, list)}
     before = {name: [item.clone() for item in value] for name, value in lists.items()}
     with pipeline.plan().load() as session:

@@ -91,7 +91,7 @@ def test_modes_of_the_caller_do_not_reach_into_planning_and_loading(mode: str, d
     with session:
         given = session(x=x)["y"]
     with torch.no_grad():
-        plain = pipeline.graph.stages["plain"].target
+        plain = pipeline.freeze().stages["plain"].target
         expected = Table()(wrapper.model(plain(x)))
     assert torch.allclose(given, expected, atol=1e-5)
     assert not any(tensor.is_inference() for tensor in wrapper.model.parameters())

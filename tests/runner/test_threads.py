@@ -65,7 +65,7 @@ def test_threads_that_decide_sizes_on_the_way():
     found = host(
         pipeline, "find", lambda x: x.repeat(2, 1)[1:], crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0)
     )
-    pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(Dim("k", any=True), 3)))))
+    pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(Dim.dynamic("k"), 3)))))
     plan = pipeline.plan()
 
     def check(request, result):

@@ -60,7 +60,7 @@ def test_a_pipeline_needs_no_options(name):
         pytest.skip("its weights are in a package that is not installed")
     pipeline = load(PIPELINES[name])()
     assert isinstance(pipeline, Pipeline)
-    pipeline.validate()
+    pipeline.freeze()
     assert name in str(pipeline.plan(device="cuda"))
 
 
@@ -72,7 +72,7 @@ def test_example_inputs_are_what_the_pipeline_takes(name, batch):
     first, second = (pipeline.example_inputs({"batch": batch}) for _ in range(2))
     assert torch.get_rng_state().equal(before)
     assert all(value.equal(second[port]) for port, value in first.items())
-    specs = pipeline.graph.inputs
+    specs = pipeline.freeze().inputs
     assert {port: (tuple(value.shape), value.dtype) for port, value in first.items()} == {
         port: (spec.shape({"batch": batch}), spec.dtype) for port, spec in specs.items()
     }

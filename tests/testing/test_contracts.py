@@ -28,7 +28,7 @@ def host(make: Any, feeds: Any, **more: Any) -> StageCase:
 
 TOY_CASES = {
     "double": StageCase(stages.Double, {"x": ROWS}),
-    "double, any size": StageCase(stages.Double, {"x": TensorSpec((Dim("h", any=True), 3))}),
+    "double, any size": StageCase(stages.Double, {"x": TensorSpec((Dim.dynamic("h"), 3))}),
     "double, int": StageCase(stages.Double, {"x": TensorSpec((2, 3), torch.int64)}),
     "add": StageCase(stages.Add, {"a": ROWS, "b": ROWS}),
     "add, one port": StageCase(stages.Add, {"a": ROWS}),

@@ -84,7 +84,7 @@ def test_by_hand_fits_values_to_fixed_ports():
     pipeline.output("wider", pipeline.add("wider", stages.Fixed(first))(x))
     pipeline.output("narrower", pipeline.add("narrower", stages.Fixed({"width": 3}))(x))
     row = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    found = run_by_hand(pipeline.graph, {"x": row})
+    found = run_by_hand(pipeline.freeze(), {"x": row})
     assert found["wider"].tolist() == [[2.0, 3.0, 4.0, 5.0, 2.0, 2.0]]
     assert found["narrower"].tolist() == [[2.0, 3.0, 4.0]]
 
@@ -96,7 +96,7 @@ def test_by_hand_runs_every_form_of_stage():
     pipeline.output("rows", rows(values["p"]))
     pipeline.output("same", values["q"])
     inputs = {name: torch.ones(3, 4) for name in ("x", "p", "q")}
-    found = run_by_hand(pipeline.graph, inputs)
+    found = run_by_hand(pipeline.freeze(), inputs)
     hidden = stages.SeededLinear(4, 6)(inputs["x"])
     left, right = hidden[:, :3] * 2, hidden[:, 3:]
     assert torch.equal(found["y"], torch.cat([left + 1, right], 1) + hidden)
@@ -228,4 +228,4 @@ def test_an_unknown_toy_is_not_guessed(isolated_plugins):
     with pytest.raises(Exception, match=r"toy\.double"):
         pipeline.add("x", "toy.duoble")
     with pytest.raises(GraphError):
-        pipeline.validate()
+        pipeline.freeze()

@@ -65,7 +65,7 @@ def command(
         user_request = make_request(build_result, parse_pairs("--input", inputs, "NAME=FILE"))
         plan = plan_arguments.plan(build_result)
         request = make_examples(build_result, plan, "checking") if user_request is None else user_request
-        report = check_promises(build_result.pipeline.graph, plan, default_manager(), request, tolerance)
+        report = check_promises(build_result.pipeline.freeze(), plan, default_manager(), request, tolerance)
         reply.data = {
             "pipeline": report.pipeline,
             "device": report.device,

@@ -49,7 +49,7 @@ def command(
         # Options are checked before the pipeline is built, which may take a checkpoint's time.
         plan_arguments = PlanArguments(device, placement, sizes, residency, memory, options)
         build_result = build_target(target, settings)
-        graph = build_result.pipeline.validate()
+        graph = build_result.pipeline.freeze()
         counts = {
             "inputs": len(graph.inputs),
             "stages": len(graph.stages),

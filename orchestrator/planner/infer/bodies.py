@@ -103,7 +103,7 @@ def _entered_once(
     loop: Loop, given: Mapping[str, PortSpec], ports: Mapping[str, Edge]
 ) -> tuple[dict[str, PortSpec], AnyDim | None]:
     """What the body of a map or branch gets, and the number of items where it is a dim."""
-    made = {port: given[port] for port in (*loop.carry, *loop.given)}
+    made = {port: given[port] for port in (*loop.carry, *loop.inputs)}
     if loop.condition:
         _check_boolean(f"The condition of branch {loop.name!r}", given[CONDITION], ports[CONDITION])
     counts: dict[AnyDim | None, str] = {}

@@ -79,7 +79,7 @@ class Locations:
     def _entered(self, loop: Loop, port: str) -> Location:
         if port in loop.carry:
             return self._carried(loop, port)
-        if port in loop.given:
+        if port in loop.inputs:
             edges = self.graph.into(NodeKey("enter", loop.name))
             edge = next(edge for edge in edges if edge.target_port == port)
             return _ON_HOST if edge in self.context.spills else self._given(edge.source, edge.source_port)

@@ -14,7 +14,7 @@ from orchestrator_stages.seq2seq.rules import Rules
 
 __all__ = ["Detokenise", "Finish", "Numbers", "Tokenise"]
 
-LENGTH = Dim("length", any=True)
+LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator.pipeline import Value
 from orchestrator_stages.seq2seq.choose import Choose, Step
 from orchestrator_stages.seq2seq.decoder import Begin, Decoder, DecoderParts, past_names
 from orchestrator_stages.seq2seq.rules import Rules
@@ -79,7 +80,7 @@ class Decoding:
         self,
         pipeline: Pipeline,
         name: str,
-        begun: Mapping[str, Any],
+        begun: Value | Mapping[str, Value],
         numbers: Any = None,
         check_every: int = 1,
     ) -> Any:

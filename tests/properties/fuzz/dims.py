@@ -113,9 +113,10 @@ class NamedDim:
         """The dim as code of a spec."""
         if self.bare:
             return repr(self.name)
-        sizes = "any=True" if not self.buckets else repr(self.buckets)
         promises = "".join(f", {name}=True" for name in ("batch", "exact") if getattr(self, name))
-        return f"Dim({self.name!r}, {sizes}{promises})"
+        if not self.buckets:
+            return f"Dim.dynamic({self.name!r}{promises})"
+        return f"Dim({self.name!r}, {self.buckets!r}{promises})"
 
 
 Size = int | NamedDim | Derived

@@ -81,14 +81,14 @@ def test_photos_of_all_sizes_follow_one_another(photo, session, cascade):
 
 
 def test_one_set_of_weights_for_all_levels():
-    graph = faces().graph
+    graph = faces().freeze()
     calls = [name for name, call in graph.calls.items() if call.stage is graph.stages["pnet"]]
     assert calls == ["pnet", *(f"pnet#{number}" for number in range(2, 9))]
 
 
 def test_building_reads_no_weights(monkeypatch, tmp_path):
     monkeypatch.setattr("orchestrator_stages.demos.faces.trained.FOLDER", tmp_path)
-    faces().validate()
+    faces().freeze()
 
 
 def test_options_reach_their_stages(photo):

@@ -17,7 +17,7 @@ from orchestrator_stages.host import HostStage
 
 def any_size(name: str) -> TensorSpec:
     """Returns the spec of a grey picture whose sides are called ``{name}_height`` and ``{name}_width``."""
-    return TensorSpec((Dim(f"{name}_height", any=True), Dim(f"{name}_width", any=True)), torch.uint8)
+    return TensorSpec((Dim.dynamic(f"{name}_height"), Dim.dynamic(f"{name}_width")), torch.uint8)
 
 
 def enlarge(pictures: Tensor, scale: int, margin: int) -> Tensor:
@@ -94,7 +94,7 @@ class Strip(Arranged):
 
     def __init__(self, columns: int = 10, scale: int = 4, margin: int = 4) -> None:
         super().__init__("strip", columns, scale, margin)
-        self.inputs = {"previews": TensorSpec((Dim("steps", any=True), "batch", SIDE, SIDE), torch.uint8)}
+        self.inputs = {"previews": TensorSpec((Dim.dynamic("steps"), "batch", SIDE, SIDE), torch.uint8)}
         self.outputs = {"strip": any_size("strip")}
 
     def forward(self, previews: Tensor) -> Tensor:

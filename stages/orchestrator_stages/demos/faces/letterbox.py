@@ -18,7 +18,7 @@ from orchestrator_stages.host import HostStage
 SIZE = 512
 """Side of the square in pixels, unless an option says otherwise."""
 
-PHOTO = TensorSpec((Dim("height", any=True), Dim("width", any=True), 3), torch.uint8)
+PHOTO = TensorSpec((Dim.dynamic("height"), Dim.dynamic("width"), 3), torch.uint8)
 """A photo of any size, RGB, 0 to 255."""
 
 
