@@ -1,17 +1,16 @@
 """The plan as data: what runs where and why, what it costs, how it is printed, stored and compared."""
 
-from orchestrator.plan.model import (
-    HOST,
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import (
     DimPlan,
-    Plan,
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
     PlannedProgram,
     PlannedValue,
     Residency,
-    Step,
 )
+from orchestrator.plan.steps import HOST, Step
 
 __all__ = [
     "HOST",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from orchestrator.plan.model import DimPlan, PlannedValue
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.records import DimPlan, PlannedValue
+from orchestrator.plan.run_record import RunRecord
 
 __all__ = ["Run", "bucket_for", "chunk_sizes", "combine", "cut", "misfit", "run_chunks", "ways_out"]
 

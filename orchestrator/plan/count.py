@@ -17,11 +17,12 @@ from typing import Any
 from orchestrator.errors import PlanError, nearest
 from orchestrator.plan.chunks import Run, bucket_for, misfit, ways_out
 from orchestrator.plan.iterations import region_parts, repeats
-from orchestrator.plan.model import DimPlan, Plan, Step
 from orchestrator.plan.parts import Parts, split
 from orchestrator.plan.peak_memory import ChunkPeaks, Peaks
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.records import DimPlan, PlanData
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import Step
 from orchestrator.specs import StepsDim, TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "cut_dims", "request_sizes", "summarise"]
@@ -68,7 +69,7 @@ class Tally:
         }
 
 
-def request_sizes(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
+def request_sizes(plan: PlanData, sizes: Mapping[str, int]) -> dict[str, int]:
     """Returns the real size of every name, a missing one at its largest bucket.
 
     Raises:
@@ -108,12 +109,12 @@ def _check_size(dim: DimPlan, size: int) -> None:
         )
 
 
-def summarise(plan: Plan, sizes: Mapping[str, int]) -> dict[str, Any]:
+def summarise(plan: PlanData, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Returns the counts of one request at these sizes."""
     return Counter(plan).request(RunRecord(request_sizes(plan, sizes))).as_dict()
 
 
-def constant_bytes(plan: Plan, device: str) -> int:
+def constant_bytes(plan: PlanData, device: str) -> int:
     """Returns the bytes that staged constants take on a device, one rank."""
     memory = next(group.memory for group in plan.groups if group.device == device)
     specs = [value.spec for value in plan.values if value.constant and value.memory == memory]
@@ -128,7 +129,7 @@ class Counter:
         plan: The plan.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self.outer = tuple(dim for dim in plan.dims if not dim.born)
         self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import Plan, PlannedEdge, PlannedProgram, Step
+from orchestrator.plan.count import summarise
+from orchestrator.plan.records import PlanData, PlannedEdge, PlannedProgram
+from orchestrator.plan.steps import Step
 from orchestrator.specs import show_spec
 from orchestrator.tables import table
 
@@ -28,13 +30,13 @@ class PlanDiff:
         return "\n".join(table([("what", "this plan", "other plan"), *self.rows], indent=""))
 
 
-def diff(one: Plan, other: Plan) -> PlanDiff:
+def diff(one: PlanData, other: PlanData) -> PlanDiff:
     """Compares two plans, part by part.
 
     Raises:
         PlanError: One of them is no plan.
     """
-    if not isinstance(other, Plan):
+    if not isinstance(other, PlanData):
         raise PlanError(f"A plan is compared with a plan, not with {other!r}.")
     if one == other:
         return PlanDiff(())
@@ -45,7 +47,7 @@ def diff(one: Plan, other: Plan) -> PlanDiff:
     return PlanDiff(tuple(rows or _details(one, other)))
 
 
-def _details(one: Plan, other: Plan) -> Iterator[tuple[str, str, str]]:
+def _details(one: PlanData, other: PlanData) -> Iterator[tuple[str, str, str]]:
     """The parts that differ in what the facts leave out, such as their order."""
     for item in fields(one):
         parts = getattr(one, item.name), getattr(other, item.name)
@@ -53,7 +55,7 @@ def _details(one: Plan, other: Plan) -> Iterator[tuple[str, str, str]]:
             yield f"details of {item.name}", str(parts[0]), str(parts[1])
 
 
-def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+def _facts(plan: PlanData) -> Iterator[tuple[str, str]]:
     yield "pipeline", plan.pipeline
     for dim in plan.dims:
         yield (
@@ -72,13 +74,13 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from _on_devices(plan)
     for position, step in enumerate(plan.steps):
         yield f"step {position}", _step(step)
-    for name, count in plan.summary.items():
+    for name, count in summarise(plan, {}).items():
         yield f"total {name}", str(count)
     for position, note in enumerate(plan.notes):
         yield f"note {position}", note
 
 
-def _on_devices(plan: Plan) -> Iterator[tuple[str, str]]:
+def _on_devices(plan: PlanData) -> Iterator[tuple[str, str]]:
     for program in plan.programs:
         yield f"program {program.name}", _program(program)
     for what, sizes in (("weights", plan.weights), ("buffers", plan.buffers), ("budget", plan.budget)):

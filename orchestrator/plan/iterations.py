@@ -1,7 +1,7 @@
 """How often the body of a loop, map or branch runs, and at which sizes.
 
 Sizes tell, or the plan's most for a summary. Where a request decides it on its way, the record of its run tells; see
-:class:`~orchestrator.plan.record.RunRecord`.
+:class:`~orchestrator.plan.run_record.RunRecord`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
-from orchestrator.plan.model import DimPlan, Plan, PlannedLoop, PlannedValue, Step
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import PlannedLoop, Step
 from orchestrator.specs import TensorSpec, plain_dim, size_of
 
 __all__ = ["batch_run", "item_dims", "may_skip", "most_repeats", "region_parts", "repeats"]
@@ -37,7 +38,7 @@ def _recorded(run: Run, record: RunRecord) -> Run:
     return replace(run, real={**run.real, **record.sizes}, record=record)
 
 
-def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tuple[Run, int]]:
+def repeats(plan: PlanData, loop: PlannedLoop, run: Run, times: int = 1) -> list[tuple[Run, int]]:
     """Returns the sizes at which a body runs, each with how often.
 
     Args:
@@ -52,7 +53,7 @@ def repeats(plan: Plan, loop: PlannedLoop, run: Run, times: int = 1) -> list[tup
     return [(run, times * _most(plan, loop, run) if counts is None else sum(counts))]
 
 
-def most_repeats(plan: Plan, loop: PlannedLoop, run: Run) -> int:
+def most_repeats(plan: PlanData, loop: PlannedLoop, run: Run) -> int:
     """Returns how often a loop or branch runs at most each time that it is come to."""
     counts = _counts(loop, run)
     return _most(plan, loop, run) if counts is None else max(counts, default=0)
@@ -80,7 +81,7 @@ def may_skip(loop: PlannedLoop, values: Sequence[PlannedValue], dims: Mapping[st
     return False
 
 
-def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
+def _most(plan: PlanData, loop: PlannedLoop, run: Run) -> int:
     if loop.kind == "when":
         return 1
     if loop.dim:
@@ -93,7 +94,7 @@ def _most(plan: Plan, loop: PlannedLoop, run: Run) -> int:
     return min(bounds)
 
 
-def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int) -> list[tuple[Run, int]]:
+def _batches(plan: PlanData, loop: PlannedLoop, run: Run, times: int) -> list[tuple[Run, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
     records = None if run.record is None else run.record.batches.get(loop.name)
@@ -116,7 +117,7 @@ def _batches(plan: Plan, loop: PlannedLoop, run: Run, times: int) -> list[tuple[
     return found
 
 
-def item_dims(plan: Plan, loop: PlannedLoop) -> tuple[str, ...]:
+def item_dims(plan: PlanData, loop: PlannedLoop) -> tuple[str, ...]:
     """Returns the dims of a map's items, that which counts them first."""
     specs = [plan.values[part].spec for _, part in loop.slices]
     names = [name for spec in specs if isinstance(spec, TensorSpec) for name in spec.names]

@@ -1,227 +1,23 @@
-"""The plan: what will run, where, at which sizes, and why. Data without weights.
+"""The plan and what can be done with it: printed, counted, compared, stored and loaded.
 
-A *value* is one tensor (or Python object) at one place in one form: the same output on its device, padded, and on
-the host, cut back, is three values. A *step* reads and makes values. A *region* is a step with a body: the calls
-in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all. A *loop* is another: its body
-runs once for each iteration.
-
-Values are *real* (named dims at the size of the request) or not (at their bucket). The host sees real values only.
-
-Where a device group has no eager compute, a call runs a *program*, and an adapter step does nothing by itself: it says
-what is folded into the program before or after it (``Adapter.place``), or runs a weightless program.
+Its parts are in :mod:`orchestrator.plan.records`; what is done with them stands in files that know these records alone.
 """
 
 from __future__ import annotations
 
-import enum
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.plan.steps import HOST, PlannedLoop, Step
-from orchestrator.program import ProgramInput, ProgramOutput
-from orchestrator.specs import PortSpec, combinations
+from orchestrator.plan.count import summarise
+from orchestrator.plan.diff import PlanDiff, diff
+from orchestrator.plan.records import PlanData
+from orchestrator.plan.serial import from_json, to_json
+from orchestrator.plan.text import render
 
-if TYPE_CHECKING:
-    from orchestrator.plan.diff import PlanDiff
-
-__all__ = [
-    "HOST",
-    "DimPlan",
-    "Plan",
-    "PlannedCall",
-    "PlannedEdge",
-    "PlannedGroup",
-    "PlannedLoop",
-    "PlannedProgram",
-    "PlannedValue",
-    "Residency",
-    "Step",
-]
-
-
-class Residency(enum.Enum):
-    """Where an edge's value lives between its two ends."""
-
-    DEVICE = "device"
-    HOST = "host"
-
-
-@dataclass(frozen=True)
-class DimPlan:
-    """A named dim of the whole graph.
-
-    Attributes:
-        name: The name.
-        buckets: Compiled sizes, ascending; for ``any`` the one size it was inferred at.
-        any: Any size runs; nothing is padded.
-        born: ``call.port`` that decides its size during a request; empty for dims of inputs.
-        padded: Smaller sizes than a bucket run, padded.
-        chunked: Larger sizes than the largest bucket run, in chunks.
-        batch: Its author promises that items along it are independent (``Dim(batch=True)``).
-        loose: No stage runs at one of its buckets, only the host sees it: every size runs as it is.
-        declared: Buckets that ``Dim(...)`` declares; empty for a name without, whose sizes ``plan(sizes=...)`` gives.
-        whole: Why larger sizes cannot run in chunks, whatever is promised, a clause; empty: nothing is in the way.
-        exact: Nothing is padded along it (``Dim(exact=True)``).
-    """
-
-    name: str
-    buckets: tuple[int, ...]
-    any: bool = False
-    born: str = ""
-    padded: bool = False
-    chunked: bool = False
-    batch: bool = False
-    loose: bool = False
-    declared: tuple[int, ...] = ()
-    whole: str = ""
-    exact: bool = False
-
-    @property
-    def unbounded(self) -> bool:
-        """Whether every size runs as it is, at no bucket."""
-        return self.any or self.loose
-
-
-@dataclass(frozen=True)
-class PlannedGroup:
-    """A device group.
-
-    Attributes:
-        device: The device string, in the backend's one spelling.
-        backend: The backend's registered name.
-        ranks: Tensors for each logical value.
-        host_memory: Its values live in host memory: nothing crosses a link.
-        compiled: It has no eager compute: calls run programs.
-        output_buffers: Outputs of one program that live at once; 0 is no limit.
-        options: Backend options in force.
-    """
-
-    device: str
-    backend: str
-    ranks: int = 1
-    host_memory: bool = False
-    compiled: bool = False
-    output_buffers: int = 0
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def memory(self) -> str:
-        """Name of the memory its values live in."""
-        return HOST if self.host_memory else self.device
-
-    def option(self, name: str, default: Any = None) -> Any:
-        """Returns an option in force."""
-        return dict(self.options).get(name, default)
-
-
-@dataclass(frozen=True)
-class PlannedCall:
-    """One call with its proven ports.
-
-    Attributes:
-        name: The call.
-        stage: Its stage.
-        device: The device group, or ``"host"``.
-        inputs: Fed ports and what they get.
-        outputs: Ports and what they give.
-        returns: How the stage hands its outputs over: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are
-            no strings; a port is called as its key reads), or ``at 0 2`` (a tuple that holds tensors there, and else
-            what is no output).
-        declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
-        shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's.
-    """
-
-    name: str
-    stage: str
-    device: str
-    inputs: tuple[tuple[str, PortSpec], ...]
-    outputs: tuple[tuple[str, PortSpec], ...]
-    returns: str = "single"
-    declared: bool = False
-    shares: bool = False
-
-
-@dataclass(frozen=True)
-class PlannedValue:
-    """One value in one form at one place.
-
-    Attributes:
-        origin: ``call.port``, or the name of an input or constant.
-        spec: Its dims and dtype, or its Python type.
-        memory: ``"host"`` or a device.
-        real: Named dims are at the request's own size, not at a bucket.
-        constant: It is staged at load and outlives requests.
-    """
-
-    origin: str
-    spec: PortSpec
-    memory: str
-    real: bool
-    constant: bool = False
-
-
-@dataclass(frozen=True)
-class PlannedProgram:
-    """One program: compiled code with one output buffer for each bucket.
-
-    Attributes:
-        name: Its name.
-        device: The device group.
-        stage: The stage that it runs; empty: adapters alone.
-        inputs: Fed ports, in the order of the stage's; a constant that is compiled in goes by its name.
-        outputs: What it gives, in order.
-        route: Tells apart programs that are equal otherwise; above 0 it has a routing input.
-        to_host: Its one output is read on the host only.
-    """
-
-    name: str
-    device: str
-    stage: str
-    inputs: tuple[ProgramInput, ...]
-    outputs: tuple[ProgramOutput, ...]
-    route: int = 0
-    to_host: bool = False
-
-    def combinations(self, buckets: Mapping[str, tuple[int, ...]]) -> list[dict[str, int]]:
-        """Returns the combinations of buckets it is compiled for, the largest last."""
-        names = dict.fromkeys(
-            name for item in self.inputs if item.spec is not None for name in item.spec.names
-        )
-        return list(combinations(names, buckets))
-
-
-@dataclass(frozen=True)
-class PlannedEdge:
-    """One edge, decided and explained.
-
-    Attributes:
-        source: ``call.port``, or the name of an input or constant.
-        target: ``call.port``, or the name of an output.
-        spec: What the producer gives.
-        residency: Where the value lives in between.
-        bytes: Of one rank, at the largest buckets.
-        adapters: What is done to it on the way.
-        reason: Why, in a sentence.
-        cost: Estimated microseconds on the link, all ranks; 0.0 where nothing crosses it.
-        value: The value the consumer reads, by index.
-    """
-
-    source: str
-    target: str
-    spec: PortSpec
-    residency: Residency
-    bytes: int
-    adapters: tuple[Adapter, ...]
-    reason: str
-    cost: float
-    value: int
-
-    def __str__(self) -> str:
-        return f"{self.source} -> {self.target}"
+__all__ = ["Loader", "Plan"]
 
 
 class Loader(Protocol):
@@ -235,46 +31,9 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A frozen, printable plan; see the module for its parts.
+class Plan(PlanData):
+    """A frozen, printable plan; made by ``Pipeline.plan``, ``Pipeline.bind`` and :meth:`from_json`."""
 
-    The first values are the inputs, in order.
-
-    Attributes:
-        pipeline: The pipeline's name.
-        dims: Named dims.
-        groups: Device groups in use.
-        inputs: Names of inputs to what they take.
-        outputs: Names of outputs to the value handed back, by index.
-        optional: Inputs that a request may leave out.
-        calls: Calls in the order of running.
-        values: All values; steps and edges speak of them by index.
-        edges: Edges in the order of reading.
-        steps: What runs, in order.
-        staging: What is done once, at load: constants put where they are read.
-        programs: Programs of groups without eager compute.
-        weights: Bytes of weights for each device, one rank.
-        buffers: Bytes of the programs' own output buffers for each device that has such, one rank.
-        budget: Memory budget for each device in bytes, where there is one.
-        notes: What the planner warns of, a sentence each.
-    """
-
-    pipeline: str
-    dims: tuple[DimPlan, ...]
-    groups: tuple[PlannedGroup, ...]
-    inputs: tuple[tuple[str, PortSpec], ...]
-    outputs: tuple[tuple[str, int], ...]
-    calls: tuple[PlannedCall, ...]
-    values: tuple[PlannedValue, ...]
-    edges: tuple[PlannedEdge, ...]
-    steps: tuple[Step, ...]
-    staging: tuple[Step, ...] = ()
-    programs: tuple[PlannedProgram, ...] = ()
-    weights: tuple[tuple[str, int], ...] = ()
-    buffers: tuple[tuple[str, int], ...] = ()
-    budget: tuple[tuple[str, int], ...] = ()
-    notes: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
     loader: Loader | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -288,14 +47,10 @@ class Plan:
         Raises:
             PlanError: An unknown name, or a size the plan cannot run.
         """
-        from orchestrator.plan.count import summarise
-
         return summarise(self, sizes)
 
     def to_json(self) -> str:
         """Returns the plan as JSON; :meth:`from_json` reads it back."""
-        from orchestrator.plan.serial import to_json
-
         return to_json(self)
 
     @staticmethod
@@ -305,14 +60,10 @@ class Plan:
         Raises:
             PlanError: It is truncated, of another version, or no plan.
         """
-        from orchestrator.plan.serial import from_json
-
-        return from_json(text)
+        return from_json(text, Plan)
 
     def diff(self, other: Plan) -> PlanDiff:
         """Compares two plans; the result is falsy when they are equal, and its ``str`` is a table."""
-        from orchestrator.plan.diff import diff
-
         return diff(self, other)
 
     def compile(self, path: str | os.PathLike[str]) -> Plan:
@@ -346,15 +97,5 @@ class Plan:
         """Pickles the data alone; what comes back is bound to no pipeline."""
         return {**self.__dict__, "loader": None}
 
-    def call(self, name: str) -> PlannedCall:
-        """Returns a call by name."""
-        return next(call for call in self.calls if call.name == name)
-
-    def program(self, name: str) -> PlannedProgram:
-        """Returns a program by name."""
-        return next(program for program in self.programs if program.name == name)
-
     def __str__(self) -> str:
-        from orchestrator.plan.text import render
-
         return render(self)

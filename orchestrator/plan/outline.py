@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.count import Counter
 from orchestrator.plan.iterations import repeats
-from orchestrator.plan.model import Plan, PlannedEdge
+from orchestrator.plan.records import PlanData, PlannedEdge
 from orchestrator.plan.steps import PlannedLoop, Step, walk
 from orchestrator.specs import TensorSpec
 
@@ -28,13 +28,13 @@ class Block:
     items: tuple[PlannedEdge | Block, ...]
 
 
-def outline(plan: Plan) -> Block:
+def outline(plan: PlanData) -> Block:
     """Returns the edges of a plan, those of each body in a block of its own, at the place of its first edge."""
     return _Outline(plan).block(None)
 
 
 class _Outline:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self.steps = {step.name: step for step in walk(plan.steps) if step.loop is not None}
         self.around: dict[str, str] = {}
@@ -78,7 +78,7 @@ class _Outline:
         return None
 
 
-def describe(plan: Plan, step: Step) -> list[str]:
+def describe(plan: PlanData, step: Step) -> list[str]:
     """Returns what is said of a loop above its edges."""
     loop = step.loop
     assert loop is not None
@@ -103,11 +103,11 @@ def show_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def _port(plan: Plan, index: int) -> str:
+def _port(plan: PlanData, index: int) -> str:
     return plan.values[index].origin.rpartition(".")[2]
 
 
-def _facts(plan: Plan, loop: PlannedLoop) -> Iterator[str]:
+def _facts(plan: PlanData, loop: PlannedLoop) -> Iterator[str]:
     heads = [_port(plan, head) for _, head, _ in loop.carries]
     slices = [_port(plan, part) for _, part in loop.slices]
     if loop.kind == "when":
@@ -137,7 +137,7 @@ def _facts(plan: Plan, loop: PlannedLoop) -> Iterator[str]:
         yield f"collects {', '.join(parts)}"
 
 
-def _crossings(plan: Plan, step: Step) -> tuple[int, int, int]:
+def _crossings(plan: PlanData, step: Step) -> tuple[int, int, int]:
     """Bytes over the link at the largest buckets: to begin with, in an iteration, and carried without crossing it."""
     loop = step.loop
     assert loop is not None

@@ -14,9 +14,9 @@ from math import prod
 
 from orchestrator.adapter import MOVES, Adapter
 from orchestrator.plan.chunks import Run, chunk_sizes, combine
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedValue, Step
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.steps import walk
+from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
+from orchestrator.plan.steps import HOST, Step, walk
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Part", "Parts", "split"]
@@ -50,7 +50,7 @@ class Parts:
         items: The parts; what one reads is given by an earlier one.
     """
 
-    plan: Plan
+    plan: PlanData
     items: tuple[Part, ...]
 
     @cached_property
@@ -97,7 +97,7 @@ class Parts:
         return times + any(index == result for _, result in self.plan.outputs)
 
 
-def split(plan: Plan, cut: frozenset[str]) -> Parts:
+def split(plan: PlanData, cut: frozenset[str]) -> Parts:
     """Parts the steps of a plan by the cut dims that they depend on.
 
     Args:
@@ -163,7 +163,7 @@ class _Copier:
         once: The part runs once in a request.
     """
 
-    def __init__(self, plan: Plan, values: list[PlannedValue], *, once: bool) -> None:
+    def __init__(self, plan: PlanData, values: list[PlannedValue], *, once: bool) -> None:
         self._plan = plan
         self._values = values
         self._once = once

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from orchestrator.plan.chunks import Run
 from orchestrator.plan.iterations import most_repeats, region_parts, repeats
-from orchestrator.plan.model import Plan, PlannedLoop, PlannedValue, Step
 from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.programs import place_of
-from orchestrator.plan.record import RunRecord
-from orchestrator.plan.steps import spent_starts, walk
+from orchestrator.plan.records import PlanData, PlannedValue
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import PlannedLoop, Step, spent_starts, walk
 from orchestrator.specs import TensorSpec
 
 __all__ = ["ChunkPeaks", "Peaks"]
@@ -37,7 +37,7 @@ class Peaks:
         plan: The plan.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self._dims = {dim.name: dim for dim in plan.dims}
         buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}

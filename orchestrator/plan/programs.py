@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import Plan, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.records import PlanData
+from orchestrator.plan.steps import Step, walk
 
 __all__ = ["FusedAdapters", "Port", "place_of", "port_order"]
 
@@ -69,7 +69,7 @@ class FusedAdapters:
         return FusedAdapters(prologue, epilogue, ports, frozenset(needed))
 
     @staticmethod
-    def of_plan(plan: Plan) -> FusedAdapters:
+    def of_plan(plan: PlanData) -> FusedAdapters:
         """Finds the adapters that a plan fuses."""
         return FusedAdapters.of(plan.steps, (index for _, index in plan.outputs))
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from orchestrator.plan.model import DimPlan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.records import DimPlan, PlannedValue
+from orchestrator.plan.steps import PlannedLoop, Step
 from orchestrator.specs import TensorSpec, dim_names, plain_dims, show_spec
 
 __all__ = ["Reach"]

@@ -14,24 +14,24 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import (
+from orchestrator.plan.count import summarise
+from orchestrator.plan.records import (
     DimPlan,
-    Plan,
+    PlanData,
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
-    PlannedLoop,
     PlannedProgram,
     PlannedValue,
     Residency,
-    Step,
 )
+from orchestrator.plan.steps import PlannedLoop, Step
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 
@@ -39,6 +39,8 @@ __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
 VERSION = 4
+
+P = TypeVar("P", bound=PlanData)
 
 _RECORDS = (
     Adapter,
@@ -59,11 +61,11 @@ _RECORDS = (
 _BY_NAME: dict[str, type[Any]] = {record.__name__: record for record in _RECORDS}
 
 
-def to_json(plan: Plan) -> str:
+def to_json(plan: PlanData) -> str:
     """Returns the plan as JSON text."""
     body = {item.name: _encode(getattr(plan, item.name)) for item in fields(plan) if item.name != "loader"}
     head = {"format": FORMAT, "version": VERSION}
-    return json.dumps({**head, **body, "summary": _encode(plan.summary)}, indent=1, allow_nan=False)
+    return json.dumps({**head, **body, "summary": _encode(summarise(plan, {}))}, indent=1, allow_nan=False)
 
 
 def _encode(value: Any) -> Any:
@@ -89,8 +91,8 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def from_json(text: str) -> Plan:
-    """Reads a plan.
+def from_json(text: str, kind: type[P]) -> P:
+    """Reads a plan of this class.
 
     Raises:
         PlanError: The text is no JSON (truncated?), no plan, of another version, or malformed.
@@ -110,8 +112,8 @@ def from_json(text: str) -> Plan:
             version=data.get("version"),
         )
     try:
-        body = {name: _decode(data[name]) for name in _names(Plan) if name != "loader"}
-        plan = Plan(**body)
+        body = {name: _decode(data[name]) for name in _names(kind) if name != "loader"}
+        plan = kind(**body)
         _check_form(plan)
     except PlanError:
         raise
@@ -200,7 +202,7 @@ _known_hints: dict[type[Any], dict[str, Any]] = {}
 
 def _hints(record: type[Any]) -> dict[str, Any]:
     if record not in _known_hints:
-        _known_hints[record] = typing.get_type_hints(record, None, {"PlanDiff": object})
+        _known_hints[record] = typing.get_type_hints(record)
     return _known_hints[record]
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import DimPlan, Plan, PlannedEdge
+from orchestrator.plan.count import summarise
 from orchestrator.plan.outline import Block, describe, outline, show_bytes
+from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge
 from orchestrator.plan.steps import PlannedLoop, walk
 from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
 from orchestrator.tables import table
@@ -15,12 +16,12 @@ from orchestrator.tables import table
 __all__ = ["least_copies", "render", "show_bytes"]
 
 
-def render(plan: Plan) -> str:
+def render(plan: PlanData) -> str:
     """Returns the whole plan as text."""
     return "\n".join([*_head(plan), "", *_edges(plan), "", *_programs(plan), *_totals(plan), *_notes(plan)])
 
 
-def _edges(plan: Plan) -> list[str]:
+def _edges(plan: PlanData) -> list[str]:
     """A line for each edge; those of a loop in an indented block under what is said of it."""
     rows: list[tuple[str, ...]] = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
     heads: dict[int, list[str]] = {}
@@ -41,7 +42,7 @@ def _edges(plan: Plan) -> list[str]:
     return [line for at, row in enumerate(lines) for line in (*heads.get(at, ()), row)]
 
 
-def _head(plan: Plan) -> list[str]:
+def _head(plan: PlanData) -> list[str]:
     lines = [f"Plan of {plan.pipeline!r}: {len(plan.calls)} calls on {', '.join(_places(plan))}"]
     counts = {plain_dim(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
     for dim in plan.dims:
@@ -70,7 +71,7 @@ def _sizes(dim: DimPlan) -> Iterator[str]:
         yield f"larger ones are refused: {dim.whole or 'batch=True is not promised'}"
 
 
-def _sliced(plan: Plan) -> Iterator[tuple[PlannedLoop, TensorSpec]]:
+def _sliced(plan: PlanData) -> Iterator[tuple[PlannedLoop, TensorSpec]]:
     """Yields loops with what is sliced for them."""
     loops = (step.loop for step in walk(plan.steps) if step.loop is not None)
     for loop in loops:
@@ -80,7 +81,7 @@ def _sliced(plan: Plan) -> Iterator[tuple[PlannedLoop, TensorSpec]]:
                 yield loop, spec
 
 
-def _programs(plan: Plan) -> list[str]:
+def _programs(plan: PlanData) -> list[str]:
     """A line for each program of devices that compile, with the flags of NxD Inference that follow from its edges."""
     if not plan.programs:
         return []
@@ -99,11 +100,11 @@ def _folded(port: str, adapters: tuple[Adapter, ...]) -> str:
     return f"{port} ({done})" if done else port
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(plan: PlanData) -> list[str]:
     return ["", "Notes:", *(f"  {note}" for note in plan.notes)] if plan.notes else []
 
 
-def _places(plan: Plan) -> list[str]:
+def _places(plan: PlanData) -> list[str]:
     names = [group.device for group in plan.groups]
     return names + (["host"] if any(call.device == "host" for call in plan.calls) else [])
 
@@ -114,8 +115,8 @@ def _row(edge: PlannedEdge) -> tuple[str, ...]:
     return edge.source, edge.target, show_spec(edge.spec), edge.residency.value, size, adapters, edge.reason
 
 
-def _totals(plan: Plan) -> list[str]:
-    counts = plan.summary
+def _totals(plan: PlanData) -> list[str]:
+    counts = summarise(plan, {})
     up, down = least_copies(plan)
     weights, buffers = dict(plan.weights), dict(plan.buffers)
     lines = [
@@ -139,7 +140,7 @@ def _totals(plan: Plan) -> list[str]:
     return lines
 
 
-def least_copies(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]]:
+def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns copies and bytes, up and down, that no plan can do without.
 
     Inputs that devices read go up, to every rank; results made there come down.

@@ -12,8 +12,9 @@ from typing import Any
 from orchestrator.adapter import MOVES
 from orchestrator.errors import PlanError, PlanOptionError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedEdge
+from orchestrator.plan.steps import HOST, PlannedLoop, walk
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.hazards.programs import equal_constants
 from orchestrator.planner.memory import check_budget

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, PlanOptionError, nearest
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from orchestrator.planner.context import PlanContext
 from orchestrator.specs import Dim, TensorSpec
 

@@ -11,15 +11,15 @@ import torch
 from orchestrator.adapter import Adapter, Place
 from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.graph import Edge, Graph
-from orchestrator.plan.model import (
+from orchestrator.plan.records import (
     DimPlan,
     PlannedCall,
     PlannedEdge,
     PlannedProgram,
     PlannedValue,
     Residency,
-    Step,
 )
+from orchestrator.plan.steps import Step
 from orchestrator.specs import AnyDim, PortSpec
 
 __all__ = ["MAX_REPLICAS", "EdgeSpec", "Fusion", "PlanContext", "PlanOptions"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from orchestrator.plan.model import Step
+from orchestrator.plan.steps import Step
 from orchestrator.planner.context import PlanContext
 
 __all__ = ["free_values"]

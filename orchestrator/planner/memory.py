@@ -16,7 +16,8 @@ from torch._subclasses import fake_tensor
 from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.isolation import outline
 from orchestrator.plan.count import constant_bytes
-from orchestrator.plan.model import HOST, Plan
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.tables import table

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.backend import Backend
 from orchestrator.errors import PlanError, PlanOptionError, nearest
-from orchestrator.plan.model import HOST
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.stage import Stage
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import Plan, PlannedGroup, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedGroup
+from orchestrator.plan.steps import Step, walk
 from orchestrator.planner.bucket import ANY_SIZES, bucket
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.fuse import fuse

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError, PlanOptionError, nearest
 from orchestrator.graph import CONDITION, Edge, NodeKey, until_port
-from orchestrator.plan.model import HOST, Residency
+from orchestrator.plan.records import Residency
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.planner.schedule.locations import Locations

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from orchestrator.promises.batches import Axes, Pick, chunk_of, is_uniform, make_batch, picks
 from orchestrator.promises.call_trial import UNSTEADY, CallTrial, first_line
 from orchestrator.promises.measure import span

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from orchestrator.graph import Graph, NodeKey, until_port
-from orchestrator.plan.model import DimPlan, Plan, PlannedCall
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan, PlannedCall
 from orchestrator.promises.batches import Axes
 from orchestrator.promises.measure import difference, span
 from orchestrator.promises.padding import (

@@ -14,7 +14,8 @@ from orchestrator.backend import Backend
 from orchestrator.errors import InputError, StageError
 from orchestrator.graph import Graph
 from orchestrator.loader import resolve_backend
-from orchestrator.plan.model import HOST, Plan
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import HOST
 from orchestrator.plugin import PluginManager
 from orchestrator.promises.loop_end_trial import LoopEndTrial, ends_by_value
 from orchestrator.promises.measure import difference

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, until_port
-from orchestrator.plan.model import DimPlan, Plan
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan
 from orchestrator.promises.batches import Axes, make_batch
 from orchestrator.promises.measure import difference
 from orchestrator.promises.report import CheckRow

@@ -15,7 +15,8 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from orchestrator.adapter import pad_to
-from orchestrator.plan.model import DimPlan, Plan, PlannedEdge
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan, PlannedEdge
 from orchestrator.specs import AnyDim, Derived, TensorSpec, dim_names, plain_dim
 
 __all__ = [

@@ -9,7 +9,9 @@ import torch
 
 from orchestrator.errors import StageError
 from orchestrator.graph import Edge, Graph, Loop
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan, PlannedCall
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.schedule.padding import counting_dims
 from orchestrator.promises.batch_trial import BatchTrial
 from orchestrator.promises.call_trial import CallTrial, CheckContext

@@ -9,8 +9,9 @@ import torch
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.chunks import misfit, ways_out
-from orchestrator.plan.model import DimPlan, Plan
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan
+from orchestrator.plan.run_record import RunRecord
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
 
 __all__ = ["admit"]

@@ -11,9 +11,10 @@ import torch
 
 from orchestrator.adapter import part_of
 from orchestrator.plan.chunks import Run, run_chunks
-from orchestrator.plan.model import HOST, DimPlan, PlannedValue
 from orchestrator.plan.parts import Part, Parts
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.records import DimPlan, PlannedValue
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import HOST
 from orchestrator.runner.codegen.codegen import Code
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.pending import Held

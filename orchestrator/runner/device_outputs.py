@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import HOST, Plan, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import HOST, Step, walk
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["keep_on_device"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.plan.model import Step
+from orchestrator.plan.steps import Step
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
 from orchestrator.runner.counters import Stats

@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.plan.model import HOST, Step
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint

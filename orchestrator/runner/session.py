@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import InputError, nearest
-from orchestrator.plan.model import Plan, Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import Step
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.counters import Stats
 from orchestrator.runner.direct_call import forget_call, set_call

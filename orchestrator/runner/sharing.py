@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from orchestrator.plan.model import HOST, Plan, Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Sharing", "own"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan.model import Step
+from orchestrator.plan.steps import Step
 from orchestrator.store import write_atomically
 from orchestrator.tables import table
 

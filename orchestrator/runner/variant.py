@@ -14,10 +14,10 @@ from typing import Any
 
 from orchestrator.plan.chunks import bucket_for
 from orchestrator.plan.count import Counter, Tally, cut_dims
-from orchestrator.plan.model import Plan, Step
+from orchestrator.plan.model import Plan
 from orchestrator.plan.parts import split
-from orchestrator.plan.record import RunRecord
-from orchestrator.plan.steps import walk
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import Step, walk
 from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
@@ -201,6 +201,7 @@ class PlanVariant:
         """Functions for a request in chunks of these dims."""
         if cut not in self._parts:
             whole = split(self.plan, cut)
+            plan = replace(self.plan, values=whole.plan.values)
             codes = tuple(
                 self.code(
                     "run",
@@ -209,7 +210,7 @@ class PlanVariant:
                     part.steps,
                     f"({''.join(f'v{index}, ' for index in part.results)})",
                     frozenset((*part.reads, *part.results)),
-                    whole.plan,
+                    plan,
                 )
                 for part in whole.items
             )

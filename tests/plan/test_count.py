@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator import Dim, PlanError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from tests.kit import Double, batch, chain, host, linear, new, pair, refuses, spec
 
 BUCKETS = st.lists(st.integers(1, 20), min_size=1, max_size=4).map(lambda sizes: tuple(sorted(set(sizes))))

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import Pipeline, Plan, PlanError
 from orchestrator.adapter import Adapter
-from orchestrator.plan.model import Residency
+from orchestrator.plan.records import Residency
 from orchestrator.plan.steps import Step
 from orchestrator.planner.verify.steps import verify
 from tests.kit import Double, chain, host, refuses, spec

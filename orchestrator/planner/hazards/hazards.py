@@ -24,7 +24,7 @@ from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, next_port
 from orchestrator.plan.iterations import may_skip
-from orchestrator.plan.model import Step
+from orchestrator.plan.steps import Step
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.hazards.programs import Programs, Signature, is_program
 from orchestrator.planner.hazards.reorder import Conflict, Schedule

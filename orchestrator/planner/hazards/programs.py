@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.graph import Graph, NodeKey
-from orchestrator.plan.model import HOST, PlannedProgram, Step
 from orchestrator.plan.programs import FusedAdapters, Port, place_of, port_order
-from orchestrator.plan.steps import walk
+from orchestrator.plan.records import PlannedProgram
+from orchestrator.plan.steps import HOST, Step, walk
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.planner.schedule.locations import Locations

@@ -16,9 +16,8 @@ import heapq
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.plan.model import Step
 from orchestrator.plan.programs import FusedAdapters, place_of
-from orchestrator.plan.steps import walk
+from orchestrator.plan.steps import Step, walk
 
 __all__ = ["Conflict", "Schedule"]
 

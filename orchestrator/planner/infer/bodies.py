@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import CONDITION, Edge, Graph, Loop, next_port, stacked_port, until_port
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.trials import unlike
 from orchestrator.specs import (

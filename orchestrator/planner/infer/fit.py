@@ -12,7 +12,7 @@ from dataclasses import replace
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from orchestrator.planner.context import EdgeSpec
 from orchestrator.planner.infer.trials import unlike
 from orchestrator.specs import (

@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
-from orchestrator.plan.model import PlannedCall
+from orchestrator.plan.records import PlannedCall
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.bodies import born_by, entered, left, named_constant
 from orchestrator.planner.infer.checks import check_birth, check_mode

@@ -14,7 +14,7 @@ import torch
 from orchestrator.adapter import Adapter, check_cast
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey, next_port
-from orchestrator.plan.model import HOST
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
-from orchestrator.plan.model import DimPlan
+from orchestrator.plan.records import DimPlan
 from orchestrator.planner.infer.outputs import show_sizes
 from orchestrator.planner.infer.probe import DataDependentError, ProbeResult, RefusedError
 from orchestrator.specs import AnyDim, Derived, TensorSpec, combinations, dim_names, size_of

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.graph import Edge, Graph, NodeKey
-from orchestrator.plan.model import DimPlan, PlannedEdge, PlannedValue, Step
 from orchestrator.plan.reach import Reach
+from orchestrator.plan.records import DimPlan, PlannedEdge, PlannedValue
+from orchestrator.plan.steps import Step
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import is_of_items, steps_dim
 from orchestrator.planner.schedule.routes import EdgeRoutes

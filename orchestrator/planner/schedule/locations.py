@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.graph import Edge, Loop, NodeKey, next_port
-from orchestrator.plan.model import HOST
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.specs import TensorSpec
 

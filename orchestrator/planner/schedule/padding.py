@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from orchestrator.graph import CONDITION, Edge, Graph, NodeKey, until_port
-from orchestrator.plan.model import HOST, DimPlan, PlannedCall
+from orchestrator.plan.records import DimPlan, PlannedCall
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import steps_dim
 from orchestrator.specs import PortSpec, TensorSpec, dim_names

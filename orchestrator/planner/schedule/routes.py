@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, NodeKey
-from orchestrator.plan.model import HOST, Residency
+from orchestrator.plan.records import Residency
+from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.planner.infer.trials import padded_names

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
-from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST, PlannedLoop, Step
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import steps_dim
 from orchestrator.planner.schedule.explain import describe_dims, describe_edge

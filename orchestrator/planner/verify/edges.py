@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.plan.model import HOST, Plan, PlannedEdge, PlannedLoop, PlannedValue, Residency, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedEdge, PlannedValue, Residency
+from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["check_edges", "demand", "same_spec", "wrong"]

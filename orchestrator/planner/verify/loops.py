@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from orchestrator.plan.model import HOST, Plan, PlannedLoop, PlannedValue, Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST, PlannedLoop, Step
 from orchestrator.planner.verify.edges import demand, same_spec
 from orchestrator.specs import StepsDim, TensorSpec, combinations, plain_dims
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.iterations import may_skip
-from orchestrator.plan.model import HOST, Plan, PlannedGroup, PlannedLoop, PlannedProgram, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedGroup, PlannedProgram
+from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
 from orchestrator.planner.verify.edges import demand
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.plan.iterations import item_dims
-from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedValue, Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedCall, PlannedValue
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.planner.memory import check_budget
 from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify.loops import check_left, check_loop

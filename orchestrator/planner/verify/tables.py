@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.plan.model import HOST, Plan, PlannedValue
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST, walk
 from orchestrator.planner.verify.edges import demand, same_spec
 from orchestrator.specs import TensorSpec
 

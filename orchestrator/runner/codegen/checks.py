@@ -12,7 +12,9 @@ import torch
 
 from orchestrator.errors import StageError, nearest
 from orchestrator.plan.chunks import misfit, ways_out
-from orchestrator.plan.model import HOST, DimPlan, Plan, PlannedCall
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import DimPlan, PlannedCall
+from orchestrator.plan.steps import HOST
 from orchestrator.program import outputs_of
 from orchestrator.specs import PortSpec, TensorSpec, is_dense, show_spec, show_tensor
 from orchestrator.surroundings import autocast_hint

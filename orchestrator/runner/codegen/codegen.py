@@ -22,8 +22,9 @@ from types import CodeType, MappingProxyType
 from typing import Any
 
 from orchestrator.adapter import MOVES
-from orchestrator.plan.model import HOST, PlannedCall, Step
 from orchestrator.plan.programs import FusedAdapters
+from orchestrator.plan.records import PlannedCall
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter

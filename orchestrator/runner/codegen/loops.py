@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from orchestrator.plan.model import HOST, PlannedLoop, PlannedValue, Step
-from orchestrator.plan.steps import spent_starts
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST, PlannedLoop, Step, spent_starts
 from orchestrator.runner.codegen.carry_ownership import Owned
 from orchestrator.runner.codegen.writer import CodeWriter
 from orchestrator.runner.load.load import Executable

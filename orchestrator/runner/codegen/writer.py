@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from orchestrator.plan.model import HOST, Step
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.sharing import Sharing, own
 

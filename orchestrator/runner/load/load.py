@@ -14,7 +14,9 @@ from orchestrator.backend import Artifact, Backend, CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.graph import Graph
 from orchestrator.plan.count import constant_bytes
-from orchestrator.plan.model import HOST, Plan, PlannedCall, PlannedProgram, PlannedValue, Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedCall, PlannedProgram, PlannedValue
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.program import Application, Program
 from orchestrator.runner.load.compile import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations

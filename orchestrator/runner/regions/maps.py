@@ -11,9 +11,9 @@ from orchestrator.adapter import pad_to
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.iterations import batch_run, item_dims
-from orchestrator.plan.model import DimPlan, Step
-from orchestrator.plan.record import RunRecord
-from orchestrator.plan.steps import walk
+from orchestrator.plan.records import DimPlan
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import Step, walk
 from orchestrator.runner.load.load import Executable
 from orchestrator.specs import TensorSpec, is_dense, plain_dims, show_spec, show_tensor
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from orchestrator.plan.model import HOST, PlannedValue
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST
 
 __all__ = ["Held"]
 

@@ -10,8 +10,9 @@ import torch
 from orchestrator.adapter import part_of
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
-from orchestrator.plan.model import HOST, PlannedValue, Step
-from orchestrator.plan.record import RunRecord
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.run_record import RunRecord
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.pending import Held
 from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims

@@ -13,8 +13,9 @@ from typing import Any
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import CancelledError, InputError, nearest
-from orchestrator.plan.model import HOST, Plan, PlannedLoop, PlannedValue, Step
-from orchestrator.plan.steps import walk
+from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedValue
+from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
 from orchestrator.specs import TensorSpec, plain_dims
 
 __all__ = ["Listener", "ProgressHook", "with_progress_outputs"]
