@@ -3,27 +3,27 @@
 A :class:`Backend` object stands for one *device group*: a device string such as ``cuda:0``. Making one is
 free and touches no device, so planning works on a laptop; :meth:`Backend.open` is the first call that does.
 To the runner, a value on the device is an opaque *handle*.
+
+There are two kinds. An :class:`EagerBackend` runs a stage's own module and tensor ops as they come; a
+:class:`~orchestrator.compiling.CompilingBackend` runs compiled programs and nothing else. A backend subclasses one of
+the two; what both do is in :class:`Backend`.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
-from orchestrator.store import Artifact, ArtifactStore
-
 if TYPE_CHECKING:
     from orchestrator.adapter import Adapter
-    from orchestrator.program import Application
     from orchestrator.specs import PortSpec
     from orchestrator.stage import Stage
 
-__all__ = ["Artifact", "Backend", "Capabilities", "CompilingBackend", "Handle", "Link"]
+__all__ = ["Backend", "Capabilities", "EagerBackend", "Handle", "Link"]
 
 #: A value on a device; only its backend looks inside.
 Handle: TypeAlias = Any
@@ -84,7 +84,7 @@ class Capabilities:
 
 
 class Backend(abc.ABC):
-    """One device group of one device family.
+    """One device group of one device family: what devices of either kind do.
 
     Args:
         device: A device string of this family, e.g. ``cuda`` or ``cuda:1``.
@@ -116,8 +116,12 @@ class Backend(abc.ABC):
     def capabilities(self) -> Capabilities:
         """What the planner must know; touches no device."""
 
-    def open(self) -> None:
+    def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Takes the device into use.
+
+        Args:
+            budget: Bytes of each rank's memory that the plan may use; 0: all there are.
+            reserved: Bytes of it that requests and constants take, so that loading leaves room for them.
 
         Raises:
             CompileError: It is not there.
@@ -125,16 +129,6 @@ class Backend(abc.ABC):
 
     def close(self) -> None:
         """Gives back what :meth:`open` and the loaded stages took; nothing where it failed or never ran."""
-
-    @abc.abstractmethod
-    def compile(
-        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
-    ) -> Artifact:
-        """Compiles a stage for one bucket, with the adapters folded into it, into the store."""
-
-    @abc.abstractmethod
-    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
-        """Returns the callable that takes and returns handles; its weights are on the device."""
 
     @abc.abstractmethod
     def upload(self, value: torch.Tensor) -> Handle:
@@ -162,14 +156,6 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
         """Takes one chunk of a value along a dim."""
-
-    @abc.abstractmethod
-    def select(self, handle: Handle, index: int) -> Handle:
-        """Takes one slice along dim 0, without that dim; asked of devices with eager compute."""
-
-    @abc.abstractmethod
-    def stack(self, handles: list[Handle]) -> Handle:
-        """Joins values of one shape along a new dim 0; asked of devices with eager compute that count references."""
 
     @abc.abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
@@ -212,65 +198,28 @@ class Backend(abc.ABC):
         return None
 
 
-class CompilingBackend(Backend):
-    """A device family that runs compiled programs only; it has no eager compute.
+class EagerBackend(Backend):
+    """A device family that runs a stage's own module, and tensor ops beside it, without compiling anything.
 
-    What it is asked to compile are applications: a stage's programs with the adapters folded into them. ``adapt``,
-    ``join`` and ``part`` are called only where no program can do it; they may go over the host.
-
-    Attributes:
-        budget: Bytes of each rank's memory that the plan may use, set before ``open``; 0: all there are.
-        reserved: Bytes of it that requests and constants will take, so that loading leaves room for them.
+    Nothing is stored for it, so a stage has no content key here and loading one looks at its weights alone.
     """
 
-    budget: int = 0
-    reserved: int = 0
+    @abc.abstractmethod
+    def load(self, stage: Stage, sizes: Sequence[Mapping[str, int]] = ()) -> Callable[..., Any]:
+        """Returns the callable that takes and returns handles; its weights are on the device.
 
-    def compile(
-        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
-    ) -> Artifact:
-        """Refuses: a stage alone does not say what it is fed; see :meth:`build`."""
-        raise TypeError(f"{type(self).__name__} compiles applications: key, build, load_application.")
+        Args:
+            stage: The stage.
+            sizes: Every combination of sizes that it runs at; given where :attr:`Capabilities.static_shapes` is true.
 
-    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
-        """Refuses, as :meth:`compile` does."""
-        raise TypeError(f"{type(self).__name__} loads applications: key, build, load_application.")
+        Raises:
+            CompileError: It cannot be built, or not be brought to the device.
+        """
 
+    @abc.abstractmethod
     def select(self, handle: Handle, index: int) -> Handle:
-        """Refuses: slices are cut on the host."""
-        raise TypeError(f"{type(self).__name__} computes nothing outside a program; slice on the host.")
+        """Takes one slice along dim 0, without that dim."""
 
+    @abc.abstractmethod
     def stack(self, handles: list[Handle]) -> Handle:
-        """Refuses: values are stacked on the host."""
-        raise TypeError(f"{type(self).__name__} computes nothing outside a program; stack on the host.")
-
-    def foldable(self, stage: Stage) -> bool:
-        """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
-        return True
-
-    @abc.abstractmethod
-    def key(self, application: Application) -> str:
-        """Returns the content key of an application: all that its programs depend on, weights left out."""
-
-    @abc.abstractmethod
-    def build(self, application: Application, folder: Path) -> None:
-        """Compiles an application into an empty folder; runs in a process of its own.
-
-        Raises:
-            CompileError: It cannot be compiled.
-        """
-
-    @abc.abstractmethod
-    def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
-        """Loads an application with its weights; returns the callable of each program by name.
-
-        Raises:
-            CompileError: It does not fit the device, or its weights do not fit.
-        """
-
-    @abc.abstractmethod
-    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
-        """Brings the parts that all ranks hold to the host and joins them; one download for each rank."""
-
-    def begin_counting(self) -> None:
-        """Starts what :meth:`measured` tells: all is loaded, and constants are staged."""
+        """Joins values of one shape along a new dim 0; asked of devices that count references."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend, CompilingBackend
+from orchestrator.backend import Backend
+from orchestrator.compiling import CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
@@ -127,9 +128,9 @@ class PipelineLoader:
         self._check_dtype(plan)
         store = ArtifactStore(path)
         with own_modes():
-            artifacts = compile_stages(plan, self._graph, self._backends(plan), store).artifacts
+            compile_stages(plan, self._graph, self._backends(plan), store)
         try:
-            store.write_plan(plan.to_json(), [artifact for group in artifacts.values() for artifact in group])
+            store.write_plan(plan.to_json())
         except OSError as error:
             raise CompileError(
                 f"The artifacts of {plan.pipeline!r} cannot be written to {str(path)!r}: {error}. Give a folder that "

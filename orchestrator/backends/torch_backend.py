@@ -7,19 +7,17 @@ downloaded tensor is read. The allocator keeps a pinned buffer until the copy ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from orchestrator.adapter import Adapter, apply, part_of
-from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
+from orchestrator.backend import Capabilities, EagerBackend, Handle, Link
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import CompileError
-from orchestrator.fingerprint import fingerprint
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.store import ArtifactStore, content_key
 
 __all__ = ["TorchBackend"]
 
@@ -27,7 +25,7 @@ __all__ = ["TorchBackend"]
 _PCIE = Link(63e9, 0.0, "PCI Express 5.0 x16, nominal: 32 GT/s x 16 lanes x 128/130 / 8")
 
 
-class TorchBackend(Backend):
+class TorchBackend(EagerBackend):
     """Runs stages eagerly on one torch device."""
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
@@ -61,7 +59,7 @@ class TorchBackend(Backend):
         """Eager, no static shapes; on the CPU values are host memory."""
         return self._capabilities
 
-    def open(self) -> None:
+    def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Makes sure that torch sees the device.
 
         Raises:
@@ -77,16 +75,7 @@ class TorchBackend(Backend):
                 device=self.device,
             ) from error
 
-    def compile(
-        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
-    ) -> Artifact:
-        """Describes the stage: eager torch runs the module itself, so there is no program to store."""
-        at = tuple(sorted(sizes.items()))
-        own = fingerprint(stage, contents=False)  # nothing compiled depends on it
-        key = content_key(["torch", torch.__version__, self.device, own, at, adapters])
-        return Artifact(stage.name, key, at)
-
-    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
+    def load(self, stage: Stage, sizes: Sequence[Mapping[str, int]] = ()) -> Callable[..., Any]:
         """Returns the stage's own module where it is on the device already, else a copy that is.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend
+from orchestrator.backend import EagerBackend
 from orchestrator.errors import InputError, StageError
 from orchestrator.graph import Graph
 from orchestrator.loader import resolve_backend
@@ -140,14 +140,16 @@ def _smaller(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     return request if is_smaller else inputs
 
 
-def _backends(plan: Plan, manager: PluginManager) -> dict[str, Backend]:
+def _backends(plan: Plan, manager: PluginManager) -> dict[str, EagerBackend]:
     """Eager devices of torch with memory of their own."""
-    backends: dict[str, Backend] = {}
+    backends: dict[str, EagerBackend] = {}
     for group in plan.groups:
         if group.backend == "torch" and not group.host_memory:
             _, kind = resolve_backend(manager, group.device)
-            backends[group.device] = kind(group.device, dict(group.options))
-            backends[group.device].open()
+            backend = kind(group.device, dict(group.options))
+            assert isinstance(backend, EagerBackend)
+            backend.open()
+            backends[group.device] = backend
     return backends
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend
+from orchestrator.backend import EagerBackend
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
@@ -27,7 +27,7 @@ class StageRunner:
         backends: Eager torch devices that stages run on, by device; elsewhere they run on the processor.
     """
 
-    def __init__(self, backends: Mapping[str, Backend]) -> None:
+    def __init__(self, backends: Mapping[str, EagerBackend]) -> None:
         self._backends = backends
         self._copies: dict[str, Callable[..., Any]] = {}
         self._memo: dict[int, Any] = {}
@@ -48,9 +48,9 @@ class StageRunner:
         outputs = named_outputs(stage, call_target(stage, self._device_target(stage, backend), uploads))
         return {port: value.cpu() if _is_tensor(value) else value for port, value in outputs.items()}
 
-    def _device_target(self, stage: Stage, backend: Backend) -> Callable[..., Any]:
+    def _device_target(self, stage: Stage, backend: EagerBackend) -> Callable[..., Any]:
         if stage.name not in self._copies:
-            self._copies[stage.name] = backend.load((), stage)
+            self._copies[stage.name] = backend.load(stage)
         return self._copies[stage.name]
 
     def _copy(self, stage: Stage) -> Callable[..., Any]:

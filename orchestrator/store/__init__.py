@@ -18,12 +18,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.store.artifacts import Artifact, ArtifactStore, Cleaned, Entry
+    from orchestrator.store.artifacts import ArtifactStore, Cleaned, Entry
     from orchestrator.store.files import write_atomically
     from orchestrator.store.keys import content_key
 
 __all__ = [
-    "Artifact",
     "ArtifactStore",
     "Cleaned",
     "Entry",

@@ -8,11 +8,9 @@ so it is whole or absent, and made once. Readers take no lock: what is removed w
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +23,7 @@ from orchestrator.store.layout import Layout
 from orchestrator.store.manifest import NAME, write_manifest
 from orchestrator.store.owners import check_private, make_private
 
-__all__ = ["Artifact", "ArtifactStore", "Cleaned", "Entry"]
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a backend compiled for one stage and one bucket.
-
-    Attributes:
-        stage: The stage's name.
-        key: Content key: model structure and config, specs, flags, adapters, versions; never a path.
-        sizes: The bucket, as pairs of name and size.
-    """
-
-    stage: str
-    key: str
-    sizes: tuple[tuple[str, int], ...] = ()
+__all__ = ["ArtifactStore", "Cleaned", "Entry"]
 
 
 class ArtifactStore:
@@ -57,8 +40,8 @@ class ArtifactStore:
         self.path = Path(path)
         self._layout = Layout(self.path)
 
-    def write_plan(self, plan: str, artifacts: Iterable[Artifact]) -> None:
-        """Writes the plan's JSON and the index of its artifacts; what is there already is left alone.
+    def write_plan(self, plan: str) -> None:
+        """Writes the plan's JSON beside its artifacts; the same that is there already is left alone.
 
         Raises:
             CompileError: Somebody else can write to the store.
@@ -66,8 +49,6 @@ class ArtifactStore:
         """
         check_private(self.path)
         make_private(self.path)
-        index = [{"stage": item.stage, "key": item.key, "sizes": dict(item.sizes)} for item in artifacts]
-        write_anew(self.path / "artifacts.json", json.dumps(index, indent=1).encode())
         write_anew(self.path / "plan.json", plan.encode())
 
     def find(self, key: str) -> Path | None:

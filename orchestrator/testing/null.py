@@ -13,18 +13,16 @@ giving it to another device is a :class:`~orchestrator.testing.HandleError`;
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from orchestrator.adapter import Adapter, apply
-from orchestrator.backend import Artifact, Backend, Capabilities, Handle, Link
+from orchestrator.backend import Capabilities, EagerBackend, Handle, Link
 from orchestrator.errors import CompileError
-from orchestrator.fingerprint import fingerprint
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
-from orchestrator.store import ArtifactStore, content_key
 from orchestrator.testing.record import Event, HandleError, Kind, NullHandle, forget, note
 from orchestrator.testing.shapes import Shapes
 
@@ -37,7 +35,7 @@ DEVICES = 8
 _INVENTED = Link(1e9, 1e-5, "invented for tests: 1 GB/s, 10 microseconds to start a program")
 
 
-class NullBackend(Backend):
+class NullBackend(EagerBackend):
     """A device family for tests: ``null`` (means ``null:0``) to ``null:7``.
 
     Options, all but the first to vary what the planner is told:
@@ -88,7 +86,7 @@ class NullBackend(Backend):
         """Handles of this device that nobody has freed, constants included."""
         return tuple(self._live.values())
 
-    def open(self) -> None:
+    def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Takes the device into use.
 
         Raises:
@@ -107,22 +105,15 @@ class NullBackend(Backend):
             forget(self._live.pop(handle.serial))
         self._note("close")
 
-    def compile(
-        self, stage: Stage, sizes: Mapping[str, int], adapters: tuple[Adapter, ...], store: ArtifactStore
-    ) -> Artifact:
-        """Describes the stage; there is no program to store."""
-        at = tuple(sorted(sizes.items()))
-        key = content_key(["null", torch.__version__, fingerprint(stage), at, adapters, self.options])
-        self._note("compile", stage.name)
-        return Artifact(stage.name, key, at)
-
-    def load(self, artifacts: tuple[Artifact, ...], stage: Stage) -> Callable[..., Any]:
-        """Returns the callable on handles.
+    def load(self, stage: Stage, sizes: Sequence[Mapping[str, int]] = ()) -> Callable[..., Any]:
+        """Returns the callable on handles; with ``static_shapes`` it is compiled for each of the sizes.
 
         Raises:
             CompileError: The stage cannot be built.
         """
-        shapes = Shapes(stage, [dict(item.sizes) for item in artifacts], self._capabilities.static_shapes)
+        for _ in sizes:
+            self._note("compile", stage.name)
+        shapes = Shapes(stage, sizes, self._capabilities.static_shapes)
         try:
             target = stage.module() if self._compute else None
         except Exception as error:

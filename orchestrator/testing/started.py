@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import Adapter
-from orchestrator.backend import Backend, CompilingBackend
+from orchestrator.backend import Backend, EagerBackend
+from orchestrator.compiling import CompilingBackend
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
@@ -35,11 +36,12 @@ def start(
     Returns:
         Handles, in the form in which the stage gives its outputs.
     """
-    if not isinstance(backend, CompilingBackend):
-        run = backend.load((backend.compile(stage, {}, (), store),), stage)
+    if isinstance(backend, EagerBackend):
+        run = backend.load(stage, [{}])
         first, *rest = given.items()
         named = {port: _uploaded(backend, value) for port, value in rest}
         return run(_uploaded(backend, first[1]), **named)
+    assert isinstance(backend, CompilingBackend)
     application = _application(stage, given, expected)
     folder = store.obtain(backend.key(application), lambda path: backend.build(application, path))
     run = backend.load_application(application, folder)[stage.name]
@@ -50,17 +52,12 @@ def start(
 
 
 def artifact_key(
-    backend: Backend,
-    store: ArtifactStore,
+    backend: CompilingBackend,
     stage: Stage,
     sizes: Mapping[str, int],
     adapters: tuple[Adapter, ...],
 ) -> str:
     """Returns the content key of a stage that takes ``[batch, 4]``, with adapters folded into it."""
-    if not isinstance(backend, CompilingBackend):
-        artifact = backend.compile(stage, sizes, adapters, store)
-        assert (artifact.stage, dict(artifact.sizes)) == (stage.name, dict(sizes))
-        return artifact.key
     spec = TensorSpec((*sizes.values(), 4))
     inputs = tuple(ProgramInput(port.name, spec, adapters, spec.dtype) for port in stage.inputs)
     program = Program(stage.name, inputs, (ProgramOutput("output", spec),), (sizes,))

@@ -89,8 +89,7 @@ def weightless(made: Program) -> Application:
 def emulated(budget: int = 0, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
     """An opened emulated device, under ``no_grad`` as sessions run."""
     backend = EmulatedBackend("neuron-emulated", options)
-    backend.budget = budget
-    backend.open()
+    backend.open(budget)
     if counting:
         backend.begin_counting()
     try:

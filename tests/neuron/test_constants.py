@@ -38,13 +38,11 @@ def test_constants_are_weighed_with_what_requests_take(tmp_path: Path, kind: str
     target, size = CONSTANTS[kind]
     made = application(target, FORM)
     backend = EmulatedBackend("neuron-emulated")
-    backend.reserved = 48
     for budget, fits in ((size + 95, False), (size + 96, True)):
         folder = tmp_path / str(budget)
         folder.mkdir()
         backend.build(made, folder)
-        backend.budget = budget
-        backend.open()
+        backend.open(budget, reserved=48)
         try:
             if fits:
                 run = backend.load_application(made, folder)["p"]

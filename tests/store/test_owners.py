@@ -46,7 +46,7 @@ def refused(store: Path, *words: str) -> None:
     for ask in (
         lambda: ArtifactStore(store).find(KEY),
         lambda: ArtifactStore(store).obtain(KEY, build),
-        lambda: ArtifactStore(store).write_plan("{}", ()),
+        lambda: ArtifactStore(store).write_plan("{}"),
     ):
         with pytest.raises(CompileError) as caught:
             ask()
@@ -164,7 +164,7 @@ def test_a_new_store_is_private_whatever_the_umask(base: Path, umask: int) -> No
     try:
         store = base / "new" / "deep" / "store"
         ArtifactStore(store).obtain(KEY, open_to_all)
-        ArtifactStore(store).write_plan("{}", ())
+        ArtifactStore(store).write_plan("{}")
         assert ArtifactStore(store).find(KEY) is not None
     finally:
         os.umask(before)

@@ -166,11 +166,11 @@ def test_a_damaged_marker_is_written_anew(store: ArtifactStore, marker: bytes):
 
 
 def test_a_plan_that_is_there_is_not_written_again(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
-    store.write_plan("plan", [])
+    store.write_plan("plan")
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_atomically", lambda *_: pytest.fail("it was written"))
-        store.write_plan("plan", [])
-    store.write_plan("other", [])
+        store.write_plan("plan")
+    store.write_plan("other")
     assert (store.path / "plan.json").read_text() == "other"
 
 

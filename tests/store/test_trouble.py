@@ -124,7 +124,7 @@ def never(folder):
 assert store.find("ab" * 32) == store.obtain("ab" * 32, never)
 assert store.find(missing) is None
 assert [entry.state for entry in store.entries(checksums=True)] == ["ok"]
-store.write_plan("plan", [])
+store.write_plan("plan")
 try:
     store.obtain(missing, never, {"stage": "vision"})
 except CompileError as error:
@@ -137,7 +137,7 @@ except CompileError as error:
 def test_a_store_that_can_only_be_read(readable: Path, how: str):
     store = ArtifactStore(readable / "store")
     store.obtain(KEY, write)
-    store.write_plan("plan", [])
+    store.write_plan("plan")
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     mount = (
         subprocess.run(["mount", "--bind", readable, readable], capture_output=True)

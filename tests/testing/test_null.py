@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from orchestrator import Dim, ModelWrapper, Pipeline, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.stage import make_stage
-from orchestrator.store import ArtifactStore
 from orchestrator.testing import HandleError, NullBackend, assert_same, recording, run_by_hand, stages
 from orchestrator.testing.pytest_plugin import make_plugins
 from orchestrator_stages.demos.faces.pipeline import faces
@@ -149,7 +148,6 @@ def test_a_request_reads_like_a_log(null_record):
     with pipeline.plan(device="null").load() as session:
         session(x=torch.zeros(2, 3))
     assert [str(event) for event in null_record.calls] == [
-        "null:0 compile double()",
         "null:0 open()",
         "null:0 load double()",
         "null:0 upload() -> [2, 3]",
@@ -175,11 +173,10 @@ def test_what_is_deferred_is_rubbish_until_synchronised():
         assert torch.equal(late, value)
 
 
-def test_static_shapes_are_those_that_were_compiled(backend, tmp_path):
+def test_static_shapes_are_those_that_were_compiled(backend):
     backend = NullBackend("null", {"static_shapes": True})
     stage = make_stage("fixed", stages.Fixed({"width": 3}))
-    artifact = backend.compile(stage, {"batch": 4}, (), ArtifactStore(tmp_path))
-    run = backend.load((artifact,), stage)
+    run = backend.load(stage, [{"batch": 4}])
     assert run(backend.upload(torch.zeros(4, 3))).shape == (4, 3)
     with pytest.raises(HandleError, match="compiled for"):
         run(backend.upload(torch.zeros(2, 3)))

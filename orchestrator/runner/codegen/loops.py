@@ -150,10 +150,10 @@ class LoopWriter:
                 writer.alias(whole, part)
                 continue
             memory = writer.values[whole].memory
-            backend = None if memory == HOST else writer.programs.backend_of(memory)
             cut = f"v{whole}[{self.at}]"
-            if backend is not None:
-                cut = f"{writer.name('select', backend.select)}(v{whole}, {self.at})"
+            if memory != HOST:
+                select = writer.name("select", writer.programs.eager_backend_of(memory).select)
+                cut = f"{select}(v{whole}, {self.at})"
             writer.line(f"v{part} = {cut}")
 
     def _hand_over(self) -> None:
@@ -270,7 +270,7 @@ def make_stack(programs: Executable, value: PlannedValue) -> Callable[[list[Any]
             if parts
             else torch.empty((0, *rest.shape(sizes)), dtype=rest.dtype, device="cpu")
         )
-    backend = programs.backend_of(value.memory)
+    backend = programs.eager_backend_of(value.memory)
     return lambda parts, sizes: (
         backend.stack(parts) if parts else backend.empty((0, *rest.shape(sizes)), rest.dtype)
     )

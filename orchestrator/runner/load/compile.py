@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.backend import CompilingBackend
+from orchestrator.compiling import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
 from orchestrator.runner.interrupts import DeferredSignals
@@ -43,8 +43,7 @@ class Job:
     """One application to build.
 
     Attributes:
-        backend: What builds it. Its method ``warm_up``, if it has one, is called once before: it imports what builds
-            need.
+        backend: What builds it.
         application: The application.
         key: Its content key.
     """
@@ -74,19 +73,13 @@ def build_applications(
     found = {key: path for key in by_key if (path := store.find(key)) is not None}
     missing = [job for key, job in by_key.items() if key not in found]
     if missing:
-        _warm_up(missing)
+        for backend in {id(job.backend): job.backend for job in missing}.values():
+            backend.warm_up()
         count = workers or _workers()
         # An interrupt comes in while children are waited for, and nowhere else: so none is lost.
         with DeferredSignals() as signals, _Crew(store, count, signals) as crew:
             found |= crew.build(missing)
     return {key: found[key] for key in by_key}
-
-
-def _warm_up(jobs: list[Job]) -> None:
-    for backend in {id(job.backend): job.backend for job in jobs}.values():
-        warm_up = getattr(backend, "warm_up", None)
-        if warm_up is not None:
-            warm_up()
 
 
 def _workers() -> int:

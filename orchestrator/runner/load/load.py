@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import MOVES, Adapter, apply, check_cast
-from orchestrator.backend import Artifact, Backend, CompilingBackend
+from orchestrator.backend import Backend, EagerBackend
+from orchestrator.compiling import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.graph import Graph
 from orchestrator.plan.count import constant_bytes
@@ -24,7 +25,7 @@ from orchestrator.stage import Stage
 from orchestrator.store import ArtifactStore
 from orchestrator.surroundings import same_random_state
 
-__all__ = ["CompiledStages", "Executable", "applications_of", "compile_stages", "load_executable"]
+__all__ = ["CompiledApplication", "Executable", "applications_of", "compile_stages", "load_executable"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class Executable:
         """Returns the backend whose values live in a memory other than the host's."""
         return next(self.backends[group.device] for group in self.plan.groups if group.memory == memory)
 
+    def eager_backend_of(self, memory: str) -> EagerBackend:
+        """Returns the backend of a memory that values are cut and stacked in, which takes eager compute."""
+        backend = self.backend_of(memory)
+        assert isinstance(backend, EagerBackend)
+        return backend
+
     def free(self, value: PlannedValue, handle: Any) -> None:
         """Frees a handle of a value, where that is not done by reference count."""
         if value.memory != HOST:
@@ -99,36 +106,32 @@ def _narrowed(adapter: Adapter) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class CompiledStages:
-    """What compiling a plan gave.
+class CompiledApplication:
+    """An application of a device without eager compute.
 
     Attributes:
-        artifacts: Stage (or weightless program) to its artifacts.
-        applications: Applications of devices without eager compute, with the folder of each.
+        device: The device.
+        application: The application.
+        folder: Where its artifact is.
     """
 
-    artifacts: Mapping[str, tuple[Artifact, ...]]
-    applications: tuple[tuple[str, Application, Path], ...] = ()
+    device: str
+    application: Application
+    folder: Path
 
 
 def compile_stages(
     plan: Plan, graph: Graph, backends: Mapping[str, Backend], store: ArtifactStore
-) -> CompiledStages:
-    """Compiles every stage of a plan for every bucket it runs in; what compiles, in parallel.
+) -> tuple[CompiledApplication, ...]:
+    """Compiles, in parallel, the stages of devices that compile, each for every bucket it runs in.
 
     The models of wrappers are built before, once: keys, programs and weights are of the same model then.
 
     Raises:
         CompileError: A stage cannot be built or compiled.
     """
-    artifacts: dict[str, tuple[Artifact, ...]] = {}
-    stages, applications = graph.stages, applications_of(plan, graph)
+    applications = applications_of(plan, graph)
     with same_random_state():
-        for name, uses in _uses(plan).items():
-            backend = backends[uses[0].device]
-            if not isinstance(backend, CompilingBackend):
-                sizes = _compile_sizes(plan, backend, uses)
-                artifacts[name] = tuple(backend.compile(stages[name], at, (), store) for at in sizes)
         for _, application in applications:
             _build_model(application.stage)
     jobs = []
@@ -137,10 +140,7 @@ def compile_stages(
         assert isinstance(compiler, CompilingBackend)
         jobs.append(Job(compiler, application, compiler.key(application)))
     folders = build_applications(jobs, store)
-    for job in jobs:
-        artifacts[job.application.name] = (Artifact(job.application.name, job.key),)
-    made = tuple((job.backend.device, job.application, folders[job.key]) for job in jobs)
-    return CompiledStages(artifacts, made)
+    return tuple(CompiledApplication(job.backend.device, job.application, folders[job.key]) for job in jobs)
 
 
 def _build_model(stage: Stage | None) -> None:
@@ -171,13 +171,14 @@ def _uses(plan: Plan) -> dict[str, list[PlannedCall]]:
     return uses
 
 
-def _compile_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> list[dict[str, int]]:
-    """The buckets a stage is compiled for: every combination on static shapes, else the largest."""
+def _static_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> list[dict[str, int]]:
+    """The sizes an eager stage runs at: every combination of buckets on static shapes, else none is known."""
+    if not backend.capabilities.static_shapes:
+        return []
     specs = [spec for call in calls for _, spec in call.inputs if isinstance(spec, TensorSpec)]
     names = dict.fromkeys(name for spec in specs for name in spec.names)
     buckets = {dim.name: dim.buckets for dim in plan.dims if dim.name in names}
-    every = list(combinations(buckets, buckets))
-    return every if backend.capabilities.static_shapes else every[-1:]
+    return list(combinations(buckets, buckets))
 
 
 def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
@@ -231,7 +232,7 @@ def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def load_executable(
-    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: CompiledStages
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], applications: Iterable[CompiledApplication]
 ) -> Executable:
     """Opens the devices, loads every stage and stages the constants.
 
@@ -241,12 +242,11 @@ def load_executable(
     opened: list[Backend] = []
     try:
         for device, backend in backends.items():
-            if isinstance(backend, CompilingBackend):
-                backend.budget = dict(plan.budget).get(device, 0)
-                backend.reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
+            # What requests and constants take at their peak: loading must leave it free.
+            reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
             opened.append(backend)
-            backend.open()
-        functions = _functions(plan, graph, backends, compiled)
+            backend.open(budget=dict(plan.budget).get(device, 0), reserved=reserved)
+        functions = _functions(plan, graph, backends, applications)
         programs = Executable(plan, graph.stages, backends, functions, {})
         with torch.no_grad():
             return replace(programs, constants=_stage_constants(programs, graph))
@@ -257,24 +257,26 @@ def load_executable(
 
 
 def _functions(
-    plan: Plan, graph: Graph, backends: Mapping[str, Backend], compiled: CompiledStages
+    plan: Plan, graph: Graph, backends: Mapping[str, Backend], applications: Iterable[CompiledApplication]
 ) -> dict[str, Callable[..., Any]]:
     """The callable of each stage by its name, and of each program by its."""
     stages = graph.stages
     functions: dict[str, Callable[..., Any]] = {}
-    for device, application, folder in compiled.applications:
-        backend = backends[device]
-        assert isinstance(backend, CompilingBackend)
-        functions.update(backend.load_application(application, folder))
-    done = {application.name for _, application, _ in compiled.applications}
+    for compiled in applications:
+        compiler = backends[compiled.device]
+        assert isinstance(compiler, CompilingBackend)
+        functions.update(compiler.load_application(compiled.application, compiled.folder))
+    uses = _uses(plan)
     with same_random_state():
         for call in plan.calls:
             if call.device == HOST:
                 _build_model(stages[call.stage])
                 functions[call.stage] = stages[call.stage].target
-            elif call.stage not in functions and call.stage not in done:
-                loaded = backends[call.device].load(compiled.artifacts[call.stage], stages[call.stage])
-                functions[call.stage] = loaded
+                continue
+            backend = backends[call.device]
+            if isinstance(backend, EagerBackend) and call.stage not in functions:
+                sizes = _static_sizes(plan, backend, uses[call.stage])
+                functions[call.stage] = backend.load(stages[call.stage], sizes)
     return functions
 
 

@@ -7,18 +7,19 @@ held in that. All stages of a process share one world size, so a family has one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.adapter import Adapter, apply
-from orchestrator.backend import Capabilities, CompilingBackend, Handle, Link
+from orchestrator.backend import Capabilities, Handle, Link
+from orchestrator.compiling import CompilingBackend
 from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
 from orchestrator_neuron.modes import check_scripts, training_notes
 from orchestrator_neuron.options import OPTION_TYPES, NeuronSettings, normalize, settings_for
+from orchestrator_neuron.wrapper import NeuronWrapper
 
 __all__ = ["LINK", "RankedBackend"]
 
@@ -93,11 +94,12 @@ class RankedBackend(CompilingBackend):
     def settings(self, stage: Stage | None) -> NeuronSettings:
         """Returns the options in force for a stage; ``None``: for a weightless program.
 
-        A wrapper may have options of its own, ``neuron_options``; those in ``add(config=...)`` go first.
+        A :class:`~orchestrator_neuron.wrapper.NeuronWrapper` has options of its own; those in ``add(config=...)`` go
+        first.
         """
         if stage is None:
             return settings_for(self.options, "", {})
-        own = getattr(stage.wrapper, "neuron_options", {})
+        own = stage.wrapper.neuron_options if isinstance(stage.wrapper, NeuronWrapper) else {}
         return settings_for(self.options, stage.name, {**own, **stage.config})
 
     def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
@@ -133,9 +135,8 @@ class RankedBackend(CompilingBackend):
                         stage=stage.name,
                         port=port,
                     )
-        # A wrapper may review itself; the hook is optional, since most wrappers know nothing of this family.
-        review = getattr(stage.wrapper, "neuron_review", None)
-        notes = review(stage, settings, inputs) if review is not None else ()
+        wrapper = stage.wrapper
+        notes = wrapper.neuron_review(stage, settings, inputs) if isinstance(wrapper, NeuronWrapper) else ()
         return (*notes, *self._notes(stage))
 
     def _notes(self, stage: Stage) -> Iterator[str]:
@@ -149,15 +150,3 @@ class RankedBackend(CompilingBackend):
     def gather(self, handle: Handle, dim: int) -> torch.Tensor:
         """Joins the parts that the ranks hold along a dim, on the host."""
         return torch.cat(self.host_rows(handle), dim)
-
-    def copy(self, handle: Handle, device: str) -> Handle:
-        """Copies a value out of its program's output buffer, over the host."""
-        return self.upload(self.download(handle))
-
-    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
-        """Returns the function of an adapter that no program does: over the host."""
-        return lambda handle, sizes: self.upload(apply(adapter, self.download(handle), sizes))
-
-    def join(self, handles: list[Handle], dim: int) -> Handle:
-        """Joins the results of chunks, over the host."""
-        return self.upload(torch.cat([self.download(handle) for handle in handles], dim))

@@ -54,11 +54,11 @@ class EmulatedBackend(RankedBackend):
             raise DeviceError("The emulated Neuron device is not open.")
         return self._open_device
 
-    def open(self) -> None:
+    def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Takes a fresh device into use."""
         self.close()
         can = self.capabilities
-        self._open_device = Device(can.ranks, self.budget or can.memory, can.link, self.reserved)
+        self._open_device = Device(can.ranks, budget or can.memory, can.link, reserved)
         register(self._open_device)
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from orchestrator_neuron.nxdi.read import (
     source_of,
 )
 from orchestrator_neuron.options import NeuronSettings
+from orchestrator_neuron.wrapper import NeuronWrapper
 
 __all__ = ["AdoptedStage", "from_nxdi"]
 
@@ -105,7 +106,7 @@ class _Held:
 _OBJECTS: weakref.WeakKeyDictionary[_Held, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-class AdoptedStage(ModelWrapper):
+class AdoptedStage(NeuronWrapper):
     """A user's NxD Inference wrapper, or application, as a stage; see :func:`from_nxdi`.
 
     Attributes:

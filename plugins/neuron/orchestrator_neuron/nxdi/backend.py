@@ -37,7 +37,7 @@ class NxdiBackend(RankedBackend):
     #: World size of what this process has loaded; NxD Inference crashes when another follows.
     _loaded_world: ClassVar[int | None] = None
 
-    def open(self) -> None:
+    def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Imports NxD Inference and takes the device into use; it warns of versions outside the known range.
 
         Raises:
@@ -111,11 +111,11 @@ class NxdiBackend(RankedBackend):
         """Brings a value of rank 0 to the host; one that its program brought there is returned as it is."""
         return handle if isinstance(handle, torch.Tensor) else handle[0][0].to("cpu")
 
-    def part(self, handle: Handle, dim: int, start: int, size: int) -> RankedValue:
+    def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
         """Takes a chunk: a view along the outermost dim, where it is one block of memory, else over the host."""
         if dim == 0:
             return RankedValue([row[0].narrow(0, start, size)] for row in handle)
-        return self.upload(self.download(handle).narrow(dim, start, size))
+        return super().part(handle, dim, start, size)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> RankedValue:
         """Makes a value of zeros."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.adapter import apply
-from orchestrator.backend import Artifact, Backend, Capabilities
-from orchestrator.store import content_key
+from orchestrator.backend import Capabilities, EagerBackend
 
 
 @dataclass
@@ -16,7 +15,7 @@ class Crate:
     tensor: torch.Tensor
 
 
-class AcmeBackend(Backend):
+class AcmeBackend(EagerBackend):
     @classmethod
     def accepts(cls, device):
         family, _, number = device.partition(":")
@@ -30,11 +29,7 @@ class AcmeBackend(Backend):
     def capabilities(self):
         return Capabilities()
 
-    def compile(self, stage, sizes, adapters, store):
-        rows = tuple(sorted(sizes.items()))
-        return Artifact(stage.name, content_key(["acme", repr(stage.target), rows]), rows)
-
-    def load(self, artifacts, stage):
+    def load(self, stage, sizes=()):
         module = stage.module()
         return lambda *crates: Crate(module(*(crate.tensor for crate in crates)))
 

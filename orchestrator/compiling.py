@@ -1,0 +1,90 @@
+"""What a device family without eager compute must offer: programs are compiled, stored, loaded and run.
+
+The order of calls is :meth:`~CompilingBackend.key`, :meth:`~CompilingBackend.warm_up` and
+:meth:`~CompilingBackend.build` (in forked processes) where the store lacks the key, then in the process that runs the
+session ``open``, :meth:`~CompilingBackend.load_application`, staging of constants,
+:meth:`~CompilingBackend.begin_counting`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from orchestrator.adapter import Adapter, apply, part_of
+from orchestrator.backend import Backend, Handle
+
+if TYPE_CHECKING:
+    from orchestrator.program import Application
+    from orchestrator.stage import Stage
+
+__all__ = ["CompilingBackend"]
+
+
+class CompilingBackend(Backend):
+    """A device family that runs compiled programs only; it has no eager compute.
+
+    What it is asked to compile are applications: a stage's programs with the adapters folded into them. ``adapt``,
+    ``join`` and ``part`` are called only where no program can do it; here they go over the host.
+    """
+
+    def foldable(self, stage: Stage) -> bool:
+        """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
+        return True
+
+    @abc.abstractmethod
+    def key(self, application: Application) -> str:
+        """Returns the content key of an application: all that its programs depend on, weights left out."""
+
+    def warm_up(self) -> None:
+        """Imports what :meth:`build` needs, once before the processes that build are forked."""
+
+    @abc.abstractmethod
+    def build(self, application: Application, folder: Path) -> None:
+        """Compiles an application into an empty folder; runs in a process of its own.
+
+        Raises:
+            CompileError: It cannot be compiled.
+        """
+
+    @abc.abstractmethod
+    def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
+        """Loads an application with its weights; returns the callable of each program by name.
+
+        Raises:
+            CompileError: It does not fit the device, or its weights do not fit.
+        """
+
+    def begin_counting(self) -> None:
+        """Starts what :meth:`measured` tells: all is loaded, and constants are staged."""
+
+    @abc.abstractmethod
+    def gather(self, handle: Handle, dim: int) -> torch.Tensor:
+        """Brings the parts that all ranks hold to the host and joins them; one download for each rank."""
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the function of an adapter that no program does: over the host."""
+        return lambda handle, sizes: self.upload(apply(adapter, self._read(handle), sizes))
+
+    def join(self, handles: list[Handle], dim: int) -> Handle:
+        """Joins the results of chunks, over the host."""
+        return self.upload(torch.cat([self._read(handle) for handle in handles], dim))
+
+    def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
+        """Takes a chunk, over the host."""
+        return self.upload(part_of(self._read(handle), dim, start, size))
+
+    def copy(self, handle: Handle, device: str) -> Handle:
+        """Copies a value, over the host."""
+        return self.upload(self._read(handle))
+
+    def _read(self, handle: Handle) -> torch.Tensor:
+        """Brings a value to the host, and waits for it where downloads are deferred."""
+        value = self.download(handle)
+        if self.capabilities.deferred:
+            self.synchronize()
+        return value
