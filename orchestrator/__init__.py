@@ -5,8 +5,9 @@ Importing this package loads neither torch nor networkx; a name is imported when
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.backend import Backend
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         StageError,
     )
     from orchestrator.graph import Graph
+    from orchestrator.host_stage import HostStage
     from orchestrator.pipeline import Pipeline
     from orchestrator.plan import Plan, Residency
     from orchestrator.plugin import hookimpl
@@ -40,6 +42,7 @@ __all__ = [
     "Dim",
     "Graph",
     "GraphError",
+    "HostStage",
     "InputError",
     "ModelWrapper",
     "OrchestratorError",
@@ -55,29 +58,29 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = {
-    "Backend": "backend",
-    "CheckReport": "promises.report",
-    "Dim": "specs",
-    "Graph": "graph",
-    "ModelWrapper": "stage",
-    "Pipeline": "pipeline",
-    "Plan": "plan",
-    "Registry": "registry",
-    "Residency": "plan",
-    "Session": "runner",
-    "TensorSpec": "specs",
-    "hookimpl": "plugin",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'orchestrator' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"orchestrator.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Backend": ".backend",
+        "CancelledError": ".errors",
+        "CheckReport": ".promises.report",
+        "CompileError": ".errors",
+        "Dim": ".specs",
+        "Graph": ".graph",
+        "GraphError": ".errors",
+        "HostStage": ".host_stage",
+        "InputError": ".errors",
+        "ModelWrapper": ".stage",
+        "OrchestratorError": ".errors",
+        "Pipeline": ".pipeline",
+        "Plan": ".plan",
+        "PlanError": ".errors",
+        "PluginError": ".errors",
+        "Registry": ".registry",
+        "Residency": ".plan",
+        "Session": ".runner",
+        "StageError": ".errors",
+        "TensorSpec": ".specs",
+        "hookimpl": ".plugin",
+    },
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.count import summarise
@@ -16,6 +16,9 @@ from orchestrator.plan.diff import PlanDiff, diff
 from orchestrator.plan.records import PlanData
 from orchestrator.plan.serial import from_json, to_json
 from orchestrator.plan.text import render
+
+if TYPE_CHECKING:
+    from orchestrator.runner.session import Session
 
 __all__ = ["Loader", "Plan"]
 
@@ -26,7 +29,7 @@ class Loader(Protocol):
     def compile(self, plan: Plan, path: str | os.PathLike[str]) -> Loader:
         """Compiles every stage into a store at ``path``; returns the loader that uses it."""
 
-    def load(self, plan: Plan) -> Any:
+    def load(self, plan: Plan) -> Session:
         """Loads every stage and returns a session."""
 
 
@@ -75,8 +78,8 @@ class Plan(PlanData):
         """
         return replace(self, loader=self._bound().compile(self, path))
 
-    def load(self) -> Any:
-        """Loads every stage and returns a :class:`~orchestrator.runner.session.Session`.
+    def load(self) -> Session:
+        """Loads every stage and returns a session that runs requests.
 
         Raises:
             PlanError: The plan is bound to no pipeline.

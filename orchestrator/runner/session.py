@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan
@@ -128,9 +128,15 @@ class Session:
         entry = self._choose(device_outputs, partial)
         return self._progress_hook.run(lambda: entry(inputs), listener, cancel)
 
+    @overload
+    def stream(self, requests: Iterable[Mapping[str, Any]], depth: int = 2) -> Stream: ...
+    @overload
+    def stream(
+        self, requests: Iterable[Mapping[str, Any]], depth: int = 2, *, partial: Iterable[str]
+    ) -> PartialStream: ...
     def stream(
         self, requests: Iterable[Mapping[str, Any]], depth: int = 2, partial: Iterable[str] = ()
-    ) -> Any:
+    ) -> Stream | PartialStream:
         """Runs requests at the same time and yields their results in order.
 
         Args:

@@ -14,8 +14,9 @@ Nothing here needs torch. A name is imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.store.artifacts import ArtifactStore, Cleaned, Entry
@@ -30,15 +31,14 @@ __all__ = [
     "write_atomically",
 ]
 
-_HOMES = {
-    "content_key": "keys",
-    "write_atomically": "files",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'orchestrator.store' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"orchestrator.store.{_HOMES.get(name, 'artifacts')}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Artifact": ".artifacts",
+        "ArtifactStore": ".artifacts",
+        "Cleaned": ".artifacts",
+        "Entry": ".artifacts",
+        "content_key": ".keys",
+        "write_atomically": ".files",
+    },
+)

@@ -12,8 +12,9 @@ Importing this package loads no torch; a name is imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.promises.reference import run_by_hand
@@ -37,25 +38,20 @@ __all__ = [
     "run_by_hand",
 ]
 
-_HOMES = {
-    "BackendCase": "contracts",
-    "BackendContract": "contracts",
-    "NullBackend": "null",
-    "StageCase": "contracts",
-    "StageContract": "contracts",
-    "assert_same": "compare",
-    "run_by_hand": "orchestrator.promises.reference",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'orchestrator.testing' has no attribute {name!r}")
-    home = _HOMES.get(name, "record")
-    value = getattr(importlib.import_module(home if "." in home else f"orchestrator.testing.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "BackendCase": ".contracts",
+        "BackendContract": ".contracts",
+        "Event": ".record",
+        "HandleError": ".record",
+        "NullBackend": ".null",
+        "NullHandle": ".record",
+        "Record": ".record",
+        "StageCase": ".contracts",
+        "StageContract": ".contracts",
+        "assert_same": ".compare",
+        "recording": ".record",
+        "run_by_hand": "orchestrator.promises.reference",
+    },
+)

@@ -22,10 +22,10 @@ In ``diffusion`` and ``seq2seq`` lie the importers, which are imported when they
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from orchestrator import hookimpl
+from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.registry import PipelineRegistry, StageRegistry
@@ -39,7 +39,9 @@ __all__ = [
     "orchestrator_register_stages",
 ]
 
-_HOMES = {"from_diffusers": "diffusion.convert", "from_transformers": "seq2seq.build"}
+__getattr__, __dir__ = lazy_names(
+    __name__, {"from_diffusers": ".diffusion.convert", "from_transformers": ".seq2seq.build"}
+)
 
 STAGES = {
     "vision-text.vision": ("vision_text:VisionStage", "an image to a feature vector"),
@@ -84,14 +86,6 @@ PIPELINES = {
     "scene-text": ("scene_text.pipeline:scene_text", "a photo to the words and lines it shows"),
     "sign": ("sign:sign", "a photo of an English sign to what it says in Portuguese"),
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
 
 
 @hookimpl

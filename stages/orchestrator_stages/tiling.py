@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator import TensorSpec
+from orchestrator import HostStage, TensorSpec
 from orchestrator.specs import AnyDim
-from orchestrator_stages.host import HostStage
 
 
 class Frame(NamedTuple):

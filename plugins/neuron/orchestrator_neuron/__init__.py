@@ -8,8 +8,9 @@ Importing this package, and registering, imports no torch and nothing of NxD Inf
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.lazy import lazy_names
 from orchestrator.plugin import hookimpl
 
 if TYPE_CHECKING:
@@ -22,12 +23,7 @@ __all__ = ["__version__", "from_nxdi", "orchestrator_adopt_stage", "orchestrator
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name != "from_nxdi":
-        raise AttributeError(f"module 'orchestrator_neuron' has no attribute {name!r}")
-    from orchestrator_neuron.nxdi.adopt import from_nxdi
-
-    return from_nxdi
+__getattr__, __dir__ = lazy_names(__name__, {"from_nxdi": ".nxdi.adopt"})
 
 
 @hookimpl

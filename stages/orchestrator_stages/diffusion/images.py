@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from orchestrator import TensorSpec
+from orchestrator import HostStage, TensorSpec
 from orchestrator_stages.diffusion.decoders import Pixels
-from orchestrator_stages.host import HostStage
 
 
 class Pictures(HostStage):

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.diffusion.schedule import Scheduler, Table
 from orchestrator_stages.diffusion.step import SWITCHES
-from orchestrator_stages.host import HostStage
 
 Seed = int | torch.Generator | Sequence[int | torch.Generator] | None
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
-from orchestrator_stages.host import HostStage
+from orchestrator import Dim, HostStage, TensorSpec
 
 Texts = str | Sequence[str] | None
 

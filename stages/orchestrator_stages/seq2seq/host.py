@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
-from orchestrator_stages.host import HostStage
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.seq2seq.rules import Rules
 
 __all__ = ["Detokenise", "Finish", "Numbers", "Tokenise"]

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator import TensorSpec
-from orchestrator_stages.host import HostStage
+from orchestrator import HostStage, TensorSpec
 
 __all__ = ["Extract", "Process"]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orchestrator import TensorSpec
+from orchestrator import HostStage, TensorSpec
 from orchestrator_stages.demos.digits.nets import LATENT
 from orchestrator_stages.demos.digits.words import LENGTH
 from orchestrator_stages.diffusion.ddim import DDIM
-from orchestrator_stages.host import HostStage
 
 SCHEDULE = DDIM(
     beta_schedule="squaredcos_cap_v2",

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.digits.words import LENGTH, encode
-from orchestrator_stages.host import HostStage
 
 BATCH = (1, 4, 16, 64)
 """How many prompts are read at a time, unless an option says otherwise."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.digits.nets import SIDE
-from orchestrator_stages.host import HostStage
 
 
 def any_size(name: str) -> TensorSpec:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator import TensorSpec
+from orchestrator import HostStage, TensorSpec
 from orchestrator_stages.demos.faces.boxes import shifted, strongest
 from orchestrator_stages.demos.faces.letterbox import Frame
 from orchestrator_stages.demos.faces.refine import CANDIDATES
-from orchestrator_stages.host import HostStage
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """Names of the five landmarks in order; left and right are those of the picture."""

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator import Dim, TensorSpec
-from orchestrator_stages.host import HostStage
+from orchestrator import Dim, HostStage, TensorSpec
 
 SIZE = 512
 """Side of the square in pixels, unless an option says otherwise."""

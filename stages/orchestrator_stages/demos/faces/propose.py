@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.faces.boxes import crops, shifted, squared, strongest, visible
 from orchestrator_stages.demos.faces.letterbox import Frame
 from orchestrator_stages.demos.faces.nets import STRIDE, WINDOW
 from orchestrator_stages.demos.faces.pyramid import level_names, level_sides
-from orchestrator_stages.host import HostStage
 
 BUCKETS = (8, 16, 32, 64, 128)
 """Numbers of crops that the networks are compiled for; more than the last one runs in chunks."""

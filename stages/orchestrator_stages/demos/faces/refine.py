@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.faces.boxes import crops, shifted, squared, strongest, visible
 from orchestrator_stages.demos.faces.letterbox import Frame
 from orchestrator_stages.demos.faces.propose import BUCKETS, PROPOSALS
-from orchestrator_stages.host import HostStage
 
 CANDIDATES = Dim("candidates", buckets=BUCKETS, batch=True)
 """How many crops ``ONet`` judges: born here, when a request runs."""

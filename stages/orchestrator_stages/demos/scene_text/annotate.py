@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from orchestrator import HostStage
 from orchestrator_stages.demos.faces.letterbox import PHOTO
-from orchestrator_stages.host import HostStage
 
 
 class Annotate(HostStage):

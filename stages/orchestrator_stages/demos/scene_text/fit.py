@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
 from orchestrator_stages.demos.scene_text.detector import CELL
-from orchestrator_stages.host import HostStage
 
 SIDES = (256, 512, 768, 1024)
 """Pixels along a side of a photo that the detector is compiled for; multiples of 32."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from orchestrator import HostStage
 from orchestrator_stages.demos.scene_text.reader import BLANK, LETTERS
-from orchestrator_stages.host import HostStage
 
 Word = dict[str, Any]
 

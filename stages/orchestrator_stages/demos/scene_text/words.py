@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from orchestrator import HostStage
 from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
 from orchestrator_stages.demos.scene_text.components import labelled
 from orchestrator_stages.demos.scene_text.detector import CELL
 from orchestrator_stages.demos.scene_text.reader import HEIGHT, STRIP
-from orchestrator_stages.host import HostStage
 
 WIDTHS = (64, 128, 256, 512, 1024)
 """Widths in pixels of the crops that the reader is compiled for."""

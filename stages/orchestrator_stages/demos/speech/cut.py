@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orchestrator import Dim, TensorSpec
+from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.speech.mel import FRAME, LONGEST, RATE, log_mel
 from orchestrator_stages.demos.speech.recording import Recording, resampled
-from orchestrator_stages.host import HostStage
 
 __all__ = ["MARGIN", "SEGMENTS", "TOKENS", "Cut", "segments"]
 

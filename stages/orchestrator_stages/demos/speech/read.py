@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from orchestrator_stages.host import HostStage
+from orchestrator import HostStage
 
 __all__ = ["Read"]
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator import CompileError, InputError
+from orchestrator import CompileError, HostStage, InputError
 from orchestrator_stages.demos.translate.sentences import join_text, split_text
 from orchestrator_stages.demos.translate.student import END
 from orchestrator_stages.demos.translate.trained import VOCABULARIES, checked_direction
-from orchestrator_stages.host import HostStage
 
 LENGTHS = (16, 32, 64, 128)
 """Lengths of sentences in tokens, ``END`` included, that the networks are compiled for."""

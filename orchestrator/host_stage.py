@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator import ModelWrapper
+from orchestrator.stage import ModelWrapper
+
+__all__ = ["HostStage"]
 
 
 class HostStage(ModelWrapper):
