@@ -137,6 +137,16 @@ class ModelWrapper:
         """Calls :meth:`forward`."""
         return self.forward(*tensors, **kwargs)
 
+    def key_parts(self) -> Iterable[object] | None:
+        """Returns the objects that stand for its attributes in the stage's content key; ``None``: its attributes do.
+
+        A stage compiled for one key is taken for every other stage of that key. So override it where an attribute
+        changes and compiled programs do not depend on it (a cache, a connection, an object that loads itself), and
+        return all that they do depend on: plain values, containers, functions, tensors. Its class and its model count
+        in either case.
+        """
+        return None
+
     @classmethod
     def overrides(cls, method: str) -> bool:
         """Tells whether a subclass has its own version of a method."""

@@ -8,6 +8,9 @@ A tensor counts by its content, unless it is a *weight*, one that a checkpoint f
 counts as :mod:`orchestrator.fingerprint.code` says. What belongs to a release counts by its name and the release's
 version.
 
+A wrapper may say which objects count in place of its attributes:
+:meth:`ModelWrapper.key_parts <orchestrator.ModelWrapper.key_parts>`.
+
 What cannot be read in any way (a generator, an open file, an object of somebody's own code in C, a tensor without
 content) makes the description *unique to this process*: nothing else is ever equal to it, so nothing stale is taken for
 it, and another process compiles again. A lock and a standard stream hold nothing that a program depends on.
@@ -31,6 +34,7 @@ from orchestrator.fingerprint.paths import Places
 from orchestrator.fingerprint.records import BY_BASE, BY_KIND
 from orchestrator.fingerprint.state import attributes, block, hides, plain_items, reduced
 from orchestrator.fingerprint.tensors import ContentlessError, contents
+from orchestrator.stage import ModelWrapper
 
 __all__ = ["LIMIT", "ObjectWalk"]
 
@@ -130,7 +134,10 @@ class ObjectWalk(Describer):
 
     def state(self, value: Any, left_out: Iterable[str] = ()) -> list[Any]:
         """Describes attributes and slots, by name."""
-        found = attributes(value) | {**self._instead.get(id(value), {})}
+        own = attributes(value)
+        if _says_its_key(value):
+            own = {"_model": own.get("_model"), "key_parts": list(value.key_parts())}
+        found = own | {**self._instead.get(id(value), {})}
         return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
 
     def module_use(self, module: ModuleType, names: frozenset[str]) -> Any:
@@ -218,7 +225,7 @@ class ObjectWalk(Describer):
     def parts(self, value: Any) -> list[Any]:
         """Returns what an object holds; of a release, what pickling it would store."""
         kind = type(value)
-        own = release_of(kind.__module__) is None or id(value) in self._instead
+        own = release_of(kind.__module__) is None or id(value) in self._instead or _says_its_key(value)
         if own and not hides(kind):
             return [self.of(kind), self.state(value), *self._items(value)]
         found = self._read(value)
@@ -245,6 +252,10 @@ class ObjectWalk(Describer):
             yield self.elements(value)
         else:
             yield plain_items(value)
+
+
+def _says_its_key(value: Any) -> bool:
+    return isinstance(value, ModelWrapper) and value.key_parts() is not None
 
 
 def _is_constant(value: Any) -> bool:

@@ -45,6 +45,56 @@ def test_a_tensor_that_no_checkpoint_fills_counts_by_content(how: str, counts: b
     assert key(wrapped[0]) == key(wrapped[1])
 
 
+class Saying(ModelWrapper):
+    """A wrapper that says which of its attributes count."""
+
+    def __init__(self, factor: float, cache: object = None, width: int = 4) -> None:
+        super().__init__(width, lambda config: nn.Linear(config, 2))
+        self.factor = factor
+        self.cache = cache
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.model(x) * self.factor
+
+    def key_parts(self) -> list[object] | None:
+        return [self.factor]
+
+
+class SayingMore(Saying):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x) + 1
+
+
+class SayingNothing(Saying):
+    def key_parts(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("hold", [lambda wrapper: wrapper, lambda wrapper: wrapper.forward, closing_over])
+def test_a_wrapper_may_say_which_objects_count(hold: Callable[[Any], Any]):
+    # A generator cannot be read: where it counts, no two keys are equal.
+    caches = [(number for number in range(3)), None, "other"]
+    assert len({key(hold(Saying(2.0, cache))) for cache in caches}) == 1
+    assert len({key(hold(SayingNothing(2.0, cache))) for cache in caches}) == len(caches)
+    stages = [Saying(2.0), Saying(3.0), SayingMore(2.0)]
+    assert len({key(hold(stage)) for stage in stages}) == len(stages)
+
+
+def test_the_model_of_a_wrapper_counts_whatever_it_says():
+    before, after = Saying(2.0), Saying(2.0)
+    _ = after.model
+    assert key(before) == key(after)
+    assert key(Saying(2.0, width=4)) != key(Saying(2.0, width=5))
+
+
+def test_a_wrapper_that_fails_to_say_its_key_is_like_no_other():
+    class Failing(Saying):
+        def key_parts(self) -> list[object]:
+            raise ValueError("not now")
+
+    assert key(Failing(2.0)) != key(Failing(2.0))
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -12,7 +12,6 @@ inputs does not fit them.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -82,28 +81,14 @@ def from_nxdi(
     return AdoptedStage(wrapper, application, inputs, outputs)
 
 
-class _Held:
-    """Keeps a user's objects in a stage, which is copied and described for content keys; they are not.
-
-    A loaded application cannot be copied, and it is no other stage than before it was loaded.
-    """
-
-    # The objects are kept beside it, and found by a computed name: what describes an object looks into attributes,
-    # slots, and globals that its class names; see the check `key_of_an_application_survives_its_loading`.
-    __slots__ = ("__weakref__",)
+class _UserObjects:
+    """A user's own wrapper and application, which all copies of a stage share: a loaded one cannot be copied."""
 
     def __init__(self, wrapper: Any, application: Any) -> None:
-        globals()["_OBJECTS"][self] = (wrapper, application)
+        self.wrapper, self.application = wrapper, application
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _UserObjects:
         return self
-
-    def __call__(self) -> tuple[Any, Any]:
-        found: tuple[Any, Any] = globals()["_OBJECTS"][self]
-        return found
-
-
-_OBJECTS: weakref.WeakKeyDictionary[_Held, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 class AdoptedStage(NeuronWrapper):
@@ -118,7 +103,7 @@ class AdoptedStage(NeuronWrapper):
         self, wrapper: Any, application: Any = None, inputs: Ports | None = None, outputs: Ports | None = None
     ) -> None:
         super().__init__(wrapper.config, wrapper.model_cls, wrapper.tag or type(wrapper).__name__)
-        self._held = _Held(wrapper, application)
+        self._user = _UserObjects(wrapper, application)
         self._arguments = mend_flags(wrapper)
         check_modes(wrapper)
         self.rows = example_rows(wrapper)
@@ -126,8 +111,8 @@ class AdoptedStage(NeuronWrapper):
         self.inputs = declared_inputs(self.rows, port_names(wrapper, application), inputs)
         self.outputs = outputs if outputs is not None else {}
         self.neuron_options = options_of(wrapper)
-        # For content keys; the user's own objects are kept out of them.
-        self._described = [
+        # As they are now: loading an application writes into its objects.
+        self._sources = [
             source_of(wrapper),
             source_of(application),
             config_text(self.config),
@@ -137,15 +122,27 @@ class AdoptedStage(NeuronWrapper):
         if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
             self._model = model
 
+    def key_parts(self) -> list[object]:
+        """Returns sources, config and arguments: an application is the same stage before it is loaded and after."""
+        return [
+            self.tag,
+            self.config,
+            self.model_cls,
+            self._arguments,
+            self.rows,
+            self.neuron_options,
+            self._sources,
+        ]
+
     @property
     def nxdi_wrapper(self) -> Any:
         """The user's wrapper; it is never written to, except where it is part of an application."""
-        return self._held()[0]
+        return self._user.wrapper
 
     @property
     def application(self) -> Any:
         """The user's application, if the stage is one."""
-        return self._held()[1]
+        return self._user.application
 
     @property
     def model(self) -> Any:
