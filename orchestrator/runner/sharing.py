@@ -8,34 +8,18 @@ stage takes and gives where it hands on its input. A group may be *lent*: it is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import torch
 
 from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import HOST, Step
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Sharing", "own"]
+__all__ = ["Sharing"]
 
 #: Adapters that make memory of their own.
 _FRESH = ("upload", "download", "gather", "cast")
 
-
 #: Types of Python values that nobody can write into.
 _CONSTANT = (bool, int, float, complex, str, bytes, type(None))
-
-
-def own(value: Any) -> Any:
-    """Returns a copy of a tensor, a NumPy array or a plain container of them, with its own memory; else the value."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    kind = type(value)
-    if kind is list or kind is tuple:
-        return kind(map(own, value))
-    if kind is dict:
-        return {key: own(item) for key, item in value.items()}
-    return value.copy() if (kind.__module__, kind.__name__) == ("numpy", "ndarray") else value
 
 
 class Sharing:

@@ -22,11 +22,12 @@ from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, Generator
+from orchestrator.runner.copies import own_copy
 from orchestrator.runner.counters import Stats
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.maps import body_ends, make_map
 from orchestrator.runner.regions.regions import make_region
-from orchestrator.runner.sharing import Sharing, own
+from orchestrator.runner.sharing import Sharing
 
 __all__ = ["PlanVariant"]
 
@@ -187,7 +188,7 @@ class PlanVariant:
             parts = self.parts(cut)
             with Chunks(self.programs, parts, self.outer, record, values) as chunks:
                 result = {
-                    name: own(value) if name in copied else value for name, value in chunks.run().items()
+                    name: own_copy(value) if name in copied else value for name, value in chunks.run().items()
                 }
             key = tuple(
                 (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs

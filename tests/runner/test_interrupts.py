@@ -232,7 +232,7 @@ def test_a_thread_other_than_the_main_one_holds_nothing_back():
 
 
 def test_an_interrupt_while_children_work_comes_in_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    waited = load_compile._Crew._wait
+    waited = load_compile._WorkerPool._wait
 
     def interrupt(crew: Any) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -241,6 +241,6 @@ def test_an_interrupt_while_children_work_comes_in_at_once(tmp_path: Path, monke
     def slow(_: Path) -> None:
         threading.Event().wait(60)
 
-    monkeypatch.setattr(load_compile._Crew, "_wait", interrupt)
+    monkeypatch.setattr(load_compile._WorkerPool, "_wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_applications(Compiler(a=slow, b=slow).jobs(), ArtifactStore(tmp_path), workers=2)

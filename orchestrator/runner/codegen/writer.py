@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator.plan.steps import HOST, Step
+from orchestrator.runner.copies import own_copy
 from orchestrator.runner.load.load import Executable
-from orchestrator.runner.sharing import Sharing, own
+from orchestrator.runner.sharing import Sharing
 
 __all__ = ["CodeWriter"]
 
@@ -56,7 +57,7 @@ class CodeWriter(abc.ABC):
         self.lines: list[str] = []
         self.steps: list[Step] = []
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in programs.constants.items()}
-        self.scope["own"] = own
+        self.scope["own"] = own_copy
         self.sized = False
         self.depth = 1
         self.turn = ""

@@ -1,6 +1,6 @@
 """The other side of :mod:`orchestrator.runner.load.compile`: one application is built in a process forked for it.
 
-What it answers goes through a pipe: the artifact's folder, or the error, with its traceback as text.
+Its result goes through a pipe: the artifact's folder, or the error, with its traceback as text.
 """
 
 from __future__ import annotations
@@ -24,93 +24,98 @@ from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
 from orchestrator.store import ArtifactStore
 
-__all__ = ["Answer", "build_in_child", "read_answer"]
+__all__ = ["BuildResult", "read_result", "run_worker"]
 
 _PR_SET_PDEATHSIG = 1
 
 
-class ChildTraceback(Exception):  # noqa: N818 - it is no error of its own: it shows where the error came from
-    """The traceback of an error that was raised in a child."""
+class WorkerTraceback(Exception):  # noqa: N818 - it is no error of its own: it shows where the error came from
+    """The traceback of an error that was raised in a worker."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a child answers.
+class BuildResult:
+    """How a build ended.
 
     Attributes:
         folder: The artifact's folder; None: it failed.
         error: What it failed with.
-        trace: The error's traceback.
+        traceback_text: The error's traceback.
     """
 
     folder: Path | None
     error: OrchestratorError | None = None
-    trace: str = ""
+    traceback_text: str = ""
 
     def failure(self) -> OrchestratorError:
-        """Returns what the child failed with; its cause shows where."""
+        """Returns the error that the build failed with; its cause shows where in the worker."""
         error = self.error or CompileError("A compiling process answered nothing.")
-        error.__cause__ = ChildTraceback(f"in the compiling process:\n{self.trace}")
+        error.__cause__ = WorkerTraceback(f"in the compiling process:\n{self.traceback_text}")
         return error
 
 
-def read_answer(connection: Connection) -> Answer | None:
-    """Returns what a child answered; None if it ended without a word."""
+def read_result(connection: Connection) -> BuildResult | None:
+    """Returns the result of a worker; None if it ended without one."""
     try:
         return pickle.loads(connection.recv_bytes()) if connection.poll() else None
     except (EOFError, OSError):
         return None
 
 
-def build_in_child(
+def run_worker(
     backend: CompilingBackend,
     application: Application,
     key: str,
     store: ArtifactStore,
-    answers: Connection,
+    results: Connection,
     parent: int,
 ) -> None:
-    """Builds an application and answers; runs in a process forked for it.
+    """Builds an application and sends the result; runs in a process forked for it.
 
     Args:
         backend: What builds it.
         application: The application.
         key: Its content key.
         store: Where the artifact goes.
-        answers: Where the answer goes.
+        results: Where the result goes.
         parent: The process that waits for it.
     """
     try:
         _settle(parent)
-        answer = _built(backend, application, key, store)
-        answers.send_bytes(pickle.dumps(answer))
-        answers.close()
+        result = _build(backend, application, key, store)
+        results.send_bytes(pickle.dumps(result))
+        results.close()
     except KeyboardInterrupt:  # wherever it comes: nobody waits for a word
         os._exit(128 + signal.SIGINT)
 
 
-def _built(backend: CompilingBackend, application: Application, key: str, store: ArtifactStore) -> Answer:
+def _build(
+    backend: CompilingBackend, application: Application, key: str, store: ArtifactStore
+) -> BuildResult:
     try:
-        about = _about(backend, application)
-        answer = Answer(store.obtain(key, lambda folder: backend.build(application, folder), about))
+        description = _build_metadata(backend, application)
+        result = BuildResult(
+            store.obtain(key, lambda folder: backend.build(application, folder), description)
+        )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a compiler may well call sys.exit
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return Answer(None, _told(error, backend, application), traceback.format_exc())
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # what is done is told, and Python ends without being disturbed
-    return answer
+        return BuildResult(None, _picklable_error(error, backend, application), traceback.format_exc())
+    # The result is sent and Python ends without being disturbed: the parent would take an interrupt for a failure.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return result
 
 
 def _settle(parent: int) -> None:
     """Makes the process a leader of its own group that dies with its parent, with no handlers of the parent's."""
+    # All that the compiler starts is in this group, and ends with it.
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it ended before it was asked for that signal
         os._exit(1)
+    # Handlers of the parent know the parent's state. Ctrl-C comes in last, when none of them would take it.
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
@@ -121,8 +126,10 @@ def _settle(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-def _told(error: BaseException, backend: CompilingBackend, application: Application) -> OrchestratorError:
-    """An error that can cross the border of a process."""
+def _picklable_error(
+    error: BaseException, backend: CompilingBackend, application: Application
+) -> OrchestratorError:
+    """Returns an error that can be sent to another process: itself, or its text."""
     if isinstance(error, OrchestratorError):
         try:
             pickle.loads(pickle.dumps(error))
@@ -136,8 +143,8 @@ def _told(error: BaseException, backend: CompilingBackend, application: Applicat
     )
 
 
-def _about(backend: CompilingBackend, application: Application) -> dict[str, Any]:
-    """What a person reads in a list of artifacts."""
+def _build_metadata(backend: CompilingBackend, application: Application) -> dict[str, Any]:
+    """Returns what a list of artifacts shows of this one."""
     return {
         "stage": application.name,
         "device": backend.device,

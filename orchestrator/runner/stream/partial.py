@@ -8,13 +8,14 @@ holds few values: who reads slowly slows the requests down.
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.runner.stream.progress import Listener
-from orchestrator.runner.stream.stream import Workers, copied
+from orchestrator.runner.stream.stream import RequestPool
 from orchestrator.runner.waiting import POLL_SECONDS
 
 __all__ = ["PartialStream"]
@@ -40,41 +41,41 @@ class Channel:
         self._cancel = cancel
         self._has_waiters = has_waiters
         self._items: collections.deque[tuple[Partial | None, BaseException | None]] = collections.deque()
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
 
     def put(self, value: Partial) -> None:
         """Adds a value, once there is room for it."""
-        with self._changed:
+        with self._condition:
             while len(self._items) >= self._room and not self._cancel.is_set() and not self._has_waiters():
-                self._changed.wait(POLL_SECONDS)
+                self._condition.wait(POLL_SECONDS)
             self._items.append((value, None))
-            self._changed.notify_all()
+            self._condition.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
         """Says that a request ended, and how; there is always room for that."""
-        with self._changed:
+        with self._condition:
             self._items.append((None, error))
-            self._changed.notify_all()
+            self._condition.notify_all()
 
     def take(self) -> tuple[Partial | None, BaseException | None]:
         """Waits for the next value, or the end of a request."""
-        with self._changed:
+        with self._condition:
             while not self._items:
-                self._changed.wait()
+                self._condition.wait()
             item = self._items.popleft()
-            self._changed.notify_all()
+            self._condition.notify_all()
         return item
 
     def cancel(self) -> None:
         """Lets go of those that wait for room."""
-        with self._changed:
+        with self._condition:
             self._cancel.set()
-            self._changed.notify_all()
+            self._condition.notify_all()
 
 
 @dataclass(frozen=True)
-class _One:
-    """Runs one request and puts what it gives into the channel.
+class _PartialRun:
+    """Runs requests and puts what they give into the channel.
 
     It does not hold the stream, so that one that nobody holds any more cancels what runs.
     """
@@ -84,13 +85,12 @@ class _One:
     channel: Channel
     cancel: threading.Event
 
-    def __call__(self, numbered: tuple[int, Mapping[str, Any]]) -> dict[str, Any]:
-        number, request = numbered
-
-        def listen(_loop: str, _done: int, _most: int, values: dict[str, Any]) -> None:
+    def __call__(self, number: int, request: Mapping[str, Any]) -> dict[str, Any]:
+        def listen(_loop: str, _iterations: int, _most: int, values: dict[str, Any]) -> None:
             for name, value in values.items():
                 self.channel.put((number, name, value))
 
+        # The end comes last, and always: who takes values counts the requests that run by it.
         try:
             results = self.run(request, listen, self.cancel)
             for name, value in results.items():
@@ -124,10 +124,11 @@ class PartialStream(Iterator[Partial]):
     ) -> None:
         self._depth = depth
         self._cancel = threading.Event()
+        self._number = 0
         self._running = 0
-        self._workers = Workers(enumerate(map(copied, requests)), depth)
+        self._pool = RequestPool(requests, depth)
         self._channel = Channel(ROOM * depth, self._cancel, has_waiters)
-        self._one = _One(run, names, self._channel, self._cancel)
+        self._run = _PartialRun(run, names, self._channel, self._cancel)
 
     def __next__(self) -> Partial:
         """Returns what comes next.
@@ -136,15 +137,16 @@ class PartialStream(Iterator[Partial]):
             InputError, StageError: What a request failed with; the others go on.
             StopIteration: All requests are done.
         """
-        self._workers.check()
+        self._pool.check()
         self._fill()
+        # An end makes room for one more request; one that waits for another's end is not taken before that.
         while self._running:
             value, error = self._channel.take()
             if value is not None:
                 return value
             self._running -= 1
             if not self._running:
-                self._workers.settle()
+                self._pool.settle()
             if error is not None:
                 try:
                     raise error
@@ -156,17 +158,19 @@ class PartialStream(Iterator[Partial]):
 
     def _fill(self) -> None:
         while self._running < self._depth:
-            future = self._workers.start(self._one)
+            future = self._pool.start(functools.partial(self._run, self._number))
             if future is None:
                 return
+            self._number += 1
             self._running += 1
+            # A request tells its end by itself; where the source failed there is none that would.
             if future.done() and (error := future.exception()) is not None:
                 self._channel.end(error)
 
     def close(self) -> None:
         """Cancels what is under way, waits for it, and takes no more requests; one of the requests does not wait."""
         self._channel.cancel()
-        self._workers.close()
+        self._pool.close()
         self._running = 0
 
     def __enter__(self) -> PartialStream:
@@ -176,7 +180,7 @@ class PartialStream(Iterator[Partial]):
         self.close()
 
     def __del__(self) -> None:
-        workers = getattr(self, "_workers", None)
-        if workers is not None:
+        pool = getattr(self, "_pool", None)
+        if pool is not None:
             self._cancel.set()
-            workers.close(wait=False)
+            pool.close(wait=False)
