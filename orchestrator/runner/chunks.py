@@ -17,7 +17,7 @@ from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import HOST
 from orchestrator.runner.codegen.codegen import Code
 from orchestrator.runner.load.load import Executable
-from orchestrator.runner.regions.pending import Held
+from orchestrator.runner.regions.pending import PendingHandles
 from orchestrator.specs import TensorSpec, plain_dims
 
 __all__ = ["Chunks", "PartCodes"]
@@ -77,7 +77,7 @@ class Chunks:
         """Runs all parts and joins the results."""
         for number, run in self._parts.runs(self._dims, self._record.sizes, Run()):
             self._once(number, run)
-        held = Held(self._programs.free)
+        held = PendingHandles(self._programs.free)
         with held:
             wanted = dict.fromkeys(index for _, index in self._plan.outputs)
             results = {index: self._result(index, held) for index in wanted}
@@ -130,7 +130,7 @@ class Chunks:
         if not self._holders[id(handle)]:
             self._programs.free(self._plan.values[slot[0]], handle)
 
-    def _result(self, index: int, held: Held) -> Any:
+    def _result(self, index: int, held: PendingHandles) -> Any:
         """A result: an input as it is, chunks joined, or what each chunk gave alike, of the first one."""
         if index < len(self._values):
             return self._values[index]
@@ -148,7 +148,7 @@ class Chunks:
         names = self._parts.joined(index)
         return [dim for dim in self._dims if dim.name in names]
 
-    def _join(self, value: PlannedValue, pieces: list[Any], name: str, held: Held) -> Any:
+    def _join(self, value: PlannedValue, pieces: list[Any], name: str, held: PendingHandles) -> Any:
         assert isinstance(value.spec, TensorSpec)
         axis = plain_dims(value.spec.dims).index(name)
         if value.memory == HOST:

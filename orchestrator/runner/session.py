@@ -110,7 +110,9 @@ class Session:
         device_outputs = _output_names(self.plan, keep_on_device)
         if progress is None and cancel is None:
             return (self._choose(device_outputs) if device_outputs else self._entry)(inputs)
-        listener = None if progress is None else (lambda loop, done, most, _: progress(loop, done, most))
+        listener = (
+            None if progress is None else (lambda loop, iterations, most, _: progress(loop, iterations, most))
+        )
         return self._run_with_progress(device_outputs, (), inputs, listener, cancel)
 
     def _has_waiters(self) -> bool:
@@ -307,7 +309,7 @@ def _check_depth(depth: int) -> None:
 
 
 def _output_names(plan: Plan, names: Iterable[str]) -> frozenset[str]:
-    """Returns the names of outputs to device_outputs, once each.
+    """Returns the names of the outputs to keep, once each.
 
     Raises:
         InputError: One of them is no output.

@@ -1,8 +1,9 @@
 """Whose memory a value of the host lies in: what may not be handed out, or given to code that may write, but as a copy.
 
 Values that may share memory are in one *group*: a view and what it is a view of, a carry over all iterations, what a
-stage takes and gives where it hands on its input. A group may be *lent*: it is the caller's (an input), the session's
-(a constant) or a stage's (a parameter). All this is told from the plan; where it cannot tell, a group counts as shared.
+stage takes and gives where it hands on its input. A group may be *external*: it is the caller's (an input), the
+session's (a constant) or a stage's (a parameter). All this is told from the plan; where it cannot tell, a group counts
+as shared.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from orchestrator.specs import TensorSpec
 __all__ = ["Sharing"]
 
 #: Adapters that make memory of their own.
-_FRESH = ("upload", "download", "gather", "cast")
+_COPYING = ("upload", "download", "gather", "cast")
 
 #: Types of Python values that nobody can write into.
 _CONSTANT = (bool, int, float, complex, str, bytes, type(None))
@@ -32,55 +33,59 @@ class Sharing:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._calls = {call.name: call for call in plan.calls}
+        # A forest: each value points to another one of its group, and the root of a group to itself.
         self._parent = list(range(len(plan.values)))
-        self._lent = {*range(len(plan.inputs))}
-        self._lent |= {index for index, value in enumerate(plan.values) if value.constant}
-        self._given: set[int] = set()
-        self._body: dict[int, int] = dict.fromkeys(self._lent, 0)
-        self._read: list[tuple[int, int]] = []
-        self._at: dict[int, tuple[int, int]] = {}
+        self._external = {*range(len(plan.inputs))}
+        self._external |= {index for index, value in enumerate(plan.values) if value.constant}
+        self._host_outputs: set[int] = set()
+        self._body: dict[int, int] = dict.fromkeys(self._external, 0)
+        self._reads: list[tuple[int, int]] = []
+        self._positions: dict[int, tuple[int, int]] = {}
         self._bodies = 0
         self._walk(plan.steps, 0)
-        end = len(self._at)
-        self._read += [(index, end) for _, index in plan.outputs]
+        # Only once all steps are walked are the groups whole, and with them who reads a group last.
+        end = len(self._positions)
+        self._reads += [(index, end) for _, index in plan.outputs]
 
         self._groups: dict[int, list[int]] = {}
         for index in range(len(plan.values)):
             self._groups.setdefault(self._root(index), []).append(index)
         self._last: dict[int, int] = {}
-        for index, clock in self._read:
+        for index, clock in self._reads:
             root = self._root(index)
             self._last[root] = max(clock, self._last.get(root, 0))
 
-    def copied_results(self) -> frozenset[str]:
-        """Outputs that are handed out as copies: those that are lent, or whose memory an output before them has.
+    def outputs_to_copy(self) -> frozenset[str]:
+        """Outputs that are handed out as copies: external ones, and those whose memory an output before them has.
 
-        What a host stage gave counts as lent: it may keep it.
+        The output of a host stage counts as external: the stage may keep it.
         """
-        copied, seen = set(), set()
+        names, roots = set(), set()
         for name, index in self._plan.outputs:
             root = self._root(index)
-            if self._is_tensor(index) and (root in seen or self._is_in(root, self._lent | self._given)):
-                copied.add(name)
-            seen.add(root)
-        return frozenset(copied)
+            if self._is_tensor(index) and (
+                root in roots or self._is_in(root, self._external | self._host_outputs)
+            ):
+                names.add(name)
+            roots.add(root)
+        return frozenset(names)
 
     def is_shared(self, index: int, step: Step) -> bool:
         """Tells whether somebody else sees the memory of a value that a step reads: its owner, or a later reader."""
-        if id(step) not in self._at:  # a part of a request in chunks
+        if id(step) not in self._positions:  # a part of a request in chunks
             return self._is_writable(index)
-        clock, body = self._at[id(step)]
+        clock, body = self._positions[id(step)]
         root = self._root(index)
         bodies = {self._body.get(other, body) for other in self._groups[root]}
         return self._is_writable(index) and (
-            self._is_in(root, self._lent) or self._last.get(root, 0) > clock or bodies != {body}
+            self._is_in(root, self._external) or self._last.get(root, 0) > clock or bodies != {body}
         )
 
-    def is_held(self, index: int, others: Iterable[int]) -> bool:
-        """Tells whether the memory of a value is lent, or that of one of the others."""
+    def needs_copy(self, index: int, others: Iterable[int]) -> bool:
+        """Tells whether the memory of a value is external, or that of one of the others."""
         root = self._root(index)
-        held = self._is_in(root, self._lent | self._given) or root in map(self._root, others)
-        return self._is_tensor(index) and held
+        is_seen = self._is_in(root, self._external | self._host_outputs) or root in map(self._root, others)
+        return self._is_tensor(index) and is_seen
 
     def _is_tensor(self, index: int) -> bool:
         value = self._plan.values[index]
@@ -91,8 +96,8 @@ class Sharing:
         value = self._plan.values[index]
         return value.memory == HOST and value.spec not in _CONSTANT
 
-    def _is_in(self, root: int, marked: set[int]) -> bool:
-        return not marked.isdisjoint(self._groups[root])
+    def _is_in(self, root: int, indices: set[int]) -> bool:
+        return not indices.isdisjoint(self._groups[root])
 
     def _root(self, index: int) -> int:
         while self._parent[index] != index:
@@ -106,29 +111,29 @@ class Sharing:
 
     def _walk(self, steps: Iterable[Step], body: int) -> None:
         for step in steps:
-            clock = len(self._at)
-            self._at[id(step)] = clock, body
-            self._read += [(index, clock) for index in step.inputs]
+            clock = len(self._positions)
+            self._positions[id(step)] = clock, body
+            self._reads += [(index, clock) for index in step.inputs]
             self._body.update(dict.fromkeys(step.outputs, body))
             if step.op == "call":
                 self._call(step)
-            elif step.op == "adapt" and step.adapter is not None and step.adapter.kind not in _FRESH:
+            elif step.op == "adapt" and step.adapter is not None and step.adapter.kind not in _COPYING:
                 self._join((*step.inputs[:1], *step.outputs))
             elif step.loop is not None or step.body:
                 self._bodies += 1
                 self._loop(step, self._bodies)
                 self._walk(step.body, self._bodies)
-                self._read += [
-                    (index, len(self._at)) for index in ([] if step.loop is None else step.loop.ends)
+                self._reads += [
+                    (index, len(self._positions)) for index in ([] if step.loop is None else step.loop.ends)
                 ]
 
     def _call(self, step: Step) -> None:
         call = self._calls[step.name]
         if call.declared:
-            self._given |= set(step.outputs)
+            self._host_outputs |= set(step.outputs)
         elif call.shares:
             self._join((*step.inputs, *step.outputs))
-            self._lent |= set(step.outputs)
+            self._external |= set(step.outputs)
 
     def _loop(self, step: Step, inner: int) -> None:
         """Carries share memory with what they begin and end as, slices with the whole."""

@@ -107,7 +107,7 @@ class PlanVariant:
 
     def _result(self) -> str:
         """The expression of what is handed out; what is not its own memory is copied."""
-        copied = self.sharing.copied_results()
+        copied = self.sharing.outputs_to_copy()
         parts = (
             f"{name!a}: {f'own(v{at})' if name in copied else f'v{at}'}" for name, at in self.plan.outputs
         )
@@ -182,7 +182,7 @@ class PlanVariant:
 
     def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         cut = cut_dims(self.outer, record.sizes)
-        copied = self.sharing.copied_results()
+        copied = self.sharing.outputs_to_copy()
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)

@@ -321,7 +321,7 @@ def test_a_slow_reader_of_values_slows_the_request_down(device: str):
             next(stream)
             done = []
             listen = stream._channel.put
-            stream._one.channel.put = lambda value, put=listen, done=done: (done.append(1), put(value))
+            stream._run.channel.put = lambda value, put=listen, done=done: (done.append(1), put(value))
             time.sleep(0.3)
             assert len(done) < 10
             if end == "call":

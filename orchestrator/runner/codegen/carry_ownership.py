@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["Owned"]
+__all__ = ["CarryOwnership"]
 
 
-class Owned:
+class CarryOwnership:
     """The account of one loop.
 
     Args:
@@ -24,21 +24,21 @@ class Owned:
     def __init__(self, frees: Sequence[Callable[[Any], Any]], copies: Sequence[Callable[[Any], Any]]) -> None:
         self._frees = frees
         self._copies = copies
-        self._held: dict[int, tuple[int, Any]] = {}
+        self._handles: dict[int, tuple[int, Any]] = {}
 
-    def hand_over(self, made: Iterable[tuple[int, Any]], carried: Iterable[Any]) -> None:
+    def hand_over(self, handles: Iterable[tuple[int, Any]], carries: Iterable[Any]) -> None:
         """Ends an iteration: frees what no carry holds any more.
 
         Args:
-            made: Carries with handles that the iteration made for them.
-            carried: Handles of all carries.
+            handles: Handles that the iteration made, each with the number of the carry that it made it for.
+            carries: Handles that all carries go on with.
         """
-        self._held.update((id(handle), (at, handle)) for at, handle in made)
-        kept = {id(handle) for handle in carried}
-        for key in self._held.keys() - kept:
-            at, handle = self._held.pop(key)
+        self._handles.update((id(handle), (at, handle)) for at, handle in handles)
+        alive = {id(handle) for handle in carries}
+        for key in self._handles.keys() - alive:
+            at, handle = self._handles.pop(key)
             self._frees[at](handle)
 
     def final(self, at: int, handle: Any) -> Any:
         """Hands out the last handle of a carry; a copy of it if it is not the loop's to give."""
-        return self._copies[at](handle) if self._held.pop(id(handle), None) is None else handle
+        return self._copies[at](handle) if self._handles.pop(id(handle), None) is None else handle

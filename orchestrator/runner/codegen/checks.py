@@ -23,7 +23,7 @@ __all__ = ["make_check", "make_unwritten", "versions"]
 
 
 def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
-    """Returns the function ``(what the stage gave, real sizes, buckets) -> outputs in order``.
+    """Returns the function ``(result of the stage, real sizes, buckets) -> outputs in order``.
 
     A host stage gives real sizes, one on a device the bucket it runs in. The sizes of dims that are born here are
     added to the real ones.
@@ -35,19 +35,21 @@ def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
     own = {dim.name for dim in plan.dims if dim.born.partition(".")[0] == call.name}
     ports = call.outputs
 
-    def check(given: Any, real: dict[str, int], bucket: Mapping[str, int]) -> tuple[Any, ...]:
-        values = _unpack(call, given)
+    def check(result: Any, real: dict[str, int], bucket: Mapping[str, int]) -> tuple[Any, ...]:
+        values = _unpack(call, result)
+        # A dim that nobody decided before gets the size of the first port that carries it; every later port, of this
+        # stage or another one, is held to that.
         for (port, spec), value in zip(ports, values, strict=True):
             if isinstance(spec, TensorSpec):
                 _check_tensor(call, port, spec, value)
-                for name, size in _named(call, port, spec, value):
+                for name, size in _dim_sizes(call, port, spec, value):
                     if name not in real:
                         _check_born(call, port, dims[name], size)
                         real[name] = size
-                    expected = (real if call.device == HOST or name in own else bucket)[name]
-                    if expected != size:
+                    expected_size = (real if call.device == HOST or name in own else bucket)[name]
+                    if expected_size != size:
                         raise _differs(
-                            call, port, spec, value, f" Dim {name!r} is {expected} in this request."
+                            call, port, spec, value, f" Dim {name!r} is {expected_size} in this request."
                         )
             elif not isinstance(value, spec) and spec is not object:
                 raise _differs(call, port, spec, value)
@@ -79,6 +81,7 @@ def make_unwritten(call: PlannedCall) -> Callable[..., None]:
     """
 
     def unwritten(before: tuple[int, ...], *values: Any) -> None:
+        # The sums tell whether there is anything to say, which is all that most requests pay for.
         after = versions(*values)
         if after == before:
             return
@@ -95,35 +98,37 @@ def make_unwritten(call: PlannedCall) -> Callable[..., None]:
     return unwritten
 
 
-def _unpack(call: PlannedCall, given: Any) -> tuple[Any, ...]:
+def _unpack(call: PlannedCall, result: Any) -> tuple[Any, ...]:
     """Outputs in order, from one value, a tuple, or a dict by port."""
+    # From the most certain form to the least: one that planning saw, a dict by port, one value, a tuple. A stage that
+    # nobody looked into may give its one output in a sequence of one, or declare a Python value that is a dict.
     names = [port for port, _ in call.outputs]
     if call.returns not in ("single", "tuple", "dict"):
-        return outputs_of(call.returns, names, given)
+        return outputs_of(call.returns, names, result)
     tensors = all(isinstance(spec, TensorSpec) for _, spec in call.outputs)
-    if isinstance(given, Mapping) and (tensors or {str(key) for key in given} == set(names)):
-        given = {str(key): given[key] for key in sorted(given, key=lambda key: isinstance(key, str))}
-        missing = [name for name in names if name not in given]
+    if isinstance(result, Mapping) and (tensors or {str(key) for key in result} == set(names)):
+        result = {str(key): result[key] for key in sorted(result, key=lambda key: isinstance(key, str))}
+        missing = [name for name in names if name not in result]
         if missing:
             raise StageError(
                 f"Stage {call.stage!r} (call {call.name!r}) declares the output {missing[0]!r} but gave a dict of "
-                f"{sorted(given)}.{nearest(missing[0], given)}",
+                f"{sorted(result)}.{nearest(missing[0], result)}",
                 stage=call.stage,
                 call=call.name,
             )
-        return tuple(given[name] for name in names)
+        return tuple(result[name] for name in names)
     if len(names) == 1:
         spec = call.outputs[0][1]
-        listed = isinstance(given, tuple) or (isinstance(given, list) and isinstance(spec, TensorSpec))
-        return tuple(given) if listed and len(given) == 1 and spec is not tuple else (given,)
-    if not isinstance(given, (tuple, list)) or len(given) != len(names):
-        what = f"{len(given)} values" if isinstance(given, (tuple, list)) else show_tensor(given)
+        is_sequence = isinstance(result, tuple) or (isinstance(result, list) and isinstance(spec, TensorSpec))
+        return tuple(result) if is_sequence and len(result) == 1 and spec is not tuple else (result,)
+    if not isinstance(result, (tuple, list)) or len(result) != len(names):
+        text = f"{len(result)} values" if isinstance(result, (tuple, list)) else show_tensor(result)
         raise StageError(
-            f"Stage {call.stage!r} (call {call.name!r}) declares the outputs {names} but gave {what}.",
+            f"Stage {call.stage!r} (call {call.name!r}) declares the outputs {names} but gave {text}.",
             stage=call.stage,
             call=call.name,
         )
-    return tuple(given)
+    return tuple(result)
 
 
 def _check_tensor(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> None:
@@ -139,8 +144,8 @@ def _check_tensor(call: PlannedCall, port: str, spec: TensorSpec, value: Any) ->
         raise _differs(call, port, spec, value)
 
 
-def _named(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> Iterator[tuple[str, int]]:
-    """Yields the named dims with the sizes they have; the others are checked."""
+def _dim_sizes(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> Iterator[tuple[str, int]]:
+    """Yields the named dims with their sizes; the others are checked."""
     for dim, size in zip(spec.dims, value.shape, strict=True):
         if not isinstance(dim, int):
             yield str(dim), size
@@ -149,6 +154,7 @@ def _named(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> Iterat
 
 
 def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
+    # As a request's own sizes are checked, but it is the stage that has to change.
     fault = misfit(dim, size)
     if fault == "large":
         raise StageError(
@@ -176,12 +182,12 @@ def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
 
 
 def _differs(call: PlannedCall, port: str, spec: PortSpec, value: Any, more: str = "") -> StageError:
-    shown, kind = show_tensor(value), type(value)
+    text, kind = show_tensor(value), type(value)
     if isinstance(spec, type) and kind.__name__ == spec.__name__:
-        shown = f"a {kind.__module__}.{kind.__name__}, which is another type; give {spec.__name__}(value)"
+        text = f"a {kind.__module__}.{kind.__name__}, which is another type; give {spec.__name__}(value)"
     return StageError(
         f"Stage {call.stage!r} declares that '{call.name}.{port}' is {show_spec(spec)}, but it gave "
-        f"{shown}.{more}{autocast_hint()}",
+        f"{text}.{more}{autocast_hint()}",
         stage=call.stage,
         call=call.name,
         port=port,

@@ -18,7 +18,7 @@ import torch
 
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import HOST, PlannedLoop, Step, spent_starts
-from orchestrator.runner.codegen.carry_ownership import Owned
+from orchestrator.runner.codegen.carry_ownership import CarryOwnership
 from orchestrator.runner.codegen.writer import CodeWriter
 from orchestrator.runner.load.load import Executable
 from orchestrator.specs import TensorSpec, plain_dim, size_of
@@ -68,7 +68,7 @@ class LoopWriter:
         if self.owned:
             backends = [writer.programs.backend_of(writer.values[head].memory) for _, head, _ in self.strict]
             frees = [backend.free for backend in backends]
-            account = partial(Owned, frees, [_copier(backend) for backend in backends])
+            account = partial(CarryOwnership, frees, [_copier(backend) for backend in backends])
             writer.line(f"{self.owned} = {writer.name('owned', account)}()")
             writer.kept |= {head for _, head, _ in self.strict}
         writer.line(f"{self.count} = {self._bound()}")
@@ -169,7 +169,7 @@ class LoopWriter:
         if writer.watch is None or loop.kind != "loop":
             return
         writer.sync(index for _, index in loop.watched)
-        held = [index for _, index in loop.watched if writer.sharing.is_held(index, loop.ends)]
+        held = [index for _, index in loop.watched if writer.sharing.needs_copy(index, loop.ends)]
         told = ", ".join(
             f"{name!a}: {f'own(v{index})' if index in held else f'v{index}'}" for name, index in loop.watched
         )

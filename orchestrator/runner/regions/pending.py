@@ -1,4 +1,4 @@
-"""What chunks gave so far, until it is joined: where handles are freed by call, a later chunk may fail."""
+"""Results of chunks until they are joined: where handles are freed by call, a later chunk may fail."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import HOST
 
-__all__ = ["Held"]
+__all__ = ["PendingHandles"]
 
 
-class Held:
-    """Handles that the chunks of one run gave so far; leaving its block by an exception frees them.
+class PendingHandles:
+    """Handles of the results of chunks so far; leaving its block by an exception frees them.
 
     Args:
         free: Frees a handle, where that is not done by reference count.

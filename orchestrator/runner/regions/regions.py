@@ -14,7 +14,7 @@ from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.load.load import Executable
-from orchestrator.runner.regions.pending import Held
+from orchestrator.runner.regions.pending import PendingHandles
 from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims
 
 __all__ = ["make_region"]
@@ -47,7 +47,7 @@ class _Region:
         real = record.sizes
         whole = Run(dict(real), bucket)
         chunks: list[RunRecord] = []
-        held = Held(self.programs.free)
+        held = PendingHandles(self.programs.free)
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
@@ -97,7 +97,7 @@ class _Region:
             return part_of(given, axis, start, size)
         return self.programs.backend_of(value.memory).part(given, axis, start, size)
 
-    def _join(self, pieces: list[tuple[Any, ...]], name: str, held: Held) -> tuple[Any, ...]:
+    def _join(self, pieces: list[tuple[Any, ...]], name: str, held: PendingHandles) -> tuple[Any, ...]:
         joined = []
         for value, handles in zip(self.gives, zip(*pieces, strict=True), strict=True):
             axis = self._axis(value, name)

@@ -31,25 +31,27 @@ class ProgressHook(threading.local):
     cancel: threading.Event | None = None
     failure: Exception | None = None
 
-    def __call__(self, loop: str, done: int, most: int, values: dict[str, Any]) -> None:
+    def __call__(self, loop: str, iterations: int, most: int, values: dict[str, Any]) -> None:
         """Tells the listener of an iteration.
 
         Raises:
             CancelledError: Somebody asked for that, or the listener raised.
         """
+        # A listener's failure ends the request as a cancel does; ``run`` raises it in place of that error, so that no
+        # stage is blamed for it.
         if self.listener is not None:
             try:
-                self.listener(loop, done, most, values)
+                self.listener(loop, iterations, most, values)
             except Exception as error:
                 self.failure = error
         if self.failure is not None or (self.cancel is not None and self.cancel.is_set()):
             raise CancelledError(
-                f"The request was cancelled after iteration {done} of {most} of loop {loop!r}.",
+                f"The request was cancelled after iteration {iterations} of {most} of loop {loop!r}.",
                 loop=loop,
-                done=done,
+                done=iterations,
             )
 
-    def _failed(self) -> Exception | None:
+    def _listener_failure(self) -> Exception | None:
         return self.failure
 
     def run(
@@ -63,12 +65,13 @@ class ProgressHook(threading.local):
         Raises:
             Exception: What the listener raised, or the request.
         """
+        # A listener may run a request of the same session: what it puts here is for that request alone.
         before = self.listener, self.cancel, self.failure
         self.listener, self.cancel, self.failure = listener, cancel, None
         try:
             return request()
         except CancelledError:
-            failure = self._failed()
+            failure = self._listener_failure()
             if failure is None:
                 raise
         finally:
