@@ -71,9 +71,9 @@ class Executable:
         return lambda handle: backend.gather(handle, axis)
 
     def _op(self, adapter: Adapter, memory: str) -> Callable[..., Any]:
-        if memory == HOST:
-            return _narrowed(adapter) if adapter.dtype else lambda value, sizes: apply(adapter, value, sizes)
-        return self.backend_of(memory).adapt(adapter)
+        if memory != HOST:
+            return self.backend_of(memory).adapt(adapter)
+        return _checked_cast(adapter) if adapter.dtype else lambda value, sizes: apply(adapter, value, sizes)
 
     def backend_of(self, memory: str) -> Backend:
         """Returns the backend whose values live in a memory other than the host's."""
@@ -93,7 +93,7 @@ class Executable:
                 backend.free(handle)
 
 
-def _narrowed(adapter: Adapter) -> Callable[..., Any]:
+def _checked_cast(adapter: Adapter) -> Callable[..., Any]:
     """A cast on the host that refuses numbers which an integer dtype does not hold, in place of wrapping them."""
     assert adapter.dtype is not None
     dtype = adapter.dtype
@@ -131,6 +131,7 @@ def compile_stages(
         CompileError: A stage cannot be built or compiled.
     """
     applications = applications_of(plan, graph)
+    # In the order of the plan, as by hand: models that draw their weights get the same ones.
     with same_random_state():
         for _, application in applications:
             _build_model(application.stage)
@@ -185,32 +186,32 @@ def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
     """Returns the device and application of each stage that is compiled, and of each weightless program."""
     buckets = {dim.name: dim.buckets for dim in plan.dims}
     stages, uses = graph.stages, _uses(plan)
-    found: dict[tuple[str, str], list[Program]] = {}
-    for planned in plan.programs:
-        program = _plain_program(planned, graph, buckets)
-        if planned.stage:
-            program = _of_stage(program, stages[planned.stage], uses[planned.stage][0])
-        found.setdefault((planned.device, planned.stage or planned.name), []).append(program)
+    by_application: dict[tuple[str, str], list[Program]] = {}
+    for record in plan.programs:
+        program = _plain_program(record, graph, buckets)
+        if record.stage:
+            program = _of_stage(program, stages[record.stage], uses[record.stage][0])
+        by_application.setdefault((record.device, record.stage or record.name), []).append(program)
     return [
         (device, Application(name, stages.get(name), tuple(programs)))
-        for (device, name), programs in found.items()
+        for (device, name), programs in by_application.items()
     ]
 
 
-def _plain_program(planned: PlannedProgram, graph: Graph, buckets: Mapping[str, tuple[int, ...]]) -> Program:
+def _plain_program(record: PlannedProgram, graph: Graph, buckets: Mapping[str, tuple[int, ...]]) -> Program:
     """What a program takes and gives, with the values of its constants; its one port is that of a weightless one."""
     inputs = tuple(
         replace(item, constant=graph.constants[item.constant]) if item.spec is None else item
-        for item in planned.inputs
+        for item in record.inputs
     )
     return Program(
-        planned.name,
+        record.name,
         inputs,
-        planned.outputs,
-        tuple(planned.combinations(buckets)),
+        record.outputs,
+        tuple(record.combinations(buckets)),
         ports=("value",),
-        route=planned.route,
-        to_host=planned.to_host,
+        route=record.route,
+        to_host=record.to_host,
     )
 
 
@@ -221,14 +222,14 @@ def _of_stage(program: Program, stage: Stage, call: PlannedCall) -> Program:
     return replace(program, returns=call.returns, ports=ports, keywords=keywords)
 
 
-def _keywords(stage: Stage, fed: tuple[str, ...]) -> tuple[str, ...]:
-    """Fed ports that are passed by name: those that take nothing else, and all after one that is left out."""
-    named, gap = [], False
+def _keywords(stage: Stage, ports: tuple[str, ...]) -> tuple[str, ...]:
+    """Ports that are passed by name: those that take nothing else, and all after one that is left out."""
+    keywords, gap = [], False
     for port in stage.inputs:
-        gap = gap or port.name not in fed
-        if port.name in fed and (gap or port.keyword):
-            named.append(port.name)
-    return tuple(named)
+        gap = gap or port.name not in ports
+        if port.name in ports and (gap or port.keyword):
+            keywords.append(port.name)
+    return tuple(keywords)
 
 
 def load_executable(
@@ -239,19 +240,21 @@ def load_executable(
     Raises:
         CompileError: A device is not there, or a stage cannot be loaded; what was opened is closed again.
     """
-    opened: list[Backend] = []
+    # A backend counts as open before it is: one whose ``open`` fails may hold something already.
+    open_backends: list[Backend] = []
     try:
         for device, backend in backends.items():
             # What requests and constants take at their peak: loading must leave it free.
             reserved = plan.summary["peak_bytes"].get(device, 0) + constant_bytes(plan, device)
-            opened.append(backend)
+            open_backends.append(backend)
             backend.open(budget=dict(plan.budget).get(device, 0), reserved=reserved)
         functions = _functions(plan, graph, backends, applications)
-        programs = Executable(plan, graph.stages, backends, functions, {})
+        # Constants go through the adapters of an executable that has none yet.
+        executable = Executable(plan, graph.stages, backends, functions, {})
         with torch.no_grad():
-            return replace(programs, constants=_stage_constants(programs, graph))
+            return replace(executable, constants=_stage_constants(executable, graph))
     except BaseException:
-        for backend in opened:
+        for backend in open_backends:
             backend.close()
         raise
 
@@ -262,10 +265,11 @@ def _functions(
     """The callable of each stage by its name, and of each program by its."""
     stages = graph.stages
     functions: dict[str, Callable[..., Any]] = {}
-    for compiled in applications:
-        compiler = backends[compiled.device]
+    for artifact in applications:
+        compiler = backends[artifact.device]
         assert isinstance(compiler, CompilingBackend)
-        functions.update(compiler.load_application(compiled.application, compiled.folder))
+        functions.update(compiler.load_application(artifact.application, artifact.folder))
+    # Calls of devices that compile run programs, which are there by now; a stage that is called twice is loaded once.
     uses = _uses(plan)
     with same_random_state():
         for call in plan.calls:
@@ -280,16 +284,16 @@ def _functions(
     return functions
 
 
-def _stage_constants(programs: Executable, graph: Graph) -> dict[int, Any]:
-    staged = {
+def _stage_constants(executable: Executable, graph: Graph) -> dict[int, Any]:
+    handles = {
         index: graph.constants[value.origin]
-        for index, value in enumerate(programs.plan.values)
+        for index, value in enumerate(executable.plan.values)
         if value.constant and value.origin in graph.constants
     }
-    sizes = {dim.name: dim.buckets[-1] for dim in programs.plan.dims}
-    for step in programs.plan.staging:
-        function = programs.adapt(step)
-        source = staged[step.inputs[0]]
+    sizes = {dim.name: dim.buckets[-1] for dim in executable.plan.dims}
+    for step in executable.plan.staging:
+        function = executable.adapt(step)
+        source = handles[step.inputs[0]]
         moves = step.adapter is not None and step.adapter.kind in MOVES
-        staged[step.outputs[0]] = function(source) if moves else function(source, sizes)
-    return staged
+        handles[step.outputs[0]] = function(source) if moves else function(source, sizes)
+    return handles
