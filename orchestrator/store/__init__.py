@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from orchestrator.store.artifacts import ArtifactStore, Cleaned, Entry
+    from orchestrator.store.artifacts import ArtifactStore, CleanReport, StoreEntry
     from orchestrator.store.files import write_atomically
     from orchestrator.store.keys import content_key
 
 __all__ = [
     "ArtifactStore",
-    "Cleaned",
-    "Entry",
+    "CleanReport",
+    "StoreEntry",
     "content_key",
     "write_atomically",
 ]

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.store import cleaning
-from orchestrator.store.cleaning import Cleaned
-from orchestrator.store.entries import Entry, look
-from orchestrator.store.errors import disk_is_full, full, release, translated
-from orchestrator.store.files import remove, sync, write_anew
-from orchestrator.store.layout import Layout
+from orchestrator.store.cleaning import CleanReport
+from orchestrator.store.entries import StoreEntry, inspect
+from orchestrator.store.errors import as_compile_error, disk_full_error, disk_is_full, release_frames
+from orchestrator.store.files import remove, sync, write_if_changed
+from orchestrator.store.layout import StoreLayout
 from orchestrator.store.manifest import NAME, write_manifest
 from orchestrator.store.owners import check_private, make_private
 
-__all__ = ["ArtifactStore", "Cleaned", "Entry"]
+__all__ = ["ArtifactStore", "CleanReport", "StoreEntry"]
 
 
 class ArtifactStore:
@@ -38,7 +38,7 @@ class ArtifactStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._layout = Layout(self.path)
+        self._layout = StoreLayout(self.path)
 
     def write_plan(self, plan: str) -> None:
         """Writes the plan's JSON beside its artifacts; the same that is there already is left alone.
@@ -49,7 +49,7 @@ class ArtifactStore:
         """
         check_private(self.path)
         make_private(self.path)
-        write_anew(self.path / "plan.json", plan.encode())
+        write_if_changed(self.path / "plan.json", plan.encode())
 
     def find(self, key: str) -> Path | None:
         """Returns the folder of a valid artifact, every byte of it checked, or None; notes that it was used.
@@ -59,13 +59,13 @@ class ArtifactStore:
         """
         place = self._layout.place(key)
         check_private(self.path, place if place.is_dir() else None)
-        if look(place).state != "ok":
+        if inspect(place).state != "ok":
             return None
         with contextlib.suppress(OSError):  # a store that can only be read
             os.utime(place / NAME)
         return place
 
-    def obtain(
+    def get_or_build(
         self, key: str, build: Callable[[Path], object], about: Mapping[str, Any] | None = None
     ) -> Path:
         """Returns the folder of a valid artifact; what is missing or damaged is built.
@@ -81,55 +81,58 @@ class ArtifactStore:
             CompileError: The store cannot be written to, somebody else can write to it, or its disk is full.
             Exception: Whatever ``build`` raises. In both cases nothing of the artifact is left.
         """
-        found = self.find(key)
-        if found is not None:
-            return found
+        valid_place = self.find(key)
+        if valid_place is not None:
+            return valid_place
         about = about or {}
         name = f"of stage {about['stage']!r}" if about.get("stage") else key[:12]
         what = f"The artifact {name} cannot be stored"
         with contextlib.ExitStack() as stack:
-            with translated(what, self.path, key=key):
+            with as_compile_error(what, self.path, key=key):
                 self._layout.prepare()
-                stack.enter_context(self._layout.locked(key))
+                stack.enter_context(self._layout.lock(key))
             return self.find(key) or self._build(key, build, about, what)
 
-    def entries(self, checksums: bool = False) -> tuple[Entry, ...]:
+    def entries(self, checksums: bool = False) -> tuple[StoreEntry, ...]:
         """Returns what is there, by key.
 
         Args:
             checksums: Read every byte; else manifests and sizes alone tell what is damaged.
         """
-        return tuple(look(place, checksums) for place in self._layout.places())
+        return tuple(inspect(place, checksums) for place in self._layout.places())
 
-    def verify(self) -> tuple[Entry, ...]:
+    def verify(self) -> tuple[StoreEntry, ...]:
         """Reads every byte and returns what is damaged; nothing is changed."""
         return tuple(entry for entry in self.entries(checksums=True) if entry.state == "damaged")
 
-    def clean(self, *, damaged: bool = False, unused_days: float | None = None) -> Cleaned:
+    def clean(self, *, only_damaged: bool = False, unused_days: float | None = None) -> CleanReport:
         """Removes artifacts, and always what builds that did not end left behind.
 
         What somebody is building is left alone. Everything that is removed can be compiled again.
 
         Args:
-            damaged: Only those that are damaged; every byte is read.
+            only_damaged: Only those that are damaged; every byte is read.
             unused_days: Only those that nobody asked for in as many days.
 
         Raises:
             CompileError: The store cannot be written to.
         """
-        with translated("Artifacts cannot be removed", self.path):
-            return cleaning.clean(self._layout, damaged, unused_days)
+        with as_compile_error("Artifacts cannot be removed", self.path):
+            return cleaning.clean(self._layout, only_damaged, unused_days)
 
     def _build(self, key: str, build: Callable[[Path], object], about: Mapping[str, Any], what: str) -> Path:
         """Makes an artifact; the lock of its key is held."""
         place = self._layout.place(key)
-        folder = self._layout.aside(place)
-        with translated(what, self.path, key=key):
+        folder = self._layout.staging_path(place)
+        # 1. The place is free and the new folder is ours alone.
+        with as_compile_error(what, self.path, key=key):
             self._make_way(key, place)
             make_private(folder)
         try:
+            # 2. What the builder raises is its own error, not one of the store.
             self._fill(folder, build, what, key)
-            with translated(what, self.path, key=key):
+            # 3. The manifest is written last and the folder renamed after it: whoever sees the place sees all of it.
+            with as_compile_error(what, self.path, key=key):
                 write_manifest(folder, key, about)
                 folder.replace(place)
                 sync(place.parent)
@@ -142,13 +145,13 @@ class ArtifactStore:
             build(folder)
         except Exception as error:
             if disk_is_full(error, self.path):
-                release(error)
-                raise full(what, error, self.path, key=key) from error
+                release_frames(error)
+                raise disk_full_error(what, error, self.path, key=key) from error
             raise
 
     def _make_way(self, key: str, place: Path) -> None:
         """Removes what is not valid, and what builds of this key left that did not end."""
         if place.exists():
-            remove(place, self._layout.aside(place))
-        for leftover in self._layout.leftovers(key):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(place, self._layout.staging_path(place))
+        for stale_build in self._layout.stale_builds(key):
+            shutil.rmtree(stale_build, ignore_errors=True)

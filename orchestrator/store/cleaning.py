@@ -7,74 +7,75 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.store.entries import Entry, look
+from orchestrator.store.entries import StoreEntry, inspect
 from orchestrator.store.files import remove, size_of
-from orchestrator.store.layout import Layout
+from orchestrator.store.layout import StoreLayout
 
-__all__ = ["Cleaned", "clean"]
+__all__ = ["CleanReport", "clean"]
 
 _DAY = 86400.0
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanReport:
     """What a cleaning did.
 
     Attributes:
-        removed: Artifacts that are gone.
-        leftovers: How many folders of builds that did not end are gone.
+        artifacts: Artifacts that are gone.
+        stale_builds: How many folders of builds that did not end are gone.
         bytes: What that freed.
-        held: Keys that were left alone, since somebody holds their lock.
+        busy_keys: Keys that were left alone, since somebody holds their lock.
     """
 
-    removed: tuple[Entry, ...] = ()
-    leftovers: int = 0
+    artifacts: tuple[StoreEntry, ...] = ()
+    stale_builds: int = 0
     bytes: int = 0
-    held: tuple[str, ...] = ()
+    busy_keys: tuple[str, ...] = ()
 
 
-def clean(layout: Layout, damaged: bool, unused_days: float | None) -> Cleaned:
+def clean(layout: StoreLayout, only_damaged: bool, unused_days: float | None) -> CleanReport:
     """Removes what :meth:`ArtifactStore.clean` says.
 
     Raises:
         OSError: The store cannot be written to.
     """
-    if not layout.places() and not layout.leftovers():
-        return Cleaned()
+    if not layout.places() and not layout.stale_builds():
+        return CleanReport()
     layout.prepare()
+    # What was last used before this moment goes.
     before = time.time() - unused_days * _DAY if unused_days is not None else float("inf")
-    removed: list[Entry] = []
-    held: list[str] = []
+    artifacts: list[StoreEntry] = []
+    busy_keys: list[str] = []
     for place in layout.places():
-        if _unwanted(place, damaged, before):
-            with layout.locked(place.name, wait=False) as mine:
-                # Looked at again: whoever held the lock may have mended it.
-                entry = _unwanted(place, damaged, before)
+        if _entry_to_remove(place, only_damaged, before):
+            with layout.lock(place.name, wait=False) as mine:
+                # Inspected again under the lock: whoever held it may have built the artifact anew.
+                entry = _entry_to_remove(place, only_damaged, before)
                 if mine and entry:
-                    remove(place, layout.aside(place))
-                    removed.append(entry)
+                    remove(place, layout.staging_path(place))
+                    artifacts.append(entry)
                 elif entry:
-                    held.append(place.name)
-    swept = [_sweep(layout, leftover, held) for leftover in layout.leftovers()]
-    gone = [size for size in swept if size is not None]
-    freed = sum(entry.bytes for entry in removed) + sum(gone)
-    return Cleaned(tuple(removed), len(gone), freed, tuple(dict.fromkeys(held)))
+                    busy_keys.append(place.name)
+    stale_sizes = [_remove_stale(layout, stale_build, busy_keys) for stale_build in layout.stale_builds()]
+    removed_sizes = [size for size in stale_sizes if size is not None]
+    total_bytes = sum(entry.bytes for entry in artifacts) + sum(removed_sizes)
+    return CleanReport(tuple(artifacts), len(removed_sizes), total_bytes, tuple(dict.fromkeys(busy_keys)))
 
 
-def _unwanted(place: Path, damaged: bool, before: float) -> Entry | None:
+def _entry_to_remove(place: Path, only_damaged: bool, before: float) -> StoreEntry | None:
     if not place.is_dir():
         return None
-    entry = look(place, checksums=damaged)
-    return entry if entry.used < before and (entry.state == "damaged" or not damaged) else None
+    entry = inspect(place, checksums=only_damaged)
+    return entry if entry.last_use < before and (entry.state == "damaged" or not only_damaged) else None
 
 
-def _sweep(layout: Layout, leftover: Path, held: list[str]) -> int | None:
-    """Removes a leftover; returns its bytes, or None if its maker lives."""
-    key = layout.key_of(leftover)
-    with layout.locked(key, wait=False) as mine:
+def _remove_stale(layout: StoreLayout, stale_build: Path, busy_keys: list[str]) -> int | None:
+    """Removes a stale build; returns its bytes, or None if its builder lives."""
+    key = layout.key_of(stale_build)
+    with layout.lock(key, wait=False) as mine:
         if not mine:
-            held.append(key)
+            busy_keys.append(key)
             return None
-        size = size_of(leftover)
-        shutil.rmtree(leftover, ignore_errors=True)
+        size = size_of(stale_build)
+        shutil.rmtree(stale_build, ignore_errors=True)
         return size

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.errors import CompileError
 
-__all__ = ["disk_is_full", "full", "release", "translated"]
+__all__ = ["as_compile_error", "disk_full_error", "disk_is_full", "release_frames"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Less than this cannot hold an artifact.
@@ -24,27 +24,27 @@ _NO_ROOM = 16 * 1024
 
 def disk_is_full(error: BaseException, folder: Path) -> bool:
     """Tells whether an error, or what it came from, is that of a full disk."""
-    told = any(isinstance(cause, OSError) and cause.errno in _FULL for cause in _chain(error))
-    return told or _free(folder) < _NO_ROOM
+    is_full_disk = any(isinstance(cause, OSError) and cause.errno in _FULL for cause in _chain(error))
+    return is_full_disk or _free(folder) < _NO_ROOM
 
 
-def release(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Lets go of what the frames of an error hold: a file still open in one keeps its room on the disk."""
     for cause in _chain(error):
         traceback.clear_frames(cause.__traceback__)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    visited_ids: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
+    while cause is not None and id(cause) not in visited_ids:
         yield cause
-        seen.add(id(cause))
+        visited_ids.add(id(cause))
         cause = cause.__cause__ or cause.__context__
 
 
 @contextlib.contextmanager
-def translated(what: str, folder: Path, **objects: object) -> Iterator[None]:
+def as_compile_error(what: str, folder: Path, **objects: object) -> Iterator[None]:
     """Turns an error of the file system into a :class:`CompileError` that says what, where and the way out.
 
     Args:
@@ -55,10 +55,10 @@ def translated(what: str, folder: Path, **objects: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explained(what, error, folder, objects) from error
+        raise _compile_error(what, error, folder, objects) from error
 
 
-def full(what: str, error: Exception, folder: Path, **objects: object) -> CompileError:
+def disk_full_error(what: str, error: Exception, folder: Path, **objects: object) -> CompileError:
     """Returns the error of a full disk."""
     return CompileError(
         f"{what} in {str(folder)!r}: the disk is full ({_free(folder):,} bytes are free). Nothing half-written is "
@@ -69,9 +69,9 @@ def full(what: str, error: Exception, folder: Path, **objects: object) -> Compil
     )
 
 
-def _explained(what: str, error: OSError, folder: Path, objects: dict[str, object]) -> CompileError:
+def _compile_error(what: str, error: OSError, folder: Path, objects: dict[str, object]) -> CompileError:
     if error.errno in _FULL:
-        return full(what, error, folder, **objects)
+        return disk_full_error(what, error, folder, **objects)
     return CompileError(
         f"{what} in {str(folder)!r}: {_first_line(error)}. Give a folder that can be made and written to.",
         path=folder,

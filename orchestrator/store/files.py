@@ -23,9 +23,9 @@ __all__ = [
     "remove",
     "size_of",
     "sync",
-    "write_anew",
     "write_atomically",
     "write_beside",
+    "write_if_changed",
 ]
 
 _BLOCK = 1 << 20
@@ -67,7 +67,7 @@ def write_beside(path: Path, fill: Callable[[BinaryIO], object], mode: int = 0o6
     return temporary
 
 
-def write_anew(path: Path, data: bytes) -> None:
+def write_if_changed(path: Path, data: bytes) -> None:
     """Writes a file atomically, unless it has that content: a folder that can only be read may have it."""
     with contextlib.suppress(OSError):
         if path.read_bytes() == data:
@@ -77,8 +77,8 @@ def write_anew(path: Path, data: bytes) -> None:
 
 def files_in(folder: Path) -> list[Path]:
     """Returns the files below a folder, in order of their path."""
-    found = [Path(base, name) for base, _, names in os.walk(folder) for name in names]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    paths = [Path(base, name) for base, _, names in os.walk(folder) for name in names]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def size_of(folder: Path) -> int:
@@ -108,15 +108,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove(folder: Path, aside: Path) -> None:
+def remove(folder: Path, staging_path: Path) -> None:
     """Removes a folder in one step for whoever looks: it is renamed first, then emptied.
 
     Args:
         folder: The folder.
-        aside: A name beside it that nobody uses; it stays behind if the process is killed meanwhile.
+        staging_path: A name beside it that nobody uses; it stays behind if the process is killed meanwhile.
 
     Raises:
         OSError: It cannot be moved away; what cannot be emptied then is left for the next cleaning.
     """
-    folder.replace(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    folder.replace(staging_path)
+    shutil.rmtree(staging_path, ignore_errors=True)

@@ -2,7 +2,7 @@
 
     store.json                         version of the layout
     artifacts/<version>/ab/<key>/      an artifact in that version of the format, with its manifest.json
-    artifacts/<version>/ab/.<key>.*    being made or being removed by who holds the lock; else a *leftover*
+    artifacts/<version>/ab/.<key>.*    being made or being removed by who holds the lock; else a *stale build*
     locks/<key>.lock                   empty; never removed, since two processes could then hold one lock
 
 The *lock* of a key holds across processes and ends with the process that holds it.
@@ -22,13 +22,13 @@ from orchestrator.store.keys import is_key
 from orchestrator.store.manifest import VERSION
 from orchestrator.store.owners import check_private, make_private, permissions
 
-__all__ = ["LAYOUT", "Layout"]
+__all__ = ["LAYOUT", "StoreLayout"]
 
 LAYOUT = 1
 _MARKER = "store.json"
 
 
-class Layout:
+class StoreLayout:
     """The places of one store.
 
     Args:
@@ -56,15 +56,15 @@ class Layout:
     def _layout(self) -> int | None:
         """The layout that the marker says; None: there is no marker, or it is damaged.
 
-        What is not found out, since the file cannot be opened, is taken for this release's.
+        Where the file cannot be opened, so that nobody knows, this release's is assumed.
         """
         try:
-            found = json.loads((self.root / _MARKER).read_bytes())
+            marker = json.loads((self.root / _MARKER).read_bytes())
         except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         except OSError:
             return LAYOUT
-        layout = found.get("layout") if isinstance(found, dict) else None
+        layout = marker.get("layout") if isinstance(marker, dict) else None
         return layout if type(layout) is int and layout >= 1 else None
 
     def prepare(self) -> None:
@@ -89,29 +89,32 @@ class Layout:
 
     def places(self) -> list[Path]:
         """Returns folders of artifacts in every version of the format, by key."""
-        found = (self.root / "artifacts").glob("*/??/*")
-        return sorted((at for at in found if is_key(at.name) and at.is_dir()), key=lambda at: at.name)
+        folders = (self.root / "artifacts").glob("*/??/*")
+        return sorted(
+            (folder for folder in folders if is_key(folder.name) and folder.is_dir()),
+            key=lambda folder: folder.name,
+        )
 
-    def aside(self, place: Path) -> Path:
+    def staging_path(self, place: Path) -> Path:
         """Returns a new name for what is being made, or removed, at a place; nobody else uses it, now or later.
 
-        A compiler that outlived its killed parent may still write to the name that it was given.
+        A compiler that outlived its killed parent may still write to its own name.
         """
         return place.with_name(f".{place.name}.{secrets.token_hex(6)}")
 
-    def leftovers(self, key: str = "") -> list[Path]:
+    def stale_builds(self, key: str = "") -> list[Path]:
         """Returns what builds and removals left, of a key or of all; those under way are among them."""
         if key:
             return sorted(self.place(key).parent.glob(f".{key}.*"))
-        found = (self.root / "artifacts").glob("*/??/.*.*")
-        return sorted(at for at in found if is_key(self.key_of(at)))
+        folders = (self.root / "artifacts").glob("*/??/.*.*")
+        return sorted(folder for folder in folders if is_key(self.key_of(folder)))
 
-    def key_of(self, leftover: Path) -> str:
-        """Returns the key that a leftover belongs to."""
-        return leftover.name.split(".")[1]
+    def key_of(self, stale_build: Path) -> str:
+        """Returns the key that a stale build belongs to."""
+        return stale_build.name.split(".")[1]
 
     @contextlib.contextmanager
-    def locked(self, key: str, wait: bool = True) -> Iterator[bool]:
+    def lock(self, key: str, wait: bool = True) -> Iterator[bool]:
         """Holds the lock of a key; gives False at once if somebody else does and one is not to wait.
 
         Raises:

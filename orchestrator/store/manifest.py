@@ -50,13 +50,13 @@ class Manifest:
     Attributes:
         key: The artifact's content key.
         about: JSON-like data for a person.
-        created: Seconds since the epoch.
+        creation_time: Seconds since the epoch.
         files: Path in the folder, size in bytes and SHA-256 of every file.
     """
 
     key: str
     about: Mapping[str, Any]
-    created: float
+    creation_time: float
     files: tuple[tuple[str, int, str], ...]
 
     @property
@@ -91,7 +91,7 @@ def write_manifest(folder: Path, key: str, about: Mapping[str, Any]) -> None:
     }
     # To JSON and back: what is read again must have the same spelling.
     plain = json.loads(json.dumps(body, default=str))
-    (folder / NAME).write_text(_sealed(plain), encoding="utf-8")
+    (folder / NAME).write_text(_with_digest(plain), encoding="utf-8")
     for path in (folder / NAME, *{file.parent for file in files_in(folder)}, folder):
         without_others(path)
         sync(path)
@@ -107,17 +107,17 @@ def read_manifest(folder: Path) -> Manifest:
     """
     text = _text(folder / NAME)
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{NAME} is nested too deeply") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not that of an artifact")
-    if found.get("version") != VERSION:
-        raise OtherVersionError(f"it is in version {found.get('version')!r} of the format, not {VERSION}")
-    body = {name: value for name, value in found.items() if name != "digest"}
-    if _sealed(body) != text:
+    if content.get("version") != VERSION:
+        raise OtherVersionError(f"it is in version {content.get('version')!r} of the format, not {VERSION}")
+    body = {name: value for name, value in content.items() if name != "digest"}
+    if _with_digest(body) != text:
         raise ValueError(f"{NAME} was changed after it was written")
-    return _checked(body)
+    return _parse(body)
 
 
 def _text(path: Path) -> str:
@@ -128,16 +128,16 @@ def _text(path: Path) -> str:
     return data.decode()
 
 
-def _checked(body: Mapping[str, Any]) -> Manifest:
-    """The content of a manifest, every part of which may be somebody's word."""
+def _parse(body: Mapping[str, Any]) -> Manifest:
+    """Checks every part of a manifest, since somebody else may have written it."""
     files = tuple((item["path"], item["size"], item["sha256"]) for item in body["files"])
     for name, size, digest in files:
         if not (_is_inside(name) and type(size) is int and isinstance(digest, str)):
             raise ValueError(f"{NAME} lists {name!r}, which is no file in the folder")
-    key, about, created = body["key"], body["about"], body["created"]
-    if not (isinstance(key, str) and isinstance(about, dict) and _is_time(created)):
+    key, about, creation_time = body["key"], body["about"], body["created"]
+    if not (isinstance(key, str) and isinstance(about, dict) and _is_time(creation_time)):
         raise ValueError(f"{NAME} is malformed")
-    return Manifest(key, about, created, files)
+    return Manifest(key, about, creation_time, files)
 
 
 def _is_inside(name: object) -> bool:
@@ -164,11 +164,11 @@ def fault_of(folder: Path, manifest: Manifest, checksums: bool = True) -> str:
         try:
             # Links are not followed: not the last one, and none on the way.
             links = [each for each in (path, *path.parents) if folder in each.parents and each.is_symlink()]
-            found = path.lstat()
-            if links or not stat.S_ISREG(found.st_mode):
+            status = path.lstat()
+            if links or not stat.S_ISREG(status.st_mode):
                 return f"{name} is no plain file"
-            if found.st_size != size:
-                return f"{name} has {found.st_size} bytes, not {size}"
+            if status.st_size != size:
+                return f"{name} has {status.st_size} bytes, not {size}"
             if checksums and digest_of(path) != digest:
                 return f"the content of {name} is not what was written"
         except OSError as error:
@@ -176,7 +176,7 @@ def fault_of(folder: Path, manifest: Manifest, checksums: bool = True) -> str:
     return ""
 
 
-def _sealed(body: dict[str, Any]) -> str:
+def _with_digest(body: dict[str, Any]) -> str:
     """The manifest's one spelling, with a digest of all the rest at its end."""
     digest = hashlib.sha256(json.dumps(body, indent=1).encode()).hexdigest()
     return json.dumps({**body, "digest": digest}, indent=1)

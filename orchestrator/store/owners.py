@@ -86,10 +86,10 @@ def without_others(path: Path) -> None:
 
 
 def _is_trusted(store: Path) -> bool:
-    named = [name for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name]
-    if not named:
+    folder_names = [name for name in os.environ.get(TRUSTED_VARIABLE, "").split(os.pathsep) if name]
+    if not folder_names:
         return False
-    folders = {os.path.realpath(name) for name in named}
+    folders = {os.path.realpath(name) for name in folder_names}
     real = Path(os.path.realpath(store))
     return not folders.isdisjoint(map(str, (real, *real.parents)))
 
@@ -97,7 +97,7 @@ def _is_trusted(store: Path) -> bool:
 def _first_fault(store: Path, place: Path | None) -> tuple[Path, str]:
     """The first file or folder that somebody else could write to, and why; an empty text: there is none."""
     try:
-        above = list(_on_the_way(store))
+        above = list(_path_links(store))
         inside = [] if place is None else _inside(store, place)
         real = os.path.realpath(store)
         for path in (*above, *inside):
@@ -109,10 +109,12 @@ def _first_fault(store: Path, place: Path | None) -> tuple[Path, str]:
     return store, ""
 
 
-def _on_the_way(path: Path) -> Iterator[Path]:
+def _path_links(path: Path) -> Iterator[Path]:
     """Yields every folder and symbolic link that leads to a path, as the system goes; ends where nothing is yet."""
     ahead = list(path.absolute().parts)[::-1]
     at, links = Path(ahead.pop()), 0
+    # Parts are taken one by one, as the kernel does: `..` after a link is above the link's target, and a link's own
+    # target is walked before what follows it. So every folder is yielded whose owner decides where the path ends.
     yield at
     while ahead:
         part = ahead.pop()
@@ -144,15 +146,15 @@ def _inside(store: Path, place: Path) -> list[Path]:
 
 
 def _fault(path: Path, *, is_above: bool) -> str:
-    found = path.lstat()
-    if found.st_uid not in (0, os.geteuid()):
-        return f"belongs to {_user(found.st_uid)}, neither to you nor to root"
-    if stat.S_ISLNK(found.st_mode) or (is_above and found.st_mode & stat.S_ISVTX):
+    status = path.lstat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to {_user(status.st_uid)}, neither to you nor to root"
+    if stat.S_ISLNK(status.st_mode) or (is_above and status.st_mode & stat.S_ISVTX):
         return ""
-    if found.st_mode & stat.S_IWOTH:
-        return f"can be written to by everybody ({stat.filemode(found.st_mode)})"
-    if found.st_mode & stat.S_IWGRP and not _is_alone(found.st_uid, found.st_gid):
-        return f"can be written to by the group {_group(found.st_gid)} ({stat.filemode(found.st_mode)})"
+    if status.st_mode & stat.S_IWOTH:
+        return f"can be written to by everybody ({stat.filemode(status.st_mode)})"
+    if status.st_mode & stat.S_IWGRP and not _is_alone(status.st_uid, status.st_gid):
+        return f"can be written to by the group {_group(status.st_gid)} ({stat.filemode(status.st_mode)})"
     return ""
 
 
@@ -162,13 +164,13 @@ def _is_alone(user: int, group: int) -> bool:
     import pwd
 
     try:
-        owner, shared = pwd.getpwuid(user), grp.getgrgid(group)
+        owner, group_entry = pwd.getpwuid(user), grp.getgrgid(group)
     except KeyError:
         return False
-    named = shared.gr_name == owner.pw_name and owner.pw_gid == group
+    is_private = group_entry.gr_name == owner.pw_name and owner.pw_gid == group
     return (
-        named
-        and set(shared.gr_mem) <= {owner.pw_name}
+        is_private
+        and set(group_entry.gr_mem) <= {owner.pw_name}
         and all(other.pw_uid == user for other in pwd.getpwall() if other.pw_gid == group)
     )
 

@@ -43,7 +43,7 @@ def start(
         return run(_uploaded(backend, first[1]), **named)
     assert isinstance(backend, CompilingBackend)
     application = _application(stage, given, expected)
-    folder = store.obtain(backend.key(application), lambda path: backend.build(application, path))
+    folder = store.get_or_build(backend.key(application), lambda path: backend.build(application, path))
     run = backend.load_application(application, folder)[stage.name]
     made = run(*(backend.upload(value) for value in given.values() if isinstance(value, torch.Tensor)))
     if isinstance(expected, Mapping):

@@ -22,7 +22,7 @@ def store(folder: Path) -> ArtifactStore:
     store = ArtifactStore(folder / "build")
     for key, stage in ((KEY, "vision"), (OTHER, "text")):
         about = {"stage": stage, "device": "toy:0"}
-        store.obtain(key, lambda folder: (folder / "program").write_bytes(bytes(1500)), about)
+        store.get_or_build(key, lambda folder: (folder / "program").write_bytes(bytes(1500)), about)
     return store
 
 
@@ -80,7 +80,7 @@ def test_clean_removes_what_it_is_told_to(shell: Shell, store: ArtifactStore):
 
 
 def test_clean_leaves_what_is_being_compiled(shell: Shell, store: ArtifactStore):
-    with store._layout.locked(KEY):
+    with store._layout.lock(KEY):
         out = shell("cache", "clean").out
     assert "removed 1 artifact," in out
     assert f"kept {KEY[:12]}: it is being compiled" in out
@@ -131,7 +131,9 @@ def test_no_torch_is_needed(store: ArtifactStore, command: str):
 def test_what_a_manifest_says_is_no_command_to_the_terminal(shell: Shell, tmp_path: Path):
     """Kind: text of somebody's file that reaches a terminal."""
     store = ArtifactStore(tmp_path / "store")
-    place = store.obtain("ab" * 8, lambda folder: (folder / "a").write_bytes(b"a"), {"stage": "\x1b[2Jgone"})
+    place = store.get_or_build(
+        "ab" * 8, lambda folder: (folder / "a").write_bytes(b"a"), {"stage": "\x1b[2Jgone"}
+    )
     assert "\\x1b[2Jgone" in shell("cache", "list", "--store", tmp_path / "store").out
     (place / "a").write_bytes(b"b")
     out = shell("cache", "verify", "--store", tmp_path / "store", code=1).out

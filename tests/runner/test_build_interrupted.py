@@ -76,4 +76,4 @@ def test_children_end_with_their_parent(tmp_path: Path, number: int):
     assert not [child for child in children if runs(child.pid)]
     store = ArtifactStore(tmp_path / "store")
     assert store.entries() == ()
-    assert store.clean().leftovers == (0 if number == signal.SIGINT else 2)
+    assert store.clean().stale_builds == (0 if number == signal.SIGINT else 2)

@@ -45,7 +45,7 @@ def refused(store: Path, *words: str) -> None:
     before = sorted(store.rglob("*")) if store.is_dir() else []
     for ask in (
         lambda: ArtifactStore(store).find(KEY),
-        lambda: ArtifactStore(store).obtain(KEY, build),
+        lambda: ArtifactStore(store).get_or_build(KEY, build),
         lambda: ArtifactStore(store).write_plan("{}"),
     ):
         with pytest.raises(CompileError) as caught:
@@ -90,7 +90,7 @@ def test_a_store_that_another_can_write_to_is_refused(
 ) -> None:
     where, change, word = CHANGES[name]
     store = base / "above" / "store"
-    ArtifactStore(store).obtain(KEY, build)
+    ArtifactStore(store).get_or_build(KEY, build)
     path = (store / where).resolve()
     before = path.stat()
     change(path)
@@ -116,7 +116,7 @@ def test_a_link_of_another_in_a_sticky_folder_does_not_lead_to_a_store(base: Pat
     sticky = base / "sticky"
     sticky.mkdir()
     sticky.chmod(0o1777)
-    ArtifactStore(base / "store").obtain(KEY, build)
+    ArtifactStore(base / "store").get_or_build(KEY, build)
     own, others = sticky / "own", sticky / "others"
     for link in (own, others):
         link.symlink_to(base / "store")
@@ -136,7 +136,7 @@ def test_what_another_put_into_an_open_folder_is_not_loaded(base: Path) -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
         try:
-            ArtifactStore(store).obtain(KEY, build)
+            ArtifactStore(store).get_or_build(KEY, build)
         except CompileError:
             store.mkdir()
         finally:
@@ -163,7 +163,7 @@ def test_a_new_store_is_private_whatever_the_umask(base: Path, umask: int) -> No
     before = os.umask(umask)
     try:
         store = base / "new" / "deep" / "store"
-        ArtifactStore(store).obtain(KEY, open_to_all)
+        ArtifactStore(store).get_or_build(KEY, open_to_all)
         ArtifactStore(store).write_plan("{}")
         assert ArtifactStore(store).find(KEY) is not None
     finally:
@@ -181,12 +181,12 @@ def test_a_trusted_store_is_shared_by_those_who_may_write(
     monkeypatch.setenv(TRUSTED_VARIABLE, str(store))
     before = os.umask(0)
     try:
-        ArtifactStore(store).obtain("00" * 8, build)
+        ArtifactStore(store).get_or_build("00" * 8, build)
         os.seteuid(NOBODY)
-        ArtifactStore(store).obtain("00" * 7 + "01", build)
+        ArtifactStore(store).get_or_build("00" * 7 + "01", build)
         os.seteuid(0)
         assert ArtifactStore(store).find("00" * 7 + "01") is not None
-        assert not ArtifactStore(store).clean().held
+        assert not ArtifactStore(store).clean().busy_keys
     finally:
         os.seteuid(0)
         os.umask(before)
@@ -202,7 +202,7 @@ def test_a_users_private_group_may_write(base: Path) -> None:
     os.chown(store, user.pw_uid, user.pw_gid)
     os.seteuid(user.pw_uid)
     try:
-        ArtifactStore(store).obtain(KEY, build)
+        ArtifactStore(store).get_or_build(KEY, build)
         os.seteuid(0)
         os.chown(store, -1, NOBODY)
         os.seteuid(user.pw_uid)
@@ -246,17 +246,17 @@ HOSTILE = {
 def test_a_manifest_lists_files_of_its_folder(base: Path, name: str) -> None:
     from orchestrator.store import manifest
 
-    place = ArtifactStore(base / "store").obtain(KEY, build)
+    place = ArtifactStore(base / "store").get_or_build(KEY, build)
     written = manifest.read_manifest(place)
     body = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
         "key": KEY,
-        "created": written.created,
+        "created": written.creation_time,
         "about": {},
         "files": [{"path": "parts/a.bin", "size": 100, "sha256": "", **HOSTILE[name]}],
     }
-    (place / manifest.NAME).write_text(manifest._sealed(body))
+    (place / manifest.NAME).write_text(manifest._with_digest(body))
     assert ArtifactStore(base / "store").find(KEY) is None
     (entry,) = ArtifactStore(base / "store").verify()
     assert entry.state == "damaged"
@@ -264,17 +264,17 @@ def test_a_manifest_lists_files_of_its_folder(base: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 200_000, " " * (33 << 20), "[]", "{}", '"x"', "\xff"])
 def test_a_manifest_that_is_none_is_damage(base: Path, text: str) -> None:
-    place = ArtifactStore(base / "store").obtain(KEY, build)
+    place = ArtifactStore(base / "store").get_or_build(KEY, build)
     (place / "orchestrator-manifest.json").write_text(text, encoding="latin1")
     (entry,) = ArtifactStore(base / "store").entries()
     assert entry.state == "damaged"
-    assert ArtifactStore(base / "store").obtain(KEY, build)
+    assert ArtifactStore(base / "store").get_or_build(KEY, build)
 
 
 @pytest.mark.parametrize("what", ["link", "link above", "pipe", "device"])
 def test_a_file_of_an_artifact_is_a_plain_file(base: Path, what: str) -> None:
     """A link leads to what its author chose, and a pipe or a device may never end."""
-    place = ArtifactStore(base / "store").obtain(KEY, build)
+    place = ArtifactStore(base / "store").get_or_build(KEY, build)
     file = place / "parts" / "a.bin"
     (base / "other").mkdir()
     shutil.copy(file, base / "other" / "a.bin")
@@ -291,6 +291,8 @@ def test_a_file_of_an_artifact_is_a_plain_file(base: Path, what: str) -> None:
     (entry,) = ArtifactStore(base / "store").verify()
     assert (entry.state, "is no plain file" in entry.fault) == ("damaged", True)
     with pytest.raises(ValueError, match="no plain file"):
-        ArtifactStore(base / "store").obtain("f" * 16, lambda folder: (folder / "a").symlink_to("/dev/zero"))
-    assert ArtifactStore(base / "store").obtain(KEY, build)
+        ArtifactStore(base / "store").get_or_build(
+            "f" * 16, lambda folder: (folder / "a").symlink_to("/dev/zero")
+        )
+    assert ArtifactStore(base / "store").get_or_build(KEY, build)
     assert file.read_bytes() == b"a" * 100

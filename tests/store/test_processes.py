@@ -31,7 +31,7 @@ def build(folder):
     time.sleep(seconds)
     (folder / "whole").write_text("whole")
 
-print(ArtifactStore(root / "store").obtain(key, build))
+print(ArtifactStore(root / "store").get_or_build(key, build))
 """
 
 
@@ -71,7 +71,7 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path: Path, number: int):
     assert store.find(KEY) is None
     assert store.entries() == ()
     (half,) = store.path.rglob("half")
-    assert (store.obtain(KEY, write) / "whole").exists()
+    assert (store.get_or_build(KEY, write) / "whole").exists()
     assert not half.parent.exists()  # the next build sweeps what was left
 
 
@@ -85,7 +85,7 @@ def test_cleaning_sweeps_after_the_dead_and_leaves_the_living(tmp_path: Path):
     living = start(tmp_path, 3, KEY)
     wait_for(tmp_path / "started")
     done = store.clean()
-    assert (done.leftovers, done.held) == (1, (KEY,))
+    assert (done.stale_builds, done.busy_keys) == (1, (KEY,))
     assert done.bytes == len("half")
     out, _ = living.communicate(timeout=60)
     assert living.returncode == 0
@@ -100,7 +100,7 @@ def test_a_compiler_that_outlives_its_process_spoils_nothing(tmp_path: Path):
         "    subprocess.Popen(['sh', '-c', f'while sleep 0.05; do echo spoilt > {folder}/whole || exit; done'])\n"
         f"    Path({str(tmp_path / 'started')!r}).touch()\n"
         "    sys.stdin.read()\n"
-        f"ArtifactStore({str(tmp_path / 'store')!r}).obtain({KEY!r}, build)\n"
+        f"ArtifactStore({str(tmp_path / 'store')!r}).get_or_build({KEY!r}, build)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -109,6 +109,6 @@ def test_a_compiler_that_outlives_its_process_spoils_nothing(tmp_path: Path):
     process.kill()
     process.communicate(timeout=60)
     store = ArtifactStore(tmp_path / "store")
-    store.obtain(KEY, write)
+    store.get_or_build(KEY, write)
     time.sleep(0.3)
     assert store.find(KEY) is not None

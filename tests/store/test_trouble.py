@@ -58,24 +58,24 @@ def by_a_compiler(folder: Path) -> None:
 def test_a_full_disk(small_disk: Path, build: Callable[[Path], None]):
     store = ArtifactStore(small_disk / "store")
     with pytest.raises(CompileError, match=r"disk is full.*cache clean") as caught:
-        store.obtain(KEY, build, {"stage": "vision"})
+        store.get_or_build(KEY, build, {"stage": "vision"})
     assert "'vision'" in str(caught.value)
     assert caught.value.path == store.path
     assert store.entries() == ()
     assert not [path for path in (store.path / "artifacts").rglob("*") if path.is_file()]
-    assert store.obtain(KEY, write) == store.find(KEY)
+    assert store.get_or_build(KEY, write) == store.find(KEY)
 
 
 def test_a_disk_that_is_full_before_anything_is_written(small_disk: Path):
     store = ArtifactStore(small_disk / "store")
-    store.obtain("cd" * 32, write)
+    store.get_or_build("cd" * 32, write)
     subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'filler'}"], capture_output=True)
     with pytest.raises(CompileError, match="disk is full"):
-        store.obtain(KEY, write)
+        store.get_or_build(KEY, write)
     assert [entry.state for entry in store.entries()] == ["ok"]
     store.clean()
     (small_disk / "filler").unlink()
-    store.obtain(KEY, write)
+    store.get_or_build(KEY, write)
 
 
 @pytest.mark.parametrize("step", ["sync", "mkdir", "replace", "write_text"])
@@ -92,18 +92,18 @@ def test_every_step_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
         else:
             patch.setattr(Path, step, fail)
         with pytest.raises(CompileError, match=os.strerror(code)) as caught:
-            store.obtain(KEY, write)
+            store.get_or_build(KEY, write)
     assert str(store.path) in str(caught.value)
     assert store.find(KEY) is None
     assert store.entries() == ()
-    assert store.obtain(KEY, write) == store.find(KEY)
+    assert store.get_or_build(KEY, write) == store.find(KEY)
 
 
 def test_a_store_that_cannot_be_a_folder(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file", tmp_path / "file/store"):
         with pytest.raises(CompileError, match="Give a folder that can be made"):
-            ArtifactStore(path).obtain(KEY, write)
+            ArtifactStore(path).get_or_build(KEY, write)
 
 
 #: Looks into a store as a user who may only read it, or on a file system that is read-only.
@@ -121,12 +121,12 @@ store = ArtifactStore(sys.argv[1])
 missing = "cd" * 32
 def never(folder):
     raise AssertionError("it was built")
-assert store.find("ab" * 32) == store.obtain("ab" * 32, never)
+assert store.find("ab" * 32) == store.get_or_build("ab" * 32, never)
 assert store.find(missing) is None
 assert [entry.state for entry in store.entries(checksums=True)] == ["ok"]
 store.write_plan("plan")
 try:
-    store.obtain(missing, never, {"stage": "vision"})
+    store.get_or_build(missing, never, {"stage": "vision"})
 except CompileError as error:
     print(error)
 """
@@ -136,7 +136,7 @@ except CompileError as error:
 @pytest.mark.parametrize("how", ["user", "mount"])
 def test_a_store_that_can_only_be_read(readable: Path, how: str):
     store = ArtifactStore(readable / "store")
-    store.obtain(KEY, write)
+    store.get_or_build(KEY, write)
     store.write_plan("plan")
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     mount = (
@@ -171,11 +171,11 @@ def readable() -> Iterator[Path]:
 
 def test_a_folder_is_gone_at_once_for_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = ArtifactStore(tmp_path / "store")
-    folder = store.obtain(KEY, write)
+    folder = store.get_or_build(KEY, write)
     monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # killed right before it is emptied
-    assert len(store.clean().removed) == 1
+    assert len(store.clean().artifacts) == 1
     assert not folder.exists()
     assert store.entries() == ()
     monkeypatch.undo()
-    assert store.clean().leftovers == 1
+    assert store.clean().stale_builds == 1
     assert not list(folder.parent.iterdir())

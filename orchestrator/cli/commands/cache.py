@@ -14,7 +14,7 @@ from orchestrator.cli.options import AsJson, Debug
 from orchestrator.cli.report import UsageError, reporting
 
 if TYPE_CHECKING:
-    from orchestrator.store import ArtifactStore, Entry
+    from orchestrator.store import ArtifactStore, StoreEntry
 
 __all__ = ["app"]
 
@@ -92,18 +92,18 @@ def clean(
     """
     # The store keeps what somebody is compiling; it is told here, for it is no fault.
     with reporting(as_json=as_json, debug=debug) as reply:
-        report = _open(store).clean(damaged=damaged, unused_days=unused)
+        report = _open(store).clean(only_damaged=damaged, unused_days=unused)
         reply.data = {
             "store": str(store),
-            "removed": [_plain(entry) for entry in report.removed],
-            "leftovers": report.leftovers,
+            "removed": [_plain(entry) for entry in report.artifacts],
+            "leftovers": report.stale_builds,
             "bytes": report.bytes,
-            "held": list(report.held),
+            "held": list(report.busy_keys),
         }
         if not as_json:
-            left = f" and {report.leftovers} unfinished" if report.leftovers else ""
-            typer.echo(f"removed {_count(len(report.removed))}{left}, {_size(report.bytes)}, from {store}")
-            for key in report.held:
+            left = f" and {report.stale_builds} unfinished" if report.stale_builds else ""
+            typer.echo(f"removed {_count(len(report.artifacts))}{left}, {_size(report.bytes)}, from {store}")
+            for key in report.busy_keys:
                 typer.echo(f"kept {key[:12]}: it is being compiled")
 
 
@@ -123,7 +123,7 @@ def _open(store: Path) -> ArtifactStore:
     return ArtifactStore(store)
 
 
-def _print(entries: tuple[Entry, ...]) -> None:
+def _print(entries: tuple[StoreEntry, ...]) -> None:
     from orchestrator.cli.tables import print_table
 
     if not entries:
@@ -135,46 +135,46 @@ def _print(entries: tuple[Entry, ...]) -> None:
             typer.echo(f"{_label(entry)} is {_state_in_words(entry)}: {_fault(entry)}")
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: StoreEntry) -> tuple[str, ...]:
     about = entry.about
     return (
         entry.key[:12],
         str(about.get("stage", "-")),
         str(about.get("device", "-")),
         _size(entry.bytes),
-        _time(entry.created),
-        _time(entry.used),
+        _time(entry.creation_time),
+        _time(entry.last_use),
         entry.state,
     )
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: StoreEntry) -> dict[str, Any]:
     return {
         "key": entry.key,
         "state": entry.state,
         "fault": entry.fault,
         "bytes": entry.bytes,
-        "created": _time(entry.created),
-        "used": _time(entry.used),
+        "created": _time(entry.creation_time),
+        "used": _time(entry.last_use),
         "about": dict(entry.about),
         "path": str(entry.path),
     }
 
 
-def _label(entry: Entry) -> str:
+def _label(entry: StoreEntry) -> str:
     from orchestrator.cli.tables import printable
 
     stage = entry.about.get("stage")
     return f"{entry.key[:12]} ({printable(str(stage))})" if stage else entry.key[:12]
 
 
-def _fault(entry: Entry) -> str:
+def _fault(entry: StoreEntry) -> str:
     from orchestrator.cli.tables import printable
 
     return printable(entry.fault)
 
 
-def _state_in_words(entry: Entry) -> str:
+def _state_in_words(entry: StoreEntry) -> str:
     return "damaged" if entry.state == "damaged" else "of another version, not used by this release"
 
 

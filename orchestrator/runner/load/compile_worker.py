@@ -95,7 +95,7 @@ def _build(
     try:
         description = _build_metadata(backend, application)
         result = BuildResult(
-            store.obtain(key, lambda folder: backend.build(application, folder), description)
+            store.get_or_build(key, lambda folder: backend.build(application, folder), description)
         )
     except KeyboardInterrupt:
         raise
