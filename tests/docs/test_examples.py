@@ -15,7 +15,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 import wave
 from importlib.metadata import PackageNotFoundError, distribution
@@ -25,6 +24,8 @@ import pytest
 from PIL import Image
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
+
+from tests.docs.shell import run_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md", ROOT / "plugins" / "neuron" / "README.md"]
@@ -122,5 +123,5 @@ def test_no_python_block_is_missed(page: Path):
 def test_command_lines_run(line: str, folder: Path):
     if line.startswith("orchestrator run ") and not installed(line.split()[2]):
         pytest.skip("optional packages are not installed")
-    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    code, printed = run_line(line, folder)
+    assert code == 0, printed
