@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import Adapter, Place
-from orchestrator.backend import Backend
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.graph import Edge, Graph
 from orchestrator.plan.records import (
     DimPlan,

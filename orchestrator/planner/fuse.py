@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.adapter import Adapter, Place
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, NodeKey
 from orchestrator.planner.context import Fusion, PlanContext

@@ -14,7 +14,7 @@ from orchestrator.plan.records import DimPlan
 from orchestrator.plan.run_record import RunRecord
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show_tensor
 
-__all__ = ["admit"]
+__all__ = ["admit", "positional_error"]
 
 
 def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
@@ -132,3 +132,16 @@ def _ruleless(plan: Plan, dim: str) -> str:
             if adapter.kind == "pad" and adapter.rule is None and dim in TensorSpec(adapter.dims).names:
                 return f"an input with that dim ({edge.source!r})" if edge.source in inputs else f"'{edge}'"
     return "an input with that dim"
+
+
+def positional_error(plan: Plan, arguments: tuple[object, ...]) -> InputError:
+    """Returns the error of a session that was called with inputs by position, or with a dict of them."""
+    names = [name for name, _ in plan.inputs]
+    if isinstance(arguments[0], Mapping):
+        form = "session.run(inputs) takes a dict of them, and so does session(**inputs)"
+    else:
+        form = f"write session({', '.join(f'{name}=...' for name in names)})"
+    return InputError(
+        f"A session is called with inputs by name, not with {show_tensor(arguments[0])}; {form}.",
+        inputs=tuple(names),
+    )

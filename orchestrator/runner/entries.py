@@ -14,6 +14,7 @@ import torch
 
 from orchestrator.errors import StageError
 from orchestrator.plan.steps import Step
+from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
 from orchestrator.runner.counters import Stats
@@ -97,7 +98,7 @@ class RequestEntries:
 
     def method(self) -> RequestEntry:
         """Returns the plain entry as a method that takes the inputs by keyword."""
-        return self._generate(self._entries[frozenset(), False, None][0], "_self, /, **inputs")
+        return self._generate(self._entries[frozenset(), False, None][0], "_self, /, *args, **inputs")
 
     def forget_forms(self) -> None:
         """Makes every request of a session that is closed look for its form in vain."""
@@ -111,10 +112,18 @@ class RequestEntries:
             self._entries.clear()
             self._executable = replace(self._executable, functions={}, constants={})
 
-    def _admit(self, variant: PlanVariant, table: dict[Any, Any], inputs: Mapping[str, Any]) -> Any:
+    def _admit(
+        self,
+        variant: PlanVariant,
+        table: dict[Any, Any],
+        inputs: Mapping[str, Any],
+        args: tuple[object, ...] = (),
+    ) -> Any:
         """Checks a request in full; its form is remembered once it ran."""
         if self._closing.flag:
             return self._refuse(inputs)
+        if args:
+            raise positional_error(self._plan, args)
         runner = run, count = variant.runner(inputs, remembered=len(table) < MAX_FORMS)
         form = request_form(self._plan, inputs)
 

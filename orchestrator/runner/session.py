@@ -13,11 +13,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import Step
+from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.counters import Stats
 from orchestrator.runner.direct_call import forget_call, set_call
@@ -76,13 +77,15 @@ class Session:
         self._switch()
         _sessions.add(self)
 
-    def __call__(self, /, **inputs: Any) -> dict[str, Any]:
-        """Runs one request.
+    def __call__(self, /, *args: NoReturn, **inputs: Any) -> dict[str, Any]:
+        """Runs one request, given by input name.
 
         Raises:
-            InputError: It does not fit the plan, or the session is closed.
+            InputError: It does not fit the plan, comes by position, or the session is closed.
             StageError: A stage raised, or gave something else than it declared.
         """
+        if args:
+            raise positional_error(self.plan, args)
         return self._entry(inputs)
 
     def run(

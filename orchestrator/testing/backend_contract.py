@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from orchestrator.adapter import Adapter, apply
-from orchestrator.backend import Backend, Capabilities, EagerBackend, Handle
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Backend, Capabilities, CompilingBackend, EagerBackend, Handle
 from orchestrator.errors import CompileError
 from orchestrator.stage import ModelWrapper, Stage, make_stage
 from orchestrator.store import ArtifactStore

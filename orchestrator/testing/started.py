@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import Adapter
-from orchestrator.backend import Backend, EagerBackend
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Backend, CompilingBackend, EagerBackend
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage

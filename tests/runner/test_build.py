@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, PlanError
 from orchestrator.program import Application
 from orchestrator.runner.load.compile import WORKERS, Job, build_applications

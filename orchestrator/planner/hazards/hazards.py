@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, next_port
 from orchestrator.plan.iterations import may_skip

@@ -57,7 +57,7 @@ def entry_source(plan: Plan, is_exclusive: bool, head: str) -> str:
     Args:
         plan: The plan.
         is_exclusive: Requests run one at a time.
-        head: Its parameters.
+        head: Its parameters; those of a method end with ``*args, **inputs``.
     """
     values = [f"a{position}" for position in range(len(plan.inputs))]
     # Every input by its name, then that there is no other: an optional one that is left out makes the request shorter.
@@ -66,8 +66,10 @@ def entry_source(plan: Plan, is_exclusive: bool, head: str) -> str:
         is_optional = name in plan.optional
         fetch.append(f"{value} = inputs.get({name!a})" if is_optional else f"{value} = inputs[{name!a}]")
         length += [f"({name!a} not in inputs)"] if is_optional else []
-    fetch.append(f"if len(inputs) != {' - '.join(length)}: raise KeyError")
-    lines = _body(plan, values, fetch, is_exclusive)
+    # What a method gets by position is no part of a request: whatever else it holds, it is refused.
+    positional = "args or " if "*args" in head else ""
+    fetch.append(f"if {positional}len(inputs) != {' - '.join(length)}: raise KeyError")
+    lines = _body(plan, values, fetch, is_exclusive, "inputs, args" if positional else "inputs")
     return "\n".join([f"def {_ENTRY}({head}):", *lines]) + "\n"
 
 
@@ -81,7 +83,7 @@ def _form(value: str, spec: PortSpec, optional: bool) -> dict[str, str]:
     return parts
 
 
-def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool) -> list[str]:
+def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool, request: str) -> list[str]:
     form: dict[str, str] = {}
     for value, (name, spec) in zip(values, plan.inputs, strict=True):
         form |= _form(value, spec, name in plan.optional)
@@ -113,7 +115,7 @@ def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool) -
         "        except Exception:",
         "            run = None",
         "        if run is None:",
-        "            run, count = admit(inputs)",
+        f"            run, count = admit({request})",
         *(f"            {line}" for line in fetch),
         *(f"        {line}" for line in run_lines),
         "        count()",

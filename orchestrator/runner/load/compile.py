@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
 from orchestrator.runner.interrupts import DeferredSignals

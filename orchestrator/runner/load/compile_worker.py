@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
 from orchestrator.store import ArtifactStore

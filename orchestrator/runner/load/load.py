@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import MOVES, Adapter, apply, check_cast
-from orchestrator.backend import Backend, EagerBackend
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Backend, CompilingBackend, EagerBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.graph import Graph
 from orchestrator.plan.count import constant_bytes

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.backend import Capabilities, Handle, Link
-from orchestrator.compiling import CompilingBackend
+from orchestrator.backend import Capabilities, CompilingBackend, Handle, Link
 from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage

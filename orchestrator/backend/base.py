@@ -5,7 +5,7 @@ free and touches no device, so planning works on a laptop; :meth:`Backend.open` 
 To the runner, a value on the device is an opaque *handle*.
 
 There are two kinds. An :class:`EagerBackend` runs a stage's own module and tensor ops as they come; a
-:class:`~orchestrator.compiling.CompilingBackend` runs compiled programs and nothing else. A backend subclasses one of
+:class:`~orchestrator.backend.CompilingBackend` runs compiled programs and nothing else. A backend subclasses one of
 the two; what both do is in :class:`Backend`.
 """
 
