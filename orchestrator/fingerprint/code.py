@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-__all__ = ["code_parts", "constant", "global_names", "release_of"]
+__all__ = ["code_parts", "constant_parts", "global_names", "release_of"]
 
 #: Parts of the core that stages are made of; its testing kit has models of its own.
 _CORE, _KIT = "orchestrator", "orchestrator.testing"
@@ -45,9 +45,9 @@ def _release(top: str) -> str | None:
 
 
 def _version(top: str) -> str:
-    found = getattr(sys.modules.get(top), "__version__", None)
-    if found is not None:
-        return str(found)
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if version is not None:
+        return str(version)
     try:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def code_parts(code: CodeType) -> tuple[Any, ...]:
     """Returns what a function's code does, in JSON-like parts: instructions, names and constants."""
     return (
         code.co_code.hex(),
-        [constant(value) for value in code.co_consts],
+        [constant_parts(value) for value in code.co_consts],
         code.co_names,
         code.co_varnames,
         code.co_cellvars,
@@ -72,28 +72,28 @@ def code_parts(code: CodeType) -> tuple[Any, ...]:
     )
 
 
-def constant(value: Any) -> Any:
+def constant_parts(value: Any) -> Any:
     """Returns a constant of a code object in JSON-like parts."""
     if isinstance(value, CodeType):
         return ["code", *code_parts(value)]
     if isinstance(value, tuple):
-        return ["tuple", [constant(item) for item in value]]
+        return ["tuple", [constant_parts(item) for item in value]]
     if isinstance(value, frozenset):
-        return ["frozenset", sorted(repr(constant(item)) for item in value)]
+        return ["frozenset", sorted(repr(constant_parts(item)) for item in value)]
     return repr(value)
 
 
 @functools.lru_cache(maxsize=4096)
 def global_names(code: CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
     """Returns the globals that a function reads, its inner functions included, and all names that it uses."""
-    found: dict[str, None] = {}
+    globals_read: dict[str, None] = {}
     names: set[str] = set()
     for each in _codes(code):
         names.update(each.co_names)
         for step in dis.get_instructions(each):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-                found[str(step.argval)] = None
-    return tuple(found), frozenset(names)
+                globals_read[str(step.argval)] = None
+    return tuple(globals_read), frozenset(names)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -30,20 +30,16 @@ __all__ = ["digest", "fingerprint"]
 _VERSION = 4
 
 
-def fingerprint(stage: Stage, contents: bool = True) -> list[Any]:
+def fingerprint(stage: Stage) -> list[Any]:
     """Describes a stage for a content key, alike in every process: code, config, ports, forms of its weights.
 
-    The content of weights is no part of it: a program is compiled for their shapes and dtypes.
-
-    Args:
-        stage: The stage.
-        contents: Whether the content of other tensors counts. Reading it takes about a second per gigabyte, in vain
-            where nothing is compiled.
+    The content of weights is no part of it: a program is compiled for their shapes and dtypes. That of other tensors
+    is, and reading it takes about a second per gigabyte.
     """
     ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
-    given = [(port.name, repr(port.spec)) for port in stage.outputs]
+    outputs = [(port.name, repr(port.spec)) for port in stage.outputs]
     roots = (stage.target, dict(sorted(stage.config.items())), *_global_hooks())
-    return [_VERSION, ports, given, _digest(roots, contents)]
+    return [_VERSION, ports, outputs, _digest(roots)]
 
 
 def digest(value: Any) -> str:
@@ -53,26 +49,28 @@ def digest(value: Any) -> str:
 
 def _global_hooks() -> list[Any]:
     """Hooks that torch calls for every module."""
-    found = (module._global_forward_pre_hooks, module._global_forward_hooks)
-    return [list(hooks.values()) for hooks in found] if any(found) else []
+    hook_tables = (module._global_forward_pre_hooks, module._global_forward_hooks)
+    return [list(hooks.values()) for hooks in hook_tables] if any(hook_tables) else []
 
 
-def _digest(roots: tuple[Any, ...], contents: bool) -> str:
+def _digest(roots: tuple[Any, ...]) -> str:
     owner = owner_of(roots[0])
     if not isinstance(owner, ModelWrapper):
-        return ObjectWalk(_weights(owner), contents=contents).digest(*roots)
+        return ObjectWalk(_weights(owner)).digest(*roots)
+    # A model that is not built yet is described by its outline, without content: planning then needs no weights. Where
+    # the outline does not say it all, the model itself is built.
     if owner.__dict__.get("_model") is None:
         with contextlib.suppress(Exception):
-            return _of_wrapper(owner, outline(owner), contents, strict=True).digest(*roots)
+            return _of_wrapper(owner, outline(owner), strict=True).digest(*roots)
     model = None
     with contextlib.suppress(Exception):
         model = owner.model
-    return _of_wrapper(owner, model, contents).digest(*roots)
+    return _of_wrapper(owner, model).digest(*roots)
 
 
-def _of_wrapper(wrapper: ModelWrapper, model: Any, contents: bool, strict: bool = False) -> ObjectWalk:
+def _of_wrapper(wrapper: ModelWrapper, model: Any, strict: bool = False) -> ObjectWalk:
     """A wrapper counts the same before and after its model is built."""
-    return ObjectWalk(_weights(model), {id(wrapper): {"_model": model}}, contents, strict)
+    return ObjectWalk(_weights(model), {id(wrapper): {"_model": model}}, strict)
 
 
 def _weights(owner: Any) -> Iterator[torch.Tensor]:

@@ -11,10 +11,19 @@ from typing import Any
 from orchestrator.fingerprint.code import code_parts, global_names, release_of
 from orchestrator.fingerprint.describer import Describer
 
-__all__ = ["Use", "cell", "function", "kind", "module", "name_of", "use", "written"]
+__all__ = [
+    "ModuleUse",
+    "authored_items",
+    "cell_value",
+    "describe_class",
+    "describe_function",
+    "describe_module",
+    "describe_use",
+    "name_of",
+]
 
 #: What Python, or a library, adds to a function or a class; all else is from its author.
-_ADDED = {
+_GENERATED_NAMES = {
     "__module__",
     "__name__",
     "__qualname__",
@@ -41,7 +50,7 @@ _ADDED = {
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class ModuleUse:
     """What code uses of a module, e.g. ``settings.SCALE``.
 
     Attributes:
@@ -64,16 +73,16 @@ def name_of(value: type) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def written(own: dict[str, Any]) -> list[tuple[str, Any]]:
+def authored_items(own: dict[str, Any]) -> list[tuple[str, Any]]:
     """Returns what an author gave a class or a function, by name."""
     return sorted(
         (name, item)
         for name, item in own.items()
-        if name not in _ADDED and not name.startswith("__pydantic_")
+        if name not in _GENERATED_NAMES and not name.startswith("__pydantic_")
     )
 
 
-def kind(describer: Describer, value: type) -> list[Any]:
+def describe_class(describer: Describer, value: type) -> list[Any]:
     """A class."""
     release = release_of(value.__module__)
     if release and not _is_stray(value):
@@ -84,7 +93,7 @@ def kind(describer: Describer, value: type) -> list[Any]:
         name_of(value),
         made_by,
         describer.all(value.__bases__),
-        describer.pairs(written(dict(vars(value)))),
+        describer.pairs(authored_items(dict(vars(value)))),
     ]
 
 
@@ -93,28 +102,29 @@ def _is_stray(value: type) -> bool:
     return value.__module__ == "types" and getattr(types, value.__name__, None) is not value
 
 
-def function(describer: Describer, value: FunctionType) -> list[Any]:
+def describe_function(describer: Describer, value: FunctionType) -> list[Any]:
     """A function; one that was compiled counts as what it was made from."""
-    compiled = vars(value).get("_torchdynamo_orig_callable")
-    if compiled is not None:
-        return ["compiled", describer.of(compiled)]
+    original = vars(value).get("_torchdynamo_orig_callable")
+    if original is not None:
+        return ["compiled", describer.of(original)]
     code, module = value.__code__, value.__globals__.get("__name__")
     release = release_of(module)
+    # What a release wrote is the same wherever it is; somebody's own may change under one name, so its bytecode counts.
     if release and not code.co_filename.startswith("<string"):  # a text that was run may be any
-        known = [module, code.co_name, code.co_firstlineno, release]
+        code_record = [module, code.co_name, code.co_firstlineno, release]
     else:
         describer.note_module(module)
-        known = [code_parts(code), _globals(describer, value)]
+        code_record = [code_parts(code), _globals(describer, value)]
     return [
-        known,
+        code_record,
         describer.of(value.__defaults__),
         describer.of(value.__kwdefaults__),
-        describer.all(cell(each) for each in value.__closure__ or ()),
-        describer.pairs(written(vars(value))),
+        describer.all(cell_value(each) for each in value.__closure__ or ()),
+        describer.pairs(authored_items(vars(value))),
     ]
 
 
-def cell(value: Any) -> Any:
+def cell_value(value: Any) -> Any:
     """What a cell holds; None: nothing yet."""
     try:
         return value.cell_contents
@@ -134,7 +144,7 @@ def _global(describer: Describer, value: Any, names: frozenset[str]) -> Any:
     return describer.module_use(value, names)
 
 
-def use(describer: Describer, value: Use) -> list[Any]:
+def describe_use(describer: Describer, value: ModuleUse) -> list[Any]:
     """What code uses of a module."""
     release = release_of(value.module.__name__)
     if release:
@@ -143,10 +153,11 @@ def use(describer: Describer, value: Use) -> list[Any]:
     return [[name, _global(describer, own[name], value.names)] for name in sorted(value.names) if name in own]
 
 
-def module(describer: Describer, value: ModuleType) -> list[Any]:
+def describe_module(describer: Describer, value: ModuleType) -> list[Any]:
     """A module that an object holds: nothing says what of it is used, so all of somebody's own counts."""
-    made = type(value)
-    release = release_of(value.__name__) or (None if made is ModuleType else release_of(made.__module__))
+    module_class = type(value)
+    own_class_release = None if module_class is ModuleType else release_of(module_class.__module__)
+    release = release_of(value.__name__) or own_class_release
     if release:
         return [value.__name__, release]
     return [value.__name__, describer.pairs(_own(value))]

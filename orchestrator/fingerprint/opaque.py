@@ -1,6 +1,6 @@
-"""Standing for what cannot be read: a mark that no other object and no other process has.
+"""Standing for what cannot be read: a token that no other object and no other process has.
 
-A key with a mark in it is found again in this process, for the same objects, and nowhere else: better compile again
+A key with a token in it is found again in this process, for the same objects, and nowhere else: better compile again
 than run something stale.
 """
 
@@ -13,25 +13,25 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["unique"]
+__all__ = ["process_unique_token"]
 
 _PROCESS = secrets.token_hex(16)
 _COUNT = itertools.count()
 #: By identity, what gives the object while it lives, and its number.
-_MARKS: dict[int, tuple[Callable[[], Any], int]] = {}
+_TOKENS: dict[int, tuple[Callable[[], Any], int]] = {}
 
 
-def unique(value: Any) -> str:
-    """Returns an object's mark, the same while it lives; what has no weak reference lives on."""
-    known = _MARKS.get(id(value))
-    if known is None or known[0]() is not value:
-        known = _MARKS[id(value)] = (_reference(value), next(_COUNT))
-    return f"unique {_PROCESS} {os.getpid()} {known[1]}"  # a fork shares the rest
+def process_unique_token(value: Any) -> str:
+    """Returns an object's token, the same while it lives; what has no weak reference lives on."""
+    token = _TOKENS.get(id(value))
+    if token is None or token[0]() is not value:
+        token = _TOKENS[id(value)] = (_reference(value), next(_COUNT))
+    return f"unique {_PROCESS} {os.getpid()} {token[1]}"  # a fork shares the rest
 
 
 def _reference(value: Any) -> Callable[[], Any]:
     identity = id(value)
     try:
-        return weakref.ref(value, lambda _: _MARKS.pop(identity, None))
+        return weakref.ref(value, lambda _: _TOKENS.pop(identity, None))
     except TypeError:
         return lambda: value

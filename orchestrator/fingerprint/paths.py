@@ -11,10 +11,10 @@ from pathlib import Path
 
 from orchestrator.fingerprint.code import release_of
 
-__all__ = ["Places"]
+__all__ = ["CodeFolders"]
 
 
-class Places:
+class CodeFolders:
     """Folders that code was imported from, as far as they are known."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Places:
         if release_of(top) is None:
             self._folders.update(_folders(top))
 
-    def of(self, text: str) -> str:
+    def relative(self, text: str) -> str:
         """Returns a text, and a path into one of the folders without what lies above it."""
         if os.path.isabs(text):  # noqa: PTH117 - most texts are no paths, and few of these are asked more
             for folder in self._folders:
@@ -44,8 +44,8 @@ def _folders(top: str) -> set[str]:
     module = sys.modules.get(top)
     file = getattr(module, "__file__", None)
     paths = list(getattr(module, "__path__", ()))
-    place = Path(paths[0]) if paths else Path(file) if file else None
-    if place is None:
+    location = Path(paths[0]) if paths else Path(file) if file else None
+    if location is None:
         return set()
-    above = {str(place.absolute().parent), str(place.resolve().parent)}
+    above = {str(location.absolute().parent), str(location.resolve().parent)}
     return above - {os.sep}

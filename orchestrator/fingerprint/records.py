@@ -24,7 +24,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from orchestrator.fingerprint import functions
 from orchestrator.fingerprint.code import code_parts, release_of
 from orchestrator.fingerprint.describer import Describer
-from orchestrator.fingerprint.opaque import unique
+from orchestrator.fingerprint.opaque import process_unique_token
 
 __all__ = ["BY_BASE", "BY_KIND"]
 
@@ -52,9 +52,9 @@ def _builtin(describer: Describer, value: types.BuiltinFunctionType) -> list[Any
     owner, module = value.__self__, value.__module__
     parts = [module, value.__qualname__]
     if module is not None:
-        parts.append(release_of(module) or unique(value))
-    held = owner is not None and not isinstance(owner, types.ModuleType)
-    return [*parts, describer.of(owner)] if held and type(owner).__name__ != "PyCapsule" else parts
+        parts.append(release_of(module) or process_unique_token(value))
+    has_owner = owner is not None and not isinstance(owner, types.ModuleType)
+    return [*parts, describer.of(owner)] if has_owner and type(owner).__name__ != "PyCapsule" else parts
 
 
 def _descriptor(describer: Describer, value: Any) -> list[Any]:
@@ -63,7 +63,7 @@ def _descriptor(describer: Describer, value: Any) -> list[Any]:
 
 def _cached(describer: Describer, value: Any) -> list[Any]:
     """What caches results counts as the function whose results they are."""
-    return [describer.pairs(functions.written(vars(value)))]
+    return [describer.pairs(functions.authored_items(vars(value)))]
 
 
 def _variable(describer: Describer, value: contextvars.ContextVar[Any]) -> list[Any]:
@@ -88,8 +88,8 @@ def _operator(describer: Describer, value: Any) -> list[Any]:
     space = name.partition("::")[0]
     if space in _OPERATORS or release_of(space):
         return [name, release_of(space)]
-    defined = OPDEFS.get(name.partition(".")[0])
-    return [name, unique(value) if defined is None else describer.of(defined)]
+    definition = OPDEFS.get(name.partition(".")[0])
+    return [name, process_unique_token(value) if definition is None else describer.of(definition)]
 
 
 def _definition(describer: Describer, value: CustomOpDef) -> list[Any]:
@@ -98,7 +98,8 @@ def _definition(describer: Describer, value: CustomOpDef) -> list[Any]:
 
 
 def _script(_: Describer, value: Any) -> list[Any]:
-    return [value.code, unique(value) if "CONSTANTS" in value.code else ""]  # these cannot be read
+    # Constants of a script cannot be read.
+    return [value.code, process_unique_token(value) if "CONSTANTS" in value.code else ""]
 
 
 def _views(describer: Describer, value: Iterable[Any]) -> list[Any]:
@@ -132,14 +133,14 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 
 
 def _fields(names: tuple[str, ...]) -> Describe:
-    """By some attributes, and those that somebody added."""
+    """By some attributes, and those that its author gave it."""
 
     def describe(describer: Describer, value: Any) -> list[Any]:
-        added = [] if isinstance(value, types.MethodType) else functions.written(_vars_of(value))
+        attributes = [] if isinstance(value, types.MethodType) else functions.authored_items(_vars_of(value))
         return [
             describer.of(type(value)),
             *describer.all(getattr(value, name) for name in names),
-            describer.pairs(added),
+            describer.pairs(attributes),
         ]
 
     return describe
@@ -150,14 +151,18 @@ def _vars_of(value: Any) -> dict[str, Any]:
     return dict(getattr(value, "__dict__", {}))
 
 
-_ORDERED: Any = collections.OrderedDict()
+_ORDERED_DICT: Any = collections.OrderedDict()
 _DICT: dict[Any, Any] = {}
 
 #: Kinds that have no kinds below them, or whose own are looked at as objects.
 BY_KIND: dict[type, Describe] = {
     types.MappingProxyType: lambda describer, value: describer.pairs(value.items()),
-    **{type(view()): _views for each in (_DICT, _ORDERED) for view in (each.keys, each.values, each.items)},
-    types.CellType: lambda describer, value: describer.all([functions.cell(value)]),
+    **{
+        type(view()): _views
+        for each in (_DICT, _ORDERED_DICT)
+        for view in (each.keys, each.values, each.items)
+    },
+    types.CellType: lambda describer, value: describer.all([functions.cell_value(value)]),
     types.CodeType: lambda _, value: code_parts(value),
     contextvars.ContextVar: _variable,
     type(functools.lru_cache(_views)): _cached,
@@ -180,11 +185,11 @@ BY_KIND: dict[type, Describe] = {
 
 #: Kinds with all that are below them, in this order.
 BY_BASE: tuple[tuple[type | tuple[type, ...], str, Describe], ...] = (
-    (type, "type", functions.kind),
-    (types.FunctionType, "function", functions.function),
+    (type, "type", functions.describe_class),
+    (types.FunctionType, "function", functions.describe_function),
     (types.BuiltinFunctionType, "builtin", _builtin),
-    (types.ModuleType, "namespace", functions.module),
-    (functions.Use, "use", functions.use),
+    (types.ModuleType, "namespace", functions.describe_module),
+    (functions.ModuleUse, "use", functions.describe_use),
     *((kind, kind.__name__, _fields(names)) for kind, names in _FIELDS.items()),
     (
         pathlib.PurePath,

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.fingerprint.code import release_of
 
-__all__ = ["attributes", "block", "hides", "plain_items", "reduced"]
+__all__ = ["attributes", "buffer_parts", "hides_state", "pickle_parts", "plain_text"]
 
 #: Kinds whose items are read; `object` has none.
 _READ = (dict, list, tuple, set, frozenset, str, int, float, complex, bytes, object)
@@ -25,8 +25,8 @@ _WORD = struct.calcsize("P")
 def attributes(value: Any) -> dict[str, Any]:
     """Returns attributes and slots."""
     slots = (name for kind in type(value).__mro__ for name in _slots(kind))
-    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return found | getattr(value, "__dict__", {})
+    slot_values = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return slot_values | getattr(value, "__dict__", {})
 
 
 def _slots(kind: type) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _slots(kind: type) -> Iterator[str]:
             yield name
 
 
-def hides(kind: type) -> bool:
+def hides_state(kind: type) -> bool:
     """Tells whether a kind hides something."""
     base = next(each for each in kind.__mro__ if each in _READ)
     if kind.__itemsize__ != base.__itemsize__:
@@ -51,7 +51,7 @@ def hides(kind: type) -> bool:
     return kind.__basicsize__ > base.__basicsize__ + words * _WORD
 
 
-def plain_items(value: Any) -> str | None:
+def plain_text(value: Any) -> str | None:
     """Returns the text of what is also a number or a text; None where it is neither."""
     for kind in (str, int, float, complex, bytes):
         if isinstance(value, kind):
@@ -59,41 +59,41 @@ def plain_items(value: Any) -> str | None:
     return None
 
 
-def block(value: Any, contents: bool) -> list[Any] | None:
-    """Returns form, and content, of what is one block of memory, such as a numpy array; None where it is not."""
+def buffer_parts(value: Any) -> list[Any] | None:
+    """Returns form and content of what is one block of memory, such as a numpy array; None where it is not."""
     try:
         view = memoryview(value)
     except Exception:
         return None
     if "O" in view.format:  # addresses of Python objects
         return None
-    digest = hashlib.sha256(view.tobytes()).hexdigest() if contents else ""
-    return [view.format, list(view.shape or ()), digest]
+    return [view.format, list(view.shape or ()), hashlib.sha256(view.tobytes()).hexdigest()]
 
 
-def reduced(value: Any) -> list[Any] | None:
+def pickle_parts(value: Any) -> list[Any] | None:
     """Returns what pickling an object would store; None where it cannot be pickled.
 
     What counts as a global is that, if it is where it says and that has a release.
     """
     try:
         reducer = copyreg.dispatch_table.get(type(value))
-        found = reducer(value) if reducer else value.__reduce_ex__(4)
+        parts = reducer(value) if reducer else value.__reduce_ex__(4)
     except Exception:
         return None
-    if not isinstance(found, str):
+    if not isinstance(parts, str):
         # Items of a container come as an iterator.
-        return [list(part) if isinstance(part, Iterator) else part for part in found]
-    module = _home(value, found)
-    return None if module is None else [module, found, release_of(module)]
+        return [list(part) if isinstance(part, Iterator) else part for part in parts]
+    # A text is the name of a global, and stands for the object only where that name really leads to it.
+    module = _home(value, parts)
+    return None if module is None else [module, parts, release_of(module)]
 
 
 def _home(value: Any, name: str) -> str | None:
     places: Iterable[Any] = (getattr(value, "__module__", None), type(value).__module__.partition(".")[0])
     for module in places:
-        found: Any = sys.modules.get(module) if isinstance(module, str) else None
+        target: Any = sys.modules.get(module) if isinstance(module, str) else None
         for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is value and release_of(module):
+            target = getattr(target, part, None)
+        if target is value and release_of(module):
             return str(module)
     return None

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["ContentlessError", "contents"]
+__all__ = ["ContentlessError", "content_parts"]
 
 
 class ContentlessError(Exception):
     """A tensor has a form but no content: it is on ``meta``, or fake."""
 
 
-def contents(tensor: torch.Tensor) -> list[Any]:
+def content_parts(tensor: torch.Tensor) -> list[Any]:
     """Returns the SHA-256 of a tensor's elements; for one made of other tensors, its type, these, and how.
 
     Raises:

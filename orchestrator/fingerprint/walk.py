@@ -1,6 +1,6 @@
 """Describing any object by what it holds, alike in every process: no addresses, no set order, no hash order.
 
-Objects are visited breadth first and numbered as they are found; a *record* describes one of them, and speaks of others
+Objects are visited breadth first and numbered in that order; a *record* describes one of them, and speaks of others
 by their number. So cycles end, depth does not matter, and whether two places hold one object is part of the result.
 Plain values stand in a record themselves.
 
@@ -26,14 +26,14 @@ from typing import Any
 
 import torch
 
-from orchestrator.fingerprint.code import constant, release_of
+from orchestrator.fingerprint.code import constant_parts, release_of
 from orchestrator.fingerprint.describer import Describer
-from orchestrator.fingerprint.functions import Use, name_of
-from orchestrator.fingerprint.opaque import unique
-from orchestrator.fingerprint.paths import Places
+from orchestrator.fingerprint.functions import ModuleUse, name_of
+from orchestrator.fingerprint.opaque import process_unique_token
+from orchestrator.fingerprint.paths import CodeFolders
 from orchestrator.fingerprint.records import BY_BASE, BY_KIND
-from orchestrator.fingerprint.state import attributes, block, hides, plain_items, reduced
-from orchestrator.fingerprint.tensors import ContentlessError, contents
+from orchestrator.fingerprint.state import attributes, buffer_parts, hides_state, pickle_parts, plain_text
+from orchestrator.fingerprint.tensors import ContentlessError, content_parts
 from orchestrator.stage import ModelWrapper
 
 __all__ = ["LIMIT", "ObjectWalk"]
@@ -56,8 +56,7 @@ class ObjectWalk(Describer):
 
     Args:
         weights: Tensors that count by shape and dtype.
-        instead: Attributes to be taken for an object's own, by identity of the object.
-        contents: Whether content counts; else all tensors count as weights do.
+        replacements: Attributes that stand for an object's own, by identity of the object.
         strict: Whether a tensor without content is an error.
         depth: How many sets are around what it describes.
     """
@@ -65,21 +64,19 @@ class ObjectWalk(Describer):
     def __init__(
         self,
         weights: Iterable[torch.Tensor] = (),
-        instead: Mapping[int, Mapping[str, Any]] | None = None,
-        contents: bool = True,
+        replacements: Mapping[int, Mapping[str, Any]] | None = None,
         strict: bool = False,
         depth: int = 0,
     ) -> None:
         self._weights = {id(tensor): tensor for tensor in weights}
-        self._instead = instead or {}
-        self._contents = contents
+        self._replacements = replacements or {}
         self._strict = strict
         self._depth = depth
         self._numbers: dict[int, int] = {}
         # What was numbered stays alive until the end, so that no identity is used again.
-        self._found: list[Any] = []
-        self._places = Places()
-        self._uses: dict[tuple[int, frozenset[str]], Use] = {}
+        self._objects: list[Any] = []
+        self._folders = CodeFolders()
+        self._uses: dict[tuple[int, frozenset[str]], ModuleUse] = {}
 
     def digest(self, *roots: Any) -> str:
         """Returns the SHA-256 of the description of some objects.
@@ -89,35 +86,36 @@ class ObjectWalk(Describer):
         """
         digest = hashlib.sha256(json.dumps(self.all(roots)).encode())
         position = 0
-        while position < min(len(self._found), LIMIT):
-            digest.update(json.dumps(self._told(self._found[position])).encode())
+        while position < min(len(self._objects), LIMIT):
+            digest.update(json.dumps(self._record_or_token(self._objects[position])).encode())
             position += 1
-        if position < len(self._found):
-            digest.update(unique(self._found[0]).encode())
+        if position < len(self._objects):
+            digest.update(process_unique_token(self._objects[0]).encode())
         return digest.hexdigest()
 
-    def _told(self, value: Any) -> Any:
+    def _record_or_token(self, value: Any) -> Any:
+        """The record of an object; a token where its own attributes raise."""
         try:
             return self._record(value)
         except ContentlessError:
             raise
-        except Exception:  # an object whose attributes cannot be asked for
-            return [name_of(type(value)), unique(value)]
+        except Exception:
+            return [name_of(type(value)), process_unique_token(value)]
 
     def of(self, value: Any) -> Any:
         """Returns the text of a plain value, the number of an object."""
         kind = type(value)
         if kind is str:
-            return repr(self._places.of(value))
+            return repr(self._folders.relative(value))
         if kind in _PLAIN:
             return repr(value)
         if kind is tuple and all(type(item) in _PLAIN for item in value):
             return [self.of(item) for item in value]  # constants: whether two places hold one is chance
         number = self._numbers.get(id(value))
         if number is None:
-            number = self._numbers[id(value)] = len(self._found)
-            self._found.append(value)
-            self._places.note(kind.__module__)
+            number = self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
+            self._folders.note(kind.__module__)
         return number
 
     def all(self, values: Iterable[Any]) -> list[Any]:
@@ -132,75 +130,82 @@ class ObjectWalk(Describer):
         """Describes values that have no order, each apart from all else."""
         return sorted(self._element(value) for value in values)
 
-    def state(self, value: Any, left_out: Iterable[str] = ()) -> list[Any]:
+    def state(self, value: Any, excluded_names: Iterable[str] = ()) -> list[Any]:
         """Describes attributes and slots, by name."""
         own = attributes(value)
         if _says_its_key(value):
             own = {"_model": own.get("_model"), "key_parts": list(value.key_parts())}
-        found = own | {**self._instead.get(id(value), {})}
-        return self.pairs(sorted((name, item) for name, item in found.items() if name not in left_out))
+        items = (own | {**self._replacements.get(id(value), {})}).items()
+        return self.pairs(sorted((name, item) for name, item in items if name not in excluded_names))
 
     def module_use(self, module: ModuleType, names: frozenset[str]) -> Any:
         """Returns the number of what code with these names uses of a module, one for all code that uses the same."""
-        use = Use(module, names)
+        use = ModuleUse(module, names)
         return self.of(self._uses.setdefault(use.key(), use))
 
     def note_module(self, name: object) -> None:
         """Notes the name of a module that code comes from: paths into its folder count from there."""
-        self._places.note(name)
+        self._folders.note(name)
 
     def _record(self, value: Any) -> list[Any]:
         kind = type(value)
+        # 1. Containers of exactly these kinds: of a kind below them, attributes count as well, so that is an object.
         if kind in (list, tuple):
             return [kind.__name__, *self.all(value)]
         if kind is dict:
             return ["dict", *self.pairs(value.items())]
         if kind in (set, frozenset):
             return ["set", *self.elements(value)]
+        # 2. What torch computes with, before tables that know Python's own kinds only.
         if isinstance(value, torch.Tensor):
             return ["Tensor", *self._tensor(value)]
         if isinstance(value, torch.nn.Module):
             return ["Module", *self._module(value)]
+        # 3. Kinds whose attributes do not tell what they hold; an exact kind says more than a base.
         if kind in BY_KIND:
             return [name_of(kind), *BY_KIND[kind](self, value)]
         for base, name, describe in BY_BASE:
             if isinstance(value, base):
                 return [name, *describe(self, value)]
+        # 4. Everybody's own objects: what they hold says what they are.
         return ["object", *self.parts(value)]
 
     def _element(self, item: Any) -> str:
         """An element of a set; in sets too deep within sets an object has no description, so that cycles end."""
         if _is_constant(item):
-            return repr(constant(item))
+            return repr(constant_parts(item))
         if self._depth == _DEPTH:
-            return unique(item)
+            return process_unique_token(item)
         weights, depth = self._weights.values(), self._depth + 1
-        inner = ObjectWalk(weights, self._instead, self._contents, self._strict, depth)
-        inner._places = self._places
+        inner = ObjectWalk(weights, self._replacements, self._strict, depth)
+        inner._folders = self._folders
         return inner.digest(item)
 
     def _tensor(self, value: torch.Tensor) -> list[Any]:
         form = [[str(size) for size in value.shape], str(value.dtype)]
-        if id(value) in self._weights or not self._contents:
+        if id(value) in self._weights:
             return ["weight", *form]
         try:
-            parts = contents(value)
+            parts = content_parts(value)
         except ContentlessError:
             if self._strict:
                 raise
-            parts = [unique(value)]
+            parts = [process_unique_token(value)]
         return [*form, *(part if isinstance(part, str) else self.of(part) for part in parts)]
 
     def _module(self, value: torch.nn.Module) -> list[Any]:
+        # torch.compile wraps a module, which counts as what it wraps: compiling changes nothing that it computes.
         if isinstance(vars(value).get("_modules", {}).get("_orig_mod"), torch.nn.Module):
             return ["compiled", self.of(value._orig_mod)]
-        left_out = _MODULE_PARTS
+        # What a traced or scripted module computes is in its code; its class is torch's, and says nothing of it.
+        excluded_names = _MODULE_PARTS
         code: list[Any] = []
         if isinstance(value, torch.fx.GraphModule):
-            called = (node.target for node in value.graph.nodes if node.op == "call_function")
-            left_out, code = _MODULE_PARTS | _TRACED_PARTS, [value.code, *self.all(called)]
+            call_targets = (node.target for node in value.graph.nodes if node.op == "call_function")
+            excluded_names, code = _MODULE_PARTS | _TRACED_PARTS, [value.code, *self.all(call_targets)]
         elif isinstance(value, torch.jit.ScriptModule):
             code = [str(getattr(value, "code", ""))]
+        # Of the rest, parameters, buffers, modules and hooks count by name; other attributes as those of any object.
         return [
             self.of(type(value)),
             code,
@@ -208,7 +213,7 @@ class ObjectWalk(Describer):
             self.pairs(value._parameters.items()),
             self.pairs(value._buffers.items()),
             self._hooks(value),
-            self.state(value, left_out),
+            self.state(value, excluded_names),
         ]
 
     def _hooks(self, value: torch.nn.Module) -> list[Any]:
@@ -225,22 +230,23 @@ class ObjectWalk(Describer):
     def parts(self, value: Any) -> list[Any]:
         """Returns what an object holds; of a release, what pickling it would store."""
         kind = type(value)
-        own = release_of(kind.__module__) is None or id(value) in self._instead or _says_its_key(value)
-        if own and not hides(kind):
+        own = release_of(kind.__module__) is None or id(value) in self._replacements or _says_its_key(value)
+        if own and not hides_state(kind):
             return [self.of(kind), self.state(value), *self._items(value)]
-        found = self._read(value)
-        if found is not None and not own:
-            return [self.of(kind), *found]
-        if found is None and hides(kind):
-            found = [unique(value)]
-        return [self.of(kind), self.state(value), *self._items(value), *(found or ())]
+        hidden_parts = self._hidden_parts(value)
+        if hidden_parts is not None and not own:
+            return [self.of(kind), *hidden_parts]
+        if hidden_parts is None and hides_state(kind):
+            hidden_parts = [process_unique_token(value)]
+        return [self.of(kind), self.state(value), *self._items(value), *(hidden_parts or ())]
 
-    def _read(self, value: Any) -> list[Any] | None:
-        found = block(value, self._contents)
-        if found is not None:
-            return found
-        found = reduced(value)
-        return None if found is None else self.all(found)
+    def _hidden_parts(self, value: Any) -> list[Any] | None:
+        """What an object holds out of sight, in a block of memory or as pickling tells it; None: nobody can tell."""
+        parts = buffer_parts(value)
+        if parts is not None:
+            return parts
+        parts = pickle_parts(value)
+        return None if parts is None else self.all(parts)
 
     def _items(self, value: Any) -> Iterator[Any]:
         """What an object that is also a container holds."""
@@ -251,7 +257,7 @@ class ObjectWalk(Describer):
         elif isinstance(value, (set, frozenset)):
             yield self.elements(value)
         else:
-            yield plain_items(value)
+            yield plain_text(value)
 
 
 def _says_its_key(value: Any) -> bool:
