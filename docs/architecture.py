@@ -34,7 +34,7 @@ OTHERS = {
     "neuron": ROOT / "plugins" / "neuron" / "orchestrator_neuron",
 }
 
-WIDTH, FLOOR, GAP, BOX = 1240, 92, 18, 52
+WIDTH, FLOOR, GAP, BOX = 1440, 92, 16, 52
 STYLE = """
   text { font-family: sans-serif; text-anchor: middle; fill: #1b2733 }
   .name { font-size: 15px; font-weight: 600 }
@@ -101,7 +101,7 @@ def _boxes(floor: list[str], number: int) -> Iterator[Box]:
 
 
 def _width(name: str, rooms: str) -> float:
-    return max(10 * len(name), 6 * len(rooms)) + 26
+    return max(9 * len(name), 6 * len(rooms)) + 24
 
 
 def _folder(name: str) -> Path:

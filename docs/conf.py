@@ -35,7 +35,10 @@ nitpick_ignore_regex = [
     # Sphinx splits a type in an "Attributes" section at its comma.
     ("py:class", r"(dict|list|tuple|set)\[\w+"),
     # Aliases of plain types, and what only the project's own code makes or calls.
-    ("py:class", r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|Derived|Observer)"),
+    (
+        "py:class",
+        r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|PlanData|Derived|Observer)",
+    ),
 ]
 
 
