@@ -44,10 +44,10 @@ def make_map(programs: Executable, step: Step, body: Body) -> Callable[..., Any]
         step: The map.
         body: The generated function of its steps: ``(R, B, *values) -> tuple``.
     """
-    return _Map(programs, step, body)
+    return _MapDriver(programs, step, body)
 
 
-class _Map:
+class _MapDriver:
     def __init__(self, programs: Executable, step: Step, body: Body) -> None:
         assert step.loop is not None
         plan = programs.plan
@@ -64,10 +64,12 @@ class _Map:
 
     def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
         outer = [values[at] for at in self.places]
-        lists = [self._listed(values[at], port) for at, port in zip(self.lists, self.ports, strict=True)]
-        sizes = self._check(lists)
+        # All items are checked before the first batch runs.
+        lists = [self._items(values[at], port) for at, port in zip(self.lists, self.ports, strict=True)]
+        sizes = self._item_sizes(lists)
         results: list[list[Any]] = [[None] * len(lists[0]) for _ in self.gives]
         around, batches = dict(record.sizes), []
+        # Each batch has a record of its own: what its stages decide holds for its items alone.
         for key, places in self._batches(sizes):
             batch = (len(places), *key)
             run = batch_run(self.dims, batch, Run(around, bucket))
@@ -76,27 +78,28 @@ class _Map:
                 for items, port in zip(lists, self.ports, strict=True)
             ]
             inner = record.inner(run.real)
-            given = self.body(inner, run.bucket, *heads, *outer)
-            for result, value, tensor in zip(results, self.gives, given, strict=True):
+            tensors = self.body(inner, run.bucket, *heads, *outer)
+            for result, value, tensor in zip(results, self.gives, tensors, strict=True):
                 self._part(result, value.spec, tensor, places, sizes)
             batches.append(inner)
+        # Around the map a dim of the items is as large as the largest of them, and the items are counted.
         record.sizes.update(
-            {dim.name: max((size[at] for size in sizes), default=dim.buckets[-1]) for at, dim in self._own()}
+            {
+                dim.name: max((size[at] for size in sizes), default=dim.buckets[-1])
+                for at, dim in enumerate(self.dims[1:])
+            }
         )
         record.sizes[self.loop.dim] = len(sizes)
         name = self.loop.name
         record.batches[name] = (*record.batches.get(name, ()), *batches)
-        joined = (
-            self._joined(result, value.spec, record.sizes)
+        return tuple(
+            self._result(result, value.spec, record.sizes)
             for result, value in zip(results, self.results, strict=True)
         )
-        return tuple(joined)
 
-    def _own(self) -> Iterator[tuple[int, DimPlan]]:
-        return enumerate(self.dims[1:])
-
-    def _listed(self, given: Any, port: Any) -> list[torch.Tensor]:
-        items = list(given.unbind()) if isinstance(given, torch.Tensor) else given
+    def _items(self, values: Any, port: Any) -> list[torch.Tensor]:
+        items = list(values.unbind()) if isinstance(values, torch.Tensor) else values
+        # Items come from a request or a host stage, so nobody looked at them before; sizes of named dims come later.
         for at, item in enumerate(items):
             spec = port.spec
             fits = (
@@ -111,47 +114,54 @@ class _Map:
                 )
             )
             if not fits:
-                raise self._wrong(port, at, item, "")
+                raise self._item_error(port, at, item, "")
             if not is_dense(item):
-                raise self._wrong(port, at, item, " It is sparse or without content; give a dense tensor.")
+                raise self._item_error(
+                    port, at, item, " It is sparse or without content; give a dense tensor."
+                )
         return items
 
-    def _check(self, lists: Sequence[list[torch.Tensor]]) -> list[tuple[int, ...]]:
+    def _item_sizes(self, lists: Sequence[list[torch.Tensor]]) -> list[tuple[int, ...]]:
         """Sizes of every item along its own dims, the same in all lists."""
         if len({len(items) for items in lists}) > 1:
             counts = {port.origin: len(items) for port, items in zip(self.ports, lists, strict=True)}
             raise StageError(
                 f"Items of one map are equally many, but {counts} were given.", map=self.loop.name
             )
-        found = []
+        all_sizes = []
         for at in range(len(lists[0])):
+            # An item is one thing in several lists, so a dim has one size in all of them.
             sizes: dict[str, int] = {}
             for items, port in zip(lists, self.ports, strict=True):
                 spec = port.spec
                 assert isinstance(spec, TensorSpec)
                 for name, size in zip(plain_dims(spec.dims[1:]), items[at].shape, strict=True):
                     if isinstance(name, str) and sizes.setdefault(name, size) != size:
-                        raise self._wrong(port, at, items[at], f" {name} is {sizes[name]} in another list.")
+                        raise self._item_error(
+                            port, at, items[at], f" {name} is {sizes[name]} in another list."
+                        )
             for dim in self.dims[1:]:
                 self._check_size(dim, sizes[dim.name], at, lists)
-            found.append(tuple(sizes[dim.name] for dim in self.dims[1:]))
-        return found
+            all_sizes.append(tuple(sizes[dim.name] for dim in self.dims[1:]))
+        return all_sizes
 
     def _check_size(self, dim: DimPlan, size: int, at: int, lists: Sequence[list[torch.Tensor]]) -> None:
+        # The first port that carries the dim is the one to name; the other lists have the same size.
         port = next(port for port in self.ports if dim.name in getattr(port.spec, "names", ()))
         item = lists[self.ports.index(port)][at]
         if not size:
-            raise self._wrong(port, at, item, f" {dim.name} is 0.")
-        fits = not dim.any and bucket_for(size, dim.buckets) is None
-        if fits:
-            raise self._wrong(
+            raise self._item_error(port, at, item, f" {dim.name} is 0.")
+        if not dim.any and bucket_for(size, dim.buckets) is None:
+            raise self._item_error(
                 port, at, item, f" {dim.name} is {size}, above its largest bucket {dim.buckets[-1]}."
             )
         spec = port.spec
         assert isinstance(spec, TensorSpec)
         if not dim.any and (spec.pad is None or dim.exact) and size not in dim.buckets:
             why = "nothing is padded along it" if dim.exact else "its port has no pad rule"
-            raise self._wrong(port, at, item, f" {dim.name} is {size}, no bucket {dim.buckets}, and {why}.")
+            raise self._item_error(
+                port, at, item, f" {dim.name} is {size}, no bucket {dim.buckets}, and {why}."
+            )
 
     def _batches(self, sizes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
         """Items of one bucket, in batches."""
@@ -185,25 +195,25 @@ class _Map:
         self,
         result: list[Any],
         spec: Any,
-        given: torch.Tensor,
+        batch: torch.Tensor,
         places: list[int],
         sizes: Sequence[tuple[int, ...]],
     ) -> None:
         names = [dim.name for dim in self.dims[1:]]
-        for item, at in zip(given.unbind(), places, strict=True):
+        for item, at in zip(batch.unbind(), places, strict=True):
             for axis, dim in enumerate(plain_dims(spec.dims[1:])):
                 if isinstance(dim, str) and dim in names:
                     item = item.narrow(axis, 0, sizes[at][names.index(dim)])
             result[at] = item
 
-    def _joined(self, items: list[torch.Tensor], spec: Any, real: Mapping[str, int]) -> Any:
+    def _result(self, items: list[torch.Tensor], spec: Any, real: Mapping[str, int]) -> Any:
         if not isinstance(spec, TensorSpec):
-            return [_alone(item) for item in items]
+            return [_without_batch(item) for item in items]
         if items:
             return torch.stack(items)
         return torch.empty((0, *TensorSpec(spec.dims[1:]).shape(real)), dtype=spec.dtype, device="cpu")
 
-    def _wrong(self, port: Any, at: int, item: Any, more: str) -> StageError:
+    def _item_error(self, port: Any, at: int, item: Any, more: str) -> StageError:
         spec = TensorSpec(port.spec.dims[1:], port.spec.dtype)
         return StageError(
             f"Item {at} of {port.origin!r} is {show_tensor(item)}, but the body takes {show_spec(spec)}.{more}",
@@ -213,6 +223,6 @@ class _Map:
         )
 
 
-def _alone(item: torch.Tensor) -> torch.Tensor:
+def _without_batch(item: torch.Tensor) -> torch.Tensor:
     """An item that holds its own bytes alone, not those of its batch."""
     return item if item.untyped_storage().nbytes() == item.nbytes else item.clone()

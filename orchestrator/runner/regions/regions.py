@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from orchestrator.adapter import part_of
 from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.load.load import Executable
-from orchestrator.runner.regions.pending import PendingHandles
+from orchestrator.runner.regions.pending import PendingHandles, chunk_of
 from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims
 
 __all__ = ["make_region"]
@@ -22,43 +21,44 @@ __all__ = ["make_region"]
 Body = Callable[..., "tuple[Any, ...]"]
 
 
-def make_region(programs: Executable, step: Step, body: Body) -> Callable[..., Any]:
+def make_region(executable: Executable, step: Step, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a region's body.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         step: The region.
         body: The generated function of its steps: ``(R, B, *values) -> tuple``.
     """
-    return _Region(programs, step, body)
+    return _RegionDriver(executable, step, body)
 
 
-class _Region:
-    def __init__(self, programs: Executable, step: Step, body: Body) -> None:
-        self.programs = programs
+class _RegionDriver:
+    def __init__(self, executable: Executable, step: Step, body: Body) -> None:
+        self.executable = executable
         self.step = step
         self.body = body
-        by_name = {dim.name: dim for dim in programs.plan.dims}
+        by_name = {dim.name: dim for dim in executable.plan.dims}
         self.dims = [by_name[name] for name in step.dims]
-        self.reads = [programs.plan.values[index] for index in step.inputs]
-        self.gives = [programs.plan.values[index] for index in step.outputs]
+        self.reads = [executable.plan.values[index] for index in step.inputs]
+        self.gives = [executable.plan.values[index] for index in step.outputs]
 
     def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
         real = record.sizes
         whole = Run(dict(real), bucket)
         chunks: list[RunRecord] = []
-        held = PendingHandles(self.programs.free)
+        # No items: the body does not run, since none of its devices takes a chunk of nothing.
         if any(not real[dim.name] for dim in self.dims):
             outputs = tuple(self._empty(value, whole) for value in self.gives)
         else:
-            with held:
+            with PendingHandles(self.executable) as pending:
                 outputs = run_chunks(
                     self.dims,
                     whole.real,
                     whole,
-                    lambda run: held.keep(self.gives, self._once(run, record, chunks, values)),
-                    lambda pieces, name: self._join(pieces, name, held),
+                    lambda run: pending.keep(self.gives, self._once(run, record, chunks, values)),
+                    lambda pieces, name: self._join(pieces, name, pending),
                 )
+        # Chunks that decided nothing cost what their sizes foretell: counting finds them without a record.
         if any(chunk.is_decided() for chunk in chunks):
             record.chunks[self.step.outputs] = tuple(chunks)
         return outputs
@@ -66,72 +66,54 @@ class _Region:
     def _once(
         self, run: Run, record: RunRecord, chunks: list[RunRecord], values: tuple[Any, ...]
     ) -> tuple[Any, ...]:
-        parts = [self._part(value, given, run) for value, given in zip(self.reads, values, strict=True)]
+        pairs = zip(self.reads, values, strict=True)
+        handles = [chunk_of(self.executable, value, handle, run) for value, handle in pairs]
         inner = record.inner(run.real)
         try:
-            return self.body(inner, run.bucket, *parts)
+            return self.body(inner, run.bucket, *handles)
         finally:
+            # The body only borrows what it reads: chunks are freed here, whole values by the code around the region.
             chunks.append(inner)
-            self._tell(inner.sizes, record.sizes)
-            for value, part, given in zip(self.reads, parts, values, strict=True):
-                if part is not given:
-                    self.programs.free(value, part)
+            self._update_sizes(inner.sizes, record.sizes)
+            for value, chunk, handle in zip(self.reads, handles, values, strict=True):
+                if chunk is not handle:
+                    self.executable.free(value, chunk)
 
-    def _tell(self, inner: Mapping[str, int], sizes: dict[str, int]) -> None:
-        """Hands on what loops in the body decided."""
+    def _update_sizes(self, inner: Mapping[str, int], sizes: dict[str, int]) -> None:
+        """Hands on the sizes that loops in the body decided."""
         for name, size in inner.items():
             if name not in self.step.dims:
                 sizes[name] = size
 
-    def _part(self, value: PlannedValue, given: Any, run: Run) -> Any:
-        """The chunk of a value; the value itself where this run has all of it."""
-        if not isinstance(value.spec, TensorSpec):
-            return given
-        for axis, name in enumerate(plain_dims(value.spec.dims)):
-            if name in self.step.dims and given.shape[axis] != run.real[str(name)]:
-                given = self._take(value, given, axis, run.start[str(name)], run.real[str(name)])
-        return given
-
-    def _take(self, value: PlannedValue, given: Any, axis: int, start: int, size: int) -> Any:
-        if value.memory == HOST:
-            return part_of(given, axis, start, size)
-        return self.programs.backend_of(value.memory).part(given, axis, start, size)
-
-    def _join(self, pieces: list[tuple[Any, ...]], name: str, held: PendingHandles) -> tuple[Any, ...]:
-        joined = []
-        for value, handles in zip(self.gives, zip(*pieces, strict=True), strict=True):
-            axis = self._axis(value, name)
-            if value.memory == HOST:
-                joined.append(torch.cat(list(handles), axis))
-                continue
-            whole = self.programs.backend_of(value.memory).join(list(handles), axis)
-            joined += held.keep((value,), (whole,))
-            for handle in handles:
-                held.spend(value, handle)
-        return tuple(joined)
+    def _join(self, pieces: list[tuple[Any, ...]], name: str, pending: PendingHandles) -> tuple[Any, ...]:
+        by_value = zip(self.gives, zip(*pieces, strict=True), strict=True)
+        return tuple(
+            pending.join(value, list(handles), self._axis(value, name)) for value, handles in by_value
+        )
 
     def _axis(self, value: PlannedValue, name: str) -> int:
         dims = plain_dims(value.spec.dims) if isinstance(value.spec, TensorSpec) else ()
         if name not in dims:
-            raise self._lacks(value, name, "runs in chunks")
+            raise self._missing_dim(value, name, "runs in chunks")
         return dims.index(name)
 
     def _empty(self, value: PlannedValue, whole: Run) -> Any:
         if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
             zero = next(dim.name for dim in self.dims if not whole.real[dim.name])
-            raise self._lacks(value, zero, "has no items")
+            raise self._missing_dim(value, zero, "has no items")
+        # Sizes that only the body would have decided are not there.
         sizes = whole.sizes(value)
         for dim in plain_dims(value.spec.dims):
             if not set(dim_names(dim)) <= set(sizes) or (
                 isinstance(dim, Derived) and not dim.is_proven(sizes)
             ):
-                raise self._undecided(value, dim.text if isinstance(dim, Derived) else str(dim))
+                raise self._unknown_size(value, dim.text if isinstance(dim, Derived) else str(dim))
         shape = value.spec.shape(sizes)
         if value.memory == HOST:
             return torch.empty(shape, dtype=value.spec.dtype, device="cpu")
-        return self.programs.backend_of(value.memory).empty(shape, value.spec.dtype)
+        return self.executable.backend_of(value.memory).empty(shape, value.spec.dtype)
 
-    def _undecided(self, value: PlannedValue, name: str) -> StageError:
+    def _unknown_size(self, value: PlannedValue, name: str) -> StageError:
         names = " and ".join(repr(dim.name) for dim in self.dims)
         return StageError(
             f"Dim {names} has no items in this request, so nothing decides the size of {name!r} in {value.origin!r}: "
@@ -141,10 +123,10 @@ class _Region:
             dim=name,
         )
 
-    def _lacks(self, value: PlannedValue, name: str, what: str) -> StageError:
+    def _missing_dim(self, value: PlannedValue, name: str, problem: str) -> StageError:
         return StageError(
-            f"Dim {name!r} {what} in this request, but {value.origin!r} leaves its stages without that dim, so there "
-            f"is nothing to give. Let every value that leaves them carry {name!r}.",
+            f"Dim {name!r} {problem} in this request, but {value.origin!r} leaves its stages without that dim, so "
+            f"there is nothing to give. Let every value that leaves them carry {name!r}.",
             port=value.origin,
             dim=name,
         )
