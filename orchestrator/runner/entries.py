@@ -124,7 +124,7 @@ class RequestEntries:
             return self._refuse(inputs)
         if args:
             raise positional_error(self._plan, args)
-        runner = run, count = variant.runner(inputs, remembered=len(table) < MAX_FORMS)
+        runner = run, count = variant.runner(inputs, is_reusable=len(table) < MAX_FORMS)
         form = request_form(self._plan, inputs)
 
         def first_run(*values: Any) -> dict[str, Any]:

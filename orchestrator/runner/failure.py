@@ -112,7 +112,7 @@ def _step_error(step: Step, values: dict[int, object], error: Exception) -> Stag
 
 def release(variant: PlanVariant, error: BaseException) -> None:
     """Frees the handles that a failed request leaves on devices that do not count references."""
-    plan, executable = variant.plan, variant.programs
+    plan, executable = variant.plan, variant.executable
     strict = {
         group.memory
         for group in plan.groups

@@ -31,7 +31,7 @@ from orchestrator.runner.sharing import Sharing
 
 __all__ = ["PlanVariant"]
 
-#: Requests of so many forms are remembered; after that new forms are checked each time (dims of any size).
+#: Requests of so many forms are is_reusable; after that new forms are checked each time (dims of any size).
 MAX_FORMS = 4096
 
 Runner = Callable[..., "dict[str, Any]"]
@@ -41,7 +41,7 @@ class PlanVariant:
     """Functions for one plan and one observer.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         stats: Where requests are counted.
         observer: Called with every step and its times, or None.
         watch: Called after each iteration of a loop, or None.
@@ -49,13 +49,13 @@ class PlanVariant:
 
     def __init__(
         self,
-        programs: Executable,
+        executable: Executable,
         stats: Stats,
         observer: Callable[[Step, float, float], None] | None = None,
         watch: Callable[..., None] | None = None,
     ) -> None:
-        self.programs = programs
-        self.plan = programs.plan
+        self.executable = executable
+        self.plan = executable.plan
         self.stats = stats
         self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
@@ -66,9 +66,9 @@ class PlanVariant:
         self._observer = observer
         self._watch = watch
         self._watched = tuple(step.loop.watched for step in walk(self.plan.steps) if step.loop is not None)
-        self._exact = self._whole(exact=True)
-        self._padded: Code | None = None
-        self._parts: dict[frozenset[str], PartCodes] = {}
+        self._exact_code = self._whole(exact=True)
+        self._padding_code: Code | None = None
+        self._part_codes: dict[frozenset[str], PartCodes] = {}
 
     def code(
         self,
@@ -77,23 +77,25 @@ class PlanVariant:
         arguments: tuple[int, ...],
         steps: tuple[Step, ...],
         result: str,
-        spared: frozenset[int] = frozenset(),
+        caller_owned: frozenset[int] = frozenset(),
         plan: Plan | None = None,
     ) -> Code:
         """Generates one function and keeps it for finding steps in tracebacks."""
+        # Chunks have values of their own, copies of what another run would overwrite; what is checked, and what a map
+        # or region is, stays as planned.
         generator = Generator(
-            self.programs if plan is None else replace(self.programs, plan=plan),
+            self.executable if plan is None else replace(self.executable, plan=plan),
             exact=exact,
-            spared=spared,
+            caller_owned=caller_owned,
             sharing=self.sharing if plan is None else Sharing(plan),
             region=lambda step: self._region(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
             watch=self._watch,
         )
-        made = generator.function(name, arguments, steps, result)
-        self.codes.append(made)
-        return made
+        code = generator.function(name, arguments, steps, result)
+        self.codes.append(code)
+        return code
 
     def _region(self, step: Step, exact: bool) -> Callable[..., Any]:
         is_map = step.loop is not None
@@ -102,14 +104,14 @@ class PlanVariant:
         body = self.code("items" if is_map else "region", exact, arguments, step.body, result)
         make, function = make_map if is_map else make_region, body.function
         if body.sized:
-            return make(self.programs, step, function)
-        return make(self.programs, step, lambda _real, _bucket, *values: function(*values))
+            return make(self.executable, step, function)
+        return make(self.executable, step, lambda _real, _bucket, *values: function(*values))
 
     def _result(self) -> str:
         """The expression of what is handed out; what is not its own memory is copied."""
-        copied = self.sharing.outputs_to_copy()
+        names = self.sharing.outputs_to_copy()
         parts = (
-            f"{name!a}: {f'own(v{at})' if name in copied else f'v{at}'}" for name, at in self.plan.outputs
+            f"{name!a}: {f'own(v{at})' if name in names else f'v{at}'}" for name, at in self.plan.outputs
         )
         return f"{{{', '.join(parts)}}}"
 
@@ -118,47 +120,49 @@ class PlanVariant:
         return self.code("run", exact, inputs, self.plan.steps, self._result())
 
     def runner(
-        self, inputs: Mapping[str, Any], *, remembered: bool = True
+        self, inputs: Mapping[str, Any], *, is_reusable: bool = True
     ) -> tuple[Runner, Callable[[], object]]:
         """Finds how to run a request: its function, and what counts it when it is done.
 
         Args:
             inputs: The request.
-            remembered: The caller keeps what is returned for the next request of this form.
+            is_reusable: The caller keeps the result for the next request of this form.
 
         Raises:
             InputError: The request does not fit the plan.
         """
         record = admit(self.plan, inputs)
         real = record.sizes
+        # No bucket holds what is above the largest one, and 0 stands for that.
         bucket = {
             dim.name: real[dim.name] if dim.unbounded else bucket_for(real[dim.name], dim.buckets) or 0
             for dim in self.outer
             if dim.name in real
         }
         if not all(bucket.values()):
-            return self._chunked(record)
+            return self._chunk_runner(record)
+        # At bucket sizes nothing is padded or cut. The other code is made for the first request that needs it.
         if all(real[name] == size for name, size in bucket.items()):
-            code = self._exact
+            code = self._exact_code
         else:
-            code = self._padded = self._padded or self._whole(exact=False)
-        return self._single(code, record, bucket, remembered)
+            code = self._padding_code = self._padding_code or self._whole(exact=False)
+        return self._single(code, record, bucket, is_reusable)
 
     def _single(
-        self, code: Code, record: RunRecord, bucket: dict[str, int], remembered: bool
+        self, code: Code, record: RunRecord, bucket: dict[str, int], is_reusable: bool
     ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
         if self.decides:
-            return self._counted(function, record, bucket), _nothing
+            return self._counting_runner(function, record, bucket), _nothing
         count: Callable[[], object] = lambda: self._count(record)  # noqa: E731
-        if remembered:
+        if is_reusable:
             kind = self._kind(record.key())
             count = self.stats.counter(kind, lambda: self.counter.request(record)).increment
         if not code.sized:
             return function, count
         return (lambda *values: function(record, bucket, *values)), count
 
-    def _counted(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
+    def _counting_runner(self, function: Runner, record: RunRecord, bucket: dict[str, int]) -> Runner:
         """Runs and counts requests that decide sizes on their way."""
 
         def run(*values: Any) -> dict[str, Any]:
@@ -180,16 +184,18 @@ class PlanVariant:
         """Counts one request, of a kind that is told by a key."""
         self.stats.count(self._kind(key), tally)
 
-    def _chunked(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
+    def _chunk_runner(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         cut = cut_dims(self.outer, record.sizes)
-        copied = self.sharing.outputs_to_copy()
+        names = self.sharing.outputs_to_copy()
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)
-            with Chunks(self.programs, parts, self.outer, record, values) as chunks:
+            # Copies are made while chunks are still there: a result may be a view of one.
+            with Chunks(self.executable, parts, self.outer, record, values) as chunks:
                 result = {
-                    name: own_copy(value) if name in copied else value for name, value in chunks.run().items()
+                    name: own_copy(value) if name in names else value for name, value in chunks.run().items()
                 }
+            # Counted once it is done: what stages decided on the way makes requests of equal sizes different kinds.
             key = tuple(
                 (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
             )
@@ -200,7 +206,8 @@ class PlanVariant:
 
     def parts(self, cut: frozenset[str]) -> PartCodes:
         """Functions for a request in chunks of these dims."""
-        if cut not in self._parts:
+        if cut not in self._part_codes:
+            # A function of a part frees neither what it reads, since other chunks do too, nor what it gives.
             whole = split(self.plan, cut)
             plan = replace(self.plan, values=whole.plan.values)
             codes = tuple(
@@ -215,8 +222,8 @@ class PlanVariant:
                 )
                 for part in whole.items
             )
-            self._parts[cut] = PartCodes(whole, codes)
-        return self._parts[cut]
+            self._part_codes[cut] = PartCodes(whole, codes)
+        return self._part_codes[cut]
 
 
 def _nothing() -> None:

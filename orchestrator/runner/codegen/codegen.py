@@ -68,9 +68,9 @@ class Generator:
     """Generates functions for parts of one plan.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
-        spared: Values that are not freed: several runs share them.
+        caller_owned: Values that are not freed: several runs share them.
         sharing: Which values share memory.
         region: Makes the driver of a region step.
         check: Makes the function that checks what a host or opaque stage gave.
@@ -80,18 +80,18 @@ class Generator:
 
     def __init__(
         self,
-        programs: Executable,
+        executable: Executable,
         *,
         exact: bool,
-        spared: frozenset[int],
+        caller_owned: frozenset[int],
         sharing: Sharing,
         region: Callable[[Step], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
         watch: Callable[..., None] | None = None,
     ) -> None:
-        self.programs = programs
-        self.plan = programs.plan
+        self.executable = executable
+        self.plan = executable.plan
         self.exact = exact
         self.sharing = sharing
         self.region = region
@@ -102,12 +102,12 @@ class Generator:
         self.fused = FusedAdapters.of_plan(self.plan)
         self.table = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
-        self.unfreed = spared | self._unmade()
+        self.never_freed = caller_owned | self._absent_values()
 
-    def _unmade(self) -> frozenset[int]:
-        """Values that no program gives, since only adapters folded into it would read them."""
-        compiled = {group.device for group in self.plan.groups if group.compiled}
-        names = [name for name in self.fused.ports if self.calls[name].device in compiled]
+    def _absent_values(self) -> frozenset[int]:
+        """Values that no program gives, since only adapters fused with it would read them."""
+        devices = {group.device for group in self.plan.groups if group.compiled}
+        names = [name for name in self.fused.ports if self.calls[name].device in devices]
         values = {index for name in names for index in self.fused.ports[name].values()}
         return frozenset(values - {index for name in names for index in self.fused.outputs_of(name).values()})
 
@@ -120,6 +120,7 @@ class Generator:
             steps: What it does.
             result: The expression it returns.
         """
+        # The lines are written first: only then is it known whether the function takes sizes, and which globals it has.
         writer = _StepWriter(self)
         for step in steps:
             writer.step(step)
@@ -142,7 +143,7 @@ class _StepWriter(CodeWriter):
     """Lines of the steps of one function."""
 
     def __init__(self, generator: Generator) -> None:
-        super().__init__(generator.programs, generator.sharing, generator.unfreed, generator.watch)
+        super().__init__(generator.executable, generator.sharing, generator.never_freed, generator.watch)
         self.owner = generator
 
     def step(self, step: Step) -> None:
@@ -174,12 +175,12 @@ class _StepWriter(CodeWriter):
 
     def _call(self, step: Step) -> None:
         call = self.owner.calls[step.name]
-        stage = self.programs.stages[call.stage]
+        stage = self.executable.stages[call.stage]
         self.sync(step.inputs)
         if step.program:
             self._program(step)
             return
-        function = self.name("stage", self.programs.functions[call.stage])
+        function = self.name("stage", self.executable.functions[call.stage])
         targets = [f"v{index}" for index in step.outputs]
         if call.declared:
             self._declared(step, call, function)
@@ -206,7 +207,7 @@ class _StepWriter(CodeWriter):
         It may write where versions do not tell, through NumPy say. So it gets a copy of what somebody else sees.
         """
         self.sized = True
-        stage = self.programs.stages[call.stage]
+        stage = self.executable.stages[call.stage]
         copied = [index for index in step.inputs if self.owner.sharing.is_shared(index, step)]
         names = {index: f"w{index}" if index in copied else f"v{index}" for index in step.inputs}
         for index in dict.fromkeys(copied):
@@ -242,10 +243,10 @@ class _StepWriter(CodeWriter):
 
     def _started(self, step: Step) -> str:
         """The program of a step: one that has a twin takes turns with it."""
-        first = self.programs.functions[step.program]
+        first = self.executable.functions[step.program]
         if not step.twin:
             return self.name("program", first)
-        return f"{self.name('programs', (first, self.programs.functions[step.twin]))}[{self.turn} & 1]"
+        return f"{self.name('programs', (first, self.executable.functions[step.twin]))}[{self.turn} & 1]"
 
     def _adapt(self, step: Step) -> None:
         adapter = step.adapter
@@ -261,7 +262,7 @@ class _StepWriter(CodeWriter):
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
             self.sync(step.inputs)
-        function = self.name(adapter.kind, self.programs.adapt(step))
+        function = self.name(adapter.kind, self.executable.adapt(step))
         if adapter.kind in MOVES:
             self.line(f"v{target} = {function}(v{source})")
             self._defer(step)
@@ -292,7 +293,7 @@ class _StepWriter(CodeWriter):
         """Notes a download that is not there before its device is synchronised."""
         assert step.adapter is not None
         if step.adapter.kind in ("download", "gather"):
-            backend = self.programs.backend_of(self.values[step.inputs[0]].memory)
+            backend = self.executable.backend_of(self.values[step.inputs[0]].memory)
             if backend.capabilities.deferred:
                 self.pending[step.outputs[0]] = backend.device
 

@@ -66,7 +66,9 @@ class LoopWriter:
             if not writer.counts(head):
                 writer.guards[head] = f"if {self.at}: "
         if self.owned:
-            backends = [writer.programs.backend_of(writer.values[head].memory) for _, head, _ in self.strict]
+            backends = [
+                writer.executable.backend_of(writer.values[head].memory) for _, head, _ in self.strict
+            ]
             frees = [backend.free for backend in backends]
             account = partial(CarryOwnership, frees, [_copier(backend) for backend in backends])
             writer.line(f"{self.owned} = {writer.name('owned', account)}()")
@@ -152,7 +154,7 @@ class LoopWriter:
             memory = writer.values[whole].memory
             cut = f"v{whole}[{self.at}]"
             if memory != HOST:
-                select = writer.name("select", writer.programs.eager_backend_of(memory).select)
+                select = writer.name("select", writer.executable.eager_backend_of(memory).select)
                 cut = f"{select}(v{whole}, {self.at})"
             writer.line(f"v{part} = {cut}")
 
@@ -231,12 +233,12 @@ class LoopWriter:
             return f"v{head}"
         if self.owned:
             return f"{self.owned}.final({self.strict.index(carry)}, v{head})"
-        copy = _copier(self.writer.programs.backend_of(self.writer.values[head].memory))
+        copy = _copier(self.writer.executable.backend_of(self.writer.values[head].memory))
         return f"v{head} if {self.count} else {self.writer.name('copy', copy)}(v{start})"
 
     def _stack(self, at: int, index: int) -> None:
         writer = self.writer
-        stack = writer.name("stack", make_stack(writer.programs, writer.values[index]))
+        stack = writer.name("stack", make_stack(writer.executable, writer.values[index]))
         kept = f"[:k{self.count}]" if self.flags else ""
         writer.sized = True
         writer.line(
@@ -258,7 +260,7 @@ def _first(flags: list[Any], done: int) -> int:
     return next((done - len(flags) + at + 1 for at, flag in enumerate(flags) if flag), 0)
 
 
-def make_stack(programs: Executable, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
+def make_stack(executable: Executable, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
     """Returns the function ``(parts, sizes) -> stacked``; no parts give an empty tensor."""
     spec = value.spec
     if not isinstance(spec, TensorSpec):
@@ -270,7 +272,7 @@ def make_stack(programs: Executable, value: PlannedValue) -> Callable[[list[Any]
             if parts
             else torch.empty((0, *rest.shape(sizes)), dtype=rest.dtype, device="cpu")
         )
-    backend = programs.eager_backend_of(value.memory)
+    backend = executable.eager_backend_of(value.memory)
     return lambda parts, sizes: (
         backend.stack(parts) if parts else backend.empty((0, *rest.shape(sizes)), rest.dtype)
     )

@@ -22,9 +22,9 @@ class CodeWriter(abc.ABC):
     """Lines of one function, with the globals they use.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         sharing: Which values share memory.
-        unfreed: Values that no line frees.
+        never_freed: Values that no line frees.
         watch: Called after each iteration of a loop, or None.
 
     Attributes:
@@ -43,20 +43,20 @@ class CodeWriter(abc.ABC):
 
     def __init__(
         self,
-        programs: Executable,
+        executable: Executable,
         sharing: Sharing,
-        unfreed: frozenset[int],
+        never_freed: frozenset[int],
         watch: Callable[..., None] | None,
     ) -> None:
-        self.programs = programs
-        self.plan = programs.plan
-        self.values = programs.plan.values
+        self.executable = executable
+        self.plan = executable.plan
+        self.values = executable.plan.values
         self.sharing = sharing
-        self.unfreed = unfreed
+        self.never_freed = never_freed
         self.watch = watch
         self.lines: list[str] = []
         self.steps: list[Step] = []
-        self.scope: dict[str, Any] = {f"v{index}": value for index, value in programs.constants.items()}
+        self.scope: dict[str, Any] = {f"v{index}": value for index, value in executable.constants.items()}
         self.scope["own"] = own_copy
         self.sized = False
         self.depth = 1
@@ -110,7 +110,7 @@ class CodeWriter(abc.ABC):
             self._wait(device)
 
     def _wait(self, device: str) -> None:
-        self.line(f"{self.name('wait', self.programs.backends[device].synchronize)}()")
+        self.line(f"{self.name('wait', self.executable.backends[device].synchronize)}()")
         self.pending = {index: other for index, other in self.pending.items() if other != device}
 
     def synced(self) -> list[str]:
@@ -123,12 +123,12 @@ class CodeWriter(abc.ABC):
 
     def free(self, step: Step, done: Sequence[int] = ()) -> None:
         """Writes what frees the values that die after a step, but those that are gone already."""
-        kept = {*self.unfreed, *self.kept, *done}
+        kept = {*self.never_freed, *self.kept, *done}
         gone = [index for index in step.frees if index not in kept]
         for index in gone:
             if self._is_last(index) and not self.counts(index):
                 only = self.guards.get(self.roots.get(index, index), "")
-                backend = self.programs.backend_of(self.values[index].memory)
+                backend = self.executable.backend_of(self.values[index].memory)
                 self.line(f"{only}{self.name('free', backend.free)}(v{index})")
         if gone:
             self.line(f"del {', '.join(f'v{index}' for index in gone)}")
@@ -136,4 +136,4 @@ class CodeWriter(abc.ABC):
     def counts(self, index: int) -> bool:
         """Tells whether a value's memory is freed with its last reference."""
         memory = self.values[index].memory
-        return memory == HOST or self.programs.backend_of(memory).capabilities.refcounted
+        return memory == HOST or self.executable.backend_of(memory).capabilities.refcounted

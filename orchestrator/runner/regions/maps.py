@@ -36,21 +36,21 @@ def _shared(step: Step) -> tuple[int, ...]:
     return tuple(index for index in step.inputs if index not in lists or index in read)
 
 
-def make_map(programs: Executable, step: Step, body: Body) -> Callable[..., Any]:
+def make_map(executable: Executable, step: Step, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a map's body for all items.
 
     Args:
-        programs: The loaded plan.
+        executable: The loaded plan.
         step: The map.
         body: The generated function of its steps: ``(R, B, *values) -> tuple``.
     """
-    return _MapDriver(programs, step, body)
+    return _MapDriver(executable, step, body)
 
 
 class _MapDriver:
-    def __init__(self, programs: Executable, step: Step, body: Body) -> None:
+    def __init__(self, executable: Executable, step: Step, body: Body) -> None:
         assert step.loop is not None
-        plan = programs.plan
+        plan = executable.plan
         by_name = {dim.name: dim for dim in plan.dims}
         self.step = step
         self.loop = step.loop
