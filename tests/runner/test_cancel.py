@@ -49,7 +49,7 @@ class Trigger:
 def held(session: Session) -> list[int]:
     """Bytes of requests on the emulated device, for each rank."""
     device: Any = session._executable.backends.get(NEURON)
-    return [] if device is None else list(device._opened._request)
+    return [] if device is None else list(device.open_device._request)
 
 
 def cancels(session: Session, inputs: dict[str, Any], at: int) -> CancelledError:
