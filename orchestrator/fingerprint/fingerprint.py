@@ -57,7 +57,7 @@ def _digest(roots: tuple[Any, ...]) -> str:
     owner = owner_of(roots[0])
     if not isinstance(owner, ModelWrapper):
         return ObjectWalk(_weights(owner)).digest(*roots)
-    # A model that is not built yet is described by its outline, without content: planning then needs no weights. Where
+    # A model that is not built yet is described by its outline, without content, so that a key needs no weights. Where
     # the outline does not say it all, the model itself is built.
     if owner.__dict__.get("_model") is None:
         with contextlib.suppress(Exception):
