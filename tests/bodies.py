@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
-from orchestrator.testing import assert_same, recording, run_by_hand
+from orchestrator.testing import assert_same, recording, run_reference
 from tests.kit import COMPUTE, Double, batch, linear, spec
 from tests.planner.devices import DEVICE as NEURON
 from tests.planner.devices import ranked as new
@@ -149,7 +149,7 @@ def check(
     with pipeline.bind(Plan.from_json(plan.to_json())).load() as session:
         before: dict[str, Any] = dict.fromkeys(SUMS, 0)
         for number, request in enumerate(requests):
-            expected = run_by_hand(pipeline.freeze(), request)
+            expected = run_reference(pipeline.freeze(), request)
             with recording() as record:
                 found = session.run(request)
                 record.assert_no_leaks()

@@ -17,7 +17,7 @@ from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, next_port,
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["ReferenceRun", "call_target", "named_outputs", "run_by_hand"]
+__all__ = ["ReferenceRun", "call_target", "named_outputs", "run_reference"]
 
 
 class ReferenceRun:
@@ -265,7 +265,7 @@ def named_outputs(stage: Stage, result: Any) -> dict[str, Any]:
     return dict(zip(names, result, strict=True))
 
 
-def run_by_hand(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def run_reference(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a pipeline gives for one request.
 
     Args:

@@ -4,7 +4,7 @@
   (:func:`recording`); devices ``null``, ``null:0`` and so on.
 - toy stages, registered as ``toy.*`` (:mod:`orchestrator.testing.stages`);
 - :class:`StageContract` and :class:`BackendContract`: suites to subclass (:mod:`orchestrator.testing.contracts`);
-- :func:`run_by_hand`: a pipeline's results without planner and runner, and :func:`assert_same` to compare;
+- :func:`run_reference`: a pipeline's results without planner and runner, and :func:`assert_same` to compare;
 - fixtures of the pytest plugin, which is installed with the core (:mod:`orchestrator.testing.pytest_plugin`).
 
 Importing this package loads no torch; a name is imported when it is first used.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from orchestrator.promises.reference import run_by_hand
+    from orchestrator.promises.reference import run_reference
     from orchestrator.testing.compare import assert_same
     from orchestrator.testing.contracts import BackendCase, BackendContract, StageCase, StageContract
     from orchestrator.testing.null import NullBackend
@@ -35,7 +35,7 @@ __all__ = [
     "StageContract",
     "assert_same",
     "recording",
-    "run_by_hand",
+    "run_reference",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -52,6 +52,6 @@ __getattr__, __dir__ = lazy_names(
         "StageContract": ".contracts",
         "assert_same": ".compare",
         "recording": ".record",
-        "run_by_hand": "orchestrator.promises.reference",
+        "run_reference": "orchestrator.promises.reference",
     },
 )

@@ -18,7 +18,7 @@ from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
 from orchestrator.promises.check import check_promises
 from orchestrator.promises.measure import TOLERANCES
-from orchestrator.promises.reference import run_by_hand
+from orchestrator.promises.reference import run_reference
 from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 from orchestrator.testing.compare import assert_same
@@ -130,7 +130,7 @@ def _example(port: str, spec: PortSpec, sizes: Mapping[str, int], generator: tor
 def _by_hand(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
     """Results by hand, and the check that no value was written into."""
     before = copy.deepcopy(dict(values))
-    result = run_by_hand(graph, values)
+    result = run_reference(graph, values)
     assert_same(dict(values), before, at="inputs")
     return result
 

@@ -13,7 +13,7 @@ from torch import nn
 from orchestrator import CompileError, Dim, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.planner.verify.steps import verify
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 
 DEVICE = "neuron-emulated"
 
@@ -112,7 +112,7 @@ def test_a_value_without_elements_passes():
     pipeline = one(lambda a: a[:0], TensorSpec((2, 3)))
     inputs = {"x": torch.ones(2, 3)}
     with pipeline.plan(DEVICE).load() as session:
-        assert session(**inputs)["y"].shape == run_by_hand(pipeline.freeze(), inputs)["y"].shape == (0, 3)
+        assert session(**inputs)["y"].shape == run_reference(pipeline.freeze(), inputs)["y"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("values", [(2.0, 2.0), (2.0, 3.0), (2, 2.0), (True, 1)], ids=str)
@@ -126,7 +126,7 @@ def test_equal_constants_share_a_program_and_others_do_not(values: tuple[object,
     assert len(plan.programs) == len(set(map(repr, values)))
     inputs = {"x": torch.randn(2, 3)}
     with plan.load() as session:
-        for name, value in run_by_hand(pipeline.freeze(), inputs).items():
+        for name, value in run_reference(pipeline.freeze(), inputs).items():
             torch.testing.assert_close(session(**inputs)[name], value)
 
 

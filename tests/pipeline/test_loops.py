@@ -10,7 +10,7 @@ import torch
 
 from orchestrator import GraphError, Pipeline, StageError
 from orchestrator.pipeline import Value
-from orchestrator.testing import recording, run_by_hand
+from orchestrator.testing import recording, run_reference
 from tests.kit import COMPUTE, Double, host, new, refuses, spec
 
 
@@ -64,7 +64,7 @@ def results(pipeline: Pipeline, *values: Value, **inputs: torch.Tensor) -> dict[
         found = session.run(given)
     with pipeline.plan("null", options=COMPUTE).load() as session:
         on_null = session.run(given)
-    by_hand = run_by_hand(pipeline.freeze(), given)
+    by_hand = run_reference(pipeline.freeze(), given)
     for name, value in found.items():
         assert torch.equal(value, on_null[name])
         assert torch.equal(value, by_hand[name])
@@ -135,7 +135,7 @@ def test_python_values_are_carried_and_collected_on_the_host():
         pipeline.output(name, value)
     with pipeline.plan().load() as session:
         assert session(said="no") == {"said": "no!!!", "lengths": [2, 3, 4]}
-    assert run_by_hand(pipeline.freeze(), {"said": "no"}) == {"said": "no!!!", "lengths": [2, 3, 4]}
+    assert run_reference(pipeline.freeze(), {"said": "no"}) == {"said": "no!!!", "lengths": [2, 3, 4]}
 
 
 def test_a_named_number_of_slices_is_the_number_of_iterations():

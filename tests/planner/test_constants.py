@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator import Pipeline, PlanError
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 from tests.bodies import DEVICES, body, check, new
 from tests.kit import refuses, spec
 
@@ -50,4 +50,4 @@ def test_a_carry_may_start_as_a_constant(device: str, pad: Any):
     pipeline.output("x", pipeline.loop("loop", inner, **asked, max_steps=2))
     given = [{"by": torch.randn(count, 3)} for count in (4, 3)]
     check(pipeline, given, device, {"b": 4})
-    assert run_by_hand(pipeline.freeze(), given[1])["x"].shape == (3, 3)
+    assert run_reference(pipeline.freeze(), given[1])["x"].shape == (3, 3)

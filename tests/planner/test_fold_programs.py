@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator import Pipeline
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 from tests.kit import Double, spec, ways
 from tests.planner.devices import DEVICE, Plus, edge_of, on, programs_of, ranked, runs
 from tests.planner.folding import EDGE, chained, fan, place
@@ -125,7 +125,7 @@ def test_counts_and_results_are_the_same_on_the_emulated_device(
     with plan.load() as session:
         given = session(**inputs)
         stats = session.stats
-    for name, wanted in run_by_hand(pipeline.freeze(), inputs).items():
+    for name, wanted in run_reference(pipeline.freeze(), inputs).items():
         assert torch.equal(given[name], wanted)
     for name in ("uploads", "upload_bytes", "downloads", "download_bytes", "dispatches"):
         assert stats["measured"][DEVICE][name] == stats[name] == plan.summary[name]
@@ -136,7 +136,7 @@ def test_a_chain_gives_on_the_device_what_it_gives_by_hand(where: str):
     pipeline, inputs = chained(), {"x": torch.arange(32.0).reshape(4, 8)}
     with on(pipeline, adapters=where).load() as session:
         (given,) = session(**inputs).values()
-    (wanted,) = run_by_hand(pipeline.freeze(), inputs).values()
+    (wanted,) = run_reference(pipeline.freeze(), inputs).values()
     assert torch.equal(given, wanted)
     assert given.dtype is torch.float16
 
@@ -145,5 +145,5 @@ def test_a_union_of_outputs_gives_every_call_its_own():
     pipeline, inputs = calls_of_one_stage(), {"x": torch.arange(8.0).reshape(2, 4)}
     with on(pipeline, adapters="producer").load() as session:
         given = session(**inputs)
-    for name, wanted in run_by_hand(pipeline.freeze(), inputs).items():
+    for name, wanted in run_reference(pipeline.freeze(), inputs).items():
         assert torch.equal(given[name], wanted)

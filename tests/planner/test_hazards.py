@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator import Pipeline, Plan, PlanError, Residency
 from orchestrator.planner.verify.steps import verify
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 from tests.planner.devices import DEVICE, STIFF, on
 from tests.planner.overwriting import both_read, is_safe, own_output, patterns, region_patterns
 from tests.planner.replay import stale_reads, wanted_results
@@ -111,7 +111,7 @@ def test_the_replay_is_right_about_the_emulated_device(make: Any, calls: int, na
     """What it calls stale gives wrong numbers there, and what it calls safe gives right ones."""
     pipeline = make(name, calls)
     inputs = {"x": torch.arange(8.0).reshape(2, 4)}
-    (wanted,) = run_by_hand(pipeline.freeze(), inputs).values()
+    (wanted,) = run_reference(pipeline.freeze(), inputs).values()
     for hazards in ("solve", "ignore"):
         plan = on(pipeline, STIFF, hazards=hazards)
         with plan.load() as session:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Pipeline, Plan
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 from tests.kit import Double, host, spec
 from tests.planner.devices import DEVICE, STIFF, Plus, on, ranked
 from tests.planner.overwriting import Calls, give
@@ -44,7 +44,7 @@ def test_a_branch_reads_what_enters_it_before_its_program_runs_again(of: str, in
     with pipeline.plan(placement={"enc": DEVICE, "w/twice": inside}).load() as session:
         for asked in (True, False, True):
             request = {"x": torch.arange(8.0).reshape(4, 2), "asked": asked}
-            wanted = run_by_hand(pipeline.freeze(), request)
+            wanted = run_reference(pipeline.freeze(), request)
             assert {name: value.tolist() for name, value in session(**request).items()} == {
                 name: value.tolist() for name, value in wanted.items()
             }
@@ -67,7 +67,7 @@ def test_what_enters_a_branch_too_late_goes_over_the_host():
     with plan.load() as session:
         for sign in (1.0, -1.0):
             x = sign * torch.full((4, 2), 9.0)
-            assert torch.equal(session(x=x)["y"], run_by_hand(pipeline.freeze(), {"x": x})["y"])
+            assert torch.equal(session(x=x)["y"], run_reference(pipeline.freeze(), {"x": x})["y"])
 
 
 def test_a_program_of_a_dead_call_does_not_hand_its_result_to_the_host():

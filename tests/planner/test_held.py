@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from orchestrator import Pipeline, Plan, PlanError
-from orchestrator.testing import assert_same, run_by_hand
+from orchestrator.testing import assert_same, run_reference
 from tests.kit import Double, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus, edge_of, on, ranked, way
 
@@ -58,7 +58,7 @@ def test_a_stage_sees_the_integers_that_it_was_written_for():
     inputs = {"ids": torch.arange(15).reshape(3, 5) % 10}
     with on(pipeline, sizes={"b": (2, 4)}).load() as session:
         given = session(**inputs)
-    assert_same(given, run_by_hand(pipeline.freeze(), inputs))
+    assert_same(given, run_reference(pipeline.freeze(), inputs))
     assert given["best"].dtype is torch.int64
 
 
@@ -144,7 +144,7 @@ def test_mixed_dtypes_give_what_the_modules_give(place: str):
     with on(pipeline, adapters=place).load() as session:
         given = session(**inputs)
     assert given["y"].dtype is F32
-    assert_same(given, run_by_hand(pipeline.freeze(), inputs), exact=False, rtol=0.05, atol=0.05)
+    assert_same(given, run_reference(pipeline.freeze(), inputs), exact=False, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("side", ["input", "output"])

@@ -15,7 +15,7 @@ import torch
 from orchestrator import Dim, Pipeline, Plan, PlanError
 from orchestrator.plan.steps import Step
 from orchestrator.planner.verify.steps import verify
-from orchestrator.testing import assert_same, run_by_hand
+from orchestrator.testing import assert_same, run_reference
 from tests.kit import Double, host, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus
 from tests.planner.devices import ranked as new
@@ -26,7 +26,7 @@ def same(pipeline: Pipeline, *requests: dict[str, Any]) -> Plan:
     plan = pipeline.plan(DEVICE)
     with plan.load() as session:
         for inputs in (*requests, *requests):
-            assert_same(session.run(inputs), run_by_hand(pipeline.freeze(), inputs), exact=False)
+            assert_same(session.run(inputs), run_reference(pipeline.freeze(), inputs), exact=False)
     return plan
 
 

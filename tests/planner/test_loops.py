@@ -12,7 +12,7 @@ import torch
 from orchestrator import Dim, Pipeline, Plan, PlanError
 from orchestrator.plan.steps import Step, walk
 from orchestrator.planner.verify.steps import verify
-from orchestrator.testing import run_by_hand
+from orchestrator.testing import run_reference
 from tests.kit import COMPUTE, Double, host, linear, refuses, spec
 from tests.planner.broken import item
 from tests.planner.devices import DEVICE as NEURON
@@ -51,7 +51,7 @@ def test_a_carry_and_an_invariant_cross_the_link_once_however_long_the_loop_is(d
     with plan.load() as session:
         found = session.run(inputs)
         stats = session.stats
-    torch.testing.assert_close(found, run_by_hand(pipeline.freeze(), inputs))
+    torch.testing.assert_close(found, run_reference(pipeline.freeze(), inputs))
     assert {name: stats[name] for name in link} == link == {name: plan.summary[name] for name in link}
     assert stats["dispatches"] == 1 + 3 * steps
     if device == NEURON:
@@ -97,7 +97,7 @@ def test_a_host_stage_in_the_body_costs_a_round_trip_in_each_iteration():
     assert (plan.summary["uploads"], plan.summary["downloads"]) == (5, 5)
     with plan.load() as session:
         inputs = {"x": torch.rand(2, 4)}
-        torch.testing.assert_close(session.run(inputs), run_by_hand(pipeline.freeze(), inputs))
+        torch.testing.assert_close(session.run(inputs), run_reference(pipeline.freeze(), inputs))
 
 
 @pytest.mark.parametrize("outer", [0, 1, 3])

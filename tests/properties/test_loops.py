@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator import Plan, Session, StageError
 from orchestrator.plan.steps import walk
-from orchestrator.testing import assert_same, recording, run_by_hand
+from orchestrator.testing import assert_same, recording, run_reference
 from tests.properties import test_neuron
 from tests.properties.graphs import Draw
 from tests.properties.loops import LoopCase, loop_cases, requested
@@ -34,7 +34,7 @@ def run(case: LoopCase, session: Session, sizes: dict[str, int], seed: int) -> d
     """Runs a request and compares it with the same modules called by hand."""
     inputs = case.inputs(sizes, seed)
     before = {name: value.clone() for name, value in inputs.items()}
-    expected = run_by_hand(case.pipeline.freeze(), inputs)
+    expected = run_reference(case.pipeline.freeze(), inputs)
     found = session(**inputs)
     assert_same(inputs, before)
     assert_same(found, expected, exact=False, rtol=1e-3, atol=1e-3)
@@ -141,7 +141,7 @@ def test_streamed_requests_keep_their_loops_apart(trial: Trial):
     asked = enumerate((trial.first, trial.second, trial.first))
     inputs = [trial.case.inputs(sizes, seed) for seed, sizes in asked]
     # By hand first: a stage that decides a size notes it in a list.
-    expected = [run_by_hand(trial.case.pipeline.freeze(), one) for one in inputs]
+    expected = [run_reference(trial.case.pipeline.freeze(), one) for one in inputs]
     with trial.plan.load() as session:
         for found, wanted in zip(session.stream(inputs, depth=2), expected, strict=True):
             assert_same(found, wanted, exact=False, rtol=1e-3, atol=1e-3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import orchestrator_neuron
 from orchestrator import Plan, Residency, TensorSpec
-from orchestrator.testing import assert_same, run_by_hand
+from orchestrator.testing import assert_same, run_reference
 from orchestrator_neuron.ranked import is_ranked
 from tests.properties.graphs import Case, Draw, cases, plugins
 from tests.properties.test_random_graphs import all_sizes
@@ -72,7 +72,7 @@ def trials(draw: Draw) -> Trial:
 def run(case: Case, session: Any, sizes: dict[str, int], seed: int) -> dict[str, Any]:
     """Runs a request and compares it with the same modules called by hand."""
     inputs = case.inputs(sizes, seed)
-    expected = run_by_hand(case.pipeline.freeze(), inputs)
+    expected = run_reference(case.pipeline.freeze(), inputs)
     assert_same(session(**inputs), expected, exact=False, rtol=1e-4, atol=1e-4)
     return inputs
 
@@ -105,7 +105,7 @@ def test_kept_outputs_outlive_later_requests(trial: Trial, number: int):
     case, plan = trial.case, trial.plan
     name = plan.outputs[number % len(plan.outputs)][0]
     inputs = case.inputs(trial.first, 3)
-    expected = run_by_hand(case.pipeline.freeze(), inputs)
+    expected = run_reference(case.pipeline.freeze(), inputs)
     with plan.load() as session:
         found = session.run(inputs, keep_on_device=[name])
         run(case, session, trial.second, 4)
@@ -123,7 +123,7 @@ def test_streamed_requests_do_not_overwrite_one_another(trial: Trial):
         case.inputs(sizes, seed) for seed, sizes in enumerate((trial.first, trial.second, trial.first))
     ]
     # By hand first: a stage that decides a size notes it in a list.
-    expected = [run_by_hand(case.pipeline.freeze(), inputs) for inputs in requests_]
+    expected = [run_reference(case.pipeline.freeze(), inputs) for inputs in requests_]
     with plan.load() as session:
         for found, wanted in zip(session.stream(requests_, depth=2), expected, strict=True):
             assert_same(found, wanted, exact=False, rtol=1e-4, atol=1e-4)

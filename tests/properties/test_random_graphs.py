@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Plan, Session, StageError
-from orchestrator.testing import NullHandle, Record, assert_same, recording, run_by_hand
+from orchestrator.testing import NullHandle, Record, assert_same, recording, run_reference
 from tests.properties.graphs import Case
 from tests.properties.trials import Trial, examples, trials
 
@@ -32,7 +32,7 @@ def all_sizes(case: Case, plan: Plan, sizes: dict[str, int]) -> dict[str, int]:
 def run(case: Case, plan: Plan, session: Session, sizes: dict[str, int], seed: int) -> dict[str, Any]:
     """Runs a request and compares it with the same modules called by hand."""
     inputs = case.inputs(sizes, seed)
-    expected = run_by_hand(case.pipeline.freeze(), inputs)
+    expected = run_reference(case.pipeline.freeze(), inputs)
     exact = is_exact(case, plan, sizes)
     before = {name: value.clone() for name, value in inputs.items()}
     found = session(**inputs)
@@ -121,7 +121,7 @@ def test_kept_outputs_are_the_same_and_stay_until_close(trial: Trial, chosen: se
     case, plan = trial.case, trial.plan
     keep = sorted({plan.outputs[number % len(plan.outputs)][0] for number in chosen})
     inputs = case.inputs(trial.first, 6)
-    expected = run_by_hand(case.pipeline.freeze(), inputs)
+    expected = run_reference(case.pipeline.freeze(), inputs)
     with plan.load() as session, recording() as record:
         found = session.run(inputs, keep_on_device=keep)
         handles = [value for value in found.values() if isinstance(value, NullHandle)]

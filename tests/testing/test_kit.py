@@ -11,7 +11,7 @@ import torch
 
 import orchestrator.testing
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
-from orchestrator.testing import Record, assert_same, run_by_hand, stages
+from orchestrator.testing import Record, assert_same, run_reference, stages
 from orchestrator.testing.pytest_plugin import make_plugins
 
 #: Some tests run pytest in itself.
@@ -84,7 +84,7 @@ def test_by_hand_fits_values_to_fixed_ports():
     pipeline.output("wider", pipeline.add("wider", stages.Fixed(first))(x))
     pipeline.output("narrower", pipeline.add("narrower", stages.Fixed({"width": 3}))(x))
     row = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    found = run_by_hand(pipeline.freeze(), {"x": row})
+    found = run_reference(pipeline.freeze(), {"x": row})
     assert found["wider"].tolist() == [[2.0, 3.0, 4.0, 5.0, 2.0, 2.0]]
     assert found["narrower"].tolist() == [[2.0, 3.0, 4.0]]
 
@@ -96,7 +96,7 @@ def test_by_hand_runs_every_form_of_stage():
     pipeline.output("rows", rows(values["p"]))
     pipeline.output("same", values["q"])
     inputs = {name: torch.ones(3, 4) for name in ("x", "p", "q")}
-    found = run_by_hand(pipeline.freeze(), inputs)
+    found = run_reference(pipeline.freeze(), inputs)
     hidden = stages.SeededLinear(4, 6)(inputs["x"])
     left, right = hidden[:, :3] * 2, hidden[:, 3:]
     assert torch.equal(found["y"], torch.cat([left + 1, right], 1) + hidden)

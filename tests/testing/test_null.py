@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator import Dim, ModelWrapper, Pipeline, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.stage import make_stage
-from orchestrator.testing import HandleError, NullBackend, assert_same, recording, run_by_hand, stages
+from orchestrator.testing import HandleError, NullBackend, assert_same, recording, run_reference, stages
 from orchestrator.testing.pytest_plugin import make_plugins
 from orchestrator_stages.demos.faces.pipeline import faces
 from orchestrator_stages.demos.model5 import model5
@@ -276,7 +276,7 @@ def test_shipped_pipelines_give_there_what_they_give_by_hand(make):
             results.append(session(**inputs))
             record.assert_no_leaks()
     forms, found = results
-    assert_same(found, run_by_hand(pipeline.freeze(), inputs), exact=False, rtol=1e-3, atol=1e-3)
+    assert_same(found, run_reference(pipeline.freeze(), inputs), exact=False, rtol=1e-3, atol=1e-3)
     assert set(forms) == set(found)
 
 
@@ -300,7 +300,7 @@ def test_plan_session_and_record_count_alike(batch, options, device, moved):
     }
     assert stats == {"requests": 1, **plan.summary_for({"batch": batch})}
     assert {"requests": 1, **counted} == stats
-    expected = run_by_hand(pipeline.freeze(), inputs)
+    expected = run_reference(pipeline.freeze(), inputs)
     if options["compute"]:
         assert_same(result, expected, exact=batch in (2, 4), rtol=1e-4, atol=1e-5)
     else:
