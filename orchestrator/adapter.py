@@ -99,6 +99,7 @@ def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tens
     Returns:
         A new tensor of that shape; ``value`` itself where it fits already.
     """
+    # Dim after dim, each time of what has grown so far: a corner repeats the first slice of a repeated slice.
     if rule == "repeat_first":
         for dim, size in enumerate(shape):
             missing = size - value.shape[dim]

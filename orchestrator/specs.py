@@ -58,6 +58,7 @@ def check_name(kind: str, name: object) -> str:
     Raises:
         GraphError: It is no string, empty, has outer blanks, or holds a mark of edges and calls or a control character.
     """
+    # What no name may be, then what no file can hold, then what edges and calls are written with.
     if not isinstance(name, str) or not name or name != name.strip():
         raise GraphError(
             f"A {kind} is named by a non-empty string without outer blanks, not {name!r}.", name=name
@@ -126,6 +127,7 @@ class Dim:
         batch: bool = False,
         exact: bool = False,
     ) -> None:
+        # Everything is checked here, since the class is frozen: what exists can be planned with.
         check_name("dim", name)
         sizes = (buckets,) if isinstance(buckets, int) else tuple(buckets)
         for size in sizes:

@@ -257,6 +257,7 @@ def make_stage(
             f"a registered name.",
             stage=name,
         )
+    # Ports are read off the target without running or building it, so a stage of any size is added at no cost.
     host = device == "host"
     input_ports = _input_ports(name, target, inputs)
     output_ports = _output_ports(name, target, outputs)
@@ -308,6 +309,7 @@ def _signature_ports(target: Any) -> tuple[Port, ...] | None:
 
 def _port_specs(name: str, kind: str, ports: Any) -> dict[str, PortSpec | None]:
     """Normalises ``inputs=``/``outputs=``: one name, names, or names to specs."""
+    # One name, several names and names with specs all become names with specs; None: inferred.
     if ports is None:
         return {}
     if isinstance(ports, str):
@@ -341,6 +343,8 @@ def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
     specs = _port_specs(
         name, "input", inputs if inputs is not None else (wrapper.inputs if wrapper else None)
     )
+    # The signature says which ports there are. A wrapper whose own says nothing has its model built for it, as a last
+    # resort; where nothing says it, the author has to.
     ports = _signature_ports(target)
     if ports is None and not specs and wrapper is not None and wrapper.makes_model:
         ports = _signature_ports(wrapper.model)
@@ -352,6 +356,7 @@ def _input_ports(name: str, target: Any, inputs: Any) -> tuple[Port, ...]:
                 stage=name,
             )
         return _open_ports(target, specs)
+    # Declared specs go to the parameters of that name, or, where one is called otherwise, to all by position.
     if not specs:
         return ports
     parameters = {port.name: port for port in ports}
@@ -371,6 +376,8 @@ def _open_ports(target: Any, specs: Ports) -> tuple[Port, ...]:
         parameters = list(inspect.signature(function).parameters.values())[bound_count:]
     except (TypeError, ValueError):
         return tuple(Port(port, spec) for port, spec in specs.items())
+    # Where one port is called like a parameter, all go by name: by position, the others would land on whatever
+    # parameters are left. With ``*args`` only what must go by name does.
     by_name = {
         item.name: item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
     }

@@ -103,6 +103,11 @@ class Graph:
         loops: All loops, an outer one before those in it.
         optional: Inputs that a request may leave out.
 
+    Attributes:
+        stages: Stages by name, in the order of their first call.
+        nodes: All nodes, each after those it reads from; of those that may come next, that which was added first.
+        order: The calls among them.
+
     Raises:
         GraphError: For a cycle, a port fed twice or never, or a graph without outputs.
     """
@@ -122,6 +127,7 @@ class Graph:
         self.inputs = MappingProxyType(dict(inputs))
         self.constants = MappingProxyType(dict(constants))
         self.calls = MappingProxyType(_by_name(calls))
+        self.stages = MappingProxyType({call.stage.name: call.stage for call in self.calls.values()})
         self.loops = MappingProxyType({loop.name: loop for loop in loops})
         self.optional = frozenset(optional)
         self.outputs = tuple(outputs)
@@ -131,15 +137,11 @@ class Graph:
         for edge in self.edges:
             self._into.setdefault(edge.target, []).append(edge)
             self._from.setdefault(edge.source, []).append(edge)
+        # Every end of an edge exists, every port is fed as it should be, and only then is there an order to be found.
         structure = self._structure()
         self._check_ports()
         self.nodes = _in_order(structure)
         self.order = tuple(node.name for node in self.nodes if node.kind == "call")
-
-    @property
-    def stages(self) -> dict[str, Stage]:
-        """Stages by name, in the order of their first call."""
-        return {call.stage.name: call.stage for call in self.calls.values()}
 
     def into(self, node: NodeKey) -> list[Edge]:
         """Returns the edges into a node."""
@@ -162,11 +164,14 @@ class Graph:
                 is a unit by itself.
             loop: The loop; empty: what is in none.
         """
+        # Units with the calls and loops directly in this scope that belong to them, in the order of the graph.
         members: dict[Hashable, list[NodeKey]] = {}
         for node in self.nodes:
             if node.kind in ("call", "enter") and self.scope(node) == loop:
                 members.setdefault(unit_of.get(node, node), []).append(node)
         position_of = {unit: position for position, unit in enumerate(members)}
+        # The graph of units: an edge from anywhere inside one to anywhere inside another joins the two. It is sorted as
+        # the graph itself is, by creation, so that units of one node each keep its order.
         quotient: networkx.DiGraph[Hashable] = networkx.DiGraph()
         quotient.add_nodes_from(members)
         for edge in self.edges:
@@ -217,6 +222,7 @@ class Graph:
 
     def _structure(self) -> networkx.MultiDiGraph[NodeKey]:
         """Nodes and edges by name, without what they stand for."""
+        # All nodes come before any edge, in the order of their creation, which breaks ties in the order of running.
         graph: networkx.MultiDiGraph[NodeKey] = networkx.MultiDiGraph(name=self.name)
         graph.add_nodes_from(NodeKey("input", name) for name in self.inputs)
         graph.add_nodes_from(NodeKey("constant", name) for name in self.constants)
@@ -257,6 +263,7 @@ class Graph:
                 )
 
     def _check_call(self, name: str, call: Call) -> None:
+        # No port is fed twice, and all that must be fed are.
         edge_of: dict[str, Edge] = {}
         for edge in self.into(NodeKey("call", name)):
             call.stage.input(edge.target_port)

@@ -159,6 +159,7 @@ class Pipeline:
         inputs: Ports,
         outputs: Ports,
     ) -> SubPipelineHandle:
+        # A pipeline brings ports and options of its own along; only where its stages run is left to say.
         for word, argument in (("config", options), ("inputs", inputs), ("outputs", outputs)):
             if argument:
                 raise GraphError(
@@ -335,6 +336,7 @@ class Pipeline:
             GraphError: The graph breaks a rule.
             PlanError: It cannot be planned as asked.
         """
+        # Plugins that watch see the plan before its loader is attached: they get data, without the models.
         graph = self.freeze()
         manager = self._manager()
         plan_options = PlanOptions(
@@ -394,6 +396,7 @@ class Pipeline:
         Raises:
             PlanError: The plan is wrong, of another pipeline, or asks for what only code may ask for.
         """
+        # A plan from a file is trusted in nothing: what it says is proven again on this graph, before it gets a loader.
         if not isinstance(plan, Plan):
             raise PlanError(f"bind takes a Plan, not {plan!r}; Plan.from_json(text) reads one.", plan=plan)
         graph, manager = self.freeze(), self._manager()

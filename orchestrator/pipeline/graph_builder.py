@@ -129,6 +129,7 @@ class GraphBuilder:
         Raises:
             GraphError: It breaks a rule.
         """
+        # Whatever adds to the graph forgets the frozen one. A graph that is refused is not kept: it is checked again.
         if self._graph is None:
             idle = next((name for name in self.stages if name not in self._counts), None)
             if idle is not None:
@@ -215,6 +216,7 @@ class GraphBuilder:
             raise GraphError(
                 f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
             )
+        # The author of a stage has the last word on where it runs; the device here is for the others.
         graph = inner.freeze()
         for stage in graph.stages.values():
             keeps = stage.device or stage.host or device is None
