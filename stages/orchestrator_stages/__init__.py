@@ -54,7 +54,7 @@ STAGES = {
     "faces.refine": ("faces.refine:Refine", "host: likely crops to crops of 48 pixels"),
     "faces.onet": ("faces.trained:onet", "faces and their landmarks in crops of 48 pixels"),
     "faces.finish": ("faces.finish:Finish", "host: judged crops to boxes and landmarks in the photo"),
-    "faces.annotate": ("faces.annotate:Annotate", "host: draw the faces into the photo"),
+    "faces.annotate": ("faces.annotate:AnnotateFaces", "host: draw the faces into the photo"),
     "digits.prompts": ("digits.prompts:Prompts", "host: a text, one prompt a line, to tokens"),
     "digits.noise": ("digits.noise:Noise", "host: a seed to the noise that each picture begins as"),
     "digits.text": ("digits.trained:text", "tokens to a vector for each word"),
@@ -72,7 +72,10 @@ STAGES = {
     "scene-text.words": ("scene_text.words:Words", "host: likely places to boxes and crops of words"),
     "scene-text.reader": ("scene_text.trained:reader", "the letters that crops of words show"),
     "scene-text.spell": ("scene_text.spell:Spell", "host: letters to words, words to lines"),
-    "scene-text.annotate": ("scene_text.annotate:Annotate", "host: draw the words' boxes into the photo"),
+    "scene-text.annotate": (
+        "scene_text.annotate:AnnotateWords",
+        "host: draw the words' boxes into the photo",
+    ),
     "speech.cut": ("speech.cut:Cut", "host: a recording to spectrograms of at most 30 s"),
 }
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from orchestrator import GraphError
 
-__all__ = ["check_config", "check_modules", "check_unchanged", "library_class", "unwrapped"]
+__all__ = ["check_config", "check_modules", "check_unchanged", "library_class", "unwrap"]
 
 LIBRARIES = frozenset({"torch", "diffusers", "transformers", "peft"})
 """Packages whose modules keep nothing between two calls, but for what :func:`check_modules` looks for."""
@@ -53,16 +53,16 @@ def library_class(value: object, paths: Iterable[str]) -> type | None:
         value: The object.
         paths: ``module:name`` of each class. None of their modules is imported: an object of theirs has done that.
     """
-    known = [_loaded(path) for path in paths]
-    return next((cls for cls in type(value).__mro__ if cls in known), None)
+    names = [_imported_class(path) for path in paths]
+    return next((cls for cls in type(value).__mro__ if cls in names), None)
 
 
-def _loaded(path: str) -> object:
+def _imported_class(path: str) -> object:
     module, _, name = path.partition(":")
     return getattr(sys.modules.get(module), name, None)
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """Returns the model that ``torch.compile`` was given, or the model itself."""
     while isinstance(model, nn.Module) and "_orig_mod" in model._modules:
         model = model._orig_mod
@@ -80,9 +80,9 @@ def check_unchanged(value: object, base: type, name: str) -> None:
     Raises:
         GraphError: Something is replaced; it is named.
     """
-    found = _replaced(value, base)
-    if found is not None:
-        owner, attribute = found
+    replacement = _replacement(value, base)
+    if replacement is not None:
+        owner, attribute = replacement
         raise GraphError(
             f"{owner} replaces {attribute!r} of {base.__module__}.{base.__qualname__}, so {name} may give something "
             f"else than what is taken over here. Use a {base.__qualname__} as it is, or draw what you changed as a "
@@ -92,7 +92,7 @@ def check_unchanged(value: object, base: type, name: str) -> None:
         )
 
 
-def _replaced(value: object, base: type) -> tuple[str, str] | None:
+def _replacement(value: object, base: type) -> tuple[str, str] | None:
     """Who replaces which attribute of a class: a subclass, the object, or somebody in the class itself."""
     cls = type(value)
     own = vars(value) if hasattr(value, "__dict__") else {}
@@ -132,22 +132,22 @@ def check_modules(model: nn.Module, name: str) -> None:
         GraphError: Some module of it has a hook, a cache, a foreign attention processor, a replaced forward, weights
             that are quantised, or is of a class that no known library made.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     if getattr(model, "is_cache_enabled", False) is True:
-        raise _refused(
+        raise _error(
             name,
             "has a cache enabled, which skips work by what earlier steps gave",
             f"Call {name}.disable_cache()",
         )
     if getattr(model, "hf_quantizer", None) is not None or _quantisation(model) is not None:
-        raise _refused(name, "is quantised", "Load it without quantization_config")
+        raise _error(name, "is quantised", "Load it without quantization_config")
     for path, module in model.named_modules():
         place = f"{name}.{path}" if path else name
         for reason, way_out in _obstacles(module):
-            raise _refused(place, reason, way_out)
+            raise _error(place, reason, way_out)
         # The class of the model itself is what check_unchanged looks at.
         for reason, way_out in _foreign(module) if path else _weights(module):
-            raise _refused(place, reason, way_out)
+            raise _error(place, reason, way_out)
 
 
 def _quantisation(model: nn.Module) -> object:
@@ -159,7 +159,7 @@ def _quantisation(model: nn.Module) -> object:
     )
 
 
-def _refused(place: str, reason: str, way_out: str) -> GraphError:
+def _error(place: str, reason: str, way_out: str) -> GraphError:
     return GraphError(
         f"{place} {reason}; whether a pipeline of stages would give the same cannot be told. {way_out}.",
         part=place,
@@ -182,15 +182,22 @@ def _obstacles(module: nn.Module) -> Iterator[tuple[str, str]]:
         )
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
         if not _module_of(hook).startswith(HOOKS):
-            yield f"has the forward hook {_named(hook)}", "Remove it, or draw what it does as a stage"
+            yield (
+                f"has the forward hook {_qualified_name(hook)}",
+                "Remove it, or draw what it does as a stage",
+            )
     forward = vars(module).get("forward")
     if "_orig_mod" in module._modules:  # of torch.compile
         forward = None
     if forward is not None and not _is_own_method(forward, module, type(module).forward):
-        yield f"has a forward of its own, {_named(forward)}", "Delete it, or draw what it does as a stage"
+        yield (
+            f"has a forward of its own, {_qualified_name(forward)}",
+            "Delete it, or draw what it does as a stage",
+        )
 
 
 def _foreign(module: nn.Module) -> Iterator[tuple[str, str]]:
+    # Only what is not the model itself: a part may be of any known library, but not of the user's own code.
     kind = type(module)
     if "quantized" in kind.__module__:
         yield f"is a quantised {kind.__name__}", "Load the model without quantisation"
@@ -202,7 +209,7 @@ def _foreign(module: nn.Module) -> Iterator[tuple[str, str]]:
     processor = vars(module).get("processor")
     if processor is not None and _module_of(processor).partition(".")[0] not in LIBRARIES:
         yield (
-            f"has the attention processor {_named(processor)}",
+            f"has the attention processor {_qualified_name(processor)}",
             "Call set_default_attn_processor() on the model",
         )
     yield from _weights(module)
@@ -230,14 +237,14 @@ def _module_of(value: object) -> str:
     return type(function).__module__
 
 
-def _named(value: object) -> str:
+def _qualified_name(value: object) -> str:
     function = getattr(value, "__func__", value)
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_config(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], known: Collection[str], name: str
+    config: Mapping[str, Any], defaults: Mapping[str, Any], names: Collection[str], name: str
 ) -> None:
     """Refuses an option that the library knows, the importer does not, and that is not as it is by default.
 
@@ -247,13 +254,13 @@ def check_config(
     Args:
         config: The options.
         defaults: Those that the library knows, with their defaults.
-        known: Those that the importer follows, or that change no result.
+        names: Those that the importer follows, or that change no result.
         name: What they are options of, for messages.
 
     Raises:
         GraphError: There is such an option; it is named.
     """
-    for option in sorted(defaults.keys() - set(known)):
+    for option in sorted(defaults.keys() - set(names)):
         if option in config and config[option] != defaults[option]:
             raise GraphError(
                 f"{name} has the option {option}={config[option]!r}, which is not known here; only "

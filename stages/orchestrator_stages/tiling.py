@@ -1,8 +1,8 @@
 """Decode a large picture with a decoder that only fits a tile: cut, decode each tile, and blend them again.
 
-    latents -> Split -> tiles -> (a decoder, over all tiles, with ``Pipeline.map``) -> Blend -> picture
+    latents -> SplitTiles -> tiles -> (a decoder, over all tiles, with ``Pipeline.map``) -> BlendTiles -> picture
 
-Tiles overlap, since a decoder knows less at the edge of what it is given. Where two overlap, one fades out
+Tiles overlap, since a decoder knows less at the edge of its input. Where two overlap, one fades out
 linearly while the other fades in. A decoder that looks at each place alone gives the same picture with tiles
 and without, but for rounding; one that looks around gives a picture without seams, though not the same.
 
@@ -25,7 +25,7 @@ from orchestrator import HostStage, TensorSpec
 from orchestrator.specs import AnyDim
 
 
-class Frame(NamedTuple):
+class TileGrid(NamedTuple):
     """Where tiles came from.
 
     Attributes:
@@ -67,25 +67,25 @@ def fades(size: int, tile: int, overlap: int) -> Tensor:
     return weights / total[places]
 
 
-class _Tiled(HostStage):
+class _TileStage(HostStage):
     """What both stages know of tiles."""
 
     def __init__(self, tile: int | tuple[int, int], overlap: int | tuple[int, int], tag: str) -> None:
         super().__init__(tag=tag)
         self.tile = (tile, tile) if isinstance(tile, int) else tile
         self.overlap = (overlap, overlap) if isinstance(overlap, int) else overlap
-        for side, shared in zip(self.tile, self.overlap, strict=True):
-            if side < 1 or not 0 <= shared < side:
+        for side, margin in zip(self.tile, self.overlap, strict=True):
+            if side < 1 or not 0 <= margin < side:
                 raise ValueError(
-                    f"A tile is at least 1 long and overlaps by less than its length, not {side} with {shared}."
+                    f"A tile is at least 1 long and overlaps by less than its length, not {side} with {margin}."
                 )
 
 
-class Split(_Tiled):
+class SplitTiles(_TileStage):
     """Host stage: cuts pictures into tiles.
 
     Takes ``picture`` ``[count, channels, height, width]``. Gives ``tiles``, a list of ``[channels, *tile]``, row
-    by row and picture by picture, and the ``frame`` that :class:`Blend` needs.
+    by row and picture by picture, and the ``frame`` that :class:`BlendTiles` needs.
 
     Args:
         tile: Side of a tile, or its height and width.
@@ -98,39 +98,39 @@ class Split(_Tiled):
     def __init__(self, tile: int | tuple[int, int], overlap: int | tuple[int, int]) -> None:
         super().__init__(tile, overlap, "split")
         self.inputs = {"picture": None}
-        self.outputs = {"tiles": list, "frame": Frame}
+        self.outputs = {"tiles": list, "frame": TileGrid}
 
-    def forward(self, picture: Tensor) -> tuple[list[Tensor], Frame]:
+    def forward(self, picture: Tensor) -> tuple[list[Tensor], TileGrid]:
         """Cuts the pictures of one request."""
         count, _, height, width = picture.shape
-        filled = self._filled(picture)
+        padded_picture = self._pad(picture)
         begins = [
-            corners(size, tile, shared)
-            for size, tile, shared in zip((height, width), self.tile, self.overlap, strict=True)
+            corners(size, tile, overlap)
+            for size, tile, overlap in zip((height, width), self.tile, self.overlap, strict=True)
         ]
         rows, columns = self.tile
         tiles = [
             one[:, top : top + rows, left : left + columns]
-            for one in filled
+            for one in padded_picture
             for top, left in itertools.product(*begins)
         ]
-        return tiles, Frame(count, height, width)
+        return tiles, TileGrid(count, height, width)
 
-    def _filled(self, picture: Tensor) -> Tensor:
+    def _pad(self, picture: Tensor) -> Tensor:
         down, right = (max(0, tile - size) for tile, size in zip(self.tile, picture.shape[2:], strict=True))
         if not down and not right:
             return picture
         return functional.pad(picture, (0, right, 0, down), mode="replicate")
 
 
-class Blend(_Tiled):
+class BlendTiles(_TileStage):
     """Host stage: puts decoded tiles together.
 
-    Takes ``tiles``, a list of ``[channels, scale * height, scale * width]`` in the order of :class:`Split`, and
+    Takes ``tiles``, a list of ``[channels, scale * height, scale * width]`` in the order of :class:`SplitTiles`, and
     its ``frame``. Gives ``picture`` ``[count, channels, scale * height, scale * width]``.
 
     Args:
-        tile: As for :class:`Split`, before decoding.
+        tile: As for :class:`SplitTiles`, before decoding.
         overlap: Likewise.
         scale: How much larger the decoder makes a tile.
         dims: Dims of the picture.
@@ -152,32 +152,31 @@ class Blend(_Tiled):
         super().__init__(tile, overlap, "blend")
         self.scale = scale
         self.dtype = dtype
-        self.inputs = {"tiles": list, "frame": Frame}
+        self.inputs = {"tiles": list, "frame": TileGrid}
         self.outputs = {"picture": TensorSpec(tuple(dims), dtype, pad="repeat_first")}
 
-    def forward(self, tiles: list[Tensor], frame: Frame) -> Tensor:
+    def forward(self, tiles: list[Tensor], frame: TileGrid) -> Tensor:
         """Blends the tiles of one request."""
         sides = [
-            (size * self.scale, tile * self.scale, shared * self.scale)
-            for size, tile, shared in self._sides(frame)
+            (size * self.scale, tile * self.scale, overlap * self.scale)
+            for size, tile, overlap in zip((frame.height, frame.width), self.tile, self.overlap, strict=True)
         ]
+        # Weights and corners by side; tiles stand row by row and picture by picture, as they were cut.
         (down, across), (rows, columns) = (fades(*side) for side in sides), (corners(*side) for side in sides)
         each = len(rows) * len(columns)
         if len(tiles) != frame.pictures * each:
             raise ValueError(
                 f"{frame.pictures} pictures of {frame.height} x {frame.width} are {each} tiles each, but {len(tiles)} "
-                f"tiles came; Split and Blend take the same tile and overlap."
+                f"tiles came; SplitTiles and BlendTiles take the same tile and overlap."
             )
         (height, tall, _), (width, wide, _) = sides
         shape = frame.pictures, tiles[0].shape[0] if tiles else 0, max(height, tall), max(width, wide)
-        blended = torch.zeros(shape, dtype=torch.float32)
+        # Weights sum to 1 at each place, so the sum of the tiles is the picture; float32 however narrow the tiles are.
+        picture = torch.zeros(shape, dtype=torch.float32)
         for number, tile in enumerate(tiles):
             row, column = divmod(number % each, len(columns))
-            part = blended[
+            part = picture[
                 number // each, :, rows[row] : rows[row] + tall, columns[column] : columns[column] + wide
             ]
             part += tile * (down[row][:, None] * across[column])
-        return blended[:, :, :height, :width].to(self.dtype)
-
-    def _sides(self, frame: Frame) -> list[tuple[int, int, int]]:
-        return list(zip((frame.height, frame.width), self.tile, self.overlap, strict=True))
+        return picture[:, :, :height, :width].to(self.dtype)

@@ -34,10 +34,10 @@ from torch.nn import functional
 from orchestrator_stages.demos.digits.nets import (
     LATENT,
     SIDE,
-    Decoder,
-    Denoiser,
+    DigitDenoiser,
+    LatentDecoder,
+    PromptEncoder,
     Residual,
-    TextEncoder,
     activated_convolution,
 )
 from orchestrator_stages.demos.digits.noise import SCHEDULE
@@ -186,9 +186,9 @@ class Trainer:
         self.schedule.step()
 
 
-def train_autoencoder(digits: Digits, steps: int, batch: int = 64) -> tuple[Encoder, Decoder]:
+def train_autoencoder(digits: Digits, steps: int, batch: int = 64) -> tuple[Encoder, LatentDecoder]:
     """Returns an encoder and a decoder whose latents have a mean of 0 and a deviation of 1."""
-    encoder, decoder = Encoder(), Decoder()
+    encoder, decoder = Encoder(), LatentDecoder()
     trainer = Trainer(encoder, decoder, rate=2e-3, steps=steps, warm_up=0.3)
     for _ in progress("autoencoder", steps):
         pictures = augment(digits.pictures[torch.randint(len(digits.pictures), (batch,))])
@@ -225,10 +225,10 @@ class Average:
 
 
 def train_denoiser(
-    digits: Digits, encoder: Encoder, decoder: Decoder, steps: int, batch: int = 128
-) -> tuple[TextEncoder, Denoiser]:
+    digits: Digits, encoder: Encoder, decoder: LatentDecoder, steps: int, batch: int = 128
+) -> tuple[PromptEncoder, DigitDenoiser]:
     """Returns a text encoder and a denoiser for the latents of the autoencoder."""
-    reader, denoiser = TextEncoder(), Denoiser()
+    reader, denoiser = PromptEncoder(), DigitDenoiser()
     trainer = Trainer(reader, denoiser, rate=1.5e-3, steps=steps, warm_up=0.05)
     average = Average(trainer.parameters)
     chance = random.Random(0)

@@ -23,7 +23,7 @@ from PIL import Image, ImageFile
 from orchestrator.cli.report import JobError, UsageError
 from orchestrator.cli.values import read_input
 from orchestrator.specs import Dim, TensorSpec
-from orchestrator_stages.demos.speech.recording import Recording, resampled
+from orchestrator_stages.demos.speech.recording import Recording, resample
 
 GIB = 1 << 30
 PHOTO = TensorSpec((Dim.dynamic("h"), Dim.dynamic("w"), 3), torch.uint8)
@@ -151,7 +151,7 @@ FILES |= {
 def read(path: Path) -> object:
     """What an input of the file's kind makes of it."""
     if path.suffix == ".wav":
-        return resampled(read_input("x", str(path), Recording), 16_000)
+        return resample(read_input("x", str(path), Recording), 16_000)
     kinds = {".npy": VECTOR, ".safetensors": VECTOR, ".json": list}
     return read_input("x", str(path), kinds.get(path.suffix, PHOTO))
 

@@ -9,22 +9,22 @@ import torch
 
 from orchestrator import Dim
 from orchestrator_stages.diffusion import toy
-from orchestrator_stages.diffusion.latents import Noise, draw, pack
-from orchestrator_stages.diffusion.tokens import Reader, Tokens
+from orchestrator_stages.diffusion.latents import LatentNoise, draw, pack
+from orchestrator_stages.diffusion.tokens import PromptTokenizer, Tokens
 
 IMAGES = Dim("images", buckets=(1, 2, 4))
 LONG = "cat " * 40
 
 
 @pytest.fixture(scope="module")
-def reader() -> Reader:
+def reader() -> PromptTokenizer:
     pytest.importorskip("transformers")
     tokenizer = toy.clip_tokenizer()
-    return Reader(tokenizer, tokenizer.model_max_length)
+    return PromptTokenizer(tokenizer, tokenizer.model_max_length)
 
 
 @pytest.fixture(scope="module")
-def tokens(reader: Reader) -> Tokens:
+def tokens(reader: PromptTokenizer) -> Tokens:
     return Tokens([reader], IMAGES, negative=True)
 
 
@@ -62,7 +62,7 @@ def test_a_second_encoder_reads_the_second_prompt(reader):
 
 
 def test_words_of_textual_inversion_are_replaced(reader):
-    converted = Reader(
+    converted = PromptTokenizer(
         reader.tokenizer, reader.length, lambda texts, _: [text.replace("<it>", "cat") for text in texts]
     )
     assert converted.ids(["a <it>"], truncate=False).equal(reader.ids(["a cat"], truncate=False))
@@ -146,7 +146,9 @@ def test_packing_is_that_of_flux_and_is_undone():
 
 
 def test_noise_starts_as_strong_as_the_schedule_says():
-    noise = Noise(IMAGES, (4, 8, 8), torch.float32)
+    noise = LatentNoise(IMAGES, (4, 8, 8), torch.float32)
     assert noise(2, 1.0, 3).equal(draw((2, 4, 8, 8), 3, torch.float32))
     assert noise(2, 14.5, 3).equal(draw((2, 4, 8, 8), 3, torch.float32) * 14.5)
-    assert Noise(IMAGES, (4, 8, 8), torch.float32, packed=True)(2, 1.0, 3).equal(pack(noise(2, 1.0, 3)))
+    assert LatentNoise(IMAGES, (4, 8, 8), torch.float32, is_packed=True)(2, 1.0, 3).equal(
+        pack(noise(2, 1.0, 3))
+    )

@@ -37,11 +37,11 @@ CASES: dict[str, tuple[Maker, list[TensorSpec]]] = {
         [TensorSpec((IMAGES, toy.WORDS), torch.int64, pad=0)],
     ),
     "clip pooled": (
-        lambda pipes: encoders.Pooled(pipes["flux"].text_encoder),
+        lambda pipes: encoders.PooledText(pipes["flux"].text_encoder),
         [TensorSpec((IMAGES, toy.WORDS), torch.int64, pad=0)],
     ),
     "clip but one and pooled": (
-        lambda pipes: encoders.LastButOneAndPooled(pipes["xl"].text_encoder_2),
+        lambda pipes: encoders.LastButOneWithProjection(pipes["xl"].text_encoder_2),
         [TensorSpec((IMAGES, toy.WORDS), torch.int64, pad=0)],
     ),
     "t5": (
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Maker, list[TensorSpec]]] = {
             TensorSpec(()),
         ],
     ),
-    "vae": (lambda pipes: decoders.Decode(pipes["sd"].vae), [TensorSpec(LATENTS, pad=0)]),
+    "vae": (lambda pipes: decoders.DecodeLatents(pipes["sd"].vae), [TensorSpec(LATENTS, pad=0)]),
 }
 
 
@@ -120,21 +120,21 @@ def test_a_held_model_stays_as_it_was(pipes: dict[str, Any]):
 
 def test_an_autoencoder_that_overflows_runs_in_float32(pipes: dict[str, Any]):
     vae = toy.stable_diffusion_xl().vae.half()
-    stage = decoders.Decode(vae, upcast=True)
+    stage = decoders.DecodeLatents(vae, upcast=True)
     assert stage.model is not vae
     assert vae.dtype == torch.float16
     latents = torch.randn(1, 4, 8, 8)
     pictures = stage(latents.half())
     assert pictures.dtype == torch.float32
-    expected = decoders.Decode(pipes["xl"].vae)(latents)
+    expected = decoders.DecodeLatents(pipes["xl"].vae)(latents)
     torch.testing.assert_close(pictures, expected, atol=0.01, rtol=0.01)
 
 
 def test_moments_of_latents_are_undone(pipes: dict[str, Any]):
     vae = toy.stable_diffusion().vae
-    plain = decoders.Decode(vae)
+    plain = decoders.DecodeLatents(vae)
     vae.register_to_config(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0])
-    moved = decoders.Decode(vae, moments=True)
+    moved = decoders.DecodeLatents(vae, moments=True)
     latents = torch.randn(1, 4, 8, 8)
     mean, std = (
         torch.tensor(values).view(1, 4, 1, 1) for values in ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from orchestrator import GraphError, Pipeline, TensorSpec
-from orchestrator_stages.diffusion.ddim import DDIM, DDIMStep, ddim_rows
-from orchestrator_stages.diffusion.euler import Euler
-from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
 from orchestrator_stages.diffusion.guidance import Guide, Twice
-from orchestrator_stages.diffusion.schedule import Scheduler
+from orchestrator_stages.diffusion.schedule import DiffusionScheduler
+from orchestrator_stages.diffusion.schedulers import DDIM, Euler, FlowMatchEuler
+from orchestrator_stages.diffusion.step import DDIMStep, ddim_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 
@@ -53,7 +52,7 @@ FLOWS = [
 STEPS = (1, 2, 7, 20, 50)
 
 
-def same(ours: Scheduler, theirs: Any, steps: int, **extra: Any) -> None:
+def same(ours: DiffusionScheduler, theirs: Any, steps: int, **extra: Any) -> None:
     """Walks through all steps with random answers; all that is compared has equal bits."""
     table = ours.table(steps, **extra)
     assert table.timesteps.equal(theirs.timesteps)
@@ -122,7 +121,7 @@ def test_the_shift_of_flow_matching_is_that_of_flux():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001, 2.0, True, None])
 @pytest.mark.parametrize("scheduler", [DDIM(), Euler(), FlowMatchEuler()], ids=lambda it: type(it).__name__)
-def test_a_number_of_steps_that_is_none(scheduler: Scheduler, steps: Any):
+def test_a_number_of_steps_that_is_none(scheduler: DiffusionScheduler, steps: Any):
     with pytest.raises(ValueError, match="from 1 to 1000"):
         scheduler.table(steps)
 
@@ -137,7 +136,9 @@ def test_a_number_of_steps_that_is_none(scheduler: Scheduler, steps: Any):
         (FlowMatchEuler, {"stochastic_sampling": True}, "does not support stochastic_sampling=True"),
     ],
 )
-def test_an_option_that_is_not_supported(kind: type[Scheduler], options: dict[str, Any], message: str):
+def test_an_option_that_is_not_supported(
+    kind: type[DiffusionScheduler], options: dict[str, Any], message: str
+):
     with pytest.raises(GraphError, match=message):
         kind.from_config(options)
 
@@ -173,7 +174,7 @@ def test_guidance():
 
 @pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
 @pytest.mark.parametrize("scheduler", [DDIM(), Euler(prediction_type="v_prediction"), FlowMatchEuler()])
-def test_one_step_on_a_device(device: str, scheduler: Scheduler, tmp_path: Any):
+def test_one_step_on_a_device(device: str, scheduler: DiffusionScheduler, tmp_path: Any):
     pipeline = Pipeline("step")
     shape = TensorSpec((1, 4, 8, 8))
     guesses = pipeline.input("guesses", TensorSpec((2, 4, 8, 8)))
@@ -195,6 +196,8 @@ def test_one_step_on_a_device(device: str, scheduler: Scheduler, tmp_path: Any):
 
 
 def test_schedulers_need_no_diffusers():
-    modules = ", ".join(f"orchestrator_stages.diffusion.{name}" for name in ("ddim", "euler", "flow_match"))
+    modules = ", ".join(
+        f"orchestrator_stages.diffusion.{name}" for name in ("schedulers", "step", "guidance")
+    )
     code = f"import sys, orchestrator_stages, {modules}; assert not {{'diffusers', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ import torch
 
 import orchestrator_stages
 from orchestrator import ModelWrapper, Pipeline
-from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
+from orchestrator_stages.demos.faces.letterbox import PHOTO, PhotoFrame
 from orchestrator_stages.demos.speech.checkpoint import find_package
 
 
@@ -89,4 +89,4 @@ def test_stages_by_name_with_options():
     with pipeline.plan(device="cpu").load() as session:
         result = session(image=torch.zeros(128, 32, 3, dtype=torch.uint8))
     assert result["scores"].shape == (1, 7, 7)
-    assert result["frame"] == Frame(128, 32, 64, 16)
+    assert result["frame"] == PhotoFrame(128, 32, 64, 16)

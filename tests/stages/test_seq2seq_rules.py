@@ -9,7 +9,7 @@ from torch import nn
 
 from orchestrator import GraphError
 from orchestrator_stages import from_transformers
-from orchestrator_stages.seq2seq.rules import Banned, read_rules
+from orchestrator_stages.seq2seq.rules import TokenBan, read_rules
 from tests.stages.tiny_models import tiny, transformers
 
 BASE = {"decoder_start_token_id": 7, "pad_token_id": 0, "eos_token_id": [1, 2], "max_new_tokens": 5}
@@ -107,11 +107,11 @@ def test_rules_go_by_position():
     )
     assert rules.steps == 7
     assert rules.forced_ids() == [40, 41, -1, -1, -1, -1, 1]
-    rows, kinds = rules.banned_rows()
-    banned = [kinds[row] for row in rows]
-    assert banned[:2] == [Banned(), Banned()]
-    assert banned[2] == Banned((1, 2, 8, 9))
-    assert banned[3:] == [Banned((9,))] * 4
+    rows, kinds = rules.ban_rows()
+    bans = [kinds[row] for row in rows]
+    assert bans[:2] == [TokenBan(), TokenBan()]
+    assert bans[2] == TokenBan((1, 2, 8, 9))
+    assert bans[3:] == [TokenBan((9,))] * 4
 
 
 def test_without_a_pad_token_rows_are_filled_with_the_end():

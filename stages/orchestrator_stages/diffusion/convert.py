@@ -17,26 +17,24 @@ from typing import Any
 
 from orchestrator import GraphError, Pipeline
 from orchestrator_stages.diffusion import parts
-from orchestrator_stages.diffusion.ddim import DDIM
-from orchestrator_stages.diffusion.euler import Euler
 from orchestrator_stages.diffusion.families import flux, stable_diffusion, stable_diffusion_xl
-from orchestrator_stages.diffusion.flow_match import FlowMatchEuler
 from orchestrator_stages.diffusion.options import Options, number, positive
-from orchestrator_stages.diffusion.schedule import Scheduler
-from orchestrator_stages.diffusion.twins import check_twins
+from orchestrator_stages.diffusion.parity import check_parity
+from orchestrator_stages.diffusion.schedule import DiffusionScheduler
+from orchestrator_stages.diffusion.schedulers import DDIM, Euler, FlowMatchEuler
 from orchestrator_stages.origin import check_config, check_unchanged, library_class
 
-NOISE: Mapping[str, type[Scheduler]] = {
+NOISE: Mapping[str, type[DiffusionScheduler]] = {
     "diffusers.schedulers.scheduling_ddim:DDIMScheduler": DDIM,
     "diffusers.schedulers.scheduling_euler_discrete:EulerDiscreteScheduler": Euler,
 }
-FLOW: Mapping[str, type[Scheduler]] = {
+FLOW: Mapping[str, type[DiffusionScheduler]] = {
     "diffusers.schedulers.scheduling_flow_match_euler_discrete:FlowMatchEulerDiscreteScheduler": FlowMatchEuler,
 }
 
 
 @dataclass(frozen=True)
-class Family:
+class DiffusionFamily:
     """How pipelines of a class are converted.
 
     Attributes:
@@ -50,7 +48,7 @@ class Family:
 
     path: str
     convert: Callable[[Any, Any, Options], Pipeline]
-    schedulers: Mapping[str, type[Scheduler]]
+    schedulers: Mapping[str, type[DiffusionScheduler]]
     steps: int
     scale: float
     parts: Mapping[str, tuple[str, ...] | None]
@@ -62,7 +60,7 @@ class Family:
 
 
 FAMILIES = (
-    Family(
+    DiffusionFamily(
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion:StableDiffusionPipeline",
         stable_diffusion,
         NOISE,
@@ -70,7 +68,7 @@ FAMILIES = (
         7.5,
         {"vae": parts.VAE, "text_encoder": parts.CLIP, "tokenizer": None, "unet": parts.UNET},
     ),
-    Family(
+    DiffusionFamily(
         "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl:StableDiffusionXLPipeline",
         stable_diffusion_xl,
         NOISE,
@@ -85,7 +83,7 @@ FAMILIES = (
             "unet": parts.UNET,
         },
     ),
-    Family(
+    DiffusionFamily(
         "diffusers.pipelines.flux.pipeline_flux:FluxPipeline",
         flux,
         FLOW,
@@ -160,11 +158,13 @@ def from_diffusers(
             changed, or may keep anything from one step to the next; a part is missing; or an argument is wrong. The
             message names the part or option.
     """
+    # What the pipeline is made of is checked before anything is drawn: the parts, then what stands between them.
     family = _family(pipe)
     for name, paths in family.parts.items():
         parts.part(pipe, name, paths)
     parts.check_pictures(pipe)
     scheduler = _scheduler(pipe, family)
+    # What the caller leaves out is as in diffusers; Flux rounds to packed latents, and guides inside the model.
     steps, most = _steps(family, num_inference_steps, max_inference_steps)
     tall, wide = (height, width) if height is not None and width is not None else _sides(pipe)
     is_flux = family.convert is flux
@@ -184,18 +184,19 @@ def from_diffusers(
         max_sequence_length=positive("max_sequence_length", max_sequence_length),
     )
     pipeline = family.convert(pipe, scheduler, options)
+    # Options are not all that a scheduler is: a walk beside diffusers' own, with the table that will be used, tells.
     levels = (options.height // options.factor) * (options.width // options.factor) if is_flux else None
-    check_twins(scheduler, pipe.scheduler, options.steps.buckets, latents=levels)
+    check_parity(scheduler, pipe.scheduler, options.steps.buckets, latents=levels)
     return pipeline
 
 
-def _family(pipe: Any) -> Family:
+def _family(pipe: Any) -> DiffusionFamily:
     """Finds the class that a pipeline's behaviour comes from; one that changes any of it is refused."""
     base = library_class(pipe, [family.path for family in FAMILIES])
     if base is None:
-        cls, known = type(pipe), ", ".join(family.name for family in FAMILIES)
+        cls, names = type(pipe), ", ".join(family.name for family in FAMILIES)
         raise GraphError(
-            f"from_diffusers takes a loaded {known} of diffusers, not {cls.__name__} of {cls.__module__}. Draw what it "
+            f"from_diffusers takes a loaded {names} of diffusers, not {cls.__name__} of {cls.__module__}. Draw what it "
             "does as a pipeline: its models are stages as they are, and its steps are a loop.",
             pipeline=cls.__name__,
         )
@@ -203,7 +204,7 @@ def _family(pipe: Any) -> Family:
     return next(family for family in FAMILIES if family.path == f"{base.__module__}:{base.__name__}")
 
 
-def _steps(family: Family, default: int | None, most: int | None) -> tuple[int, int]:
+def _steps(family: DiffusionFamily, default: int | None, most: int | None) -> tuple[int, int]:
     """Returns the steps of a request that does not say, and the most that one may ask for."""
     steps = family.steps if default is None else positive("num_inference_steps", default)
     if most is None:
@@ -217,28 +218,29 @@ def _steps(family: Family, default: int | None, most: int | None) -> tuple[int, 
     return steps, most
 
 
-def _scheduler(pipe: Any, family: Family) -> Scheduler:
+def _scheduler(pipe: Any, family: DiffusionFamily) -> DiffusionScheduler:
     """Returns our scheduler for that of a pipeline."""
     theirs: Any = getattr(pipe, "scheduler", None)
+    # The class first, since its options mean something only then; the message names one that would do.
     base = library_class(theirs, family.schedulers)
     if base is None:
         names = [path.partition(":")[2] for path in family.schedulers]
         cls = type(theirs)
         foreign = theirs is not None and not cls.__module__.startswith("diffusers.")
-        told = (
+        description = (
             "None" if theirs is None else f"{cls.__name__} of {cls.__module__}" if foreign else cls.__name__
         )
         raise GraphError(
-            f"The scheduler {told} is not supported for {family.name}; {', '.join(names)} is. Change it: "
+            f"The scheduler {description} is not supported for {family.name}; {', '.join(names)} is. Change it: "
             f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config).",
             scheduler=cls.__name__,
             part="scheduler",
         )
     check_unchanged(theirs, base, "pipe.scheduler")
     kind = family.schedulers[f"{base.__module__}:{base.__name__}"]
-    known = {field.name for field in fields(kind)} | kind.refused.keys() | kind.unread
+    options = {field.name for field in fields(kind)} | kind.fixed_options.keys() | kind.unread_options
     config = theirs.config
-    check_config(config, parts.defaults_of(base), known, f"The {base.__name__} of pipe.scheduler")
+    check_config(config, parts.defaults_of(base), options, f"The {base.__name__} of pipe.scheduler")
     return kind.from_config(config)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.diffusion.held import Held
+from orchestrator_stages.diffusion.model_stage import ModelStage
 
 
 class Unpack(nn.Module):
@@ -31,7 +31,7 @@ class Unpack(nn.Module):
         return squares.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, self.height, self.width)
 
 
-class Decode(Held):
+class DecodeLatents(ModelStage):
     """Decodes latents with an ``AutoencoderKL`` or its like.
 
     Latents have about unit variance for the denoiser; the decoder wants them as its encoder gave them. Which options
@@ -51,8 +51,8 @@ class Decode(Held):
         config = self.model.config
         self.scaling = config.scaling_factor
         self.shift = config.shift_factor if shift else None
-        found = (getattr(config, "latents_mean", None), getattr(config, "latents_std", None))
-        self.mean, self.std = found if moments and None not in found else (None, None)
+        mean_and_std = (getattr(config, "latents_mean", None), getattr(config, "latents_std", None))
+        self.mean, self.std = mean_and_std if moments and None not in mean_and_std else (None, None)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Returns pictures ``[batch, 3, 8*height, 8*width]``, 0 to 1, for latents ``[batch, 4, height, width]``."""

@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.diffusion.held import Held
+from orchestrator_stages.diffusion.model_stage import ModelStage
 
 
-class Denoiser(Held):
+class Denoiser(ModelStage):
     """Base class of denoisers.
 
     Args:
         model: The model.
-        prompted: Of a condition that holds both prompts of guidance, only that with the prompt is read.
+        prompt_only: Of a condition that holds both prompts of guidance, only that with the prompt is read.
     """
 
-    def __init__(self, model: nn.Module, *, prompted: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, prompt_only: bool = False) -> None:
         super().__init__(model)
-        self.prompted = prompted
+        self.prompt_only = prompt_only
 
     def alone(self) -> Denoiser:
         """Returns the same denoiser for a batch without the negative prompt."""
-        return type(self)(self.model, prompted=True)
+        return type(self)(self.model, prompt_only=True)
 
     def read(self, condition: Tensor, dims: int) -> Tensor:
         """Returns a batch of a condition.
@@ -33,7 +33,7 @@ class Denoiser(Held):
         """
         if condition.dim() == dims:
             return condition
-        return condition[1] if self.prompted else condition.flatten(0, 1)
+        return condition[1] if self.prompt_only else condition.flatten(0, 1)
 
 
 class UNet(Denoiser):
@@ -56,7 +56,7 @@ class UNetXL(Denoiser):
     """The denoiser of SDXL: it also reads the pooled prompt, and how the pictures of its training were cropped."""
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor
+        self, latents: Tensor, timestep: Tensor, text: Tensor, pooled_text: Tensor, time_ids: Tensor
     ) -> Tensor:
         """Returns ``[batch, channels, height, width]``.
 
@@ -64,15 +64,18 @@ class UNetXL(Denoiser):
             latents: The same shape.
             timestep: A scalar ``[]``.
             text: ``[batch, tokens, width]``, or ``[2, batch/2, ...]``.
-            pooled: ``[batch, projection]``, or ``[2, batch/2, ...]``.
+            pooled_text: ``[batch, projection]``, or ``[2, batch/2, ...]``.
             time_ids: ``[1, 6]``: original height and width, top and left of the crop, target height and width.
         """
-        added = {"text_embeds": self.read(pooled, 2), "time_ids": time_ids.expand(latents.shape[0], -1)}
+        conditions = {
+            "text_embeds": self.read(pooled_text, 2),
+            "time_ids": time_ids.expand(latents.shape[0], -1),
+        }
         output: Tensor = self.model(
             latents,
             timestep,
             encoder_hidden_states=self.read(text, 3),
-            added_cond_kwargs=added,
+            added_cond_kwargs=conditions,
             return_dict=False,
         )[0]
         return output
@@ -103,7 +106,12 @@ class FluxTransformer(Denoiser):
         self.register_buffer("text_ids", torch.zeros(tokens, 3, dtype=dtype), persistent=False)
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        pooled_text: Tensor,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Returns ``[batch, height * width, channels]``.
 
@@ -111,15 +119,16 @@ class FluxTransformer(Denoiser):
             latents: The same shape, packed.
             timestep: A scalar ``[]`` from 1000 down to 0.
             text: ``[batch, tokens, width]``, from T5.
-            pooled: ``[batch, width]``, from CLIP.
+            pooled_text: ``[batch, width]``, from CLIP.
             guidance: A scalar ``[]``, where the model was trained with one.
         """
+        # The model wants a timestep and a scale for each picture, and the level itself, not a thousand times it.
         batch = latents.shape[0]
         output: Tensor = self.model(
             hidden_states=latents,
             timestep=timestep.expand(batch).to(latents.dtype) / 1000,
             guidance=None if guidance is None else guidance.expand(batch),
-            pooled_projections=pooled,
+            pooled_projections=pooled_text,
             encoder_hidden_states=text,
             txt_ids=self.text_ids,
             img_ids=self.image_ids,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.diffusion.held import Held
+from orchestrator_stages.diffusion.model_stage import ModelStage
 
 
-class LastLayer(Held):
+class LastLayer(ModelStage):
     """A text encoder (CLIP in Stable Diffusion, T5 in Flux) up to its last layer."""
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -21,16 +21,16 @@ class LastLayer(Held):
         return text
 
 
-class Pooled(Held):
+class PooledText(ModelStage):
     """CLIP's vector for the whole prompt, without a projection, as in Flux."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Returns ``[batch, width]`` for ``ids`` ``[batch, tokens]``, int64."""
-        pooled: Tensor = self.model(ids).pooler_output
-        return pooled
+        text: Tensor = self.model(ids).pooler_output
+        return text
 
 
-class LastButOne(Held):
+class LastButOne(ModelStage):
     """CLIP up to its last layer but one, as SDXL reads its first text encoder."""
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class LastButOne(Held):
         return text
 
 
-class LastButOneAndPooled(Held):
+class LastButOneWithProjection(ModelStage):
     """CLIP up to its last layer but one, and the projected vector for the whole prompt: SDXL's second encoder."""
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
@@ -48,20 +48,20 @@ class LastButOneAndPooled(Held):
         Args:
             ids: ``[batch, tokens]``, int64.
         """
-        given = self.model(ids, output_hidden_states=True)
-        return {"text": given.hidden_states[-2], "pooled": given[0]}
+        result = self.model(ids, output_hidden_states=True)
+        return {"text": result.hidden_states[-2], "pooled": result[0]}
 
 
 class Pair(nn.Module):
     """Puts what the negative prompt was encoded to before what the prompt was."""
 
-    def forward(self, negative: Tensor, prompted: Tensor) -> Tensor:
+    def forward(self, negative: Tensor, positive: Tensor) -> Tensor:
         """Returns ``[2, batch, ...]`` for two tensors ``[batch, ...]``."""
-        return torch.stack([negative, prompted])
+        return torch.stack([negative, positive])
 
 
 class SideBySide(nn.Module):
-    """Joins what two text encoders said of each token."""
+    """Joins the vectors of two text encoders for each token."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Returns ``[batch, tokens, width]`` with the widths of both added."""
@@ -86,8 +86,8 @@ class PairXL(nn.Module):
         negative_pooled: Tensor,
         first: Tensor,
         second: Tensor,
-        pooled: Tensor,
-        negated: Tensor,
+        pooled_text: Tensor,
+        has_negative: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Returns ``[2, batch, tokens, width]``, and pooled ``[2, batch, projection]``.
 
@@ -97,11 +97,12 @@ class PairXL(nn.Module):
             negative_pooled: ``[batch, projection]``.
             first: Like those, the prompt.
             second: See there.
-            pooled: See there.
-            negated: A scalar, bool: whether there is a negative prompt.
+            pooled_text: See there.
+            has_negative: A scalar, bool: whether there is a negative prompt.
         """
-        without, prompted = torch.cat([negative_first, negative_second], -1), torch.cat([first, second], -1)
+        negative, positive = torch.cat([negative_first, negative_second], -1), torch.cat([first, second], -1)
+        # Both ways are computed and one is chosen: whether there is a negative prompt is known to a request only.
         if self.zeros:
-            without = torch.where(negated, without, torch.zeros_like(without))
-            negative_pooled = torch.where(negated, negative_pooled, torch.zeros_like(negative_pooled))
-        return torch.stack([without, prompted]), torch.stack([negative_pooled, pooled])
+            negative = torch.where(has_negative, negative, torch.zeros_like(negative))
+            negative_pooled = torch.where(has_negative, negative_pooled, torch.zeros_like(negative_pooled))
+        return torch.stack([negative, positive]), torch.stack([negative_pooled, pooled_text])

@@ -30,9 +30,9 @@ class Guide(nn.Module):
             scale: A scalar ``[]``, float32 or float64: 1 follows the prompt as it is, more exaggerates it. It counts
                 to its own precision, as a number of Python does, though ``output`` may be in half precision.
         """
-        without, prompted = output.chunk(2)
-        pull = prompted - without
-        return without + (scale * pull.to(scale.dtype)).to(pull.dtype)
+        negative, positive = output.chunk(2)
+        pull = positive - negative
+        return negative + (scale * pull.to(scale.dtype)).to(pull.dtype)
 
 
 class Ask(nn.Module):
@@ -40,13 +40,13 @@ class Ask(nn.Module):
 
     Args:
         scale: The stage ``(latents, row) -> latents`` of the scheduler, or None.
-        guided: There is guidance.
+        guidance: There is guidance.
     """
 
-    def __init__(self, scale: nn.Module | None, *, guided: bool) -> None:
+    def __init__(self, scale: nn.Module | None, *, guidance: bool) -> None:
         super().__init__()
         self.scale = scale
-        self.guided = guided
+        self.guidance = guidance
         self.twice = Twice()
 
     def forward(self, latents: Tensor, row: Tensor | None = None) -> Tensor:
@@ -56,5 +56,5 @@ class Ask(nn.Module):
             latents: ``[batch, ...]``.
             row: The scheduler's row, where it scales.
         """
-        shown: Tensor = latents if self.scale is None else self.scale(latents, row)
-        return self.twice(shown) if self.guided else shown
+        model_input: Tensor = latents if self.scale is None else self.scale(latents, row)
+        return self.twice(model_input) if self.guidance else model_input

@@ -25,7 +25,7 @@ class Pictures(HostStage):
         return [Image.fromarray(one.numpy()) for one in pixels]
 
 
-class Checked(HostStage):
+class SafetyCheck(HostStage):
     """Host stage: blackens what a safety checker takes for unsafe, as diffusers does.
 
     Takes ``pictures`` ``[images, 3, height, width]``, 0 to 1. Gives ``pictures`` again, and ``flagged``, a list
@@ -47,7 +47,7 @@ class Checked(HostStage):
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
         """Checks the images of one request."""
         images = Pictures()(Pixels()(pictures))
-        seen = self.extractor(images, return_tensors="pt").pixel_values.to(pictures.dtype)
-        _, flagged = self.checker(images=torch.zeros_like(pictures), clip_input=seen)
-        unsafe = torch.tensor(flagged, dtype=torch.bool)[:, None, None, None]
-        return torch.where(unsafe, torch.zeros_like(pictures), pictures), [bool(one) for one in flagged]
+        model_input = self.extractor(images, return_tensors="pt").pixel_values.to(pictures.dtype)
+        _, flags = self.checker(images=torch.zeros_like(pictures), clip_input=model_input)
+        unsafe = torch.tensor(flags, dtype=torch.bool)[:, None, None, None]
+        return torch.where(unsafe, torch.zeros_like(pictures), pictures), [bool(one) for one in flags]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.diffusion.schedule import Scheduler, Table
-from orchestrator_stages.diffusion.step import SWITCHES
+from orchestrator_stages.diffusion.loop import SWITCHES
+from orchestrator_stages.diffusion.schedule import DiffusionScheduler, Table
 
 Seed = int | torch.Generator | Sequence[int | torch.Generator] | None
 
@@ -47,16 +47,17 @@ def draw(shape: tuple[int, ...], seed: Seed, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: There are several seeds, but not as many as images.
     """
-    made = generators(seed)
-    if not isinstance(made, list):
-        return torch.randn(shape, generator=made, dtype=dtype)
-    if len(made) == 1:
-        return torch.randn(shape, generator=made[0], dtype=dtype)
-    if len(made) != shape[0]:
+    sources = generators(seed)
+    if not isinstance(sources, list):
+        return torch.randn(shape, generator=sources, dtype=dtype)
+    # One seed in a list is as the seed alone: all images in one drawing, which gives other numbers than one each.
+    if len(sources) == 1:
+        return torch.randn(shape, generator=sources[0], dtype=dtype)
+    if len(sources) != shape[0]:
         raise ValueError(
-            f"There are {len(made)} seeds for {shape[0]} images; give one for each, or a single one."
+            f"There are {len(sources)} seeds for {shape[0]} images; give one for each, or a single one."
         )
-    return torch.cat([torch.randn((1, *shape[1:]), generator=one, dtype=dtype) for one in made])
+    return torch.cat([torch.randn((1, *shape[1:]), generator=one, dtype=dtype) for one in sources])
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -66,8 +67,8 @@ def pack(latents: Tensor) -> Tensor:
     return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, height // 2 * (width // 2), 4 * channels)
 
 
-class Noise(HostStage):
-    """Host stage: draws the latents that the first step is given.
+class LatentNoise(HostStage):
+    """Host stage: draws the latents that the first step takes.
 
     Takes ``count``, the number of images; ``start``, their standard deviation; and ``seed``, as
     :func:`generators` describes it. Gives ``latents`` ``[images, *shape]``, or packed.
@@ -76,25 +77,25 @@ class Noise(HostStage):
         images: The dim of images.
         shape: Channels, height and width of the latents.
         dtype: Their element type.
-        packed: They are packed to tokens.
+        is_packed: They are packed to tokens.
     """
 
     def __init__(
-        self, images: Dim, shape: tuple[int, int, int], dtype: torch.dtype, *, packed: bool = False
+        self, images: Dim, shape: tuple[int, int, int], dtype: torch.dtype, *, is_packed: bool = False
     ) -> None:
         super().__init__(tag="noise")
         self.shape = shape
         self.dtype = dtype
-        self.packed = packed
+        self.is_packed = is_packed
         self.inputs = {"count": int, "start": float, "seed": object}
-        given = tuple(pack(torch.empty(1, *shape)).shape[1:]) if packed else shape
-        self.spec = TensorSpec((images, *given), dtype, pad="repeat_first")
+        dims = tuple(pack(torch.empty(1, *shape)).shape[1:]) if is_packed else shape
+        self.spec = TensorSpec((images, *dims), dtype, pad="repeat_first")
         self.outputs = {"latents": self.spec}
 
     def forward(self, count: int, start: float, seed: Seed = None) -> Tensor:
         """Draws the noise of one request."""
         noise = draw((count, *self.shape), seed, self.dtype)
-        return (pack(noise) if self.packed else noise) * start
+        return (pack(noise) if self.is_packed else noise) * start
 
 
 class Schedule(HostStage):
@@ -107,24 +108,24 @@ class Schedule(HostStage):
     Args:
         scheduler: The scheduler.
         steps: The dim of steps.
-        guided: There is guidance; else there is no input for it, and no output.
-        switched: It is in one batch, and a request may go without.
+        guidance: There is guidance; else there is no input for it, and no output.
+        has_switches: It is in one batch, and a request may go without.
         table: Makes the table; the scheduler's own if it is None.
         scale_dtype: Element type of the scale.
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: DiffusionScheduler,
         steps: Dim,
         *,
-        guided: bool,
-        switched: bool = False,
+        guidance: bool,
+        has_switches: bool = False,
         table: Callable[[int], Table] | None = None,
         scale_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(tag="schedule")
-        self.switched = switched
+        self.has_switches = has_switches
         self.scale_dtype = scale_dtype
         self.table = table or scheduler.table
         self.inputs = {"num_inference_steps": int}
@@ -133,10 +134,11 @@ class Schedule(HostStage):
             "rows": TensorSpec((steps, scheduler.columns)),
             "start": float,
         }
-        if guided:
+        # Without guidance there is no port for it: `guidance_scale` would be an input that changes nothing.
+        if guidance:
             self.inputs["guidance_scale"] = Real
             self.outputs["scale"] = TensorSpec((), scale_dtype)
-        if switched:
+        if has_switches:
             self.outputs = {**self.outputs, **dict.fromkeys(SWITCHES, TensorSpec((), torch.bool))}
 
     def forward(self, num_inference_steps: int, guidance_scale: float | None = None) -> dict[str, Any]:
@@ -144,9 +146,9 @@ class Schedule(HostStage):
         table: dict[str, Any] = self.table(num_inference_steps)._asdict()
         if guidance_scale is not None:
             table["scale"] = torch.tensor(float(guidance_scale), dtype=self.scale_dtype)
-            if self.switched:
-                guided = float(guidance_scale) > 1
-                table |= {"guided": torch.tensor(guided), "alone": torch.tensor(not guided)}
+            if self.has_switches:
+                is_guided = float(guidance_scale) > 1
+                table |= {"guided": torch.tensor(is_guided), "alone": torch.tensor(not is_guided)}
         return table
 
 
@@ -160,9 +162,9 @@ def flux_table(scheduler: Any, latents: int) -> Callable[[int], Table]:
     """Returns the table that Flux uses: levels in equal distances, shifted by the number of packed latents."""
 
     def table(steps: int) -> Table:
-        made: Table = scheduler.table(
-            steps, mu=scheduler.mu(latents), levels=flux_levels(scheduler.checked(steps))
+        rows: Table = scheduler.table(
+            steps, mu=scheduler.mu(latents), levels=flux_levels(scheduler.check_steps(steps))
         )
-        return made
+        return rows
 
     return table

@@ -36,9 +36,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.output_type not in OUTPUTS:
-            known = ", ".join(map(repr, OUTPUTS))
+            names = ", ".join(map(repr, OUTPUTS))
             raise GraphError(
-                f"output_type is one of {known}, not {self.output_type!r}.", option="output_type"
+                f"output_type is one of {names}, not {self.output_type!r}.", option="output_type"
             )
         for name, side in (("height", self.height), ("width", self.width), ("tile", self.tile)):
             if side is not None and (not isinstance(side, int) or side < self.factor or side % self.factor):

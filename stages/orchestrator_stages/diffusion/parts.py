@@ -18,7 +18,7 @@ from orchestrator_stages.origin import (
     check_modules,
     check_unchanged,
     library_class,
-    unwrapped,
+    unwrap,
 )
 
 UNET = ("diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",)
@@ -70,7 +70,8 @@ OPTIONS: Mapping[str, str] = {
         do_convert_grayscale
     """,
 }
-"""By class, the options that were gone through: each is read by the model itself, or followed or refused below."""
+"""By class, the options that this module was written for: the model itself reads them, or they are followed or
+refused below."""
 
 UNREAD = (
     ("time_cond_proj_dim", "a guidance embedding, as latent consistency models have it"),
@@ -103,28 +104,28 @@ def part(pipe: Any, name: str, paths: tuple[str, ...] | None = None) -> Any:
         raise GraphError(
             f"The {type(pipe).__name__} has no {name}; load it with all its parts.", part=name, option=name
         )
+    # A tokenizer or an extractor runs on the host as it is, whatever its class.
     if paths is None:
         if not callable(value):
             raise GraphError(f"pipe.{name} is a {type(value).__name__}, which cannot be called.", part=name)
         return value
-    model = unwrapped(value)
+    model = unwrap(value)
     base = library_class(model, paths)
     if base is None:
-        known = ", ".join(path.partition(":")[2] for path in paths)
+        classes = ", ".join(path.partition(":")[2] for path in paths)
         cls = type(model)
         raise GraphError(
-            f"pipe.{name} is a {cls.__module__}.{cls.__qualname__}; what is supported here is {known} of "
+            f"pipe.{name} is a {cls.__module__}.{cls.__qualname__}; what is supported here is {classes} of "
             f"{paths[0].partition('.')[0]}.",
             part=name,
         )
+    # The class is the library's; what is left is whether this object does what the class does, option by option.
     if hasattr(model, "named_modules"):
         check_modules(model, f"pipe.{name}")
     check_unchanged(model, base, f"pipe.{name}")
-    known_options = OPTIONS.get(base.__name__)
-    if known_options is not None:
-        check_config(
-            model.config, defaults_of(base), known_options.split(), f"The {base.__name__} of pipe.{name}"
-        )
+    options = OPTIONS.get(base.__name__)
+    if options is not None:
+        check_config(model.config, defaults_of(base), options.split(), f"The {base.__name__} of pipe.{name}")
     return value
 
 
@@ -145,16 +146,17 @@ def check_pictures(pipe: Any) -> None:
         part(pipe, "feature_extractor")
 
 
-def check_unet(unet: Any, added: tuple[str | None, ...]) -> None:
+def check_unet(unet: Any, embed_types: tuple[str | None, ...]) -> None:
     """Refuses a UNet that reads what a request does not give.
 
     Args:
         unet: The UNet.
-        added: The values of ``addition_embed_type`` that its pipeline feeds.
+        embed_types: The values of ``addition_embed_type`` for which its pipeline has inputs.
 
     Raises:
         GraphError: It does; the option is named.
     """
+    # Each of these options makes the UNet read another input, which a text-to-image request does not have.
     config = unet.config
     for option, reading in UNREAD:
         if config.get(option) is not None:
@@ -165,10 +167,10 @@ def check_unet(unet: Any, added: tuple[str | None, ...]) -> None:
             f"{config.encoder_hid_dim_type!r}), is not supported; call pipe.unload_ip_adapter().",
             option="encoder_hid_dim_type",
         )
-    if config.get("addition_embed_type") not in added:
+    if config.get("addition_embed_type") not in embed_types:
         raise GraphError(
             f"The UNet has addition_embed_type={config.addition_embed_type!r}; in this pipeline it is one of "
-            f"{', '.join(map(repr, added))}.",
+            f"{', '.join(map(repr, embed_types))}.",
             option="addition_embed_type",
         )
     check_channels(config, config.out_channels)

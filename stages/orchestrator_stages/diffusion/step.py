@@ -1,115 +1,113 @@
-"""One step of denoising as the body of a loop: ask the denoiser, guide its answer, move the latents.
+"""One step of each scheduler as a stage on the device: what the denoiser said, the latents and one row of the table.
 
-With guidance a request decides by its scale whether there is any, as in diffusers: a scale of 1 and less asks the
-denoiser about the prompt alone. A batch of half the size gives other roundings, so both ways are drawn, each in a
-branch, and a request runs one of them.
+Whatever of a step depends on its number alone is worked out on the host, in the row; `schedule` makes the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-
-from orchestrator import Pipeline, TensorSpec
-from orchestrator_stages.diffusion.denoisers import Denoiser
-from orchestrator_stages.diffusion.guidance import Ask, Guide
-from orchestrator_stages.diffusion.schedule import Scheduler
-
-SWITCHES = ("guided", "alone")
-"""The branches, and the inputs that say which of them runs; always one does."""
+from torch import Tensor, nn
 
 
-class Step:
-    """Draws the body.
-
-    Its inputs are ``latents``, which it also gives, ``timestep`` and ``row`` of the scheduler's table, the
-    conditions of the denoiser, and ``scale``, a scalar, where there is guidance; where that is in one batch, also
-    :data:`SWITCHES`, two bools.
+def ddim_rows(shares: Tensor, next_shares: Tensor) -> Tensor:
+    """Makes the rows that :class:`DDIMStep` reads.
 
     Args:
-        name: What the denoiser is called.
-        denoiser: A stage ``(latents, timestep, **conditions) -> output``.
-        scheduler: The scheduler.
-        guided: Guidance in one batch: the denoiser is shown everything twice, and conditions hold both prompts.
-        embedded: The port of the denoiser that reads ``scale`` itself, if any.
-        scale_dtype: Element type of ``scale``.
+        shares: ``[n]``, float32: share of the picture before each step (alpha bar), above 0.
+        next_shares: ``[n]``: the same after it.
+
+    Returns:
+        ``[n, 4]``: standard deviation of noise and of picture before the step, of picture and of noise after
+        it; that is ``sqrt(1 - share), sqrt(share), sqrt(next), sqrt(1 - next)``.
+    """
+    columns = (1 - shares).sqrt(), shares.sqrt(), next_shares.sqrt(), (1 - next_shares).sqrt()
+    return torch.stack(columns, dim=1)
+
+
+class DDIMStep(nn.Module):
+    """Moves the latents one step: guesses the picture and the noise in them, and mixes both anew.
+
+    Args:
+        prediction_type: What ``output`` is: ``epsilon``, ``sample`` or ``v_prediction``.
+        clip: The guessed picture is clipped to ``-clip .. clip``; None: it is not.
     """
 
-    def __init__(
-        self,
-        name: str,
-        denoiser: Denoiser,
-        scheduler: Scheduler,
-        *,
-        guided: bool,
-        embedded: str | None = None,
-        scale_dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.name = name
-        self.denoiser = denoiser
-        self.scheduler = scheduler
-        self.guided = guided
-        self.embedded = embedded
-        self.scale_dtype = scale_dtype
+    def __init__(self, prediction_type: str = "epsilon", clip: float | None = None) -> None:
+        super().__init__()
+        self.prediction_type = prediction_type
+        self.clip = clip
 
-    def body(self, latents: TensorSpec, conditions: Mapping[str, TensorSpec]) -> Pipeline:
-        """Returns the body for latents and conditions of these specs."""
-        body = Pipeline(self.name)
-        specs = {
-            "latents": latents,
-            "timestep": TensorSpec((), self.scheduler.timestep_dtype),
-            "row": TensorSpec((self.scheduler.columns,)),
-            **conditions,
-        }
-        if self.guided or self.embedded:
-            specs["scale"] = TensorSpec((), self.scale_dtype)
-        values = {port: body.input(port, spec) for port, spec in specs.items()}
-        if self.guided:
-            output = values["latents"]
-            for switch in SWITCHES:
-                condition = body.input(switch, TensorSpec((), torch.bool))
-                branch = self._branch(switch, specs)
-                output = body.when(
-                    switch,
-                    branch,
-                    inputs={port: values[port] for port in self._read(specs, guided=switch == "guided")},
-                    otherwise={"output": output},
-                    condition=condition,
-                )
+    def forward(self, output: Tensor, latents: Tensor, row: Tensor) -> Tensor:
+        """Returns the next latents.
+
+        Args:
+            output: What the denoiser said of ``latents``.
+            latents: Any shape.
+            row: ``[4]``, a row of :func:`ddim_rows`.
+        """
+        noise_now, picture_now, picture_next, noise_next = row.unbind()
+        if self.prediction_type == "epsilon":
+            picture, noise = (latents - noise_now * output) / picture_now, output
+        elif self.prediction_type == "sample":
+            picture, noise = output, (latents - picture_now * output) / noise_now
         else:
-            output = self._ask(body, self.denoiser, values, guided=False)
-        moved = body.add("step", self.scheduler.step())(output, values["latents"], values["row"])
-        body.output("latents", moved)
-        return body
+            picture = picture_now * latents - noise_now * output
+            noise = picture_now * output + noise_now * latents
+        # The noise stays that of the unclipped picture, as in diffusers with use_clipped_model_output=False.
+        if self.clip is not None:
+            picture = picture.clamp(-self.clip, self.clip)
+        return picture_next * picture + noise_next * noise
 
-    def _read(self, specs: Mapping[str, TensorSpec], *, guided: bool) -> list[str]:
-        """Which of the body's values a branch reads."""
-        unread = {port for port in ("row",) if self.scheduler.scale() is None}
-        if not guided:
-            unread.add("scale")
-        return [port for port in specs if port not in unread]
 
-    def _branch(self, switch: str, specs: Mapping[str, TensorSpec]) -> Pipeline:
-        """Returns what the denoiser says as a pipeline: guided, or of the prompt alone."""
-        guided = switch == "guided"
-        branch = Pipeline(switch)
-        values = {port: branch.input(port, specs[port]) for port in self._read(specs, guided=guided)}
-        output = self._ask(branch, self.denoiser if guided else self.denoiser.alone(), values, guided=guided)
-        branch.output("output", branch.add("guide", Guide())(output, values["scale"]) if guided else output)
-        return branch
+class EulerScale(nn.Module):
+    """Scales latents for the denoiser: the last column of the row is what they are divided by."""
 
-    def _ask(self, body: Pipeline, denoiser: Denoiser, values: Mapping[str, Any], *, guided: bool) -> Any:
-        """Adds the denoiser; returns what it says of the latents, scaled as the scheduler wants it."""
-        ask = Ask(self.scheduler.scale(), guided=guided)
-        shown = values["latents"]
-        if ask.scale is not None:
-            shown = body.add("ask", ask)(shown, values["row"])
-        elif guided:
-            shown = body.add("ask", ask)(shown)
-        own = ("latents", "timestep", "row", "scale")
-        ports = {port: value for port, value in values.items() if port not in own}
-        if self.embedded:
-            ports[self.embedded] = values["scale"]
-        return body.add(self.name, denoiser)(shown, values["timestep"], **ports)
+    def forward(self, latents: Tensor, row: Tensor) -> Tensor:
+        """Returns the scaled latents for ``latents`` of any shape and ``row`` ``[5]``."""
+        return latents / row[4]
+
+
+class EulerStep(nn.Module):
+    """Moves the latents one step along the line from the guessed picture through where they are.
+
+    Args:
+        prediction_type: What ``output`` is: ``epsilon``, ``sample`` or ``v_prediction``.
+    """
+
+    def __init__(self, prediction_type: str = "epsilon") -> None:
+        super().__init__()
+        self.prediction_type = prediction_type
+
+    def forward(self, output: Tensor, latents: Tensor, row: Tensor) -> Tensor:
+        """Returns the next latents, in the dtype of ``output``.
+
+        Args:
+            output: What the denoiser said.
+            latents: Any shape, not scaled.
+            row: ``[5]``: the level, what the step adds to it, and for ``v_prediction`` the factor of ``output``
+                and the divisor of the latents; then the divisor of
+                :class:`EulerScale`.
+        """
+        level, change, factor, divisor, _ = row.unbind()
+        wide = latents.to(torch.float32)
+        if self.prediction_type == "epsilon":
+            picture = wide - level * output
+        elif self.prediction_type == "sample":
+            picture = output
+        else:
+            picture = output * factor + wide / divisor
+        return (wide + (wide - picture) / level * change).to(output.dtype)
+
+
+class FlowMatchStep(nn.Module):
+    """Moves the latents one step in the direction that the denoiser says."""
+
+    def forward(self, output: Tensor, latents: Tensor, row: Tensor) -> Tensor:
+        """Returns the next latents, in the dtype of ``output``.
+
+        Args:
+            output: What the denoiser said.
+            latents: Any shape.
+            row: ``[1]``: what the step adds to the level.
+        """
+        return (latents.to(torch.float32) + row[0] * output).to(output.dtype)

@@ -8,7 +8,7 @@ does, where the pipeline was built to.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from orchestrator import Dim, HostStage, TensorSpec
 Texts = str | Sequence[str] | None
 
 
-class Reader(NamedTuple):
+class PromptTokenizer(NamedTuple):
     """How the prompts for one text encoder are read.
 
     Attributes:
@@ -43,41 +43,41 @@ class Reader(NamedTuple):
         whole = self.tokenizer(texts, padding=False, truncation=False, verbose=False).input_ids
         for text, tokens in zip(texts, whole, strict=True):
             if len(tokens) > self.length:
-                self._long(text, len(tokens), truncate)
-        given = self.tokenizer(
+                self._report_length(text, len(tokens), truncate)
+        encodings = self.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        ids: Tensor = given.input_ids
+        ids: Tensor = encodings.input_ids
         return ids
 
-    def _long(self, text: str, tokens: int, truncate: bool) -> None:
-        said = f"The prompt {text!r} has {tokens} tokens, but its text encoder takes {self.length} at most"
+    def _report_length(self, text: str, tokens: int, truncate: bool) -> None:
+        problem = f"The prompt {text!r} has {tokens} tokens, but its text encoder takes {self.length} at most"
         if not truncate:
             raise ValueError(
-                f"{said}. Shorten it, or build the pipeline with from_diffusers(..., truncate=True), which cuts it."
+                f"{problem}. Shorten it, or build the pipeline with from_diffusers(..., truncate=True), which cuts it."
             )
-        warnings.warn(f"{said}; its end was cut off.", stacklevel=2)
+        warnings.warn(f"{problem}; its end was cut off.", stacklevel=2)
 
 
-def listed(texts: Texts, name: str, count: int | None = None) -> list[str]:
+def as_list(texts: Texts, name: str, count: int | None = None) -> list[str]:
     """Returns texts as a list.
 
     Args:
         texts: One text, or several; None is the empty text.
         name: What they are called, for messages.
-        count: How many are wanted; one text stands for all.
+        count: How many there must be; one text stands for all.
 
     Raises:
         TypeError: It is no text.
-        ValueError: There is none, or not as many as are wanted.
+        ValueError: There is none, or not ``count`` of them.
     """
-    found: Any = [texts or ""] if texts is None or isinstance(texts, str) else texts
-    if not isinstance(found, (list, tuple)) or not all(isinstance(text, str) for text in found):
+    items: Any = [texts or ""] if texts is None or isinstance(texts, str) else texts
+    if not isinstance(items, (list, tuple)) or not all(isinstance(text, str) for text in items):
         raise TypeError(f"{name} is a text or a list of texts, not {texts!r}.")
-    found = list(found) * count if count is not None and len(found) == 1 else list(found)
-    if not found or (count is not None and len(found) != count):
-        raise ValueError(f"{name} has {len(found)} texts" + (f" for {count} prompts." if found else "."))
-    return found  # type: ignore[no-any-return]
+    items = list(items) * count if count is not None and len(items) == 1 else list(items)
+    if not items or (count is not None and len(items) != count):
+        raise ValueError(f"{name} has {len(items)} texts" + (f" for {count} prompts." if items else "."))
+    return items  # type: ignore[no-any-return]
 
 
 class Tokens(HostStage):
@@ -90,28 +90,29 @@ class Tokens(HostStage):
     was a negative prompt.
 
     Args:
-        readers: One for each text encoder.
+        tokenizers: One for each text encoder.
         images: The dim of images.
         negative: There is a negative prompt.
         truncate: A prompt that is too long is cut with a warning, not refused.
     """
 
     def __init__(
-        self, readers: Sequence[Reader], images: Dim, *, negative: bool, truncate: bool = False
+        self, tokenizers: Sequence[PromptTokenizer], images: Dim, *, negative: bool, truncate: bool = False
     ) -> None:
         super().__init__(tag="tokens")
-        self.readers = tuple(readers)
+        self.tokenizers = tuple(tokenizers)
         self.negative = negative
         self.truncate = truncate
+        # Ports are named by prefix and number: the second encoder reads `prompt_2` and gives `ids_2`.
         kinds = ("", "negative_") if negative else ("",)
         self.inputs = {
-            f"{kind}prompt{second}": object for second in ("", "_2")[: len(readers)] for kind in kinds
+            f"{kind}prompt{second}": object for second in ("", "_2")[: len(tokenizers)] for kind in kinds
         }
         self.inputs["num_images_per_prompt"] = int
         specs = {
-            f"{kind}ids_{number}": TensorSpec((images, reader.length), torch.int64, pad="repeat_first")
+            f"{kind}ids_{number}": TensorSpec((images, tokenizer.length), torch.int64, pad="repeat_first")
             for kind in kinds
-            for number, reader in enumerate(self.readers, 1)
+            for number, tokenizer in enumerate(self.tokenizers, 1)
         }
         self.outputs = {**specs, "count": int}
         if negative:
@@ -130,21 +131,23 @@ class Tokens(HostStage):
             raise TypeError("prompt is a text or a list of texts, not None.")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is at least 1, not {num_images_per_prompt}.")
-        first = listed(prompt, "prompt")
+        # For each kind of prompt the texts of both encoders; the second reads the first's where it has none.
+        first = as_list(prompt, "prompt")
         count = len(first)
-        texts = {"": [first, listed(prompt_2, "prompt_2", count) if prompt_2 else first]}
+        texts = {"": [first, as_list(prompt_2, "prompt_2", count) if prompt_2 else first]}
         if self.negative:
-            without = listed(negative_prompt, "negative_prompt", count)
-            second = listed(negative_prompt_2, "negative_prompt_2", count) if negative_prompt_2 else without
-            texts["negative_"] = [without, second]
+            negative = as_list(negative_prompt, "negative_prompt", count)
+            second = as_list(negative_prompt_2, "negative_prompt_2", count) if negative_prompt_2 else negative
+            texts["negative_"] = [negative, second]
+        # All images of a prompt stand together, as the latents of one request do.
         ids = {
-            f"{kind}ids_{number}": reader.ids(both[number - 1], truncate=self.truncate).repeat_interleave(
+            f"{kind}ids_{number}": tokenizer.ids(both[number - 1], truncate=self.truncate).repeat_interleave(
                 num_images_per_prompt, dim=0
             )
             for kind, both in texts.items()
-            for number, reader in enumerate(self.readers, 1)
+            for number, tokenizer in enumerate(self.tokenizers, 1)
         }
-        given: Mapping[str, Any] = {**ids, "count": count * num_images_per_prompt}
-        return (
-            {**given, "negated": torch.tensor(negative_prompt is not None)} if self.negative else dict(given)
-        )
+        outputs: dict[str, Any] = {**ids, "count": count * num_images_per_prompt}
+        if self.negative:
+            outputs["negated"] = torch.tensor(negative_prompt is not None)
+        return outputs

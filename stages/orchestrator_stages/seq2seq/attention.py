@@ -1,4 +1,4 @@
-"""Attention of one new token over what a decoder has seen: its own past, and what the encoder gave.
+"""Attention of one new token over its own past, and over what the encoder gave.
 
 A *past* holds the keys and values of one layer, ``[2, batch, heads, length, size]``, keys first. Its length is fixed;
 the token at hand is written at its *position*, and what lies behind is empty and hidden by a *bias*: what is added to a
@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["attend", "hiding", "merged", "seen_past", "split", "written"]
+__all__ = ["append_token", "attend", "causal_bias", "mask_bias", "merge_heads", "split_heads"]
 
 
-def split(hidden: Tensor, heads: int) -> Tensor:
+def split_heads(states: Tensor, heads: int) -> Tensor:
     """Returns ``[batch, heads, tokens, size]`` of ``[batch, tokens, heads * size]``."""
-    batch, tokens, width = hidden.shape
-    return hidden.view(batch, tokens, heads, width // heads).transpose(1, 2)
+    batch, tokens, width = states.shape
+    return states.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-def merged(hidden: Tensor) -> Tensor:
+def merge_heads(states: Tensor) -> Tensor:
     """Returns ``[batch, tokens, heads * size]`` of ``[batch, heads, tokens, size]``."""
-    batch, heads, tokens, size = hidden.shape
-    return hidden.transpose(1, 2).reshape(batch, tokens, heads * size)
+    batch, heads, tokens, size = states.shape
+    return states.transpose(1, 2).reshape(batch, tokens, heads * size)
 
 
-def hiding(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def mask_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the bias, of the same shape, that leaves visible only what is true there."""
     lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=visible.device)
     return torch.where(visible, torch.zeros_like(lowest), lowest)
 
 
-def seen_past(position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+def causal_bias(position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Returns the bias ``[1, 1, 1, length]`` of a token over its past, itself included.
 
     Args:
@@ -41,10 +41,10 @@ def seen_past(position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
         dtype: Of the scores.
     """
     places = torch.arange(length, device=position.device)
-    return hiding(places <= position, dtype)[None, None, None]
+    return mask_bias(places <= position, dtype)[None, None, None]
 
 
-def written(past: Tensor, position: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def append_token(past: Tensor, position: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Returns the past with one more token in it; the past itself is left alone.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator_stages.seq2seq.attention import attend, merged, split, written
+from orchestrator_stages.seq2seq.attention import append_token, attend, merge_heads, split_heads
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["NORM_FIRST", "bart_parts"]
@@ -36,9 +36,11 @@ class BartCross(nn.Module):
         self.k_proj, self.v_proj = attention.k_proj, attention.v_proj
         self.heads: int = attention.num_heads
 
-    def forward(self, encoded: Tensor) -> Tensor:
+    def forward(self, encoding: Tensor) -> Tensor:
         """Returns ``[2, batch, heads, tokens, size]`` of ``[batch, tokens, width]``."""
-        return torch.stack([split(self.k_proj(encoded), self.heads), split(self.v_proj(encoded), self.heads)])
+        return torch.stack(
+            [split_heads(self.k_proj(encoding), self.heads), split_heads(self.v_proj(encoding), self.heads)]
+        )
 
 
 class BartLayer(DecoderLayer):
@@ -51,6 +53,8 @@ class BartLayer(DecoderLayer):
 
     def __init__(self, layer: Any, *, norm_first: bool) -> None:
         super().__init__()
+        # The modules, not copies: the weights are the model's own. Those that make keys and values of what the encoder
+        # gave are in `BartCross`, which runs once.
         own, cross = layer.self_attn, layer.encoder_attn
         self.norm_first = norm_first
         self.heads: int = own.num_heads
@@ -67,28 +71,36 @@ class BartLayer(DecoderLayer):
         self.cross_norm = layer.encoder_attn_layer_norm
         self.last_norm = layer.final_layer_norm
 
-    def _before(self, norm: nn.Module, hidden: Tensor) -> Tensor:
-        return norm(hidden) if self.norm_first else hidden
+    def _before(self, norm: nn.Module, states: Tensor) -> Tensor:
+        return norm(states) if self.norm_first else states
 
-    def _after(self, norm: nn.Module, hidden: Tensor) -> Tensor:
-        return hidden if self.norm_first else norm(hidden)
+    def _after(self, norm: nn.Module, states: Tensor) -> Tensor:
+        return states if self.norm_first else norm(states)
 
     def forward(
-        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self,
+        states: Tensor,
+        position: Tensor,
+        past: Tensor,
+        past_bias: Tensor,
+        memory: Tensor,
+        memory_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
-        x = self._before(self.own_norm, hidden)
-        query, key, value = (split(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
-        past = written(past, position, key, value)
-        hidden = hidden + self.out_proj(merged(attend(query, past, seen, self.scaling)))
-        hidden = self._after(self.own_norm, hidden)
+        # Over its own past, this token included; over what the encoder gave; through the two dense layers. A norm
+        # stands before each part or after it, by the family, and never inside a residual.
+        x = self._before(self.own_norm, states)
+        query, key, value = (split_heads(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        past = append_token(past, position, key, value)
+        states = states + self.out_proj(merge_heads(attend(query, past, past_bias, self.scaling)))
+        states = self._after(self.own_norm, states)
 
-        query = split(self.cross_q_proj(self._before(self.cross_norm, hidden)), self.heads)
-        hidden = hidden + self.cross_out_proj(merged(attend(query, memory, masked, self.scaling)))
-        hidden = self._after(self.cross_norm, hidden)
+        query = split_heads(self.cross_q_proj(self._before(self.cross_norm, states)), self.heads)
+        states = states + self.cross_out_proj(merge_heads(attend(query, memory, memory_bias, self.scaling)))
+        states = self._after(self.cross_norm, states)
 
-        x = self.fc2(self.activation(self.fc1(self._before(self.last_norm, hidden))))
-        return self._after(self.last_norm, hidden + x), past
+        x = self.fc2(self.activation(self.fc1(self._before(self.last_norm, states))))
+        return self._after(self.last_norm, states + x), past
 
 
 class BartEmbedding(nn.Module):
@@ -111,8 +123,8 @@ class BartEmbedding(nn.Module):
     def forward(self, token: Tensor, position: Tensor) -> Tensor:
         """Returns ``[batch, 1, width]`` of a token ``[batch]`` at a position ``[1]``."""
         place = functional.embedding(position + self.offset, self.positions.weight)
-        hidden: Tensor = (self.tokens(token) * self.scale + place)[:, None]
-        return hidden if self.norm is None else self.norm(hidden)
+        states: Tensor = (self.tokens(token) * self.scale + place)[:, None]
+        return states if self.norm is None else self.norm(states)
 
 
 class BartHead(nn.Module):
@@ -126,11 +138,11 @@ class BartHead(nn.Module):
         self.projection = projection
         self.register_buffer("bias", bias, persistent=bias is not None)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Returns logits ``[batch, 1, vocabulary]``."""
         if self.norm is not None:
-            hidden = self.norm(hidden)
-        logits: Tensor = self.projection(hidden)
+            states = self.norm(states)
+        logits: Tensor = self.projection(states)
         return logits if self.bias is None else logits + self.bias
 
 

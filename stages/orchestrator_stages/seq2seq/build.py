@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
-from orchestrator_stages.origin import unwrapped
+from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq.checks import check_prepared
-from orchestrator_stages.seq2seq.families import Family, dtype_of, family_of
-from orchestrator_stages.seq2seq.host import Detokenise, Finish, Numbers, Tokenise
+from orchestrator_stages.seq2seq.families import ModelFamily, dtype_of, family_of
+from orchestrator_stages.seq2seq.host import Detokenise, FinishSequences, Numbers, Tokenise
 from orchestrator_stages.seq2seq.loop import Decoding
 from orchestrator_stages.seq2seq.options import length_of, read_options
 from orchestrator_stages.seq2seq.prepare import Extract, Process
@@ -80,12 +80,12 @@ def from_transformers(
         GraphError: The model's family or an option is not supported; the message says which are.
     """
     check_prepared(tokenizer, processor)
-    model = unwrapped(model)
+    model = unwrap(model)
     family = family_of(model)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     options = read_options(model, family, options)
-    speech = family.kind == "audio"
+    speech = family.modality == "audio"
     prompt = family.prompt(options)
     new = length_of(model, family, options, 1 + len(prompt))
     rules = read_rules({**options, "max_new_tokens": new}, prompt, speech=speech)
@@ -102,41 +102,41 @@ def from_transformers(
     # host stages on both sides of the networks see all of them.
     rows = Dim("batch", buckets=batch, batch=_is_prepared(family, tokenizer, processor))
     pipeline = Pipeline(name or model.config.model_type)
-    source = _Source(model, family, tokenizer, processor, rows, rules.pad)
-    encoded, mask, length = source.draw(pipeline, tokens)
+    source = _EncoderInput(model, family, tokenizer, processor, rows, rules.pad)
+    encoding, mask, length = source.draw(pipeline, tokens)
     decoding = Decoding(parts, rules, vocabulary, dtype_of(model), rows, length)
-    begun = pipeline.add("begin", decoding.begin())(encoded, *mask)
+    initial_values = pipeline.add("begin", decoding.begin())(encoding, *mask)
     numbers = None
     if rules.sampling is not None:
         draw = pipeline.add("numbers", Numbers(rules.steps, rows), device="host")
-        numbers = draw(pipeline.input("seed", int), source.given)
-    chosen = decoding.draw(pipeline, "decode", begun, numbers, check_every)
-    finish = pipeline.add("finish", Finish(rules, rows, bare=speech), device="host")
-    made = finish(chosen)
-    pipeline.output("tokens", made)
+        numbers = draw(pipeline.input("seed", int), source.like)
+    sequences = decoding.draw(pipeline, "decode", initial_values, numbers, check_every)
+    finish = pipeline.add("finish", FinishSequences(rules, rows, bare=speech), device="host")
+    ids = finish(sequences)
+    pipeline.output("tokens", ids)
     if source.tokenizer is not None:
         read = pipeline.add("detokenise", Detokenise(source.tokenizer), device="host")
-        pipeline.output("text", read(made))
+        pipeline.output("text", read(ids))
     return pipeline
 
 
-def _is_prepared(family: Family, tokenizer: Any, processor: Any) -> bool:
+def _is_prepared(family: ModelFamily, tokenizer: Any, processor: Any) -> bool:
     """Tells whether a host stage decides how many rows there are, and the stages around the loop see all of them."""
-    if family.kind == "text":
+    if family.modality == "text":
         return tokenizer is not None or getattr(processor, "tokenizer", None) is not None
     return processor is not None
 
 
-class _Source:
+class _EncoderInput:
     """What the encoder reads, and where it comes from.
 
     Attributes:
-        given: A value that has the batch in front, for whom only its size matters.
+        like: A value that has the batch in front, for whom only its size matters.
         tokenizer: The tokenizer, if there is one.
     """
 
     def __init__(
-        self, model: Any, family: Family, tokenizer: Any, processor: Any, batch: Dim, pad: int
+        self, model: Any, family: ModelFamily, tokenizer: Any, processor: Any, batch: Dim, pad: int
     ) -> None:
         self.model = model
         self.family = family
@@ -144,32 +144,32 @@ class _Source:
         self.processor = processor
         self.batch = batch
         self.pad = pad
-        self.given: Any = None
+        self.like: Any = None
 
     def draw(
         self, pipeline: Pipeline, tokens: Iterable[int] | None
     ) -> tuple[Any, tuple[Any, ...], Dim | int]:
         """Draws inputs and encoder; returns what was encoded, its mask if it has one, and its length."""
         encode = pipeline.add("encode", self.family.encoder(self.model))
-        if self.family.kind == "text":
+        if self.family.modality == "text":
             length = self._tokens(tokens)
             ids, mask = self._text(pipeline, length)
-            self.given = ids
+            self.like = ids
             return encode(ids, mask), (mask,), length
         if tokens is not None:
             raise GraphError("tokens= are lengths of texts; this model reads none.", option="tokens")
         spec = self.family.input(self.model, self.batch)
-        self.given = self._prepared(pipeline, spec)
-        return encode(self.given), (), _encoded_length(self.family.encoder(self.model), spec)
+        self.like = self._preprocess(pipeline, spec)
+        return encode(self.like), (), _encoded_length(self.family.encoder(self.model), spec)
 
-    def _tokens(self, asked: Iterable[int] | None) -> Dim:
-        counted = self.family.positions(self.model)
-        most = counted if counted is not None else max(TOKENS)
-        buckets = [size for size in TOKENS if size <= most] or [most] if asked is None else list(asked)
+    def _tokens(self, sizes: Iterable[int] | None) -> Dim:
+        limit = self.family.positions(self.model)
+        most = limit if limit is not None else max(TOKENS)
+        buckets = [size for size in TOKENS if size <= most] or [most] if sizes is None else list(sizes)
         dim = Dim("tokens", buckets=buckets)
-        if counted is not None and dim.buckets and dim.buckets[-1] > counted:
+        if limit is not None and dim.buckets and dim.buckets[-1] > limit:
             raise GraphError(
-                f"The encoder counts {counted} tokens, so tokens= cannot go up to {dim.buckets[-1]}.",
+                f"The encoder counts {limit} tokens, so tokens= cannot go up to {dim.buckets[-1]}.",
                 option="tokens",
             )
         return dim
@@ -185,15 +185,15 @@ class _Source:
             pipeline.input("attention_mask", TensorSpec(dims, torch.int64, pad=0)),
         )
 
-    def _prepared(self, pipeline: Pipeline, spec: TensorSpec) -> Any:
-        audio = self.family.kind == "audio"
+    def _preprocess(self, pipeline: Pipeline, spec: TensorSpec) -> Any:
+        audio = self.family.modality == "audio"
         part = "feature_extractor" if audio else "image_processor"
         preparer = getattr(self.processor, part, self.processor)
         if preparer is None:
             return pipeline.input("input_features" if audio else "pixel_values", spec)
         stage = Extract(preparer, spec) if audio else Process(preparer, spec)
-        given = pipeline.input("audio" if audio else "image", list)
-        return pipeline.add("extract" if audio else "process", stage, device="host")(given)
+        items = pipeline.input("audio" if audio else "image", list)
+        return pipeline.add("extract" if audio else "process", stage, device="host")(items)
 
 
 def _encoded_length(encoder: nn.Module, spec: TensorSpec) -> int:
@@ -203,5 +203,5 @@ def _encoded_length(encoder: nn.Module, spec: TensorSpec) -> int:
     }
     example = torch.empty(spec.shape({"batch": 1}), dtype=spec.dtype, device="meta")
     with torch.no_grad():
-        encoded: Tensor = torch.func.functional_call(encoder, state, (example,))
-    return encoded.shape[1]
+        encoding: Tensor = torch.func.functional_call(encoder, state, (example,))
+    return encoding.shape[1]

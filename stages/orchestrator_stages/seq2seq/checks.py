@@ -55,7 +55,7 @@ OPTIONS: Mapping[str, str] = {
 }
 """By model type, the options that were gone through: the modules hold what they say, or they are checked below."""
 
-SHARED = ("torch", "peft", "transformers.activations", "transformers.pytorch_utils")
+SHARED_MODULES = ("torch", "peft", "transformers.activations", "transformers.pytorch_utils")
 """Where the modules of a decoder may be from, but for the file of its model: they are called, not written anew."""
 
 READ = ("embed_tokens", "embed_positions")
@@ -72,6 +72,7 @@ def check_model(model: nn.Module, base: type) -> None:
     Raises:
         GraphError: It is.
     """
+    # First what a user forgets, then what was changed, then what generate() itself would miss or refuse.
     busy = next((name or "itself" for name, module in model.named_modules() if module.training), None)
     if busy is not None:
         raise GraphError(
@@ -105,37 +106,39 @@ def check_stack(stack: nn.Module, dtype: torch.dtype, name: str = "decoder") -> 
     Raises:
         GraphError: A module is of another class, or an option changes what they compute.
     """
+    # The options that the modules do not hold themselves, then module by module: each is of the model's own file,
+    # unchanged, or of the libraries whose modules are called and not written anew.
     config: Any = stack.config
     kind = str(config.model_type)
-    known = f"{COMMON} {OPTIONS[kind]}".split()
-    check_config(config.to_dict(), type(config)().to_dict(), known, f"The config of the {kind} {name}")
+    names = f"{COMMON} {OPTIONS[kind]}".split()
+    check_config(config.to_dict(), type(config)().to_dict(), names, f"The config of the {kind} {name}")
     home = type(stack).__module__
-    seen: set[type] = set()
+    checked_classes: set[type] = set()
     for path, module in stack.named_modules():
         cls = type(module)
         place = f"the model's {name}.{path}" if path else f"the model's {name}"
-        wrapped = path in READ and cls is not nn.Embedding
-        if cls.__module__ != home and (wrapped or not cls.__module__.startswith(SHARED)):
+        is_wrapper = path in READ and cls is not nn.Embedding
+        if cls.__module__ != home and (is_wrapper or not cls.__module__.startswith(SHARED_MODULES)):
             raise GraphError(
                 f"{place} is a {cls.__module__}.{cls.__qualname__}, which the {name} of a {kind} does not have.",
                 part=path,
             )
-        if cls.__module__ == home and cls not in seen:
-            seen.add(cls)
+        if cls.__module__ == home and cls not in checked_classes:
+            checked_classes.add(cls)
             check_unchanged(module, cls, place)
     _check_attention(config, dtype)
 
 
 def _check_attention(config: Any, dtype: torch.dtype) -> None:
-    chosen = getattr(config, "_attn_implementation", None)
-    if chosen not in (None, "eager", "sdpa"):
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation not in (None, "eager", "sdpa"):
         raise GraphError(
-            f"The model computes attention with {chosen!r}; here it is 'sdpa'. Call "
+            f"The model computes attention with {implementation!r}; here it is 'sdpa'. Call "
             "model.set_attn_implementation('sdpa').",
             option="attn_implementation",
         )
     wide = dtype in (torch.float32, torch.float64)
-    if not wide and getattr(config, "reorder_and_upcast_attn", False) and chosen == "eager":
+    if not wide and getattr(config, "reorder_and_upcast_attn", False) and implementation == "eager":
         raise GraphError(
             f"reorder_and_upcast_attn=True computes attention in float32, which is not supported in {dtype}.",
             option="reorder_and_upcast_attn",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator_stages.seq2seq.decoder import Decoder, past_names
-from orchestrator_stages.seq2seq.rules import Banned, Rules, Sampling
+from orchestrator_stages.seq2seq.rules import Rules, Sampling, TokenBan
 
-__all__ = ["Choose", "Step", "drawn"]
+__all__ = ["Choose", "DecodingStep", "sample_tokens"]
 
 
-def drawn(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
+def sample_tokens(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
     """Returns tokens ``[batch]`` by the inverse of the cumulative distribution.
 
     Args:
@@ -35,8 +35,8 @@ def drawn(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
     mass = torch.cumsum(weights, 1)
     total = mass[:, -1:]
     # A product that rounds up to the total must not choose what comes after the last token with any weight.
-    chosen = ((mass <= number[:, None] * total) & (mass < total)).sum(1, keepdim=True)
-    return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
+    places = ((mass <= number[:, None] * total) & (mass < total)).sum(1, keepdim=True)
+    return (places if ids is None else ids.gather(1, places))[:, 0]
 
 
 class Choose(nn.Module):
@@ -47,7 +47,7 @@ class Choose(nn.Module):
         vocabulary: Number of tokens.
     """
 
-    forced: Tensor
+    forced_token: Tensor
     rows: Tensor
     bias: Tensor
     eos: Tensor
@@ -58,49 +58,51 @@ class Choose(nn.Module):
         self.prompt = len(rules.prompt)
         self.clean = rules.clean
         self.sampling = rules.sampling
-        self.register_buffer("forced", torch.tensor(rules.forced_ids()), persistent=False)
-        rows, banned = rules.banned_rows()
-        bias = torch.zeros(len(banned), vocabulary)
-        for row, ids in enumerate(banned):
+        self.register_buffer("forced_token", torch.tensor(rules.forced_ids()), persistent=False)
+        rows, bans = rules.ban_rows()
+        # One row of biases for each kind of ban, and by position which row counts: few rows do for long sequences.
+        bias = torch.zeros(len(bans), vocabulary)
+        for row, ids in enumerate(bans):
             if ids.only:
                 bias[row] = -torch.inf
                 bias[row, list(ids.only)] = 0
             bias[row, [token for token in ids.never if 0 <= token < vocabulary]] = -torch.inf
-        self.bans = banned != [Banned()]
+        self.has_bans = bans != [TokenBan()]
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("eos", torch.tensor(rules.eos, dtype=torch.int64), persistent=False)
 
     def forward(
-        self, logits: Tensor, position: Tensor, finished: Tensor, numbers: Tensor | None = None
+        self, logits: Tensor, position: Tensor, is_finished: Tensor, numbers: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns the next tokens ``[batch]`` and which rows are finished with them.
 
         Args:
             logits: ``[batch, vocabulary]``, float32.
             position: ``[1]``, int64, of the token before.
-            finished: ``[batch]``, bool: rows that get nothing but padding.
+            is_finished: ``[batch]``, bool: rows that get nothing but padding.
             numbers: ``[steps, batch]``, uniform in [0, 1); needed where tokens are drawn.
         """
+        # In the order of generate(): bans, then the choice, then what is forced over it, then the end of rows.
         if self.clean:
             most = torch.finfo(logits.dtype).max
             logits = logits.nan_to_num(nan=0.0, posinf=most, neginf=-most)
-        if self.bans:
+        if self.has_bans:
             bias = self.bias[self.rows[position]]
             logits = torch.where(bias == 0, logits, bias)
         token = logits.argmax(1)
         if self.sampling is not None and numbers is not None:
-            token = drawn(logits, numbers[position][0], self.sampling)
-        forced = self.forced[position]
-        token = torch.where(forced >= 0, forced, token)
-        token = torch.where(finished, self.pad, token)
+            token = sample_tokens(logits, numbers[position][0], self.sampling)
+        forced_token = self.forced_token[position]
+        token = torch.where(forced_token >= 0, forced_token, token)
+        token = torch.where(is_finished, self.pad, token)
         ends = torch.eq(token[:, None], self.eos).any(1)
         if self.prompt:
             ends = ends & (position >= self.prompt)
-        return token, finished | ends
+        return token, is_finished | ends
 
 
-class Step(nn.Module):
+class DecodingStep(nn.Module):
     """One iteration: a token in, the next one out.
 
     Args:
@@ -118,26 +120,27 @@ class Step(nn.Module):
         self,
         token: Tensor,
         position: Tensor,
-        finished: Tensor,
-        chosen: Tensor,
+        is_finished: Tensor,
+        tokens: Tensor,
         memory: Tensor,
-        masked: Tensor,
+        memory_bias: Tensor,
         *rest: Tensor,
     ) -> dict[str, Tensor]:
         """Returns what the next iteration takes, by the same names, and ``done``: whether there is to be none.
 
-        ``chosen`` ``[batch, steps]``, int64, are the tokens so far. ``rest`` are the pasts of all layers and, where
+        ``tokens`` ``[batch, steps]``, int64, are the tokens so far. ``rest`` are the pasts of all layers and, where
         tokens are drawn, the random numbers. :class:`Choose` and
         :class:`~orchestrator_stages.seq2seq.decoder.Decoder` tell the other shapes.
         """
+        # Ports of a stage are fixed in number, its layers are not: what differs in number comes last.
         pasts, numbers = rest[: self.layers], rest[self.layers :]
-        logits, pasts = self.decoder(token, position, pasts, memory, masked)
-        token, finished = self.choose(logits, position, finished, *numbers)
+        logits, pasts = self.decoder(token, position, pasts, memory, memory_bias)
+        token, is_finished = self.choose(logits, position, is_finished, *numbers)
         return {
             "token": token,
             "position": position + 1,
-            "finished": finished,
-            "chosen": chosen.index_copy(1, position, token[:, None]),
-            "done": finished.all(0, keepdim=True),
+            "finished": is_finished,
+            "chosen": tokens.index_copy(1, position, token[:, None]),
+            "done": is_finished.all(0, keepdim=True),
             **dict(zip(past_names(self.layers), pasts, strict=True)),
         }

@@ -1,8 +1,8 @@
 """The decoder of any family as two modules that keep no state, so that a loop can carry it on a device.
 
-:class:`Begin` runs once: it turns what the encoder gave into keys and values for every layer, and makes the values
-that a loop starts with. :class:`Decoder` runs for each token: it takes the pasts of all layers and returns them with
-one more token in them. Families differ in what a :class:`DecoderLayer` does and how a token is embedded; see
+:class:`BeginDecoding` runs once: it turns what the encoder gave into keys and values for every layer, and makes the
+values that a loop starts with. :class:`Decoder` runs for each token: it takes the pasts of all layers and returns them
+with one more token in them. Families differ in what a :class:`DecoderLayer` does and how a token is embedded; see
 :mod:`~orchestrator_stages.seq2seq.families`.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.attention import hiding, seen_past
+from orchestrator_stages.seq2seq.attention import causal_bias, mask_bias
 
-__all__ = ["Begin", "Decoder", "DecoderLayer", "DecoderParts", "past_names"]
+__all__ = ["BeginDecoding", "Decoder", "DecoderLayer", "DecoderParts", "past_names"]
 
 
 def past_names(layers: int) -> list[str]:
@@ -28,17 +28,23 @@ class DecoderLayer(nn.Module):
     """One layer; a family overrides it, over the modules of a layer of its own."""
 
     def forward(
-        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self,
+        states: Tensor,
+        position: Tensor,
+        past: Tensor,
+        past_bias: Tensor,
+        memory: Tensor,
+        memory_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Returns the hidden state after the layer, and the past with the token in it.
 
         Args:
-            hidden: ``[batch, 1, width]``.
+            states: ``[batch, 1, width]``.
             position: ``[1]``, int64.
             past: ``[2, batch, heads, length, size]``.
-            seen: The bias over it, ``[1, 1 or heads, 1, length]``.
+            past_bias: The bias over it, ``[1, 1 or heads, 1, length]``.
             memory: The past that the encoder gave, ``[2, batch, heads, tokens, size]``.
-            masked: The bias over it, ``[batch, 1, 1, tokens]``.
+            memory_bias: The bias over it, ``[batch, 1, 1, tokens]``.
         """
         raise NotImplementedError
 
@@ -48,7 +54,7 @@ class PastBias(nn.Module):
 
     def forward(self, position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
         """Returns ``[1, 1 or heads, 1, length]``."""
-        return seen_past(position, length, dtype)
+        return causal_bias(position, length, dtype)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Decoder(nn.Module):
         self.past_bias = parts.past_bias or PastBias()
 
     def forward(
-        self, token: Tensor, position: Tensor, pasts: Sequence[Tensor], memory: Tensor, masked: Tensor
+        self, token: Tensor, position: Tensor, pasts: Sequence[Tensor], memory: Tensor, memory_bias: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns logits ``[batch, vocabulary]`` of the next token, float32, and the pasts with this one in them.
 
@@ -101,18 +107,18 @@ class Decoder(nn.Module):
             position: ``[1]``, int64: its place in the sequence.
             pasts: For each layer ``[2, batch, heads, length, size]``.
             memory: What the encoder gave, ``[layers, 2, batch, heads, tokens, size]``.
-            masked: The bias over it, ``[batch, 1, 1, tokens]``.
+            memory_bias: The bias over it, ``[batch, 1, 1, tokens]``.
         """
-        hidden = self.embed(token, position)
-        seen = self.past_bias(position, pasts[0].shape[3], hidden.dtype)
+        states = self.embed(token, position)
+        past_bias = self.past_bias(position, pasts[0].shape[3], states.dtype)
         after = []
-        for layer, past, given in zip(self.layers, pasts, memory, strict=True):
-            hidden, past = layer(hidden, position, past, seen, given, masked)
+        for layer, past, layer_memory in zip(self.layers, pasts, memory, strict=True):
+            states, past = layer(states, position, past, past_bias, layer_memory, memory_bias)
             after.append(past)
-        return self.head(hidden)[:, 0].to(torch.float32), after
+        return self.head(states)[:, 0].to(torch.float32), after
 
 
-class Begin(nn.Module):
+class BeginDecoding(nn.Module):
     """Makes what the loop reads in every iteration, and what it starts with.
 
     Args:
@@ -129,25 +135,28 @@ class Begin(nn.Module):
         self.start = start
         self.pad = pad
 
-    def forward(self, encoded: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns ``memory`` and ``masked``, and what the first iteration takes besides, empty pasts among it.
+    def forward(self, encoding: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Returns ``memory`` and ``memory_bias``, and what the first iteration takes besides, empty pasts among it.
 
         Args:
-            encoded: ``[batch, tokens, width]``.
+            encoding: ``[batch, tokens, width]``.
             mask: ``[batch, tokens]``, 0 where there is padding; None: there is none. A row of zeros is a row that pads
                 the batch: it is finished before it begins.
         """
-        memory = torch.stack([cross(encoded) for cross in self.crosses])
+        # Everything a loop carries has its final size from the start: the pasts are empty, not short.
+        memory = torch.stack([cross(encoding) for cross in self.crosses])
         _, _, batch, heads, _, size = memory.shape
-        there = encoded.new_ones(encoded.shape[:2], dtype=torch.bool) if mask is None else mask.to(torch.bool)
-        begun = {
+        is_token = (
+            encoding.new_ones(encoding.shape[:2], dtype=torch.bool) if mask is None else mask.to(torch.bool)
+        )
+        initial_values = {
             "memory": memory,
-            "masked": hiding(there, memory.dtype)[:, None, None],
-            "token": torch.full((batch,), self.start, dtype=torch.int64, device=encoded.device),
-            "position": torch.zeros(1, dtype=torch.int64, device=encoded.device),
-            "finished": ~there.any(1),
-            "chosen": torch.full((batch, self.length), self.pad, dtype=torch.int64, device=encoded.device),
+            "masked": mask_bias(is_token, memory.dtype)[:, None, None],
+            "token": torch.full((batch,), self.start, dtype=torch.int64, device=encoding.device),
+            "position": torch.zeros(1, dtype=torch.int64, device=encoding.device),
+            "finished": ~is_token.any(1),
+            "chosen": torch.full((batch, self.length), self.pad, dtype=torch.int64, device=encoding.device),
         }
         for name in past_names(len(self.crosses)):
-            begun[name] = memory.new_zeros(2, batch, heads, self.length, size)
-        return begun
+            initial_values[name] = memory.new_zeros(2, batch, heads, self.length, size)
+        return initial_values

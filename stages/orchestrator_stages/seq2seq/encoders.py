@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator_stages.seq2seq.attention import hiding
+from orchestrator_stages.seq2seq.attention import mask_bias
 
 __all__ = ["AudioEncoder", "ImageEncoder", "TextEncoder"]
 
@@ -25,10 +25,10 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Returns ``[batch, tokens, width]``; ids and mask are ``[batch, tokens]``, int64."""
-        masked = hiding(attention_mask.bool(), self.encoder.dtype)[:, None, None]
+        bias = mask_bias(attention_mask.bool(), self.encoder.dtype)[:, None, None]
         # A mask of four dims is used as it is: how the library makes one depends on what is in it.
-        hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=masked).last_hidden_state
-        return hidden
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=bias).last_hidden_state
+        return states
 
 
 class ImageEncoder(nn.Module):
@@ -47,8 +47,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Returns ``[batch, patches, width]`` of ``[batch, channels, height, width]``."""
-        hidden: Tensor = self.encoder(pixel_values=pixel_values).last_hidden_state
-        return hidden if self.fit is None else self.fit(hidden)
+        states: Tensor = self.encoder(pixel_values=pixel_values).last_hidden_state
+        return states if self.fit is None else self.fit(states)
 
 
 class AudioEncoder(nn.Module):
@@ -75,9 +75,9 @@ class AudioEncoder(nn.Module):
                 a named dim.
         """
         mel = input_features.flatten(2)
-        hidden = functional.gelu(self.conv2(functional.gelu(self.conv1(mel)))).transpose(1, 2)
-        hidden = hidden + self.positions.weight[: hidden.shape[1]]
+        states = functional.gelu(self.conv2(functional.gelu(self.conv1(mel)))).transpose(1, 2)
+        states = states + self.positions.weight[: states.shape[1]]
         for layer in self.layers:
-            hidden = layer(hidden, None)
-        result: Tensor = self.norm(hidden)
+            states = layer(states, None)
+        result: Tensor = self.norm(states)
         return result

@@ -20,7 +20,7 @@ from orchestrator_stages.seq2seq.encoders import AudioEncoder, ImageEncoder, Tex
 from orchestrator_stages.seq2seq.gpt2 import gpt2_parts
 from orchestrator_stages.seq2seq.t5 import t5_parts
 
-__all__ = ["SUPPORTED", "Family", "family_of"]
+__all__ = ["SUPPORTED", "ModelFamily", "family_of"]
 
 SUPPORTED = (
     "T5 and mT5, BART, Marian, mBART and Pegasus, Whisper, and VisionEncoderDecoderModel with a TrOCR, BART, mBART or "
@@ -29,18 +29,18 @@ SUPPORTED = (
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """How models of a kind are taken apart.
 
     Attributes:
-        kind: What they read: ``text``, ``audio`` or ``image``.
+        modality: What they read: ``text``, ``audio`` or ``image``.
         encoder: Of a model, the stage that encodes.
         decoder: Of a model and the length of its past, the parts of its decoder.
         prompt: Of the generation options, the tokens after the start that the model is given.
         positions: Of a model, how many tokens its encoder can count; None: any number.
     """
 
-    kind: str
+    modality: str
     encoder: Callable[[Any], nn.Module]
     decoder: Callable[[Any, int], DecoderParts]
     prompt: Callable[[Mapping[str, Any]], tuple[int | None, ...]] = lambda _: ()
@@ -51,7 +51,7 @@ class Family:
 
         Rows that fill up a batch repeat the first, so that they end when it does.
         """
-        if self.kind == "audio":
+        if self.modality == "audio":
             frames = 2 * model.config.max_source_positions
             return TensorSpec((batch, model.config.num_mel_bins, frames), pad="repeat_first")
         config = model.encoder.config
@@ -77,11 +77,12 @@ def _whisper(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
 
 
 def _image(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
+    # The decoder is a model of its own, so it is checked as one; only then is its stack of layers looked at.
     decoder = model.decoder
     kind = decoder.config.model_type
     base = library_class(decoder, DECODERS)
     if base is None:
-        raise _unsupported(
+        raise _unsupported_model(
             f"VisionEncoderDecoderModel with a decoder {type(decoder).__name__} of type {kind!r}", decoder
         )
     check_unchanged(decoder, base, "the model's decoder")
@@ -95,13 +96,13 @@ def _image(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
         return gpt2_parts(decoder)
     stack = decoder.model.decoder
     if not isinstance(stack.embed_positions, nn.Embedding):
-        raise _unsupported("a TrOCR decoder without learned positions", decoder)
+        raise _unsupported_model("a TrOCR decoder without learned positions", decoder)
     check_stack(stack, dtype_of(decoder))
     head = decoder.output_projection if kind == "trocr" else decoder.lm_head
     return bart_parts(stack, head)
 
 
-def _counted(model: Any) -> int | None:
+def _text_positions(model: Any) -> int | None:
     return int(model.config.max_position_embeddings)
 
 
@@ -119,27 +120,27 @@ def whisper_prompt(options: Mapping[str, Any]) -> tuple[int | None, ...]:
             raise GraphError(
                 f"language is one for all rows, such as 'de', not {language!r}.", option="language"
             )
-        prompt = [_named("language", _tag(language), languages)]
+        prompt = [_token_of("language", _tag(language), languages)]
     elif not prompt and languages:
         prompt = [None]
     if not languages:  # Nothing to choose a language from: generate() leaves it out.
         prompt = [token for token in prompt if token is not None]
     if task is not None or (language is not None and tasks):
-        prompt.append(_named("task", task or "transcribe", tasks))
+        prompt.append(_token_of("task", task or "transcribe", tasks))
     last = options.get("no_timestamps_token_id")
     if last is not None and prompt[-1:] != [last]:
         prompt.append(last)
     return tuple(prompt)
 
 
-def _old_prompt(forced: Any) -> list[int | None]:
+def _old_prompt(forced_ids: Any) -> list[int | None]:
     """Returns the tokens of ``forced_decoder_ids``, pairs of a place and a token, as old checkpoints have them."""
-    pairs = [(int(place), token) for place, token in forced or ()]
+    pairs = [(int(place), token) for place, token in forced_ids or ()]
     if not pairs or pairs[0][0] != 1:
         return []
     if [place for place, _ in pairs] != list(range(1, len(pairs) + 1)):
         raise GraphError(
-            f"forced_decoder_ids has gaps: {forced!r}; generate() refuses it as well.",
+            f"forced_decoder_ids has gaps: {forced_ids!r}; generate() refuses it as well.",
             option="forced_decoder_ids",
         )
     return [token for _, token in pairs]
@@ -151,20 +152,20 @@ def _tag(language: str) -> str:
     return language if language.startswith("<|") else f"<|{codes.get(language, language)}|>"
 
 
-def _named(what: str, name: str, known: Mapping[str, int]) -> int:
-    if name not in known:
-        listed = ", ".join(known) or "none: it knows one language and one task"
-        raise GraphError(f"This Whisper model has no {what} {name!r}; it has {listed}.", option=what)
-    return known[name]
+def _token_of(what: str, name: str, tokens: Mapping[str, int]) -> int:
+    if name not in tokens:
+        names = ", ".join(tokens) or "none: it knows one language and one task"
+        raise GraphError(f"This Whisper model has no {what} {name!r}; it has {names}.", option=what)
+    return tokens[name]
 
 
-_TEXT = Family("text", lambda model: TextEncoder(model.get_encoder()), _bart, positions=_counted)
-_T5 = Family("text", lambda model: TextEncoder(model.get_encoder()), _t5)
-_AUDIO = Family("audio", lambda model: AudioEncoder(model.model.encoder), _whisper, whisper_prompt)
-_PICTURE = Family("image", ImageEncoder, _image)
+_TEXT = ModelFamily("text", lambda model: TextEncoder(model.get_encoder()), _bart, positions=_text_positions)
+_T5 = ModelFamily("text", lambda model: TextEncoder(model.get_encoder()), _t5)
+_AUDIO = ModelFamily("audio", lambda model: AudioEncoder(model.model.encoder), _whisper, whisper_prompt)
+_PICTURE = ModelFamily("image", ImageEncoder, _image)
 
 #: Classes of transformers to families.
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, ModelFamily] = {
     "transformers.models.t5.modeling_t5:T5ForConditionalGeneration": _T5,
     "transformers.models.mt5.modeling_mt5:MT5ForConditionalGeneration": _T5,
     "transformers.models.bart.modeling_bart:BartForConditionalGeneration": _TEXT,
@@ -184,30 +185,31 @@ DECODERS = (
 )
 
 
-def _unsupported(what: str, model: object) -> GraphError:
+def _unsupported_model(what: str, model: object) -> GraphError:
     return GraphError(f"from_transformers does not support {what}. It supports {SUPPORTED}.", model=model)
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: Any) -> ModelFamily:
     """Returns the family of a model.
 
     Raises:
         GraphError: It is no model of transformers that generates, or of a family that is not supported, or it was
             changed, or something is missing.
     """
+    # The nearest thing that is wrong is told: no model, a model without generation, a wrapper, another family.
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or kind is None:
-        raise _unsupported(f"{model!r:.80}, which is no model of transformers", model)
+        raise _unsupported_model(f"{model!r:.80}, which is no model of transformers", model)
     base = library_class(model, FAMILIES)
     if base is None:
         cls = type(model)
-        told = f"{cls.__name__} of {cls.__module__}, a model of type {kind!r}"
+        description = f"{cls.__name__} of {cls.__module__}, a model of type {kind!r}"
         kinds = {path.split(".")[2] for path in FAMILIES}
         if kind in kinds and not hasattr(model, "generation_config"):
-            told = f"{cls.__name__}, which generates nothing; take ...ForConditionalGeneration"
+            description = f"{cls.__name__}, which generates nothing; take ...ForConditionalGeneration"
         elif hasattr(model, "peft_config"):
-            told = f"{cls.__name__}, a model in a wrapper of peft; call its merge_and_unload()"
-        raise _unsupported(told, model)
+            description = f"{cls.__name__}, a model in a wrapper of peft; call its merge_and_unload()"
+        raise _unsupported_model(description, model)
     check_model(model, base)
     return FAMILIES[f"{base.__module__}:{base.__name__}"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.attention import attend, merged, split, written
+from orchestrator_stages.seq2seq.attention import append_token, attend, merge_heads, split_heads
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["gpt2_parts"]
@@ -21,9 +21,9 @@ class Gpt2Cross(nn.Module):
         self.c_attn = attention.c_attn
         self.heads: int = attention.num_heads
 
-    def forward(self, encoded: Tensor) -> Tensor:
+    def forward(self, encoding: Tensor) -> Tensor:
         """Returns ``[2, batch, heads, tokens, size]`` of ``[batch, tokens, width]``."""
-        return torch.stack([split(part, self.heads) for part in self.c_attn(encoded).chunk(2, 2)])
+        return torch.stack([split_heads(part, self.heads) for part in self.c_attn(encoding).chunk(2, 2)])
 
 
 class Gpt2Layer(DecoderLayer):
@@ -40,16 +40,23 @@ class Gpt2Layer(DecoderLayer):
         self.mlp = block.mlp
 
     def forward(
-        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self,
+        states: Tensor,
+        position: Tensor,
+        past: Tensor,
+        past_bias: Tensor,
+        memory: Tensor,
+        memory_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
-        projected = self.c_attn(self.own_norm(hidden)).chunk(3, 2)
-        query, key, value = (split(part, self.heads) for part in projected)
-        past = written(past, position, key, value)
-        hidden = hidden + self.c_proj(merged(attend(query, past, seen, self.scaling)))
-        query = split(self.cross_q(self.cross_norm(hidden)), self.heads)
-        hidden = hidden + self.cross_proj(merged(attend(query, memory, masked, self.cross_scaling)))
-        return hidden + self.mlp(self.last_norm(hidden)), past
+        # Over its own past, this token included; over what the encoder gave; through the dense layers.
+        parts = self.c_attn(self.own_norm(states)).chunk(3, 2)
+        query, key, value = (split_heads(part, self.heads) for part in parts)
+        past = append_token(past, position, key, value)
+        states = states + self.c_proj(merge_heads(attend(query, past, past_bias, self.scaling)))
+        query = split_heads(self.cross_q(self.cross_norm(states)), self.heads)
+        states = states + self.cross_proj(merge_heads(attend(query, memory, memory_bias, self.cross_scaling)))
+        return states + self.mlp(self.last_norm(states)), past
 
 
 class Gpt2Embedding(nn.Module):
@@ -61,8 +68,8 @@ class Gpt2Embedding(nn.Module):
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:
         """Returns ``[batch, 1, width]`` of a token ``[batch]`` at a position ``[1]``."""
-        hidden: Tensor = self.wte(token) + self.wpe(position)
-        return hidden[:, None]
+        states: Tensor = self.wte(token) + self.wpe(position)
+        return states[:, None]
 
 
 def gpt2_parts(model: Any) -> DecoderParts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.seq2seq.rules import Rules
 
-__all__ = ["Detokenise", "Finish", "Numbers", "Tokenise"]
+__all__ = ["Detokenise", "FinishSequences", "Numbers", "Tokenise"]
 
 LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
@@ -47,15 +47,15 @@ class Tokenise(HostStage):
         """
         if not text or not all(isinstance(item, str) for item in text):
             raise ValueError(f"text is a list of one or more strings, not {text!r}.")
-        found = self.tokenizer(text, padding=True, padding_side="right", return_tensors="pt")
-        lengths = found["attention_mask"].sum(1)
+        encodings = self.tokenizer(text, padding=True, padding_side="right", return_tensors="pt")
+        lengths = encodings["attention_mask"].sum(1)
         worst = int(lengths.argmax())
         if lengths[worst] > self.longest:
             raise ValueError(
                 f"Text {worst} has {int(lengths[worst])} tokens, but the largest bucket is {self.longest}: "
                 f"{text[worst][:60]!r}... Shorten it, or give from_transformers larger buckets: tokens=(...)."
             )
-        return found["input_ids"], found["attention_mask"]
+        return encodings["input_ids"], encodings["attention_mask"]
 
 
 class Numbers(HostStage):
@@ -81,7 +81,7 @@ class Numbers(HostStage):
         return torch.rand(like.shape[0], self.steps, generator=generator).T.contiguous()
 
 
-class Finish(HostStage):
+class FinishSequences(HostStage):
     """Host stage: what the loop chose, as ``generate()`` of transformers returns it.
 
     Takes ``chosen`` ``[batch, steps]``. Gives ``tokens`` ``[batch, length]``, int64: as many columns as the longest
@@ -102,9 +102,9 @@ class Finish(HostStage):
 
     def forward(self, chosen: Tensor) -> Tensor:
         """Completes and cuts them."""
-        ended = (chosen[:, :, None] == torch.tensor(self.rules.eos)).any(2)
-        ended[:, : len(self.rules.prompt)] = False
-        before = ended.cumsum(1) - ended.long()
+        is_end = (chosen[:, :, None] == torch.tensor(self.rules.eos)).any(2)
+        is_end[:, : len(self.rules.prompt)] = False
+        before = is_end.cumsum(1) - is_end.long()
         longest = int((before == 0).sum(1).max())
         if self.bare:
             return self._bare(chosen[:, len(self.rules.prompt) : longest].tolist())
@@ -113,8 +113,10 @@ class Finish(HostStage):
 
     def _bare(self, rows: list[list[int]]) -> Tensor:
         """Cuts what was added as Whisper's ``generate()`` does: as many pads as there are, then one end."""
+        # What generate() of Whisper calls padding is counted over the whole row, also where a pad is a token among
+        # others; the end is cut only where it is the last token then.
         pad, eos, times = self.rules.pad, self.rules.eos, self.rules.timestamps
-        kept: list[list[int]] = []
+        sequences: list[list[int]] = []
         for row in rows:
             pads = row.count(pad) - (pad in eos)
             cut = row[: len(row) - pads] if row[-1] == pad else row
@@ -125,9 +127,11 @@ class Finish(HostStage):
                     "at the second of them, which is not supported. Suppress them: suppress_tokens=range("
                     f"{times}, ...), besides what the generation config suppresses."
                 )
-            kept.append(cut)
-        length = max(map(len, kept))
-        return torch.tensor([[*row, *[pad] * (length - len(row))] for row in kept]).reshape(len(kept), length)
+            sequences.append(cut)
+        length = max(map(len, sequences))
+        return torch.tensor([[*row, *[pad] * (length - len(row))] for row in sequences]).reshape(
+            len(sequences), length
+        )
 
 
 class Detokenise(HostStage):

@@ -10,8 +10,8 @@ import torch
 
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator.pipeline import Value
-from orchestrator_stages.seq2seq.choose import Choose, Step
-from orchestrator_stages.seq2seq.decoder import Begin, Decoder, DecoderParts, past_names
+from orchestrator_stages.seq2seq.choose import Choose, DecodingStep
+from orchestrator_stages.seq2seq.decoder import BeginDecoding, Decoder, DecoderParts, past_names
 from orchestrator_stages.seq2seq.rules import Rules
 
 __all__ = ["Decoding"]
@@ -37,11 +37,11 @@ class Decoding:
     batch: Dim
     tokens: Dim | int
 
-    def begin(self) -> Begin:
+    def begin(self) -> BeginDecoding:
         """Returns the stage that prepares the loop."""
-        return Begin(self.parts.crosses, self.rules.steps, self.rules.start, self.rules.pad)
+        return BeginDecoding(self.parts.crosses, self.rules.steps, self.rules.start, self.rules.pad)
 
-    def _carried(self) -> dict[str, TensorSpec]:
+    def _carry_specs(self) -> dict[str, TensorSpec]:
         """What one iteration hands to the next."""
         past = TensorSpec((2, self.batch, self.parts.heads, self.rules.steps, self.parts.size), self.dtype)
         return {
@@ -52,7 +52,7 @@ class Decoding:
             **dict.fromkeys(past_names(len(self.parts.layers)), past),
         }
 
-    def _same(self) -> dict[str, TensorSpec]:
+    def _input_specs(self) -> dict[str, TensorSpec]:
         """What is the same in all iterations."""
         layers, heads, size = len(self.parts.layers), self.parts.heads, self.parts.size
         return {
@@ -62,25 +62,25 @@ class Decoding:
 
     def body(self) -> Pipeline:
         """Returns one iteration as a pipeline."""
-        carried, specs = self._carried(), {**self._carried(), **self._same()}
+        carry_specs, specs = self._carry_specs(), {**self._carry_specs(), **self._input_specs()}
         if self.rules.sampling is not None:
             specs["numbers"] = TensorSpec((self.rules.steps, self.batch))
         # In the order of forward: what every step has, the pasts, and the numbers last.
-        fixed = ("token", "position", "finished", "chosen", "memory", "masked")
-        ports = dict.fromkeys((*fixed, *specs))
+        names = ("token", "position", "finished", "chosen", "memory", "masked")
+        ports = dict.fromkeys((*names, *specs))
         body = Pipeline("next-token")
-        stage = Step(Decoder(self.parts), Choose(self.rules, self.vocabulary))
+        stage = DecodingStep(Decoder(self.parts), Choose(self.rules, self.vocabulary))
         step = body.add("step", stage, inputs=tuple(ports))
-        made = step(**{name: body.input(name, specs[name]) for name in ports})
-        for name in (*carried, "done"):
-            body.output(name, made[name])
+        outputs = step(**{name: body.input(name, specs[name]) for name in ports})
+        for name in (*carry_specs, "done"):
+            body.output(name, outputs[name])
         return body
 
     def draw(
         self,
         pipeline: Pipeline,
         name: str,
-        begun: Value | Mapping[str, Value],
+        initial_values: Value | Mapping[str, Value],
         numbers: Any = None,
         check_every: int = 1,
     ) -> Any:
@@ -89,21 +89,22 @@ class Decoding:
         Args:
             pipeline: The pipeline.
             name: What the loop is called.
-            begun: What :meth:`begin` gave.
+            initial_values: What :meth:`begin` gave.
             numbers: The random numbers, where tokens are drawn.
             check_every: How many iterations are run between two looks at whether all sequences have ended.
 
         Returns:
             The chosen tokens, ``[batch, steps]``; the pad token after the end of a sequence.
         """
-        same = {"memory": begun["memory"], "masked": begun["masked"]}
+        # What the encoder gave is an input, not carried: it stays in one place on the device for the whole loop.
+        inputs = {"memory": initial_values["memory"], "masked": initial_values["masked"]}
         if numbers is not None:
-            same["numbers"] = numbers
+            inputs["numbers"] = numbers
         return pipeline.loop(
             name,
             self.body(),
-            carry={port: begun[port] for port in self._carried()},
-            inputs=same,
+            carry={port: initial_values[port] for port in self._carry_specs()},
+            inputs=inputs,
             until="done",
             max_steps=self.rules.steps,
             check_every=check_every,

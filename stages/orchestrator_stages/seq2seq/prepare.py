@@ -68,5 +68,5 @@ class Extract(HostStage):
                 f"A recording lasts {longest / rate:.1f} s, but the model reads at most "
                 f"{self.extractor.n_samples / rate:.0f} s. Cut it, or use the pipeline 'speech', which does."
             )
-        found = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
-        return torch.from_numpy(np.ascontiguousarray(found["input_features"], dtype=np.float32))
+        features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
+        return torch.from_numpy(np.ascontiguousarray(features["input_features"], dtype=np.float32))

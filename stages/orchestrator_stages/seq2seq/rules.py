@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator import GraphError
 from orchestrator_stages.seq2seq.tables import REFUSED, REFUSED_SPEECH
 
-__all__ = ["Banned", "Rules", "Sampling", "read_rules"]
+__all__ = ["Rules", "Sampling", "TokenBan", "read_rules"]
 
 NEW = 20
 """Tokens that are added at most where the config does not say; what ``generate()`` takes."""
@@ -45,7 +45,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Banned:
+class TokenBan:
     """Which tokens an iteration may not give.
 
     Attributes:
@@ -68,8 +68,8 @@ class Rules:
         pad: What follows the end of a sequence.
         eos: Tokens that end it.
         min_length: It does not end before it has so many tokens, prompt included.
-        banned: Tokens it never gets.
-        banned_first: Tokens that are not the first one after the prompt.
+        banned_tokens: Tokens it never gets.
+        banned_first_tokens: Tokens that are not the first one after the prompt.
         forced_bos: The token after ``start``, whatever the model says.
         forced_eos: The last possible token, likewise.
         languages: Tokens of languages.
@@ -85,8 +85,8 @@ class Rules:
     pad: int
     eos: tuple[int, ...]
     min_length: int = 0
-    banned: tuple[int, ...] = ()
-    banned_first: tuple[int, ...] = ()
+    banned_tokens: tuple[int, ...] = ()
+    banned_first_tokens: tuple[int, ...] = ()
     forced_bos: int | None = None
     forced_eos: int | None = None
     languages: tuple[int, ...] = ()
@@ -102,7 +102,7 @@ class Rules:
 
     @property
     def first(self) -> int:
-        """The iteration at which ``banned_first`` counts."""
+        """The iteration at which ``banned_first_tokens`` counts."""
         if self.prompt or self.speech or self.forced_bos is None:
             return len(self.prompt)
         return 1
@@ -126,30 +126,30 @@ class Rules:
 
     def forced_ids(self) -> list[int]:
         """For each iteration, the token that it must give, or -1."""
-        forced = [-1] * self.steps
+        token_ids = [-1] * self.steps
         if self.forced_bos is not None:
-            forced[0] = self.forced_bos
+            token_ids[0] = self.forced_bos
         if self.forced_eos is not None:
-            forced[-1] = self.forced_eos
+            token_ids[-1] = self.forced_eos
         for place, token in enumerate(self.prompt):
-            forced[place] = -1 if token is None else token
-        return forced
+            token_ids[place] = -1 if token is None else token
+        return token_ids
 
-    def banned_rows(self) -> tuple[list[int], list[Banned]]:
+    def ban_rows(self) -> tuple[list[int], list[TokenBan]]:
         """For each iteration, which of the kinds of bans applies; and the kinds."""
-        kinds: dict[Banned, int] = {}
-        rows = [kinds.setdefault(self._banned(place), len(kinds)) for place in range(self.steps)]
+        kinds: dict[TokenBan, int] = {}
+        rows = [kinds.setdefault(self._ban_at(place), len(kinds)) for place in range(self.steps)]
         return rows, list(kinds)
 
-    def _banned(self, place: int) -> Banned:
+    def _ban_at(self, place: int) -> TokenBan:
         if place < len(self.prompt):
-            return Banned(only=self.languages) if self.prompt[place] is None else Banned()
-        never = [*self.banned]
+            return TokenBan(only=self.languages) if self.prompt[place] is None else TokenBan()
+        never = [*self.banned_tokens]
         if place == self.first:
-            never += self.banned_first
+            never += self.banned_first_tokens
         if place + 1 < self.min_length:
             never += self.eos
-        return Banned(tuple(sorted(set(never))))
+        return TokenBan(tuple(sorted(set(never))))
 
 
 def _ids(value: Any) -> tuple[int, ...]:
@@ -173,24 +173,27 @@ def _one(options: Mapping[str, Any], option: str) -> int | None:
     return ids[0] if ids else None
 
 
-def _forced(options: Mapping[str, Any], option: str, never: Iterable[int], *, sampled: bool) -> int | None:
+def _forced_token(
+    options: Mapping[str, Any], option: str, never: Iterable[int], *, is_sampling: bool
+) -> int | None:
     """Returns the token that an option forces: the lowest of several, as the most likely of equals is.
 
     Raises:
         GraphError: One of several would be drawn, or none is allowed.
     """
+    # generate() lifts the forced tokens to equal logits and takes the first: of several the lowest id.
     ids = sorted(set(_ids(options.get(option))))
-    allowed = [token for token in ids if token not in set(never)]
+    candidates = [token for token in ids if token not in set(never)]
     if not ids:
         return None
-    if not allowed:
+    if not candidates:
         raise GraphError(f"{option}={ids} is suppressed as well, so no token is left.", option=option)
-    if sampled and len(allowed) > 1:
+    if is_sampling and len(candidates) > 1:
         raise GraphError(
             f"{option}={ids}: with do_sample generate() draws one of them, which is not supported; give one.",
             option=option,
         )
-    return allowed[0]
+    return candidates[0]
 
 
 def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
@@ -199,12 +202,13 @@ def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
 
 
 def _refuse(options: Mapping[str, Any], *, speech: bool) -> None:
+    # An option may stand there with a value that changes nothing, as `num_beams=1` does.
     words = options.get("bad_words_ids")
     table = {**REFUSED, **(REFUSED_SPEECH if speech else {})}
-    refused = {name: value for name, value in options.items() if name in table and value is not None}
+    requests = {name: value for name, value in options.items() if name in table and value is not None}
     if words is not None and any(len(word) != 1 for word in words):
-        refused["bad_words_ids"] = words
-    for name, value in refused.items():
+        requests["bad_words_ids"] = words
+    for name, value in requests.items():
         neutral = table.get(name, ())
         if value in neutral:
             continue
@@ -230,6 +234,7 @@ def read_rules(
     Raises:
         GraphError: An option asks for what is not supported, or contradicts another.
     """
+    # What cannot be followed is refused first, so that no later message blames an option that would be refused anyway.
     _refuse(options, speech=speech)
     start, pad, eos = _special(options, speech=speech)
     before = 1 + len(prompt)
@@ -241,7 +246,8 @@ def read_rules(
             f"min_length asks for {min_length} tokens, but at most {before + new} are made.",
             option="min_length",
         )
-    suppressed = _ids(options.get("suppress_tokens"))
+    # The forced tokens come last: whether one is allowed depends on the rules that stand by then.
+    suppressed_tokens = _ids(options.get("suppress_tokens"))
     last = options.get("no_timestamps_token_id") if speech else None
     rules = Rules(
         start,
@@ -250,7 +256,7 @@ def read_rules(
         pad,
         eos,
         min_length if min_length > before else 0,
-        (*suppressed, *_words(options.get("bad_words_ids"), eos)),
+        (*suppressed_tokens, *_words(options.get("bad_words_ids"), eos)),
         _ids(options.get("begin_suppress_tokens")),
         None,
         None,
@@ -260,11 +266,12 @@ def read_rules(
         speech,
         None if last is None else int(last) + 1,
     )
-    return _with_forced(rules, options, suppressed)
+    return _with_forced_tokens(rules, options, suppressed_tokens)
 
 
 def _special(options: Mapping[str, Any], *, speech: bool) -> tuple[int, int, tuple[int, ...]]:
     """Returns the first token of a sequence, the one that fills it up, and those that end it."""
+    # Each falls back on another token as in generate(): the start on the beginning of a sequence, the pad on its end.
     start, pad = _one(options, "decoder_start_token_id"), _one(options, "pad_token_id")
     eos = _ids(options.get("eos_token_id"))
     if start is None:
@@ -288,18 +295,23 @@ def _special(options: Mapping[str, Any], *, speech: bool) -> tuple[int, int, tup
     return start, pad, eos
 
 
-def _with_forced(rules: Rules, options: Mapping[str, Any], suppressed: tuple[int, ...]) -> Rules:
+def _with_forced_tokens(
+    rules: Rules, options: Mapping[str, Any], suppressed_tokens: tuple[int, ...]
+) -> Rules:
     """Fills in what is forced; a token that is suppressed where it would be forced is not allowed there."""
-    sampled = rules.sampling is not None
-    forced = {}
+    # What the prompt stands in place of is forced by it already; the last place forces an end, whatever is drawn.
+    is_sampling = rules.sampling is not None
+    token_ids = {}
     for option, place in (("forced_bos_token_id", 0), ("forced_eos_token_id", rules.steps - 1)):
         if place < len(rules.prompt):
             continue
         at_first = place == len(rules.prompt) and (rules.speech or option != "forced_bos_token_id")
-        never = (*suppressed, *(rules.banned_first if at_first else ()))
-        forced[option] = _forced(options, option, never, sampled=sampled)
+        never = (*suppressed_tokens, *(rules.banned_first_tokens if at_first else ()))
+        token_ids[option] = _forced_token(options, option, never, is_sampling=is_sampling)
     return dataclasses.replace(
-        rules, forced_bos=forced.get("forced_bos_token_id"), forced_eos=forced.get("forced_eos_token_id")
+        rules,
+        forced_bos=token_ids.get("forced_bos_token_id"),
+        forced_eos=token_ids.get("forced_eos_token_id"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.attention import attend, merged, seen_past, split, written
+from orchestrator_stages.seq2seq.attention import append_token, attend, causal_bias, merge_heads, split_heads
 from orchestrator_stages.seq2seq.decoder import DecoderLayer, DecoderParts
 
 __all__ = ["t5_parts"]
@@ -21,21 +21,23 @@ class T5Cross(nn.Module):
         self.k, self.v = attention.k, attention.v
         self.heads: int = attention.n_heads
 
-    def forward(self, encoded: Tensor) -> Tensor:
+    def forward(self, encoding: Tensor) -> Tensor:
         """Returns ``[2, batch, heads, tokens, size]`` of ``[batch, tokens, width]``."""
-        return torch.stack([split(self.k(encoded), self.heads), split(self.v(encoded), self.heads)])
+        return torch.stack(
+            [split_heads(self.k(encoding), self.heads), split_heads(self.v(encoding), self.heads)]
+        )
 
 
-def clamped(hidden: Tensor) -> Tensor:
+def clamp_infinities(states: Tensor) -> Tensor:
     """Returns hidden states without infinities, which a float16 of this family runs into, as the library does it.
 
     Once one of them is infinite, all are kept a little further from the largest number.
     """
-    if hidden.dtype != torch.float16:
-        return hidden
+    if states.dtype != torch.float16:
+        return states
     most = torch.finfo(torch.float16).max
-    limit = torch.where(torch.isinf(hidden).any(), most - 1000, most).to(hidden.dtype)
-    return torch.clamp(hidden, min=-limit, max=limit)
+    limit = torch.where(torch.isinf(states).any(), most - 1000, most).to(states.dtype)
+    return torch.clamp(states, min=-limit, max=limit)
 
 
 class T5Layer(DecoderLayer):
@@ -51,16 +53,23 @@ class T5Layer(DecoderLayer):
         self.feed = block.layer[-1]
 
     def forward(
-        self, hidden: Tensor, position: Tensor, past: Tensor, seen: Tensor, memory: Tensor, masked: Tensor
+        self,
+        states: Tensor,
+        position: Tensor,
+        past: Tensor,
+        past_bias: Tensor,
+        memory: Tensor,
+        memory_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Runs the layer for one token."""
-        x = self.own_norm(hidden)
-        query, key, value = (split(f(x), self.heads) for f in (self.q, self.k, self.v))
-        past = written(past, position, key, value)
-        hidden = clamped(hidden + self.o(merged(attend(query, past, seen, 1.0))))
-        query = split(self.cross_q(self.cross_norm(hidden)), self.heads)
-        hidden = clamped(hidden + self.cross_o(merged(attend(query, memory, masked, 1.0))))
-        return clamped(self.feed(hidden)), past
+        # Over its own past, this token included; over what the encoder gave; through the dense layers.
+        x = self.own_norm(states)
+        query, key, value = (split_heads(f(x), self.heads) for f in (self.q, self.k, self.v))
+        past = append_token(past, position, key, value)
+        states = clamp_infinities(states + self.o(merge_heads(attend(query, past, past_bias, 1.0))))
+        query = split_heads(self.cross_q(self.cross_norm(states)), self.heads)
+        states = clamp_infinities(states + self.cross_o(merge_heads(attend(query, memory, memory_bias, 1.0))))
+        return clamp_infinities(self.feed(states)), past
 
 
 class T5Embedding(nn.Module):
@@ -72,8 +81,8 @@ class T5Embedding(nn.Module):
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:  # noqa: ARG002
         """Returns ``[batch, 1, width]`` of a token ``[batch]``."""
-        hidden: Tensor = self.tokens(token)
-        return hidden[:, None]
+        states: Tensor = self.tokens(token)
+        return states[:, None]
 
 
 class T5Bias(nn.Module):
@@ -100,8 +109,8 @@ class T5Bias(nn.Module):
     def forward(self, position: Tensor, length: int, dtype: torch.dtype) -> Tensor:
         """Returns ``[1, heads, 1, length]``."""
         distance = (position - torch.arange(length, device=position.device)).clamp(min=0)
-        weighed = self.weights(self.buckets[distance]).T[None, :, None]
-        bias: Tensor = seen_past(position, length, dtype) + weighed
+        distance_bias = self.weights(self.buckets[distance]).T[None, :, None]
+        bias: Tensor = causal_bias(position, length, dtype) + distance_bias
         return bias
 
 
@@ -114,9 +123,9 @@ class T5Head(nn.Module):
         self.projection = model.lm_head
         self.scale = model.model_dim**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Returns logits ``[batch, 1, vocabulary]``."""
-        logits: Tensor = self.projection(self.norm(hidden) * self.scale)
+        logits: Tensor = self.projection(self.norm(states) * self.scale)
         return logits
 
 

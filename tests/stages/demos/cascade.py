@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator_stages.demos.faces.annotate import Annotate
+from orchestrator_stages.demos.faces.annotate import AnnotateFaces
 from orchestrator_stages.demos.faces.finish import Finish
-from orchestrator_stages.demos.faces.letterbox import Frame, Letterbox
+from orchestrator_stages.demos.faces.letterbox import Letterbox, PhotoFrame
 from orchestrator_stages.demos.faces.nets import WINDOW
 from orchestrator_stages.demos.faces.propose import Propose
 from orchestrator_stages.demos.faces.pyramid import Pyramid, level_sides
@@ -51,10 +51,10 @@ class Cascade:
         flat = [tensor for one in maps for tensor in (one["scores"], one["offsets"])]
         crops, boxes = Propose(sides)(square, frame, *flat)
         seen = self.judge(square, frame, crops, boxes)
-        seen.annotated = Annotate()(photo, seen.faces)
+        seen.annotated = AnnotateFaces()(photo, seen.faces)
         return seen
 
-    def judge(self, square: Tensor, frame: Frame, crops: Tensor, boxes: Tensor) -> Seen:
+    def judge(self, square: Tensor, frame: PhotoFrame, crops: Tensor, boxes: Tensor) -> Seen:
         """The second and third network, on crops that were proposed."""
         proposals, judged = len(crops), self.nets[1](crops)
         crops, boxes = Refine()(square, frame, boxes, judged["scores"], judged["offsets"])
@@ -75,7 +75,7 @@ class Cascade:
             maps.append(self.nets[0](level))
             levels.append(scale)
             scale *= self.factor
-        frame = Frame(height, width, height, width)
+        frame = PhotoFrame(height, width, height, width)
         propose.sides = tuple(scale * width for scale in levels)  # type: ignore[assignment]
         flat = [tensor for one in maps for tensor in (one["scores"], one["offsets"])]
         return self.judge(picture, frame, *propose(picture, frame, *flat))

@@ -13,8 +13,8 @@ from orchestrator_stages.demos.faces.boxes import (
     crops,
     overlaps,
     pixels,
-    shifted,
-    squared,
+    shift_boxes,
+    square_boxes,
     strongest,
     visible,
 )
@@ -64,7 +64,7 @@ def test_suppression_keeps_what_no_stronger_kept_box_covers(drawn, measure, limi
 @given(scored())
 def test_squares_keep_the_centre_and_the_longer_side(drawn):
     boxes, _ = drawn
-    result = squared(boxes)
+    result = square_boxes(boxes)
     assert torch.allclose(result[:, :2] + result[:, 2:], boxes[:, :2] + boxes[:, 2:])
     sides = result[:, 2:] - result[:, :2]
     assert torch.allclose(sides, (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True).expand(-1, 2))
@@ -72,8 +72,8 @@ def test_squares_keep_the_centre_and_the_longer_side(drawn):
 
 def test_offsets_are_in_units_of_the_box():
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
-    assert shifted(boxes, torch.tensor([[0.5, -0.25, 0.0, 1.0]])).tolist() == [[20.0, 10.0, 30.0, 100.0]]
-    assert shifted(boxes, torch.zeros(1, 4)).equal(boxes)
+    assert shift_boxes(boxes, torch.tensor([[0.5, -0.25, 0.0, 1.0]])).tolist() == [[20.0, 10.0, 30.0, 100.0]]
+    assert shift_boxes(boxes, torch.zeros(1, 4)).equal(boxes)
 
 
 @given(scored())
@@ -106,5 +106,5 @@ def test_no_boxes_are_an_ordinary_case():
     none = torch.empty(0, 4)
     assert areas(none).shape == (0,)
     assert strongest(none, torch.empty(0), 0.5).shape == (0,)
-    assert squared(none).shape == shifted(none, none).shape == (0, 4)
+    assert square_boxes(none).shape == shift_boxes(none, none).shape == (0, 4)
     assert crops(torch.zeros(1, 3, 8, 8), none[visible(none, 8, 8)], 24, 8, 8).shape == (0, 3, 24, 24)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator_stages.demos.faces.annotate import Annotate
+from orchestrator_stages.demos.faces.annotate import AnnotateFaces
 from orchestrator_stages.demos.faces.finish import LANDMARKS
 from tests.stages.demos.cascade import Cascade
 from tests.stages.demos.conftest import FACELESS, FACES
@@ -114,4 +114,4 @@ def test_annotating_draws_on_a_copy(photo, cascade):
 
 def test_a_face_at_the_edge_of_a_tiny_photo_can_be_drawn():
     face = {"box": [0.0, 0.0, 2.0, 3.0], "landmarks": [[-4.0, 1.0]] * 5}
-    assert Annotate()(torch.zeros(3, 2, 3, dtype=torch.uint8), [face]).shape == (3, 2, 3)
+    assert AnnotateFaces()(torch.zeros(3, 2, 3, dtype=torch.uint8), [face]).shape == (3, 2, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from orchestrator_stages.demos.digits.nets import Decoder, Denoiser, Painter, TextEncoder
+from orchestrator_stages.demos.digits.nets import DigitDenoiser, LatentDecoder, Painter, PromptEncoder
 from orchestrator_stages.demos.digits.noise import SCHEDULE, Noise
 from orchestrator_stages.demos.digits.prompts import Prompts
 from orchestrator_stages.demos.digits.sheets import Sheet, Strip, enlarge
@@ -16,7 +16,11 @@ from orchestrator_stages.demos.digits.trained import FOLDER, denoiser, painter, 
 from orchestrator_stages.demos.digits.words import LENGTH, NULL, PAD, VOCABULARY, WORDS, encode
 from orchestrator_stages.demos.shipped import fill
 
-NETS = {"text": (TextEncoder, 68_864), "denoiser": (Denoiser, 576_292), "decoder": (Decoder, 173_781)}
+NETS = {
+    "text": (PromptEncoder, 68_864),
+    "denoiser": (DigitDenoiser, 576_292),
+    "decoder": (LatentDecoder, 173_781),
+}
 
 
 def test_a_digit_has_two_spellings():

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from orchestrator_stages.demos.faces.nets import STRIDE, WINDOW, ONet, PNet, RNet
-from orchestrator_stages.demos.faces.trained import FOLDER, onet, pnet, rnet, trained
+from orchestrator_stages.demos.faces.trained import FOLDER, load_weights, onet, pnet, rnet
 from tests.stages.demos.conftest import patches
 
 NETS = {"pnet": (PNet, 6632), "rnet": (RNet, 100178), "onet": (ONet, 389040)}
@@ -81,7 +81,7 @@ def test_files_are_read_only_when_a_model_is_asked_for(tmp_path, monkeypatch):
 def test_a_fake_network_reads_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator_stages.demos.faces.trained.FOLDER", tmp_path)
     with FakeTensorMode():
-        net = trained(PNet(), "pnet")
+        net = load_weights(PNet(), "pnet")
         assert isinstance(net(torch.empty(1, 3, 20, 20))["scores"], FakeTensor)
     with torch.device("meta"):
-        assert trained(RNet(), "rnet").face.weight.is_meta
+        assert load_weights(RNet(), "rnet").face.weight.is_meta

@@ -15,7 +15,7 @@ from PIL import Image
 from orchestrator import CompileError, GraphError, Session
 from orchestrator_stages.demos.packaged import PackagedFile
 from orchestrator_stages.demos.scene_text import trained
-from orchestrator_stages.demos.scene_text.annotate import Annotate
+from orchestrator_stages.demos.scene_text.annotate import AnnotateWords
 from orchestrator_stages.demos.scene_text.pipeline import scene_text
 from orchestrator_stages.demos.sign import sign
 from tests.stages.demos.sign_by_hand import (
@@ -56,7 +56,7 @@ class TestSign:
             {**word, "sureness": pytest.approx(word["sureness"], abs=1e-5)} for word in words
         ]
         assert result["translation"] == TRANSLATED
-        assert result["annotated"].equal(Annotate()(photo, words))
+        assert result["annotated"].equal(AnnotateWords()(photo, words))
         assert photo.equal(before)
 
     @pytest.mark.parametrize("size", [(300, 400), (1, 1)])

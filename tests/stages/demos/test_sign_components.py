@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_stages.demos.scene_text.components import labelled
+from orchestrator_stages.demos.scene_text.components import label_components
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
@@ -17,7 +17,7 @@ ndimage = pytest.importorskip("scipy.ndimage")
 def test_same_as_scipy(seed, rows, columns, density):
     mask = np.random.default_rng(seed).random((rows, columns)) < density
     expected, _ = ndimage.label(mask)
-    assert labelled(torch.from_numpy(mask)).numpy().tolist() == expected.tolist()
+    assert label_components(torch.from_numpy(mask)).numpy().tolist() == expected.tolist()
 
 
 def test_a_spiral_is_one_component():
@@ -28,8 +28,8 @@ def test_a_spiral_is_one_component():
             mask[row, column] = True
             row, column = row + direction[0], column + direction[1]
         direction = direction[1], -direction[0]
-    assert labelled(mask).unique().tolist() == [0, 1]
+    assert label_components(mask).unique().tolist() == [0, 1]
 
 
 def test_corners_do_not_touch():
-    assert labelled(torch.eye(3, dtype=torch.bool)).tolist() == [[1, 0, 0], [0, 2, 0], [0, 0, 3]]
+    assert label_components(torch.eye(3, dtype=torch.bool)).tolist() == [[1, 0, 0], [0, 2, 0], [0, 0, 3]]

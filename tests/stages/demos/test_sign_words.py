@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator_stages.demos.faces.letterbox import Frame
-from orchestrator_stages.demos.scene_text.annotate import Annotate
+from orchestrator_stages.demos.faces.letterbox import PhotoFrame
+from orchestrator_stages.demos.scene_text.annotate import AnnotateWords
 from orchestrator_stages.demos.scene_text.fit import SIDES, Fit
 from orchestrator_stages.demos.scene_text.reader import LETTERS
-from orchestrator_stages.demos.scene_text.spell import Spell, in_lines, spelled
+from orchestrator_stages.demos.scene_text.spell import Spell, group_lines, spell_word
 from orchestrator_stages.demos.scene_text.words import WIDTHS, Words
 
 
@@ -26,7 +26,7 @@ def by_cells(fitted: torch.Tensor) -> torch.Tensor:
 def test_a_small_photo_stays_as_it_is(size):
     photo = noise(*size)
     fitted, frame = Fit()(photo)
-    assert frame == Frame(*size, *size)
+    assert frame == PhotoFrame(*size, *size)
     pixels = by_cells(fitted)
     assert pixels.shape == (1, 3, *(next(side for side in SIDES if side >= own) for own in size))
     assert pixels[0, :, : size[0], : size[1]].permute(1, 2, 0).equal(photo)
@@ -45,7 +45,7 @@ def test_a_small_photo_is_enlarged_on_request():
     fitted, frame = Fit(enlarge=4.0)(noise(30, 100))
     assert by_cells(fitted).shape[2:] == (256, 512)
     assert by_cells(fitted)[0, :, 119, 399].any()
-    assert frame == Frame(30, 100, 120, 400)
+    assert frame == PhotoFrame(30, 100, 120, 400)
 
 
 def scores(words: list[tuple[int, int, int, int]], size: tuple[int, int] = (100, 300)) -> torch.Tensor:
@@ -57,7 +57,7 @@ def scores(words: list[tuple[int, int, int, int]], size: tuple[int, int] = (100,
 
 
 def found(maps: torch.Tensor, photo: torch.Tensor, **options: float) -> tuple[list, list]:
-    frame = Frame(*photo.shape[:2], 2 * maps.shape[2], 2 * maps.shape[3])
+    frame = PhotoFrame(*photo.shape[:2], 2 * maps.shape[2], 2 * maps.shape[3])
     return Words(**options)(photo, frame, maps)
 
 
@@ -122,7 +122,7 @@ def strips(text: str) -> torch.Tensor:
 def test_spelling(shown, text):
     letters = strips(shown)
     sureness = torch.where(letters == 0, 0.1, 0.8)
-    found_text, sure = spelled(letters, sureness)
+    found_text, sure = spell_word(letters, sureness)
     assert found_text == text
     assert sure == pytest.approx(0.8 if text else 0.0)
 
@@ -133,7 +133,7 @@ def word(text: str, left: int, top: int, height: int = 20) -> dict:
 
 def test_lines_are_read_from_top_to_bottom_and_left_to_right():
     words = [word("d", 50, 44), word("b", 90, 4), word("a", 10, 0), word("c", 5, 40), word("-", 60, 8, 4)]
-    assert [[each["text"] for each in line] for line in in_lines(words)] == [["a", "-", "b"], ["c", "d"]]
+    assert [[each["text"] for each in line] for line in group_lines(words)] == [["a", "-", "b"], ["c", "d"]]
 
 
 def test_a_photo_becomes_words_and_text():
@@ -149,8 +149,8 @@ def test_a_photo_becomes_words_and_text():
 def test_boxes_are_drawn_into_a_copy():
     photo = noise(60, 80)
     before = photo.clone()
-    drawn = Annotate(box="#ff0000", line=1)(photo, [word("hello", 10, 10)])
+    drawn = AnnotateWords(box="#ff0000", line=1)(photo, [word("hello", 10, 10)])
     assert photo.equal(before)
     assert drawn[10, 30].tolist() == [255, 0, 0]
     assert drawn[20, 30].equal(photo[20, 30])
-    assert Annotate()(photo, []).equal(photo)
+    assert AnnotateWords()(photo, []).equal(photo)

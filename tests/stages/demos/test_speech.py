@@ -15,7 +15,7 @@ import torch
 from orchestrator import Session
 from orchestrator_stages.demos.speech.checkpoint import find_package, load_checkpoint
 from orchestrator_stages.demos.speech.mel import LONGEST, RATE, log_mel
-from orchestrator_stages.demos.speech.recording import Recording, resampled
+from orchestrator_stages.demos.speech.recording import Recording, resample
 
 pytest.importorskip("transformers")
 if find_package() is None:
@@ -86,7 +86,7 @@ def test_a_short_recording_reads_the_same_in_a_short_bucket():
 def test_tokens_are_those_of_generate(session: Session):
     recording = first(30, Recording.from_file(sound("two_cities.wav")))
     loaded = load_checkpoint()
-    mel = log_mel(resampled(recording, RATE).samples[:LONGEST], 3000)[None]
+    mel = log_mel(resample(recording, RATE).samples[:LONGEST], 3000)[None]
     tokens = loaded.model.generate(mel, max_new_tokens=224)[0].tolist()
     expected = loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert session(audio=recording)["text"] == expected

@@ -20,7 +20,7 @@ from orchestrator_stages.demos.speech import checkpoint, recording
 from orchestrator_stages.demos.speech.ct2 import read_variables
 from orchestrator_stages.demos.speech.cut import Cut, segments
 from orchestrator_stages.demos.speech.mel import FRAME, LONGEST, RATE, log_mel
-from orchestrator_stages.demos.speech.recording import Recording, resampled
+from orchestrator_stages.demos.speech.recording import Recording, resample
 
 
 def tone(hertz: float, rate: int, seconds: float = 0.5) -> Tensor:
@@ -74,7 +74,7 @@ def test_samples_that_are_no_recording_are_refused(samples: Tensor, rate: int):
 @pytest.mark.parametrize("rate", [8000, 11025, 16001, 22050, 24000, 44100, 44101, 48000, 96000])
 @pytest.mark.parametrize("hertz", [100.0, 1000.0, 3000.0])
 def test_a_tone_is_the_same_tone_at_another_rate(rate: int, hertz: float):
-    there = resampled(Recording(tone(hertz, rate), rate), RATE)
+    there = resample(Recording(tone(hertz, rate), rate), RATE)
     assert there.rate == RATE
     assert there.seconds == pytest.approx(0.5, abs=1 / RATE)
     inner = slice(800, -800)
@@ -86,14 +86,14 @@ def test_a_tone_is_the_same_tone_at_another_rate(rate: int, hertz: float):
 def test_the_filter_is_one_however_it_is_worked_out(rate: int, length: int, monkeypatch: pytest.MonkeyPatch):
     """Kind: rates that have little in common take no memory (a filter for each of 16,000 phases)."""
     sound = Recording(torch.randn(length, generator=torch.Generator().manual_seed(0)), rate)
-    by_phases = resampled(sound, RATE).samples
+    by_phases = resample(sound, RATE).samples
     monkeypatch.setattr(recording, "_MOST_WEIGHTS", 1000)
-    torch.testing.assert_close(resampled(sound, RATE).samples, by_phases, atol=1e-5, rtol=0)
+    torch.testing.assert_close(resample(sound, RATE).samples, by_phases, atol=1e-5, rtol=0)
 
 
 def test_a_recording_that_would_grow_without_bound_is_refused():
     with pytest.raises(ValueError, match="more than 536,870,912 are not made"):
-        resampled(Recording(torch.zeros(40_000), 1), RATE)
+        resample(Recording(torch.zeros(40_000), 1), RATE)
 
 
 def test_a_length_that_a_pipe_could_not_say_is_no_fault(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_a_length_that_a_pipe_could_not_say_is_no_fault(tmp_path: Path):
 
 
 def test_what_the_lower_rate_cannot_hold_is_gone():
-    there = resampled(Recording(tone(11_000, 48_000), 48_000), RATE)
+    there = resample(Recording(tone(11_000, 48_000), 48_000), RATE)
     assert there.samples[800:-800].abs().max() < 5e-3
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator_stages.demos.digits.nets import Decoder, Denoiser, TextEncoder
+from orchestrator_stages.demos.digits.nets import DigitDenoiser, LatentDecoder, PromptEncoder
 from orchestrator_stages.demos.digits.words import NUMBERS, encode
 
 pytest.importorskip("sklearn")
 SCRIPT = Path(__file__).parents[3] / "stages" / "scripts" / "train_digits.py"
-NETS = {"text": TextEncoder, "denoiser": Denoiser, "decoder": Decoder}
+NETS = {"text": PromptEncoder, "denoiser": DigitDenoiser, "decoder": LatentDecoder}
 
 
 @pytest.fixture(scope="module")

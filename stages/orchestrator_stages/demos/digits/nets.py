@@ -1,8 +1,8 @@
 """The three networks that make a picture of a digit from a text.
 
-    ``TextEncoder``   a prompt's tokens to one vector for each word
-    ``Denoiser``      noisy latents, a time and those vectors to the *velocity*, which says where the noise lies
-    ``Decoder``       clean latents to a picture
+    ``PromptEncoder``   a prompt's tokens to one vector for each word
+    ``DigitDenoiser``   noisy latents, a time and those vectors to the *velocity*, which says where the noise lies
+    ``LatentDecoder``   clean latents to a picture
 
 ``GuidedDenoiser`` and ``Painter`` are the last two as a pipeline uses them: with guidance, and in bytes.
 
@@ -58,13 +58,13 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns ``[n, q, width]``; of ``source`` ``[n, l, source]`` those rows count where ``mask`` is true."""
-        mixed = functional.scaled_dot_product_attention(
+        mixtures = functional.scaled_dot_product_attention(
             self._split(self.query(queries)),
             self._split(self.key(source)),
             self._split(self.value(source)),
             attn_mask=None if mask is None else mask[:, None, None, :],
         )
-        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        result: Tensor = self.out(mixtures.transpose(1, 2).flatten(2))
         return result
 
 
@@ -90,7 +90,7 @@ class TextBlock(nn.Module):
         return result
 
 
-class TextEncoder(nn.Module):
+class PromptEncoder(nn.Module):
     """Reads prompts: ``tokens`` ``[..., l]`` int64 to ``text`` ``[..., l, TEXT]`` and ``mask`` ``[..., l]``.
 
     The mask is true where there is a word.
@@ -140,8 +140,8 @@ class DenoiserBlock(nn.Module):
         looking = self.before_attention(cells) * (1 + scale) + shift
         cells = cells + gate * self.attention(looking, looking)
         cells = cells + self.words(self.before_words(cells), text, mask)
-        fed = self.before_feed(cells) * (1 + feed_scale) + feed_shift
-        result: Tensor = cells + feed_gate * self.feed(fed)
+        feed_input = self.before_feed(cells) * (1 + feed_scale) + feed_shift
+        result: Tensor = cells + feed_gate * self.feed(feed_input)
         return result
 
 
@@ -161,7 +161,7 @@ class TimeEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class Denoiser(nn.Module):
+class DigitDenoiser(nn.Module):
     """Predicts the velocity of noisy latents.
 
     Latents at a time are ``alpha * clean + sigma * noise``; their velocity is ``alpha * noise - sigma * clean``
@@ -223,7 +223,7 @@ def activated_convolution(channels: int, out: int | None = None, kernel: int = 3
     return [nn.GroupNorm(8, channels), nn.SiLU(), convolution]
 
 
-class Decoder(nn.Module):
+class LatentDecoder(nn.Module):
     """Draws latents: ``latents`` ``[n, *LATENT]`` to ``pictures`` ``[n, 1, SIDE, SIDE]``, 0 (black) to 1.
 
     The latents that it takes have a mean of 0 and a deviation of 1 in each channel, as the noise has;
@@ -235,6 +235,7 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # The buffers are part of the weights: the latents of training are brought to the scale of the noise by them.
         channels = LATENT[0]
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
@@ -265,7 +266,7 @@ class GuidedDenoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.twice = Twice()
-        self.denoiser = Denoiser()
+        self.denoiser = DigitDenoiser()
         self.guide = Guide()
 
     def forward(self, latents: Tensor, time: Tensor, text: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
@@ -278,8 +279,8 @@ class GuidedDenoiser(nn.Module):
             mask: ``[n, 2, l]``, likewise.
             scale: ``[]``: 1 follows the prompt as it is, more exaggerates it.
         """
-        asked = (part.transpose(0, 1).flatten(0, 1) for part in (text, mask))
-        velocity: Tensor = self.guide(self.denoiser(self.twice(latents), time[None], *asked), scale)
+        conditions = (part.transpose(0, 1).flatten(0, 1) for part in (text, mask))
+        velocity: Tensor = self.guide(self.denoiser(self.twice(latents), time[None], *conditions), scale)
         return velocity
 
 
@@ -288,7 +289,7 @@ class Painter(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = Decoder()
+        self.decoder = LatentDecoder()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Paints a batch of latents."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator import HostStage, TensorSpec
 from orchestrator_stages.demos.digits.nets import LATENT
 from orchestrator_stages.demos.digits.words import LENGTH
-from orchestrator_stages.diffusion.ddim import DDIM
+from orchestrator_stages.diffusion.schedulers import DDIM
 
 SCHEDULE = DDIM(
     beta_schedule="squaredcos_cap_v2",
@@ -36,8 +36,8 @@ class Noise(HostStage):
 
     def forward(self, tokens: Tensor, seed: int) -> Tensor:
         """Draws the noise of one request."""
-        drawn = [
+        latents = [
             torch.randn(LATENT, generator=torch.Generator().manual_seed(seed + place))
             for place in range(len(tokens))
         ]
-        return torch.stack(drawn)
+        return torch.stack(latents)

@@ -86,6 +86,7 @@ def digits(
     Raises:
         ValueError: The number of steps is none, or more than the 1,000 times of training.
     """
+    # The table is a constant of the pipeline: how many steps there are is an option, not a part of the request.
     table = SCHEDULE.table(steps)
     pipeline = Pipeline("digits")
     pipeline.example_inputs = example_inputs
@@ -104,6 +105,7 @@ def digits(
         collect=("preview",) if strip else (),
         outputs=("latents", "preview") if strip else ("latents",),
     )
+    # The previews are painted inside the loop, where the latents of each step are; here there are only the last.
     latents, previews = results if strip else (results, None)
     pictures = pipeline.add("paint", "digits.painter")(latents)
     pipeline.output("picture", pipeline.add("sheet", "digits.sheet", device="host")(pictures))

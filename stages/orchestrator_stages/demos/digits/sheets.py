@@ -21,10 +21,10 @@ def any_size(name: str) -> TensorSpec:
 
 def enlarge(pictures: Tensor, scale: int, margin: int) -> Tensor:
     """Returns ``pictures`` ``[n, h, w]`` uint8 with a black margin and sides ``scale`` times as long."""
-    framed = functional.pad(pictures, (margin, margin, margin, margin))
+    with_margin = functional.pad(pictures, (margin, margin, margin, margin))
     if scale == 1:
-        return framed
-    large = functional.interpolate(framed[:, None].float(), scale_factor=scale, mode="bicubic")
+        return with_margin
+    large = functional.interpolate(with_margin[:, None].float(), scale_factor=scale, mode="bicubic")
     return large[:, 0].clamp(0, 255).round().to(torch.uint8)
 
 
@@ -34,7 +34,7 @@ def arrange(pictures: Tensor, columns: int) -> Tensor:
     return rows.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
-class Arranged(HostStage):
+class PictureGrid(HostStage):
     """What :class:`Sheet` and :class:`Strip` have in common.
 
     Args:
@@ -56,12 +56,12 @@ class Arranged(HostStage):
         self.scale = scale
         self.margin = margin
 
-    def arranged(self, pictures: Tensor, columns: int) -> Tensor:
+    def arrange_pictures(self, pictures: Tensor, columns: int) -> Tensor:
         """Returns ``pictures`` ``[n, h, w]`` in rows of ``columns``, enlarged."""
         return arrange(enlarge(pictures, self.scale, self.margin), columns)
 
 
-class Sheet(Arranged):
+class Sheet(PictureGrid):
     """Host stage: ``pictures`` ``[batch, SIDE, SIDE]`` to a ``picture`` that shows them all, in reading order.
 
     Args:
@@ -79,10 +79,10 @@ class Sheet(Arranged):
         """Arranges the pictures of one request."""
         columns = min(self.columns, len(pictures))
         missing = pictures.new_zeros(-len(pictures) % columns, SIDE, SIDE)
-        return self.arranged(torch.cat([pictures, missing]), columns)
+        return self.arrange_pictures(torch.cat([pictures, missing]), columns)
 
 
-class Strip(Arranged):
+class Strip(PictureGrid):
     """Host stage: ``previews`` ``[steps, batch, SIDE, SIDE]`` to a ``strip``: a row for each picture, noise first.
 
     Args:
@@ -100,7 +100,7 @@ class Strip(Arranged):
         """Arranges the previews of one request."""
         steps = len(previews)
         columns = min(self.columns, steps)
-        shown = [steps - 1 - round(place * (steps - 1) / max(columns - 1, 1)) for place in range(columns)][
+        places = [steps - 1 - round(place * (steps - 1) / max(columns - 1, 1)) for place in range(columns)][
             ::-1
         ]
-        return self.arranged(previews[shown].transpose(0, 1).flatten(0, 1), columns)
+        return self.arrange_pictures(previews[places].transpose(0, 1).flatten(0, 1), columns)

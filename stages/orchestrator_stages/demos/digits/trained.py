@@ -11,13 +11,13 @@ from pathlib import Path
 from torch import nn
 
 from orchestrator import ModelWrapper
-from orchestrator_stages.demos.digits.nets import GuidedDenoiser, Painter, TextEncoder
+from orchestrator_stages.demos.digits.nets import GuidedDenoiser, Painter, PromptEncoder
 from orchestrator_stages.demos.shipped import fill
 
 FOLDER = Path(__file__).with_name("weights")
 
 
-class TrainedNet(ModelWrapper):
+class DigitNet(ModelWrapper):
     """A network as a stage; its weights are read when its model is first asked for.
 
     Args:
@@ -37,16 +37,16 @@ class TrainedNet(ModelWrapper):
         return model
 
 
-def text() -> TrainedNet:
+def text() -> DigitNet:
     """Returns the stage that reads: :class:`~orchestrator_stages.demos.digits.nets.TextEncoder`."""
-    return TrainedNet(TextEncoder, "text")
+    return DigitNet(PromptEncoder, "text")
 
 
-def denoiser() -> TrainedNet:
+def denoiser() -> DigitNet:
     """Returns the stage that finds noise: :class:`~orchestrator_stages.demos.digits.nets.GuidedDenoiser`."""
-    return TrainedNet(GuidedDenoiser, "denoiser", "denoiser")
+    return DigitNet(GuidedDenoiser, "denoiser", "denoiser")
 
 
-def painter() -> TrainedNet:
+def painter() -> DigitNet:
     """Returns the stage that paints: :class:`~orchestrator_stages.demos.digits.nets.Painter`."""
-    return TrainedNet(Painter, "decoder", "decoder")
+    return DigitNet(Painter, "decoder", "decoder")

@@ -24,7 +24,7 @@ VOCABULARY = NULL + 1 + len(WORDS)
 
 _TOKENS = {word: NULL + 1 + place for place, word in enumerate(WORDS)}
 _SPELLINGS = {**_TOKENS, **{str(digit): _TOKENS[word] for digit, word in enumerate(NUMBERS)}}
-_LISTED = (
+_WORDS_HELP = (
     "Prompts are made of a digit (7 or seven), 'a', 'the', 'digit', 'thin' or 'bold', and 'leaning left' or "
     "'leaning right'."
 )
@@ -43,7 +43,7 @@ def encode(prompt: str) -> list[int]:
     if unknown is not None:
         hint = nearest(unknown, _SPELLINGS)
         raise ValueError(
-            f"The prompt {prompt!r} has the word {unknown!r}, which is not known.{hint} {_LISTED}"
+            f"The prompt {prompt!r} has the word {unknown!r}, which is not known.{hint} {_WORDS_HELP}"
         )
     if len(words) > LENGTH:
         raise ValueError(f"A prompt has at most {LENGTH} words, but {prompt!r} has {len(words)}.")

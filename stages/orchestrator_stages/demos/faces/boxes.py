@@ -26,10 +26,10 @@ def overlaps(box: Tensor, boxes: Tensor, measure: Overlap = "union") -> Tensor:
     """Returns how much each of ``boxes`` shares with ``box`` ``[4]``: ``[n]``, 0 to 1, 0 for empty ones."""
     corner = torch.maximum(box[:2], boxes[:, :2])
     opposite = torch.minimum(box[2:], boxes[:, 2:])
-    shared = (opposite - corner).clamp(min=0).prod(1)
+    common = (opposite - corner).clamp(min=0).prod(1)
     own, others = areas(box[None]), areas(boxes)
-    whole = own + others - shared if measure == "union" else torch.minimum(own, others)
-    return torch.where(whole > 0, shared / whole, 0.0)
+    whole = own + others - common if measure == "union" else torch.minimum(own, others)
+    return torch.where(whole > 0, common / whole, 0.0)
 
 
 def strongest(boxes: Tensor, scores: Tensor, limit: float, measure: Overlap = "union") -> Tensor:
@@ -47,21 +47,21 @@ def strongest(boxes: Tensor, scores: Tensor, limit: float, measure: Overlap = "u
         Indices of the boxes that stay, by falling score; of two equal scores the earlier box comes first.
     """
     left = scores.argsort(descending=True, stable=True)
-    kept = []
+    survivors = []
     while len(left):
         best, left = left[0], left[1:]
-        kept.append(best)
+        survivors.append(best)
         left = left[overlaps(boxes[best], boxes[left], measure) <= limit]
-    return torch.stack(kept) if kept else left
+    return torch.stack(survivors) if survivors else left
 
 
-def shifted(boxes: Tensor, offsets: Tensor) -> Tensor:
+def shift_boxes(boxes: Tensor, offsets: Tensor) -> Tensor:
     """Returns boxes whose sides are moved by ``offsets`` ``[n, 4]``, in units of each width and height."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes + offsets * sides.repeat(1, 2)
 
 
-def squared(boxes: Tensor) -> Tensor:
+def square_boxes(boxes: Tensor) -> Tensor:
     """Returns the squares that have the boxes' centres and longer sides."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import HostStage, TensorSpec
-from orchestrator_stages.demos.faces.boxes import shifted, strongest
-from orchestrator_stages.demos.faces.letterbox import Frame
+from orchestrator_stages.demos.faces.boxes import shift_boxes, strongest
+from orchestrator_stages.demos.faces.letterbox import PhotoFrame
 from orchestrator_stages.demos.faces.refine import CANDIDATES
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -39,7 +39,7 @@ class Finish(HostStage):
         self.threshold = threshold
         self.overlap = overlap
         self.inputs = {
-            "frame": Frame,
+            "frame": PhotoFrame,
             "boxes": TensorSpec((CANDIDATES, 4)),
             "scores": TensorSpec((CANDIDATES,)),
             "offsets": TensorSpec((CANDIDATES, 4)),
@@ -48,19 +48,26 @@ class Finish(HostStage):
         self.outputs = {"faces": list}
 
     def forward(
-        self, frame: Frame, boxes: Tensor, scores: Tensor, offsets: Tensor, landmarks: Tensor
+        self, frame: PhotoFrame, boxes: Tensor, scores: Tensor, offsets: Tensor, landmarks: Tensor
     ) -> list[dict[str, Any]]:
         """Finishes the faces of one picture."""
+        # Landmarks are parts of the square that the network saw, so they are placed before the boxes are moved to fit;
+        # all are mapped to the photo last, and only boxes are clipped to it.
         sure = scores >= self.threshold
         squares, scores = boxes[sure], scores[sure]
         sides = (squares[:, 2:] - squares[:, :2])[:, None]
         points = squares[:, None, :2] + sides * landmarks[sure].reshape(len(squares), 2, 5).mT
-        boxes = shifted(squares, offsets[sure])
-        kept = strongest(boxes, scores, self.overlap, "smaller")
+        boxes = shift_boxes(squares, offsets[sure])
+        survivors = strongest(boxes, scores, self.overlap, "smaller")
         edge = torch.tensor([frame.photo_width, frame.photo_height])
-        corners = torch.minimum(frame.to_photo(boxes[kept].reshape(len(kept), 2, 2)).clamp(min=0), edge)
+        corners = torch.minimum(
+            frame.to_photo(boxes[survivors].reshape(len(survivors), 2, 2)).clamp(min=0), edge
+        )
         rows = zip(
-            corners.tolist(), scores[kept].tolist(), frame.to_photo(points[kept]).tolist(), strict=True
+            corners.tolist(),
+            scores[survivors].tolist(),
+            frame.to_photo(points[survivors]).tolist(),
+            strict=True,
         )
         return [_face(*row) for row in rows]
 

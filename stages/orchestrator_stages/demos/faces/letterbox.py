@@ -21,7 +21,7 @@ PHOTO = TensorSpec((Dim.dynamic("height"), Dim.dynamic("width"), 3), torch.uint8
 """A photo of any size, RGB, 0 to 255."""
 
 
-class Frame(NamedTuple):
+class PhotoFrame(NamedTuple):
     """The sizes that lead from the square back to the photo, in pixels."""
 
     photo_height: int
@@ -52,14 +52,14 @@ class Letterbox(HostStage):
         self.enlarge = enlarge
         self.fill = fill
         self.inputs = {"photo": PHOTO}
-        self.outputs = {"square": TensorSpec((1, 3, size, size), torch.uint8), "frame": Frame}
+        self.outputs = {"square": TensorSpec((1, 3, size, size), torch.uint8), "frame": PhotoFrame}
 
-    def frame(self, height: int, width: int) -> Frame:
+    def frame(self, height: int, width: int) -> PhotoFrame:
         """Returns how a photo of that size lies in the square; at least one pixel of it is seen."""
         scale = min(self.size / max(height, width), self.enlarge)
-        return Frame(height, width, max(1, round(height * scale)), max(1, round(width * scale)))
+        return PhotoFrame(height, width, max(1, round(height * scale)), max(1, round(width * scale)))
 
-    def forward(self, photo: Tensor) -> tuple[Tensor, Frame]:
+    def forward(self, photo: Tensor) -> tuple[Tensor, PhotoFrame]:
         """Places one photo."""
         frame = self.frame(photo.shape[0], photo.shape[1])
         picture = photo.permute(2, 0, 1)[None]

@@ -25,7 +25,7 @@ STRIDE = 2
 """Pixels from one window of ``PNet`` to the next."""
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """Returns pixels from 0 to 255, of any dtype, as float32 from about -1 to 1."""
     return (pixels.to(torch.float32) - 127.5) / 128.0
 
@@ -60,7 +60,7 @@ class PNet(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Score the windows of one picture."""
-        features = self.features(normalised(image))
+        features = self.features(normalise(image))
         return {"scores": _face_probability(self.face(features)), "offsets": self.offsets(features)}
 
 
@@ -82,7 +82,7 @@ class RNet(nn.Module):
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
         """Score a batch of crops."""
-        features = self.features(normalised(crops))
+        features = self.features(normalise(crops))
         return {"scores": _face_probability(self.face(features)), "offsets": self.offsets(features)}
 
 
@@ -111,7 +111,7 @@ class ONet(nn.Module):
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
         """Score a batch of crops and find their landmarks."""
-        features = self.features(normalised(crops))
+        features = self.features(normalise(crops))
         return {
             "scores": _face_probability(self.face(features)),
             "offsets": self.offsets(features),

@@ -44,16 +44,17 @@ def faces(*, size: int = SIZE, min_face: float = 40, factor: float = 0.709) -> P
     finish = pipeline.add("finish", "faces.finish", device="host")
     annotate = pipeline.add("annotate", "faces.annotate", device="host")
 
+    # Each network answers for the crops of the host step before it, and the next host step drops most of them.
     square, frame = letterbox(image)
     levels = pyramid(square)
-    judged = [pnet(levels[name]) for name in level_names(sides)]
-    crops, boxes = propose(square, frame, *(one[port] for one in judged for port in ("scores", "offsets")))
+    proposals = [pnet(levels[name]) for name in level_names(sides)]
+    crops, boxes = propose(square, frame, *(one[port] for one in proposals for port in ("scores", "offsets")))
 
-    judged_crops = rnet(crops)
-    crops, boxes = refine(square, frame, boxes, judged_crops["scores"], judged_crops["offsets"])
+    refinements = rnet(crops)
+    crops, boxes = refine(square, frame, boxes, refinements["scores"], refinements["offsets"])
 
-    found = onet(crops)
-    listed = finish(frame, boxes, found["scores"], found["offsets"], found["landmarks"])
-    pipeline.output("annotated", annotate(image, listed))
-    pipeline.output("faces", listed)
+    detections = onet(crops)
+    face_list = finish(frame, boxes, detections["scores"], detections["offsets"], detections["landmarks"])
+    pipeline.output("annotated", annotate(image, face_list))
+    pipeline.output("faces", face_list)
     return pipeline

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.demos.faces.boxes import crops, shifted, squared, strongest, visible
-from orchestrator_stages.demos.faces.letterbox import Frame
+from orchestrator_stages.demos.faces.boxes import crops, shift_boxes, square_boxes, strongest, visible
+from orchestrator_stages.demos.faces.letterbox import PhotoFrame
 from orchestrator_stages.demos.faces.nets import STRIDE, WINDOW
 from orchestrator_stages.demos.faces.pyramid import level_names, level_sides
 
@@ -49,8 +49,9 @@ class Propose(HostStage):
         self.threshold = threshold
         self.overlap = overlap
         self.merge = merge
+        # Ports in the order in which `forward` takes them: scores and offsets of the first level, of the second, ...
         maps = [f"{kind}_{level}" for level in level_names(self.sides) for kind in ("scores", "offsets")]
-        self.inputs = {"square": None, "frame": Frame, **dict.fromkeys(maps)}
+        self.inputs = {"square": None, "frame": PhotoFrame, **dict.fromkeys(maps)}
         self.outputs = {
             "crops": TensorSpec((PROPOSALS, 3, SIDE, SIDE), pad=0),
             "boxes": TensorSpec((PROPOSALS, 4), pad=0),
@@ -62,15 +63,15 @@ class Propose(HostStage):
         corner = STRIDE * torch.stack([column, row], 1)
         boxes = torch.cat([corner, corner + WINDOW], 1) / scale
         strength, shift = scores[0, row, column], offsets[0, :, row, column].T
-        kept = strongest(boxes, strength, self.overlap)
-        return boxes[kept], strength[kept], shift[kept]
+        survivors = strongest(boxes, strength, self.overlap)
+        return boxes[survivors], strength[survivors], shift[survivors]
 
-    def forward(self, square: Tensor, frame: Frame, *maps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, square: Tensor, frame: PhotoFrame, *maps: Tensor) -> tuple[Tensor, Tensor]:
         """Proposes crops; ``maps`` are scores and offsets of the first level, of the second, and so on."""
         scales = [side / square.shape[-1] for side in self.sides]
         levels = map(self.level, maps[::2], maps[1::2], scales)
         boxes, scores, offsets = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        kept = strongest(boxes, scores, self.merge)
-        boxes = squared(shifted(boxes[kept], offsets[kept]))
+        survivors = strongest(boxes, scores, self.merge)
+        boxes = square_boxes(shift_boxes(boxes[survivors], offsets[survivors]))
         boxes = boxes[visible(boxes, frame.height, frame.width)]
         return crops(square, boxes, SIDE, frame.height, frame.width), boxes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.demos.faces.boxes import crops, shifted, squared, strongest, visible
-from orchestrator_stages.demos.faces.letterbox import Frame
+from orchestrator_stages.demos.faces.boxes import crops, shift_boxes, square_boxes, strongest, visible
+from orchestrator_stages.demos.faces.letterbox import PhotoFrame
 from orchestrator_stages.demos.faces.propose import BUCKETS, PROPOSALS
 
 CANDIDATES = Dim("candidates", buckets=BUCKETS, batch=True)
@@ -32,9 +32,10 @@ class Refine(HostStage):
         super().__init__(tag="refine")
         self.threshold = threshold
         self.overlap = overlap
+        # What comes in is as long as the proposals, what goes out as the candidates: this stage decides how many.
         self.inputs = {
             "square": None,
-            "frame": Frame,
+            "frame": PhotoFrame,
             "boxes": TensorSpec((PROPOSALS, 4)),
             "scores": TensorSpec((PROPOSALS,)),
             "offsets": TensorSpec((PROPOSALS, 4)),
@@ -45,12 +46,12 @@ class Refine(HostStage):
         }
 
     def forward(
-        self, square: Tensor, frame: Frame, boxes: Tensor, scores: Tensor, offsets: Tensor
+        self, square: Tensor, frame: PhotoFrame, boxes: Tensor, scores: Tensor, offsets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Refines the proposals of one picture."""
         sure = scores >= self.threshold
         boxes, scores, offsets = boxes[sure], scores[sure], offsets[sure]
-        kept = strongest(boxes, scores, self.overlap)
-        boxes = squared(shifted(boxes[kept], offsets[kept]))
+        survivors = strongest(boxes, scores, self.overlap)
+        boxes = square_boxes(shift_boxes(boxes[survivors], offsets[survivors]))
         boxes = boxes[visible(boxes, frame.height, frame.width)]
         return crops(square, boxes, SIDE, frame.height, frame.width), boxes

@@ -20,13 +20,13 @@ FOLDER = Path(__file__).with_name("weights")
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def trained(module: Net, name: str) -> Net:
+def load_weights(module: Net, name: str) -> Net:
     """Read ``weights/{name}.safetensors`` into ``module``, unless it is fake, and return it for inference."""
     fill(module, FOLDER / f"{name}.safetensors")
     return module
 
 
-class TrainedNet(ModelWrapper):
+class FaceNet(ModelWrapper):
     """One of the networks as a stage; its weights are read when its model is first asked for.
 
     Args:
@@ -40,19 +40,19 @@ class TrainedNet(ModelWrapper):
     def make_model(self) -> nn.Module:
         """Builds the network and fills it."""
         model: nn.Module = super().make_model()
-        return trained(model, self.tag)
+        return load_weights(model, self.tag)
 
 
-def pnet() -> TrainedNet:
+def pnet() -> FaceNet:
     """Returns the stage that proposes: :class:`~orchestrator_stages.demos.faces.nets.PNet`."""
-    return TrainedNet(PNet, "pnet")
+    return FaceNet(PNet, "pnet")
 
 
-def rnet() -> TrainedNet:
+def rnet() -> FaceNet:
     """Returns the stage that refines: :class:`~orchestrator_stages.demos.faces.nets.RNet`."""
-    return TrainedNet(RNet, "rnet")
+    return FaceNet(RNet, "rnet")
 
 
-def onet() -> TrainedNet:
+def onet() -> FaceNet:
     """Returns the stage that decides: :class:`~orchestrator_stages.demos.faces.nets.ONet`."""
-    return TrainedNet(ONet, "onet")
+    return FaceNet(ONet, "onet")

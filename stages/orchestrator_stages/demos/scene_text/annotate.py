@@ -13,7 +13,7 @@ from orchestrator import HostStage
 from orchestrator_stages.demos.faces.letterbox import PHOTO
 
 
-class Annotate(HostStage):
+class AnnotateWords(HostStage):
     """Host stage: ``photo`` and its ``words`` to ``annotated``, a new picture of the same size.
 
     Args:

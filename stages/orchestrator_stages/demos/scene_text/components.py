@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def labelled(mask: Tensor) -> Tensor:
+def label_components(mask: Tensor) -> Tensor:
     """Numbers the connected components of a map.
 
     Each row is cut into runs of cells; runs of neighbouring rows that share a column are one component.
@@ -19,6 +19,8 @@ def labelled(mask: Tensor) -> Tensor:
         int64 of the same shape: 0 where ``mask`` is false, else 1, 2, ... in the order in which reading row by row
         meets the components.
     """
+    # A pass over the runs joins each to those of the row above that touch it. Runs are ordered by row and column, so
+    # `above` only moves on: it is the first run of the row above that may still touch.
     rows, starts, stops = _runs(mask.numpy())
     parent = list(range(len(rows)))
     above = 0
@@ -31,6 +33,7 @@ def labelled(mask: Tensor) -> Tensor:
         while other < run and rows[other] == row - 1 and starts[other] < stops[run]:
             _join(parent, other, run)
             other += 1
+    # Roots are final now; a root is its component's earliest run, so numbers rise in reading order.
     numbers: dict[int, int] = {}
     labels = torch.zeros(mask.shape, dtype=torch.int64)
     for run, row in enumerate(rows):

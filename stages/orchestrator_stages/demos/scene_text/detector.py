@@ -69,11 +69,11 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Returns five feature maps, at 1/2, 1/4, 1/8, 1/16 and 1/16 of the photo."""
-        seen = []
+        maps = []
         for part in self.parts:
             x = part(x)
-            seen.append(x)
-        return [*seen, self.top(x)]
+            maps.append(x)
+        return [*maps, self.top(x)]
 
 
 class Join(nn.Module):
@@ -89,8 +89,8 @@ class Join(nn.Module):
         """Returns a map of the size of ``fine``; ``coarse`` may be smaller."""
         if coarse.shape[2:] != fine.shape[2:]:
             coarse = functional.interpolate(coarse, size=fine.shape[2:], mode="bilinear")
-        joined: Tensor = self.layers(torch.cat([coarse, fine], 1))
-        return joined
+        result: Tensor = self.layers(torch.cat([coarse, fine], 1))
+        return result
 
 
 class Detector(nn.Module):

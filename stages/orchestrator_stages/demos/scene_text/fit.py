@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
+from orchestrator_stages.demos.faces.letterbox import PHOTO, PhotoFrame
 from orchestrator_stages.demos.scene_text.detector import CELL
 
 SIDES = (256, 512, 768, 1024)
@@ -34,27 +34,27 @@ class Fit(HostStage):
         self.rows, self.columns = (Dim(name, cells) for name in ("rows", "columns"))
         dims = (1, 3, self.rows, CELL, self.columns, CELL)
         self.inputs = {"photo": PHOTO}
-        self.outputs = {"fitted": TensorSpec(dims, torch.uint8), "frame": Frame}
+        self.outputs = {"fitted": TensorSpec(dims, torch.uint8), "frame": PhotoFrame}
 
-    def forward(self, photo: Tensor) -> tuple[Tensor, Frame]:
+    def forward(self, photo: Tensor) -> tuple[Tensor, PhotoFrame]:
         """Fits one photo."""
         height, width = photo.shape[:2]
         scale = min(self.side / max(height, width), self.enlarge)
-        frame = Frame(height, width, max(1, round(height * scale)), max(1, round(width * scale)))
+        frame = PhotoFrame(height, width, max(1, round(height * scale)), max(1, round(width * scale)))
         picture = photo.permute(2, 0, 1)[None]
         if (frame.height, frame.width) != (height, width):
             size = (frame.height, frame.width)
             picture = functional.interpolate(picture, size=size, mode="bilinear", antialias=True)
-        rows, columns = (_holding(dim, size) for dim, size in self._cells(frame))
+        rows, columns = (_smallest_bucket(dim, size) for dim, size in self._cells(frame))
         filling = (0, columns * CELL - frame.width, 0, rows * CELL - frame.height)
         whole = functional.pad(picture, filling)
         return whole.reshape(1, 3, rows, CELL, columns, CELL), frame
 
-    def _cells(self, frame: Frame) -> tuple[tuple[Dim, int], ...]:
+    def _cells(self, frame: PhotoFrame) -> tuple[tuple[Dim, int], ...]:
         """Rows and columns of cells that show the photo, each with its dim."""
         return (self.rows, -(-frame.height // CELL)), (self.columns, -(-frame.width // CELL))
 
 
-def _holding(dim: Dim, size: int) -> int:
+def _smallest_bucket(dim: Dim, size: int) -> int:
     """The smallest compiled size that holds one."""
     return next(bucket for bucket in dim.buckets if bucket >= size)

@@ -52,13 +52,14 @@ def scene_text(
     spell = pipeline.add("spell", "scene-text.spell", device="host")
     annotate = pipeline.add("annotate", "scene-text.annotate", device="host")
 
-    fitted, frame = fit(image)
-    crops, boxes = find(image, frame, detector(fitted))
+    # Boxes are those of the photo, not of the fitted picture, so crops are cut at full sharpness.
+    picture, frame = fit(image)
+    crops, boxes = find(image, frame, detector(picture))
     letters, sureness = pipeline.map("read", _word(widths, words), over={"crops": crops})
-    listed, text = spell(letters, sureness, boxes)
+    word_list, text = spell(letters, sureness, boxes)
     pipeline.output("text", text)
-    pipeline.output("words", listed)
-    pipeline.output("annotated", annotate(image, listed))
+    pipeline.output("words", word_list)
+    pipeline.output("annotated", annotate(image, word_list))
     return pipeline
 
 

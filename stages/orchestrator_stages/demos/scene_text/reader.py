@@ -44,8 +44,8 @@ class Glance(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Looks at a batch of crops."""
-        seen: Tensor = self.layers(crops)
-        return seen.mean(2).transpose(1, 2)
+        maps: Tensor = self.layers(crops)
+        return maps.mean(2).transpose(1, 2)
 
 
 class Context(nn.Module):
@@ -59,8 +59,8 @@ class Context(nn.Module):
     def forward(self, strips: Tensor) -> Tensor:
         """Reads a batch of rows."""
         read, _ = self.both(strips)
-        joined: Tensor = self.output(read)
-        return joined
+        result: Tensor = self.output(read)
+        return result
 
 
 class Reader(nn.Module):

@@ -42,24 +42,24 @@ class Spell(HostStage):
         """Spells the words of one photo."""
         words = []
         for row, sure, box in zip(letters, sureness, boxes, strict=True):
-            text, chance = spelled(row, sure)
+            text, chance = spell_word(row, sure)
             if text and chance >= self.threshold:
                 words.append({"text": text, "box": box, "sureness": round(chance, 6)})
-        lines = in_lines(words)
-        listed = [{**word, "line": number} for number, line in enumerate(lines) for word in line]
-        return listed, "\n".join(" ".join(word["text"] for word in line) for line in lines)
+        lines = group_lines(words)
+        word_list = [{**word, "line": number} for number, line in enumerate(lines) for word in line]
+        return word_list, "\n".join(" ".join(word["text"] for word in line) for line in lines)
 
 
-def spelled(letters: Tensor, sureness: Tensor) -> tuple[str, float]:
+def spell_word(letters: Tensor, sureness: Tensor) -> tuple[str, float]:
     """Returns the word that strips show, and how sure the reader was of those that are not blank, 0 to 1."""
-    shown = letters != BLANK
-    begins = shown.clone()
+    is_letter = letters != BLANK
+    begins = is_letter.clone()
     begins[1:] &= letters[1:] != letters[:-1]
     text = "".join(LETTERS[number - 1] for number in letters[begins].tolist())
-    return text.strip(), float(sureness[shown].mean()) if text else 0.0
+    return text.strip(), float(sureness[is_letter].mean()) if text else 0.0
 
 
-def in_lines(words: list[Word]) -> list[list[Word]]:
+def group_lines(words: list[Word]) -> list[list[Word]]:
     """Returns the words by line, top to bottom, each from left to right.
 
     A word is on a line if its middle is as high up as a part of the tallest word of that line, or the other way

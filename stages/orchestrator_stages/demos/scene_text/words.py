@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from orchestrator import HostStage
-from orchestrator_stages.demos.faces.letterbox import PHOTO, Frame
-from orchestrator_stages.demos.scene_text.components import labelled
+from orchestrator_stages.demos.faces.letterbox import PHOTO, PhotoFrame
+from orchestrator_stages.demos.scene_text.components import label_components
 from orchestrator_stages.demos.scene_text.detector import CELL
 from orchestrator_stages.demos.scene_text.reader import HEIGHT, STRIP
 
@@ -46,36 +46,41 @@ class Words(HostStage):
         margin: float = 0.05,
     ) -> None:
         super().__init__(tag="words")
+        # How many crops there are, and of which widths, is decided by each photo: they leave as a list.
         self.widths = sorted(widths)
         self.threshold = threshold
         self.letter = letter
         self.link = link
         self.margin = margin
-        self.inputs = {"photo": PHOTO, "frame": Frame, "scores": None}
+        self.inputs = {"photo": PHOTO, "frame": PhotoFrame, "scores": None}
         self.outputs = {"crops": list, "boxes": list}
 
-    def forward(self, photo: Tensor, frame: Frame, scores: Tensor) -> tuple[list[Tensor], list[list[int]]]:
+    def forward(
+        self, photo: Tensor, frame: PhotoFrame, scores: Tensor
+    ) -> tuple[list[Tensor], list[list[int]]]:
         """Finds the words of one photo."""
         grey = Image.fromarray(photo.contiguous().numpy()).convert("L")
-        shown = scores[0, :, : -(-frame.height // CELL), : -(-frame.width // CELL)]
-        boxes = [in_photo(box, frame) for box in self.found(shown[0], shown[1])]
+        maps = scores[0, :, : -(-frame.height // CELL), : -(-frame.width // CELL)]
+        boxes = [in_photo(box, frame) for box in self.find_boxes(maps[0], maps[1])]
         return [self.crop(grey, box) for box in boxes], boxes
 
-    def found(self, letters: Tensor, links: Tensor) -> Iterator[Tensor]:
+    def find_boxes(self, letters: Tensor, links: Tensor) -> Iterator[Tensor]:
         """Yields the box of each word, float ``[4]`` in pixels of the fitted photo."""
-        labels = labelled((letters > self.letter) | (links > self.link))
+        labels = label_components((letters > self.letter) | (links > self.link))
         cells = labels.nonzero()
         numbers = labels[cells[:, 0], cells[:, 1]]
-        ordered = cells[numbers.argsort(stable=True)]
+        cells_by_number = cells[numbers.argsort(stable=True)]
         ends = numbers.bincount(minlength=1).cumsum(0)
-        for part in ordered.tensor_split(ends[:-1])[1:]:
+        for part in cells_by_number.tensor_split(ends[:-1])[1:]:
             strength = letters[part[:, 0], part[:, 1]]
-            kept = part[strength > self.letter]
-            if len(part) >= SMALLEST and strength.max() >= self.threshold and len(kept):
-                yield _box(part, kept)
+            letter_cells = part[strength > self.letter]
+            if len(part) >= SMALLEST and strength.max() >= self.threshold and len(letter_cells):
+                yield _box(part, letter_cells)
 
     def crop(self, grey: Image.Image, box: Sequence[int]) -> Tensor:
         """Cuts out one word, ``[64, strips, 4]``."""
+        # Scaled to the height of the reader first; the width then follows, and the last column fills up its bucket, so
+        # that no edge appears that could be read as a letter.
         left, top, right, bottom = box
         edge = int(self.margin * (bottom - top))
         window = (
@@ -89,25 +94,25 @@ class Words(HostStage):
         bucket = next(size for size in self.widths if size >= width)
         pixels = cut.resize((width, HEIGHT), Image.Resampling.BICUBIC)
         crop = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8).reshape(HEIGHT, width)
-        filled = torch.cat([crop, crop[:, -1:].expand(HEIGHT, bucket - width)], 1)
-        return filled.reshape(HEIGHT, bucket // STRIP, STRIP)
+        padded_crop = torch.cat([crop, crop[:, -1:].expand(HEIGHT, bucket - width)], 1)
+        return padded_crop.reshape(HEIGHT, bucket // STRIP, STRIP)
 
 
-def _box(part: Tensor, kept: Tensor) -> Tensor:
+def _box(part: Tensor, letter_cells: Tensor) -> Tensor:
     """The box around the letters of a word, larger than the marks that the detector leaves on their centres.
 
     Args:
         part: Row and column of all cells of the word, ``[n, 2]``.
-        kept: Those of its letters.
+        letter_cells: Those of its letters.
     """
     high, wide = (part.amax(0) - part.amin(0) + 1).tolist()
     grow = int(math.sqrt(len(part) * min(high, wide) / (high * wide)))
     around = torch.tensor([grow + 1, grow])  # beside a word there is another one, and soon
-    first, last = kept.amin(0) - around, kept.amax(0) + around + 1
+    first, last = letter_cells.amin(0) - around, letter_cells.amax(0) + around + 1
     return CELL * torch.cat([first.flip(0), last.flip(0)]).to(torch.float32)
 
 
-def in_photo(box: Tensor, frame: Frame) -> list[int]:
+def in_photo(box: Tensor, frame: PhotoFrame) -> list[int]:
     """Returns a box in whole pixels of the photo, clipped to it; it covers a pixel at least."""
     left, top, right, bottom = frame.to_photo(box.reshape(2, 2)).round().long().flatten().tolist()
     left, top = (

@@ -39,8 +39,8 @@ def find_package() -> Path | None:
         files = importlib.metadata.distribution(PACKAGE).files or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    found = [Path(str(file.locate())) for file in files if file.name == "model.bin"]
-    return found[0].parent if found and found[0].is_file() else None
+    paths = [Path(str(file.locate())) for file in files if file.name == "model.bin"]
+    return paths[0].parent if paths and paths[0].is_file() else None
 
 
 def load_checkpoint(weights: str | Path | None = None) -> Checkpoint:
@@ -53,6 +53,7 @@ def load_checkpoint(weights: str | Path | None = None) -> Checkpoint:
     Raises:
         GraphError: It is not there, or something it needs is not installed.
     """
+    # What is missing is told in the order in which a user can mend it: a package, the weights, the right folder.
     try:
         tokenizers = importlib.import_module("tokenizers")
         transformers = importlib.import_module("transformers")
@@ -91,6 +92,7 @@ def _from_folder(transformers: Any, folder: Path) -> Any:
 
 
 def _from_ct2(transformers: Any, folder: Path) -> Any:
+    # The file holds weights alone: sizes are read off their shapes, special tokens off the tokenizer.
     try:
         kind, variables = read_variables(folder / "model.bin")
         if kind != "WhisperSpec":
@@ -105,23 +107,23 @@ def _from_ct2(transformers: Any, folder: Path) -> Any:
     with importlib.import_module("transformers.initialization").no_init_weights():
         model = transformers.WhisperForConditionalGeneration(config)
     model.load_state_dict(state)
-    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=tokens["<|startoftranscript|>"],
         eos_token_id=tokens["<|endoftext|>"],
         pad_token_id=tokens["<|endoftext|>"],
         bos_token_id=tokens["<|endoftext|>"],
         no_timestamps_token_id=tokens["<|notimestamps|>"],
-        suppress_tokens=written.get("suppress_ids"),
-        begin_suppress_tokens=written.get("suppress_ids_begin"),
+        suppress_tokens=options.get("suppress_ids"),
+        begin_suppress_tokens=options.get("suppress_ids_begin"),
         **_languages(len(state["proj_out.weight"]), tokens),
     )
     return model
 
 
 def _special_tokens(path: Path) -> dict[str, int]:
-    added = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
-    return {token["content"]: token["id"] for token in added}
+    entries = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+    return {token["content"]: token["id"] for token in entries}
 
 
 #: Size of the vocabulary of models that know English only.
@@ -140,6 +142,7 @@ def _languages(vocabulary: int, tokens: Mapping[str, int]) -> dict[str, Any]:
 
 def _shape(state: Mapping[str, Any], heads: int, tokens: Mapping[str, int]) -> dict[str, Any]:
     """What a config says of a model with this state."""
+    # What the weights do not show is the same in all checkpoints of Whisper, and is the config's default.
     layers = {
         side: 1 + max(int(name.split(".")[3]) for name in state if name.startswith(f"model.{side}.layers."))
         for side in ("encoder", "decoder")

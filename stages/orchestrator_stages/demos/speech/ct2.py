@@ -23,7 +23,7 @@ VERSION = 6
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
-class _Reader:
+class _FieldReader:
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
         self.place = 0
@@ -38,11 +38,11 @@ class _Reader:
         return str(self.octets(length)[:-1], "utf-8")
 
     def octets(self, count: int) -> memoryview:
-        found = self.data[self.place : self.place + count]
-        if len(found) != count:
+        data = self.data[self.place : self.place + count]
+        if len(data) != count:
             raise ValueError("the file ends too early")
         self.place += count
-        return found
+        return data
 
 
 def read_variables(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -51,7 +51,7 @@ def read_variables(path: Path) -> tuple[str, dict[str, Tensor]]:
     Raises:
         ValueError: The file is none of this version, or is cut off.
     """
-    reader = _Reader(path.read_bytes())
+    reader = _FieldReader(path.read_bytes())
     try:
         version = reader.number("I")
         if version != VERSION:
@@ -63,18 +63,18 @@ def read_variables(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise ValueError(f"{str(path)!r} cannot be read as a model of CTranslate2: {error}.") from error
 
 
-def _variables(reader: _Reader) -> Iterator[tuple[str, Tensor]]:
-    found = {}
+def _variables(reader: _FieldReader) -> Iterator[tuple[str, Tensor]]:
+    variables = {}
     for _ in range(reader.number("I")):
         name = reader.text()
         shape = [reader.number("I") for _ in range(reader.number("B"))]
         dtype = DTYPES[reader.number("B")]
         array = np.frombuffer(reader.octets(reader.number("I")), dtype).reshape(shape)
-        found[name] = torch.from_numpy(array.copy())
+        variables[name] = torch.from_numpy(array.copy())
     for _ in range(reader.number("I")):
         alias = reader.text()
-        found[alias] = found[reader.text()]
-    yield from found.items()
+        variables[alias] = variables[reader.text()]
+    yield from variables.items()
 
 
 #: Parts of a layer to their names in transformers, and the projections that one matrix holds there.
@@ -114,12 +114,13 @@ def whisper_state(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in variables.items():
         if not value.is_floating_point() and value.ndim:
             raise ValueError(f"{name!r} is quantised ({value.dtype}); only float weights can be read.")
-        state.update(_renamed(name, value.to(torch.float32)))
+        state.update(_state_entries(name, value.to(torch.float32)))
     state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     return state
 
 
-def _renamed(name: str, value: Tensor) -> dict[str, Tensor]:
+def _state_entries(name: str, value: Tensor) -> dict[str, Tensor]:
+    # `side/layer_N/part/end`, and a few names without a layer. What is no weight, such as a scale, is left out.
     head, _, end = name.rpartition("/")
     if end == "encodings":
         return {f"model.{head.partition('/')[0]}.embed_positions.weight": value}

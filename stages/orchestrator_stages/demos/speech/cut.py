@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.demos.speech.mel import FRAME, LONGEST, RATE, log_mel
-from orchestrator_stages.demos.speech.recording import Recording, resampled
+from orchestrator_stages.demos.speech.recording import Recording, resample
 
 __all__ = ["MARGIN", "SEGMENTS", "TOKENS", "Cut", "segments"]
 
@@ -78,9 +78,9 @@ class Cut(HostStage):
         """
         if not len(audio.samples):
             raise ValueError("The recording has no samples.")
-        parts = segments(resampled(audio, RATE).samples)
-        needed = max(map(len, parts)) + MARGIN
-        fitting = [length for length in self.lengths if length * 2 * FRAME >= needed]
+        parts = segments(resample(audio, RATE).samples)
+        samples = max(map(len, parts)) + MARGIN
+        fitting = [length for length in self.lengths if length * 2 * FRAME >= samples]
         tokens = min(fitting, default=self.lengths[-1])
         return torch.stack(
             [log_mel(part, 2 * tokens, self.mels).view(self.mels, tokens, 2) for part in parts]

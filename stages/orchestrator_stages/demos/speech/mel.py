@@ -68,11 +68,11 @@ def log_mel(samples: Tensor, frames: int, mels: int = 80) -> Tensor:
     # Silence beyond the last frame, as if the recording went on to the 30 s that the model was trained on: the last
     # window must not see a mirror image of the end.
     length = min(frames * FRAME + WINDOW, LONGEST)
-    heard = samples.new_zeros(max(length, frames * FRAME))
-    kept = min(len(samples), frames * FRAME)
-    heard[:kept] = samples[:kept]
+    padded_samples = samples.new_zeros(max(length, frames * FRAME))
+    count = min(len(samples), frames * FRAME)
+    padded_samples[:count] = samples[:count]
     window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(heard, WINDOW, FRAME, window=window, return_complex=True)
+    spectrum = torch.stft(padded_samples, WINDOW, FRAME, window=window, return_complex=True)
     power = spectrum[:, :frames].abs() ** 2
     loudness = (filters(mels) @ power).clamp(min=1e-10).log10()
     return (torch.maximum(loudness, loudness.max() - 8) + 4) / 4

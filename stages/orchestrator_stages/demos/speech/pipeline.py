@@ -54,10 +54,11 @@ def speech(
     Raises:
         GraphError: There are no weights, or an option has a value that the model does not know.
     """
+    # The options are read as generate() of Whisper reads them, and checked against what this checkpoint can count.
     checkpoint = load_checkpoint(weights)
     model, config = checkpoint.model, checkpoint.model.config
-    wanted = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
-    options: dict[str, Any] = {**model.generation_config.to_dict(), **wanted}
+    arguments = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {**model.generation_config.to_dict(), **arguments}
     family = family_of(model)
     rules = read_rules(options, family.prompt(options), speech=True)
     parts = family.decoder(model, rules.steps)
@@ -74,13 +75,14 @@ def speech(
         )
     rows = Dim("segments", buckets=segments, batch=True)
 
+    # Only what this pipeline cuts and joins itself differs from `from_transformers`; the decoder's loop is the same.
     pipeline = Pipeline("speech")
     cut = Cut(config.num_mel_bins, length.buckets, rows.buckets)
     mel = pipeline.add("cut", cut, device="host")(pipeline.input("audio", Recording))
-    encoded = pipeline.add("encode", AudioEncoder(model.model.encoder))(mel)
+    encoding = pipeline.add("encode", AudioEncoder(model.model.encoder))(mel)
     decoding = Decoding(parts, rules, config.vocab_size, dtype_of(model), rows, length)
-    begun = pipeline.add("begin", decoding.begin())(encoded)
-    chosen = decoding.draw(pipeline, "decode", begun, check_every=check_every)
+    initial_values = pipeline.add("begin", decoding.begin())(encoding)
+    sequences = decoding.draw(pipeline, "decode", initial_values, check_every=check_every)
     read = pipeline.add("read", Read(checkpoint.tokenizer, rules.eos), device="host")
-    pipeline.output("text", read(chosen))
+    pipeline.output("text", read(sequences))
     return pipeline

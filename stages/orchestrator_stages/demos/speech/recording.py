@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Recording", "resampled"]
+__all__ = ["Recording", "resample"]
 
 ZEROS = 24
 """Zero crossings of the sinc to each side: how sharply the filter cuts."""
@@ -138,6 +138,7 @@ def _check_header(path: Path, channels: int, rate: int) -> None:
 
 
 def _read_other(path: Path, cause: Exception) -> tuple[Tensor, int]:
+    # The header is looked at before any sample is read: a file that claims too much is refused, not allocated.
     try:
         soundfile = importlib.import_module("soundfile")
     except ImportError:
@@ -156,7 +157,7 @@ def _read_other(path: Path, cause: Exception) -> tuple[Tensor, int]:
     return torch.from_numpy(np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), rate
 
 
-def resampled(recording: Recording, rate: int) -> Recording:
+def resample(recording: Recording, rate: int) -> Recording:
     """Returns the recording at another rate.
 
     Memory and time go with the samples that come in and go out, whatever the two rates have in common.
@@ -166,6 +167,8 @@ def resampled(recording: Recording, rate: int) -> Recording:
     """
     if rate == recording.rate:
         return recording
+    # Between rates that share a divisor the output has few phases, and each gets its filter once; else there would be a
+    # filter for nearly each sample, so the filters are made and used in blocks.
     divisor = math.gcd(rate, recording.rate)
     up, down = rate // divisor, recording.rate // divisor
     length = -(-len(recording.samples) * up // down)
@@ -175,9 +178,11 @@ def resampled(recording: Recording, rate: int) -> Recording:
             f"more than {MOST_FRAMES:,} are not made."
         )
     sinc = _Sinc(up, down)
-    padded = functional.pad(recording.samples.to(torch.float32), (sinc.reach, sinc.reach + down))
-    made = sinc.by_phases(padded) if sinc.has_few_phases else sinc.by_samples(padded, length)
-    return Recording(made[:length].contiguous(), rate)
+    padded_samples = functional.pad(recording.samples.to(torch.float32), (sinc.reach, sinc.reach + down))
+    result = (
+        sinc.by_phases(padded_samples) if sinc.has_few_phases else sinc.by_samples(padded_samples, length)
+    )
+    return Recording(result[:length].contiguous(), rate)
 
 
 class _Sinc:
@@ -196,23 +201,25 @@ class _Sinc:
         window = torch.cos(place * math.pi / ZEROS / 2).square()
         return (torch.sinc(place) * window * self.cut / self.down).to(torch.float32)
 
-    def by_phases(self, padded: Tensor) -> Tensor:
+    def by_phases(self, padded_samples: Tensor) -> Tensor:
         """One filter for each phase of the output, over all samples at once."""
         # Where the taps of each phase lie, relative to the output sample, in samples of the input.
         taps = torch.arange(-self.reach, self.reach + self.down, dtype=torch.float64)[None]
         phases = torch.arange(self.up, dtype=torch.float64)[:, None] * self.down / self.up
         kernel = self.weights(taps - phases)
-        return functional.conv1d(padded[None, None], kernel[:, None], stride=self.down)[0].T.reshape(-1)
+        return functional.conv1d(padded_samples[None, None], kernel[:, None], stride=self.down)[0].T.reshape(
+            -1
+        )
 
-    def by_samples(self, padded: Tensor, length: int) -> Tensor:
+    def by_samples(self, padded_samples: Tensor, length: int) -> Tensor:
         """The filter of each output sample by itself, for rates that have so little in common that phases are many."""
         taps = torch.arange(-self.reach, self.reach + 2)
-        made = torch.empty(length)
+        result = torch.empty(length)
         step = max(1, _MOST_WEIGHTS // 4 // len(taps))
         for start in range(0, length, step):
             ticks = torch.arange(start, min(start + step, length)) * self.down
             whole, part = ticks // self.up, (ticks % self.up).to(torch.float64) / self.up
             weights = self.weights(taps.to(torch.float64) - part[:, None])
-            near = padded[(whole[:, None] + taps + self.reach).clamp(max=len(padded) - 1)]
-            made[start : start + step] = (weights * near).sum(1)
-        return made
+            near = padded_samples[(whole[:, None] + taps + self.reach).clamp(max=len(padded_samples) - 1)]
+            result[start : start + step] = (weights * near).sum(1)
+        return result

@@ -35,9 +35,9 @@ class _Cursor:
         end = self.place + count
         if not 0 <= count <= len(self.content) - self.place:
             raise ValueError(f"it ends early: {count} bytes are wanted at {self.place}")
-        taken = self.content[self.place : end]
+        data = self.content[self.place : end]
         self.place = end
-        return taken
+        return data
 
     def numbers(self, code: str, count: int) -> tuple[int, ...]:
         data = self.bytes(count * struct.calcsize(f"<{code}"))
@@ -59,6 +59,7 @@ def read_marian(content: bytes) -> dict[str, Tensor]:
     Raises:
         ValueError: It is no such file, or holds a type that is not read here.
     """
+    # The head, then all names, all shapes, a gap, and the data of all items: each part as long as the part before says.
     cursor = _Cursor(content)
     version, count = cursor.numbers("Q", 2)
     if version != VERSION:

@@ -56,6 +56,7 @@ def translate(
     Raises:
         GraphError: There is no such direction, or a length beyond the positions that the networks know.
     """
+    # Checked before anything is drawn: the networks know no position beyond, and their files are by direction.
     checked_direction(direction)
     longest = max(tokens)
     if longest > LONGEST:
@@ -71,14 +72,15 @@ def translate(
         "detokenize", "translate.detokenize", device="host", config={"direction": direction}
     )
     ids, layout = tokenize(pipeline.input("text", str))
-    written = pipeline.map("sentences", _sentence(direction, tokens, sentences), over={"ids": ids})
-    pipeline.output("translation", detokenize(written, layout))
+    translations = pipeline.map("sentences", _sentence(direction, tokens, sentences), over={"ids": ids})
+    pipeline.output("translation", detokenize(translations, layout))
     pipeline.example_inputs = lambda _sizes: {"text": EXAMPLES[direction]}
     return pipeline
 
 
 def _sentence(direction: str, tokens: Sequence[int], sentences: Sequence[int]) -> Pipeline:
-    """A batch of sentences of one length: ``ids`` to ``written``."""
+    """A batch of sentences of one length: ``ids`` to ``translations``."""
+    # As many steps as the longest sentence that is compiled may need; each translation ends by its own length.
     steps = min(LONGEST, math.ceil(FACTOR * max(tokens)))
     body = Pipeline("sentence")
     spec = TensorSpec(
@@ -86,24 +88,25 @@ def _sentence(direction: str, tokens: Sequence[int], sentences: Sequence[int]) -
     )
     ids = body.input("ids", spec)
     read = body.add("encode", "translate.encode", config={"direction": direction})(ids)
-    begun = body.add("begin", "translate.begin", config={"steps": steps})(ids)
-    written = body.loop(
+    initial_values = body.add("begin", "translate.begin", config={"steps": steps})(ids)
+    translations = body.loop(
         "write",
         _step(direction, steps),
-        carry={name: begun[name] for name in ("token", "step", "state", "finished", "written")},
+        carry={name: initial_values[name] for name in ("token", "step", "state", "finished", "written")},
         inputs={"ids": ids, "keys": read["keys"], "values": read["values"]},
         until="done",
         max_steps=steps,
         outputs=("written",),
     )
-    body.output("written", written)
+    body.output("written", translations)
     return body
 
 
 def _step(direction: str, steps: int) -> Pipeline:
     """One token of a batch of translations."""
+    # Carried values come out under the names that they went in by; keys and values are looked up, and stay.
     step = Pipeline("token")
-    remembered = TensorSpec(("sentences", DECODER_LAYERS, HEADS, "tokens", WIDTH // HEADS))
+    lookup = TensorSpec(("sentences", DECODER_LAYERS, HEADS, "tokens", WIDTH // HEADS))
     specs = {
         "token": TensorSpec(("sentences",), torch.int64),
         "step": TensorSpec((1,), torch.int64),
@@ -111,11 +114,11 @@ def _step(direction: str, steps: int) -> Pipeline:
         "finished": TensorSpec(("sentences",), torch.bool),
         "written": TensorSpec(("sentences", steps), torch.int64),
         "ids": TensorSpec(("sentences", "tokens"), torch.int64),
-        "keys": remembered,
-        "values": remembered,
+        "keys": lookup,
+        "values": lookup,
     }
-    fed = {name: step.input(name, spec) for name, spec in specs.items()}
-    after = step.add("decode", "translate.decode", config={"direction": direction})(**fed)
+    inputs = {name: step.input(name, spec) for name, spec in specs.items()}
+    after = step.add("decode", "translate.decode", config={"direction": direction})(**inputs)
     for name in ("token", "step", "state", "finished", "written", "done"):
         step.output(name, after[name])
     return step

@@ -49,7 +49,7 @@ def positions(count: int = LONGEST, width: int = WIDTH) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def unseen(ids: Tensor) -> Tensor:
+def padding_bias(ids: Tensor) -> Tensor:
     """Returns what is added to attention scores, ``[rows, 1, 1, tokens]``: 0, or a lot less where there is no token.
 
     It is finite, so that a row without any token gives numbers: a row that only fills a batch.
@@ -84,7 +84,7 @@ def split_heads(vectors: Tensor) -> Tensor:
     return vectors.reshape(rows, tokens, HEADS, width // HEADS).transpose(1, 2)
 
 
-class Attention(nn.Module):
+class PostNormAttention(nn.Module):
     """Multi-head attention with its residual connection and norm; keys and values come from outside."""
 
     def __init__(self) -> None:
@@ -95,11 +95,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Returns ``[rows, tokens, 256]``; ``keys`` and ``values`` are split in heads."""
-        found = functional.scaled_dot_product_attention(
+        answers = functional.scaled_dot_product_attention(
             split_heads(self.query(x)), keys, values, attn_mask=mask
         )
-        joined: Tensor = self.norm(x + self.output(found.transpose(1, 2).flatten(2)))
-        return joined
+        result: Tensor = self.norm(x + self.output(answers.transpose(1, 2).flatten(2)))
+        return result
 
 
 class KeysValues(nn.Module):
@@ -126,8 +126,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a tensor of the shape of ``x``."""
-        changed: Tensor = self.norm(x + self.outer(self.inner(x).relu()))
-        return changed
+        result: Tensor = self.norm(x + self.outer(self.inner(x).relu()))
+        return result
 
 
 class EncoderLayer(nn.Module):
@@ -136,14 +136,14 @@ class EncoderLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.read = KeysValues()
-        self.attention = Attention()
+        self.attention = PostNormAttention()
         self.feed_forward = FeedForward()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Returns ``[rows, tokens, 256]``."""
         keys, values = self.read(x)
-        changed: Tensor = self.feed_forward(self.attention(x, keys, values, mask))
-        return changed
+        result: Tensor = self.feed_forward(self.attention(x, keys, values, mask))
+        return result
 
 
 class Encode(nn.Module):
@@ -161,7 +161,7 @@ class Encode(nn.Module):
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         """Reads a batch of sentences."""
-        mask = unseen(ids)
+        mask = padding_bias(ids)
         x = self.embedding.words(ids) + self.embedding.positions[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
@@ -198,7 +198,7 @@ class Begin(nn.Module):
         }
 
 
-class DecoderLayer(nn.Module):
+class SSRULayer(nn.Module):
     """A recurrent unit, a look at what was read, then dense layers."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class DecoderLayer(nn.Module):
         self.forget = nn.Linear(WIDTH, WIDTH)
         self.update = nn.Linear(WIDTH, WIDTH, bias=False)
         self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.attention = Attention()
+        self.attention = PostNormAttention()
         self.feed_forward = FeedForward()
 
     def forward(
@@ -237,7 +237,7 @@ class Decode(nn.Module):
         super().__init__()
         self.factor = factor
         self.embedding = Embedding()
-        self.layers = nn.ModuleList(DecoderLayer() for _ in range(DECODER_LAYERS))
+        self.layers = nn.ModuleList(SSRULayer() for _ in range(DECODER_LAYERS))
 
     def forward(
         self,
@@ -251,7 +251,8 @@ class Decode(nn.Module):
         values: Tensor,
     ) -> dict[str, Tensor]:
         """Writes one token of a batch of translations."""
-        mask = unseen(ids)
+        # One token through the layers, each with its state; then what is over stays so, and the token takes its place.
+        mask = padding_bias(ids)
         x = self.embedding.words(token) + self.embedding.positions.index_select(0, step)
         states = []
         for number, layer in enumerate(self.layers):

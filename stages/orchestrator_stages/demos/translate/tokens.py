@@ -83,10 +83,10 @@ class Tokenize(HostStage):
             InputError: A sentence is too long.
         """
         lines = split_text(text)
-        ids = [self.checked(sentence) for line in lines for sentence in line]
+        ids = [self.encode_sentence(sentence) for line in lines for sentence in line]
         return ids, [len(line) for line in lines]
 
-    def checked(self, sentence: str) -> Tensor:
+    def encode_sentence(self, sentence: str) -> Tensor:
         """Returns the ids of a sentence that is not too long."""
         ids = self.vocabulary.encode(sentence)
         if len(ids) > self.longest:

@@ -44,8 +44,8 @@ def checked_direction(direction: str) -> str:
         GraphError: There is none.
     """
     if direction not in MODELS:
-        known = " and ".join(repr(name) for name in MODELS)
-        raise GraphError(f"There is no translation {direction!r}; there are {known}.", direction=direction)
+        names = " and ".join(repr(name) for name in MODELS)
+        raise GraphError(f"There is no translation {direction!r}; there are {names}.", direction=direction)
     return direction
 
 

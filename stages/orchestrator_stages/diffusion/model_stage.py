@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 
-class Held(nn.Module):
+class ModelStage(nn.Module):
     """Base class of stages around a model; a subclass says in ``forward`` what it takes and gives.
 
     The model is held, not copied, and stays as it is; its mode counts, not that of this module.

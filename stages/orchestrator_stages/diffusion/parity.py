@@ -21,11 +21,11 @@ LATENTS = (2, 3, 4)
 """Shape of what the steps are taken with."""
 
 
-def check_twins(ours: Any, theirs: Any, counts: Iterable[int], *, latents: int | None = None) -> None:
+def check_parity(ours: Any, theirs: Any, counts: Iterable[int], *, latents: int | None = None) -> None:
     """Takes all steps of both schedulers, for some numbers of them, and compares the bits.
 
     Args:
-        ours: Our :class:`~orchestrator_stages.diffusion.schedule.Scheduler`.
+        ours: Our :class:`~orchestrator_stages.diffusion.schedule.DiffusionScheduler`.
         theirs: That of diffusers; it is left alone.
         counts: Numbers of steps. One that diffusers refuses, or that is more than there are timesteps, is left out.
         latents: Number of packed latents, for Flux.
@@ -33,18 +33,19 @@ def check_twins(ours: Any, theirs: Any, counts: Iterable[int], *, latents: int |
     Raises:
         GraphError: They differ.
     """
+    # Of diffusers' a copy, since setting timesteps changes it. What diffusers itself refuses is no difference.
     for count in counts:
         if count > ours.num_train_timesteps:
             continue
-        twin = copy.deepcopy(theirs)
+        replica = copy.deepcopy(theirs)
         try:
             if latents is None:
-                twin.set_timesteps(count)
+                replica.set_timesteps(count)
             else:
-                twin.set_timesteps(sigmas=flux_levels(count), mu=ours.mu(latents))
+                replica.set_timesteps(sigmas=flux_levels(count), mu=ours.mu(latents))
         except Exception:
             continue
-        place = _first_difference(ours, twin, count, latents)
+        place = _first_difference(ours, replica, count, latents)
         if place is not None:
             cls = type(theirs)
             raise GraphError(
@@ -57,23 +58,26 @@ def check_twins(ours: Any, theirs: Any, counts: Iterable[int], *, latents: int |
             )
 
 
-def _first_difference(ours: Any, twin: Any, count: int, latents: int | None) -> str | None:
+def _first_difference(ours: Any, theirs: Any, count: int, latents: int | None) -> str | None:
     table = ours.table(count) if latents is None else flux_table(ours, latents)(count)
-    if not table.timesteps.equal(twin.timesteps) or table.start != float(
-        getattr(twin, "init_noise_sigma", 1.0)
+    if not table.timesteps.equal(theirs.timesteps) or table.start != float(
+        getattr(theirs, "init_noise_sigma", 1.0)
     ):
         return "the table"
     generator = torch.Generator().manual_seed(0)
-    moved = torch.randn(LATENTS, generator=generator)
+    sample = torch.randn(LATENTS, generator=generator)
     step, scale = ours.step(), ours.scale()
     for index, (timestep, row) in enumerate(zip(table.timesteps, table.rows, strict=True), 1):
-        shown = moved if scale is None else scale(moved, row)
-        if hasattr(twin, "scale_model_input") and not _same(shown, twin.scale_model_input(moved, timestep)):
+        # `scale_model_input` comes before `step`: diffusers looks up in it which step it is.
+        model_input = sample if scale is None else scale(sample, row)
+        if hasattr(theirs, "scale_model_input") and not _same(
+            model_input, theirs.scale_model_input(sample, timestep)
+        ):
             return f"what the denoiser is shown in step {index}"
         output = torch.randn(LATENTS, generator=generator)
-        expected = twin.step(output, timestep, moved, return_dict=False)[0]
-        moved = step(output, moved, row)
-        if not _same(moved, expected):
+        next_sample = theirs.step(output, timestep, sample, return_dict=False)[0]
+        sample = step(output, sample, row)
+        if not _same(sample, next_sample):
             return f"step {index}"
     return None
 
