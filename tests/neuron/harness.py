@@ -52,21 +52,23 @@ def install() -> None:
     warnings.simplefilter("ignore")
 
 
-def checks(wanted: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+def checks(parts: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     for module in MODULES:
         for name, check in list(vars(importlib.import_module(f"on_nxdi.{module}")).items()):
-            if name.startswith("check_") and (not wanted or any(part in name for part in wanted)):
+            if name.startswith("check_") and (not parts or any(part in name for part in parts)):
                 yield name.removeprefix("check_"), check
 
 
-def main(wanted: list[str]) -> int:
+def main(parts: list[str]) -> int:
     if missing():
         say(f"Not set: {', '.join(missing())}. {__doc__}")
         return 2
+    # The classes of NxD Inference are imported by the checks, so whatever stands under them comes first.
     install()
     results: dict[str, str | None] = {}
-    for name, check in checks(wanted):
+    for name, check in checks(parts):
         say(f"--- {name}")
+        # One check that fails, by an assertion or by `pytest.raises`, does not end the others.
         try:
             check()
             results[name] = None

@@ -17,7 +17,7 @@ from orchestrator.program import Application, Program, ProgramInput, ProgramOutp
 from orchestrator.stage import make_stage
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 
-__all__ = ["Affine", "Two", "application", "emulated", "load", "program", "spec", "weightless"]
+__all__ = ["Affine", "Two", "application", "emulated_backend", "load", "program", "spec", "weightless"]
 
 _numbers = itertools.count()
 
@@ -62,15 +62,16 @@ def program(
     **more: Any,
 ) -> Program:
     """A program with one tensor for each input; ``before`` and ``after`` are folded adapters by port."""
+    # Without adapters a port has the stage's own spec; `dtypes` are those of a stage that was written for 64 bits.
     before, after, dtypes = before or {}, after or {}, dtypes or {}
-    fed = [
+    program_inputs = [
         ProgramInput(port, form, before.get(port, ()), dtypes.get(port, form.dtype))
         for port, form in inputs.items()
     ]
-    given = [ProgramOutput(port, form, after.get(port, ())) for port, form in outputs.items()]
-    returns = more.pop("returns", "single" if len(given) == 1 else "tuple")
+    program_outputs = [ProgramOutput(port, form, after.get(port, ())) for port, form in outputs.items()]
+    returns = more.pop("returns", "single" if len(program_outputs) == 1 else "tuple")
     ports = more.pop("ports", tuple(outputs))
-    return Program(name, tuple(fed), tuple(given), tuple(sizes), returns, ports, **more)
+    return Program(name, tuple(program_inputs), tuple(program_outputs), tuple(sizes), returns, ports, **more)
 
 
 def application(
@@ -80,13 +81,13 @@ def application(
     return Application(name, make_stage(name, target, config=config, **add), programs)
 
 
-def weightless(made: Program) -> Application:
+def weightless(item: Program) -> Application:
     """A program of adapters alone."""
-    return Application(made.name, None, (made,))
+    return Application(item.name, None, (item,))
 
 
 @contextlib.contextmanager
-def emulated(budget: int = 0, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
+def emulated_backend(budget: int = 0, counting: bool = True, **options: Any) -> Iterator[EmulatedBackend]:
     """An opened emulated device, under ``no_grad`` as sessions run."""
     backend = EmulatedBackend("neuron-emulated", options)
     backend.open(budget)
@@ -99,9 +100,9 @@ def emulated(budget: int = 0, counting: bool = True, **options: Any) -> Iterator
         backend.close()
 
 
-def load(backend: EmulatedBackend, made: Application, path: Path) -> dict[str, Callable[..., Any]]:
+def load(backend: EmulatedBackend, item: Application, path: Path) -> dict[str, Callable[..., Any]]:
     """Compiles an application into a new folder and loads it."""
     folder = path / str(next(_numbers))
     folder.mkdir()
-    backend.build(made, folder)
-    return dict(backend.load_application(made, folder))
+    backend.build(item, folder)
+    return dict(backend.load_application(item, folder))

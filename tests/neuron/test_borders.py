@@ -41,9 +41,9 @@ def test_parts_of_ranks_are_joined_before_they_are_cut_back(tmp_path: Path):
     with plan.load() as session:
         for size in (4, 2, 3, 1, 9):
             x = torch.randn(size, 4)
-            found = session(x=x)
-            torch.testing.assert_close(found["y"], whole(x).detach())
-            torch.testing.assert_close(found["z"], after(whole(x)).detach())
+            results = session(x=x)
+            torch.testing.assert_close(results["y"], whole(x).detach())
+            torch.testing.assert_close(results["z"], after(whole(x)).detach())
         stats = session.stats
         for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
             assert stats["measured"][DEVICE][name] == stats[name]
@@ -55,19 +55,19 @@ def test_a_plan_that_cuts_a_fixed_dim_is_refused():
     plan = one(nn.Linear(4, 4), TensorSpec((Dim("b", buckets=(2, 4)), 4), pad=0)).plan(DEVICE)
     cut = Adapter("cut", ("b", 2))
 
-    def changed(adapter: Adapter | None) -> Adapter | None:
+    def change(adapter: Adapter | None) -> Adapter | None:
         return cut if adapter is not None and adapter.kind == "cut" else adapter
 
-    (made,) = (step.outputs[0] for step in plan.steps if step.adapter and step.adapter.kind == "cut")
+    (cut_value,) = (step.outputs[0] for step in plan.steps if step.adapter and step.adapter.kind == "cut")
     values = [
-        replace(value, spec=TensorSpec(("b", 2))) if index == made else value
+        replace(value, spec=TensorSpec(("b", 2))) if index == cut_value else value
         for index, value in enumerate(plan.values)
     ]
-    edges = [replace(edge, adapters=tuple(map(changed, edge.adapters))) for edge in plan.edges]
-    steps = [replace(step, adapter=changed(step.adapter)) for step in plan.steps]
-    edited = replace(plan, values=tuple(values), edges=tuple(edges), steps=tuple(steps))
+    edges = [replace(edge, adapters=tuple(map(change, edge.adapters))) for edge in plan.edges]
+    steps = [replace(step, adapter=change(step.adapter)) for step in plan.steps]
+    broken_plan = replace(plan, values=tuple(values), edges=tuple(edges), steps=tuple(steps))
     with pytest.raises(PlanError, match="which is no cut"):
-        verify(edited)
+        verify(broken_plan)
 
 
 def test_a_pad_that_the_device_cannot_hold_is_refused_when_planning():
@@ -169,8 +169,8 @@ def test_loading_leaves_room_for_requests():
 
     pipeline = one(add, TensorSpec((64, 64)))
     plan = pipeline.plan(DEVICE)
-    needed = sum(size for _, size in plan.buffers) + plan.summary["peak_bytes"][DEVICE]
+    memory = sum(size for _, size in plan.buffers) + plan.summary["peak_bytes"][DEVICE]
     with pytest.raises(CompileError, match="nothing was loaded"):
-        pipeline.plan(DEVICE, memory=needed + 100).load()
-    with pipeline.plan(DEVICE, memory=needed + 64 * 64 * 4).load() as session:
+        pipeline.plan(DEVICE, memory=memory + 100).load()
+    with pipeline.plan(DEVICE, memory=memory + 64 * 64 * 4).load() as session:
         assert session(x=torch.zeros(64, 64))["y"].sum() == 64

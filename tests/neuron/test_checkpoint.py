@@ -19,7 +19,7 @@ from tests.neuron.programs import Affine
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., str]:
+def write_checkpoint(tmp_path: Path) -> Callable[..., str]:
     """Writes a checkpoint; gives its path."""
 
     def write(weights: dict[str, torch.Tensor], name: str = "model.safetensors") -> str:
@@ -33,41 +33,42 @@ def _other(seed: int = 7) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in Affine(seed=seed).state_dict().items()}
 
 
-def _same(found: dict[str, torch.Tensor], expected: dict[str, Any]) -> bool:
-    return all(torch.equal(found[name], value) for name, value in expected.items())
+def _same(weights: dict[str, torch.Tensor], reference: dict[str, Any]) -> bool:
+    return all(torch.equal(weights[name], value) for name, value in reference.items())
 
 
 def test_without_a_checkpoint_the_module_has_them() -> None:
     module = Affine()
-    found = load_weights("s", module, NeuronSettings())
-    assert set(found) == {"model.weight", "model.bias", "scale", "shift"}
-    assert _same(found, {**module.state_dict(), "shift": module.shift})
-    assert not any(tensor.requires_grad for tensor in found.values())
+    result = load_weights("s", module, NeuronSettings())
+    assert set(result) == {"model.weight", "model.bias", "scale", "shift"}
+    assert _same(result, {**module.state_dict(), "shift": module.shift})
+    assert not any(tensor.requires_grad for tensor in result.values())
 
 
-def test_names_that_start_with_model_are_kept(stored: Callable[..., str]) -> None:
-    found = load_weights("s", Affine(), NeuronSettings(checkpoint=stored(_other())))
-    assert _same(found, _other())
+def test_names_that_start_with_model_are_kept(write_checkpoint: Callable[..., str]) -> None:
+    result = load_weights("s", Affine(), NeuronSettings(checkpoint=write_checkpoint(_other())))
+    assert _same(result, _other())
 
 
-def test_a_buffer_no_checkpoint_has_comes_from_the_module(stored: Callable[..., str]) -> None:
-    found = load_weights("s", Affine(), NeuronSettings(checkpoint=stored(_other())))
-    assert torch.equal(found["shift"], Affine().shift)
+def test_a_buffer_no_checkpoint_has_comes_from_the_module(write_checkpoint: Callable[..., str]) -> None:
+    result = load_weights("s", Affine(), NeuronSettings(checkpoint=write_checkpoint(_other())))
+    assert torch.equal(result["shift"], Affine().shift)
 
 
-def test_a_folder_with_one_file(stored: Callable[..., str]) -> None:
-    folder = str(Path(stored(_other())).parent)
+def test_a_folder_with_one_file(write_checkpoint: Callable[..., str]) -> None:
+    folder = str(Path(write_checkpoint(_other())).parent)
     assert _same(load_weights("s", Affine(), NeuronSettings(checkpoint=folder)), _other())
 
 
-def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> None:
+def test_a_folder_with_shards(write_checkpoint: Callable[..., str], tmp_path: Path) -> None:
     weights = _other()
-    stored({"model.weight": weights["model.weight"]}, "one.safetensors")
-    stored({name: weights[name] for name in ("model.bias", "scale")}, "two.safetensors")
+    write_checkpoint({"model.weight": weights["model.weight"]}, "one.safetensors")
+    write_checkpoint({name: weights[name] for name in ("model.bias", "scale")}, "two.safetensors")
     places = {"model.weight": "one.safetensors", "model.bias": "two.safetensors", "scale": "two.safetensors"}
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
     assert _same(load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path))), weights)
+    # A shard is a file of this folder: no path leads out of it, nor into one below.
     (tmp_path / "in").mkdir()
     for file in (
         "../one.safetensors",
@@ -88,17 +89,17 @@ def test_a_folder_with_shards(stored: Callable[..., str], tmp_path: Path) -> Non
         load_weights("s", Affine(), NeuronSettings(checkpoint=str(tmp_path)))
 
 
-def test_everything_that_does_not_fit_is_said_at_once(stored: Callable[..., str]) -> None:
-    path = stored(
+def test_everything_that_does_not_fit_is_said_at_once(write_checkpoint: Callable[..., str]) -> None:
+    path = write_checkpoint(
         {
             "model.weight": torch.zeros(3, 5),
             "scale": torch.zeros(3, dtype=torch.int32),
             "stray": torch.zeros(1),
         }
     )
-    with pytest.raises(CompileError) as caught:
+    with pytest.raises(CompileError) as excinfo:
         load_weights("vision", Affine(), NeuronSettings(checkpoint=path))
-    text = str(caught.value)
+    text = str(excinfo.value)
     assert path in text
     assert "'vision'" in text
     assert "1 missing: 'model.bias'" in text
@@ -107,21 +108,23 @@ def test_everything_that_does_not_fit_is_said_at_once(stored: Callable[..., str]
     assert "'scale' is I32 (int), the module has torch.float32" in text
 
 
-def test_long_lists_are_cut_with_a_count(stored: Callable[..., str]) -> None:
+def test_long_lists_are_cut_with_a_count(write_checkpoint: Callable[..., str]) -> None:
     weights = {f"stray{number}": torch.zeros(1) for number in range(50)}
-    with pytest.raises(CompileError, match=r"50 unexpected: .*, and 30 more") as caught:
-        load_weights("s", nn.Identity(), NeuronSettings(checkpoint=stored(weights)))
-    assert str(caught.value).count("stray") == 20
+    with pytest.raises(CompileError, match=r"50 unexpected: .*, and 30 more") as excinfo:
+        load_weights("s", nn.Identity(), NeuronSettings(checkpoint=write_checkpoint(weights)))
+    assert str(excinfo.value).count("stray") == 20
 
 
-def test_a_common_prefix_is_pointed_out(stored: Callable[..., str]) -> None:
+def test_a_common_prefix_is_pointed_out(write_checkpoint: Callable[..., str]) -> None:
     weights = {f"net.{name}": value for name, value in _other().items()}
     with pytest.raises(CompileError, match=r"start with 'net\.'"):
-        load_weights("s", Affine(), NeuronSettings(checkpoint=stored(weights)))
+        load_weights("s", Affine(), NeuronSettings(checkpoint=write_checkpoint(weights)))
 
 
-def test_data_is_read_only_if_all_fits(stored: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(stored({"model.weight": torch.zeros(9, 9)}))
+def test_data_is_read_only_if_all_fits(
+    write_checkpoint: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(write_checkpoint({"model.weight": torch.zeros(9, 9)}))
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     path.write_bytes(whole[:header] + bytes(len(whole) - header))  # the header alone tells
@@ -129,7 +132,7 @@ def test_data_is_read_only_if_all_fits(stored: Callable[..., str], monkeypatch: 
         load_weights("s", Affine(), NeuronSettings(checkpoint=str(path)))
 
 
-class _Tied(nn.Module):
+class _TwoNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(5, 4)
@@ -138,60 +141,64 @@ class _Tied(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["table.weight", "head.weight"])
-def test_a_tied_weight_is_stored_once_and_stays_one(stored: Callable[..., str], name: str) -> None:
+def test_a_tied_weight_is_stored_once_and_stays_one(write_checkpoint: Callable[..., str], name: str) -> None:
     weight = torch.randn(5, 4)
-    settings = NeuronSettings(checkpoint=stored({name: weight}), torch_dtype=torch.bfloat16)
-    found = load_weights("s", _Tied(), settings)
-    assert found["table.weight"] is found["head.weight"]
-    assert torch.equal(found["head.weight"], weight.bfloat16())
-    plain = load_weights("s", _Tied(), NeuronSettings(torch_dtype=torch.float16))
+    settings = NeuronSettings(checkpoint=write_checkpoint({name: weight}), torch_dtype=torch.bfloat16)
+    result = load_weights("s", _TwoNames(), settings)
+    assert result["table.weight"] is result["head.weight"]
+    assert torch.equal(result["head.weight"], weight.bfloat16())
+    plain = load_weights("s", _TwoNames(), NeuronSettings(torch_dtype=torch.float16))
     assert plain["table.weight"] is plain["head.weight"]
 
 
-def test_floats_have_the_dtype_in_force(stored: Callable[..., str]) -> None:
+def test_floats_have_the_dtype_in_force(write_checkpoint: Callable[..., str]) -> None:
     module = nn.BatchNorm1d(3)
     weights = {
         name: value.double() if value.is_floating_point() else value
         for name, value in module.state_dict().items()
     }
-    path = stored(weights)
+    path = write_checkpoint(weights)
     assert load_weights("s", module, NeuronSettings(checkpoint=path))["weight"].dtype is torch.float32
-    found = load_weights("s", module, NeuronSettings(checkpoint=path, torch_dtype=torch.bfloat16))
-    assert found["running_mean"].dtype is torch.bfloat16
-    assert found["num_batches_tracked"].dtype is torch.int64
+    result = load_weights("s", module, NeuronSettings(checkpoint=path, torch_dtype=torch.bfloat16))
+    assert result["running_mean"].dtype is torch.bfloat16
+    assert result["num_batches_tracked"].dtype is torch.int64
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_a_sharded_weight_is_cut_for_each_rank(stored: Callable[..., str], dim: int) -> None:
+def test_a_sharded_weight_is_cut_for_each_rank(write_checkpoint: Callable[..., str], dim: int) -> None:
     whole = {**_other(), "model.weight": torch.randn(6, 4) if dim == 0 else torch.randn(3, 8)}
-    settings = NeuronSettings(world_size=2, checkpoint=stored(whole), shard_weights=(("model.weight", dim),))
+    settings = NeuronSettings(
+        world_size=2, checkpoint=write_checkpoint(whole), shard_weights=(("model.weight", dim),)
+    )
     weights = load_weights("s", Affine(), settings)
     parts = [rank_weights(weights, settings, rank) for rank in range(2)]
     assert torch.equal(torch.cat([part["model.weight"] for part in parts], dim), whole["model.weight"])
     assert all(torch.equal(part["model.bias"], whole["model.bias"]) for part in parts)
 
 
-def test_a_sharded_weight_has_the_size_of_all_ranks(stored: Callable[..., str]) -> None:
-    settings = NeuronSettings(world_size=2, checkpoint=stored(_other()), shard_weights=(("model.weight", 0),))
+def test_a_sharded_weight_has_the_size_of_all_ranks(write_checkpoint: Callable[..., str]) -> None:
+    settings = NeuronSettings(
+        world_size=2, checkpoint=write_checkpoint(_other()), shard_weights=(("model.weight", 0),)
+    )
     with pytest.raises(
         CompileError, match=r"is \[3, 4\], the module has \[6, 4\] \(2 ranks with \[3, 4\] each\)"
     ):
         load_weights("s", Affine(), settings)
 
 
-def test_a_tied_weight_is_sharded_under_both_names(stored: Callable[..., str]) -> None:
+def test_a_tied_weight_is_sharded_under_both_names(write_checkpoint: Callable[..., str]) -> None:
     settings = NeuronSettings(
         world_size=2,
-        checkpoint=stored({"table.weight": torch.randn(10, 4)}),
+        checkpoint=write_checkpoint({"table.weight": torch.randn(10, 4)}),
         shard_weights=(("head.weight", 0),),
     )
-    part = rank_weights(load_weights("s", _Tied(), settings), settings, 1)
+    part = rank_weights(load_weights("s", _TwoNames(), settings), settings, 1)
     assert part["table.weight"] is part["head.weight"]
     assert part["head.weight"].shape == (5, 4)
 
 
-def test_wrong_shards_are_refused(stored: Callable[..., str]) -> None:
-    path = stored(_other())
+def test_wrong_shards_are_refused(write_checkpoint: Callable[..., str]) -> None:
+    path = write_checkpoint(_other())
     cases = {
         "no checkpoint": NeuronSettings(world_size=2, shard_weights=(("model.weight", 0),)),
         "Did you mean 'model.weight'": NeuronSettings(checkpoint=path, shard_weights=(("model.wait", 0),)),
@@ -202,16 +209,16 @@ def test_wrong_shards_are_refused(stored: Callable[..., str]) -> None:
             load_weights("s", Affine(), settings)
 
 
-def test_a_stage_without_weights_takes_no_checkpoint(stored: Callable[..., str]) -> None:
+def test_a_stage_without_weights_takes_no_checkpoint(write_checkpoint: Callable[..., str]) -> None:
     assert load_weights("s", None, NeuronSettings()) == {}
     with pytest.raises(CompileError, match="3 unexpected"):
-        load_weights("s", None, NeuronSettings(checkpoint=stored(_other())))
+        load_weights("s", None, NeuronSettings(checkpoint=write_checkpoint(_other())))
 
 
-def test_what_is_no_checkpoint_is_said(tmp_path: Path, stored: Callable[..., str]) -> None:
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(b"no header")
-    short = Path(stored(_other(), "short.safetensors"))
+def test_what_is_no_checkpoint_is_said(tmp_path: Path, write_checkpoint: Callable[..., str]) -> None:
+    garbage = tmp_path / "damaged.safetensors"
+    garbage.write_bytes(b"no header")
+    short = Path(write_checkpoint(_other(), "short.safetensors"))
     short.write_bytes(short.read_bytes()[:-4])
     (tmp_path / "listed").mkdir()
     (tmp_path / "listed" / "model.safetensors.index.json").write_text(
@@ -222,15 +229,15 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path, stored: Callable[..., str
     cases = {
         str(tmp_path / "nowhere"): "does not exist",
         str(tmp_path): "has neither .* name the file itself",
-        str(damaged): "cannot be read",
+        str(garbage): "cannot be read",
         str(short): "cannot be read",
         str(tmp_path / "listed"): "gone.safetensors",
         str(tmp_path / "odd"): "cannot be read",
     }
     for path, text in cases.items():
-        with pytest.raises(CompileError, match=text) as caught:
+        with pytest.raises(CompileError, match=text) as excinfo:
             load_weights("s", Affine(), NeuronSettings(checkpoint=path))
-        assert "'s'" in str(caught.value)
+        assert "'s'" in str(excinfo.value)
 
 
 def test_a_state_dict_in_memory_is_a_checkpoint_too():

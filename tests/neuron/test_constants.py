@@ -11,7 +11,7 @@ from torch import nn
 
 from orchestrator.errors import CompileError
 from orchestrator_neuron.emulated.backend import EmulatedBackend
-from tests.neuron.programs import application, emulated, load, program, spec
+from tests.neuron.programs import application, emulated_backend, load, program, spec
 
 FORM = program({"x": spec(3, 4)}, {"output": spec(3, 4)})
 TABLE = torch.ones(100, 4)
@@ -36,60 +36,60 @@ CONSTANTS = {
 @pytest.mark.parametrize("kind", CONSTANTS)
 def test_constants_are_weighed_with_what_requests_take(tmp_path: Path, kind: str) -> None:
     target, size = CONSTANTS[kind]
-    made = application(target, FORM)
+    item = application(target, FORM)
     backend = EmulatedBackend("neuron-emulated")
     for budget, fits in ((size + 95, False), (size + 96, True)):
         folder = tmp_path / str(budget)
         folder.mkdir()
-        backend.build(made, folder)
+        backend.build(item, folder)
         backend.open(budget, reserved=48)
         try:
             if fits:
-                run = backend.load_application(made, folder)["p"]
+                run = backend.load_application(item, folder)["p"]
                 run(backend.upload(torch.ones(3, 4)))
                 continue
-            with pytest.raises(CompileError) as caught:
-                backend.load_application(made, folder)
+            with pytest.raises(CompileError) as excinfo:
+                backend.load_application(item, folder)
             assert backend.open_device.allocated_bytes == [0]
         finally:
             backend.close()
         for part in (f"constants {size:,}", f"of {budget:,}", "requests take 48", "a plan cannot count them"):
-            assert part in str(caught.value)
+            assert part in str(excinfo.value)
 
 
 def test_routing_inputs_are_weighed(tmp_path: Path) -> None:
     form = program({"x": spec(3, 4)}, {"output": spec(3, 4)}, route=5)
-    with emulated(budget=48 + 19) as backend, pytest.raises(CompileError, match="routing inputs 20"):
+    with emulated_backend(budget=48 + 19) as backend, pytest.raises(CompileError, match="routing inputs 20"):
         load(backend, application(nn.ReLU(), form, inputs=("x",)), tmp_path)
 
 
-HELD = spec(2, dtype=torch.int32)
-INTEGERS = program({"x": HELD}, {"output": HELD}, dtypes={"x": torch.int64})
+INT32 = spec(2, dtype=torch.int32)
+INTEGERS = program({"x": INT32}, {"output": INT32}, dtypes={"x": torch.int64})
 
 
 class Large(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain = torch.tensor([2**40])
-        self.register_buffer("held", torch.tensor([2**41]))
+        self.register_buffer("persistent", torch.tensor([2**41]))
         self.register_buffer("aside", torch.tensor([2**42]), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        whole = x * self.plain + self.held + self.aside + torch.tensor(2**43) + 2**44
+        whole = x * self.plain + self.persistent + self.aside + torch.tensor(2**43) + 2**44
         assert whole.dtype is torch.int64
         return whole // 2**38
 
 
 def test_integers_of_64_bits_keep_their_values_inside(tmp_path: Path) -> None:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         run = load(backend, application(Large(), INTEGERS), tmp_path)["p"]
-        made = backend.download(run(backend.upload(torch.tensor([1, 3], dtype=torch.int32)))[0])
-        assert made.tolist() == Large()(torch.tensor([1, 3])).tolist()
+        value = backend.download(run(backend.upload(torch.tensor([1, 3], dtype=torch.int32)))[0])
+        assert value.tolist() == Large()(torch.tensor([1, 3])).tolist()
 
 
 @pytest.mark.parametrize("factor", [2**30, -(2**30) - 1])
 def test_an_output_beyond_32_bits_raises(tmp_path: Path, factor: Any) -> None:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         run = load(backend, application(lambda x: x * factor, INTEGERS), tmp_path)["p"]
         (fits,) = run(backend.upload(torch.tensor([1, -1], dtype=torch.int32)))
         assert backend.download(fits).tolist() == [factor, -factor]
@@ -99,15 +99,15 @@ def test_an_output_beyond_32_bits_raises(tmp_path: Path, factor: Any) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_program_that_draws_is_no_program(tmp_path: Path, ranks: int) -> None:
-    with emulated(tp_degree=ranks) as backend:
-        made = application(lambda x: x + torch.randn(3, 4), FORM)
+    with emulated_backend(tp_degree=ranks) as backend:
+        item = application(lambda x: x + torch.randn(3, 4), FORM)
         with pytest.raises(CompileError, match=r"draws random numbers with aten\.randn.*on the host"):
-            backend.build(made, tmp_path)
+            backend.build(item, tmp_path)
 
 
 def test_ranks_that_hold_other_values_are_told(tmp_path: Path) -> None:
-    with emulated(tp_degree=2) as backend:
-        made = backend.upload(torch.zeros(3, 4))
-        made[1][0].payload.add_(1)
+    with emulated_backend(tp_degree=2) as backend:
+        handle = backend.upload(torch.zeros(3, 4))
+        handle[1][0].payload.add_(1)
         with pytest.raises(RuntimeError, match=r"'sharded'.*random numbers.*on the host"):
-            backend.download(made)
+            backend.download(handle)

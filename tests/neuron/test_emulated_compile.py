@@ -16,7 +16,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import CompileError
 from orchestrator.stage import ModelWrapper
 from orchestrator_neuron.emulated.backend import EmulatedBackend
-from tests.neuron.programs import Affine, Two, application, emulated, load, program, spec, weightless
+from tests.neuron.programs import Affine, Two, application, emulated_backend, load, program, spec, weightless
 
 FORM = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
 SQUARE = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
@@ -24,7 +24,7 @@ SQUARE = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
 
 @pytest.fixture
 def backend() -> Iterator[EmulatedBackend]:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         yield backend
 
 
@@ -40,8 +40,8 @@ def _branches(x: torch.Tensor) -> torch.Tensor:
 
 
 def _picks(x: torch.Tensor) -> torch.Tensor:
-    chosen = x.nonzero()
-    return chosen.sum() + x
+    rows = x.nonzero()
+    return rows.sum() + x
 
 
 def _masks(x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ class _Unique(nn.Module):
 
 CASES: dict[str, tuple[Any, str, str]] = {
     "branch": (_branches, "", "if x.sum() > 0:"),
-    "nonzero": (_picks, "aten.nonzero.default", "chosen = x.nonzero()"),
+    "nonzero": (_picks, "aten.nonzero.default", "rows = x.nonzero()"),
     "mask": (_masks, "aten.index.Tensor", "return x[x > 0]"),
     "item": (_reads, "aten.item.default", "return x * x.max().item()"),
     "unique": (_Deep(), "aten._unique2.default", "return torch.unique(x)"),
@@ -90,12 +90,12 @@ def test_what_cannot_be_exported_is_named(
     backend: EmulatedBackend, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     target, operation, line = CASES[name]
-    with pytest.raises(CompileError) as caught:
+    with pytest.raises(CompileError) as excinfo:
         load(backend, application(target, SQUARE, name="crops"), tmp_path)
-    text = str(caught.value)
+    text = str(excinfo.value)
     assert "program 'p' of stage 'crops'" in text
     assert operation in text
-    assert caught.value.operation == operation  # type: ignore[attr-defined]
+    assert excinfo.value.operation == operation  # type: ignore[attr-defined]
     assert "at test_emulated_compile.py:" in text
     assert line in text
     assert "device='host'" in text
@@ -105,10 +105,10 @@ def test_what_cannot_be_exported_is_named(
 
 @pytest.mark.filterwarnings("ignore")
 def test_packed_weights_are_named_and_no_line_of_python(backend: EmulatedBackend, tmp_path: Path) -> None:
-    packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), dtype=torch.qint8)
-    with pytest.raises(CompileError, match="torch's 'LinearPackedParamsBase', as quantized") as caught:
-        load(backend, application(packed, SQUARE, inputs=("x",)), tmp_path)
-    assert "contextlib" not in str(caught.value)
+    module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), dtype=torch.qint8)
+    with pytest.raises(CompileError, match="torch's 'LinearPackedParamsBase', as quantized") as excinfo:
+        load(backend, application(module, SQUARE, inputs=("x",)), tmp_path)
+    assert "contextlib" not in str(excinfo.value)
 
 
 def _reads_text(x: torch.Tensor) -> torch.Tensor:
@@ -121,15 +121,15 @@ def test_the_line_is_the_users_and_not_of_python(backend: EmulatedBackend, tmp_p
 
 
 def test_a_stage_that_cannot_be_built_is_named(backend: EmulatedBackend, tmp_path: Path) -> None:
-    class Lost(ModelWrapper):
+    class Unbuildable(ModelWrapper):
         model_cls = nn.Linear
 
         def make_model(self) -> Any:
             raise OSError("the weights are not there")
 
-    with pytest.raises(CompileError, match="'stage' cannot be built: OSError: the weights") as caught:
-        load(backend, application(Lost(), FORM, inputs=("x",)), tmp_path)
-    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(CompileError, match="'stage' cannot be built: OSError: the weights") as excinfo:
+        load(backend, application(Unbuildable(), FORM, inputs=("x",)), tmp_path)
+    assert isinstance(excinfo.value.__cause__, OSError)
 
 
 def test_outputs_are_compared_with_the_plan(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -154,20 +154,22 @@ def test_programs_the_router_cannot_tell_apart_are_refused(backend: EmulatedBack
     other = program(
         both, {"difference": spec(2, 3)}, name="two", ports=("sum", "difference"), returns="tuple"
     )
-    made = application(Two(), sum_only, other, outputs=("sum", "difference"))
-    with pytest.raises(CompileError) as caught:
-        load(backend, made, tmp_path)
+    two_outputs = application(Two(), sum_only, other, outputs=("sum", "difference"))
+    with pytest.raises(CompileError) as excinfo:
+        load(backend, two_outputs, tmp_path)
     for part in ("'one'", "'two'", "[[2, 3], [2, 3]]", "silently"):
-        assert part in str(caught.value)
-    routed = application(Two(), sum_only, dataclasses.replace(other, route=1), outputs=("sum", "difference"))
-    assert set(load(backend, routed, tmp_path)) == {"one", "two"}
+        assert part in str(excinfo.value)
+    with_route = application(
+        Two(), sum_only, dataclasses.replace(other, route=1), outputs=("sum", "difference")
+    )
+    assert set(load(backend, with_route, tmp_path)) == {"one", "two"}
 
 
 def test_a_route_may_not_look_like_an_input(backend: EmulatedBackend, tmp_path: Path) -> None:
     plain = program({"a": spec(2), "b": spec(3, dtype=torch.int32)}, {"output": spec(2)}, name="one")
-    routed = program({"a": spec(2)}, {"output": spec(2)}, name="two", route=3)
+    with_route = program({"a": spec(2)}, {"output": spec(2)}, name="two", route=3)
     with pytest.raises(CompileError, match=r"\[\[2\], \[3\]\]"):
-        load(backend, application(lambda a, b=None: a * 2, plain, routed), tmp_path)
+        load(backend, application(lambda a, b=None: a * 2, plain, with_route), tmp_path)
 
 
 def test_buckets_that_end_in_one_shape_are_refused(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -194,21 +196,21 @@ def test_sizes_a_program_does_not_depend_on_make_no_second_one(
 def test_every_program_and_bucket_goes_through_the_compiler(
     backend: EmulatedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     def compiler(data: bytes) -> bytes:
-        seen.append(len(data))
+        sizes.append(len(data))
         return data
 
     monkeypatch.setattr(EmulatedBackend, "COMPILER", staticmethod(compiler))
     form = program({"x": spec("b", 4)}, {"output": spec("b", 3)}, sizes=[{"b": 1}, {"b": 2}])
     load(backend, application(Affine(), form, dataclasses.replace(form, name="q", route=1)), tmp_path)
-    assert len(seen) == 4
+    assert len(sizes) == 4
 
 
 def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_path: Path) -> None:
-    made = application(Affine(), FORM)
-    backend.build(made, tmp_path)
+    affine = application(Affine(), FORM)
+    backend.build(affine, tmp_path)
     manifest = tmp_path / "manifest.json"
     whole = manifest.read_text()
     data = json.loads(whole)
@@ -225,5 +227,5 @@ def test_damaged_and_strange_folders_are_refused(backend: EmulatedBackend, tmp_p
     for text, damage in cases.items():
         damage()
         with pytest.raises(CompileError, match=text):
-            backend.load_application(made, tmp_path)
+            backend.load_application(affine, tmp_path)
         assert backend.open_device.allocated_bytes == [0]

@@ -36,7 +36,7 @@ def test_the_key_leaves_weights_and_their_place_out() -> None:
         application(Affine(), FORM, config={"checkpoint": "elsewhere"}),
         application(Affine(), FORM, name="other"),
     ]
-    assert {backend.key(made) for made in same} == {base}
+    assert {backend.key(item) for item in same} == {base}
     flat = [backend.key(application(nn.LSTM(4, 3), FORM, outputs=("output", "state"))) for _ in range(2)]
     assert flat[0] == flat[1]  # it holds its weights in a list, too
 
@@ -61,7 +61,7 @@ def test_the_key_depends_on_what_a_program_depends_on() -> None:
         return backend.key(application(target, *(forms or (FORM,)), config=config))
 
     wide = program({"x": spec(4, 4)}, {"output": spec(4, 3)})
-    padded = dataclasses.replace(
+    with_pad = dataclasses.replace(
         FORM, inputs=(dataclasses.replace(FORM.inputs[0], adapters=(Adapter("pad", (2, 4), 1),)),)
     )
     other_pad = dataclasses.replace(
@@ -72,7 +72,7 @@ def test_the_key_depends_on_what_a_program_depends_on() -> None:
         key(Affine(), wide),
         key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=1)),
         key(Affine(), FORM, dataclasses.replace(FORM, name="q", route=2)),
-        key(Affine(), padded),
+        key(Affine(), with_pad),
         key(Affine(), other_pad),
         key(Affine(width=5)),
         key(Affine(), options={"tp_degree": 2}),
@@ -134,7 +134,7 @@ def test_the_key_sees_a_helper_and_is_alike_in_every_process(tmp_path: Path) -> 
         (tmp_path / "stage.py").write_text(text)
         command = [sys.executable, "-B", "-c", script]
         paths = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}", "PATH": ""}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=tmp_path)
-        keys.append(done.stdout.strip())
+        process = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=tmp_path)
+        keys.append(process.stdout.strip())
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3

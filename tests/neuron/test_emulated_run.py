@@ -15,7 +15,7 @@ from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 from orchestrator_neuron.emulated.device import DeviceError
 from orchestrator_neuron.ranked import RankedValue
-from tests.neuron.programs import Affine, Two, application, emulated, load, program, spec, weightless
+from tests.neuron.programs import Affine, Two, application, emulated_backend, load, program, spec, weightless
 
 PLAIN = program({"x": spec("batch", 4)}, {"output": spec("batch", 3)}, sizes=[{"batch": 2}, {"batch": 8}])
 PAIR = program({"a": spec(2, 3), "b": spec(2, 3)}, {"sum": spec(2, 3), "difference": spec(2, 3)})
@@ -23,7 +23,7 @@ PAIR = program({"a": spec(2, 3), "b": spec(2, 3)}, {"sum": spec(2, 3), "differen
 
 @pytest.fixture
 def backend() -> Iterator[EmulatedBackend]:
-    with emulated(tp_degree=2) as backend:
+    with emulated_backend(tp_degree=2) as backend:
         yield backend
 
 
@@ -35,25 +35,25 @@ def test_it_gives_what_the_module_gives(backend: EmulatedBackend, tmp_path: Path
     run, module = _affine(backend, tmp_path), Affine()
     for batch in (2, 8, 2):
         x = torch.randn(batch, 4)
-        (made,) = run(backend.upload(x))
-        assert isinstance(made, RankedValue)
-        assert torch.equal(backend.download(made), module(x))
+        (handle,) = run(backend.upload(x))
+        assert isinstance(handle, RankedValue)
+        assert torch.equal(backend.download(handle), module(x))
 
 
 def test_several_outputs_are_ranked_values_each(backend: EmulatedBackend, tmp_path: Path) -> None:
     run = load(backend, application(Two(), PAIR, outputs=("sum", "difference")), tmp_path)["p"]
     a, b = torch.randn(2, 3), torch.randn(2, 3)
-    made = run(backend.upload(a), backend.upload(b))
-    assert [len(value) for value in made] == [2, 2]
-    for value, expected in zip(made, (a + b, a - b), strict=True):
-        assert torch.equal(backend.download(value), expected)
+    handles = run(backend.upload(a), backend.upload(b))
+    assert [len(value) for value in handles] == [2, 2]
+    for value, reference in zip(handles, (a + b, a - b), strict=True):
+        assert torch.equal(backend.download(value), reference)
 
 
 def test_views_are_fed_by_their_elements(backend: EmulatedBackend, tmp_path: Path) -> None:
     run, x = _affine(backend, tmp_path), torch.randn(4, 4)
     whole = backend.upload(x)
-    turned = RankedValue([row[0].t().narrow(0, 1, 2)] for row in whole)
-    assert torch.equal(backend.download(run(turned)[0]), Affine()(x.t()[1:3].contiguous()))
+    view = RankedValue([row[0].t().narrow(0, 1, 2)] for row in whole)
+    assert torch.equal(backend.download(run(view)[0]), Affine()(x.t()[1:3].contiguous()))
 
 
 def test_running_again_destroys_the_earlier_output(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_running_again_destroys_the_earlier_output(backend: EmulatedBackend, tmp
 
 def test_a_copy_survives(backend: EmulatedBackend, tmp_path: Path) -> None:
     run, x = _affine(backend, tmp_path), torch.randn(2, 4)
-    kept = backend.copy(run(backend.upload(x))[0], backend.device)
+    handle = backend.copy(run(backend.upload(x))[0], backend.device)
     run(backend.upload(torch.zeros(2, 4)))
-    assert torch.equal(backend.download(kept), Affine()(x))
+    assert torch.equal(backend.download(handle), Affine()(x))
 
 
 def test_a_second_route_has_a_buffer_of_its_own(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_reading_its_own_buffer_gives_nothing_right(
     x = torch.ones(3, dtype=dtype)
     (carry,) = run(backend.upload(x))
     assert torch.equal(backend.download(carry), x)
-    (spoiled,) = run(backend.part(carry, 0, 0, 3))
-    assert not torch.equal(backend.download(spoiled), x)
+    (garbage,) = run(backend.part(carry, 0, 0, 3))
+    assert not torch.equal(backend.download(garbage), x)
     (right,) = run(backend.upload(x))
     assert torch.equal(backend.download(right), x)
 
@@ -116,9 +116,9 @@ def test_warming_up_leaves_nothing_behind(backend: EmulatedBackend, tmp_path: Pa
 def test_shapes_are_those_it_was_compiled_for(backend: EmulatedBackend, tmp_path: Path) -> None:
     run = _affine(backend, tmp_path)
     for shape in ((3, 4), (1, 4), (2, 4, 1), (4, 2)):
-        with pytest.raises(DeviceError) as caught:
+        with pytest.raises(DeviceError) as excinfo:
             run(backend.upload(torch.zeros(shape)))
-        text = str(caught.value)
+        text = str(excinfo.value)
         assert str([list(shape)]) in text
         assert "'stage'" in text
         assert "[[2, 4]]; [[8, 4]]" in text
@@ -149,7 +149,7 @@ def test_dtypes_are_those_it_was_compiled_for(backend: EmulatedBackend, tmp_path
 def test_only_values_of_this_device_are_taken(backend: EmulatedBackend, tmp_path: Path) -> None:
     run, x = _affine(backend, tmp_path), torch.zeros(2, 4)
     handle = backend.upload(x)
-    with emulated(tp_degree=2) as other:
+    with emulated_backend(tp_degree=2) as other:
         cases: dict[str, Any] = {
             "'x' .* is a tensor on the host.* upload it first": x,
             "is a tensor on privateuseone:0": handle[0][0],
@@ -165,7 +165,7 @@ def test_only_values_of_this_device_are_taken(backend: EmulatedBackend, tmp_path
 
 
 def test_nothing_runs_after_close(tmp_path: Path) -> None:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         run, handle = _affine(backend, tmp_path), backend.upload(torch.zeros(2, 4))
     with pytest.raises(DeviceError, match="closed"):
         run(handle)
@@ -183,17 +183,19 @@ def test_folded_adapters_run_inside(backend: EmulatedBackend, tmp_path: Path) ->
     run = load(backend, application(Affine(), form), tmp_path)["p"]
     x = torch.randn(1, 6).half()
     inner = Affine()(torch.cat([x[:, :4].float(), torch.zeros(1, 4)]))
-    expected = torch.cat([inner, inner[:1], inner[:1]])[:, :2]
-    assert torch.equal(backend.download(run(backend.upload(x))[0]), expected)
+    reference = torch.cat([inner, inner[:1], inner[:1]])[:, :2]
+    assert torch.equal(backend.download(run(backend.upload(x))[0]), reference)
 
 
 def test_a_port_may_leave_raw_and_adapted(backend: EmulatedBackend, tmp_path: Path) -> None:
     form = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
     wide = ProgramOutput("output", spec(2, 5), (Adapter("pad", (2, 5), 7),))
     form = type(form)(form.name, form.inputs, (*form.outputs, wide), form.sizes)
-    raw, padded = load(backend, application(Affine(), form), tmp_path)["p"](backend.upload(torch.ones(2, 4)))
-    assert backend.download(padded)[:, 3:].unique() == 7
-    assert torch.equal(backend.download(padded)[:, :3], backend.download(raw))
+    raw, padded_value = load(backend, application(Affine(), form), tmp_path)["p"](
+        backend.upload(torch.ones(2, 4))
+    )
+    assert backend.download(padded_value)[:, 3:].unique() == 7
+    assert torch.equal(backend.download(padded_value)[:, :3], backend.download(raw))
 
 
 def test_adapters_alone_are_a_program_without_weights(backend: EmulatedBackend, tmp_path: Path) -> None:
@@ -219,23 +221,23 @@ def test_constants_dicts_and_keywords(backend: EmulatedBackend, tmp_path: Path) 
         keywords=("bias",),
     )
     run = load(backend, application(Stats(), form), tmp_path)["p"]
-    given = (backend.upload(torch.tensor([1.0, 2.0])), backend.upload(torch.tensor([10.0, 10.0])))
-    whole, low = run(*given)
+    arguments = (backend.upload(torch.tensor([1.0, 2.0])), backend.upload(torch.tensor([10.0, 10.0])))
+    whole, low = run(*arguments)
     assert backend.download(whole).tolist() == [13, 16]
     assert backend.download(low) == 3
 
 
 def test_what_the_caller_set_stays_outside(backend: EmulatedBackend, tmp_path: Path) -> None:
     run, x = _affine(backend, tmp_path), torch.randn(2, 4)
-    expected, handle = Affine()(x), backend.upload(x)
+    reference, handle = Affine()(x), backend.upload(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(backend.download(run(handle)[0]), expected)
+        assert torch.equal(backend.download(run(handle)[0]), reference)
     with torch.inference_mode():
-        assert torch.equal(backend.download(run(handle)[0]), expected)
+        assert torch.equal(backend.download(run(handle)[0]), reference)
     with torch.enable_grad():
-        assert torch.equal(backend.download(run(handle)[0]), expected)
+        assert torch.equal(backend.download(run(handle)[0]), reference)
 
 
 def test_kept_handles_are_valid_until_close(backend: EmulatedBackend, tmp_path: Path) -> None:
-    (kept,) = load(backend, application(Affine(), PLAIN), tmp_path)["p"](backend.upload(torch.ones(2, 4)))
-    assert torch.equal(backend.download(kept), Affine()(torch.ones(2, 4)))  # its program is gone
+    (handle,) = load(backend, application(Affine(), PLAIN), tmp_path)["p"](backend.upload(torch.ones(2, 4)))
+    assert torch.equal(backend.download(handle), Affine()(torch.ones(2, 4)))  # its program is gone

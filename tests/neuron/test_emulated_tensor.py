@@ -16,12 +16,12 @@ from orchestrator_neuron.emulated.backend import EmulatedBackend
 from orchestrator_neuron.emulated.device import DeviceError
 from orchestrator_neuron.emulated.tensor import EmulatedTensor
 from orchestrator_neuron.ranked import RankedValue, is_ranked, split_outputs
-from tests.neuron.programs import emulated
+from tests.neuron.programs import emulated_backend
 
 
 @pytest.fixture
 def backend() -> Iterator[EmulatedBackend]:
-    with emulated(tp_degree=2) as backend:
+    with emulated_backend(tp_degree=2) as backend:
         yield backend
 
 
@@ -49,7 +49,7 @@ def test_an_upload_is_a_copy(backend: EmulatedBackend, value: torch.Tensor) -> N
 
 
 def test_what_is_ranked() -> None:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         handle = backend.upload(torch.zeros(1))
         assert is_ranked(handle)
         assert is_ranked([list(row) for row in handle])
@@ -108,23 +108,23 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
 def test_views_are_allowed(backend: EmulatedBackend, value: torch.Tensor, name: str) -> None:
     tensor = backend.upload(value)[1][0]
     before = list(backend.open_device.allocated_bytes)
-    made = VIEWS[name](tensor)
-    assert isinstance(made, EmulatedTensor)
+    view = VIEWS[name](tensor)
+    assert isinstance(view, EmulatedTensor)
     assert backend.open_device.allocated_bytes == before
-    assert torch.equal(made.cpu(), VIEWS[name](value))
+    assert torch.equal(view.cpu(), VIEWS[name](value))
     tensor.copy_(value + 1)
-    assert torch.equal(made.cpu(), VIEWS[name](value + 1))
+    assert torch.equal(view.cpu(), VIEWS[name](value + 1))
 
 
 def test_split_and_iteration_are_views(backend: EmulatedBackend, value: torch.Tensor) -> None:
     tensor = backend.upload(value)[0][0]
     parts = [*tensor.split(2, 1), *tensor.unbind(0), *tensor, *tensor.chunk(3, 1)]
-    expected = [*value.split(2, 1), *value.unbind(0), *value, *value.chunk(3, 1)]
-    for part, wanted in zip(parts, expected, strict=True):
-        assert torch.equal(part.cpu(), wanted)
+    host_parts = [*value.split(2, 1), *value.unbind(0), *value, *value.chunk(3, 1)]
+    for part, host_part in zip(parts, host_parts, strict=True):
+        assert torch.equal(part.cpu(), host_part)
 
 
-REFUSED: dict[str, Callable[[Any], Any]] = {
+REFUSALS: dict[str, Callable[[Any], Any]] = {
     "aten.add.Tensor": lambda x: x + 1,
     "aten.mul.Tensor": lambda x: x * x,
     "aten.clone.default": lambda x: x.clone(),
@@ -145,15 +145,15 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSALS)
 def test_nothing_is_computed_outside_programs(
     backend: EmulatedBackend, value: torch.Tensor, name: str
 ) -> None:
     tensor = backend.upload(value)[1][0]
-    with pytest.raises(RuntimeError) as caught:
-        REFUSED[name](tensor)
-    text = str(caught.value)
-    assert isinstance(caught.value, (DeviceError, StageError))
+    with pytest.raises(RuntimeError) as excinfo:
+        REFUSALS[name](tensor)
+    text = str(excinfo.value)
+    assert isinstance(excinfo.value, (DeviceError, StageError))
     assert name in text
     assert "privateuseone:1" in text
     assert "the host" in text
@@ -202,8 +202,8 @@ def test_dtypes_it_does_not_hold_are_refused(backend: EmulatedBackend, dtype: to
 
 
 def test_two_devices_are_open_one_after_another(value: torch.Tensor) -> None:
-    with emulated(tp_degree=4) as outer:
-        with emulated() as inner:
+    with emulated_backend(tp_degree=4) as outer:
+        with emulated_backend() as inner:
             tensor = value.to("privateuseone:0")
             assert inner.measured()["uploads"] == 1
         with pytest.raises(DeviceError, match="closed"):
@@ -213,7 +213,7 @@ def test_two_devices_are_open_one_after_another(value: torch.Tensor) -> None:
 
 
 def test_torch_is_left_as_it_was(value: torch.Tensor) -> None:
-    with emulated():
+    with emulated_backend():
         torch.random.manual_seed(torch.random.initial_seed())
         with torch.random.fork_rng():
             assert not torch.ones(1).is_pinned()
@@ -224,16 +224,16 @@ def test_torch_is_left_as_it_was(value: torch.Tensor) -> None:
 
 def test_kernels_of_somebody_else_are_left_alone(value: torch.Tensor) -> None:
     library = torch.library.Library("aten", "IMPL")
-    library.impl("empty.memory_format", lambda *args, **named: torch.zeros(()), "PrivateUse1")
+    library.impl("empty.memory_format", lambda *args, **keywords: torch.zeros(()), "PrivateUse1")
     try:
-        with emulated() as backend:
+        with emulated_backend() as backend:
             assert torch.equal(backend.download(backend.upload(value)), value)
     finally:
         library._destroy()
 
 
 def test_nothing_can_be_read_after_close(value: torch.Tensor) -> None:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         handle = backend.upload(value)
     for read in (lambda: handle[0][0].cpu(), lambda: handle[0][0][0]):
         with pytest.raises(DeviceError, match="closed"):
@@ -257,11 +257,11 @@ def test_memory_goes_with_the_last_reference(backend: EmulatedBackend, value: to
 
 
 def test_memory_is_limited() -> None:
-    with emulated(budget=100, tp_degree=2) as backend:
-        kept = backend.upload(torch.zeros(20))
+    with emulated_backend(budget=100, tp_degree=2) as backend:
+        handle = backend.upload(torch.zeros(20))
         with pytest.raises(DeviceError, match=r"40 bytes of rank 0, but 80 of its 100"):
             backend.upload(torch.zeros(10))
-        del kept
+        del handle
         assert backend.upload(torch.zeros(25)).shape == (25,)
         assert backend.open_device.allocated_bytes == [0, 0]
 

@@ -13,21 +13,21 @@ from torch import nn
 
 from orchestrator.errors import CompileError
 from orchestrator_neuron.emulated.backend import EmulatedBackend
-from tests.neuron.programs import Affine, application, emulated, load, program, spec
+from tests.neuron.programs import Affine, application, emulated_backend, load, program, spec
 
 PLAIN = program({"x": spec("batch", 4)}, {"output": spec("batch", 3)}, sizes=[{"batch": 2}, {"batch": 8}])
 
 
 @pytest.fixture
 def backend() -> Iterator[EmulatedBackend]:
-    with emulated(tp_degree=2) as backend:
+    with emulated_backend(tp_degree=2) as backend:
         yield backend
 
 
 def test_the_program_runs_and_not_the_module(backend: EmulatedBackend, tmp_path: Path) -> None:
     runs = itertools.count()
 
-    class Told(nn.Module):
+    class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(2))
@@ -36,7 +36,7 @@ def test_the_program_runs_and_not_the_module(backend: EmulatedBackend, tmp_path:
             next(runs)
             return x * self.weight
 
-    module = Told()
+    module = Counting()
     run = load(backend, application(module, program({"x": spec(2)}, {"output": spec(2)})), tmp_path)["p"]
     before = repr(runs)
     module.weight.data.fill_(9)
@@ -46,14 +46,14 @@ def test_the_program_runs_and_not_the_module(backend: EmulatedBackend, tmp_path:
 
 
 def test_weights_come_from_the_checkpoint(backend: EmulatedBackend, tmp_path: Path) -> None:
-    made = application(Affine(), PLAIN)
-    backend.build(made, tmp_path)
+    item = application(Affine(), PLAIN)
+    backend.build(item, tmp_path)
     x = torch.randn(2, 4)
     for seed in (5, 6):
         path = tmp_path / f"{seed}.safetensors"
         save_file(Affine(seed=seed).state_dict(), path)
         other = application(Affine(), PLAIN, config={"checkpoint": str(path)})
-        assert backend.key(other) == backend.key(made)
+        assert backend.key(other) == backend.key(item)
         run = backend.load_application(other, tmp_path)["p"]
         assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine(seed=seed)(x))
     path = tmp_path / "short.safetensors"
@@ -72,7 +72,7 @@ def test_artifacts_hold_no_weights(backend: EmulatedBackend, tmp_path: Path) -> 
 
 
 def test_what_a_stage_holds_besides_weights_is_compiled_in(backend: EmulatedBackend, tmp_path: Path) -> None:
-    class Baked(nn.Module):
+    class Constants(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.offset = torch.tensor([1.0, 2.0])
@@ -83,8 +83,8 @@ def test_what_a_stage_holds_besides_weights_is_compiled_in(backend: EmulatedBack
 
     closed = torch.tensor([100.0, 100.0])
     form = program({"x": spec(2)}, {"output": spec(2)})
-    backend.build(application(Baked(), form), tmp_path)
-    later = Baked()
+    backend.build(application(Constants(), form), tmp_path)
+    later = Constants()
     later.offset, later.mask = torch.zeros(2), torch.zeros(2)
     run = backend.load_application(application(later, form), tmp_path)["p"]
     assert backend.download(run(backend.upload(torch.ones(2)))[0]).tolist() == [111, 122]
@@ -101,7 +101,7 @@ def test_a_module_that_a_function_closes_over_is_compiled_in(
 
 
 def test_tied_weights_are_on_the_device_once(backend: EmulatedBackend, tmp_path: Path) -> None:
-    class Tied(nn.Module):
+    class TwoNames(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(6, 4)
@@ -111,7 +111,7 @@ def test_tied_weights_are_on_the_device_once(backend: EmulatedBackend, tmp_path:
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.head(self.table(ids))
 
-    module = Tied()
+    module = TwoNames()
     form = program({"ids": spec(3, dtype=torch.int32)}, {"output": spec(3, 6)}, dtypes={"ids": torch.int64})
     run = load(backend, application(module, form), tmp_path)["p"]
     assert backend.open_device.allocated_bytes == [6 * 4 * 4 + 3 * 6 * 4] * 2
@@ -125,17 +125,17 @@ def test_int64_is_held_in_32_bits(backend: EmulatedBackend, tmp_path: Path) -> N
             assert ids.dtype is torch.int64
             return ids + 1
 
-    held = spec(3, dtype=torch.int32)
-    form = program({"ids": held}, {"output": held}, dtypes={"ids": torch.int64})
+    int32s = spec(3, dtype=torch.int32)
+    form = program({"ids": int32s}, {"output": int32s}, dtypes={"ids": torch.int64})
     run = load(backend, application(Next(), form), tmp_path)["p"]
-    made = backend.download(run(backend.upload(torch.arange(3, dtype=torch.int32)))[0])
-    assert (made.dtype, made.tolist()) == (torch.int32, [1, 2, 3])
+    value = backend.download(run(backend.upload(torch.arange(3, dtype=torch.int32)))[0])
+    assert (value.dtype, value.tolist()) == (torch.int32, [1, 2, 3])
 
 
 def test_torch_dtype_converts_weights_and_values(tmp_path: Path) -> None:
     half = torch.bfloat16
     form = program({"x": spec(2, 4, dtype=half)}, {"output": spec(2, 3, dtype=half)})
-    with emulated(torch_dtype="bfloat16") as backend:
+    with emulated_backend(torch_dtype="bfloat16") as backend:
         run = load(backend, application(Affine(), form), tmp_path)["p"]
         x = torch.randn(2, 4, dtype=half)
         assert torch.equal(backend.download(run(backend.upload(x))[0]), Affine().to(half)(x))
@@ -153,14 +153,14 @@ def test_a_program_keeps_no_state(backend: EmulatedBackend, tmp_path: Path, plac
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return {"input": input}.get(place, getattr(self, place, input)).add_(1) + input
 
-    made = application(Counts(), program({"input": spec(2)}, {"output": spec(2)}))
+    item = application(Counts(), program({"input": spec(2)}, {"output": spec(2)}))
     with pytest.raises(CompileError, match="keeps no state"):
-        load(backend, made, tmp_path)
+        load(backend, item, tmp_path)
 
 
 def test_a_stage_that_zeros_do_not_suit_is_loaded_all_the_same(
     backend: EmulatedBackend, tmp_path: Path
 ) -> None:
-    made = application(torch.linalg.inv, program({"A": spec(2, 2)}, {"output": spec(2, 2)}), inputs=("A",))
-    run = load(backend, made, tmp_path)["p"]
+    item = application(torch.linalg.inv, program({"A": spec(2, 2)}, {"output": spec(2, 2)}), inputs=("A",))
+    run = load(backend, item, tmp_path)["p"]
     assert torch.equal(backend.download(run(backend.upload(torch.eye(2)))[0]), torch.eye(2))

@@ -21,11 +21,11 @@ from torch.nn import functional
 from orchestrator import CompileError, Dim, ModelWrapper, Pipeline, TensorSpec
 from tests.kit import refuses
 
-EMULATED = "neuron-emulated"
+DEVICE = "neuron-emulated"
 SPEC = TensorSpec((Dim("n", buckets=(2, 4)), 4))
 
 
-def plan_of(target: Any, device: str = EMULATED, **config: Any) -> Any:
+def plan_of(target: Any, device: str = DEVICE, **config: Any) -> Any:
     pipeline = Pipeline("p")
     pipeline.output("y", pipeline.add("s", target, config=config)(pipeline.input("x", SPEC)))
     return pipeline.plan(device=device)
@@ -75,7 +75,7 @@ def write(folder: Path, weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("make", [from_array, from_checkpoint, from_pickle])
-@pytest.mark.parametrize("device", ["cpu", EMULATED])
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
 def test_a_wrapper_has_the_weights_that_its_file_has_now(device: str, make: Any, tmp_path: Path):
     x = torch.rand(2, 4)
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_a_wrapper_has_the_weights_that_its_file_has_now(device: str, make: Any,
         write(tmp_path, weight)
         with plan_of(Own(lambda: make(tmp_path)), device).compile(tmp_path / "store").load() as session:
             assert torch.allclose(session(x=x)["y"], x @ weight.t(), atol=1e-5)
-    if device == EMULATED:
+    if device == DEVICE:
         assert len(list((tmp_path / "store").glob("*/*.safetensors"))) <= 2  # one artifact, two sizes
 
 
@@ -146,9 +146,9 @@ def test_parts_made_by_a_first_run_are_refused_and_found_once_they_are_there(kin
     error = refuses(CompileError, ("first run makes", f"'{name}'", "__init__"), plan_of(module).load)
     assert name in error.made[0]
     with torch.no_grad():
-        expected = module(x)  # the way out: it is called once by hand
+        reference = module(x)  # the way out: it is called once by hand
     with plan_of(module).load() as session:
-        assert torch.allclose(session(x=x)["y"], expected, atol=1e-5)
+        assert torch.allclose(session(x=x)["y"], reference, atol=1e-5)
 
 
 class Remembers(nn.Module):

@@ -41,10 +41,10 @@ def _function(x: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_scripts_are_refused_while_planning(device: str, make: Any, what: str) -> None:
-    with pytest.raises(PlanError) as caught:
+    with pytest.raises(PlanError) as excinfo:
         _plan(make(), device, inputs=("x",))
     for part in ("'net'", what, "Give the ", "torch.jit.script"):
-        assert part in str(caught.value)
+        assert part in str(excinfo.value)
     assert _plan(make(), "cpu", inputs=("x",))
 
 
@@ -72,15 +72,17 @@ class Ignores(Drops):
 @pytest.mark.parametrize(("target", "part"), [(Looks(), "the module itself"), (nn.Sequential(Drops()), "0")])
 def test_a_stage_that_looks_at_its_training_mode_is_noted(device: str, target: nn.Module, part: str) -> None:
     (note,) = (note for note in _plan(target.train(), device).notes if "training mode" in str(note))
-    for wanted in ("'net'", f"({part})", device, "eval mode", ".eval()"):
-        assert wanted in str(note)
+    for words in ("'net'", f"({part})", device, "eval mode", ".eval()"):
+        assert words in str(note)
     assert not any("training mode" in str(note) for note in _plan(target.eval(), device).notes)
 
 
-class Wrapped(ModelWrapper):
+class LooksWrapper(ModelWrapper):
     model_cls = Looks
 
 
-@pytest.mark.parametrize("target", [nn.Linear(4, 4), nn.Sequential(Ignores()), Wrapped(), lambda x: x * 2])
+@pytest.mark.parametrize(
+    "target", [nn.Linear(4, 4), nn.Sequential(Ignores()), LooksWrapper(), lambda x: x * 2]
+)
 def test_others_are_not(target: Any) -> None:
     assert not any("training mode" in str(note) for note in _plan(target).notes)

@@ -32,15 +32,15 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def results() -> dict[str, str | None]:
     """What went wrong, by check; they run once, in a process of their own: it replaces parts of torch."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", HERE / "harness.py"],
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
     )
-    assert done.stdout, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    assert process.stdout, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", NAMES)

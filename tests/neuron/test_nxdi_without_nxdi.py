@@ -50,9 +50,9 @@ def program(name: str = "net", *shapes: tuple[int | str, ...], **more) -> Progra
 def test_planning_needs_nothing_and_compiling_says_what_to_install(tmp_path: Path):
     plan = vision_text(batch=4).plan(device="neuron", options={"tp_degree": 2})
     assert (plan.summary["uploads"], plan.summary["downloads"]) == (4, 1)
-    with pytest.raises(CompileError) as caught:
+    with pytest.raises(CompileError) as excinfo:
         plan.compile(tmp_path)
-    text = str(caught.value)
+    text = str(excinfo.value)
     for part in (
         "neuronx-distributed-inference 0.9 or 0.10",
         "torch-neuronx 2.9",
@@ -89,8 +89,8 @@ def test_importing_the_plugin_imports_neither_torch_nor_nxd_inference():
         "import sys, orchestrator_neuron; "
         "print(sorted({'torch', 'neuronx_distributed', 'orchestrator_neuron.nxdi'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="from_nxd'"):
         _ = __import__("orchestrator_neuron").from_nxd
 
@@ -111,8 +111,8 @@ def test_known_versions(version: str, is_known: bool):
 
 
 def test_unknown_version_is_a_note(monkeypatch: pytest.MonkeyPatch):
-    found = {"neuronx-distributed-inference": "0.12.1", "transformers": "4.57.6"}
-    monkeypatch.setattr(packages.Package, "version", lambda self: found.get(self.name))
+    versions = {"neuronx-distributed-inference": "0.12.1", "transformers": "4.57.6"}
+    monkeypatch.setattr(packages.Package, "version", lambda self: versions.get(self.name))
     (note,) = packages.notes()
     assert "neuronx-distributed-inference is 0.12.1" in note
     assert packages.versions()["transformers"] == "4.57.6"
@@ -175,14 +175,14 @@ class Wrapper:
 
 
 @pytest.mark.parametrize(
-    ("gives", "shown"),
+    ("gives", "text"),
     [(torch.ones(2), r"a tensor \[2\] on cpu"), ([], "a list"), ("rows", "2 of them"), (None, "a NoneType")],
 )
-def test_what_a_forward_may_not_give(monkeypatch: pytest.MonkeyPatch, gives: object, shown: str):
+def test_what_a_forward_may_not_give(monkeypatch: pytest.MonkeyPatch, gives: object, text: str):
     monkeypatch.setattr(ranked, "DEVICE_TYPES", ("meta",))
     if gives == "rows":
         gives = [[torch.empty(1, device="meta")] * 2] * 2
-    with pytest.raises(StageError, match=rf"keeps them on the device.*gave {shown}"):
+    with pytest.raises(StageError, match=rf"keeps them on the device.*gave {text}"):
         ProgramCall(program(), Wrapper(), lambda *_: gives)()
 
 

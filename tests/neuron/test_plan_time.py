@@ -16,29 +16,31 @@ from orchestrator_neuron.module import ProgramModule, example_inputs
 from orchestrator_neuron.nxdi import packages
 from tests.neuron.programs import program, spec
 
-EMULATED = "neuron-emulated"
-both = pytest.mark.parametrize("device", ["neuron", EMULATED])
+DEVICE = "neuron-emulated"
+both = pytest.mark.parametrize("device", ["neuron", DEVICE])
 
 
-def pipeline_of(stage: Any, given: TensorSpec, **more: Any) -> Pipeline:
+def pipeline_of(stage: Any, spec_of_input: TensorSpec, **more: Any) -> Pipeline:
     pipeline = Pipeline("one")
-    pipeline.output("y", pipeline.add("net", stage, **more)(pipeline.input("x", given)))
+    pipeline.output("y", pipeline.add("net", stage, **more)(pipeline.input("x", spec_of_input)))
     return pipeline
 
 
-def planned(stage: Any, given: TensorSpec, device: str = EMULATED, **more: Any) -> Plan:
-    return pipeline_of(stage, given, **more).plan(device=device, options={"world_size": 2, "tp_degree": 2})
+def plan_of(stage: Any, spec_of_input: TensorSpec, device: str = DEVICE, **more: Any) -> Plan:
+    return pipeline_of(stage, spec_of_input, **more).plan(
+        device=device, options={"world_size": 2, "tp_degree": 2}
+    )
 
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_dtypes_that_no_program_computes_with_are_refused(device: str, dtype: torch.dtype) -> None:
     stages = {"input": (lambda x: x.abs().float(), dtype), "output": (lambda x: x.to(dtype), torch.float32)}
-    for side, (stage, given) in stages.items():
-        with pytest.raises(PlanError, match=rf"The {side} port .* does not compute with {dtype}") as caught:
-            planned(stage, TensorSpec((2, 4), given), device)
-        assert caught.value.stage == "net"
-        assert pipeline_of(stage, TensorSpec((2, 4), given)).plan(device="cpu")
+    for side, (stage, input_dtype) in stages.items():
+        with pytest.raises(PlanError, match=rf"The {side} port .* does not compute with {dtype}") as excinfo:
+            plan_of(stage, TensorSpec((2, 4), input_dtype), device)
+        assert excinfo.value.stage == "net"
+        assert pipeline_of(stage, TensorSpec((2, 4), input_dtype)).plan(device="cpu")
 
 
 @both
@@ -46,28 +48,28 @@ def test_a_world_size_of_one_stage_is_refused(device: str) -> None:
     with pytest.raises(
         PlanError, match=r"'net' asks for world_size=4, but all stages of one process share one"
     ):
-        planned(nn.Linear(4, 4), TensorSpec((2, 4)), device, config={"world_size": 4})
-    assert planned(nn.Linear(4, 4), TensorSpec((2, 4)), device, config={"world_size": 2}).groups[0].ranks == 2
+        plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), device, config={"world_size": 4})
+    assert plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), device, config={"world_size": 2}).groups[0].ranks == 2
 
 
 def test_a_process_has_one_logical_core_configuration() -> None:
     with pytest.raises(PlanError, match=r"'net' asks for logical_nc_config=1"):
-        planned(nn.Linear(4, 4), TensorSpec((2, 4)), config={"logical_nc_config": 1})
+        plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), config={"logical_nc_config": 1})
 
 
 @both
 @pytest.mark.parametrize(
-    ("sharded", "says"),
+    ("parts", "says"),
     [
         ({"outptu": 1}, r"declares 'outptu' as sharded, but has no such output. Did you mean 'output'\?"),
         ({"output": 0}, "sharded along dim 0; that must be one of its dims of fixed size"),
     ],
     ids=["unknown port", "named dim"],
 )
-def test_parts_of_what_is_not_there_or_has_a_name_are_refused(device: str, sharded: Any, says: str) -> None:
-    given = TensorSpec((Dim("batch", buckets=(2, 4)), 4), pad=0)
+def test_parts_of_what_is_not_there_or_has_a_name_are_refused(device: str, parts: Any, says: str) -> None:
+    spec_of_input = TensorSpec((Dim("batch", buckets=(2, 4)), 4), pad=0)
     with pytest.raises(PlanError, match=says):
-        planned(nn.Linear(4, 4), given, device, config={"sharded": sharded})
+        plan_of(nn.Linear(4, 4), spec_of_input, device, config={"sharded": parts})
 
 
 @both
@@ -75,12 +77,12 @@ def test_a_stage_that_decides_a_size_is_refused_on_the_device_and_runs_on_the_ho
     def positive(x: torch.Tensor) -> torch.Tensor:
         return x[x > 0]
 
-    found = {"output": TensorSpec((Dim("found", buckets=(2, 8)),))}
-    with pytest.raises(PlanError, match=r"'net' .* decides the size of 'found' while it runs") as caught:
-        planned(positive, TensorSpec((8,)), device, outputs=found)
+    outputs = {"output": TensorSpec((Dim("found", buckets=(2, 8)),))}
+    with pytest.raises(PlanError, match=r"'net' .* decides the size of 'found' while it runs") as excinfo:
+        plan_of(positive, TensorSpec((8,)), device, outputs=outputs)
     for part in (f"{device!r} compiles static shapes", "device='host'", "a fixed size and a mask"):
-        assert part in str(caught.value)
-    on_host = pipeline_of(positive, TensorSpec((8,)), outputs=found, device="host")
+        assert part in str(excinfo.value)
+    on_host = pipeline_of(positive, TensorSpec((8,)), outputs=outputs, device="host")
     assert [dim.born for dim in on_host.plan(device=device).dims] == ["net.output"]
 
 
@@ -90,32 +92,34 @@ def test_no_second_program_where_its_buffer_does_not_fit() -> None:
     pipeline.output("y", stage(stage(pipeline.input("x", TensorSpec((250,))))))
     note = "No program is compiled a second time: its output buffers would not fit the memory budget."
     for budget, programs in ((3000, ["net", "net[route 1]"]), (2999, ["net"])):
-        plan = pipeline.plan(device=EMULATED, memory=budget)
+        plan = pipeline.plan(device=DEVICE, memory=budget)
         assert [item.name for item in plan.programs] == programs
         assert (note in plan.notes) == (len(programs) == 1)
 
 
-class Masked(nn.Module):
+class Multiply(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return x * mask
 
 
 def _read(module: nn.Module, examples: tuple[torch.Tensor, ...]) -> list[bool]:
     """For each input, whether the output would change with it: a compiler that folds keeps those alone."""
-    given = module(*examples)
-    changed = [[value + (at == which) for at, value in enumerate(examples)] for which in range(len(examples))]
-    return [not torch.equal(module(*values)[0], given[0]) for values in changed]
+    before = module(*examples)
+    variants = [
+        [value + (at == which) for at, value in enumerate(examples)] for which in range(len(examples))
+    ]
+    return [not torch.equal(module(*values)[0], before[0]) for values in variants]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32], ids=str)
 def test_programs_are_traced_with_ones(dtype: torch.dtype) -> None:
     form = spec("n", 4, dtype=dtype)
-    made = program({"x": form, "mask": form}, {"output": form}, sizes=({"n": 2}, {"n": 3}))
-    for sizes in made.sizes:
-        examples = example_inputs(made, sizes)
+    item = program({"x": form, "mask": form}, {"output": form}, sizes=({"n": 2}, {"n": 3}))
+    for sizes in item.sizes:
+        examples = example_inputs(item, sizes)
         assert [(tuple(value.shape), value.dtype) for value in examples] == [((sizes["n"], 4), dtype)] * 2
         assert all(bool((value == 1).all()) for value in examples)
-        module = ProgramModule(Masked(), None, made, sizes)
+        module = ProgramModule(Multiply(), None, item, sizes)
         assert _read(module, examples) == [True, True]
         assert _read(module, (examples[0], torch.zeros_like(examples[1]))) == [False, True]
 
@@ -124,16 +128,16 @@ def test_programs_are_traced_with_ones(dtype: torch.dtype) -> None:
 def test_a_mask_is_read_in_every_request(first: int) -> None:
     pipeline = Pipeline("masked")
     x, mask = (pipeline.input(name, TensorSpec((2, 4))) for name in ("x", "mask"))
-    pipeline.output("y", pipeline.add("net", Masked())(x, mask))
-    plan = pipeline.plan(device=EMULATED)
+    pipeline.output("y", pipeline.add("net", Multiply())(x, mask))
+    plan = pipeline.plan(device=DEVICE)
     assert [item.port for item in plan.programs[0].inputs] == ["x", "mask"]
     value = torch.rand(2, 4)
     with plan.load() as session:
-        for filled in (first, 1 - first, 2):
-            assert torch.equal(session(x=value, mask=torch.full((2, 4), float(filled)))["y"], value * filled)
+        for factor in (first, 1 - first, 2):
+            assert torch.equal(session(x=value, mask=torch.full((2, 4), float(factor)))["y"], value * factor)
 
 
-class Scaled(nn.Module):
+class ScaledLinear(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.linear = nn.Linear(config.width, config.width)
@@ -145,6 +149,7 @@ class Scaled(nn.Module):
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Stands in for the classes of NxD Inference, as far as planning looks at them."""
+    # Told by module and name, as the plugin tells them; whatever planning must not call raises.
 
     class ModelWrapper:
         pipeline_execution = async_mode = False
@@ -195,17 +200,17 @@ def _config() -> SimpleNamespace:
 def test_a_wrapper_without_example_inputs_takes_its_shapes_from_the_graph(
     stand_in: ModuleType, batch: int
 ) -> None:
-    wrapper = stand_in.ModelWrapper(_config(), Scaled, "net")
-    plan = planned(wrapper, TensorSpec((batch, 4)), "neuron")
-    (made,) = plan.programs
-    assert [(item.port, item.spec) for item in made.inputs] == [("x", TensorSpec((batch, 4)))]
-    assert [item.spec for item in made.outputs] == [TensorSpec((batch, 4))]
+    wrapper = stand_in.ModelWrapper(_config(), ScaledLinear, "net")
+    plan = plan_of(wrapper, TensorSpec((batch, 4)), "neuron")
+    (compiled_program,) = plan.programs
+    assert [(item.port, item.spec) for item in compiled_program.inputs] == [("x", TensorSpec((batch, 4)))]
+    assert [item.spec for item in compiled_program.outputs] == [TensorSpec((batch, 4))]
 
 
 def test_an_application_without_example_inputs_is_refused(stand_in: ModuleType) -> None:
-    application = stand_in.NeuronApplicationBase(stand_in.ModelWrapper(_config(), Scaled, "net"))
+    application = stand_in.NeuronApplicationBase(stand_in.ModelWrapper(_config(), ScaledLinear, "net"))
     with pytest.raises(GraphError, match="override input_generator"):
-        planned(application, TensorSpec((2, 4)), "neuron")
+        plan_of(application, TensorSpec((2, 4)), "neuron")
 
 
 @pytest.mark.parametrize("own", [{"world_size": 2}, {"logical_nc_config": 2}, {"hazards": "solve"}], ids=str)

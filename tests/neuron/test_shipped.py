@@ -30,8 +30,8 @@ def test_toy_pipelines(make: Any, size: int):
     generator = torch.Generator().manual_seed(size)
     specs = pipeline.freeze().inputs.items()
     inputs = {name: torch.rand(spec.shape({"batch": size}), generator=generator) for name, spec in specs}
-    found, stats = run(pipeline, DEVICE, inputs, tp_degree=2)
-    torch.testing.assert_close(found, run(pipeline, "cpu", inputs)[0])
+    results, stats = run(pipeline, DEVICE, inputs, tp_degree=2)
+    torch.testing.assert_close(results, run(pipeline, "cpu", inputs)[0])
     assert {name: stats["measured"][DEVICE][name] for name in LINK} == {name: stats[name] for name in LINK}
 
 
@@ -40,9 +40,9 @@ def test_faces_in_a_photo():
     data = pytest.importorskip("skimage.data")
     pipeline = faces()
     inputs = {"image": torch.from_numpy(data.astronaut())}
-    found, stats = run(pipeline, DEVICE, inputs, tp_degree=2)
-    expected, _ = run(pipeline, "cpu", inputs)
-    (face,), (other,) = found["faces"], expected["faces"]
+    results, stats = run(pipeline, DEVICE, inputs, tp_degree=2)
+    reference, _ = run(pipeline, "cpu", inputs)
+    (face,), (other,) = results["faces"], reference["faces"]
     assert face["box"] == pytest.approx(other["box"], abs=0.02)
     assert face["score"] == pytest.approx(other["score"], abs=2e-6)
     for point, expected_point in zip(face["landmarks"], other["landmarks"], strict=True):

@@ -15,10 +15,10 @@ from torch import nn
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError
 from orchestrator.stage import ModelWrapper
-from tests.neuron.programs import application, emulated, load, program, spec
+from tests.neuron.programs import application, emulated_backend, load, program, spec
 
 SQUARE = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
-SHARED = torch.zeros(4)
+TABLE = torch.zeros(4)
 
 
 class Keeps(nn.Module):
@@ -45,7 +45,7 @@ def _buffer(m: Any, x: torch.Tensor) -> Any:
     return x + m.k
 
 
-def _written(m: Any, x: torch.Tensor) -> Any:
+def _write(m: Any, x: torch.Tensor) -> Any:
     m.k.add_(1)
     return x + m.k
 
@@ -65,7 +65,7 @@ def _first_none(m: Any, x: torch.Tensor) -> Any:
     return m.h * 1
 
 
-def _delayed(m: Any, x: torch.Tensor) -> Any:
+def _delay(m: Any, x: torch.Tensor) -> Any:
     before, m.h = m.h, x
     return x if before is None else before
 
@@ -92,9 +92,9 @@ def _deep(m: Any, x: torch.Tensor) -> Any:
 
 
 STATE = {
-    "inner.k": (_buffer, _written, _other_data),
+    "inner.k": (_buffer, _write, _other_data),
     "inner.plain": (_plain,),
-    "inner.h": (_first_none, _delayed),
+    "inner.h": (_first_none, _delay),
     "inner.runs": (_counter,),
     "inner.cache": (_grows,),
     "inner.table": (_table,),
@@ -105,9 +105,9 @@ STATE = {
 @pytest.mark.parametrize(("path", "step"), [(path, step) for path, steps in STATE.items() for step in steps])
 def test_state_in_attributes_is_refused(tmp_path: Path, path: str, step: Any) -> None:
     module = Keeps(step)
-    with emulated() as backend, pytest.raises(CompileError) as caught:
+    with emulated_backend() as backend, pytest.raises(CompileError) as excinfo:
         load(backend, application(module, SQUARE, name="net"), tmp_path)
-    text = str(caught.value)
+    text = str(excinfo.value)
     assert f"each run changes {path!r}" in text
     for part in ("program 'p' of stage 'net'", "keeps no state", "an input and an output"):
         assert part in text
@@ -126,8 +126,8 @@ def _counting() -> Any:
 
 
 def _into_global(x: torch.Tensor) -> torch.Tensor:
-    SHARED.add_(1)
-    return x + SHARED
+    TABLE.add_(1)
+    return x + TABLE
 
 
 class _Object:
@@ -147,7 +147,7 @@ class _Wrapper(ModelWrapper):
         self.inputs = {"x": None}
         self.runs = 0
 
-    def forward(self, *tensors: Any, **named: Any) -> Any:
+    def forward(self, *tensors: Any, **keywords: Any) -> Any:
         self.runs += 1
         return tensors[0] + self.runs
 
@@ -156,7 +156,7 @@ class _Wrapper(ModelWrapper):
     ("path", "target"),
     [
         ("count.runs", _counting()),
-        ("_into_global.SHARED", _into_global),
+        ("_into_global.TABLE", _into_global),
         ("__self__.runs", _Object().run),
         ("runs", _Object()),
         ("func.__self__.runs", functools.partial(_Object().run)),
@@ -164,7 +164,7 @@ class _Wrapper(ModelWrapper):
     ],
 )
 def test_state_around_functions_is_refused(tmp_path: Path, path: str, target: Any) -> None:
-    with emulated() as backend, pytest.raises(CompileError, match=rf"each run changes '{path}'"):
+    with emulated_backend() as backend, pytest.raises(CompileError, match=rf"each run changes '{path}'"):
         load(backend, application(target, SQUARE, inputs=("x",)), tmp_path)
 
 
@@ -189,18 +189,18 @@ def _the_same(m: Any, x: torch.Tensor) -> Any:
 
 
 def _scratch(m: Any, x: torch.Tensor) -> Any:
-    made = torch.zeros_like(x)
-    made.add_(x)
-    return made
+    scratch = torch.zeros_like(x)
+    scratch.add_(x)
+    return scratch
 
 
 @pytest.mark.parametrize("step", [_lazy, _left_there, _the_same, _scratch])
 def test_what_the_next_run_does_not_read_is_no_state(tmp_path: Path, step: Any) -> None:
     x = torch.randn(2, 4)
-    expected = Keeps(step)(x)
-    with emulated() as backend:
+    reference = Keeps(step)(x)
+    with emulated_backend() as backend:
         run = load(backend, application(Keeps(step), SQUARE), tmp_path)["p"]
-        assert torch.equal(backend.download(run(backend.upload(x))[0]), expected)
+        assert torch.equal(backend.download(run(backend.upload(x))[0]), reference)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_what_the_next_run_does_not_read_is_no_state(tmp_path: Path, step: Any) 
 def test_modules_of_torch_keep_none(tmp_path: Path, module: nn.Module) -> None:
     form = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
     x = torch.randn(2, 4)
-    with emulated() as backend:
+    with emulated_backend() as backend:
         run = load(backend, application(module, form, inputs=("x",)), tmp_path)["p"]
-        made = backend.download(run(backend.upload(x))[0])
-    torch.testing.assert_close(made, module.eval()(x))
+        value = backend.download(run(backend.upload(x))[0])
+    torch.testing.assert_close(value, module.eval()(x))
 
 
 def test_a_hook_may_collect(tmp_path: Path) -> None:
-    seen: list[torch.Tensor] = []
+    collection: list[torch.Tensor] = []
     module = nn.Linear(4, 4)
-    module.register_forward_hook(lambda *_: seen.append(torch.zeros(1)))
-    with emulated() as backend:
+    module.register_forward_hook(lambda *_: collection.append(torch.zeros(1)))
+    with emulated_backend() as backend:
         load(backend, application(module, SQUARE, inputs=("x",)), tmp_path)
 
 

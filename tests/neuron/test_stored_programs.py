@@ -28,7 +28,7 @@ from orchestrator.errors import CompileError
 from orchestrator.store.manifest import read_manifest, write_manifest
 from orchestrator_neuron.emulated.backend import EmulatedBackend
 from orchestrator_neuron.emulated.graph_file import dump, load
-from tests.neuron.programs import Affine, application, emulated, program, spec
+from tests.neuron.programs import Affine, application, emulated_backend, program, spec
 
 FORM = program({"x": spec(2, 4)}, {"output": spec(2, 3)})
 
@@ -45,11 +45,11 @@ class Mark:
 
 @pytest.fixture
 def backend() -> Iterator[EmulatedBackend]:
-    with emulated() as backend:
+    with emulated_backend() as backend:
         yield backend
 
 
-def _planned() -> Plan:
+def _affine_plan() -> Plan:
     pipeline = Pipeline("p")
     pipeline.output("y", pipeline.add("lin", Affine())(pipeline.input("x", TensorSpec((2, 4)))))
     return pipeline.plan(device="neuron-emulated")
@@ -68,7 +68,7 @@ def _archive(data: bytes) -> bytes:
 
 
 def test_what_is_stored_is_json_and_tensors(tmp_path: Path) -> None:
-    _planned().compile(tmp_path)
+    _affine_plan().compile(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
     for path in files:
@@ -89,18 +89,18 @@ def test_no_file_of_a_store_is_unpickled(tmp_path: Path, form: str) -> None:
         "archive": _archive(pickle.dumps(Mark(mark))),
     }[form]
     store = tmp_path / "store"
-    _planned().compile(store)
+    _affine_plan().compile(store)
     folder = next(store.glob("artifacts/*/*/*/manifest.json")).parent
-    written = read_manifest(folder)
+    manifest = read_manifest(folder)
     for path in sorted(folder.iterdir()):
         if path.name == "orchestrator-manifest.json":
             continue
         whole = path.read_bytes()
         path.write_bytes(hostile)
         (folder / "orchestrator-manifest.json").unlink()
-        write_manifest(folder, written.key, written.about)
+        write_manifest(folder, manifest.key, manifest.about)
         with pytest.raises(CompileError, match="cannot be read"):
-            _planned().compile(store).load()
+            _affine_plan().compile(store).load()
         path.write_bytes(whole)
     assert not mark.exists()
 
@@ -150,8 +150,8 @@ HOSTILE_NAMES = [
 def test_a_graph_names_operators_that_compute_and_nothing_else(
     backend: EmulatedBackend, tmp_path: Path, name: str
 ) -> None:
-    made = application(Affine(), FORM)
-    backend.build(made, tmp_path)
+    affine = application(Affine(), FORM)
+    backend.build(affine, tmp_path)
     mark = tmp_path / "mark"
 
     def call(body: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ def test_a_graph_names_operators_that_compute_and_nothing_else(
 
     _rewritten(tmp_path, call)
     with pytest.raises(CompileError, match=r"cannot be read from .*compile it again"):
-        backend.load_application(made, tmp_path)
+        backend.load_application(affine, tmp_path)
     assert not mark.exists()
 
 
@@ -183,8 +183,8 @@ INJECTIONS: dict[str, Callable[[list[Any], str], None]] = {
 @pytest.mark.parametrize("where", INJECTIONS)
 def test_no_text_of_a_graph_becomes_code(backend: EmulatedBackend, tmp_path: Path, where: str) -> None:
     """It may be refused while loading, or be no argument of the operator when it runs; it is never run itself."""
-    made = application(Affine(), FORM)
-    backend.build(made, tmp_path)
+    affine = application(Affine(), FORM)
+    backend.build(affine, tmp_path)
     mark = tmp_path / "mark"
     code = CODE.format(mark=str(mark))
 
@@ -194,7 +194,7 @@ def test_no_text_of_a_graph_becomes_code(backend: EmulatedBackend, tmp_path: Pat
 
     _rewritten(tmp_path, inject)
     with contextlib.suppress(CompileError, RuntimeError, TypeError):
-        run = backend.load_application(made, tmp_path)["p"]
+        run = backend.load_application(affine, tmp_path)["p"]
         run(backend.upload(torch.ones(2, 4)))
     assert not mark.exists()
 
@@ -213,15 +213,15 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another order of outputs and inputs": lambda body: body["graphs"][0][-1][2].__setitem__(
         0, ["tuple", ["node", 0]]
     ),
-    "depth": lambda body: body["graphs"][0][0].append(_nested(400)),
+    "depth": lambda body: body["graphs"][0][0].append(_lists(400)),
 }
 
 
-def _nested(depth: int) -> list[Any]:
-    found: list[Any] = []
+def _lists(depth: int) -> list[Any]:
+    lists: list[Any] = []
     for _ in range(depth):
-        found = ["list", found]
-    return found
+        lists = ["list", lists]
+    return lists
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -229,19 +229,19 @@ def test_a_graph_that_is_not_of_the_program_is_refused(
     backend: EmulatedBackend, tmp_path: Path, name: str
 ) -> None:
     table = torch.arange(8.0).reshape(4, 2).t()
-    made = application(lambda x: x @ table, program({"x": spec(3, 2)}, {"output": spec(3, 4)}))
+    item = application(lambda x: x @ table, program({"x": spec(3, 2)}, {"output": spec(3, 4)}))
     if "weight" in name:
-        made = application(Affine(), FORM)
-    backend.build(made, tmp_path)
+        item = application(Affine(), FORM)
+    backend.build(item, tmp_path)
     _rewritten(tmp_path, CHANGES[name])
     with pytest.raises(CompileError, match=r"compile it again"):
-        backend.load_application(made, tmp_path)
+        backend.load_application(item, tmp_path)
     assert backend.open_device.allocated_bytes == [0] or "weight" not in name
 
 
 def test_the_manifest_of_a_program_says_what_the_plan_says(backend: EmulatedBackend, tmp_path: Path) -> None:
-    made = application(Affine(), FORM)
-    backend.build(made, tmp_path)
+    affine = application(Affine(), FORM)
+    backend.build(affine, tmp_path)
     whole = json.loads((tmp_path / "manifest.json").read_text())
     entry = whole["entries"][0]
     for change in (
@@ -257,7 +257,7 @@ def test_the_manifest_of_a_program_says_what_the_plan_says(backend: EmulatedBack
         data = {**whole, "entries": [{**entry, **change}]}
         (tmp_path / "manifest.json").write_text(json.dumps(data))
         with pytest.raises(CompileError, match=r"[Cc]ompile it again"):
-            backend.load_application(made, tmp_path)
+            backend.load_application(affine, tmp_path)
         assert backend.open_device.allocated_bytes == [0]
 
 
@@ -272,13 +272,13 @@ class _Ordinary(nn.Module):
         self.flags = torch.tensor([True, False, True])
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        masked = x.masked_fill(self.flags, float("-inf")).softmax(-1)
-        chosen, rows = self.branch(x, self.linear(x)), self.rows(x)
+        probabilities = x.masked_fill(self.flags, float("-inf")).softmax(-1)
+        branch, rows = self.branch(x, self.linear(x)), self.rows(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = x @ self.table
         first, rest = x.split([1, 2], dim=-1)
         wide = torch.zeros(2, 3, dtype=torch.int64).to(memory_format=torch.contiguous_format)
-        return masked, chosen, rows, half, first * rest, wide, torch.view_as_real(self.phase * x.sum())
+        return probabilities, branch, rows, half, first * rest, wide, torch.view_as_real(self.phase * x.sum())
 
     def branch(self, x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (value,))
@@ -300,14 +300,14 @@ class _ByHand(_Ordinary):
 def test_a_stored_graph_computes_what_its_module_does() -> None:
     module = _ByHand().eval()
     with torch.no_grad():
-        stored = load(dump(torch.export.export(_Ordinary().eval(), (torch.randn(2, 3),), strict=False)))
+        graph = load(dump(torch.export.export(_Ordinary().eval(), (torch.randn(2, 3),), strict=False)))
         for x in (torch.randn(2, 3), -torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3)):
             takes = {
                 "input": {"": x},
-                "constant": stored.constants,
+                "constant": graph.constants,
                 "weight": dict(module.named_parameters()),
             }
-            found = stored.run(*(takes[kind][name] for kind, name in stored.takes))
-            for one, other in zip(found, module(x), strict=True):
+            values = graph.run(*(takes[kind][name] for kind, name in graph.takes))
+            for one, other in zip(values, module(x), strict=True):
                 assert one.dtype == other.dtype
                 torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

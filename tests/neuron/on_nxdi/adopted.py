@@ -16,7 +16,17 @@ from neuronx_distributed.parallel_layers import layers, parallel_state
 from safetensors.torch import save_file
 from torch import nn
 
-from on_nxdi.kit import RANKS, application, backend, close, counted, floats, loaded, program, stage
+from on_nxdi.kit import (
+    RANKS,
+    application,
+    backend,
+    close,
+    count_traffic,
+    floats,
+    load_programs,
+    program,
+    stage,
+)
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.program import ProgramInput
@@ -57,7 +67,7 @@ def guide_pipeline(vision, text, batch=4):
 
 def guide_applications(classes, config):
     """The applications of the guide, each with a checkpoint, and their models on the host."""
-    models, made = [], []
+    models, applications = [], []
     for kind, own in (
         (classes.VisionModel, classes.VisionModelApp),
         (classes.TextModel, classes.TextModelApp),
@@ -65,27 +75,29 @@ def guide_applications(classes, config):
         folder = tempfile.mkdtemp()
         models.append(kind(config).eval())
         save_file(models[-1].state_dict(), f"{folder}/model.safetensors")
-        made.append(own(folder, config))
-    return models, made
+        applications.append(own(folder, config))
+    return models, applications
 
 
 def check_ports_and_shapes_come_from_the_wrapper():
     classes = guide()
-    adopted = from_nxdi(classes.TextModelWrapper, config=guide_config(classes))
-    assert adopted.inputs == {"vision_features": floats(4, 512), "text_input": floats(4, 256)}
-    assert adopted.neuron_options == {"tp_degree": RANKS}
+    user_stage = from_nxdi(classes.TextModelWrapper, config=guide_config(classes))
+    assert user_stage.inputs == {"vision_features": floats(4, 512), "text_input": floats(4, 256)}
+    assert user_stage.neuron_options == {"tp_degree": RANKS}
 
 
-def _run_by_hand(vision, text, made):
+def _run_by_hand(vision, text, device):
     one = program("vision", {"x": floats(4, 3, 224, 224)}, {"output": floats(4, 512)})
     takes = {"vision_features": floats(4, 512), "text_input": floats(4, 256)}
     two = program("fusion", takes, {"output": floats(4, 1024)}, to_host=True)
-    calls = loaded(made, application(stage("vision", vision), one), application(stage("fusion", text), two))
+    calls = load_programs(
+        device, application(stage("vision", vision), one), application(stage("fusion", text), two)
+    )
     image, words = torch.randn(4, 3, 224, 224), torch.randn(4, 256)
-    with counted() as counts:
-        (features,) = calls["vision"](made.upload(image))
+    with count_traffic() as counts:
+        (features,) = calls["vision"](device.upload(image))
         assert is_ranked(features)
-        (logits,) = calls["fusion"](features, made.upload(words))
+        (logits,) = calls["fusion"](features, device.upload(words))
     close(logits, text.model(vision.model(image), words))
     assert (counts.up, counts.down, counts.down_bytes) == (2 * RANKS, 1, logits.nbytes)
 
@@ -99,18 +111,18 @@ def check_wrappers_of_the_guide_by_hand():
 
 def check_applications_of_the_guide_by_hand():
     classes = guide()
-    models, made = guide_applications(classes, guide_config(classes))
-    vision, text = map(from_nxdi, made)
+    models, applications = guide_applications(classes, guide_config(classes))
+    vision, text = map(from_nxdi, applications)
     _run_by_hand(vision, text, backend())
-    for adopted, model in zip((vision, text), models, strict=True):
+    for user_stage, model in zip((vision, text), models, strict=True):
         close(
-            adopted.model.fc.weight if adopted is vision else adopted.model.fusion.weight,
-            model.fc.weight if adopted is vision else model.fusion.weight,
+            user_stage.model.fc.weight if user_stage is vision else user_stage.model.fusion.weight,
+            model.fc.weight if user_stage is vision else model.fusion.weight,
         )
     assert not backend().foldable(stage("vision", vision))
 
 
-class Scaled(nn.Module):
+class ScaledLinear(nn.Module):
     def __init__(self, config, factor=1.0):
         super().__init__()
         self.linear = nn.Linear(config.width, config.width)
@@ -124,6 +136,7 @@ def own_wrapper(config, **more):
     """A wrapper that overrides all that NxD Inference lets one override; it counts its calls."""
     from neuronx_distributed_inference.models.model_wrapper import EncoderModelInstance, ModelWrapper
 
+    # A class for each wrapper: what a check counts or replaces on it is no other check's.
     class OwnWrapper(ModelWrapper):
         calls = 0
 
@@ -137,25 +150,29 @@ def own_wrapper(config, **more):
             type(self).calls += 1
             return self._forward(*self.convert_int64_to_int32(*args))
 
-    return OwnWrapper(config=config, model_cls=Scaled, tag="a/b.c", model_init_kwargs={"factor": 3.0}, **more)
+    return OwnWrapper(
+        config=config, model_cls=ScaledLinear, tag="a/b.c", model_init_kwargs={"factor": 3.0}, **more
+    )
 
 
 def width_config(**more):
     from neuronx_distributed_inference.models.config import InferenceConfig, NeuronConfig
 
-    given = {"batch_size": 2, "torch_dtype": torch.float32, "tp_degree": RANKS, **more}
-    return InferenceConfig(NeuronConfig(**given), width=4)
+    options = {"batch_size": 2, "torch_dtype": torch.float32, "tp_degree": RANKS, **more}
+    return InferenceConfig(NeuronConfig(**options), width=4)
 
 
 def check_own_forward_and_instance_are_used():
     wrapper = own_wrapper(width_config())
-    adopted = from_nxdi(wrapper)
-    made = backend()
-    net = stage("net", adopted)
-    calls = loaded(made, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})))
+    user_stage = from_nxdi(wrapper)
+    device = backend()
+    net = stage("net", user_stage)
+    calls = load_programs(
+        device, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)}))
+    )
     x = torch.randn(2, 4)
-    close(made.download(calls["net"](made.upload(x))[0]), adopted.model(x))
-    assert adopted.model.factor == 3.0
+    close(device.download(calls["net"](device.upload(x))[0]), user_stage.model(x))
+    assert user_stage.model.factor == 3.0
     assert type(wrapper).calls == 1
     # The user's object is as it was.
     assert (wrapper.tag, wrapper.model, wrapper.pipeline_execution) == ("a/b.c", None, False)
@@ -165,14 +182,14 @@ def check_folded_adapters_go_around_a_users_forward():
     from dataclasses import replace
 
     wrapper = own_wrapper(width_config())
-    adopted = from_nxdi(wrapper)
-    made = backend()
+    user_stage = from_nxdi(wrapper)
+    device = backend()
     plain = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
-    folded = replace(plain, inputs=(ProgramInput("x", floats(1, 4), (Adapter("pad", (2, 4), rule=0),)),))
-    calls = loaded(made, application(stage("net", adopted), folded))
+    with_pad = replace(plain, inputs=(ProgramInput("x", floats(1, 4), (Adapter("pad", (2, 4), rule=0),)),))
+    calls = load_programs(device, application(stage("net", user_stage), with_pad))
     x = torch.randn(1, 4)
-    found = made.download(calls["net"](made.upload(x))[0])
-    close(found, adopted.model(torch.cat([x, torch.zeros(1, 4)])))
+    result = device.download(calls["net"](device.upload(x))[0])
+    close(result, user_stage.model(torch.cat([x, torch.zeros(1, 4)])))
     assert type(wrapper).calls == 0
 
 
@@ -197,27 +214,29 @@ class Parallel(nn.Module):
 def check_parallel_layers_cut_their_weights():
     wrapper = own_wrapper(width_config())
     wrapper.model_cls, wrapper.model_init_kwargs = Parallel, {}
-    adopted = from_nxdi(wrapper)
-    made = backend()
-    net = stage("net", adopted)
-    calls = loaded(made, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 8)})))
+    user_stage = from_nxdi(wrapper)
+    device = backend()
+    net = stage("net", user_stage)
+    calls = load_programs(
+        device, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 8)}))
+    )
     x = torch.randn(2, 4)
-    (found,) = calls["net"](made.upload(x))
-    assert found.shape == (2, 8 // RANKS)
-    close(made.gather(found, 1), adopted.model(x))
+    (parts,) = calls["net"](device.upload(x))
+    assert parts.shape == (2, 8 // RANKS)
+    close(device.gather(parts, 1), user_stage.model(x))
 
 
 def check_bfloat16_of_a_users_config_is_in_force():
-    adopted = from_nxdi(own_wrapper(width_config(torch_dtype=torch.bfloat16)), inputs=("x",))
-    made = backend()
-    net = stage("net", adopted)
-    assert made.held_dtype(net, torch.float32) is torch.bfloat16
+    user_stage = from_nxdi(own_wrapper(width_config(torch_dtype=torch.bfloat16)), inputs=("x",))
+    device = backend()
+    net = stage("net", user_stage)
+    assert device.held_dtype(net, torch.float32) is torch.bfloat16
     spec = TensorSpec((2, 4), torch.bfloat16)
-    calls = loaded(made, application(net, program("net", {"x": spec}, {"output": spec})))
+    calls = load_programs(device, application(net, program("net", {"x": spec}, {"output": spec})))
     x = torch.randn(2, 4)
-    found = made.download(calls["net"](made.upload(x.bfloat16()))[0])
-    assert found.dtype is torch.bfloat16
-    close(found.float(), adopted.model(x), tolerance=0.05)
+    value = device.download(calls["net"](device.upload(x.bfloat16()))[0])
+    assert value.dtype is torch.bfloat16
+    close(value.float(), user_stage.model(x), tolerance=0.05)
 
 
 def check_key_is_that_of_the_content():
@@ -234,12 +253,12 @@ def check_key_is_that_of_the_content():
 def check_key_of_an_application_survives_its_loading():
     classes = guide()
     _, (theirs, _) = guide_applications(classes, guide_config(classes))
-    made = backend()
+    device = backend()
     item = application(
         stage("vision", from_nxdi(theirs)),
         program("vision", {"x": floats(4, 3, 224, 224)}, {"output": floats(4, 512)}),
     )
-    before = made.key(item)
+    before = device.key(item)
     with contextlib.redirect_stdout(io.StringIO()):
-        loaded(made, item)
-    assert made.key(item) == before
+        load_programs(device, item)
+    assert device.key(item) == before

@@ -1,4 +1,4 @@
-"""What the checks share: applications made by hand, built and loaded, and what the simulated device counted."""
+"""What the checks share: applications made by hand, built and load_programs, and what the simulated device counted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RANKS = 2
 
 
 def backend(**options: Any) -> NxdiBackend:
-    made = NxdiBackend("neuron", {"tp_degree": RANKS} | options)
-    made.open()
-    return made
+    device = NxdiBackend("neuron", {"tp_degree": RANKS} | options)
+    device.open()
+    return device
 
 
 def floats(*dims: int | str) -> TensorSpec:
@@ -45,17 +45,17 @@ def stage(name: str, target: Any, **more: Any) -> Stage:
     return make_stage(name, target, **more)
 
 
-def loaded(made: NxdiBackend, *applications: Application) -> dict[str, Callable[..., Any]]:
+def load_programs(device: NxdiBackend, *applications: Application) -> dict[str, Callable[..., Any]]:
     """Builds, moves what was built, as the store does, and loads."""
     calls: dict[str, Callable[..., Any]] = {}
     for item in applications:
         root = Path(tempfile.mkdtemp())
         folder = root / "being-built"
         folder.mkdir()
-        made.build(item, folder)
-        moved = folder.rename(root / "final")
-        assert sorted(path.name for path in moved.iterdir()) == ["model.pt", "neuron_config.json"]
-        calls |= made.load_application(item, moved)
+        device.build(item, folder)
+        final = folder.rename(root / "final")
+        assert sorted(path.name for path in final.iterdir()) == ["model.pt", "neuron_config.json"]
+        calls |= device.load_application(item, final)
     return calls
 
 
@@ -77,7 +77,7 @@ class Counts:
 
 
 @contextmanager
-def counted() -> Iterator[Counts]:
+def count_traffic() -> Iterator[Counts]:
     """What the simulated device counts meanwhile; readable afterwards."""
     traffic = importlib.import_module("simdev").TRAFFIC
     counts = Counts()
@@ -87,6 +87,6 @@ def counted() -> Iterator[Counts]:
     counts.down, counts.down_bytes = traffic.d2h, traffic.d2h_bytes
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-5) -> None:
-    assert found.device.type == "cpu"
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+def close(value: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert value.device.type == "cpu"
+    torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance)

@@ -12,14 +12,14 @@ from torch import nn
 
 from on_nxdi.adopted import guide, guide_applications, guide_config, guide_pipeline
 from on_nxdi.chains import LARGE, chain
-from on_nxdi.kit import RANKS, close, counted
+from on_nxdi.kit import RANKS, close, count_traffic
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_neuron import from_nxdi
 from orchestrator_stages.demos.model5 import model5
 from orchestrator_stages.demos.vision_text import vision_text
 
 
-def _promised(plan, sizes=None):
+def _plan_traffic(plan, sizes=None):
     summary = plan.summary_for(sizes) if sizes else plan.summary
     return tuple(summary[name] for name in ("uploads", "upload_bytes", "downloads", "download_bytes"))
 
@@ -30,11 +30,11 @@ def _run(pipeline, requests, **options):
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
         for sizes, inputs in requests:
-            with counted() as counts:
-                found = session(**inputs)
-            for name, wanted in reference(**inputs).items():
-                close(found[name], wanted)
-            assert counts.all() == _promised(plan, sizes)
+            with count_traffic() as counts:
+                results = session(**inputs)
+            for name, value in reference(**inputs).items():
+                close(results[name], value)
+            assert counts.all() == _plan_traffic(plan, sizes)
             sys.stdout.write(f"{plan.pipeline} {sizes}: {counts}, as planned\n")
     return plan
 
@@ -44,8 +44,8 @@ def check_vision_text():
         return {"batch": size}, {"image": torch.randn(size, 3, 224, 224), "text": torch.randn(size, 256)}
 
     plan = _run(vision_text(batch=(4, 8)), [request(8), request(4), request(3), request(11)])
-    assert _promised(plan)[:1] == (2 * RANKS,)
-    assert _promised(plan)[2] == 1
+    assert _plan_traffic(plan)[:1] == (2 * RANKS,)
+    assert _plan_traffic(plan)[2] == 1
 
 
 def check_model5():
@@ -57,7 +57,7 @@ def check_model5():
         }
 
     plan = _run(model5(), [request(4), request(1), request(2), request(9)])
-    assert (_promised(plan)[0], _promised(plan)[2]) == (3 * RANKS, 2)
+    assert (_plan_traffic(plan)[0], _plan_traffic(plan)[2]) == (3 * RANKS, 2)
 
 
 def _guide_request():
@@ -78,8 +78,8 @@ def check_objects_of_the_guide_added_as_they_are():
     _run(
         guide_pipeline(classes.VisionModelWrapper(config), classes.TextModelWrapper(config)), _guide_request()
     )
-    _, made = guide_applications(classes, config)
-    _run(guide_pipeline(*made), _guide_request())
+    _, applications = guide_applications(classes, config)
+    _run(guide_pipeline(*applications), _guide_request())
 
 
 def check_guide_in_its_own_sizes():
@@ -93,13 +93,13 @@ def check_chain_with_values_of_236_megabytes():
     pipeline = chain(LARGE)
     plan = _run(pipeline, [({}, {"x": torch.rand(LARGE[:2])})])
     assert max(edge.bytes for edge in plan.edges) == 235_929_600
-    assert _promised(plan) == (RANKS, RANKS * 4 * LARGE[0] * LARGE[1], 1, 4 * LARGE[0] * LARGE[1])
+    assert _plan_traffic(plan) == (RANKS, RANKS * 4 * LARGE[0] * LARGE[1], 1, 4 * LARGE[0] * LARGE[1])
 
 
 def check_applications_of_the_guide():
     classes = guide()
-    _, made = guide_applications(classes, guide_config(classes))
-    _run(guide_pipeline(*map(from_nxdi, made)), _guide_request())
+    _, applications = guide_applications(classes, guide_config(classes))
+    _run(guide_pipeline(*map(from_nxdi, applications)), _guide_request())
 
 
 def check_application_called_twice_is_copied_out():
@@ -121,9 +121,9 @@ def check_guide_on_the_emulated_device():
     kinds = (classes.VisionModelWrapper, classes.TextModelWrapper)
     pipeline = guide_pipeline(*(from_nxdi(kind, config=config) for kind in kinds))
     ((_, inputs),) = _guide_request()
-    wanted = pipeline.plan(device="cpu").load()(**inputs)
+    reference = pipeline.plan(device="cpu").load()(**inputs)
     with pipeline.plan(device="neuron-emulated", options={"tp_degree": RANKS}).load() as session:
-        close(session(**inputs)["logits"], wanted["logits"])
+        close(session(**inputs)["logits"], reference["logits"])
 
 
 def check_stream_and_kept_values():
@@ -134,12 +134,12 @@ def check_stream_and_kept_values():
     plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
-        for found, given in zip(session.stream(inputs, depth=2), inputs, strict=True):
-            for name, wanted in reference(**given).items():
-                close(found[name], wanted)
-        kept = session.run(inputs[0], keep_on_device=("m3",))
+        for results, request in zip(session.stream(inputs, depth=2), inputs, strict=True):
+            for name, value in reference(**request).items():
+                close(results[name], value)
+        results_on_device = session.run(inputs[0], keep_on_device=("m3",))
         session(**inputs[1])
-        close(kept["m3"][0][0].to("cpu"), reference(**inputs[0])["m3"])
+        close(results_on_device["m3"][0][0].to("cpu"), reference(**inputs[0])["m3"])
 
 
 class Pair(nn.Module):
@@ -151,6 +151,7 @@ def check_hazards_folds_and_several_outputs():
     """A stage called twice with both values in use, a pad between stages, one output on the device and one not."""
     pipeline = Pipeline("twice")
     size = Dim("n", buckets=(2, 4), batch=True)
+    # Both results of `encode` are read by `merge`, so the second call must not run in the buffer of the first.
     left, right = (pipeline.input(name, TensorSpec((size, 8), pad=0)) for name in ("left", "right"))
     encode = pipeline.add("encode", nn.Linear(8, 6))
     split = pipeline.add("split", Pair(), outputs=("low", "sum"))
@@ -177,10 +178,10 @@ def check_sharded_output_is_joined():
     pipeline.output("y", part(pipeline.input("x", TensorSpec((2, 4)))))
     plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
     x = torch.randn(2, 4)
-    with plan.compile(tempfile.mkdtemp()).load() as session, counted() as counts:
-        found = session(x=x)["y"]
-    close(found, whole(x))
-    assert counts.all() == _promised(plan)
+    with plan.compile(tempfile.mkdtemp()).load() as session, count_traffic() as counts:
+        result = session(x=x)["y"]
+    close(result, whole(x))
+    assert counts.all() == _plan_traffic(plan)
 
 
 class _Step(nn.Module):
@@ -211,6 +212,7 @@ class _Token(nn.Module):
 
 def check_loops():
     """Carries stay on the device, in two programs that take turns; only slices, tokens and the end cross the link."""
+    # 1. Two bodies: one that is carried for a number of steps, one that ends by a value.
     torch.manual_seed(4)
     step, token = Pipeline("step"), Pipeline("token")
     x, t, text = (
@@ -225,10 +227,11 @@ def check_loops():
         token.input("memory", TensorSpec(("batch", 8))),
     )
     names = ("ids", "position", "done")
-    given = token.add("next", _Token().eval(), outputs=names)(ids, position, memory)
+    values = token.add("next", _Token().eval(), outputs=names)(ids, position, memory)
     for name in names:
-        token.output(name, given[name])
+        token.output(name, values[name])
 
+    # 2. The second loop reads the result of the first, which stays on the device in between.
     pipeline = Pipeline("loops")
     batch = Dim("batch", (2, 4))
     noise = pipeline.input("noise", TensorSpec((batch, 8), pad="repeat_first"))
@@ -256,17 +259,18 @@ def check_loops():
             "start": torch.arange(size),
         }
 
+    # 3. How often the second runs is known afterwards, and decides what the plan promises.
     plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
     steps = next(dim.name for dim in plan.dims if dim.born)
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
         for size in (4, 2, 3):
             sizes, inputs = request(size)
-            wanted = reference(**inputs)
-            with counted() as counts:
-                found = session(**inputs)
-            close(found["latents"], wanted["latents"])
-            assert torch.equal(found["tokens"], wanted["tokens"])
-            assert counts.all() == _promised(plan, {**sizes, steps: len(found["tokens"])})
+            expectation = reference(**inputs)
+            with count_traffic() as counts:
+                results = session(**inputs)
+            close(results["latents"], expectation["latents"])
+            assert torch.equal(results["tokens"], expectation["tokens"])
+            assert counts.all() == _plan_traffic(plan, {**sizes, steps: len(results["tokens"])})
             sys.stdout.write(f"{plan.pipeline} {sizes}: {counts}, as planned\n")
     assert sum(program.route > 0 for program in plan.programs) == 2

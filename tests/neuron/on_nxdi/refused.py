@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from on_nxdi.adopted import (
-    Scaled,
+    ScaledLinear,
     guide,
     guide_applications,
     guide_config,
@@ -26,13 +26,13 @@ from orchestrator_neuron import from_nxdi
 
 
 def check_equal_input_shapes_in_one_application():
-    made = backend()
+    device = backend()
     net = stage("net", nn.Linear(4, 4))
     ports = ({"input": floats(2, 4)}, {"output": floats(2, 4)})
     with pytest.raises(
         CompileError, match=r"'net' of .* and .* 'twice' of .* take inputs of the same shapes"
     ):
-        made.build(
+        device.build(
             application(net, program("net", *ports), program("twice", *ports)), Path(tempfile.mkdtemp())
         )
 
@@ -48,11 +48,11 @@ def check_position_arguments_that_became_flags():
     from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
     def make(sixth):
-        return ModelWrapper(width_config(), Scaled, "tag", None, None, sixth)
+        return ModelWrapper(width_config(), ScaledLinear, "tag", None, None, sixth)
 
     with pytest.warns(UserWarning, match="sixth parameter"):
-        adopted = from_nxdi(make({"factor": 3.0}))
-    assert adopted.model.factor == 3.0
+        user_stage = from_nxdi(make({"factor": 3.0}))
+    assert user_stage.model.factor == 3.0
     with pytest.raises(GraphError, match="pipeline_execution is 'yes', not a bool"):
         from_nxdi(make("yes"))
 
@@ -122,26 +122,26 @@ def check_state_in_attributes():
         def __init__(self, kind):
             super().__init__()
             self.kind, self.inner = kind, nn.Module()
-            self.inner.register_buffer("seen", torch.zeros(4))
+            self.inner.register_buffer("total", torch.zeros(4))
             self.inner.runs = 0
 
         def forward(self, x):
             if self.kind == "runs":
                 self.inner.runs += 1
-            elif self.kind == "seen":
-                self.inner.seen = self.inner.seen + x[0]
-            return x + self.inner.seen
+            elif self.kind == "total":
+                self.inner.total = self.inner.total + x[0]
+            return x + self.inner.total
 
     one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
-    for kind in ("runs", "seen"):
+    for kind in ("runs", "total"):
         with pytest.raises(CompileError, match=rf"'net' .*each run changes 'inner\.{kind}'.*keeps no state"):
             backend().build(application(stage("net", Counts(kind)), one), Path(tempfile.mkdtemp()))
 
 
-def _plan(adopted, width=4, batch=2, **options):
+def _plan(user_stage, width=4, batch=2, **options):
     pipeline = Pipeline("one")
     x = pipeline.input("x", TensorSpec((batch, width)))
-    pipeline.output("y", pipeline.add("net", adopted)(x))
+    pipeline.output("y", pipeline.add("net", user_stage)(x))
     return pipeline.plan(device="neuron", options={"tp_degree": RANKS, **options})
 
 
@@ -196,8 +196,8 @@ def check_stage_that_cannot_be_captured():
 
 
 def check_two_world_sizes_in_one_process():
-    made = backend(tp_degree=2 * RANKS)
+    device = backend(tp_degree=2 * RANKS)
     net = stage("net", nn.Linear(4, 4))
     one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 4)})
     with pytest.raises(CompileError, match=rf"loaded stages for {RANKS} ranks.*crashes"):
-        made.load_application(application(net, one), Path(tempfile.mkdtemp()))
+        device.load_application(application(net, one), Path(tempfile.mkdtemp()))

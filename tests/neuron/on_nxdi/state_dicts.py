@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from on_nxdi.kit import RANKS, application, backend, close, floats, loaded, program, stage
+from on_nxdi.kit import RANKS, application, backend, close, floats, load_programs, program, stage
 from orchestrator import TensorSpec
 from orchestrator.errors import CompileError
 from orchestrator.program import ProgramInput
@@ -28,24 +28,24 @@ class Awkward(nn.Module):
         self.model = nn.Linear(4, 4)
         self.inner = nn.ModuleDict({"model": nn.Linear(4, 4)})
         self.weight_scale = nn.Parameter(torch.full((4,), 3.0))
-        self.tied = nn.Linear(4, 4, bias=False)
-        self.tied.weight = self.model.weight
+        self.head = nn.Linear(4, 4, bias=False)
+        self.head.weight = self.model.weight
         self.register_buffer("shift", torch.arange(4.0))
         self.register_buffer("factor", torch.tensor(2.0), persistent=False)
         self.register_buffer("order", torch.tensor([3, 1, 0, 2]))
 
     def forward(self, x):
-        x = self.tied(self.inner["model"](self.model(x))) * self.weight_scale + self.shift
+        x = self.head(self.inner["model"](self.model(x))) * self.weight_scale + self.shift
         return x[:, self.order] * self.factor
 
 
 def _run(target, x, config=None, dtype=torch.float32, options=None):
-    made = backend(**(options or {}))
+    device = backend(**(options or {}))
     item = stage("net", target, config=config)
     takes, gives = TensorSpec(tuple(x.shape), dtype), TensorSpec((x.shape[0], 4), dtype)
     name = item.inputs[0].name
-    calls = loaded(made, application(item, program("net", {name: takes}, {"output": gives})))
-    return made.download(calls["net"](made.upload(x.to(dtype)))[0])
+    calls = load_programs(device, application(item, program("net", {name: takes}, {"output": gives})))
+    return device.download(calls["net"](device.upload(x.to(dtype)))[0])
 
 
 def check_awkward_names_keep_their_weights():
@@ -54,46 +54,46 @@ def check_awkward_names_keep_their_weights():
 
 
 def check_buckets_and_programs_share_weights():
-    made = backend()
+    device = backend()
     net = stage("net", Awkward())
     one = program("net", {"x": floats("n", 4)}, {"output": floats("n", 4)}, sizes=({"n": 1}, {"n": 3}))
     two = program(
         "net~2", {"x": floats("n", 4)}, {"output": floats("n", 4)}, sizes=({"n": 1}, {"n": 3}), route=1
     )
-    calls = loaded(made, application(net, one, two))
+    calls = load_programs(device, application(net, one, two))
     for call in calls.values():
         for size in (1, 3):
             x = torch.randn(size, 4)
-            close(made.download(call(made.upload(x))[0]), net.module()(x))
+            close(device.download(call(device.upload(x))[0]), net.module()(x))
 
 
 def check_checkpoint_of_that_name():
     net, x = Awkward(), torch.randn(2, 4)
     path = Path(tempfile.mkdtemp()) / "model.safetensors"
-    stored = {name: tensor.clone() + 1 for name, tensor in net.state_dict().items() if name != "tied.weight"}
-    stored["order"] -= 1
-    save_file(stored, path)
+    weights = {name: tensor.clone() + 1 for name, tensor in net.state_dict().items() if name != "head.weight"}
+    weights["order"] -= 1
+    save_file(weights, path)
     twin = Awkward()
-    twin.load_state_dict({**stored, "tied.weight": stored["model.weight"]})
+    twin.load_state_dict({**weights, "head.weight": weights["model.weight"]})
     close(_run(net, x, config={"checkpoint": str(path)}), twin(x))
 
 
 def check_bfloat16():
     net, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(2, 8)
-    found = _run(net, x, dtype=torch.bfloat16, options={"torch_dtype": torch.bfloat16})
-    assert found.dtype is torch.bfloat16
-    close(found.float(), net(x), tolerance=0.05)
+    result = _run(net, x, dtype=torch.bfloat16, options={"torch_dtype": torch.bfloat16})
+    assert result.dtype is torch.bfloat16
+    close(result.float(), net(x), tolerance=0.05)
 
 
 def check_int64_is_converted_in_the_program():
-    made = backend()
+    device = backend()
     net = stage("embed", nn.Embedding(10, 4))
     spec = TensorSpec((2, 3), torch.int32)
     one = program("embed", {"input": spec}, {"output": floats(2, 3, 4)})
     takes = (ProgramInput("input", spec, (), torch.int64),)
-    calls = loaded(made, application(net, replace(one, inputs=takes)))
+    calls = load_programs(device, application(net, replace(one, inputs=takes)))
     ids = torch.randint(0, 10, (2, 3))
-    close(made.download(calls["embed"](made.upload(ids.to(torch.int32)))[0]), net.module()(ids))
+    close(device.download(calls["embed"](device.upload(ids.to(torch.int32)))[0]), net.module()(ids))
 
 
 def check_each_rank_holds_its_part():
@@ -101,43 +101,43 @@ def check_each_rank_holds_its_part():
     path = Path(tempfile.mkdtemp()) / "model.safetensors"
     save_file(whole.state_dict(), path)
     cut = {"checkpoint": str(path), "sharded": {"output": 1}, "shard_weights": {"weight": 0, "bias": 0}}
-    made = backend()
+    device = backend()
     part = stage("part", nn.Linear(4, 4), config=cut)
-    calls = loaded(
-        made, application(part, program("part", {"input": floats(2, 4)}, {"output": floats(2, 4)}))
+    calls = load_programs(
+        device, application(part, program("part", {"input": floats(2, 4)}, {"output": floats(2, 4)}))
     )
     x = torch.randn(2, 4)
-    close(made.gather(calls["part"](made.upload(x))[0], 1), whole(x))
+    close(device.gather(calls["part"](device.upload(x))[0], 1), whole(x))
 
 
 def check_checkpoint_that_does_not_fit_is_told_before_loading():
     path = Path(tempfile.mkdtemp()) / "model.safetensors"
     save_file({"weight": torch.zeros(3, 4), "other": torch.zeros(1)}, path)
-    with pytest.raises(CompileError) as caught:
+    with pytest.raises(CompileError) as excinfo:
         _run(nn.Linear(4, 4), torch.randn(2, 4), config={"checkpoint": str(path)})
     for word in ("missing", "'bias'", "unexpected", "'other'", "shape", "'weight'"):
-        assert word in str(caught.value)
+        assert word in str(excinfo.value)
 
 
 def check_host_keeps_no_weights_after_loading():
-    made = backend()
+    device = backend()
     net = nn.Linear(4, 4)
-    net.mark = Marked()
-    references = Marked.made
+    net.mark = CopyMark()
+    references = CopyMark.copies
     item = application(stage("net", net), program("net", {"input": floats(2, 4)}, {"output": floats(2, 4)}))
-    calls = loaded(made, item)
+    calls = load_programs(device, item)
     gc.collect()
     assert [reference() for reference in references if reference() not in (None, net.mark)] == []
     assert calls
 
 
-class Marked:
+class CopyMark:
     """Every copy of it is known."""
 
-    made: ClassVar[list] = []
+    copies: ClassVar[list] = []
 
     def __init__(self):
-        self.made.append(weakref.ref(self))
+        self.copies.append(weakref.ref(self))
 
     def __deepcopy__(self, memo):
-        return Marked()
+        return CopyMark()
