@@ -1,7 +1,8 @@
-"""Copying what a user handed over: the copy is made to run elsewhere, and the original is left as it is.
+"""Copying an object of a user's: the copy is made to run elsewhere, and the original is left as it is.
 
-A module may hold what cannot be copied: a lock, an open file, a tensor computed from others (as the older form of
-weight normalisation keeps it). The copy shares the first kind with the original, and gets a plain tensor for the last.
+A module may hold something that cannot be copied: a lock, an open file, a tensor computed from others (as the older
+form of weight normalisation keeps it). The copy shares the first kind with the original, and gets a plain tensor for
+the last.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
     """Puts undefined content of the host in place of weights and buffers on the meta device; tied ones stay one.
 
     Returns:
-        Names of what was replaced, each with whether the module computes it, so that no checkpoint has it.
+        Names of the tensors that were replaced, each with whether the module computes it, so that no checkpoint has it.
     """
     replacements: dict[int, torch.Tensor] = {}
     names: dict[str, bool] = {}

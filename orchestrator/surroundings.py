@@ -1,4 +1,4 @@
-"""What surrounds a piece of work: the modes that a thread has set in torch, and the random state of its process.
+"""The surroundings of a piece of work: the modes that a thread has set in torch, and the random state of its process.
 
 Planning, compiling and loading are work of this project's own. What a caller has set for other work does not reach into
 it, and it moves no random state: the same seed gives the same numbers afterwards, whether or not a model had to be
@@ -42,7 +42,7 @@ def own_modes() -> Iterator[None]:
 def same_random_state() -> Iterator[None]:
     """Puts the global random generators of Python, numpy and torch back to where they were, if they were moved.
 
-    Keep the block short: what another thread draws meanwhile is drawn again after it.
+    Keep the block short: numbers that another thread draws meanwhile are drawn again after it.
     """
     states = RandomStates()
     try:
@@ -52,7 +52,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def autocast_hint() -> str:
-    """Returns what to say of a request that failed while its caller has autocast on; else nothing."""
+    """Returns a hint for the error of a request that failed while its caller has autocast on; else nothing."""
     if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
         return ""
     return (
@@ -89,7 +89,7 @@ class _RandomGenerator:
     """A global random generator.
 
     Attributes:
-        name: What it is called by.
+        name: Its name in messages.
         state: Returns its state.
         restore: Sets it.
         same: Compares two states.

@@ -3,7 +3,7 @@
 Inputs and outputs are rounded, calls are boxes (dashed on the host), constants are cylinders. An arrow says
 which port it leaves and which it enters; the port ``output`` is the usual one and is not named. A loop, map or branch
 is a frame around its body, with a hexagon where values enter it and one where they leave; a dotted arrow from this to
-that is what one iteration hands to the next.
+that is a value that one iteration hands to the next.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _dot_frame(frame: _LoopFrame) -> list[str]:
 def _indent_frame(
     frame: _LoopFrame, node: Callable[[_Node], str], begin: Callable[[_LoopFrame], list[str]], end: str
 ) -> Iterator[str]:
-    """Yields the lines of what is in a frame, indented."""
+    """Yields the lines of a frame's content, indented."""
     yield from (f"    {node(each)}" for each in frame.nodes)
     for inner in frame.frames:
         yield from (f"    {line}" for line in begin(inner))

@@ -1,4 +1,4 @@
-"""Turn a Python value into what JSON holds.
+"""Turn a Python value into JSON's own types.
 
 JSON has no tensors, tuples, dataclasses or numbers that are not finite. Tensors and arrays become nested
 lists, tuples lists, named tuples and dataclasses objects by field; a number that is not finite becomes

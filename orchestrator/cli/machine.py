@@ -1,4 +1,4 @@
-"""Find out versions, devices and conflicts of this installation; nothing here raises for what is missing."""
+"""Find out versions, devices and conflicts of this installation; nothing here raises where one is missing."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def parse_pairs(option: str, pairs: Iterable[str] | None, form: str) -> dict[str
     Args:
         option: The option, for messages.
         pairs: The texts of the command line.
-        form: What a pair looks like, for messages.
+        form: The form of a pair, for messages.
 
     Raises:
         UsageError: A pair without ``=`` or without a name, or a name given twice.

@@ -100,7 +100,7 @@ class Batch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts all files in their places, or removes what was written.
+        """Puts all files in their places, or removes them.
 
         Raises:
             JobError: One cannot be put there.
@@ -130,9 +130,9 @@ def _unwritable(path: Path, error: OSError) -> JobError:
 
 
 def file_stem(name: str) -> str:
-    """Returns what a file of a name is called, without its ending, on every system: never a path, and none too long.
+    """Returns the file name of an output, without its ending, that every system takes: no path, and none too long.
 
-    What a name may not hold is written in hexadecimal after ``%``, as in an address.
+    Characters that a file name may not have are written in hexadecimal after ``%``, as in an address.
     """
     text = "".join(f"%{ord(char):02X}" if _is_special(char) else char for char in name)
     if text.startswith((".", "~")) or text.endswith((".", " ")) or text.partition(".")[0].lower() in _DEVICES:
@@ -145,7 +145,7 @@ def file_stem(name: str) -> str:
 
 
 def file_stems(names: Iterable[str]) -> dict[str, str]:
-    """Returns what the files of several names are called: different also where case or Unicode form do not count."""
+    """Returns the file name of each output; they differ also where case or Unicode form do not count."""
     stems: dict[str, str] = {}
     keys: set[str] = set()
     for name in names:

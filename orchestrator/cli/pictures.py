@@ -88,7 +88,7 @@ def read_picture(name: str, path: Path, spec: TensorSpec) -> torch.Tensor:
     Args:
         name: The input.
         path: The file.
-        spec: What the input takes.
+        spec: The spec of the input.
 
     Raises:
         UsageError: The input takes no picture.
@@ -151,7 +151,7 @@ def _decode(path: Path, grey: bool, check: Callable[[int, int, bool], None]) -> 
 
 
 def _check_work(path: Path, file: Image) -> None:
-    """Bounds what decoding takes; a library may have taken Pillow's own bound away."""
+    """Bounds the work of decoding; a library may have taken Pillow's own bound away."""
     pixels = file.width * file.height
     if pixels > MOST_PIXELS:
         raise JobError(
@@ -165,7 +165,7 @@ def _check_work(path: Path, file: Image) -> None:
 
 
 def _scans(path: Path) -> int:
-    """How many scans a JPEG has: in what is compressed, a byte 255 is never followed by that of a mark."""
+    """Counts the scans of a JPEG: in compressed data a byte 255 is never followed by that of a mark."""
     count, last = 0, b""
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Say what is going on while a person waits: on a terminal, on stderr. Elsewhere nothing is printed.
+"""Show progress while a person waits: on a terminal, on stderr. Elsewhere nothing is printed.
 
 The bar counts finished stage calls against those that are expected: at first those of the plan's largest request, with
 all iterations of its loops; then fewer where a loop ended early or a branch did not run, more where there were more
@@ -29,7 +29,7 @@ class Meter:
     """Counts the stage calls of a request against those expected.
 
     Args:
-        plan: What runs.
+        plan: The plan that runs.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -56,7 +56,7 @@ class Meter:
         return self.finished_calls + max(0, sum(here) - self._here) + sum(after)
 
     def advance(self, call: str) -> None:
-        """Counts one more call; what stands before it is over.
+        """Counts one more call; steps before it are over.
 
         Where the call stands before the last one, the next chunk of the request has begun.
         """
@@ -83,10 +83,10 @@ def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
 
 
 class Progress(Protocol):
-    """What a command tells of its progress."""
+    """The progress of a command, for a person."""
 
     def phase(self, text: str, plan: Plan | None = None) -> None:
-        """Begins a phase; ``plan`` is what runs, if something does."""
+        """Begins a phase; ``plan`` is the plan that runs, if one does."""
 
 
 class _NoProgress:

@@ -1,7 +1,7 @@
 """How a command ends: its result, or one line that says what is wrong, and the exit code.
 
 A *usage error* is one that another command line would mend; a *job error* is any other. The package's table
-says which is which. A *reply* is what a command answers to a program that asked with ``--json``.
+says which is which. A *reply* is the answer of a command to a program that asked with ``--json``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class JobError(Exception):
 
 @dataclass
 class Reply:
-    """What ``--json`` prints.
+    """The document that ``--json`` prints.
 
     Attributes:
         data: The document; ``None`` if there is none.
@@ -86,7 +86,7 @@ def _error_json(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """Sends to stderr what a user's module, a stage or a compiler's process prints to stdout."""
+    """Sends prints of a user's module, of a stage and of a compiler's process to stderr."""
     sys.stdout.flush()
     try:
         stdout_copy = os.dup(1)

@@ -13,7 +13,7 @@ __all__ = ["print_table", "printable"]
 
 
 def printable(text: str) -> str:
-    """Returns a text with what a terminal would act on spelled out: it may come from somebody's file."""
+    """Returns a text with control characters spelled out: it may come from somebody's file."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -38,7 +38,7 @@ SIMPLE = (str, int, float, bool)
 
 @dataclass(frozen=True)
 class BuiltPipeline:
-    """A pipeline, and what the settings say of its inputs.
+    """A pipeline, with the settings that are inputs or options of its stages.
 
     Attributes:
         pipeline: The pipeline.

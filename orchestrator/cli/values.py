@@ -57,7 +57,7 @@ LARGEST_TEXT = 64 << 20
 
 
 def describe_input(name: str, spec: PortSpec) -> str:
-    """Returns a line that says what an input takes and from what it is read."""
+    """Returns a line with the type of an input and the files it is read from."""
     return f"{name}: {show_spec(spec)}, from {_sources(spec)}"
 
 
@@ -79,7 +79,7 @@ def read_input(name: str, text: str, spec: PortSpec, *, literal: bool = False) -
     Args:
         name: The input.
         text: A path, or the value itself where the input may be written out.
-        spec: What the input takes.
+        spec: The spec of the input.
         literal: ``text`` is the value itself, whatever it looks like.
 
     Raises:
@@ -202,8 +202,8 @@ def write_output(folder: Path, name: str, value: Any, *, picture: str = "png", t
         folder: An existing folder.
         name: The output, which names the file.
         value: Its value.
-        picture: What uint8 pictures are written as: ``png`` or ``jpg``.
-        tensors: What other tensors are written as: ``npy`` or ``safetensors``.
+        picture: The format of uint8 pictures: ``png`` or ``jpg``.
+        tensors: The format of other tensors: ``npy`` or ``safetensors``.
 
     Raises:
         JobError: It cannot be written, or has no form in a file.
@@ -275,7 +275,7 @@ class _OutputWriter:
 
 
 def _remove_older(folder: Path, new_files: set[Path]) -> None:
-    """Removes what an earlier run wrote for places of a list, and this one did not.
+    """Removes files of list items that an earlier run wrote and this one did not.
 
     Raises:
         JobError: It cannot be removed.
@@ -300,7 +300,7 @@ SHOWN_ELEMENTS = 4096
 
 
 def describe(name: str, value: Any) -> Any:
-    """Returns what JSON says of an output that is not written to a file.
+    """Returns an output that is not written to a file, for JSON.
 
     A tensor gives ``shape``, ``dtype``, ``min``, ``max`` and ``mean`` (``None`` where there is none, e.g. of
     no elements), and ``values`` if it has at most 4,096 elements. A list of tensors gives that of each in ``items``.

@@ -1,4 +1,4 @@
-"""What lies around a stage's code: modules, classes, functions and what they hold, as it was before the stage ran.
+"""The surroundings of a stage's code: modules, classes, functions and their contents, as they were before it ran.
 
 Bindings are noted, of containers and objects in one another up to a depth: enough to put back what an entry was.
 """
@@ -35,7 +35,7 @@ class Bindings:
     """Notes and puts back bindings around the stages of one plan.
 
     Attributes:
-        notes: What could not be put back, though no result hangs on it.
+        notes: Things that could not be put back, though no result hangs on them.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Bindings:
         self._bound: set[int] = set()
 
     def note(self, target: Any) -> None:
-        """Notes what lies around a stage's target: the modules of its code, and those that they name."""
+        """Notes the surroundings of a stage's target: the modules of its code, and those that they name."""
         functions, kinds = _code_of(target)
         for function in functions:
             self._module(str(function.__globals__.get("__name__")), following=True)
@@ -59,7 +59,7 @@ class Bindings:
                 self._class(kind)
 
     def note_attributes(self, item: Any) -> None:
-        """Notes what an object holds that runs itself, since it cannot be copied."""
+        """Notes the contents of an object that runs itself, since it cannot be copied."""
         parts = item.modules() if isinstance(item, torch.nn.Module) else [item]
         for part in parts:
             for value in self._save(vars(part) if hasattr(part, "__dict__") else {}):
@@ -124,7 +124,7 @@ class Bindings:
                 self._module(_home_of(value), following=False)
 
     def _value(self, value: Any, depth: int) -> None:
-        """Notes what one value holds, and what is in that.
+        """Notes the contents of one value, and theirs.
 
         Args:
             value: The value.
@@ -142,7 +142,7 @@ class Bindings:
                     self._value(item, depth - 1)
 
     def _items(self, value: Any, most: int) -> Sequence[Any]:
-        """Notes what a container of so many items at most, or an object, holds, and returns that."""
+        """Notes and returns the contents of an object, or of a container of so many items at most."""
         if type(value) in CONTAINERS:
             return self._save(value) if len(value) <= most else ()
         if not is_holder(value):
@@ -160,7 +160,7 @@ class Bindings:
             self._value(plain if isinstance(plain, types.FunctionType) else value, _DEPTH)
 
     def _function(self, function: types.FunctionType, depth: int = _DEPTH) -> None:
-        """Notes what a function holds."""
+        """Notes the contents of a function."""
         if id(function) in self._functions:
             return
         # Noted before its values are: functions that hold one another would be followed for ever.
@@ -188,7 +188,7 @@ class Bindings:
         return values
 
     def _save_slots(self, item: Any) -> Sequence[Any]:
-        """Notes what an object has in slots, and returns that."""
+        """Notes and returns the contents of an object's slots."""
         slots = slots_of(item)
         if not slots or id(item) in self._slots:
             return ()

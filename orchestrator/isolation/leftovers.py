@@ -50,7 +50,7 @@ class Leftovers:
 
     Args:
         mode: The mode that their fake tensors belong to; None: any, and wrappers around them as exporting makes them.
-        isolation: What made the copies that run, if it is what did.
+        isolation: The maker of the copies that run, if there is one.
 
     Attributes:
         has_released: Whether a run left anything outside of its copy so far.
@@ -67,10 +67,10 @@ class Leftovers:
         self.bindings = Bindings()
 
     def watch(self, owner: Any) -> _RunWatch:
-        """Returns a context that takes out again, at its end, what a run left outside of an object.
+        """Returns a context that takes out again, at its end, all tensors that a run left outside of an object.
 
         Args:
-            owner: The copy that runs, or a list of what may keep tensors; None: nothing may.
+            owner: The copy that runs, or a list of objects that may keep tensors; None: nothing may.
 
         Raises:
             LeftBehindError: (the context, at its end) It left something in a place whose former content is not known.
@@ -82,13 +82,13 @@ class Leftovers:
         self._keepers.append(keeper)
 
     def undo(self, owner: Any, parts: list[Any], places: list[str], keeper: dict[str, Any]) -> None:
-        """Looks for what is left of a run.
+        """Looks for leftovers of a run, and undoes them.
 
         Args:
             owner: The copy that ran.
             parts: Parts of it that gained a reference.
-            places: Descriptions of places whose former content is not known; what is found is added.
-            keeper: What holds the copy for the time of the run.
+            places: Descriptions of places whose former content is not known; more are added.
+            keeper: The object that holds the copy for the time of the run.
         """
         young = gc.get_objects(generation=0)
         left = [weakref.ref(item) for item in young if self._is_fake(item)]
@@ -115,7 +115,7 @@ class Leftovers:
             places.append("something that Python cannot name")
 
     def _is_foreign(self, strays: list[weakref.ref[Any]], owner: Any) -> bool:
-        """Tells whether a tensor is alive that shares no memory with what the copy owns, as a view of a view does."""
+        """Tells whether a tensor is alive that shares no memory with tensors of the copy, as a view of a view does."""
         alive = [item for item in (ref() for ref in strays) if item is not None]
         if not alive or owner is None:
             return bool(alive)
@@ -139,7 +139,7 @@ class Leftovers:
         Args:
             owner: The copy.
             ids: Identities of objects.
-            tensors: Takes the fake tensors among what it owns.
+            tensors: Takes the fake tensors that it owns.
         """
         # Only what the copy owns is followed: what it shares with the user would lead to everything there is.
         own_ids: set[int] = set()
@@ -163,7 +163,7 @@ class Leftovers:
         return not isinstance(item, _COMMON_TYPES) and id(item) not in self._shared_ids
 
     def _release(self, suspects: list[Any], own_ids: set[int], new_ids: set[int], places: list[str]) -> None:
-        """Follows references from what is left up to objects that were there before, and cuts them there."""
+        """Follows references from leftovers up to objects that were there before, and cuts them there."""
         # A level at a time: what the run made is climbed, what was there before is where it hangs, and is cut. The
         # lists of this very search refer to the objects too, and are no holders.
         chain = {id(item): item for item in suspects}

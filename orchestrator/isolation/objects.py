@@ -1,4 +1,4 @@
-"""What an object holds: its attributes and slots, looked at without running any code of its own."""
+"""Attributes and slots of an object, looked at without running any code of its own."""
 
 from __future__ import annotations
 

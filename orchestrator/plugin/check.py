@@ -1,4 +1,4 @@
-"""Check a plugin before it is registered: its hooks exist, are marked, and take what they are given.
+"""Check a plugin before it is registered: its hooks exist, are marked, and take their parameters.
 
 pluggy alone would accept a misspelt hook, a hook without its marker and a plugin without any hook, and
 would then never call them. Here each is a :class:`PluginError` that names the plugin, its

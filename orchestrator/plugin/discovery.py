@@ -24,7 +24,7 @@ class DiscoveredPlugin:
 
     Attributes:
         owner: Its name, distribution and version.
-        target: What the entry point names, e.g. ``"my_stages.plugin"``.
+        target: The module or object that the entry point names, e.g. ``"my_stages.plugin"``.
         entry_point: To load it with; ``None`` if it could not be read.
         error: Why it could not be read.
     """
@@ -35,7 +35,7 @@ class DiscoveredPlugin:
     error: Exception | None = None
 
     def load(self) -> object:
-        """Imports what the entry point names; raises whatever that raises."""
+        """Imports the target; raises whatever that raises."""
         if self.entry_point is None:
             raise self.error or ValueError("it has no entry point")
         if metadata.EntryPoint.pattern.match(self.target) is None:
@@ -47,7 +47,7 @@ class DiscoveredPlugin:
 def find_plugins() -> list[DiscoveredPlugin]:
     """Returns every declared plugin, in the order in which they are to be loaded.
 
-    1. What the core itself ships comes first, so that no plugin can take one of its names.
+    1. Plugins of the core itself come first, so that no plugin can take one of its names.
     2. The rest is sorted by plugin and distribution, so that the loser of a conflict is always the same.
     """
     return sorted(_entry_points(), key=_load_order)

@@ -57,7 +57,7 @@ def orchestrator_adopt_stage(target: object) -> ModelWrapper | None:
     import nothing for objects it does not know. The first plugin that returns a wrapper adopts the object.
 
     Args:
-        target: What ``Pipeline.add`` was given.
+        target: The object that a user passed to ``Pipeline.add``.
 
     Returns:
         A wrapper, or ``None``: the object is none of the plugin's.
@@ -92,7 +92,7 @@ def orchestrator_request_finished(pipeline: str, seconds: float, error: BaseExce
     Args:
         pipeline: The pipeline's name.
         seconds: Wall time from the call to its result or error.
-        error: What the request raised, or ``None``.
+        error: The exception of the request, or ``None``.
     """
 
 

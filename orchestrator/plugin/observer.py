@@ -1,4 +1,4 @@
-"""Tell observers what happened, and let none of them harm what they observe.
+"""Call observers, and let none of them harm the request that it observes.
 
 The runner asks for observers when a session is loaded; if nobody listens, the path it then takes holds
 no trace of them.

@@ -100,7 +100,7 @@ class BatchTrial:
         inputs: Mapping[str, Any],
         whole: Mapping[str, Any],
     ) -> CheckRow:
-        """Compares what some items of a batch give with what they give in the whole batch."""
+        """Compares the outputs for some items of a batch with those of the same items in the whole batch."""
 
         def items_of(value: Any, axes: Axes, port: str) -> Any:
             if port in axes.axes and isinstance(value, torch.Tensor):

@@ -120,7 +120,7 @@ def make_batch(value: torch.Tensor, axis: int, count: int, seed: int) -> torch.T
 
 
 def is_uniform(value: torch.Tensor, axis: int) -> bool:
-    """Tells whether all items along an axis are equal, so that what they do to one another is not seen."""
+    """Tells whether all items along an axis are equal, so that nobody sees whether they change one another."""
     return torch.equal(value, value.narrow(axis, 0, 1).expand_as(value))
 
 

@@ -42,7 +42,7 @@ class CheckContext:
     Args:
         graph: The graph.
         plan: Its plan.
-        stage_runner: What runs the stages.
+        stage_runner: Runs the stages.
         tolerance: The largest relative difference that counts as equal; None: by dtype.
 
     Attributes:
@@ -74,11 +74,11 @@ class CheckContext:
                 self._enders[key] = only and self._enders.get(key, True)
 
     def is_filled(self, call: str, port: str) -> bool:
-        """Tells whether the padding of what a port reads is filled right there, by a rule."""
+        """Tells whether a port's padding is filled right there, by a rule."""
         return f"{call}.{port}" in self._padded_ports
 
     def repeats(self, name: str) -> bool:
-        """Tells whether something is padded along a dim with what is there already."""
+        """Tells whether padding along a dim repeats elements that are there."""
         return name in self._repeat_dims
 
     def only_ends(self, call: str, port: str) -> bool:
@@ -95,7 +95,7 @@ class CallTrial:
         stage: The stage.
         plan_call: The call in the plan.
         inputs: Exact values by input port.
-        outputs: What the call gives for them, by output port.
+        outputs: Its outputs for them, by port.
         sizes: Exact sizes of named dims.
         unsteady: It gives something else each time.
     """
@@ -111,7 +111,7 @@ class CallTrial:
     def pads(
         self, dims: list[DimPlan], padded_inputs: InputsByDim, *, is_tried: bool
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Tries the bucket of each padded dim; returns what the outputs look like there: by port, by dim."""
+        """Tries the bucket of each padded dim; returns the outputs there: by port, by dim."""
         versions: dict[str, dict[str, torch.Tensor]] = {}
         for dim in dims:
             if not any(has(spec, dim.name) for _, spec in self.plan_call.inputs):
@@ -181,7 +181,7 @@ class CallTrial:
         return self._where_kept(version, exact, 0.0)[0]
 
     def _where_kept(self, version: torch.Tensor, exact: torch.Tensor, floor: float) -> tuple[bool, float]:
-        """Compares what is kept: the first elements, or the first ones of each part of a size that follows."""
+        """Compares the kept elements: the first, or the first of each part of a size that follows."""
         first = self.difference(kept_of(version, exact), exact, floor)
         parts = () if first[0] else (self.difference(part, exact, floor) for part in in_parts(version, exact))
         return next((other for other in parts if other[0]), first)
@@ -189,7 +189,7 @@ class CallTrial:
     def _compare_kept(
         self, padded_outputs: Mapping[str, Any], exact_outputs: Mapping[str, Any]
     ) -> Iterator[tuple[bool, float, str]]:
-        """Compares what is kept of each output at a bucket."""
+        """Compares the kept elements of each output at a bucket."""
         floor = span(self.inputs)
         for port, exact in exact_outputs.items():
             version = padded_outputs.get(port)
@@ -199,7 +199,7 @@ class CallTrial:
             yield (*self._where_kept(version, exact, floor), port)
 
     def _reads(self, versions: Mapping[str, torch.Tensor], ports: list[str]) -> bool:
-        """Tells whether what is kept depends on what is in the padding of some ports."""
+        """Tells whether the kept elements depend on the padding of some ports."""
         other = {
             port: scramble_padding(versions[port], self.inputs[port], seed) for seed, port in enumerate(ports)
         }
@@ -219,7 +219,7 @@ class CallTrial:
     ) -> tuple[bool, float, str] | None:
         """Tries a stage that reads its padding on other values of the same range, beside the same padding.
 
-        A maximum is right beside zeros while there is something above zero. Where a rule repeats what is there, the
+        A maximum is right beside zeros while there is something above zero. Where a rule repeats elements, the
         padding would be another one, and nothing is tried.
         """
         if self.context.repeats(dim.name):
@@ -240,7 +240,7 @@ class CallTrial:
         return None
 
     def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the stage gives for other values by port."""
+        """Returns the outputs of the stage for other inputs."""
         return self.context.stage_runner.run(self.stage, self.plan_call.device, arguments)
 
     def difference(self, actual: Any, reference: Any, floor: float) -> tuple[bool, float]:
@@ -261,5 +261,5 @@ class CallTrial:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the kind of an error and the first line of what it says."""
+    """Returns the kind of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"

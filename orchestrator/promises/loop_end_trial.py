@@ -1,4 +1,4 @@
-"""Trying loops that end by a value: what an item gets must not hang on how long other items keep the loop going."""
+"""Trying loops that end by a value: the result of an item must not hang on how long other items keep the loop going."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LoopEndTrial(PlainRun):
         graph: The graph.
         plan: Its plan.
         inputs: The request.
-        stage_runner: What runs the stages.
+        stage_runner: Runs the stages.
         tolerance: The largest relative difference that counts as equal; None: by dtype.
 
     Attributes:

@@ -1,7 +1,7 @@
 """How far a result is from another one, and how far it may be.
 
 Elements are floats of some precision that were summed in another order, so that equal promises give nearly equal
-numbers. A difference counts relative to the largest magnitude of the result. What stands for "minus infinity" in a
+numbers. A difference counts relative to the largest magnitude of the result. A number for "minus infinity" in a
 mask is larger than any number beside it, and is compared by itself.
 """
 
@@ -36,7 +36,7 @@ def difference(
 
     Args:
         actual: A tensor, or a Python value that may hold some.
-        reference: What it should be.
+        reference: The value to equal.
         tolerance: Relative; None: by dtype, see :data:`TOLERANCES`.
         floor: The largest magnitude of the inputs: rounding errors of its size are no difference.
 

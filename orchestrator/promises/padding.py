@@ -1,4 +1,4 @@
-"""Values at a bucket beside the exact ones: what is kept, and the padding that the stages before made of it.
+"""Values at a bucket beside the exact ones: the kept elements, and the padding that the stages before made.
 
 The exact values of a request stand in the run by hand. For each padded dim a value may have one *version*: the same
 elements, padded along that dim alone. It begins where the plan pads, by the rule, and goes on through the stages, so
@@ -157,7 +157,7 @@ def scramble_padding(version: torch.Tensor, exact: torch.Tensor, seed: int) -> t
 def other_values(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields other values of the same range: floats that are all their least, all their largest, and mirrored.
 
-    What looks like a mask, two values or some near infinity, stays as it is.
+    A value that looks like a mask, with two numbers or some near infinity, stays as it is.
     """
     # Only values of the same range say something: others could break a stage without breaking its promise.
     ranges = {
@@ -179,7 +179,7 @@ def other_values(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def padded_dims(plan: Plan, counters: frozenset[str]) -> list[DimPlan]:
-    """Returns the dims that a smaller size is padded along; what counts iterations or items is no size to a stage."""
+    """Returns the dims along which a smaller size is padded; counts of iterations or items are no sizes to a stage."""
     return [dim for dim in plan.dims if dim.padded and not dim.unbounded and dim.name not in counters]
 
 

@@ -1,4 +1,4 @@
-"""A pipeline's results the slow and obvious way: what every plan is compared with.
+"""A pipeline's results the slow and obvious way: the reference of every plan.
 
 A frozen graph is walked from its inputs: every call is made by calling its stage's own module with the values of its
 ports, at the sizes of the request, without buckets, devices, plan or runner. Only what a port's declaration asks for
@@ -23,7 +23,7 @@ __all__ = ["ReferenceRun", "call_target", "named_outputs", "run_reference"]
 class ReferenceRun:
     """One request on its way through a graph.
 
-    Subclasses look at calls by overriding :meth:`call`, and at what happens to tensors between calls by overriding
+    Subclasses look at calls by overriding :meth:`call`, and at tensors on their way between calls by overriding
     :meth:`slice`, :meth:`stack` and :meth:`fit`.
 
     Args:
@@ -31,7 +31,7 @@ class ReferenceRun:
         inputs: Values by input name; an optional one may be missing, or None.
 
     Attributes:
-        values: What is there so far, by node and port; inside of a loop, those of the current iteration.
+        values: Values so far, by node and port; inside of a loop, those of the current iteration.
         sizes: Sizes of named dims.
         counts: Iterations of each loop that is running, counted from 0.
     """
@@ -181,7 +181,7 @@ class ReferenceRun:
             self._learn(item.spec, self.values[node, item.name])
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a call gives for values by port."""
+        """Returns the outputs of a call, by port."""
         stage = self.graph.calls[name].stage
         return named_outputs(stage, call_target(stage, stage.target, arguments))
 
@@ -213,11 +213,11 @@ class ReferenceRun:
         return value
 
     def slice(self, value: Any, at: int) -> Any:
-        """Returns what iteration ``at`` of a loop gets of a value."""
+        """Returns the slice of a value for iteration ``at`` of a loop."""
         return value[at]
 
     def stack(self, parts: list[Any], sample: Any) -> Any:
-        """Joins what a loop collected; without any part, one of them shows what they are."""
+        """Joins the parts that a loop collected; where there is none, a sample shows their shape and dtype."""
         if not isinstance(parts[0] if parts else sample, torch.Tensor):
             return parts
         return torch.stack(parts) if parts else sample.new_empty((0, *sample.shape))
@@ -227,7 +227,7 @@ class ReferenceRun:
 
 
 def _blank(value: torch.Tensor) -> torch.Tensor:
-    """One slice of what has none."""
+    """Returns a slice of zeros, for a value without any."""
     return value.new_zeros(value.shape[1:])
 
 
@@ -251,7 +251,7 @@ def call_target(stage: Stage, target: Callable[..., Any], arguments: Mapping[str
 
 
 def named_outputs(stage: Stage, result: Any) -> dict[str, Any]:
-    """Returns what a stage gave, by output port."""
+    """Returns the result of a stage by output port."""
     names = [port.name for port in stage.outputs] or ["output"]
     if isinstance(result, Mapping):
         by_key = {str(key): value for key, value in result.items()}
@@ -266,7 +266,7 @@ def named_outputs(stage: Stage, result: Any) -> dict[str, Any]:
 
 
 def run_reference(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a pipeline gives for one request.
+    """Returns the outputs of a pipeline for one request.
 
     Args:
         graph: ``pipeline.graph``.

@@ -1,4 +1,4 @@
-"""What a check found: a row for each stage and promise."""
+"""The report of a check: a row for each stage and promise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckRow:
         stage: The stage, by its name in the plan; on a device that compiles also ``output 'name'``.
         promise: Which one: ``pad of 'tokens'``, ``batch 'rows' in chunks``, ``batch 'rows' permuted``.
         holds: Whether it holds; None: it was not tried.
-        error: The largest difference over the largest magnitude of what it was compared with; None: there is none.
+        error: The largest difference over the largest magnitude of the reference; None: there is none.
         sizes: The sizes at which it was tried, the worst ones where there were several.
         why: Why it was not tried, or what else there is to say.
     """
@@ -44,7 +44,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What ``pipeline.check`` found; its ``str`` is a table.
+    """The report of ``pipeline.check``; its ``str`` is a table.
 
     Attributes:
         pipeline: The pipeline's name.

@@ -21,7 +21,7 @@ __all__ = ["PlainRun", "StageRunner", "leaving_no_trace"]
 
 
 class StageRunner:
-    """What runs the stages of one check.
+    """Runs the stages of one check.
 
     Args:
         backends: Eager torch devices that stages run on, by device; elsewhere they run on the processor.
@@ -33,7 +33,7 @@ class StageRunner:
         self._memo: dict[int, Any] = {}
 
     def run(self, stage: Stage, device: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what a stage gives, by output port, on the host.
+        """Returns the outputs of a stage by port, on the host.
 
         Raises:
             Exception: Whatever the stage does.
@@ -91,8 +91,8 @@ def _is_tensor(value: Any) -> bool:
 def leaving_no_trace() -> Iterator[None]:
     """Runs a check by itself: in no mode of its caller, and with random states put back that stages move.
 
-    Convolutions and products on CUDA are as exact as their dtype. What is said of a chunk of one item is not meant for
-    the user, so warnings are kept back.
+    Convolutions and products on CUDA are as exact as their dtype. Warnings of a chunk of one item are not meant
+    for the user, so they are kept back.
     """
     exact = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     with own_modes(), same_random_state(), torch.no_grad(), warnings.catch_warnings():

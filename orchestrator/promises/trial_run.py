@@ -41,9 +41,9 @@ class TrialRun(ReferenceRun):
 
     Args:
         graph: The graph.
-        plan: Its plan, which says what named dims and pad rules there are.
+        plan: Its plan, which has the named dims and the pad rules.
         inputs: The request.
-        stage_runner: What runs the stages.
+        stage_runner: Runs the stages.
         tolerance: The largest relative difference that counts as equal; None: by dtype.
 
     Attributes:
@@ -143,7 +143,7 @@ class TrialRun(ReferenceRun):
         return TRIED_ITEMS if next_bucket(dim, TRIED_ITEMS) is not None else smaller_size(dim) or 1
 
     def _smaller(self, spec: TensorSpec, value: torch.Tensor) -> torch.Tensor:
-        """Cuts what is at its largest bucket to a size that is padded."""
+        """Cuts a value at its largest bucket to a size that is padded."""
         for axis, name in enumerate(plain_dims(spec.dims)):
             dim = self._dims.get(name) if isinstance(name, str) else None
             if dim in self._padded_dims and dim is not None and value.shape[axis] >= dim.buckets[-1]:

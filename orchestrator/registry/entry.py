@@ -1,4 +1,4 @@
-"""What is registered: entries, their owners, and plugins that could not be used.
+"""Entries of a registry, their owners, and plugins that could not be used.
 
 All are values. An :class:`RegistryEntry` refuses an unfit name, target or device when it is made, so that a
 fault is found while its plugin registers and not when a user asks for the name.
@@ -156,7 +156,7 @@ class BrokenPlugin:
         name: The plugin's name.
         distribution: The distribution that ships it, or ``None``.
         version: The version of that distribution, or ``None``.
-        error: What is wrong and how to mend it; the exception behind it is its ``__cause__``.
+        error: The fault and how to mend it; the exception behind it is its ``__cause__``.
         provides: The ``(kind, name)`` pairs it had added before it failed; they are not registered.
     """
 

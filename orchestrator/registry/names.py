@@ -25,7 +25,7 @@ class Unavailable:
     blocked_plugins: tuple[str, ...] = ()
 
     def explain(self, kind: str, name: str, alternatives: Iterable[str]) -> str:
-        """Returns where ``name`` would have come from, or what else may be meant.
+        """Returns where ``name`` would have come from, or the names that may be meant.
 
         When a broken plugin is known to give the name, a guess at another name would mislead.
         """
@@ -41,7 +41,7 @@ class Unavailable:
 
 
 class NameRegistry:
-    """What the three registries share: entries of one kind under unique names.
+    """The base of the three registries: entries of one kind under unique names.
 
     Iterating gives the names in sorted order. Readers need no lock: a change replaces the table.
     """

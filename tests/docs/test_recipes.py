@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "how-to" / "recipes.md"
@@ -71,6 +77,13 @@ def test_the_four_answers_name_what_is_there():
         assert re.search(
             rf"^\s*(def|class) {name}\b|^{name}\b.*=", (ROOT / path).read_text(), re.MULTILINE
         ), name
+
+
+def test_the_layers_on_the_page_are_those_of_the_contract():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["id"] == "layers")
+    assert "\n".join(layers[1:]) in CONTRIBUTING.read_text(encoding="utf-8")
 
 
 def test_the_glossary_has_every_word():

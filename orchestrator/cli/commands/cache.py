@@ -36,7 +36,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug = False) -> None:
-    """List artifacts, with what each is, its size and its state.
+    """List artifacts, with stage, device, size and state.
 
     Sizes of files are compared, not their content; `verify` reads every byte.
     """
@@ -76,8 +76,8 @@ def verify(store: Store = Path(DEFAULT), as_json: AsJson = False, debug: Debug =
 @app.command()
 def clean(
     store: Store = Path(DEFAULT),
-    damaged: Annotated[bool, typer.Option("--damaged", help="Only damaged artifacts.")] = False,
-    unused: Annotated[
+    only_damaged: Annotated[bool, typer.Option("--damaged", help="Only damaged artifacts.")] = False,
+    unused_days: Annotated[
         float | None,
         typer.Option(
             "--unused", metavar="DAYS", min=0, help="Only those not used for DAYS.", show_default=False
@@ -88,11 +88,11 @@ def clean(
 ) -> None:
     """Remove artifacts: all, or those that an option names.
 
-    What is being compiled now is left alone, and what killed compiles left is always removed.
+    Artifacts that are being compiled are left alone, and folders of killed compiles always removed.
     """
     # The store keeps what somebody is compiling; it is told here, for it is no fault.
     with reporting(as_json=as_json, debug=debug) as reply:
-        report = _open(store).clean(only_damaged=damaged, unused_days=unused)
+        report = _open(store).clean(only_damaged=only_damaged, unused_days=unused_days)
         reply.data = {
             "store": str(store),
             "removed": [_plain(entry) for entry in report.artifacts],

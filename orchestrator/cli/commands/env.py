@@ -1,6 +1,6 @@
 """``orchestrator env``: versions and devices, as a bug report needs them.
 
-It works where little else does: what cannot be imported or asked is reported as such, with the error.
+It works where little else does: a library that cannot be imported is reported as such, with the error.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def _print(outputs: dict[str, Any]) -> None:
 
 
 def _print_measured(plan: Plan, stats: Mapping[str, Any]) -> None:
-    """Prints to stderr what each device counted by itself, next to what the plan says of this request."""
+    """Prints to stderr each device's own counts, next to the plan's for this request."""
     from orchestrator.cli.tables import print_table
 
     with contextlib.redirect_stdout(sys.stderr):

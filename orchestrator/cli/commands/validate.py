@@ -77,5 +77,5 @@ def command(
 
 
 def _remark(graph: Graph, what: str) -> str:
-    """Returns what stands behind a count."""
+    """Returns the remark behind a count."""
     return f" (optional {len(graph.optional)})" if what == "inputs" and graph.optional else ""
