@@ -15,7 +15,7 @@ SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, m
 RULES = st.sampled_from([0, 7, -1.5, "repeat_first"])
 
 
-def counted(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def tensor_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
 
 
@@ -23,37 +23,37 @@ def counted(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch
 def test_padding_then_cutting_gives_the_value_back(shape: list[tuple[int, int]], rule: float | str):
     small = tuple(size for size, _ in shape)
     large = tuple(size + more for size, more in shape)
-    value = counted(small)
-    grown = pad_to(value, large, rule)
-    assert grown.shape == large
-    assert torch.equal(slice_to(grown, small), value)
+    value = tensor_of(small)
+    larger = pad_to(value, large, rule)
+    assert larger.shape == large
+    assert torch.equal(slice_to(larger, small), value)
 
 
 @given(SHAPES, st.sampled_from([0, 3, -1]))
 def test_all_that_a_number_adds_is_that_number(shape: list[tuple[int, int]], rule: int):
     value = torch.full(tuple(size for size, _ in shape), 100.0)
-    grown = pad_to(value, tuple(size + more for size, more in shape), rule)
-    assert int((grown == 100).sum()) == value.numel()
-    assert int((grown == rule).sum()) == grown.numel() - value.numel()
+    larger = pad_to(value, tuple(size + more for size, more in shape), rule)
+    assert int((larger == 100).sum()) == value.numel()
+    assert int((larger == rule).sum()) == larger.numel() - value.numel()
 
 
 @given(SHAPES)
 def test_repeat_first_adds_the_first_slice_of_each_dim(shape: list[tuple[int, int]]):
-    value = counted(tuple(size for size, _ in shape))
-    grown = pad_to(value, tuple(size + more for size, more in shape), "repeat_first")
+    value = tensor_of(tuple(size for size, _ in shape))
+    larger = pad_to(value, tuple(size + more for size, more in shape), "repeat_first")
     for dim, (size, _) in enumerate(shape):
-        for index in range(size, grown.shape[dim]):
-            assert torch.equal(grown.select(dim, index), grown.select(dim, 0))
+        for index in range(size, larger.shape[dim]):
+            assert torch.equal(larger.select(dim, index), larger.select(dim, 0))
 
 
 @pytest.mark.parametrize("rule", [0, "repeat_first", None])
 def test_a_value_that_fits_is_handed_through(rule: object):
-    value = counted((2, 3))
+    value = tensor_of((2, 3))
     assert pad_to(value, (2, 3), rule) is value
 
 
 def test_padding_never_touches_the_value():
-    value = counted((2, 3))
+    value = tensor_of((2, 3))
     before, version = value.clone(), value._version
     pad_to(value, (4, 4), 9)
     pad_to(value, (4, 4), "repeat_first")
@@ -62,7 +62,7 @@ def test_padding_never_touches_the_value():
 
 
 def test_a_cut_does_not_hold_what_was_cut_off():
-    value = counted((4, 3))
+    value = tensor_of((4, 3))
     cut = slice_to(value, (2, 2))
     assert torch.equal(cut, value[:2, :2])
     assert cut.untyped_storage().nbytes() == cut.nbytes
@@ -75,7 +75,7 @@ def test_padding_keeps_the_dtype(dtype: torch.dtype):
 
 
 def test_apply_takes_the_sizes_of_names():
-    value = counted((2, 3))
+    value = tensor_of((2, 3))
     assert apply(Adapter("pad", ("n", 4), 0), value, {"n": 5}).shape == (5, 4)
     assert apply(Adapter("cut", ("n", 3)), value, {"n": 1}).shape == (1, 3)
     assert apply(Adapter("cast", dtype=torch.int32), value, {}).dtype is torch.int32
@@ -83,15 +83,15 @@ def test_apply_takes_the_sizes_of_names():
 
 def test_a_size_derived_from_a_dim_of_any_size_stays_as_it_is():
     dims = ("n", Derived("h-2", ("h",), (((64,), 62), ((128,), 126))))
-    cut = apply(Adapter("cut", dims), counted((4, 35)), {"n": 2, "h": 37})
+    cut = apply(Adapter("cut", dims), tensor_of((4, 35)), {"n": 2, "h": 37})
     assert cut.shape == (2, 35)
 
 
 def test_an_adapter_says_what_comes_out():
-    given = spec("n", 576)
-    assert Adapter("pad", ("n", 768), 0).result(given) == spec("n", 768)
-    assert Adapter("cast", dtype=torch.float16).result(given) == spec("n", 576, dtype=torch.float16)
-    assert Adapter("upload", device="cuda:0").result(given) == given
+    spec_ = spec("n", 576)
+    assert Adapter("pad", ("n", 768), 0).result(spec_) == spec("n", 768)
+    assert Adapter("cast", dtype=torch.float16).result(spec_) == spec("n", 576, dtype=torch.float16)
+    assert Adapter("upload", device="cuda:0").result(spec_) == spec_
 
 
 def test_adapters_read_as_a_person_would_say():

@@ -95,17 +95,17 @@ def test_what_a_plain_deep_copy_refuses_is_moved(make, monkeypatch):
     x = torch.rand(2, 4)
     backend = TorchBackend("cpu")
     monkeypatch.setattr(backend, "_is_here", lambda _module: False)
-    moved = backend.load((), make_stage("stage", module))
-    assert moved is not module
+    copy = backend.load((), make_stage("stage", module))
+    assert copy is not module
     with torch.no_grad():
-        torch.testing.assert_close(moved(x), module(x))
-    assert not {id(value) for value in module.parameters()} & {id(value) for value in moved.parameters()}
+        torch.testing.assert_close(copy(x), module(x))
+    assert not {id(value) for value in module.parameters()} & {id(value) for value in copy.parameters()}
 
 
 def test_a_partial_of_a_module_is_moved_with_it(monkeypatch):
     module = Locked().eval()
     backend = TorchBackend("cpu")
     monkeypatch.setattr(backend, "_is_here", lambda _module: False)
-    moved = backend.load((), make_stage("stage", functools.partial(module, twice=True)))
-    assert owner_of(moved) is not module
-    assert moved.keywords == {"twice": True}
+    copy = backend.load((), make_stage("stage", functools.partial(module, twice=True)))
+    assert owner_of(copy) is not module
+    assert copy.keywords == {"twice": True}

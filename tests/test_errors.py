@@ -47,8 +47,8 @@ def test_without_a_near_name_the_known_ones_are_listed():
 
 
 def test_a_long_list_is_cut():
-    listed = nearest("###", [f"name{index:02}" for index in range(30)])
-    assert listed.endswith("'name11', ....")
+    sentence = nearest("###", [f"name{index:02}" for index in range(30)])
+    assert sentence.endswith("'name11', ....")
 
 
 def test_a_name_that_is_no_string_is_looked_up_too():

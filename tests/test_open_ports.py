@@ -22,8 +22,8 @@ def run(stage, **ports):
     values = [pipeline.input(f"in {name}", TensorSpec((2,))) for name in ports]
     pipeline.output("y", pipeline.add("stage", stage, inputs=list(ports))(*values))
     with pipeline.plan(device="cpu").load() as session:
-        given = {f"in {name}": torch.full((2,), float(value)) for name, value in ports.items()}
-        return session(**given)["y"][0].item()
+        arguments = {f"in {name}": torch.full((2,), float(value)) for name, value in ports.items()}
+        return session(**arguments)["y"][0].item()
 
 
 def test_a_declared_port_is_passed_by_its_parameter_name_whatever_is_left_out_before_it():
@@ -34,7 +34,7 @@ def test_a_declared_port_is_passed_by_its_parameter_name_whatever_is_left_out_be
 
 def test_what_only_kwargs_can_take_is_passed_by_name_even_if_it_is_a_keyword_of_python():
     assert run(ManyOptions(), **{"ids": 1, "pixels": 2, "class": 100, "lambda": 200}) == 321
-    assert run(lambda **named: named["a"] - named["b c"], **{"a": 5, "b c": 2}) == 3
+    assert run(lambda **kwargs: kwargs["a"] - kwargs["b c"], **{"a": 5, "b c": 2}) == 3
 
 
 def test_names_of_ones_own_go_by_position():
@@ -50,7 +50,7 @@ def test_args_take_the_rest_by_position(ports):
 
 
 def test_keyword_only_parameters_beside_args_go_by_name():
-    def scaled(*values, scale):
+    def scale_by(*values, scale):
         return sum(values) * scale
 
-    assert run(scaled, a=1, b=2, scale=10) == 30
+    assert run(scale_by, a=1, b=2, scale=10) == 30

@@ -8,7 +8,7 @@ from orchestrator import Pipeline, PluginError
 
 
 def test_an_option_that_a_registered_pipeline_does_not_take_is_named():
-    with pytest.raises(PluginError, match=r"registered pipeline 'vision-text'.*'bogus'") as caught:
+    with pytest.raises(PluginError, match=r"registered pipeline 'vision-text'.*'bogus'") as error:
         Pipeline("outer").add("inner", "vision-text", config={"bogus": 5})
-    assert caught.value.config == {"bogus": 5}
-    assert isinstance(caught.value.__cause__, TypeError)
+    assert error.value.config == {"bogus": 5}
+    assert isinstance(error.value.__cause__, TypeError)

@@ -267,9 +267,9 @@ def test_nothing_can_be_added_to_a_registry_that_was_adopted():
         late.stages.add("b", Stage)
 
 
-def broken(owner: Owner, *offered: tuple[str, str]) -> BrokenPlugin:
+def broken(owner: Owner, *names: tuple[str, str]) -> BrokenPlugin:
     error = PluginError(f"{owner} cannot be loaded: it is out of tune.")
-    return BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, offered)
+    return BrokenPlugin(owner.plugin, owner.distribution, owner.version, error, names)
 
 
 def test_an_unknown_name_tells_which_broken_plugin_gives_it():

@@ -109,9 +109,9 @@ def test_a_name_is_of_the_same_form_as_the_dim_of_that_name():
 
 
 def test_combinations_end_with_the_largest():
-    seen = list(combinations(("a", "b"), {"a": (1, 2), "b": (3, 4)}))
-    assert seen[-1] == {"a": 2, "b": 4}
-    assert len(seen) == 4
+    sizes = list(combinations(("a", "b"), {"a": (1, 2), "b": (3, 4)}))
+    assert sizes[-1] == {"a": 2, "b": 4}
+    assert len(sizes) == 4
     assert list(combinations((), {})) == [{}]
 
 

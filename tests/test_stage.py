@@ -15,8 +15,8 @@ def plain(a, b, c=None, *, d, e=1):
     return a
 
 
-def ports(target: object, **given: object) -> list[tuple[str, bool, bool]]:
-    stage = make_stage("s", target, **given)
+def ports(target: object, **arguments: object) -> list[tuple[str, bool, bool]]:
+    stage = make_stage("s", target, **arguments)
     return [(port.name, port.optional, port.keyword) for port in stage.inputs]
 
 
@@ -35,12 +35,12 @@ def test_ports_of_a_module_are_those_of_forward():
 
 
 @pytest.mark.parametrize(
-    ("target", "named"), [(torch.relu, False), (lambda *args: args, False), (lambda a, **more: a, True)]
+    ("target", "names"), [(torch.relu, False), (lambda *args: args, False), (lambda a, **more: a, True)]
 )
-def test_what_has_no_readable_ports_has_to_name_them(target: object, named: bool):
+def test_what_has_no_readable_ports_has_to_name_them(target: object, names: bool):
     error = refuses(GraphError, ("cannot be read", "inputs=('a', 'b')"), lambda: make_stage("s", target))
     assert error.stage == "s"
-    assert ports(target, inputs=("a", "b")) == [("a", False, named), ("b", False, named)]
+    assert ports(target, inputs=("a", "b")) == [("a", False, names), ("b", False, names)]
 
 
 def test_declared_names_rename_positional_parameters_in_order():
@@ -135,9 +135,9 @@ def test_a_config_that_is_no_mapping_is_passed_whole():
 
 
 def test_a_mapping_is_passed_whole_to_a_parameter_called_config():
-    seen = []
-    ModelWrapper({"a": 1}, lambda config: seen.append(config) or Double()).model  # noqa: B018
-    assert seen == [{"a": 1}]
+    configs = []
+    ModelWrapper({"a": 1}, lambda config: configs.append(config) or Double()).model  # noqa: B018
+    assert configs == [{"a": 1}]
 
 
 def test_the_constructor_wins_over_class_attributes():
@@ -180,8 +180,8 @@ def test_example_inputs_are_made_from_the_declared_ports():
     class Buckets(Tower):
         inputs = {"pixels": spec(Dim("n", (1, 8)), 4), "more": spec(2, dtype=torch.int64)}  # noqa: RUF012
 
-    made = Buckets().input_generator()
-    assert [[(tuple(t.shape), t.dtype) for t in row] for row in made] == [
+    examples = Buckets().input_generator()
+    assert [[(tuple(t.shape), t.dtype) for t in row] for row in examples] == [
         [((1, 4), torch.float32), ((2,), torch.int64)],
         [((8, 4), torch.float32), ((2,), torch.int64)],
     ]
@@ -207,17 +207,17 @@ def test_the_ports_of_a_wrapper_that_makes_its_model_are_read_from_the_model():
 
 
 def test_a_wrapper_in_a_pipeline_is_built_by_nobody_but_the_load():
-    built = []
+    builds = []
 
     class Slow(ModelWrapper):
         def make_model(self):
-            built.append(type(torch.empty(0)).__name__)
+            builds.append(type(torch.empty(0)).__name__)
             return super().make_model()
 
     slow = Slow({"in_features": 4, "out_features": 3}, nn.Linear)
     plan = chain(slow, takes=spec(2, 4)).plan()
     assert slow._model is None
-    assert "Tensor" not in [name for name in built if name == "Parameter"]
+    assert "Tensor" not in [name for name in builds if name == "Parameter"]
     with plan.load() as session:
         x = torch.randn(2, 4)
         assert torch.equal(session(x=x)["y"], slow.model(x))

@@ -124,11 +124,11 @@ def test_underneath_is_a_frozen_multigraph_of_networkx():
     pipeline = new()
     x = pipeline.input("x", spec(2))
     pipeline.output("y", pipeline.add("join", join)(x, x))
-    drawn = pipeline.freeze().nx
-    assert type(drawn) is networkx.MultiDiGraph
-    assert drawn.number_of_edges() == 3
+    multigraph = pipeline.freeze().nx
+    assert type(multigraph) is networkx.MultiDiGraph
+    assert multigraph.number_of_edges() == 3
     with pytest.raises(networkx.NetworkXError, match="Frozen"):
-        drawn.add_node("more")
+        multigraph.add_node("more")
 
 
 def test_a_frozen_graph_does_not_follow_its_pipeline():

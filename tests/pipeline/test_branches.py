@@ -38,8 +38,8 @@ def test_a_branch_runs_in_every_chunk_or_in_none(device: str):
 
 @everywhere
 def test_a_condition_is_asked_besides(device: str):
-    given = [one for look in (True, False) for one in requests(4, 3, look=torch.tensor([look]))]
-    check(asked(condition=True), given, device, SIZES)
+    looks = [one for look in (True, False) for one in requests(4, 3, look=torch.tensor([look]))]
+    check(asked(condition=True), looks, device, SIZES)
 
 
 def test_what_a_branch_costs_is_foretold_and_counted():
@@ -54,32 +54,30 @@ def test_what_a_branch_costs_is_foretold_and_counted():
         assert session.stats["uploads"] == 3, "what the branch alone reads is not put on the device"
 
 
-def decided_by(*, on_device: bool) -> Pipeline:
+def with_own_condition(*, on_device: bool) -> Pipeline:
     """A condition that a stage finds: on the device, or on the host."""
     pipeline = new()
     text = pipeline.input("text", spec(batch("batch"), 4, pad="repeat_first"))
-    doubled = pipeline.add("double", Double())(text)
+    twice = pipeline.add("double", Double())(text)
     large = lambda x: (x.amax() > 2).reshape(1)  # noqa: E731
-    found = (
-        pipeline.add("large", large)(doubled)
-        if on_device
-        else host(pipeline, "large", large, yes=BOOL)(doubled)
+    condition = (
+        pipeline.add("large", large)(twice) if on_device else host(pipeline, "large", large, yes=BOOL)(twice)
     )
     inner = body(lambda x: x * 0.5 + 1, output="f", v=spec("batch", 4))
-    given = pipeline.when("shrink", inner, inputs={"v": doubled}, otherwise={"f": doubled}, condition=found)
-    pipeline.output("y", pipeline.add("after", Double())(given))
-    pipeline.output("doubled", doubled)
+    result = pipeline.when("shrink", inner, inputs={"v": twice}, otherwise={"f": twice}, condition=condition)
+    pipeline.output("y", pipeline.add("after", Double())(result))
+    pipeline.output("doubled", twice)
     return pipeline
 
 
 @everywhere
 @pytest.mark.parametrize("on_device", [True, False])
 def test_a_stage_may_find_the_condition(device: str, on_device: bool):
-    given = [{"text": torch.full((count, 4), size)} for count in (4, 3) for size in (0.1, 3.0)]
-    check(decided_by(on_device=on_device), given, device, SIZES)
+    texts = [{"text": torch.full((count, 4), size)} for count in (4, 3) for size in (0.1, 3.0)]
+    check(with_own_condition(on_device=on_device), texts, device, SIZES)
 
 
-def shared() -> Pipeline:
+def two_readers() -> Pipeline:
     """One optional input that two branches read, each with several outputs, one of them handed through."""
     pipeline = new()
     image, text = (
@@ -92,19 +90,19 @@ def shared() -> Pipeline:
         inner.output("sum", inner.add("sum", lambda x, y: x + y)(x, y))
         inner.output("same", x)
         inner.output("other", y)
-        given = pipeline.when(
+        results = pipeline.when(
             name, inner, inputs={"x": image, "y": text}, otherwise={"sum": text, "same": text, "other": text}
         )
-        pipeline.output(f"{name} sum", pipeline.add(f"{name} double", Double())(given["sum"]))
-        pipeline.output(f"{name} same", given["same"])
-        pipeline.output(f"{name} other", given["other"])
+        pipeline.output(f"{name} sum", pipeline.add(f"{name} double", Double())(results["sum"]))
+        pipeline.output(f"{name} same", results["same"])
+        pipeline.output(f"{name} other", results["other"])
     return pipeline
 
 
 @everywhere
 def test_two_branches_may_read_one_optional_input(device: str):
-    given = [{**one, "text": torch.randn(4, 6)} for one in requests(4)]
-    check(shared(), given, device, {"batch": 4})
+    texts = [{**one, "text": torch.randn(4, 6)} for one in requests(4)]
+    check(two_readers(), texts, device, {"batch": 4})
 
 
 def both() -> Pipeline:
@@ -127,26 +125,26 @@ def own_dim() -> Pipeline:
     pipeline = new()
     image = pipeline.input("image", spec("patches", 6, pad=0), optional=True)
     text = pipeline.input("text", spec(1, 6))
-    seen = pipeline.when("see", inner, inputs={"image": image}, otherwise={"f": text})
-    pipeline.output("y", pipeline.add("double", Double())(seen))
+    result = pipeline.when("see", inner, inputs={"image": image}, otherwise={"f": text})
+    pipeline.output("y", pipeline.add("double", Double())(result))
     return pipeline
 
 
 @everywhere
 def test_an_optional_input_may_have_a_dim_of_its_own(device: str):
     text = torch.randn(1, 6)
-    given = [{"text": text}, *({"text": text, "image": torch.randn(count, 6)} for count in (4, 3, 1))]
-    check(own_dim(), given, device, {"patches": (2, 4)})
+    pictures = [{"text": text}, *({"text": text, "image": torch.randn(count, 6)} for count in (4, 3, 1))]
+    check(own_dim(), pictures, device, {"patches": (2, 4)})
 
 
-def nested(*, by_condition: bool) -> Pipeline:
+def branch_in_branch(*, by_condition: bool) -> Pipeline:
     """A branch in a branch, by a condition or by the input that the outer one hangs on already."""
     negate = body(lambda x: -x, output="z", v=spec("batch", 6))
     outer = new("outer")
     x, text = outer.input("x", spec(batch("batch"), 6), optional=not by_condition), outer.input("text", IMAGE)
     more = {"condition": outer.input("look", BOOL)} if by_condition else {}
-    given = outer.when("negate", negate, inputs={"v": x}, otherwise={"z": text}, **more)
-    outer.output("f", outer.add("double", Double())(given))
+    result = outer.when("negate", negate, inputs={"v": x}, otherwise={"z": text}, **more)
+    outer.output("f", outer.add("double", Double())(result))
     pipeline = new()
     text = pipeline.input("text", IMAGE)
     inputs = {"x": pipeline.input("image", IMAGE, optional=True), "text": text}
@@ -159,11 +157,11 @@ def nested(*, by_condition: bool) -> Pipeline:
 @pytest.mark.parametrize("by_condition", [True, False])
 def test_a_branch_in_a_branch(device: str, by_condition: bool):
     looks = (True, False) if by_condition else (None,)
-    given = []
+    images = []
     for look in looks:
         more = {} if look is None else {"look": torch.tensor([look])}
-        given += [{**one, "text": torch.randn(3, 6)} for one in requests(3, **more)]
-    check(nested(by_condition=by_condition), given, device, SIZES)
+        images += [{**one, "text": torch.randn(3, 6)} for one in requests(3, **more)]
+    check(branch_in_branch(by_condition=by_condition), images, device, SIZES)
 
 
 def in_loop(*, condition: bool) -> Pipeline:
@@ -177,8 +175,8 @@ def in_loop(*, condition: bool) -> Pipeline:
         step.input("image", spec(batch("batch"), 6), optional=True),
     )
     more = {"condition": step.input("look", BOOL)} if condition else {}
-    given = step.when("see", inner, inputs={"x": x, "image": image}, otherwise={"f": x}, **more)
-    step.output("x", step.add("squash", torch.nn.Tanh())(given))
+    result = step.when("see", inner, inputs={"x": x, "image": image}, otherwise={"f": x}, **more)
+    step.output("x", step.add("squash", torch.nn.Tanh())(result))
     pipeline = new()
     carry = {"x": pipeline.input("text", ROWS)}
     inputs = {"image": pipeline.input("image", IMAGE, optional=True)}
@@ -199,9 +197,11 @@ def test_a_branch_in_a_loop(device: str, condition: bool):
 def with_loop() -> Pipeline:
     """A loop in a branch, which decides how often it runs."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("batch"), 6)))
-    step.output("x", halved)
-    step.output("done", done)
+    half, is_last = step.add("halve", Halve(), outputs=("x", "done"))(
+        step.input("x", spec(batch("batch"), 6))
+    )
+    step.output("x", half)
+    step.output("done", is_last)
     inner = new("inner")
     start = inner.input("image", spec(batch("batch"), 6))
     inner.output("f", inner.loop("loop", step, carry={"x": start}, until="done", max_steps=9))
@@ -222,22 +222,22 @@ def in_region() -> Pipeline:
     rows = host(pipeline, "find", lambda x: x[x[:, 0] > 0], rows=spec(batch("rows", (2, 4)), 3, pad=0))(
         pipeline.input("x", spec(9, 3))
     )
-    doubled = pipeline.add("double", Double())(rows)
+    twice = pipeline.add("double", Double())(rows)
     inner = body(linear(3, 3), output="f", v=spec("rows", 3))
     look = pipeline.input("look", BOOL)
-    given = pipeline.when("see", inner, inputs={"v": doubled}, otherwise={"f": doubled}, condition=look)
-    pipeline.output("y", pipeline.add("after", Double())(given))
+    result = pipeline.when("see", inner, inputs={"v": twice}, otherwise={"f": twice}, condition=look)
+    pipeline.output("y", pipeline.add("after", Double())(result))
     return pipeline
 
 
 @everywhere
 def test_a_branch_over_items_that_a_stage_found(device: str):
-    given = []
+    items = []
     for count in (4, 3, 0, 7, 1):
         x = -torch.ones(9, 3)
         x[:count] = torch.rand(count, 3) + 0.1
-        given += [{"x": x, "look": torch.tensor([look])} for look in (True, False)]
-    check(in_region(), given, device)
+        items += [{"x": x, "look": torch.tensor([look])} for look in (True, False)]
+    check(in_region(), items, device)
 
 
 @pytest.mark.parametrize("device", ["cpu", "neuron"])

@@ -13,7 +13,7 @@ from tests.bodies import IMAGE, ROWS, SIZES, asked, asked_of_constant, body, new
 from tests.kit import Double, linear, refuses, spec
 
 
-def drawn(**changes: Any) -> Callable[[], Any]:
+def add_branch(**changes: Any) -> Callable[[], Any]:
     """Draws a branch; ``changes`` replace its arguments."""
 
     def draw() -> Any:
@@ -26,41 +26,41 @@ def drawn(**changes: Any) -> Callable[[], Any]:
     return draw
 
 
-REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a body that is no pipeline": (
-        drawn(body=lambda *_: Double()),
+        add_branch(body=lambda *_: Double()),
         ("The body of branch 'see' is a Pipeline with inputs and outputs of its own, not",),
     ),
     "an unknown input": (
-        drawn(inputs=lambda _, image, __: {"imagine": image}),
+        add_branch(inputs=lambda _, image, __: {"imagine": image}),
         ("inputs of 'see' names 'imagine', which is no input of its body 'seeing' (image).", "'image'?"),
     ),
     "an input never fed": (
-        drawn(inputs=lambda *_: {}),
+        add_branch(inputs=lambda *_: {}),
         ("The input port 'see.image' is never fed; name it in inputs.",),
     ),
     "an unknown output": (
-        drawn(otherwise=lambda _, __, text: {"g": text}),
+        add_branch(otherwise=lambda _, __, text: {"g": text}),
         ("otherwise of branch 'see' names 'g', which is no output of its body 'seeing'.", "'f'"),
     ),
     "no output": (
-        drawn(otherwise=lambda *_: {}),
+        add_branch(otherwise=lambda *_: {}),
         ("Branch 'see' gives nothing: otherwise names no output.",),
     ),
     "nothing that decides": (
-        drawn(inputs=lambda pipeline, _, text: {"image": text}),
+        add_branch(inputs=lambda pipeline, _, text: {"image": text}),
         (
             "Nothing decides whether branch 'see' runs: none of its inputs is optional, and there is no condition=.",
         ),
     ),
     "an input that is no dict": (
-        drawn(inputs=lambda *_: ("image",)),
+        add_branch(inputs=lambda *_: ("image",)),
         ("inputs of 'see' is a dict of port to value, not ('image',).",),
     ),
 }
 
 
-@pytest.mark.parametrize(("draw", "words"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("draw", "words"), FAULTS.values(), ids=FAULTS)
 def test_what_is_no_branch_is_refused(draw: Callable[[], Any], words: tuple[str, ...]):
     refuses(GraphError, words, draw)
 
@@ -109,8 +109,8 @@ def test_a_branch_gives_no_dim_that_a_missing_input_sizes():
     inner = body(Double(), output="f", image=spec("patches", 6))
     pipeline = new()
     image = pipeline.input("image", spec("patches", 6, pad=0), optional=True)
-    asked_ = {"inputs": {"image": image}, "otherwise": {"f": torch.zeros(4, 6)}}
-    pipeline.output("y", pipeline.when("see", inner, **asked_))
+    branches = {"inputs": {"image": image}, "otherwise": {"f": torch.zeros(4, 6)}}
+    pipeline.output("y", pipeline.when("see", inner, **branches))
     words = ("'f' of 'see' is [patches, 6] float32", "named dims are those that every request sizes")
     refuses(PlanError, words, lambda: pipeline.plan(sizes={"patches": 4}))
 
@@ -119,8 +119,8 @@ def test_a_condition_is_one_boolean():
     pipeline = new()
     text = pipeline.input("text", ROWS)
     inner = body(Double(), output="f", v=spec("batch", 4))
-    chosen = {"inputs": {"v": text}, "otherwise": {"f": text}}
-    pipeline.output("y", pipeline.when("see", inner, **chosen, condition=text))
+    result = {"inputs": {"v": text}, "otherwise": {"f": text}}
+    pipeline.output("y", pipeline.when("see", inner, **result, condition=text))
     words = ("The condition of branch 'see' is one boolean, but 'text' gives [batch, 4] float32.", ".all()")
     refuses(PlanError, words, lambda: pipeline.plan(sizes={"batch": 2}))
 

@@ -145,8 +145,8 @@ def test_one_value_is_no_tuple():
 
 def test_a_dict_gives_ports_by_key():
     pipeline = new()
-    given = pipeline.add("d", lambda x: {"one": x, "two": x * 2})(pipeline.input("x", spec(2)))
-    pipeline.output("y", given["two"])
+    outputs = pipeline.add("d", lambda x: {"one": x, "two": x * 2})(pipeline.input("x", spec(2)))
+    pipeline.output("y", outputs["two"])
     with pipeline.plan().load() as session:
         assert torch.equal(session(x=torch.ones(2))["y"], torch.full((2,), 2.0))
 
@@ -196,14 +196,14 @@ def test_a_pipeline_may_have_no_input():
         assert torch.equal(session()["y"], torch.full((2,), 2.0))
 
 
-def scaled(x, *, factor, shift=0.0):
+def scale_by(x, *, factor, shift=0.0):
     return x * factor + shift
 
 
 def test_constants_are_tensors_or_python_values():
     pipeline = new()
     x = pipeline.input("x", spec(2))
-    pipeline.output("y", pipeline.add("s", scaled)(x, factor=3, shift=torch.tensor([1.0, 2.0])))
+    pipeline.output("y", pipeline.add("s", scale_by)(x, factor=3, shift=torch.tensor([1.0, 2.0])))
     plan = pipeline.plan()
     assert {edge.source for edge in plan.edges} >= {"constant#1", "constant#2"}
     with plan.load() as session:
@@ -212,17 +212,17 @@ def test_constants_are_tensors_or_python_values():
 
 def test_optional_and_keyword_ports_may_be_fed_or_not():
     x = torch.ones(2)
-    for fed, expected in (({}, [2.0, 2.0]), ({"shift": 5.0}, [7.0, 7.0])):
+    for arguments, result in (({}, [2.0, 2.0]), ({"shift": 5.0}, [7.0, 7.0])):
         pipeline = new()
-        pipeline.output("y", pipeline.add("s", scaled)(pipeline.input("x", spec(2)), factor=2.0, **fed))
+        pipeline.output("y", pipeline.add("s", scale_by)(pipeline.input("x", spec(2)), factor=2.0, **arguments))
         with pipeline.plan().load() as session:
-            assert session(x=x)["y"].tolist() == expected
+            assert session(x=x)["y"].tolist() == result
 
 
 def test_a_keyword_port_takes_a_value_too():
     pipeline = new()
     x, f = pipeline.input("x", spec(2)), pipeline.input("f", spec(2))
-    pipeline.output("y", pipeline.add("s", scaled)(x, factor=f))
+    pipeline.output("y", pipeline.add("s", scale_by)(x, factor=f))
     with pipeline.plan().load() as session:
         assert session(x=torch.ones(2), f=torch.tensor([3.0, 4.0]))["y"].tolist() == [3.0, 4.0]
 

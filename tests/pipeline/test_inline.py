@@ -16,8 +16,8 @@ def encoder(takes: TensorSpec | None = None):
     """``z -> enc -> shift by a constant -> w``."""
     inner = new("encoder")
     z = inner.input("z", takes or spec(2, 4))
-    coded = inner.add("enc", linear(4, 4))(z)
-    inner.output("w", inner.add("shift", shift)(coded, torch.ones(4)))
+    code = inner.add("enc", linear(4, 4))(z)
+    inner.output("w", inner.add("shift", shift)(code, torch.ones(4)))
     return inner
 
 
@@ -138,8 +138,8 @@ def test_placement_takes_the_inlined_pipeline_or_a_stage_in_it():
 
 
 def test_a_pipeline_takes_no_ports_and_no_options_of_a_stage():
-    for given in ({"inputs": ("a",)}, {"outputs": ("a",)}, {"config": {"a": 1}}):
-        refuses(GraphError, "with its own", lambda more=given: new().add("sub", encoder(), **more))
+    for word in ({"inputs": ("a",)}, {"outputs": ("a",)}, {"config": {"a": 1}}):
+        refuses(GraphError, "with its own", lambda more=word: new().add("sub", encoder(), **more))
 
 
 def test_an_inner_pipeline_that_is_unfinished_is_refused_where_it_is_added():

@@ -15,16 +15,16 @@ from tests.kit import COMPUTE, Double, host, new, refuses, spec
 
 
 class Third(torch.nn.Module):
-    """Fails in its third call, if it is armed."""
+    """Fails in its third call, if it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.armed = False
+        self.fails = False
         self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        if self.armed and self.calls == 3:
+        if self.fails and self.calls == 3:
             raise ValueError("no third time")
         return x + 1
 
@@ -33,25 +33,25 @@ def step(**more: Any) -> Pipeline:
     """``x``, ``t`` and ``by``; gives ``x``, what it saw, and whether it is large."""
     body = new("step")
     x, t, by = body.input("x", spec(2)), body.input("t", spec()), body.input("by", spec(2))
-    made = body.add(
+    outputs = body.add(
         "add", lambda x, t, by: (x + t * by, x, (x > 9).all().reshape(1)), outputs=("x", "saw", "done")
     )
-    for name, value in zip(("x", "saw", "done"), made(x, t, by), strict=True):
+    for name, value in zip(("x", "saw", "done"), outputs(x, t, by), strict=True):
         body.output(name, value)
     return body
 
 
-def drawn(**changes: Any) -> tuple[Pipeline, Any]:
+def with_body_in_loop(**changes: Any) -> tuple[Pipeline, Any]:
     """A pipeline with that body in a loop, and what the loop returned; ``changes`` replace its arguments."""
     pipeline = new()
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "carry": {"x": pipeline.input("x", spec(2))},
         "each": {"t": pipeline.input("times", spec(3))},
         "inputs": {"by": torch.ones(2)},
     }
-    asked |= {name: value(asked) if callable(value) else value for name, value in changes.items()}
-    body = asked.pop("body", None) or step()
-    return pipeline, pipeline.loop("loop", body, **asked)
+    arguments |= {name: value(arguments) if callable(value) else value for name, value in changes.items()}
+    body = arguments.pop("body", None) or step()
+    return pipeline, pipeline.loop("loop", body, **arguments)
 
 
 def results(pipeline: Pipeline, *values: Value, **inputs: torch.Tensor) -> dict[str, Any]:
@@ -59,54 +59,56 @@ def results(pipeline: Pipeline, *values: Value, **inputs: torch.Tensor) -> dict[
     for number, value in enumerate(values):
         pipeline.output(f"y{number}", value)
     inputs = {"x": torch.tensor([1.0, 2.0]), "times": torch.tensor([1.0, 10.0, 100.0]), **inputs}
-    given = {name: inputs[name] for name in pipeline.freeze().inputs}
+    request = {name: inputs[name] for name in pipeline.freeze().inputs}
     with pipeline.plan().load() as session:
-        found = session.run(given)
+        on_cpu = session.run(request)
     with pipeline.plan("null", options=COMPUTE).load() as session:
-        on_null = session.run(given)
-    by_hand = run_reference(pipeline.freeze(), given)
-    for name, value in found.items():
+        on_null = session.run(request)
+    by_hand = run_reference(pipeline.freeze(), request)
+    for name, value in on_cpu.items():
         assert torch.equal(value, on_null[name])
         assert torch.equal(value, by_hand[name])
-    return {name: value.tolist() for name, value in found.items()}
+    return {name: value.tolist() for name, value in on_cpu.items()}
 
 
 def test_a_carry_goes_through_all_slices():
-    pipeline, x = drawn()
+    pipeline, x = with_body_in_loop()
     assert results(pipeline, x) == {"y0": [112.0, 113.0]}
 
 
 def test_by_default_a_loop_returns_what_it_collects():
-    pipeline, saw = drawn(collect=("saw",))
+    pipeline, saw = with_body_in_loop(collect=("saw",))
     assert results(pipeline, saw) == {"y0": [[1.0, 2.0], [2.0, 3.0], [12.0, 13.0]]}
 
 
 def test_outputs_name_what_a_loop_returns():
-    pipeline, (x, saw) = drawn(collect=("saw", "x"), outputs=("x", "saw"))
+    pipeline, (x, saw) = with_body_in_loop(collect=("saw", "x"), outputs=("x", "saw"))
     assert results(pipeline, x, saw)["y0"] == [112.0, 113.0]
-    pipeline, parts = drawn(collect=("x",), outputs=("x[]",))
+    pipeline, parts = with_body_in_loop(collect=("x",), outputs=("x[]",))
     assert results(pipeline, parts)["y0"] == [[2.0, 3.0], [12.0, 13.0], [112.0, 113.0]]
 
 
 def test_max_steps_and_until_end_a_loop_early():
-    pipeline, x = drawn(max_steps=2)
+    pipeline, x = with_body_in_loop(max_steps=2)
     assert results(pipeline, x) == {"y0": [12.0, 13.0]}
-    pipeline, (x, saw) = drawn(until="done", collect=("saw",), outputs=("x", "saw"))
+    pipeline, (x, saw) = with_body_in_loop(until="done", collect=("saw",), outputs=("x", "saw"))
     one = torch.tensor([10.0, 10.0])
-    found = results(pipeline, x, saw, x=one)
-    assert found == {"y0": [11.0, 11.0], "y1": [[10.0, 10.0]]}, "the iteration that says so counts"
+    lists = results(pipeline, x, saw, x=one)
+    assert lists == {"y0": [11.0, 11.0], "y1": [[10.0, 10.0]]}, "the iteration that says so counts"
 
 
 def test_a_loop_that_is_checked_seldom_runs_on_and_cuts_what_it_collects():
-    pipeline, (x, saw) = drawn(until="done", check_every=2, collect=("saw",), outputs=("x", "saw"))
-    found = results(pipeline, x, saw, x=torch.tensor([10.0, 10.0]))
-    assert found == {"y0": [21.0, 21.0], "y1": [[10.0, 10.0]]}
+    pipeline, (x, saw) = with_body_in_loop(
+        until="done", check_every=2, collect=("saw",), outputs=("x", "saw")
+    )
+    lists = results(pipeline, x, saw, x=torch.tensor([10.0, 10.0]))
+    assert lists == {"y0": [21.0, 21.0], "y1": [[10.0, 10.0]]}
 
 
 def test_no_iteration_gives_the_start_and_nothing_collected():
-    pipeline, (x, saw) = drawn(max_steps=0, collect=("saw",), outputs=("x", "saw"))
+    pipeline, (x, saw) = with_body_in_loop(max_steps=0, collect=("saw",), outputs=("x", "saw"))
     assert results(pipeline, x, saw) == {"y0": [1.0, 2.0], "y1": []}
-    pipeline, (x, _) = drawn(max_steps=0, until="done", collect=("saw",), outputs=("x", "saw"))
+    pipeline, (x, _) = with_body_in_loop(max_steps=0, until="done", collect=("saw",), outputs=("x", "saw"))
     assert results(pipeline, x) == {"y0": [1.0, 2.0]}
 
 
@@ -123,19 +125,24 @@ def test_carries_may_change_places():
 
 def test_python_values_are_carried_and_collected_on_the_host():
     body = new("words")
-    said = body.input("said", str)
-    longer = host(body, "longer", lambda said: (said + "!", len(said)), said=str, length=int)
-    said, length = longer(said)
-    body.output("said", said)
+    text = body.input("text", str)
+    longer = host(body, "longer", lambda text: (text + "!", len(text)), text=str, length=int)
+    text, length = longer(text)
+    body.output("text", text)
     body.output("length", length)
     pipeline = new()
-    start = pipeline.input("said", str)
-    asked = {"carry": {"said": start}, "max_steps": 3, "collect": ("length",), "outputs": ("said", "length")}
-    for name, value in zip(("said", "lengths"), pipeline.loop("loop", body, **asked), strict=True):
+    start = pipeline.input("text", str)
+    arguments = {
+        "carry": {"text": start},
+        "max_steps": 3,
+        "collect": ("length",),
+        "outputs": ("text", "length"),
+    }
+    for name, value in zip(("text", "lengths"), pipeline.loop("loop", body, **arguments), strict=True):
         pipeline.output(name, value)
     with pipeline.plan().load() as session:
-        assert session(said="no") == {"said": "no!!!", "lengths": [2, 3, 4]}
-    assert run_reference(pipeline.freeze(), {"said": "no"}) == {"said": "no!!!", "lengths": [2, 3, 4]}
+        assert session(text="no") == {"text": "no!!!", "lengths": [2, 3, 4]}
+    assert run_reference(pipeline.freeze(), {"text": "no"}) == {"text": "no!!!", "lengths": [2, 3, 4]}
 
 
 def test_a_named_number_of_slices_is_the_number_of_iterations():
@@ -150,7 +157,7 @@ def test_a_named_number_of_slices_is_the_number_of_iterations():
             assert session(times=torch.ones(count))["y"] == count
 
 
-REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a body that is no pipeline": (
         {"body": "step"},
         ("The body of loop 'loop' is a Pipeline with inputs and outputs of its own, not 'step'.",),
@@ -227,21 +234,23 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("changes", "words"), FAULTS.values(), ids=FAULTS)
 def test_what_is_no_loop_is_refused(changes: dict[str, Any], words: tuple[str, ...]):
-    error = refuses(GraphError, words, lambda: drawn(**changes))
+    error = refuses(GraphError, words, lambda: with_body_in_loop(**changes))
     assert error.loop == "loop"
 
 
 def test_a_name_is_taken_once():
-    pipeline, _ = drawn()
+    pipeline, _ = with_body_in_loop()
     refuses(GraphError, "has a stage 'loop' already", lambda: pipeline.add("loop", Double()))
     refuses(GraphError, "has a stage 'loop' already", lambda: pipeline.loop("loop", step(), max_steps=1))
 
 
 def test_a_value_of_another_pipeline_is_refused():
     stranger = new("other").input("x", spec(2))
-    refuses(GraphError, ("is of pipeline 'other'", "loop.x"), lambda: drawn(carry={"x": stranger}))
+    refuses(
+        GraphError, ("is of pipeline 'other'", "loop.x"), lambda: with_body_in_loop(carry={"x": stranger})
+    )
 
 
 def test_a_pipeline_cannot_be_its_own_body():
@@ -263,7 +272,7 @@ def test_a_stage_that_fails_in_the_third_iteration_is_named_and_leaves_nothing(d
     with pipeline.plan(device, options=options).load() as session, recording() as record:
         expected = session(x=torch.ones(2))["y"]
         before = session.stats
-        stage.calls, stage.armed = 0, True
+        stage.calls, stage.fails = 0, True
         error = refuses(
             StageError, ("Stage 'loop/third'", "ValueError: no third time"), lambda: session(x=torch.ones(2))
         )
@@ -271,6 +280,6 @@ def test_a_stage_that_fails_in_the_third_iteration_is_named_and_leaves_nothing(d
         assert isinstance(error.__cause__, ValueError)
         assert session.stats == before
         record.assert_no_leaks()
-        stage.armed = False
+        stage.fails = False
         assert torch.equal(session(x=torch.ones(2))["y"], expected)
         record.assert_no_leaks()

@@ -17,8 +17,8 @@ everywhere = pytest.mark.parametrize("device", DEVICES)
 def part() -> Pipeline:
     inner = new("part")
     image, text = inner.input("image", spec("batch", 6), optional=True), inner.input("text", ROWS)
-    seen = inner.when("see", seeing(), inputs={"image": image}, otherwise={"f": text})
-    inner.output("f", inner.add("double", Double())(seen))
+    result = inner.when("see", seeing(), inputs={"image": image}, otherwise={"f": text})
+    inner.output("f", inner.add("double", Double())(result))
     return inner
 
 
@@ -38,9 +38,9 @@ def test_an_inlined_pipeline_may_have_optional_inputs(device: str, how: str):
     pipeline = new()
     handle = pipeline.add("part", part())
     pipeline.output("f", handle(**feed(pipeline, how)))
-    given = requests(4, 3)
-    given = {"optional": given, "given": given[::3]}.get(how, [{"text": one["text"]} for one in given])
-    plan = check(pipeline, given, device, SIZES)
+    cases = requests(4, 3)
+    cases = {"optional": cases, "given": cases[::3]}.get(how, [{"text": one["text"]} for one in cases])
+    plan = check(pipeline, cases, device, SIZES)
     branches = [step for step in walk(plan.steps) if step.loop is not None]
     assert len(branches) == (how == "optional"), "a branch that all requests run, or none, is none"
 
@@ -50,16 +50,16 @@ def test_an_inlined_pipeline_may_have_optional_inputs(device: str, how: str):
 def test_a_loop_may_have_a_body_with_optional_inputs(device: str, how: str):
     step = new("step")
     image, x = step.input("image", spec("batch", 6), optional=True), step.input("x", spec("batch", 4))
-    seen = step.when("see", seeing(), inputs={"image": image}, otherwise={"f": x})
-    step.output("x", step.add("sum", lambda a, b: (a + b) / 2)(seen, x))
+    result = step.when("see", seeing(), inputs={"image": image}, otherwise={"f": x})
+    step.output("x", step.add("sum", lambda a, b: (a + b) / 2)(result, x))
     pipeline = new()
-    fed = feed(pipeline, how)
-    fed["x"] = fed.pop("text")
-    carry = {"x": fed.pop("x")}
-    pipeline.output("x", pipeline.loop("loop", step, carry=carry, inputs=fed, max_steps=2))
-    given = requests(3)
-    given = {"optional": given, "given": given[:1]}.get(how, [{"text": one["text"]} for one in given])
-    check(pipeline, given, device, SIZES)
+    inputs = feed(pipeline, how)
+    inputs["x"] = inputs.pop("text")
+    carry = {"x": inputs.pop("x")}
+    pipeline.output("x", pipeline.loop("loop", step, carry=carry, inputs=inputs, max_steps=2))
+    cases = requests(3)
+    cases = {"optional": cases, "given": cases[:1]}.get(how, [{"text": one["text"]} for one in cases])
+    check(pipeline, cases, device, SIZES)
 
 
 @everywhere
