@@ -35,12 +35,12 @@ def test_ports_of_a_module_are_those_of_forward():
 
 
 @pytest.mark.parametrize(
-    ("target", "names"), [(torch.relu, False), (lambda *args: args, False), (lambda a, **more: a, True)]
+    ("target", "by_name"), [(torch.relu, False), (lambda *args: args, False), (lambda a, **more: a, True)]
 )
-def test_what_has_no_readable_ports_has_to_name_them(target: object, names: bool):
+def test_what_has_no_readable_ports_has_to_name_them(target: object, by_name: bool):
     error = refuses(GraphError, ("cannot be read", "inputs=('a', 'b')"), lambda: make_stage("s", target))
     assert error.stage == "s"
-    assert ports(target, inputs=("a", "b")) == [("a", False, names), ("b", False, names)]
+    assert ports(target, inputs=("a", "b")) == [("a", False, by_name), ("b", False, by_name)]
 
 
 def test_declared_names_rename_positional_parameters_in_order():

@@ -27,7 +27,7 @@ class ReferenceRun:
     :meth:`slice`, :meth:`stack` and :meth:`fit`.
 
     Args:
-        graph: ``pipeline.graph``.
+        graph: ``pipeline.freeze()``.
         inputs: Values by input name; an optional one may be missing, or None.
 
     Attributes:
@@ -269,7 +269,7 @@ def run_reference(graph: Graph, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the outputs of a pipeline for one request.
 
     Args:
-        graph: ``pipeline.graph``.
+        graph: ``pipeline.freeze()``.
         inputs: Values by input name; an optional one may be missing, or None.
 
     Returns:
