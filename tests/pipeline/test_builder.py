@@ -214,7 +214,9 @@ def test_optional_and_keyword_ports_may_be_fed_or_not():
     x = torch.ones(2)
     for arguments, result in (({}, [2.0, 2.0]), ({"shift": 5.0}, [7.0, 7.0])):
         pipeline = new()
-        pipeline.output("y", pipeline.add("s", scale_by)(pipeline.input("x", spec(2)), factor=2.0, **arguments))
+        pipeline.output(
+            "y", pipeline.add("s", scale_by)(pipeline.input("x", spec(2)), factor=2.0, **arguments)
+        )
         with pipeline.plan().load() as session:
             assert session(x=x)["y"].tolist() == result
 
