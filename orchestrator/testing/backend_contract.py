@@ -16,8 +16,8 @@ from orchestrator.errors import CompileError
 from orchestrator.stage import ModelWrapper, Stage, make_stage
 from orchestrator.store import ArtifactStore
 from orchestrator.testing.compare import assert_same
-from orchestrator.testing.stages import Add, Linear, SeededLinear, Split, Stats
-from orchestrator.testing.started import artifact_key, start
+from orchestrator.testing.run_stage import application_key, run_stage
+from orchestrator.testing.stages import Add, Linear, SeededLinear, SplitHalves, TotalAndShift
 
 __all__ = ["BackendCase", "BackendContract"]
 
@@ -78,12 +78,12 @@ class BackendCase:
         """Makes a backend object; no device is touched."""
         return self.kind(device or self.device, dict(self.options))
 
-    def assert_like(self, found: torch.Tensor, expected: torch.Tensor, exact: bool = True) -> None:
+    def assert_like(self, result: torch.Tensor, reference: torch.Tensor, exact: bool = True) -> None:
         """Compares values, or only their forms where nothing computes."""
         if self.computes:
-            assert_same(found, expected, exact=exact)
+            assert_same(result, reference, exact=exact)
         else:
-            assert (tuple(found.shape), found.dtype) == (tuple(expected.shape), expected.dtype)
+            assert (tuple(result.shape), result.dtype) == (tuple(reference.shape), reference.dtype)
 
 
 def _read(backend: Backend, handle: Handle) -> torch.Tensor:
@@ -169,9 +169,9 @@ class BackendContract:
             pytest.skip("every device of this family is there")
         backend = case.make(case.absent)
         assert backend.capabilities.ranks >= 1
-        with pytest.raises(CompileError) as caught:
+        with pytest.raises(CompileError) as error_info:
             backend.open()
-        assert backend.device in str(caught.value)
+        assert backend.device in str(error_info.value)
 
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_values_survive_the_round_trip(
@@ -206,8 +206,8 @@ class BackendContract:
         """A pad, slice, cut or cast gives what :func:`orchestrator.adapter.apply` gives, and leaves its source."""
         value = _sample((3, 4), torch.float32)
         handle = backend.upload(value)
-        made = backend.adapt(adapter)(handle, SIZES)
-        case.assert_like(_read(backend, made), apply(adapter, value, SIZES))
+        adapted = backend.adapt(adapter)(handle, SIZES)
+        case.assert_like(_read(backend, adapted), apply(adapter, value, SIZES))
         case.assert_like(_read(backend, handle), value)
 
     @pytest.mark.parametrize("dim", [0, 1, 2])
@@ -247,7 +247,9 @@ class BackendContract:
         case.assert_like(_read(backend, part), value[1:3])
         case.assert_like(_read(backend, cut), value[:2])
 
-    @pytest.mark.parametrize("target", [SeededLinear(4, 3), Linear(), Split(), Stats(), Add()], ids=_name)
+    @pytest.mark.parametrize(
+        "target", [SeededLinear(4, 3), Linear(), SplitHalves(), TotalAndShift(), Add()], ids=_name
+    )
     def test_a_stage_gives_what_it_gives_by_hand(
         self, case: BackendCase, backend: Backend, store: ArtifactStore, target: Any
     ) -> None:
@@ -282,9 +284,9 @@ class BackendContract:
         if not case.computes:
             pytest.skip("it builds nothing")
         stage, value = make_stage("stage", _Unbuildable()), _sample((2, 4), torch.float32)
-        with pytest.raises(CompileError, match="stage") as caught:
-            start(backend, store, stage, {"x": value}, value)
-        assert isinstance(caught.value.__cause__, OSError)
+        with pytest.raises(CompileError, match="stage") as error_info:
+            run_stage(backend, store, stage, {"x": value}, value)
+        assert isinstance(error_info.value.__cause__, OSError)
 
     def test_artifacts_are_keyed_by_content(self, backend: Backend) -> None:
         """Equal stages share a key, whatever their weights hold; another form, config, size or adapter has its own."""
@@ -294,11 +296,13 @@ class BackendContract:
         def key(
             target: Any, sizes: Mapping[str, int], adapters: tuple[Adapter, ...] = (), **more: Any
         ) -> str:
-            return artifact_key(backend, make_stage("stage", target, **more), sizes, adapters)
+            return application_key(backend, make_stage("stage", target, **more), sizes, adapters)
 
+        # What weights hold is no part of a program: the same one runs with any checkpoint of that form.
         base = key(SeededLinear(4, 3), {"batch": 2})
         assert base == key(SeededLinear(4, 3), {"batch": 2})
         assert base == key(SeededLinear(4, 3, seed=5), {"batch": 2})
+        # Whatever changes the code that runs, or the shapes that it runs at, is another program.
         others = [
             key(SeededLinear(4, 5), {"batch": 2}),
             key(SeededLinear(4, 3).double(), {"batch": 2}),
@@ -317,23 +321,23 @@ class BackendContract:
         backend: Backend,
         store: ArtifactStore,
         stage: Stage,
-        given: Mapping[str, Any],
-        expected: Any,
+        arguments: Mapping[str, Any],
+        reference: Any,
     ) -> None:
         """Runs a stage and compares what it gives."""
-        self._compare(case, backend, start(backend, store, stage, given, expected), expected)
+        self._compare(case, backend, run_stage(backend, store, stage, arguments, reference), reference)
 
     def _free(self, backend: Backend, handle: Handle) -> None:
         if not backend.capabilities.refcounted:
             backend.free(handle)
 
-    def _compare(self, case: BackendCase, backend: Backend, made: Any, expected: Any) -> None:
-        if isinstance(expected, Mapping):
-            assert set(made) == set(expected)
-            for name, value in expected.items():
-                case.assert_like(_read(backend, made[name]), value, case.exact)
-        elif isinstance(expected, tuple):
-            for handle, value in zip(made, expected, strict=True):
+    def _compare(self, case: BackendCase, backend: Backend, outputs: Any, reference: Any) -> None:
+        if isinstance(reference, Mapping):
+            assert set(outputs) == set(reference)
+            for name, value in reference.items():
+                case.assert_like(_read(backend, outputs[name]), value, case.exact)
+        elif isinstance(reference, tuple):
+            for handle, value in zip(outputs, reference, strict=True):
                 case.assert_like(_read(backend, handle), value, case.exact)
         else:
-            case.assert_like(_read(backend, made), expected, case.exact)
+            case.assert_like(_read(backend, outputs), reference, case.exact)

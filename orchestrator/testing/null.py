@@ -32,7 +32,7 @@ __all__ = ["DEVICES", "NullBackend"]
 DEVICES = 8
 
 #: Round numbers, so that a person can check a cost in the head: one microsecond for each 1,000 bytes.
-_INVENTED = Link(1e9, 1e-5, "invented for tests: 1 GB/s, 10 microseconds to start a program")
+_ROUND_LINK = Link(1e9, 1e-5, "invented for tests: 1 GB/s, 10 microseconds to start a program")
 
 
 class NullBackend(EagerBackend):
@@ -59,9 +59,9 @@ class NullBackend(EagerBackend):
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(device, options)
-        told = {name: value for name, value in self.options.items() if name != "compute"}
+        capability_options = {name: value for name, value in self.options.items() if name != "compute"}
         self._compute = bool(self.options.get("compute", False))
-        self._capabilities = Capabilities(**{"refcounted": False, "link": _INVENTED, **told})
+        self._capabilities = Capabilities(**{"refcounted": False, "link": _ROUND_LINK, **capability_options})
         self._live: dict[int, NullHandle] = {}
         self._pending = threading.local()
 
@@ -121,31 +121,34 @@ class NullBackend(EagerBackend):
                 f"Stage {stage.name!r} cannot be built: {type(error).__name__}: {error}", stage=stage.name
             ) from error
         self._note("load", stage.name)
-        wanted = {port.name for port in stage.outputs}
+        ports = {port.name for port in stage.outputs}
 
-        def run(*args: Any, **named: Any) -> Any:
-            given = [value for value in (*args, *named.values()) if isinstance(value, NullHandle)]
-            for handle in given:
+        def run(*args: Any, **keyword_arguments: Any) -> Any:
+            # 1. Whatever is on a device is alive, and on this one; with static shapes it has a size of the plan.
+            reads = [value for value in (*args, *keyword_arguments.values()) if isinstance(value, NullHandle)]
+            for handle in reads:
                 self._check(handle, f"stage {stage.name!r}")
-            shapes.check(args, named)
+            shapes.check(args, keyword_arguments)
+            # 2. What comes out has the shapes of fake tensors, or is what the stage really gives.
             if target is None:
-                result = shapes.outputs(args, named)
+                result = shapes.outputs(args, keyword_arguments)
             else:
                 result = target(
-                    *map(_reveal, args), **{name: _reveal(value) for name, value in named.items()}
+                    *map(_reveal, args), **{name: _reveal(value) for name, value in keyword_arguments.items()}
                 )
-            made = _wrapped(self._hide, result, wanted)
-            handles = [made] if isinstance(made, NullHandle) else list(_parts(made))
-            self._note("run", stage.name, given, handles)
-            return made
+            # 3. Its tensors become handles in the same form, and the call is noted with what it read and made.
+            outputs = _wrap(self._hide, result, ports)
+            makes = [outputs] if isinstance(outputs, NullHandle) else list(_parts(outputs))
+            self._note("run", stage.name, reads, makes)
+            return outputs
 
         return run
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Makes a handle; with ``compute`` it hides a copy."""
-        made = self._make(value.shape, value.dtype, value.clone() if self._compute else None)
-        self._note("upload", makes=[made], ranks=self._capabilities.ranks)
-        return made
+        handle = self._allocate(value.shape, value.dtype, value.clone() if self._compute else None)
+        self._note("upload", makes=[handle], ranks=self._capabilities.ranks)
+        return handle
 
     def download(self, handle: Handle) -> torch.Tensor:
         """Returns zeros that share one element; with ``compute`` a copy of what the handle hides."""
@@ -172,7 +175,7 @@ class NullBackend(EagerBackend):
         """Makes a handle here of one that is on another null device."""
         _check_alive(handle, "a copy")
         content = None if handle._content is None else handle._content.clone()
-        return self._made("copy", "", [handle], handle.shape, handle.dtype, content)
+        return self._new_handle("copy", "", [handle], handle.shape, handle.dtype, content)
 
     def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
         """Returns a function that makes a new handle each time; what needs no bytes of its own shares them."""
@@ -181,13 +184,15 @@ class NullBackend(EagerBackend):
             self._check(handle, f"the adapter {adapter}")
             dtype = adapter.dtype or handle.dtype
             shape = handle.shape if adapter.kind == "cast" else TensorSpec(adapter.dims).shape(sizes)
+            # A pad only grows and a cut only shrinks, so a handle that is smaller already stays as it is.
             if adapter.kind == "pad":
                 _check_pad(adapter, handle, shape)
             else:
                 shape = tuple(map(min, shape, handle.shape))
+            # Where nothing changes, a real device makes no copy: the new handle shares the bytes, and peaks count once.
             same = (shape, dtype) == (handle.shape, handle.dtype)
             content = None if handle._content is None else apply(adapter, handle._content, sizes)
-            return self._made(
+            return self._new_handle(
                 "adapt", adapter.kind, [handle], shape, dtype, content, handle if same else None
             )
 
@@ -202,7 +207,7 @@ class NullBackend(EagerBackend):
         shape = (*first.shape[:dim], whole, *first.shape[dim + 1 :])
         contents = [handle._content for handle in handles]
         content = torch.cat([item for item in contents if item is not None], dim) if self._compute else None
-        return self._made("join", "", handles, shape, first.dtype, content)
+        return self._new_handle("join", "", handles, shape, first.dtype, content)
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
         """Makes a handle of a chunk, which shares the bytes of the whole."""
@@ -211,7 +216,7 @@ class NullBackend(EagerBackend):
             raise HandleError(f"{handle!r} has no elements {start} to {start + size} in dim {dim}.")
         shape = (*handle.shape[:dim], size, *handle.shape[dim + 1 :])
         content = None if handle._content is None else handle._content.narrow(dim, start, size)
-        return self._made("part", "", [handle], shape, handle.dtype, content, handle)
+        return self._new_handle("part", "", [handle], shape, handle.dtype, content, handle)
 
     def select(self, handle: Handle, index: int) -> Handle:
         """Makes a handle of a slice, which shares the bytes of the whole."""
@@ -219,7 +224,7 @@ class NullBackend(EagerBackend):
         if index >= handle.shape[0]:
             raise HandleError(f"{handle!r} has no slice {index}.")
         content = None if handle._content is None else handle._content[index]
-        return self._made("select", "", [handle], handle.shape[1:], handle.dtype, content, handle)
+        return self._new_handle("select", "", [handle], handle.shape[1:], handle.dtype, content, handle)
 
     def stack(self, handles: list[Handle]) -> Handle:
         """Makes a handle of values of one shape along a new dim 0."""
@@ -227,11 +232,13 @@ class NullBackend(EagerBackend):
             self._check(handle, "a stack")
         first = handles[0]
         content = torch.stack([handle._content for handle in handles]) if self._compute else None
-        return self._made("stack", "", handles, (len(handles), *first.shape), first.dtype, content)
+        return self._new_handle("stack", "", handles, (len(handles), *first.shape), first.dtype, content)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Handle:
         """Makes a handle; with ``compute`` it hides rubbish."""
-        return self._made("empty", "", [], shape, dtype, rubbish(shape, dtype) if self._compute else None)
+        return self._new_handle(
+            "empty", "", [], shape, dtype, rubbish(shape, dtype) if self._compute else None
+        )
 
     def free(self, handle: Handle) -> None:
         """Frees a handle.
@@ -244,9 +251,9 @@ class NullBackend(EagerBackend):
         forget(self._live.pop(handle.serial))
 
     def _hide(self, result: torch.Tensor) -> NullHandle:
-        return self._make(result.shape, result.dtype, result if self._compute else None)
+        return self._allocate(result.shape, result.dtype, result if self._compute else None)
 
-    def _make(
+    def _allocate(
         self,
         shape: tuple[int, ...],
         dtype: torch.dtype,
@@ -257,7 +264,7 @@ class NullBackend(EagerBackend):
         self._live[handle.serial] = handle
         return handle
 
-    def _made(
+    def _new_handle(
         self,
         kind: Kind,
         name: str,
@@ -267,7 +274,7 @@ class NullBackend(EagerBackend):
         content: torch.Tensor | None,
         base: NullHandle | None = None,
     ) -> NullHandle:
-        handle = self._make(shape, dtype, content, base)
+        handle = self._allocate(shape, dtype, content, base)
         self._note(kind, name, reads, [handle])
         return handle
 
@@ -288,18 +295,18 @@ class NullBackend(EagerBackend):
             raise HandleError(f"{where} on {self.device} was given {handle!r}, which is on another device.")
 
 
-def _wrapped(make: Callable[[torch.Tensor], NullHandle], result: Any, wanted: set[str]) -> Any:
+def _wrap(make: Callable[[torch.Tensor], NullHandle], result: Any, ports: set[str]) -> Any:
     """Handles in the form the stage gave its tensors in; undeclared parts of a dict are dropped."""
     if isinstance(result, torch.Tensor):
         return make(result)
     if isinstance(result, Mapping):
-        kept = {name: part for name, part in result.items() if part is not None}
+        present_parts = {name: part for name, part in result.items() if part is not None}
         return {
-            name: _wrapped(make, part, wanted)
-            for name, part in kept.items()
-            if not wanted or str(name) in wanted
+            name: _wrap(make, part, ports)
+            for name, part in present_parts.items()
+            if not ports or str(name) in ports
         }
-    return tuple(_wrapped(make, part, wanted) for part in result)
+    return tuple(_wrap(make, part, ports) for part in result)
 
 
 def rubbish(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -312,7 +319,7 @@ def rubbish(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def _check_alive(handle: object, where: str) -> None:
     if not isinstance(handle, NullHandle):
         raise HandleError(f"{where} was given {type(handle).__name__}, not a handle.")
-    if handle.freed:
+    if handle.is_freed:
         raise HandleError(f"{where} was given {handle!r}.")
 
 
@@ -325,5 +332,5 @@ def _reveal(value: Any) -> Any:
     return value._content if isinstance(value, NullHandle) else value
 
 
-def _parts(made: Any) -> Any:
-    return made.values() if isinstance(made, dict) else made
+def _parts(outputs: Any) -> Any:
+    return outputs.values() if isinstance(outputs, dict) else outputs

@@ -47,7 +47,7 @@ class HandleError(RuntimeError):
     """A handle was used after it was freed, freed twice, given to another device, or leaked."""
 
 
-class _Storage:
+class _NullStorage:
     """Bytes on a device, shared by the handles that hold it."""
 
     __slots__ = ("holders", "nbytes")
@@ -65,10 +65,10 @@ class NullHandle:
         dtype: Its element type.
         device: Where it is.
         serial: Tells handles apart.
-        freed: It was freed, or its device closed.
+        is_freed: It was freed, or its device closed.
     """
 
-    __slots__ = ("_content", "_storage", "device", "dtype", "freed", "serial", "shape")
+    __slots__ = ("_content", "_storage", "device", "dtype", "is_freed", "serial", "shape")
 
     def __init__(
         self,
@@ -82,9 +82,10 @@ class NullHandle:
         self.dtype = dtype
         self.device = device
         self.serial = next(_serial)
-        self.freed = False
+        self.is_freed = False
         self._content = content
-        self._storage: _Storage = _Storage(self.nbytes) if base is None else base._storage
+        # A slice shares the bytes of the value it was taken from, as a view does; so peaks count them once.
+        self._storage: _NullStorage = _NullStorage(self.nbytes) if base is None else base._storage
 
     @property
     def numel(self) -> int:
@@ -100,7 +101,7 @@ class NullHandle:
         return self.numel * self.dtype.itemsize
 
     def __repr__(self) -> str:
-        state = ", freed" if self.freed else ""
+        state = ", freed" if self.is_freed else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"<NullHandle {self.serial}: {list(self.shape)} {dtype} on {self.device}{state}>"
 
@@ -113,8 +114,8 @@ class Event:
         kind: What was called.
         device: On which device.
         name: The stage, or the kind of adapter; empty for everything else.
-        reads: Handles it was given.
-        makes: Handles it gave.
+        reads: Handles that it read.
+        makes: Handles that it made.
         ranks: Tensors that were moved: an upload is one for each rank.
     """
 
@@ -150,7 +151,7 @@ class Record:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     _alive: dict[int, NullHandle] = field(default_factory=dict)
     _bytes: dict[str, int] = field(default_factory=dict)
-    _counted: set[_Storage] = field(default_factory=set)
+    _live_storages: set[_NullStorage] = field(default_factory=set)
 
     @property
     def live(self) -> tuple[NullHandle, ...]:
@@ -159,7 +160,7 @@ class Record:
             return tuple(self._alive.values())
 
     def of(self, kind: Kind, name: str | None = None, device: str | None = None) -> list[Event]:
-        """Returns the events of one kind, for one name or device if given."""
+        """Returns the events of one kind; of one name or device, unless that is None."""
         return [
             event
             for event in list(self.calls)
@@ -167,14 +168,14 @@ class Record:
         ]
 
     def counts(self) -> dict[str, Any]:
-        """Returns what was seen, with the keys of ``plan.summary``.
+        """Returns what the events add up to, with the keys of ``plan.summary``.
 
         ``dispatches`` are the stage calls on null devices and ``pad_waste`` is that of pads done there: a pad of zero
-        elements that the runner leaves out is not seen.
+        elements that the runner leaves out makes no event.
         """
         pads = self.of("adapt", "pad")
-        entered = sum(event.makes[0].numel for event in pads)
-        padded = entered - sum(event.reads[0].numel for event in pads)
+        output_elements = sum(event.makes[0].numel for event in pads)
+        padding_elements = output_elements - sum(event.reads[0].numel for event in pads)
         uploads, downloads = self.of("upload"), self.of("download")
         return {
             "uploads": sum(event.ranks for event in uploads),
@@ -182,7 +183,7 @@ class Record:
             "downloads": len(downloads),
             "download_bytes": sum(event.nbytes for event in downloads),
             "dispatches": len(self.of("run")),
-            "pad_waste": padded / entered if entered else 0.0,
+            "pad_waste": padding_elements / output_elements if output_elements else 0.0,
             "peak_bytes": dict(self.peak_bytes),
         }
 
@@ -200,11 +201,13 @@ class Record:
         Raises:
             HandleError: Some are alive; the message lists them with the calls that made them.
         """
-        kept = {handle.serial for handle in keep}
-        leaked = [handle for handle in self.live if handle.serial not in kept]
-        if leaked:
-            made = {handle.serial: event for event in list(self.calls) for handle in event.makes}
-            lines = [f"{handle!r}, made by {made.get(handle.serial, 'an earlier call')}" for handle in leaked]
+        kept_serials = {handle.serial for handle in keep}
+        leaks = [handle for handle in self.live if handle.serial not in kept_serials]
+        if leaks:
+            makers = {handle.serial: event for event in list(self.calls) for handle in event.makes}
+            lines = [
+                f"{handle!r}, made by {makers.get(handle.serial, 'an earlier call')}" for handle in leaks
+            ]
             raise HandleError("Nobody freed these handles:\n  " + "\n  ".join(lines))
 
     def _add(self, event: Event) -> None:
@@ -212,15 +215,15 @@ class Record:
         for handle in event.makes:
             self._alive[handle.serial] = handle
             if handle._storage.holders == 1:
-                self._counted.add(handle._storage)
+                self._live_storages.add(handle._storage)
                 bytes_now = self._bytes.get(handle.device, 0) + handle._storage.nbytes
                 self._bytes[handle.device] = bytes_now
                 self.peak_bytes[handle.device] = max(self.peak_bytes.get(handle.device, 0), bytes_now)
 
     def _drop(self, handle: NullHandle) -> None:
         self._alive.pop(handle.serial, None)
-        if handle._storage in self._counted and not handle._storage.holders:
-            self._counted.remove(handle._storage)
+        if handle._storage in self._live_storages and not handle._storage.holders:
+            self._live_storages.remove(handle._storage)
             self._bytes[handle.device] -= handle._storage.nbytes
 
 
@@ -253,7 +256,7 @@ def note(event: Event) -> None:
 def forget(handle: NullHandle) -> None:
     """Marks a handle as freed, and drops what it holds."""
     with _lock:
-        handle.freed = True
+        handle.is_freed = True
         handle._content = None
         handle._storage.holders -= 1
         for record in _open:

@@ -20,17 +20,17 @@ class Shapes:
 
     Args:
         stage: The stage.
-        compiled: The sizes it was compiled for.
+        sizes: Every combination of sizes that it runs at.
         static: Whether other sizes are refused.
     """
 
-    def __init__(self, stage: Stage, compiled: Sequence[Mapping[str, int]], static: bool) -> None:
+    def __init__(self, stage: Stage, sizes: Sequence[Mapping[str, int]], static: bool) -> None:
         self._stage = stage
-        self._compiled = compiled
+        self._sizes = sizes
         self._static = static
         self._prober = Prober()
 
-    def check(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def check(self, args: tuple[Any, ...], keyword_arguments: Mapping[str, Any]) -> None:
         """Makes sure that inputs have one of the compiled sizes, where shapes are static.
 
         Raises:
@@ -38,67 +38,70 @@ class Shapes:
         """
         if not self._static:
             return
-        given = self._by_port(args, named)
-        if not any(self._fits(given, sizes) for sizes in self._compiled):
+        values = self._by_port(args, keyword_arguments)
+        if not any(self._fits(values, sizes) for sizes in self._sizes):
             shapes = {
-                name: list(value.shape) for name, value in given.items() if isinstance(value, NullHandle)
+                name: list(value.shape) for name, value in values.items() if isinstance(value, NullHandle)
             }
             raise HandleError(
-                f"Stage {self._stage.name!r} is compiled for {list(map(dict, self._compiled))}, but was given {shapes}."
+                f"Stage {self._stage.name!r} is compiled for {list(map(dict, self._sizes))}, but was given {shapes}."
             )
 
-    def _fits(self, given: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    def _fits(self, values: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
         specs = {port.name: port.spec for port in self._stage.inputs}
         return all(
             not isinstance(spec := specs[name], TensorSpec)
             or not isinstance(value, NullHandle)
             or value.shape == spec.shape(sizes)
-            for name, value in given.items()
+            for name, value in values.items()
         )
 
-    def outputs(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    def outputs(self, args: tuple[Any, ...], keyword_arguments: Mapping[str, Any]) -> Any:
         """Returns tensors on the meta device, in the form in which the stage gives its own.
 
         A dim that only a declaration brings in is at its largest bucket.
         """
-        given = self._by_port(args, named)
+        values = self._by_port(args, keyword_arguments)
+        # 1. The stage is run on fake tensors, unless nobody may run it, or its outputs depend on what tensors hold:
+        #    then its declaration is all there is.
         arguments: list[Argument] = [
             (name, (value.shape, value.dtype) if isinstance(value, NullHandle) else value)
-            for name, value in given.items()
+            for name, value in values.items()
         ]
         if self._stage.opaque:
-            return self._declared(given)
+            return self._declared_outputs(values)
         try:
             outcome = self._prober.run(self._stage, tuple(arguments))
         except DataDependentError:
-            return self._declared(given)
-        made = {
+            return self._declared_outputs(values)
+        # 2. The form in which it gives them: a value, a dict, or a tuple with a gap where it gives what is no tensor.
+        outputs = {
             name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in outcome.outputs
         }
         if outcome.returns == "single":
-            return made["output"]
+            return outputs["output"]
         if outcome.returns != "tuple":
-            return made
-        return tuple(made.get(str(position)) for position in range(len(made) + len(outcome.others)))
+            return outputs
+        return tuple(outputs.get(str(position)) for position in range(len(outputs) + len(outcome.others)))
 
-    def _by_port(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    def _by_port(self, args: tuple[Any, ...], keyword_arguments: Mapping[str, Any]) -> dict[str, Any]:
         ports = [port.name for port in self._stage.inputs]
-        given = {**dict(zip(ports, args, strict=False)), **named}
-        return {name: given[name] for name in ports if name in given}
+        values = {**dict(zip(ports, args, strict=False)), **keyword_arguments}
+        return {name: values[name] for name in ports if name in values}
 
-    def _declared(self, given: Mapping[str, Any]) -> Any:
+    def _declared_outputs(self, values: Mapping[str, Any]) -> Any:
         sizes: dict[str, int] = {}
         for port in self._stage.inputs:
-            value = given.get(port.name)
+            value = values.get(port.name)
             if isinstance(port.spec, TensorSpec) and isinstance(value, NullHandle):
                 pairs = zip(map(plain_dim, port.spec.dims), value.shape, strict=True)
                 sizes.update((dim, size) for dim, size in pairs if isinstance(dim, str))
-        made = {
+        outputs = {
             port.name: torch.empty(_shape(port.spec, sizes), dtype=port.spec.dtype, device="meta")
             for port in self._stage.outputs
             if isinstance(port.spec, TensorSpec)
         }
-        return next(iter(made.values())) if len(made) == 1 else tuple(made.values())
+        return next(iter(outputs.values())) if len(outputs) == 1 else tuple(outputs.values())
 
 
 def _shape(spec: PortSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ class StageCase:
 
     Attributes:
         make: Makes the stage anew: a module, function, wrapper, or a registered name.
-        feeds: Ports to what they are fed with, in the order of the call; a pad rule lets smaller sizes be tried.
+        feeds: What each port takes, in the order of the call; a pad rule lets smaller sizes be tried.
         sizes: Buckets of bare names.
         host: It is a host stage.
         inputs: As for ``Pipeline.add``.
@@ -66,7 +66,7 @@ class StageCase:
     def pipeline(self, stage: Any = None) -> Pipeline:
         """Makes a pipeline of one call, every output handed out."""
         pipeline = Pipeline("contract", plugins=self.plugins or make_plugins())
-        fed = {port: pipeline.input(port, spec) for port, spec in self.feeds.items()}
+        inputs = {port: pipeline.input(port, spec) for port, spec in self.feeds.items()}
         handle = pipeline.add(
             "stage",
             self.make() if stage is None else stage,
@@ -75,12 +75,13 @@ class StageCase:
             inputs=self.inputs,
             outputs=self.outputs,
         )
-        given = handle(**fed)
+        outputs = handle(**inputs)
+        # Ports are known before planning where they are declared; one that is not is the single output.
         names = self.ports or [port.name for port in handle.stage.outputs]
         for name in names:
-            pipeline.output(name, given[name])
+            pipeline.output(name, outputs[name])
         if not names:
-            pipeline.output("output", given)
+            pipeline.output("output", outputs)
         return pipeline
 
     def plan(self, pipeline: Pipeline, device: str = "cpu", **more: Any) -> Plan:
@@ -104,10 +105,10 @@ class StageCase:
         return [dict(zip(names, row, strict=True)) for row in itertools.product(*names.values())]
 
     def _sizes_of(self, dim: str | Dim) -> tuple[int, ...]:
-        asked = self.sizes.get(str(dim), ())
-        if isinstance(dim, Dim) and not asked:
+        sizes = self.sizes.get(str(dim), ())
+        if isinstance(dim, Dim) and not sizes:
             return ANY if dim.any else dim.buckets
-        return (asked,) if isinstance(asked, int) else tuple(asked)
+        return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
     def smaller(self, plan: Plan) -> list[dict[str, int]]:
         """Returns sizes that need padding, where the plan allows it."""
@@ -127,7 +128,7 @@ def _example(port: str, spec: PortSpec, sizes: Mapping[str, int], generator: tor
     return torch.randint(0, 2, shape, generator=generator).to(spec.dtype)
 
 
-def _by_hand(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
+def _reference(graph: Graph, values: Mapping[str, Any]) -> dict[str, Any]:
     """Results by hand, and the check that no value was written into."""
     before = copy.deepcopy(dict(values))
     result = run_reference(graph, values)
@@ -139,17 +140,17 @@ def _trace(stage: Stage) -> list[Any]:
     """All that planning might change in an object: attributes, tensors, their versions and modes."""
     target = stage.target
     parts = list(target.modules()) if isinstance(target, torch.nn.Module) else [target]
-    seen: list[Any] = []
+    state: list[Any] = []
     for part in parts:
         for name, value in sorted(getattr(part, "__dict__", {}).items()):
-            held = dict(value) if isinstance(value, dict) else value
-            seen.append(
-                (name, id(value), {key: id(item) for key, item in held.items()} if held is not value else 0)
+            items = dict(value) if isinstance(value, dict) else value
+            state.append(
+                (name, id(value), {key: id(item) for key, item in items.items()} if items is not value else 0)
             )
         if isinstance(part, torch.nn.Module):
             tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-            seen += [(id(tensor), tensor._version, tensor.device, tensor.grad is None) for tensor in tensors]
-    return seen
+            state += [(id(tensor), tensor._version, tensor.device, tensor.grad is None) for tensor in tensors]
+    return state
 
 
 class StageContract:
@@ -161,7 +162,7 @@ class StageContract:
         raise NotImplementedError("Override the fixture `case`.")
 
     def test_it_can_be_planned(self, case: StageCase) -> None:
-        """Every port it is fed and every output has an edge, and the plan explains each."""
+        """Every port with a value and every output has an edge, and the plan explains each."""
         plan = case.plan(case.pipeline())
         assert {edge.target for edge in plan.edges} >= {f"stage.{port}" for port in case.feeds}
         assert all(edge.reason for edge in plan.edges)
@@ -180,11 +181,11 @@ class StageContract:
         pipeline = case.pipeline()
         plan = case.plan(pipeline)
         for sizes in case.buckets():
-            result = _by_hand(pipeline.freeze(), case.request(sizes))
-            known = dict(sizes)
+            result = _reference(pipeline.freeze(), case.request(sizes))
+            all_sizes = dict(sizes)
             for port, spec in plan.call("stage").outputs:
                 if port in result:
-                    _check_form(port, spec, result[port], known)
+                    _check_form(port, spec, result[port], all_sizes)
 
     def test_a_pipeline_gives_what_a_call_by_hand_gives(self, case: StageCase) -> None:
         """Bit for bit, at every bucket."""
@@ -192,7 +193,7 @@ class StageContract:
         with case.plan(pipeline).load() as session:
             for sizes in case.buckets():
                 values = case.request(sizes)
-                assert_same(session(**values), _by_hand(pipeline.freeze(), values), at=f"at {sizes} ")
+                assert_same(session(**values), _reference(pipeline.freeze(), values), at=f"at {sizes} ")
 
     def test_padding_does_not_change_what_is_kept(self, case: StageCase) -> None:
         """A pad rule is a promise: a smaller request gives what a call by hand gives."""
@@ -201,9 +202,9 @@ class StageContract:
         with plan.load() as session:
             for sizes in case.smaller(plan):
                 values = case.request(sizes)
-                expected = _by_hand(pipeline.freeze(), values)
-                found = session(**values)
-                assert_same(found, expected, exact=False, rtol=case.rtol, atol=case.atol, at=f"at {sizes} ")
+                reference = _reference(pipeline.freeze(), values)
+                result = session(**values)
+                assert_same(result, reference, exact=False, rtol=case.rtol, atol=case.atol, at=f"at {sizes} ")
 
     def test_its_promises_hold(self, case: StageCase) -> None:
         """What its ports promise, pad rules and ``batch=True``, is true of it on real values."""
@@ -245,11 +246,11 @@ class StageContract:
         stage = pipeline.freeze().stages["stage"]
         values = case.request(case.buckets()[-1])
         with case.plan(pipeline).load() as session:
-            expected = session(**values)
-        twin = copy.deepcopy(stage.target)
-        copied = replace(case, config=None if isinstance(case.make(), str) else case.config)
-        with case.plan(copied.pipeline(twin)).load() as session:
-            assert_same(session(**values), expected)
+            reference = session(**values)
+        copied_target = copy.deepcopy(stage.target)
+        copy_case = replace(case, config=None if isinstance(case.make(), str) else case.config)
+        with case.plan(copy_case.pipeline(copied_target)).load() as session:
+            assert_same(session(**values), reference)
 
     def test_it_runs_on_a_device_of_its_own(self, case: StageCase) -> None:
         """On the null device, which computes and counts: same results, nothing leaked, counts as planned."""
@@ -258,11 +259,11 @@ class StageContract:
         sizes = case.buckets()[-1]
         values = case.request(sizes)
         with plan.load() as session, recording() as record:
-            assert_same(session(**values), _by_hand(pipeline.freeze(), values))
+            assert_same(session(**values), _reference(pipeline.freeze(), values))
             record.assert_no_leaks()
-            counted, stats = record.counts(), session.stats
+            counts, stats = record.counts(), session.stats
             names: Sequence[str] = ("uploads", "upload_bytes", "downloads", "download_bytes")
-            assert [counted[name] for name in names] == [stats[name] for name in names]
+            assert [counts[name] for name in names] == [stats[name] for name in names]
 
 
 def _check_form(port: str, spec: PortSpec, value: Any, sizes: dict[str, int]) -> None:

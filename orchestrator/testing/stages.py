@@ -23,13 +23,13 @@ __all__ = [
     "Crops",
     "Double",
     "Fail",
-    "Fixed",
+    "FixedWidth",
     "Linear",
     "Rows",
     "SeededLinear",
     "Slow",
-    "Split",
-    "Stats",
+    "SplitHalves",
+    "TotalAndShift",
     "diamond",
 ]
 
@@ -58,7 +58,7 @@ class Concat(torch.nn.Module):
         return torch.cat([a, b], dim=-1)
 
 
-class Split(ModelWrapper):
+class SplitHalves(ModelWrapper):
     """Gives the two halves of the last dim as a tuple, ports ``left`` and ``right``."""
 
     outputs = ("left", "right")
@@ -69,7 +69,7 @@ class Split(ModelWrapper):
         return x[..., :half], x[..., half:]
 
 
-class Stats(ModelWrapper):
+class TotalAndShift(ModelWrapper):
     """Gives a dict, ports ``total`` and ``shifted``."""
 
     outputs = ("total", "shifted")
@@ -103,7 +103,7 @@ class Linear(ModelWrapper):
     model_cls = SeededLinear
 
 
-class Fixed(ModelWrapper):
+class FixedWidth(ModelWrapper):
     """Takes one width only; its port pads smaller values, and cuts larger ones.
 
     Args:
@@ -160,16 +160,16 @@ class Fail(ModelWrapper):
     """Raises whenever it really runs; planning, which runs it on fake tensors, does not see it.
 
     Attributes:
-        armed: Set it to False to make it hand its input through.
+        is_armed: Set it to False to make it hand its input through.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         super().__init__({"message": "the toy failed", **(config or {})})
-        self.armed = True
+        self.is_armed = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Gives ``x + 0``, or raises ``ValueError``."""
-        if self.armed and not isinstance(x, FakeTensor):
+        if self.is_armed and not isinstance(x, FakeTensor):
             raise ValueError(self.config["message"])
         return x + 0
 
@@ -196,10 +196,10 @@ def diamond(width: int = 4, plugins: PluginManager | None = None) -> Pipeline:
     """Makes a pipeline with fan-out, fan-in, a tuple, a dict and two outputs, batches of 2 and 4."""
     pipeline = Pipeline("toy.diamond", plugins=plugins)
     x = pipeline.input("x", TensorSpec((Dim("batch", buckets=(2, 4), batch=True), width), pad=0))
-    hidden = pipeline.add("linear", Linear({"features_in": width, "features_out": 6}))(x)
-    left, right = pipeline.add("split", Split())(hidden)
-    stats = pipeline.add("stats", Stats())(pipeline.add("double", Double())(left))
-    joined = pipeline.add("concat", Concat())(stats["shifted"], right)
-    pipeline.output("y", pipeline.add("add", Add())(joined, hidden))
+    features = pipeline.add("linear", Linear({"features_in": width, "features_out": 6}))(x)
+    left, right = pipeline.add("split", SplitHalves())(features)
+    stats = pipeline.add("stats", TotalAndShift())(pipeline.add("double", Double())(left))
+    halves = pipeline.add("concat", Concat())(stats["shifted"], right)
+    pipeline.output("y", pipeline.add("add", Add())(halves, features))
     pipeline.output("total", stats["total"])
     return pipeline

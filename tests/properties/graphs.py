@@ -204,13 +204,13 @@ class Builder:
     def split(self) -> None:
         slot = self.pick(lambda slot: slot.width > 1)
         if slot is not None:
-            left, right = self.add(stages.Split())(slot.value)
+            left, right = self.add(stages.SplitHalves())(slot.value)
             self.give(left, slot, slot.width // 2)
             self.give(right, slot, slot.width - slot.width // 2)
 
     def stats(self) -> None:
         slot = self.pick()
-        given = self.add(stages.Stats())(slot.value)
+        given = self.add(stages.TotalAndShift())(slot.value)
         self.give(given["total"], slot, 1)
         self.give(given["shifted"], slot)
 
@@ -219,7 +219,7 @@ class Builder:
         if slot is not None:
             width = self.draw(st.sampled_from(WIDTHS))
             config = {"width": width, "pad": self.draw(st.sampled_from(PADS)), "dim": slot.lead[0]}
-            self.give(self.add(stages.Fixed(config))(slot.value), slot, width)
+            self.give(self.add(stages.FixedWidth(config))(slot.value), slot, width)
 
     def cast(self) -> None:
         slot = self.pick()
@@ -240,7 +240,7 @@ class Builder:
     def fail(self) -> None:
         slot = self.pick()
         stage = stages.Fail()
-        stage.armed = False
+        stage.is_armed = False
         self.fails.append(stage)
         self.give(self.add(stage)(slot.value), slot)
 

@@ -119,13 +119,13 @@ def test_a_stage_that_fails_in_a_loop_leaks_nothing(trial: Trial, number: int):
     with loaded(trial) as session, recording() as record:
         inputs = run(case, session, trial.first, 4)
         before = session.stats
-        failing.armed = True
+        failing.is_armed = True
         failure = None
         try:
             session(**inputs)
         except StageError as error:
             failure = error
-        failing.armed = False
+        failing.is_armed = False
         if failure is not None:  # else no iteration reached it
             assert "the toy failed" in str(failure)
             assert isinstance(failure.__cause__, ValueError)

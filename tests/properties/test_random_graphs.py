@@ -97,7 +97,7 @@ def test_a_failing_stage_leaks_nothing_and_harms_no_later_request(trial: Trial, 
     with plan.load() as session, recording() as record:
         inputs = run(case, plan, session, trial.first, 4)
         before = session.stats
-        failing.armed = True
+        failing.is_armed = True
         failure = None
         try:
             session(**inputs)
@@ -110,7 +110,7 @@ def test_a_failing_stage_leaks_nothing_and_harms_no_later_request(trial: Trial, 
             assert isinstance(failure.__cause__, ValueError)
             assert session.stats == before
         record.assert_no_leaks()
-        failing.armed = False
+        failing.is_armed = False
         run(case, plan, session, trial.second, 5)
         record.assert_no_leaks()
 
@@ -130,4 +130,4 @@ def test_kept_outputs_are_the_same_and_stay_until_close(trial: Trial, chosen: se
         assert_same(shown, expected, exact=is_exact(case, plan, trial.first), rtol=1e-4, atol=1e-4)
         run(case, plan, session, trial.second, 7)
         record.assert_no_leaks(keep=handles)
-        assert not any(handle.freed for handle in handles)
+        assert not any(handle.is_freed for handle in handles)

@@ -233,7 +233,7 @@ def test_kept_outputs_are_freed_at_close():
         for size in (2, 3, 9):
             request = {"image": torch.ones(size, 8), "text": torch.ones(size, 4)}
             kept = session.run(request, keep_on_device=("logits",))["logits"]
-            assert (tuple(kept.shape), kept.freed) == ((size, 5), False)
+            assert (tuple(kept.shape), kept.is_freed) == ((size, 5), False)
         session.close()
         record.assert_no_leaks()
 

@@ -81,8 +81,8 @@ def test_by_hand_fits_values_to_fixed_ports():
     pipeline = Pipeline("fits", plugins=PLUGINS)
     x = pipeline.input("x", TensorSpec((Dim("batch", buckets=(2, 4)), 4)))
     first = {"width": 6, "pad": "repeat_first"}
-    pipeline.output("wider", pipeline.add("wider", stages.Fixed(first))(x))
-    pipeline.output("narrower", pipeline.add("narrower", stages.Fixed({"width": 3}))(x))
+    pipeline.output("wider", pipeline.add("wider", stages.FixedWidth(first))(x))
+    pipeline.output("narrower", pipeline.add("narrower", stages.FixedWidth({"width": 3}))(x))
     row = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     found = run_reference(pipeline.freeze(), {"x": row})
     assert found["wider"].tolist() == [[2.0, 3.0, 4.0, 5.0, 2.0, 2.0]]
@@ -196,7 +196,7 @@ class Holder:
     def __call__(self, x):
         return x * self.scale
 
-targets = [relu, torch.relu, functools.partial(torch.add, other=1), Holder(), Holder().__call__, stages.Split(),
+targets = [relu, torch.relu, functools.partial(torch.add, other=1), Holder(), Holder().__call__, stages.SplitHalves(),
            stages.Linear(), stages.SeededLinear(), torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())]
 print(json.dumps([content_key(fingerprint(make_stage("s", target, inputs=("x",)))) for target in targets]))
 """

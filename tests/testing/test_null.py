@@ -110,7 +110,7 @@ def test_leaks_are_listed_with_their_makers(backend):
         record.assert_no_leaks(keep=[second])
         backend.close()
         record.assert_no_leaks()
-    assert second.freed
+    assert second.is_freed
 
 
 def test_peak_counts_shared_storage_once(backend):
@@ -175,7 +175,7 @@ def test_what_is_deferred_is_rubbish_until_synchronised():
 
 def test_static_shapes_are_those_that_were_compiled(backend):
     backend = NullBackend("null", {"static_shapes": True})
-    stage = make_stage("fixed", stages.Fixed({"width": 3}))
+    stage = make_stage("fixed", stages.FixedWidth({"width": 3}))
     run = backend.load(stage, [{"batch": 4}])
     assert run(backend.upload(torch.zeros(4, 3))).shape == (4, 3)
     with pytest.raises(HandleError, match="compiled for"):

@@ -1,4 +1,4 @@
-"""Starting one stage on a backend without a plan, for contracts.
+"""Running one stage on a backend without a plan, for contracts.
 
 Eager backends load the stage; others compile and load an application of it.
 """
@@ -17,11 +17,11 @@ from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 from orchestrator.store import ArtifactStore
 
-__all__ = ["artifact_key", "start"]
+__all__ = ["application_key", "run_stage"]
 
 
-def start(
-    backend: Backend, store: ArtifactStore, stage: Stage, given: Mapping[str, Any], expected: Any
+def run_stage(
+    backend: Backend, store: ArtifactStore, stage: Stage, arguments: Mapping[str, Any], reference: Any
 ) -> Any:
     """Compiles and loads a stage, and runs it once.
 
@@ -29,28 +29,30 @@ def start(
         backend: An opened backend.
         store: Where artifacts go.
         stage: The stage.
-        given: Values by input port, in order: host tensors, which are uploaded, and Python values.
-        expected: What the stage gives by hand; its form is used where a program is told what it gives.
+        arguments: Values by input port, in order: host tensors, which are uploaded, and Python values.
+        reference: What the stage gives by hand; where it is compiled, its program gives outputs of this form.
 
     Returns:
         Handles, in the form in which the stage gives its outputs.
     """
+    # Called as users do: the first port by position, the others by name.
     if isinstance(backend, EagerBackend):
         run = backend.load(stage, [{}])
-        first, *rest = given.items()
-        named = {port: _uploaded(backend, value) for port, value in rest}
-        return run(_uploaded(backend, first[1]), **named)
+        first, *rest = arguments.items()
+        keyword_arguments = {port: _upload(backend, value) for port, value in rest}
+        return run(_upload(backend, first[1]), **keyword_arguments)
     assert isinstance(backend, CompilingBackend)
-    application = _application(stage, given, expected)
+    # A program has every constant compiled in, so that it takes tensors alone, and always gives a tuple.
+    application = _application(stage, arguments, reference)
     folder = store.get_or_build(backend.key(application), lambda path: backend.build(application, path))
     run = backend.load_application(application, folder)[stage.name]
-    made = run(*(backend.upload(value) for value in given.values() if isinstance(value, torch.Tensor)))
-    if isinstance(expected, Mapping):
-        return dict(zip(expected, made, strict=True))
-    return made if isinstance(expected, tuple) else made[0]
+    outputs = run(*(backend.upload(value) for value in arguments.values() if isinstance(value, torch.Tensor)))
+    if isinstance(reference, Mapping):
+        return dict(zip(reference, outputs, strict=True))
+    return outputs if isinstance(reference, tuple) else outputs[0]
 
 
-def artifact_key(
+def application_key(
     backend: CompilingBackend,
     stage: Stage,
     sizes: Mapping[str, int],
@@ -63,21 +65,21 @@ def artifact_key(
     return backend.key(Application(stage.name, stage, (program,)))
 
 
-def _application(stage: Stage, given: Mapping[str, Any], expected: Any) -> Application:
-    inputs = tuple(_input(port, value) for port, value in given.items())
-    returns, values = _form(expected)
-    outputs = tuple(ProgramOutput(port, _spec(value)) for port, value in values.items())
-    keywords = tuple(given)[1:]
-    program = Program(stage.name, inputs, outputs, ({},), returns, tuple(values), keywords)
+def _application(stage: Stage, arguments: Mapping[str, Any], reference: Any) -> Application:
+    inputs = tuple(_input(port, value) for port, value in arguments.items())
+    returns, values = _form(reference)
+    program_outputs = tuple(ProgramOutput(port, _spec(value)) for port, value in values.items())
+    keywords = tuple(arguments)[1:]
+    program = Program(stage.name, inputs, program_outputs, ({},), returns, tuple(values), keywords)
     return Application(stage.name, stage, (program,))
 
 
-def _form(expected: Any) -> tuple[str, dict[str, torch.Tensor]]:
-    if isinstance(expected, Mapping):
-        return "dict", dict(expected)
-    if isinstance(expected, tuple):
-        return "tuple", {f"output{number}": value for number, value in enumerate(expected)}
-    return "single", {"output": expected}
+def _form(reference: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    if isinstance(reference, Mapping):
+        return "dict", dict(reference)
+    if isinstance(reference, tuple):
+        return "tuple", {f"output{number}": value for number, value in enumerate(reference)}
+    return "single", {"output": reference}
 
 
 def _input(port: str, value: Any) -> ProgramInput:
@@ -90,5 +92,5 @@ def _spec(value: torch.Tensor) -> TensorSpec:
     return TensorSpec(tuple(value.shape), value.dtype)
 
 
-def _uploaded(backend: Backend, value: Any) -> Any:
+def _upload(backend: Backend, value: Any) -> Any:
     return backend.upload(value) if isinstance(value, torch.Tensor) else value
