@@ -64,6 +64,8 @@ class Chunks:
         self._record = record
         self._values = values
         self._dims = [dim for dim in outer if dim.name in record.sizes]
+        # Per part and chunk what its stages decided; per value and chunk the handle and how many runs still read it.
+        # One handle may be in several slots (a part handed it on), so it is freed with the last of them.
         self._new_sizes: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
         self._slots: dict[Slot, tuple[Any, int]] = {}
         self._holders: Counter[int] = Counter()

@@ -59,11 +59,11 @@ def copy_request(request: Any) -> tuple[Any, bool]:
     """
     if not isinstance(request, Mapping):
         return request, True
-    copier = _Copier()
+    copier = _RequestCopier()
     return {name: copier.copy(value) for name, value in request.items()}, copier.is_independent
 
 
-class _Copier:
+class _RequestCopier:
     """Copies the values of one request.
 
     Attributes:

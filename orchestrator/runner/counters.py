@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.plan.count import Tally
 
-__all__ = ["AtomicCounter", "Stats"]
+__all__ = ["AtomicCounter", "RequestStats"]
 
 #: So many kinds of requests that have no counter keep a tally of their own.
 LATEST = 256
@@ -36,7 +36,7 @@ class AtomicCounter:
             return count
 
 
-class Stats:
+class RequestStats:
     """Sums of tallies, in bounded memory however many sizes are asked for.
 
     A kind of request whose form its caller remembers has its tally and its counter. Of other kinds the latest are

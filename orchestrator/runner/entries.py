@@ -17,7 +17,7 @@ from orchestrator.plan.steps import Step
 from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
-from orchestrator.runner.counters import Stats
+from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.device_outputs import keep_on_device
 from orchestrator.runner.exclusive import RequestLock
 from orchestrator.runner.failure import explain, is_own, release
@@ -50,7 +50,7 @@ class RequestEntries:
     def __init__(
         self,
         executable: Executable,
-        stats: Stats,
+        stats: RequestStats,
         progress_hook: ProgressHook,
         closing: Closing,
         request_lock: RequestLock | None,
@@ -63,6 +63,7 @@ class RequestEntries:
         self._closing = closing
         self._request_lock = request_lock
         self._refuse = refuse
+        # Each kind's entry holds its table; they are listed here as well, so that closing can empty them all.
         self._entries: dict[_Kind, tuple[PlanVariant, RequestEntry]] = {}
         self._tables: list[dict[Any, Any]] = []
         self.lock = threading.RLock()

@@ -20,7 +20,7 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import Step
 from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
-from orchestrator.runner.counters import Stats
+from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.direct_call import forget_call, set_call
 from orchestrator.runner.entries import RequestEntries, RequestEntry, RequestListener, weakly
 from orchestrator.runner.exclusive import RequestLock
@@ -56,7 +56,7 @@ class Session:
         self.plan: Plan = executable.plan
         self._executable = executable
         self._open_backends = list(executable.backends.values())
-        self._stats = Stats()
+        self._stats = RequestStats()
         self._on_stage = on_stage
         self._on_request = on_request
         self._traces: tuple[Trace, ...] = ()
@@ -111,6 +111,7 @@ class Session:
             CancelledError: ``cancel`` was set.
         """
         device_outputs = _output_names(self.plan, keep_on_device)
+        # Code that tells of iterations is another variant of the plan: who does not listen does not pay for it.
         if progress is None and cancel is None:
             return (self._choose(device_outputs) if device_outputs else self._entry)(inputs)
         listener = (
@@ -176,7 +177,7 @@ class Session:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Stats since load, with the keys of ``plan.summary``, and ``requests``.
+        """RequestStats since load, with the keys of ``plan.summary``, and ``requests``.
 
         Where a device counts by itself, ``measured`` has what it saw, by device.
         """

@@ -23,7 +23,7 @@ from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, Generator
 from orchestrator.runner.copies import own_copy
-from orchestrator.runner.counters import Stats
+from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.maps import body_ends, make_map
 from orchestrator.runner.regions.regions import make_region
@@ -50,7 +50,7 @@ class PlanVariant:
     def __init__(
         self,
         executable: Executable,
-        stats: Stats,
+        stats: RequestStats,
         observer: Callable[[Step, float, float], None] | None = None,
         watch: Callable[..., None] | None = None,
     ) -> None:

@@ -140,7 +140,7 @@ class LoopBuilder(Builder):
         name = f"s{self.count}"
         for number in range(self.draw(st.integers(1, 2))):
             fed = self.feed(builder)
-            ends = [self.seen(end, builder, fed) for end in builder.ends]
+            ends = [self.end_here(end, builder, fed) for end in builder.ends]
             self.ends += [replace(end, dim=inside(end.dim, name, number)) for end in ends]
             given = handle(slot.value, **{port: value for port, (value, _) in fed.items()})
             values = given if len(results) > 1 else [given]
@@ -155,7 +155,7 @@ class LoopBuilder(Builder):
             for name, slot in builder.needs.items()
         }
 
-    def seen(self, end: Ends, builder: LoopBuilder, fed: dict[str, tuple[Any, str]]) -> Ends:
+    def end_here(self, end: Ends, builder: LoopBuilder, fed: dict[str, tuple[Any, str]]) -> Ends:
         """The end of a loop within, as it is seen here."""
         return replace(end, limit=fed[end.limit][1]) if isinstance(end.limit, str) else end
 
@@ -236,7 +236,7 @@ class _Loop:
             body.pipeline.output(f"o{number}", slot.value)
         fed = around.feed(body)
         self.asked["inputs"] |= {port: value for port, (value, _) in fed.items()}
-        ends = [around.seen(end, body, fed) for end in body.ends]
+        ends = [around.end_here(end, body, fed) for end in body.ends]
         own = f"steps of {self.name}"
         around.ends += [
             replace(end, dim=own if end.dim == "own" else inside(end.dim, self.name)) for end in ends
@@ -288,7 +288,9 @@ class _Loop:
         return bounds
 
 
-def requested(case: LoopCase, plan: Plan, sizes: dict[str, int], inputs: dict[str, Any]) -> dict[str, int]:
+def sizes_in_plan(
+    case: LoopCase, plan: Plan, sizes: dict[str, int], inputs: dict[str, Any]
+) -> dict[str, int]:
     """Sizes of every name of a plan in one request, those that a loop decides included."""
     known = {str(dim.name) for dim in plan.dims}
     decided = {end.dim: end.ran(inputs, sizes) for end in case.ends if end.dim in known}

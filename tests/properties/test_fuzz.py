@@ -34,7 +34,7 @@ def test_a_seed_makes_one_recipe():
     assert script(make_recipe(1)) != script(make_recipe(2))
 
 
-def broken(recipe: Recipe) -> bool:
+def finds_fault(recipe: Recipe) -> bool:
     """A fault of our own: by hand, every doubling is said to be another stage."""
     for block in recipe.main.blocks():
         for stage in block.stages:
@@ -44,9 +44,9 @@ def broken(recipe: Recipe) -> bool:
 
 
 def test_a_fault_is_found_and_shrinks_to_a_script_that_runs_alone(tmp_path: Path):
-    seed = next(seed for seed in range(200) if broken(make_recipe(seed, compiled=0)))
-    small = shrink(make_recipe(seed, compiled=0), broken, seconds=20)
-    assert broken(small)
+    seed = next(seed for seed in range(200) if finds_fault(make_recipe(seed, compiled=0)))
+    small = shrink(make_recipe(seed, compiled=0), finds_fault, seconds=20)
+    assert finds_fault(small)
     assert sum(len(block.ops) for block in small.main.blocks()) == 1
     assert len(small.requests) == 1
     path = tmp_path / "fault.py"

@@ -15,7 +15,7 @@ from orchestrator.plan.steps import walk
 from orchestrator.testing import assert_same, recording, run_reference
 from tests.properties import test_neuron
 from tests.properties.graphs import Draw
-from tests.properties.loops import LoopCase, loop_cases, requested
+from tests.properties.loops import LoopCase, loop_cases, sizes_in_plan
 from tests.properties.trials import Trial, examples, plans, requests
 
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")
@@ -49,7 +49,7 @@ def check_counts(trial: Trial, stats: dict[str, Any], inputs: dict[str, Any]) ->
     chunked = any(trial.first[dim.name] > dim.buckets[-1] for dim in case.outer(plan))
     if chunked and any(dim.born for dim in plan.dims):
         return False
-    expected = {"requests": 1, **plan.summary_for(requested(case, plan, trial.first, inputs))}
+    expected = {"requests": 1, **plan.summary_for(sizes_in_plan(case, plan, trial.first, inputs))}
     if any(end.every > 1 for end in case.ends):  # what is collected is shorter than the loop was
         stats, expected = stats.copy(), expected.copy()
         peaks, most = stats.pop("peak_bytes"), expected.pop("peak_bytes")
@@ -58,14 +58,14 @@ def check_counts(trial: Trial, stats: dict[str, Any], inputs: dict[str, Any]) ->
     return not chunked
 
 
-def lent(plan: Plan) -> bool:
+def has_strict_carries(plan: Plan) -> bool:
     """Tells whether a loop carries what is freed by call; what it starts with lives on, the plan counts it short."""
     heads = [head for step in walk(plan.steps) if step.loop for _, head, _ in step.loop.carries]
     return any(plan.values[head].memory.startswith("null") for head in heads)
 
 
 @contextmanager
-def loaded(trial: Trial) -> Iterator[Session]:
+def load_from_json(trial: Trial) -> Iterator[Session]:
     """The plan of a trial, by way of JSON, loaded."""
     again = Plan.from_json(trial.plan.to_json())
     assert again == trial.plan
@@ -77,7 +77,7 @@ def loaded(trial: Trial) -> Iterator[Session]:
 @given(trials())
 @settings(max_examples=examples(40))
 def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
-    with loaded(trial) as session:
+    with load_from_json(trial) as session:
         with recording() as record:
             inputs = run(trial.case, session, trial.first, 1)
             record.assert_no_leaks()
@@ -86,7 +86,7 @@ def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
         if (
             check_counts(trial, stats, inputs)
             and not any(dim.born for dim in trial.plan.dims)
-            and not lent(trial.plan)
+            and not has_strict_carries(trial.plan)
         ):
             peaks = {device: peak for device, peak in stats["peak_bytes"].items() if device != "cpu"}
             assert {device: seen["peak_bytes"].get(device, 0) for device in peaks} == peaks
@@ -99,7 +99,7 @@ def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
 @given(trials(neuron=True))
 @settings(max_examples=examples(12))
 def test_the_emulated_device_loops_as_python_does(trial: Trial):
-    with loaded(trial) as session:
+    with load_from_json(trial) as session:
         inputs = run(trial.case, session, trial.first, 1)
         stats = session.stats
         measured = stats.pop("measured")[NEURON]
@@ -116,7 +116,7 @@ def test_the_emulated_device_loops_as_python_does(trial: Trial):
 def test_a_stage_that_fails_in_a_loop_leaks_nothing(trial: Trial, number: int):
     case = trial.case
     failing = case.fails[number % len(case.fails)]
-    with loaded(trial) as session, recording() as record:
+    with load_from_json(trial) as session, recording() as record:
         inputs = run(case, session, trial.first, 4)
         before = session.stats
         failing.is_armed = True

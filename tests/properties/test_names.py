@@ -81,7 +81,7 @@ names = st.one_of(
 )
 
 
-def built(of: list[str]) -> Pipeline:
+def named_pipeline(of: list[str]) -> Pipeline:
     """A dict of two outputs, a host stage, a loop and a map's list, all named by what was drawn."""
     first, second, stage, left, right, dim, loop, host, result, other = of
     pipeline = Pipeline("names")
@@ -104,7 +104,7 @@ def built(of: list[str]) -> Pipeline:
 @given(st.data())
 def test_any_name_may_be_given_to_anything(data: Any):
     of = data.draw(st.lists(names, min_size=10, max_size=10, unique=True))
-    pipeline = built(of)
+    pipeline = named_pipeline(of)
     plan = pipeline.plan()
     a, b = torch.arange(6.0).reshape(3, 2), torch.ones(3, 2)
     for loaded in (plan, pipeline.bind(Plan.from_json(plan.to_json()))):

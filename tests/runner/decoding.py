@@ -10,7 +10,7 @@ from orchestrator import Dim, Pipeline, Session
 from tests.bodies import DEVICES, Halve, body, new
 from tests.kit import Double, batch, host, spec
 
-__all__ = ["MOST", "STEPS", "decoder", "halving", "load", "nested", "request"]
+__all__ = ["MOST", "STEPS", "decoder", "halving", "load", "loop_in_loop", "request"]
 
 #: How often the loop of :func:`decoder` runs, and how often at most.
 STEPS, MOST = 5, 8
@@ -51,7 +51,7 @@ def load(pipeline: Pipeline, device: str, sizes: Any = None) -> Session:
     return pipeline.plan(place, sizes={"batch": (2, 4)} if sizes is None else sizes, options=options).load()
 
 
-def nested() -> Pipeline:
+def loop_in_loop() -> Pipeline:
     """A loop in a loop in an inlined pipeline."""
     inner = body(Double(), output="x", x=spec("batch", 4))
     middle = new("middle")

@@ -232,7 +232,7 @@ def test_what_is_no_exception_of_a_stage_goes_through():
         session.close()
 
 
-def returned(value, **outputs):
+def load_returning(value, **outputs):
     pipeline = new()
     given = host(pipeline, "h", lambda x: value, **outputs)(pipeline.input("x", spec(batch("n"), pad=0)))
     for index, one in enumerate(given if isinstance(given, tuple) else (given,)):
@@ -259,7 +259,7 @@ def returned(value, **outputs):
     ],
 )
 def test_a_host_stage_that_gives_something_else_than_it_declared(value, outputs, words):
-    with returned(value, **outputs) as session:
+    with load_returning(value, **outputs) as session:
         error = refuses(
             StageError,
             ("'h'", *((words,) if isinstance(words, str) else words)),
@@ -280,6 +280,6 @@ def test_errors_hold_no_tensors():
     with grumpy().load() as session:
         error = refuses(StageError, "", lambda: session(x=-torch.ones(2, 3)))
         assert not any(isinstance(value, torch.Tensor) for value in error.objects.values())
-    with returned(torch.ones(3), out=spec(2)) as session:
+    with load_returning(torch.ones(3), out=spec(2)) as session:
         error = refuses(StageError, "", lambda: session(x=torch.ones(3)))
         assert not any(isinstance(value, torch.Tensor) for value in error.objects.values())

@@ -64,7 +64,7 @@ def write(folder: Path) -> None:
     (folder / "program").write_text("code")
 
 
-def built(store: ArtifactStore) -> set[str]:
+def stored_stages(store: ArtifactStore) -> set[str]:
     assert not store.verify()
     assert not list(store.path.glob("artifacts/*/??/.*"))
     return {entry.about["stage"] for entry in store.entries()}
@@ -88,7 +88,7 @@ def test_each_is_built_in_a_process_of_its_own_and_once(store: ArtifactStore):
     assert build_applications(jobs, store) == folders
     assert {(folder / "pid").read_text() for folder in folders.values()} == pids
     assert compiler.warm == 1
-    assert built(store) == {"a", "b", "c"}
+    assert stored_stages(store) == {"a", "b", "c"}
     about = store.entries()[0].about
     assert about["device"] == "toy:0"
     assert about["versions"]["torch"] == torch.__version__
@@ -126,7 +126,7 @@ def test_an_error_of_a_compiler_arrives_with_its_attributes(store: ArtifactStore
         build_applications(Compiler(ok=write, bad=fail).jobs(), store, workers=1)
     assert caught.value.operation == "aten.nonzero"
     assert "in fail" in str(caught.value.__cause__)
-    assert built(store) == {"ok"}
+    assert stored_stages(store) == {"ok"}
 
 
 def test_an_error_of_the_tree_stays_what_it_is(store: ArtifactStore):
@@ -145,7 +145,7 @@ def test_any_other_error_names_the_stage(store: ArtifactStore, error: BaseExcept
     with pytest.raises(CompileError, match=f"'bad'.*'toy:0'.*{type(error).__name__}: by zero") as caught:
         build_applications(Compiler(bad=fail).jobs(), store)
     assert (caught.value.stage, caught.value.device) == ("bad", "toy:0")
-    assert built(store) == set()
+    assert stored_stages(store) == set()
 
 
 def test_an_error_that_cannot_travel(store: ArtifactStore):
@@ -173,7 +173,7 @@ def test_an_error_ends_what_is_under_way_beside_it(store: ArtifactStore, tmp_pat
     with pytest.raises(CompileError, match="ValueError"):
         build_applications(Compiler(bad=fail, slow=slow, never=slow).jobs(), store, workers=2)
     assert time.monotonic() - started < 30
-    assert built(store) == set()
+    assert stored_stages(store) == set()
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "exit code 3"])
@@ -199,7 +199,7 @@ def test_a_killed_compiler_does_not_kill_the_caller(store: ArtifactStore, tmp_pa
     assert not store.verify()
     again = Compiler(first=die, bad=write, slow=die, never=write)
     assert len(build_applications(again.jobs(), store)) == 4
-    assert built(store) == {"first", "bad", "slow", "never"}
+    assert stored_stages(store) == {"first", "bad", "slow", "never"}
 
 
 def test_what_a_compiler_started_ends_with_it(store: ArtifactStore, tmp_path: Path):

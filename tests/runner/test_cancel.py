@@ -16,7 +16,7 @@ from orchestrator import CancelledError, Dim, InputError, Pipeline, Session
 from orchestrator.testing import assert_same, recording
 from tests.bodies import DEVICES, NEURON, Halve, body, items, new
 from tests.kit import Double, batch, host, refuses, spec
-from tests.runner.decoding import MOST, STEPS, decoder, halving, load, nested, request
+from tests.runner.decoding import MOST, STEPS, decoder, halving, load, loop_in_loop, request
 
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
@@ -46,7 +46,7 @@ class Trigger:
             self.event.set()
 
 
-def held(session: Session) -> list[int]:
+def device_bytes(session: Session) -> list[int]:
     """Bytes of requests on the emulated device, for each rank."""
     device: Any = session._executable.backends.get(NEURON)
     return [] if device is None else list(device.open_device._request)
@@ -55,7 +55,7 @@ def held(session: Session) -> list[int]:
 def cancels(session: Session, inputs: dict[str, Any], at: int) -> CancelledError:
     """Cancels a request; checks that nothing is left of it and that the next one is as before."""
     expected = session.run(inputs)
-    before, stats = held(session), session.stats
+    before, stats = device_bytes(session), session.stats
     trigger = Trigger(at)
     with recording() as record:
         with pytest.raises(CancelledError) as caught:
@@ -64,7 +64,7 @@ def cancels(session: Session, inputs: dict[str, Any], at: int) -> CancelledError
     error = caught.value
     caught._excinfo = None  # its traceback holds the frames of the request
     error.__traceback__ = None
-    assert held(session) == before
+    assert device_bytes(session) == before
     counted = {name: value for name, value in session.stats.items() if name != "measured"}
     assert counted == {name: value for name, value in stats.items() if name != "measured"}
     assert len(trigger.told) == at
@@ -86,7 +86,7 @@ def test_a_request_is_cancelled_after_an_iteration(device: str, rows: int, at: i
 @pytest.mark.parametrize("rows", [4, 9])
 def test_a_request_is_cancelled_in_a_loop_in_a_loop(device: str, rows: int):
     """And in the second chunk, where what the first one gave is there already."""
-    with load(nested(), device) as session:
+    with load(loop_in_loop(), device) as session:
         assert cancels(session, request(rows), 2).loop == "sub/out/in"
         assert cancels(session, request(rows), 3).loop == "sub/out"
         if rows > 4:
@@ -181,7 +181,7 @@ def test_progress_is_told_after_each_iteration_of_each_loop(device: str):
         assert_same(session.run(request(), progress=trigger), session.run(request()))
     assert trigger.told == [("decode", done, MOST) for done in range(1, STEPS + 1)]
     trigger = Trigger(0)
-    with load(nested(), device) as session:
+    with load(loop_in_loop(), device) as session:
         session.run(request(), progress=trigger)
     inner = [("sub/out/in", 1, 2), ("sub/out/in", 2, 2)]
     assert trigger.told == [one for done in (1, 2, 3) for one in (*inner, ("sub/out", done, 3))]
@@ -195,7 +195,7 @@ class OwnError(Exception):
 @pytest.mark.parametrize("kind", [OwnError, KeyError, CancelledError, InputError, KeyboardInterrupt])
 def test_what_a_listener_raises_ends_the_request_as_it_is(device: str, kind: Callable[..., BaseException]):
     with load(decoder(), device) as session:
-        expected, before, stats = session.run(request(3)), held(session), session.stats["requests"]
+        expected, before, stats = session.run(request(3)), device_bytes(session), session.stats["requests"]
         error = kind("enough")
         with recording() as record:
             with pytest.raises(BaseException) as caught:  # noqa: PT011
@@ -208,7 +208,7 @@ def test_what_a_listener_raises_ends_the_request_as_it_is(device: str, kind: Cal
             gone = weakref.ref(error)
             del error
             assert gone() is None
-        assert held(session) == before
+        assert device_bytes(session) == before
         assert session.stats["requests"] == stats
         assert_same(session.run(request(3)), expected)
         assert_same(session.run(request(3), progress=Trigger(0)), expected)
@@ -297,7 +297,7 @@ def test_what_an_earlier_chunk_of_a_region_gave_is_freed(device: str):
 @everywhere
 def test_what_an_earlier_chunk_of_a_request_gave_is_freed(device: str):
     trigger = Trigger(7)
-    with load(nested(), device) as session, recording() as record:
+    with load(loop_in_loop(), device) as session, recording() as record:
         kept = {"keep_on_device": ("x",)}
         with pytest.raises(CancelledError) as caught:
             session.run(request(9), **kept, progress=trigger, cancel=trigger.event)

@@ -28,7 +28,7 @@ X = torch.ones(2)
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 
-def loaded(act, device="cpu"):
+def load_acting(act, device="cpu"):
     """A session whose host stage calls ``act(session)`` in its first request; and what its backends were told."""
     box = []
 
@@ -100,7 +100,7 @@ def promptly(call, seconds=20.0):
 @everywhere
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stage_may_close_its_session_however_it_calls_that(device, way):
-    session, closed = loaded(lambda session: way(session.close), device)
+    session, closed = load_acting(lambda session: way(session.close), device)
     assert promptly(lambda: session(x=X))["y"].tolist() == [3.0, 3.0]
     assert len(closed) == len(session._executable.backends)
     refuses(InputError, "closed", lambda: session(x=X))
@@ -118,7 +118,7 @@ def test_a_listener_a_hook_an_observer_and_a_signal_handler_may_close():
     hook = module.register_forward_hook(lambda *_: session.close())
     assert promptly(lambda: session(x=X))["y"].shape == (2,)
     hook.remove()
-    session, closed = loaded(lambda _: os.kill(os.getpid(), signal.SIGUSR1))
+    session, closed = load_acting(lambda _: os.kill(os.getpid(), signal.SIGUSR1))
     before = signal.signal(signal.SIGUSR1, lambda *_: session.close())
     try:
         assert session(x=X)["y"].tolist() == [3.0, 3.0]
@@ -132,7 +132,7 @@ def test_the_end_of_a_with_block_in_a_stage_and_two_sessions_that_close_one_anot
         with session:
             pass
 
-    session, closed = loaded(leave)
+    session, closed = load_acting(leave)
     promptly(lambda: session(x=X))
     assert closed
     meet = threading.Barrier(2)
@@ -145,7 +145,7 @@ def test_the_end_of_a_with_block_in_a_stage_and_two_sessions_that_close_one_anot
 
         return act
 
-    sessions += [loaded(other(0)), loaded(other(1))]
+    sessions += [load_acting(other(0)), load_acting(other(1))]
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(session, x=X) for session, _ in sessions]
         assert [item.result(20)["y"].tolist() for item in running] == [[3.0, 3.0]] * 2
@@ -200,7 +200,7 @@ def test_a_close_that_was_interrupted_goes_on_when_it_is_called_again():
 
 
 def test_a_device_that_fails_to_close_is_told_and_tried_again():
-    session, closed = loaded(lambda _: None)
+    session, closed = load_acting(lambda _: None)
     backend = next(iter(session._executable.backends.values()))
     works, backend.close = backend.close, lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -226,7 +226,7 @@ def test_a_request_that_would_wait_for_its_own_turn_is_refused_in_words(device, 
 
             way(call)
 
-        session, _ = loaded(act, device)
+        session, _ = load_acting(act, device)
         with session:
             assert promptly(lambda session=session: session(x=X))["y"].tolist() == [3.0, 3.0]
         assert "one output buffer" in refused[0]
@@ -253,7 +253,7 @@ def test_a_stage_may_fork_and_the_child_may_close_and_run_requests():
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
 
-    session, closed = loaded(act)
+    session, closed = load_acting(act)
     assert promptly(lambda: session(x=X))["y"].tolist() == [3.0, 3.0]
     assert not closed
     session.close()

@@ -93,7 +93,7 @@ def lines(call: Callable[[], object], places: tuple[str, ...], stop: int = -1) -
     return count
 
 
-def interrupted(call: Callable[[], object], places: tuple[str, ...], points: int) -> Iterator[bool]:
+def interrupts_of(call: Callable[[], object], places: tuple[str, ...], points: int) -> Iterator[bool]:
     """Calls again and again, interrupted at another line each time; yields whether the interrupt came out."""
     total = lines(call, places)
     for point in range(points):
@@ -115,7 +115,7 @@ def test_a_compile_that_is_interrupted_anywhere_leaves_no_process_and_no_lock(tm
 
     compile_all()
     before, came_out = (children(), files()), 0
-    for out in interrupted(compile_all, COMPILING, 20):
+    for out in interrupts_of(compile_all, COMPILING, 20):
         came_out += out
         assert children() <= before[0]
         assert files() == before[1]
@@ -139,7 +139,7 @@ def test_a_load_that_is_interrupted_anywhere_leaves_no_device_and_no_folder(tmp_
     monkeypatch.setattr(built, lambda jobs, _: {job.key: store.find(job.key) for job in jobs})
     before, came_out = files(), 0
     sessions: list[Any] = []
-    for out in interrupted(lambda: sessions.append(plan.load()), LOADING, 40):
+    for out in interrupts_of(lambda: sessions.append(plan.load()), LOADING, 40):
         came_out += out
         while sessions:
             sessions.pop().close()
@@ -175,13 +175,13 @@ def test_a_compile_that_fails_leaves_no_file_open_without_the_collector(how: str
 def test_a_signal_in_its_block_is_held_back_and_delivered_at_its_end():
     seen: list[str] = []
 
-    def held() -> None:
+    def raise_inside() -> None:
         with DeferredSignals():
             signal.raise_signal(signal.SIGINT)
             seen.append("after")
 
     with pytest.raises(KeyboardInterrupt):
-        held()
+        raise_inside()
     assert seen == ["after"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
@@ -190,7 +190,7 @@ def test_a_signal_in_its_block_is_held_back_and_delivered_at_its_end():
 def test_a_signal_that_another_thread_takes_is_held_back_too():
     done: list[bool] = []
 
-    def held() -> None:
+    def raise_inside() -> None:
         with DeferredSignals():
             other = threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT))
             other.start()
@@ -198,7 +198,7 @@ def test_a_signal_that_another_thread_takes_is_held_back_too():
             done.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        held()
+        raise_inside()
     assert done
 
 

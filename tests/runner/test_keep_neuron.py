@@ -16,7 +16,7 @@ from tests.planner.devices import DEVICE, Plus, on, ranked
 X = torch.arange(8.0).reshape(2, 4)
 
 
-def shown(value: Any) -> torch.Tensor:
+def rank_zero(value: Any) -> torch.Tensor:
     """What rank 0 holds; all ranks hold the same."""
     assert isinstance(value, RankedValue)
     rows = [row[0].to("cpu") for row in value]
@@ -44,13 +44,13 @@ def test_a_kept_output_outlives_later_requests(keep: list[str], ranks: int):
         for number in range(3):
             session(x=torch.full((2, 4), float(number)))
         for name, value in given.items():
-            assert torch.equal(shown(value) if name in keep else value, wanted[name]), name
+            assert torch.equal(rank_zero(value) if name in keep else value, wanted[name]), name
 
 
 def test_kept_outputs_of_several_requests_are_several_values():
     with on(two_results()).load() as session:
         kept = [session.run({"x": X * scale}, keep_on_device=["far"])["far"] for scale in range(4)]
-        assert [torch.equal(shown(value), X * 2 * scale + 1) for scale, value in enumerate(kept)] == [
+        assert [torch.equal(rank_zero(value), X * 2 * scale + 1) for scale, value in enumerate(kept)] == [
             True
         ] * 4
 
@@ -75,7 +75,7 @@ def test_a_kept_output_is_cut_back_to_its_request():
             x = torch.randn(rows, 4)
             given = session.run({"x": x}, keep_on_device=["far", "near"])
             session(x=torch.zeros(3, 4))
-            assert torch.equal(shown(given["far"]), x * 2 + 1)
+            assert torch.equal(rank_zero(given["far"]), x * 2 + 1)
             assert torch.equal(given["seen"], x * 2 - 1)
 
 
@@ -93,7 +93,7 @@ def test_joined_parts_are_kept_as_the_whole():
     with on(pipeline, tp_degree=2).load() as session:
         kept = session.run({"x": X}, keep_on_device=["whole"])["whole"]
         session(x=torch.zeros(2, 4))
-        assert torch.equal(shown(kept), torch.cat([X * 2, X * 2], 1))
+        assert torch.equal(rank_zero(kept), torch.cat([X * 2, X * 2], 1))
 
 
 def test_what_a_region_gives_is_kept_whole():
@@ -106,7 +106,7 @@ def test_what_a_region_gives_is_kept_whole():
     with on(pipeline, sizes={"n": (2,)}).load() as session:
         kept = session.run({"x": x}, keep_on_device=["y"])["y"]
         session(x=x * 2)
-        assert torch.equal(shown(kept), x + 1)
+        assert torch.equal(rank_zero(kept), x + 1)
 
 
 def test_kept_integers_are_held_as_the_device_holds_them():
@@ -116,7 +116,7 @@ def test_kept_integers_are_held_as_the_device_holds_them():
     with on(pipeline).load() as session:
         kept = session.run({"x": X}, keep_on_device=["y"])["y"]
         session(x=-X)
-        assert shown(kept).tolist() == [3, 3]
+        assert rank_zero(kept).tolist() == [3, 3]
 
 
 def test_kept_values_of_a_narrow_dtype_are_right():
@@ -126,7 +126,7 @@ def test_kept_values_of_a_narrow_dtype_are_right():
     with on(pipeline, torch_dtype=torch.bfloat16).load() as session:
         kept = session.run({"x": X}, keep_on_device=["y"])["y"]
         session(x=X * 9)
-        assert torch.allclose(shown(kept).float(), module(X), atol=0.1)
+        assert torch.allclose(rank_zero(kept).float(), module(X), atol=0.1)
 
 
 def test_a_stream_overwrites_no_result():

@@ -17,7 +17,7 @@ class Halve(nn.Module):
         return {"x": x, "done": (x < 1).all(0, keepdim=True)}
 
 
-def found(numbers: Tensor) -> Tensor:
+def positive(numbers: Tensor) -> Tensor:
     return numbers[numbers > 0]
 
 
@@ -31,7 +31,7 @@ def halving(collect: tuple[str, ...] = (), doubled: bool = False) -> Pipeline:
     pipeline = Pipeline("halving")
     numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
     items = pipeline.add(
-        "found", found, device="host", outputs={"items": TensorSpec((ITEMS,), pad="repeat_first")}
+        "found", positive, device="host", outputs={"items": TensorSpec((ITEMS,), pad="repeat_first")}
     )(numbers)
     inputs = {"twice": pipeline.add("double", lambda x: x * 2)(items)} if doubled else {}
     options = {"inputs": inputs, "until": "done", "max_steps": 9, "collect": collect}
@@ -86,7 +86,7 @@ def test_items_of_any_number_are_counted_as_they_ran():
     body.output("x", body.input("x", TensorSpec((ITEMS,))))
     pipeline = Pipeline("handing")
     numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
-    items = pipeline.add("found", found, device="host", outputs={"items": TensorSpec((ITEMS,))})(numbers)
+    items = pipeline.add("found", positive, device="host", outputs={"items": TensorSpec((ITEMS,))})(numbers)
     carry = {"x": items, "k": torch.zeros(1)}
     pipeline.output("x", pipeline.loop("count", body, carry=carry, until="done", max_steps=4)["x"])
     with pipeline.plan(device="cpu").load() as session:
@@ -101,7 +101,7 @@ def test_a_size_derived_from_no_items_is_not_known():
     pipeline = Pipeline("longer")
     numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
     items = pipeline.add(
-        "found", found, device="host", outputs={"items": TensorSpec((Dim("items", (1, 2)),))}
+        "found", positive, device="host", outputs={"items": TensorSpec((Dim("items", (1, 2)),))}
     )(numbers)
     longer = pipeline.add("longer", lambda x: torch.cat([x, x[:1]]))(items)
     pipeline.output("y", longer)

@@ -121,7 +121,7 @@ def born(*, first: bool, after: bool, pad: Any = 0) -> Pipeline:
     return pipeline
 
 
-def found(*counts: int) -> list[dict[str, torch.Tensor]]:
+def requests_of(*counts: int) -> list[dict[str, torch.Tensor]]:
     """Requests in which so many rows are found."""
     requests = []
     for count in counts:
@@ -134,11 +134,11 @@ def found(*counts: int) -> list[dict[str, torch.Tensor]]:
 @everywhere
 @pytest.mark.parametrize(("first", "after"), [(True, True), (True, False), (False, True), (False, False)])
 def test_a_map_after_and_before_a_region(device: str, first: bool, after: bool):
-    check(born(first=first, after=after), found(4, 3, 0, 7, 1), device)
+    check(born(first=first, after=after), requests_of(4, 3, 0, 7, 1), device)
 
 
 def test_a_map_alone_asks_no_rule_of_what_it_cuts_into_items():
-    check(born(first=False, after=False, pad=None), found(4, 3, 0, 7, 1), "cpu")
+    check(born(first=False, after=False, pad=None), requests_of(4, 3, 0, 7, 1), "cpu")
 
 
 def two() -> Pipeline:
@@ -193,7 +193,7 @@ def test_a_map_in_a_loop(device: str):
     check(in_loop(), [{**one, "k": torch.ones(1)} for one in crops()], device)
 
 
-def looped(until: bool) -> Pipeline:
+def loop_in_item(until: bool) -> Pipeline:
     """A loop in a map; a batch goes on until all of it is done."""
     step = new("step")
     halved, done = step.add("halve", Halve(), outputs=("x", "done"))(
@@ -214,12 +214,12 @@ def test_a_loop_in_a_map_counts_its_own_iterations_in_each_batch(device: str, un
     requests = [{"crops": [torch.full((3, width), 3.0) for width in widths]} for widths in WIDTHS]
     alike = [{"crops": [torch.full((3, 8), 3.0)] * 7}, {"crops": []}]
     iterations = {"steps of read/loop": 2} if until else {}
-    check(mapped(looped(until)), requests, device)
+    check(mapped(loop_in_item(until)), requests, device)
     summaries = [{"n": count, "w": 8, **iterations} for count in (7, 0)]
-    check(mapped(looped(until)), alike, device, summaries=summaries)
+    check(mapped(loop_in_item(until)), alike, device, summaries=summaries)
 
 
-def nested() -> Pipeline:
+def map_in_item() -> Pipeline:
     row = new("row")
     row.output(
         "y", row.add("double", linear(3, 3))(row.input("x", spec(Dim("inner", (1, 2, 3, 4)), 3, pad=0)))
@@ -233,7 +233,7 @@ def nested() -> Pipeline:
 @everywhere
 def test_a_map_in_a_map(device: str):
     requests = [{"crops": [torch.randn(3) for _ in range(count)]} for count in (3, 0, 9, 1)]
-    check(mapped(nested()), requests, device, summaries=[None, {"n": 0, "inner": 1}, None, None])
+    check(mapped(map_in_item()), requests, device, summaries=[None, {"n": 0, "inner": 1}, None, None])
 
 
 def counted_in_region() -> Pipeline:
@@ -265,8 +265,8 @@ CASES: dict[str, Callable[[], Pipeline]] = {
     "list": mapped,
     "several": several,
     "in a loop": in_loop,
-    "a loop in it": lambda: mapped(looped(True)),
-    "in a map": lambda: mapped(nested()),
+    "a loop in it": lambda: mapped(loop_in_item(True)),
+    "in a map": lambda: mapped(map_in_item()),
 }
 
 

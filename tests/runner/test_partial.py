@@ -15,7 +15,7 @@ from orchestrator import InputError, StageError
 from orchestrator.testing import assert_same, recording
 from tests.bodies import DEVICES, items, new
 from tests.kit import Double, batch, chain, host, refuses, spec
-from tests.runner.decoding import STEPS, decoder, halving, load, nested, request
+from tests.runner.decoding import STEPS, decoder, halving, load, loop_in_loop, request
 from tests.runner.gate import Gate, wait_until
 
 everywhere = pytest.mark.parametrize("device", DEVICES)
@@ -256,7 +256,7 @@ def test_nothing_waits_for_the_cyclic_collector(device: str):
 @pytest.mark.parametrize("rows", [4, 3, 9])
 def test_loops_in_loops_in_parts(device: str, rows: int):
     """A request in chunks gives the iterations of one chunk, then those of the next."""
-    with load(nested(), device) as session, recording() as record:
+    with load(loop_in_loop(), device) as session, recording() as record:
         expected = session.run(request(rows))
         (found,) = together(session.stream([request(rows)], partial=("sub/out/in.x", "sums")))
         record.assert_no_leaks()

@@ -7,11 +7,11 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.plan.count import Tally
-from orchestrator.runner.counters import LATEST, Stats
+from orchestrator.runner.counters import LATEST, RequestStats
 from tests.kit import new, spec
 
 
-def decided(name: str) -> Pipeline:
+def loop_deciding(name: str) -> Pipeline:
     """A loop that decides how often it runs, beside an input with a dim of any name."""
     step = new("step")
     x = step.input("x", spec(2))
@@ -30,7 +30,7 @@ def decided(name: str) -> Pipeline:
 @pytest.mark.parametrize("name", ["steps of loop", "runs of loop", "inputs left out", "sizes", "R"])
 def test_a_dim_may_be_called_like_anything_that_a_run_notes(name):
     def run(name: str) -> tuple[object, ...]:
-        plan = decided(name).plan()
+        plan = loop_deciding(name).plan()
         assert Plan.from_json(plan.to_json()) == plan
         with plan.load() as session:
             result = session(y=torch.ones(3, 3), x=torch.zeros(2))
@@ -40,12 +40,12 @@ def test_a_dim_may_be_called_like_anything_that_a_run_notes(name):
 
 
 def test_a_summary_is_told_how_often_a_loop_runs_by_the_name_in_the_plan():
-    plan = decided("rows").plan()
+    plan = loop_deciding("rows").plan()
     assert plan.summary_for({"steps of loop": 3})["dispatches"] == 1 + 3
 
 
 def test_stats_are_exact_and_bounded_over_any_number_of_kinds():
-    requests = Stats()
+    requests = RequestStats()
     kinds = 3 * LATEST
     for kind in [*range(kinds), *range(kinds), kinds - 1]:
         requests.count(kind, lambda kind=kind: Tally(uploads=kind, peak_bytes={"d": kind}))

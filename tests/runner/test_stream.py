@@ -20,7 +20,7 @@ from tests.kit import Double, chain, linear, refuses, spec
 from tests.runner.gate import Gate, wait_until
 
 
-def streamed(session, values, **options):
+def stream_all(session, values, **options):
     return [
         result["y"][0].item()
         for result in session.stream(({"x": torch.tensor([v])} for v in values), **options)
@@ -35,7 +35,7 @@ def test_a_stream_keeps_the_order(depth: int):
         return x * 2
 
     with chain(uneven, takes=spec(1)).plan().load() as session:
-        assert streamed(session, map(float, range(20)), depth=depth) == [2.0 * index for index in range(20)]
+        assert stream_all(session, map(float, range(20)), depth=depth) == [2.0 * index for index in range(20)]
         assert session.stats["requests"] == 20
 
 
@@ -84,7 +84,7 @@ def test_requests_run_at_the_same_time_in_threads_of_their_own():
         return x * 2
 
     with chain(together, takes=spec(1)).plan().load() as session:
-        assert streamed(session, [1.0, 2.0, 3.0, 4.0], depth=2) == [2.0, 4.0, 6.0, 8.0]
+        assert stream_all(session, [1.0, 2.0, 3.0, 4.0], depth=2) == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_a_failed_request_raises_at_its_place_and_the_rest_goes_on():
@@ -268,7 +268,7 @@ def test_a_stream_within_itself_neither_hangs_nor_harms(how: str):
 @pytest.mark.parametrize("partial", [(), ("y",)])
 def test_a_stream_that_another_thread_drops_leaves_no_thread(partial):
     before = threading.active_count()
-    session = looped().plan().load()
+    session = adding_loop().plan().load()
     box = [session.stream(({"x": torch.ones(2)} for _ in range(100)), partial=partial)]
     next(box[0])
     gc.disable()
@@ -282,7 +282,7 @@ def test_a_stream_that_another_thread_drops_leaves_no_thread(partial):
     session.close()
 
 
-def looped(steps: int = 50):
+def adding_loop(steps: int = 50):
     """``x`` plus one, so many times."""
     inner = new("inner")
     inner.output("x", inner.add("more", lambda x: x + 1)(inner.input("x", spec(2))))
@@ -301,7 +301,7 @@ def test_whatever_a_stage_raises_comes_out_at_its_place(kind, partial):
             raise kind("now")
         return x
 
-    pipeline = looped(2)
+    pipeline = adding_loop(2)
     more = new()
     x = more.add("angry", angry)(more.input("x", spec(2)))
     more.output("y", more.add("rest", pipeline)(x))
@@ -315,7 +315,7 @@ def test_whatever_a_stage_raises_comes_out_at_its_place(kind, partial):
 @pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
 def test_a_slow_reader_of_values_slows_the_request_down(device: str):
     """Few values wait to be taken; who waits for the request to end still gets there."""
-    with looped(200).plan(device).load() as session:
+    with adding_loop(200).plan(device).load() as session:
         for end in ("close", "call", "session"):
             stream = session.stream([{"x": torch.ones(2)}], depth=1, partial="y")
             next(stream)

@@ -120,7 +120,7 @@ class Watcher:
         self._end()
 
 
-def watched(*watchers: Watcher) -> Pipeline:
+def pipeline_with(*watchers: Watcher) -> Pipeline:
     manager = PluginManager(load_entry_points=False)
     manager.register(orchestrator.backends)
     manager.register(orchestrator.testing.plugin)
@@ -140,7 +140,7 @@ def watched(*watchers: Watcher) -> Pipeline:
 
 def test_observers_are_told_of_plans_stages_and_requests():
     watcher = Watcher()
-    with watched(watcher).plan(sizes={"n": (2, 4)}).load() as session:
+    with pipeline_with(watcher).plan(sizes={"n": (2, 4)}).load() as session:
         session(x=torch.ones(3))
         session(x=torch.ones(9))
         refuses(StageError, "no", lambda: session(x=-torch.ones(2)))
@@ -154,7 +154,7 @@ def test_observers_are_told_of_plans_stages_and_requests():
 
 def test_a_broken_observer_harms_nobody(caplog):
     broken, sound = Watcher(fail=True), Watcher()
-    with watched(broken, sound).plan(sizes={"n": (2, 4)}).load() as session:
+    with pipeline_with(broken, sound).plan(sizes={"n": (2, 4)}).load() as session:
         for _ in range(3):
             assert session(x=torch.ones(3))["y"].tolist() == [4.0] * 3
         assert session.stats["requests"] == 3
@@ -166,7 +166,7 @@ def test_a_broken_observer_harms_nobody(caplog):
 
 def test_an_observer_hears_of_streams_too():
     watcher = Watcher()
-    with watched(watcher).plan(sizes={"n": 4}).load() as session:
+    with pipeline_with(watcher).plan(sizes={"n": 4}).load() as session:
         list(session.stream(({"x": torch.ones(4)} for _ in range(5)), depth=2))
     assert len(watcher.requests) == 5
 

@@ -124,6 +124,7 @@ class PartialStream(Iterator[Partial]):
     ) -> None:
         self._depth = depth
         self._cancel = threading.Event()
+        # Threads that run requests hold the channel, not the stream: a stream that is dropped can end them.
         self._number = 0
         self._running = 0
         self._pool = RequestPool(requests, depth)
