@@ -11,9 +11,9 @@ from tests.kit import COMPUTE, Double, batch, chain, host, new, pair, refuses, s
 
 @pytest.fixture
 def session():
-    with pair()[0].plan(sizes={"batch": (2, 4)}).load() as opened:
-        yield opened
-        assert opened(image=torch.ones(3, 8), text=torch.ones(3, 4))["logits"].shape == (3, 5)
+    with pair()[0].plan(sizes={"batch": (2, 4)}).load() as instance:
+        yield instance
+        assert instance(image=torch.ones(3, 8), text=torch.ones(3, 4))["logits"].shape == (3, 5)
 
 
 IMAGE, TEXT = torch.ones(3, 8), torch.ones(3, 4)
@@ -234,8 +234,8 @@ def test_what_is_no_exception_of_a_stage_goes_through():
 
 def load_returning(value, **outputs):
     pipeline = new()
-    given = host(pipeline, "h", lambda x: value, **outputs)(pipeline.input("x", spec(batch("n"), pad=0)))
-    for index, one in enumerate(given if isinstance(given, tuple) else (given,)):
+    results = host(pipeline, "h", lambda x: value, **outputs)(pipeline.input("x", spec(batch("n"), pad=0)))
+    for index, one in enumerate(results if isinstance(results, tuple) else (results,)):
         pipeline.output(f"y{index}", one)
     return pipeline.plan(sizes={"n": (2, 4)}).load()
 

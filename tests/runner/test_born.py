@@ -21,9 +21,9 @@ def finder(dim: Dim | None = None, pad: object = 0) -> tuple[Pipeline, object, o
     """A pipeline whose host stage gives as many crops as the request says; and the crops and notes."""
     pipeline = new("finder")
     x, count = pipeline.input("x", spec(4)), pipeline.input("count", spec(dtype=torch.int64))
-    declared = {"crops": spec(dim or Dim("n", (2, 4), batch=True), 4, pad=pad), "notes": list}
-    found, notes = host(pipeline, "find", crops, **declared)(x, count)
-    return pipeline, found, notes
+    outputs = {"crops": spec(dim or Dim("n", (2, 4), batch=True), 4, pad=pad), "notes": list}
+    rows, notes = host(pipeline, "find", crops, **outputs)(x, count)
+    return pipeline, rows, notes
 
 
 def ask(n: int) -> dict[str, torch.Tensor]:
@@ -33,10 +33,10 @@ def ask(n: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("device", ["cpu", "null"])
 @pytest.mark.parametrize("n", COUNTS)
 def test_what_a_stage_decides_runs_padded_in_chunks_or_not_at_all(n: int, device: str):
-    pipeline, found, notes = finder()
-    value = pipeline.add("b", NETS[1])(pipeline.add("a", NETS[0])(found))
+    pipeline, rows, notes = finder()
+    value = pipeline.add("b", NETS[1])(pipeline.add("a", NETS[0])(rows))
     pipeline.output("y", value)
-    pipeline.output("raw", found)
+    pipeline.output("raw", rows)
     total = host(pipeline, "sum", lambda v, notes: (v.shape[0], len(notes)), shape=int, notes=int)(
         value, notes
     )
@@ -54,41 +54,41 @@ def test_what_a_stage_decides_runs_padded_in_chunks_or_not_at_all(n: int, device
 
 
 def test_the_next_host_stage_sees_true_sizes():
-    seen = []
-    pipeline, found, _ = finder()
-    stage = host(pipeline, "look", lambda v: seen.append(tuple(v.shape)) or v, out=spec("n", 4, pad=0))
-    pipeline.output("y", pipeline.add("b", Double())(stage(pipeline.add("a", Double())(found))))
+    log = []
+    pipeline, crops, _ = finder()
+    stage = host(pipeline, "look", lambda v: log.append(tuple(v.shape)) or v, out=spec("n", 4, pad=0))
+    pipeline.output("y", pipeline.add("b", Double())(stage(pipeline.add("a", Double())(crops))))
     with pipeline.plan().load() as session:
         for n in COUNTS:
             session(**ask(n))
-    assert seen == [(n, 4) for n in COUNTS]
+    assert log == [(n, 4) for n in COUNTS]
 
 
 def test_host_stages_see_true_sizes_of_inputs_too():
-    seen = []
+    log = []
     pipeline = new()
     x = pipeline.input("x", spec(batch("n"), 3, pad=0))
     value = pipeline.add("d", Double())(x)
-    stage = host(pipeline, "look", lambda v, x: seen.append((len(v), len(x))) or v + x, out=spec("n", 3))
+    stage = host(pipeline, "look", lambda v, x: log.append((len(v), len(x))) or v + x, out=spec("n", 3))
     pipeline.output("y", pipeline.add("e", Double(), inputs={"x": spec("n", 3, pad=0)})(stage(value, x)))
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:
         for size in (1, 2, 3, 4, 9):
             value = torch.randn(size, 3)
             assert torch.equal(session(x=value)["y"], (value * 2 + value) * 2)
-    assert seen == [(1, 1), (2, 2), (3, 3), (4, 4), (4, 4), (4, 4), (1, 1)]
+    assert log == [(1, 1), (2, 2), (3, 3), (4, 4), (4, 4), (4, 4), (1, 1)]
 
 
 @pytest.mark.parametrize("device", ["cpu", "null"])
 def test_two_regions_in_a_row_as_in_a_cascade(device: str):
-    pipeline, found, _ = finder()
-    first = pipeline.add("first", NETS[0])(found)
+    pipeline, rows, _ = finder()
+    first = pipeline.add("first", NETS[0])(rows)
     keep = host(
         pipeline,
         "keep",
         lambda c, s: c[s[:, 0] > s[:, 0].median()],
         kept=spec(Dim("m", (1, 3), batch=True), 4, pad=0),
     )
-    pipeline.output("y", pipeline.add("second", linear(4, 2, seed=3))(keep(found, first)))
+    pipeline.output("y", pipeline.add("second", linear(4, 2, seed=3))(keep(rows, first)))
     plan = pipeline.plan(device, options=COMPUTE if device == "null" else None)
     with plan.load() as session:
         for n in (1, 2, 5, 9, 20):
@@ -99,23 +99,23 @@ def test_two_regions_in_a_row_as_in_a_cascade(device: str):
 
 
 def test_a_dim_that_another_request_would_pad_with_its_first_item():
-    seen = []
+    log = []
 
     def look(v):
-        seen.append(v.clone())
+        log.append(v.clone())
         return v * 2
 
-    pipeline, found, _ = finder(pad="repeat_first")
-    pipeline.output("y", pipeline.add("a", look)(found))
+    pipeline, crops, _ = finder(pad="repeat_first")
+    pipeline.output("y", pipeline.add("a", look)(crops))
     session = pipeline.plan().load()
-    seen.clear()
+    log.clear()
     session(**ask(3))
-    assert torch.equal(seen[0][3], seen[0][0])
+    assert torch.equal(log[0][3], log[0][0])
 
 
 def test_no_pad_rule_means_exact_sizes():
-    pipeline, found, _ = finder(pad=None)
-    pipeline.output("y", pipeline.add("a", Double())(found))
+    pipeline, crops, _ = finder(pad=None)
+    pipeline.output("y", pipeline.add("a", Double())(crops))
     with pipeline.plan().load() as session:
         for n in (0, 2, 4, 6, 8, 10):
             assert session(**ask(n))["y"].shape == (n, 4)
@@ -125,8 +125,8 @@ def test_no_pad_rule_means_exact_sizes():
 
 
 def test_a_value_that_leaves_without_the_dim_bounds_the_size():
-    pipeline, found, _ = finder()
-    pipeline.output("y", pipeline.add("max", lambda v: v.amax(0))(found))
+    pipeline, rows, _ = finder()
+    pipeline.output("y", pipeline.add("max", lambda v: v.amax(0))(rows))
     with pipeline.plan().load() as session:
         raw, _ = crops(**ask(4))
         assert torch.equal(session(**ask(4))["y"], raw.amax(0))
@@ -180,10 +180,10 @@ def test_a_born_dim_and_a_request_in_chunks_that_must_not_join():
     """Chunks of a request decide sizes of their own; ragged results cannot be joined along the request's dim."""
     pipeline = new()
     x = pipeline.input("x", spec(batch("b"), 4, pad=0))
-    found = host(
+    crops = host(
         pipeline, "find", lambda x: x[x[:, 0] > 0], kept=spec(Dim("n", (2, 4), batch=True), 4, pad=0)
     )(x)
-    pipeline.output("y", pipeline.add("d", Double())(found))
+    pipeline.output("y", pipeline.add("d", Double())(crops))
     plan = pipeline.plan(sizes={"b": (2, 4)})
     assert {dim.name: dim.chunked for dim in plan.dims} == {"b": False, "n": True}
     x = torch.tensor([[1.0] * 4, [-1.0] * 4, [2.0] * 4])
@@ -223,10 +223,10 @@ def test_a_python_value_is_handed_over_as_it_is(given):
 
 
 def test_a_host_stage_runs_under_no_grad_on_cpu_tensors():
-    seen = []
+    log = []
 
     def look(v):
-        seen.append((torch.is_grad_enabled(), v.device.type, type(v)))
+        log.append((torch.is_grad_enabled(), v.device.type, type(v)))
         return v
 
     pipeline = new()
@@ -234,12 +234,12 @@ def test_a_host_stage_runs_under_no_grad_on_cpu_tensors():
     pipeline.output("y", host(pipeline, "look", look, out=spec("n"))(value))
     with pipeline.plan(sizes={"n": 4}, options=COMPUTE).load() as session:
         session(x=torch.ones(3, requires_grad=True))
-    assert seen == [(False, "cpu", torch.Tensor)]
+    assert log == [(False, "cpu", torch.Tensor)]
 
 
 def test_a_dim_of_any_size_may_be_born():
-    pipeline, found, _ = finder(Dim.dynamic("n"))
-    pipeline.output("y", pipeline.add("a", NETS[0])(found))
+    pipeline, crops, _ = finder(Dim.dynamic("n"))
+    pipeline.output("y", pipeline.add("a", NETS[0])(crops))
     with pipeline.plan().load() as session:
         for n in (0, 1, 7, 100):
             assert session(**ask(n))["y"].shape == (n, 3)

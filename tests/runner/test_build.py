@@ -109,8 +109,8 @@ def test_torch_computes_in_a_child_with_one_thread(store: ArtifactStore):
 
     def compute(folder: Path) -> None:
         product = torch.randn(400, 400) @ torch.randn(400, 400)
-        exported = torch.export.export(torch.nn.Linear(4, 4), (product[:2, :4],))
-        torch.export.save(exported, folder / "program.pt2")
+        program = torch.export.export(torch.nn.Linear(4, 4), (product[:2, :4],))
+        torch.export.save(program, folder / "program.pt2")
         (folder / "threads").write_text(str(torch.get_num_threads()))
 
     (folder,) = build_applications(Compiler(a=compute).jobs(), store).values()
@@ -122,10 +122,10 @@ def test_an_error_of_a_compiler_arrives_with_its_attributes(store: ArtifactStore
     def fail(folder: Path) -> None:
         raise CompileError("no such operation", operation="aten.nonzero", unpicklable=lambda: None)
 
-    with pytest.raises(CompileError, match=r"^no such operation$") as caught:
+    with pytest.raises(CompileError, match=r"^no such operation$") as error_info:
         build_applications(Compiler(ok=write, bad=fail).jobs(), store, workers=1)
-    assert caught.value.operation == "aten.nonzero"
-    assert "in fail" in str(caught.value.__cause__)
+    assert error_info.value.operation == "aten.nonzero"
+    assert "in fail" in str(error_info.value.__cause__)
     assert stored_stages(store) == {"ok"}
 
 
@@ -142,9 +142,9 @@ def test_any_other_error_names_the_stage(store: ArtifactStore, error: BaseExcept
     def fail(folder: Path) -> None:
         raise error
 
-    with pytest.raises(CompileError, match=f"'bad'.*'toy:0'.*{type(error).__name__}: by zero") as caught:
+    with pytest.raises(CompileError, match=f"'bad'.*'toy:0'.*{type(error).__name__}: by zero") as error_info:
         build_applications(Compiler(bad=fail).jobs(), store)
-    assert (caught.value.stage, caught.value.device) == ("bad", "toy:0")
+    assert (error_info.value.stage, error_info.value.device) == ("bad", "toy:0")
     assert stored_stages(store) == set()
 
 
@@ -169,10 +169,10 @@ def test_an_error_ends_what_is_under_way_beside_it(store: ArtifactStore, tmp_pat
         (tmp_path / "started").touch()
         time.sleep(60)
 
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(CompileError, match="ValueError"):
         build_applications(Compiler(bad=fail, slow=slow, never=slow).jobs(), store, workers=2)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - start < 30
     assert stored_stages(store) == set()
 
 
@@ -192,9 +192,9 @@ def test_a_killed_compiler_does_not_kill_the_caller(store: ArtifactStore, tmp_pa
     jobs = Compiler(first=write, bad=die, slow=slow, never=write).jobs()
     with pytest.raises(
         CompileError, match=f"'bad' .*{how} while 'slow' was under way.*{WORKERS}=1"
-    ) as caught:
+    ) as error_info:
         build_applications(jobs, store, workers=2)
-    assert (caught.value.stage, caught.value.stages) == ("bad", ("bad", "slow"))
+    assert (error_info.value.stage, error_info.value.stages) == ("bad", ("bad", "slow"))
     assert {entry.about["stage"] for entry in store.entries()} == {"first", "slow"}
     assert not store.verify()
     again = Compiler(first=die, bad=write, slow=die, never=write)
@@ -228,17 +228,17 @@ def test_a_full_disk_is_told_by_the_child(store: ArtifactStore):
     def fail(folder: Path) -> None:
         raise OSError(28, os.strerror(28))
 
-    with pytest.raises(CompileError, match=r"'bad' cannot be stored.*disk is full") as caught:
+    with pytest.raises(CompileError, match=r"'bad' cannot be stored.*disk is full") as error_info:
         build_applications(Compiler(bad=fail).jobs(), store)
-    assert caught.value.path == store.path
+    assert error_info.value.path == store.path
 
 
 def test_a_fork_beside_other_threads_is_quiet(store: ArtifactStore, recwarn: pytest.WarningsRecorder):
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
+    end_event = threading.Event()
+    thread = threading.Thread(target=end_event.wait)
     thread.start()
     build_applications(Compiler(a=write).jobs(), store)
-    done.set()
+    end_event.set()
     thread.join()
     assert not list(recwarn)
 

@@ -38,8 +38,8 @@ class Trigger:
         self.event = threading.Event()
         self.told: list[tuple[str, int, int]] = []
 
-    def __call__(self, loop: str, done: int, most: int) -> None:
-        self.told.append((loop, done, most))
+    def __call__(self, loop: str, iterations: int, most: int) -> None:
+        self.told.append((loop, iterations, most))
         if len(self.told) == self.at:
             if self.error is not None:
                 raise self.error
@@ -58,15 +58,15 @@ def cancels(session: Session, inputs: dict[str, Any], at: int) -> CancelledError
     before, stats = device_bytes(session), session.stats
     trigger = Trigger(at)
     with recording() as record:
-        with pytest.raises(CancelledError) as caught:
+        with pytest.raises(CancelledError) as error_info:
             session.run(inputs, progress=trigger, cancel=trigger.event)
         record.assert_no_leaks()
-    error = caught.value
-    caught._excinfo = None  # its traceback holds the frames of the request
+    error = error_info.value
+    error_info._excinfo = None  # its traceback holds the frames of the request
     error.__traceback__ = None
     assert device_bytes(session) == before
-    counted = {name: value for name, value in session.stats.items() if name != "measured"}
-    assert counted == {name: value for name, value in stats.items() if name != "measured"}
+    counts = {name: value for name, value in session.stats.items() if name != "measured"}
+    assert counts == {name: value for name, value in stats.items() if name != "measured"}
     assert len(trigger.told) == at
     assert_same(session.run(inputs), expected)
     return error
@@ -126,15 +126,15 @@ def test_what_is_set_before_cancels_after_the_first_iteration(device: str):
 
 def test_another_thread_cancels():
     event = threading.Event()
-    begun = threading.Event()
+    start_event = threading.Event()
 
-    def progress(_loop: str, done: int, _most: int) -> None:
-        if done == 2:
-            begun.set()
+    def progress(_loop: str, iterations: int, _most: int) -> None:
+        if iterations == 2:
+            start_event.set()
             assert event.wait(20)
 
     with load(decoder(), "cpu") as session:
-        waiter = threading.Thread(target=lambda: begun.wait(20) and event.set())
+        waiter = threading.Thread(target=lambda: start_event.wait(20) and event.set())
         waiter.start()
         error = refuses(CancelledError, "", lambda: session.run(request(), progress=progress, cancel=event))
         waiter.join()
@@ -146,10 +146,10 @@ def test_a_request_of_another_thread_is_not_cancelled():
     event.set()
     with load(decoder(), "cpu") as session:
         expected = session.run(request())
-        found: list[Any] = []
+        results: list[Any] = []
 
         def other() -> None:
-            found.append(session.run(request(), progress=lambda *_: None))
+            results.append(session.run(request(), progress=lambda *_: None))
 
         threads = [threading.Thread(target=other) for _ in range(3)]
         for thread in threads:
@@ -157,9 +157,9 @@ def test_a_request_of_another_thread_is_not_cancelled():
         refuses(CancelledError, "", lambda: session.run(request(), cancel=event))
         for thread in threads:
             thread.join()
-        for one in found:
+        for one in results:
             assert_same(one, expected)
-        assert len(found) == 3
+        assert len(results) == 3
 
 
 def test_without_a_loop_nothing_is_told_and_nothing_cancelled():
@@ -179,12 +179,12 @@ def test_progress_is_told_after_each_iteration_of_each_loop(device: str):
     trigger = Trigger(0)
     with load(decoder(), device) as session:
         assert_same(session.run(request(), progress=trigger), session.run(request()))
-    assert trigger.told == [("decode", done, MOST) for done in range(1, STEPS + 1)]
+    assert trigger.told == [("decode", iteration, MOST) for iteration in range(1, STEPS + 1)]
     trigger = Trigger(0)
     with load(loop_in_loop(), device) as session:
         session.run(request(), progress=trigger)
     inner = [("sub/out/in", 1, 2), ("sub/out/in", 2, 2)]
-    assert trigger.told == [one for done in (1, 2, 3) for one in (*inner, ("sub/out", done, 3))]
+    assert trigger.told == [one for iteration in (1, 2, 3) for one in (*inner, ("sub/out", iteration, 3))]
 
 
 class OwnError(Exception):
@@ -198,16 +198,16 @@ def test_what_a_listener_raises_ends_the_request_as_it_is(device: str, kind: Cal
         expected, before, stats = session.run(request(3)), device_bytes(session), session.stats["requests"]
         error = kind("enough")
         with recording() as record:
-            with pytest.raises(BaseException) as caught:  # noqa: PT011
+            with pytest.raises(BaseException) as error_info:  # noqa: PT011
                 session.run(request(3), progress=Trigger(3, error))
-            assert caught.value is error
+            assert error_info.value is error
             assert (error.__cause__, error.__context__) == (None, None)
-            caught._excinfo = error.__traceback__ = None
+            error_info._excinfo = error.__traceback__ = None
             record.assert_no_leaks()
         if kind is OwnError:
-            gone = weakref.ref(error)
+            reference = weakref.ref(error)
             del error
-            assert gone() is None
+            assert reference() is None
         assert device_bytes(session) == before
         assert session.stats["requests"] == stats
         assert_same(session.run(request(3)), expected)
@@ -220,18 +220,18 @@ def test_a_request_in_a_listener_overwrites_nothing(device: str):
     with load(decoder(), device) as session:
         one, other = request(seed=1), request(seed=2)
         expected = session.run(one), session.run(other)
-        found: list[Any] = []
+        results: list[Any] = []
 
         def progress(*_: Any) -> None:
-            found.append(session.run(other))
+            results.append(session.run(other))
 
         if any(group.output_buffers for group in session.plan.groups):
             words = ("'decoding' runs in this thread already", "load the plan twice")
             refuses(InputError, words, lambda: session.run(one, progress=progress))
         else:
             assert_same(session.run(one, progress=progress), expected[0])
-            assert len(found) == STEPS
-            assert all(torch.equal(given["x"], expected[1]["x"]) for given in found)
+            assert len(results) == STEPS
+            assert all(torch.equal(result["x"], expected[1]["x"]) for result in results)
         assert_same(session.run(one), expected[0])
 
 
@@ -266,9 +266,9 @@ def test_values_of_a_cancelled_request_die_with_it():
 def levels() -> Pipeline:
     """Two regions: what the first gives on its device, and a loop in it that may be cancelled."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("rows"), 3)))
-    step.output("x", halved)
-    step.output("done", done)
+    half, flag = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("rows"), 3)))
+    step.output("x", half)
+    step.output("done", flag)
     pipeline = new()
     find = host(
         pipeline,
@@ -276,11 +276,11 @@ def levels() -> Pipeline:
         lambda x: x[x[:, 0] > 0],
         rows=spec(Dim("rows", (2, 4), batch=True), 3, pad="repeat_first"),
     )
-    doubled = pipeline.add("double", Double())(find(pipeline.input("x", spec(9, 3))))
-    start = pipeline.add("start", Double())(doubled)
-    ended = pipeline.loop("loop", step, carry={"x": start}, until="done", max_steps=6)
-    looked = host(pipeline, "look", lambda x: x + 1, y=spec("rows", 3, pad=0))(ended)
-    pipeline.output("y", pipeline.add("mix", lambda a, b: a + b)(doubled, looked))
+    double = pipeline.add("double", Double())(find(pipeline.input("x", spec(9, 3))))
+    start = pipeline.add("start", Double())(double)
+    end = pipeline.loop("loop", step, carry={"x": start}, until="done", max_steps=6)
+    look_output = host(pipeline, "look", lambda x: x + 1, y=spec("rows", 3, pad=0))(end)
+    pipeline.output("y", pipeline.add("mix", lambda a, b: a + b)(double, look_output))
     return pipeline
 
 
@@ -298,10 +298,10 @@ def test_what_an_earlier_chunk_of_a_region_gave_is_freed(device: str):
 def test_what_an_earlier_chunk_of_a_request_gave_is_freed(device: str):
     trigger = Trigger(7)
     with load(loop_in_loop(), device) as session, recording() as record:
-        kept = {"keep_on_device": ("x",)}
-        with pytest.raises(CancelledError) as caught:
-            session.run(request(9), **kept, progress=trigger, cancel=trigger.event)
-        caught.value.__traceback__ = None
+        options = {"keep_on_device": ("x",)}
+        with pytest.raises(CancelledError) as error_info:
+            session.run(request(9), **options, progress=trigger, cancel=trigger.event)
+        error_info.value.__traceback__ = None
         record.assert_no_leaks()
-        found = session.run(request(9), **kept)["x"]
-        record.assert_no_leaks(keep=[found] if device.startswith("null") else [])
+        output = session.run(request(9), **options)["x"]
+        record.assert_no_leaks(keep=[output] if device.startswith("null") else [])

@@ -94,27 +94,27 @@ def test_a_dim_that_only_the_host_sees_runs_at_any_size():
 def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
     pipeline = new()
     x = pipeline.input("x", spec(batch("n", (2, 4)), 3, pad=0))
-    doubled = pipeline.add("double", lambda x: x * 2)(x)
+    double = pipeline.add("double", lambda x: x * 2)(x)
     if obstacle == "condition":
         body = new("body")
         body.output("y", body.add("more", lambda x: x + 1)(body.input("x", spec("n", 3))))
-        asked = host(pipeline, "ask", lambda x: bool(x.sum() > 0), yes=bool)(doubled)
-        pipeline.output("y", pipeline.when("w", body, inputs={"x": x}, otherwise={"y": x}, condition=asked))
+        answer = host(pipeline, "ask", lambda x: bool(x.sum() > 0), yes=bool)(double)
+        pipeline.output("y", pipeline.when("w", body, inputs={"x": x}, otherwise={"y": x}, condition=answer))
         words = "'ask.yes' depends on it"
     elif obstacle == "python":
-        count = host(pipeline, "count", lambda x: len(x), n=int)(doubled)
-        pipeline.output("y", host(pipeline, "use", lambda x, n: x * n, y=spec("n", 3))(doubled, count))
+        count = host(pipeline, "count", lambda x: len(x), n=int)(double)
+        pipeline.output("y", host(pipeline, "use", lambda x, n: x * n, y=spec("n", 3))(double, count))
         words = "'count.n' depends on it and is a int"
     elif obstacle == "unreached":
         k = pipeline.input("k", int)
         other = host(pipeline, "make", lambda k: torch.ones(k, 3), y=spec("n", 3, pad=0))(k)
-        pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(doubled, other))
+        pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(double, other))
         words = "'make.y' has it"
     elif obstacle == "until":
-        pipeline.output("k", counted_loop(pipeline, doubled, "rows")["k"])
+        pipeline.output("k", counted_loop(pipeline, double, "rows")["k"])
         words = "output 'k' depends on it but lacks it"
     elif obstacle == "collected":
-        pipeline.output("all", counted_loop(pipeline, doubled, "rows", collect=("x",)))
+        pipeline.output("all", counted_loop(pipeline, double, "rows", collect=("x",)))
         words = "output 'all' has 'steps of l' beside it, whose size every chunk decides anew"
     else:
         step = new("step")
@@ -122,7 +122,7 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
             "s", step.add("add", lambda s, x: s + x)(step.input("s", spec(3)), step.input("x", spec(3)))
         )
         start = pipeline.input("s", spec(3))
-        pipeline.output("s", pipeline.loop("l", step, carry={"s": start}, each={"x": doubled}))
+        pipeline.output("s", pipeline.loop("l", step, carry={"s": start}, each={"x": double}))
         words = "how often loop 'l' runs"
     plan = pipeline.plan()
     assert not plan.dims[0].chunked
@@ -158,7 +158,7 @@ def test_what_a_loop_gives_beside_the_rows_is_taken_from_one_chunk(device):
     place, options = DEVICES[device]
     plan = pipeline.plan(place, options=options)
     value = torch.randn(7, 3)
-    with recording() as seen, plan.load() as session:
+    with recording() as records, plan.load() as session:
         for _ in range(2):
             result = session(x=value, k=torch.tensor([0]))
             assert torch.equal(result["x"], value * 2**4)
@@ -167,7 +167,7 @@ def test_what_a_loop_gives_beside_the_rows_is_taken_from_one_chunk(device):
         assert stats["uploads"] == 2 * expected["uploads"]
         assert stats["peak_bytes"] == expected["peak_bytes"]
     if place == "null":
-        seen.assert_no_leaks()
+        records.assert_no_leaks()
 
 
 class Trial:
@@ -217,9 +217,9 @@ class Trial:
                 expected = plan.summary_for({"images": images, "texts": texts})
                 for name in ("uploads", "upload_bytes", "downloads", "download_bytes", "dispatches"):
                     assert stats[name] - before[name] == expected[name], (name, images, texts)
-                for name, seen in (stats.get("measured") or {}).items():
+                for name, counts in (stats.get("measured") or {}).items():
                     for count in ("uploads", "upload_bytes", "downloads", "download_bytes"):
-                        assert seen[count] == stats[count], (name, count)
+                        assert counts[count] == stats[count], (name, count)
 
 
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 11))
@@ -230,10 +230,10 @@ SIZES = st.tuples(st.integers(1, 7), st.integers(1, 11))
 @given(st.booleans(), st.booleans(), st.lists(SIZES, min_size=1, max_size=4))
 def test_two_cut_dims_give_what_the_modules_give_on_the_whole(device, twice, on_host, sizes):
     place, options = DEVICES[device]
-    with recording() as seen:
+    with recording() as records:
         Trial(twice, on_host).check(place, options, sizes)
     if place == "null":
-        seen.assert_no_leaks()
+        records.assert_no_leaks()
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -25,16 +25,16 @@ def _no_collector():
 @pytest.fixture
 def copies(monkeypatch):
     """Makes every stage run on a copy, as on a device other than the host, and lists the copies."""
-    made = []
+    log = []
     load = TorchBackend.load
 
     def loading(self, artifacts, stage):
-        made.append(load(self, artifacts, stage))
-        return made[-1]
+        log.append(load(self, artifacts, stage))
+        return log[-1]
 
     monkeypatch.setattr(TorchBackend, "_is_here", lambda _self, _module: False)
     monkeypatch.setattr(TorchBackend, "load", loading)
-    return made
+    return log
 
 
 def plan():
@@ -52,10 +52,10 @@ def test_weights_are_freed_when_the_session_closes_though_it_is_still_held(copie
     session.run({"x": torch.rand(2, 8)}, keep_on_device=("y",))
     with session.trace():
         session(x=torch.rand(2, 8))
-    freed = weakref.ref(copies.pop().weight)
-    assert freed() is not None
+    reference = weakref.ref(copies.pop().weight)
+    assert reference() is not None
     session.close()
-    assert freed() is None
+    assert reference() is None
     with pytest.raises(InputError, match="closed"):
         session(x=torch.rand(2, 8))
 

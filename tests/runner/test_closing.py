@@ -61,14 +61,14 @@ def in_pool(call):
 
 
 def by_event(call):
-    done = threading.Event()
+    end_event = threading.Event()
 
     def act():
         call()
-        done.set()
+        end_event.set()
 
     threading.Thread(target=act).start()
-    done.wait()
+    end_event.wait()
 
 
 def by_two(call):
@@ -80,21 +80,21 @@ WAYS = [lambda call: call(), in_thread, in_pool, by_event, by_two]
 
 def promptly(call, seconds=20.0):
     """Runs a call in a thread and returns what it gives; fails where it hangs."""
-    given = []
+    results = []
 
     def run():
         try:
-            given.append(call())
+            results.append(call())
         except BaseException as error:
-            given.append(error)
+            results.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     assert not thread.is_alive(), "it hangs"
-    if isinstance(given[0], BaseException):
-        raise given[0]
-    return given[0]
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 @everywhere
@@ -111,8 +111,8 @@ def test_a_stage_may_close_its_session_however_it_calls_that(device, way):
 def test_a_listener_a_hook_an_observer_and_a_signal_handler_may_close():
     with load(decoder(), "cpu") as session:
         expected = session.run(request())
-        given = promptly(lambda: session.run(request(), progress=lambda *_: session.close()))
-        assert torch.equal(given["x"], expected["x"])
+        result = promptly(lambda: session.run(request(), progress=lambda *_: session.close()))
+        assert torch.equal(result["x"], expected["x"])
     module = linear(2, 2)
     session = chain(module).plan().load()
     hook = module.register_forward_hook(lambda *_: session.close())
@@ -215,21 +215,21 @@ def test_a_device_that_fails_to_close_is_told_and_tried_again():
 def test_a_request_that_would_wait_for_its_own_turn_is_refused_in_words(device, way):
     """On a device with one output buffer: in the same thread, in one that the stage waits for, in a stream."""
     for inner in (lambda session: session(x=X), lambda session: list(session.stream([{"x": X}] * 2))):
-        refused = []
+        errors = []
 
-        def act(session, inner=inner, refused=refused):
+        def act(session, inner=inner, errors=errors):
             def call():
                 try:
                     inner(session)
                 except InputError as error:
-                    refused.append(str(error))
+                    errors.append(str(error))
 
             way(call)
 
         session, _ = load_acting(act, device)
         with session:
             assert promptly(lambda session=session: session(x=X))["y"].tolist() == [3.0, 3.0]
-        assert "one output buffer" in refused[0]
+        assert "one output buffer" in errors[0]
 
 
 def test_a_stage_may_fork_and_the_child_may_close_and_run_requests():
@@ -293,9 +293,9 @@ def test_a_session_that_nobody_holds_is_closed_at_once(device):
             session.run({"x": X}, keep_on_device="y")
             with session.trace():
                 session(x=X)
-            gone, weights = weakref.ref(session), weakref.ref(module)
+            reference, weights = weakref.ref(session), weakref.ref(module)
             del session, module
-            assert gone() is None
+            assert reference() is None
             assert weights() is None
             record.assert_no_leaks()
     finally:

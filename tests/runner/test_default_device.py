@@ -20,13 +20,13 @@ def _elsewhere():
 def test_results_of_every_size_are_on_the_host(count):
     pipeline = Pipeline("elsewhere")
     number = pipeline.input("number", int)
-    found = pipeline.add(
+    crops = pipeline.add(
         "find",
         lambda number: torch.ones(number, 4, device="cpu"),
         device="host",
         outputs={"items": TensorSpec((Dim("n", buckets=(2, 4), batch=True), 4), pad=0)},
     )(number)
-    pipeline.output("twice", pipeline.add("double", lambda x: x * 2)(found))
+    pipeline.output("twice", pipeline.add("double", lambda x: x * 2)(crops))
     with pipeline.plan(device="cpu").load() as session:
         result = session(number=count)["twice"]
     assert (result.device.type, result.shape) == ("cpu", (count, 4))

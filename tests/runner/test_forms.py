@@ -114,8 +114,8 @@ def test_types_of_one_name_are_told_apart():
     """Kind K22: numpy's types are called like Python's."""
     pipeline = new()
     x = pipeline.input("x", spec(2))
-    asked = host(pipeline, "ask", lambda v: numpy.mean(v.numpy()) > 0, yes=bool)(x)
-    pipeline.output("y", host(pipeline, "say", lambda yes: yes, y=bool)(asked))
+    answer = host(pipeline, "ask", lambda v: numpy.mean(v.numpy()) > 0, yes=bool)(x)
+    pipeline.output("y", host(pipeline, "say", lambda yes: yes, y=bool)(answer))
     with pipeline.plan().load() as session:
         refuses(StageError, ("is bool", "numpy.bool"), lambda: session(x=torch.ones(2)))
     with chain(lambda x: x, takes=bool, device="host", outputs={"y": bool}).plan().load() as session:

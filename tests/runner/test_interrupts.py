@@ -54,8 +54,8 @@ def _nothing_is_left() -> Iterator[None]:
         assert children() <= before
         assert not register._open
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        logged = threading.Thread(target=lambda: logging.getLogger("any").addFilter(bool), daemon=True)
-        logged.start()
+        thread = threading.Thread(target=lambda: logging.getLogger("any").addFilter(bool), daemon=True)
+        thread.start()
         with logging._lock:  # type: ignore[attr-defined]
             pass
     finally:
@@ -135,8 +135,8 @@ def test_a_load_that_is_interrupted_anywhere_leaves_no_device_and_no_folder(tmp_
     plan = pipeline.plan("neuron-emulated")
     plan.compile(tmp_path / "store")
     store = ArtifactStore(tmp_path / "store")
-    built = "orchestrator.runner.load.load.build_applications"
-    monkeypatch.setattr(built, lambda jobs, _: {job.key: store.find(job.key) for job in jobs})
+    builder = "orchestrator.runner.load.load.build_applications"
+    monkeypatch.setattr(builder, lambda jobs, _: {job.key: store.find(job.key) for job in jobs})
     before, came_out = files(), 0
     sessions: list[Any] = []
     for out in interrupts_of(lambda: sessions.append(plan.load()), LOADING, 40):
@@ -173,70 +173,70 @@ def test_a_compile_that_fails_leaves_no_file_open_without_the_collector(how: str
 
 
 def test_a_signal_in_its_block_is_held_back_and_delivered_at_its_end():
-    seen: list[str] = []
+    log: list[str] = []
 
     def raise_inside() -> None:
         with DeferredSignals():
             signal.raise_signal(signal.SIGINT)
-            seen.append("after")
+            log.append("after")
 
     with pytest.raises(KeyboardInterrupt):
         raise_inside()
-    assert seen == ["after"]
+    assert log == ["after"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_that_another_thread_takes_is_held_back_too():
-    done: list[bool] = []
+    log: list[bool] = []
 
     def raise_inside() -> None:
         with DeferredSignals():
             other = threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT))
             other.start()
             other.join()
-            done.append(True)
+            log.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         raise_inside()
-    assert done
+    assert log
 
 
 def test_handlers_of_the_users_own_are_called_once_each_and_put_back():
-    seen: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    log: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: log.append(number))
     own = signal.getsignal(signal.SIGUSR1)
     try:
         with DeferredSignals() as outer, DeferredSignals():
             signal.raise_signal(signal.SIGUSR1)
-            assert not seen
-        assert seen == [signal.SIGUSR1]
+            assert not log
+        assert log == [signal.SIGUSR1]
         outer.deliver()
-        assert seen == [signal.SIGUSR1]
+        assert log == [signal.SIGUSR1]
         assert signal.getsignal(signal.SIGUSR1) is own
     finally:
         signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_thread_other_than_the_main_one_holds_nothing_back():
-    seen: list[object] = []
+    log: list[object] = []
 
     def work() -> None:
         with DeferredSignals():
-            seen.append(signal.getsignal(signal.SIGINT))
+            log.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [signal.default_int_handler]
+    assert log == [signal.default_int_handler]
 
 
 def test_an_interrupt_while_children_work_comes_in_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    waited = load_compile._WorkerPool._wait
+    wait = load_compile._WorkerPool._wait
 
     def interrupt(crew: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        waited(crew)
+        wait(crew)
 
     def slow(_: Path) -> None:
         threading.Event().wait(60)

@@ -38,19 +38,19 @@ def two_results(dims: tuple[Any, ...] = (2, 4)) -> Pipeline:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("keep", [["near"], ["far"], ["near", "far"], ["near", "twice"]])
 def test_a_kept_output_outlives_later_requests(keep: list[str], ranks: int):
-    wanted = {"near": X * 2, "far": X * 2 + 1, "twice": X * 2, "seen": X * 2 - 1}
+    expected = {"near": X * 2, "far": X * 2 + 1, "twice": X * 2, "seen": X * 2 - 1}
     with on(two_results(), tp_degree=ranks).load() as session:
-        given = session.run({"x": X}, keep_on_device=keep)
+        results = session.run({"x": X}, keep_on_device=keep)
         for number in range(3):
             session(x=torch.full((2, 4), float(number)))
-        for name, value in given.items():
-            assert torch.equal(rank_zero(value) if name in keep else value, wanted[name]), name
+        for name, value in results.items():
+            assert torch.equal(rank_zero(value) if name in keep else value, expected[name]), name
 
 
 def test_kept_outputs_of_several_requests_are_several_values():
     with on(two_results()).load() as session:
-        kept = [session.run({"x": X * scale}, keep_on_device=["far"])["far"] for scale in range(4)]
-        assert [torch.equal(rank_zero(value), X * 2 * scale + 1) for scale, value in enumerate(kept)] == [
+        outputs = [session.run({"x": X * scale}, keep_on_device=["far"])["far"] for scale in range(4)]
+        assert [torch.equal(rank_zero(value), X * 2 * scale + 1) for scale, value in enumerate(outputs)] == [
             True
         ] * 4
 
@@ -59,9 +59,9 @@ def test_a_copy_is_counted_as_what_it_is():
     """Its download stays, and each rank gets an upload; the plan does not speak of it."""
     plan = on(two_results(), tp_degree=2)
     with plan.load() as session:
-        kept = session.run({"x": X}, keep_on_device=["far"])["far"]
+        output = session.run({"x": X}, keep_on_device=["far"])["far"]
         stats = session.stats
-        assert kept is not None
+        assert output is not None
     assert stats["uploads"] == plan.summary["uploads"] + 2
     assert stats["upload_bytes"] == plan.summary["upload_bytes"] + 2 * 32
     assert stats["downloads"] == plan.summary["downloads"]
@@ -73,17 +73,17 @@ def test_a_kept_output_is_cut_back_to_its_request():
     with on(two_results((batch("b"), 4)), sizes={"b": (2, 8)}).load() as session:
         for rows in (2, 1, 5, 19):
             x = torch.randn(rows, 4)
-            given = session.run({"x": x}, keep_on_device=["far", "near"])
+            results = session.run({"x": x}, keep_on_device=["far", "near"])
             session(x=torch.zeros(3, 4))
-            assert torch.equal(rank_zero(given["far"]), x * 2 + 1)
-            assert torch.equal(given["seen"], x * 2 - 1)
+            assert torch.equal(rank_zero(results["far"]), x * 2 + 1)
+            assert torch.equal(results["seen"], x * 2 - 1)
 
 
 def test_a_kept_output_that_was_made_on_the_host_stays_there():
     with on(two_results()).load() as session:
-        given = session.run({"x": X}, keep_on_device=["seen"])
+        results = session.run({"x": X}, keep_on_device=["seen"])
         session(x=X * 3)
-        assert torch.equal(given["seen"], X * 2 - 1)
+        assert torch.equal(results["seen"], X * 2 - 1)
 
 
 def test_joined_parts_are_kept_as_the_whole():
@@ -91,9 +91,9 @@ def test_joined_parts_are_kept_as_the_whole():
     part = pipeline.add("part", Double(), config={"sharded": {"output": 1}})
     pipeline.output("whole", part(pipeline.input("x", spec(2, 4))))
     with on(pipeline, tp_degree=2).load() as session:
-        kept = session.run({"x": X}, keep_on_device=["whole"])["whole"]
+        output = session.run({"x": X}, keep_on_device=["whole"])["whole"]
         session(x=torch.zeros(2, 4))
-        assert torch.equal(rank_zero(kept), torch.cat([X * 2, X * 2], 1))
+        assert torch.equal(rank_zero(output), torch.cat([X * 2, X * 2], 1))
 
 
 def test_what_a_region_gives_is_kept_whole():
@@ -104,9 +104,9 @@ def test_what_a_region_gives_is_kept_whole():
     pipeline.output("y", pipeline.add("net", Plus())(crops))
     x = torch.randn(5, 4)
     with on(pipeline, sizes={"n": (2,)}).load() as session:
-        kept = session.run({"x": x}, keep_on_device=["y"])["y"]
+        output = session.run({"x": x}, keep_on_device=["y"])["y"]
         session(x=x * 2)
-        assert torch.equal(rank_zero(kept), x + 1)
+        assert torch.equal(rank_zero(output), x + 1)
 
 
 def test_kept_integers_are_held_as_the_device_holds_them():
@@ -114,9 +114,9 @@ def test_kept_integers_are_held_as_the_device_holds_them():
     best = pipeline.add("best", lambda x: x.argmax(-1))
     pipeline.output("y", best(pipeline.input("x", spec(2, 4))))
     with on(pipeline).load() as session:
-        kept = session.run({"x": X}, keep_on_device=["y"])["y"]
+        output = session.run({"x": X}, keep_on_device=["y"])["y"]
         session(x=-X)
-        assert rank_zero(kept).tolist() == [3, 3]
+        assert rank_zero(output).tolist() == [3, 3]
 
 
 def test_kept_values_of_a_narrow_dtype_are_right():
@@ -124,26 +124,26 @@ def test_kept_values_of_a_narrow_dtype_are_right():
     module = linear(4, 4)
     pipeline.output("y", pipeline.add("a", module)(pipeline.input("x", spec(2, 4))))
     with on(pipeline, torch_dtype=torch.bfloat16).load() as session:
-        kept = session.run({"x": X}, keep_on_device=["y"])["y"]
+        output = session.run({"x": X}, keep_on_device=["y"])["y"]
         session(x=X * 9)
-        assert torch.allclose(rank_zero(kept).float(), module(X), atol=0.1)
+        assert torch.allclose(rank_zero(output).float(), module(X), atol=0.1)
 
 
 def test_a_stream_overwrites_no_result():
     pipeline = two_results((batch("b"), 4))
     requests = [{"x": torch.randn(rows, 4)} for rows in (2, 5, 1, 8, 2)]
     with on(pipeline, sizes={"b": (2, 8)}).load() as session:
-        found = list(session.stream(requests, depth=3))
-    for given, request in zip(found, requests, strict=True):
-        assert torch.equal(given["near"], request["x"] * 2)
-        assert torch.equal(given["far"], request["x"] * 2 + 1)
+        results = list(session.stream(requests, depth=3))
+    for result, request in zip(results, requests, strict=True):
+        assert torch.equal(result["near"], request["x"] * 2)
+        assert torch.equal(result["far"], request["x"] * 2 + 1)
 
 
 def test_the_plan_that_keeps_differs_by_its_copies_alone():
     plan = on(two_results(), tp_degree=2)
-    kept: Plan = keep_on_device(plan, ["far"])
-    (added,) = [step for step in kept.steps if step not in plan.steps]
-    assert (added.op, added.adapter.kind, added.device) == ("adapt", "upload", DEVICE)
-    assert kept.values[: len(plan.values)] == plan.values
-    assert dict(kept.outputs)["near"] == dict(plan.outputs)["near"]
+    variant: Plan = keep_on_device(plan, ["far"])
+    (copy_step,) = [step for step in variant.steps if step not in plan.steps]
+    assert (copy_step.op, copy_step.adapter.kind, copy_step.device) == ("adapt", "upload", DEVICE)
+    assert variant.values[: len(plan.values)] == plan.values
+    assert dict(variant.outputs)["near"] == dict(plan.outputs)["near"]
     assert keep_on_device(plan, []) == plan

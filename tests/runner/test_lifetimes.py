@@ -83,19 +83,19 @@ def test_a_value_with_two_readers_lives_until_the_second():
 
 
 def test_an_output_nobody_reads_dies_at_once():
-    kept = []
+    references = []
 
     def two(x):
         if type(x) is not torch.Tensor:
             return x * 2, x * 3
         pieces = x * 2, x * 3
-        kept.extend(weakref.ref(piece) for piece in pieces)
+        references.extend(weakref.ref(piece) for piece in pieces)
         return pieces
 
     pipeline = new()
     _, used = pipeline.add("two", two, outputs=("spare", "used"))(pipeline.input("x", spec(8)))
-    pipeline.output("y", pipeline.add("b", lambda v: v + sum(r() is not None for r in kept))(used))
-    kept.clear()
+    pipeline.output("y", pipeline.add("b", lambda v: v + sum(r() is not None for r in references))(used))
+    references.clear()
     assert pipeline.plan().load()(x=torch.zeros(8))["y"].tolist() == [1.0] * 8
 
 
@@ -129,10 +129,10 @@ def test_nothing_is_left_after_a_failure(size: int):
 def test_nothing_is_left_of_a_region_that_failed():
     probe = Probe()
     pipeline = new()
-    found = host(pipeline, "find", lambda x: x * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(
+    crops = host(pipeline, "find", lambda x: x * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(
         pipeline.input("x", spec(9, 8))
     )
-    value = pipeline.add("a", probe.stage("a"))(found)
+    value = pipeline.add("a", probe.stage("a"))(crops)
     pipeline.output("y", pipeline.add("b", probe.stage("b", fail=True))(value))
     session = pipeline.plan().load()
     with pytest.raises(StageError):
@@ -144,11 +144,11 @@ def test_nothing_is_left_of_a_region_that_failed():
 
 def test_a_chunk_is_gone_when_the_next_one_runs():
     probe = Probe()
-    seen = []
+    log = []
 
     def look(v):
         if type(v) is torch.Tensor:
-            seen.append(len(probe.living()))
+            log.append(len(probe.living()))
         return v + 1
 
     pipeline = new()
@@ -156,7 +156,7 @@ def test_a_chunk_is_gone_when_the_next_one_runs():
     pipeline.output("y", pipeline.add("look", look)(value))
     pipeline.plan(sizes={"n": (2, 4)}).load()(x=torch.ones(20, 8))
     assert [sum(ref() is not None for ref in refs) for refs in probe.made.values()] == [0]
-    assert seen[-5:] == [1] * 5
+    assert log[-5:] == [1] * 5
 
 
 def test_a_stream_keeps_nothing():
@@ -219,8 +219,8 @@ def test_a_region_on_a_device_that_frees_by_hand():
     probe = Probe()
     pipeline = new()
     x = pipeline.input("x", spec(Dim.dynamic("k"), 8))
-    found = host(pipeline, "find", lambda x: x[1:] * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(x)
-    value = pipeline.add("a", probe.stage("a"))(found)
+    crops = host(pipeline, "find", lambda x: x[1:] * 1, crops=spec(Dim("n", (2, 4), batch=True), 8, pad=0))(x)
+    value = pipeline.add("a", probe.stage("a"))(crops)
     pipeline.output("y", pipeline.add("b", probe.stage("b", fail=True))(value))
     pipeline.output("a", value)
     leaks(pipeline, [{"x": sign * torch.ones(size, 8)} for size in (1, 2, 3, 6, 10) for sign in (1, -1)])
@@ -232,8 +232,8 @@ def test_kept_outputs_are_freed_at_close():
         session = pipeline.plan("null", sizes={"batch": (2, 4)}, options=COMPUTE).load()
         for size in (2, 3, 9):
             request = {"image": torch.ones(size, 8), "text": torch.ones(size, 4)}
-            kept = session.run(request, keep_on_device=("logits",))["logits"]
-            assert (tuple(kept.shape), kept.is_freed) == ((size, 5), False)
+            output = session.run(request, keep_on_device=("logits",))["logits"]
+            assert (tuple(output.shape), output.is_freed) == ((size, 5), False)
         session.close()
         record.assert_no_leaks()
 
@@ -288,5 +288,5 @@ def test_chunks_of_a_value_that_is_kept_under_two_names_are_joined_once():
     for name in ("y", "z"):
         pipeline.output(name, value)
     with pipeline.plan(device="null:0", options=COMPUTE).load() as session, recording() as record:
-        given = session.run({"x": torch.ones(3, 3)}, keep_on_device=["y", "z"])
-        record.assert_no_leaks(keep=given.values())
+        results = session.run({"x": torch.ones(3, 3)}, keep_on_device=["y", "z"])
+        record.assert_no_leaks(keep=results.values())

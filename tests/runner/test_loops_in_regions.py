@@ -23,9 +23,9 @@ def positive(numbers: Tensor) -> Tensor:
 
 def halving(collect: tuple[str, ...] = (), doubled: bool = False) -> Pipeline:
     body = Pipeline("body")
-    made = body.add("halve", Halve())(body.input("x", TensorSpec((ITEMS,))))
-    body.output("x", made["x"])
-    body.output("done", made["done"])
+    outputs = body.add("halve", Halve())(body.input("x", TensorSpec((ITEMS,))))
+    body.output("x", outputs["x"])
+    body.output("done", outputs["done"])
     if doubled:
         body.output("same", body.input("twice", TensorSpec((ITEMS,))))
     pipeline = Pipeline("halving")
@@ -41,13 +41,13 @@ def halving(collect: tuple[str, ...] = (), doubled: bool = False) -> Pipeline:
 
 def test_it_runs_whole_in_chunks_and_not_at_all():
     with halving().plan(device="cpu").load() as session:
-        for given, expected in [
+        for numbers, expected in [
             ([-1.0, 5.0], [0.625]),
             ([3.0, 5.0], [0.375, 0.625]),
             ([3.0, 5.0, 1.5], [0.375, 0.625, 0.75]),
             ([-1.0], []),
         ]:
-            assert session(numbers=torch.tensor(given))["x"].tolist() == expected
+            assert session(numbers=torch.tensor(numbers))["x"].tolist() == expected
 
 
 def test_iterations_are_counted():
@@ -80,9 +80,9 @@ def test_items_of_any_number_are_counted_as_they_ran():
     """Kind: a region of no items runs not at all, whether its dim has buckets or none."""
     body = Pipeline("body")
     count = body.add("count", lambda k: {"k": k + 1, "done": k > 1}, outputs=("k", "done"))
-    ended = count(body.input("k", TensorSpec((1,))))
-    body.output("k", ended["k"])
-    body.output("done", ended["done"])
+    end = count(body.input("k", TensorSpec((1,))))
+    body.output("k", end["k"])
+    body.output("done", end["done"])
     body.output("x", body.input("x", TensorSpec((ITEMS,))))
     pipeline = Pipeline("handing")
     numbers = pipeline.input("numbers", TensorSpec((Dim.dynamic("numbers"),)))
@@ -90,10 +90,10 @@ def test_items_of_any_number_are_counted_as_they_ran():
     carry = {"x": items, "k": torch.zeros(1)}
     pipeline.output("x", pipeline.loop("count", body, carry=carry, until="done", max_steps=4)["x"])
     with pipeline.plan(device="cpu").load() as session:
-        for given, ran in ([[-1.0], 1], [[2.0], 1 + 3], [[2.0, 3.0, 4.0], 1 + 3], [[-1.0], 1]):
+        for values, ran in ([[-1.0], 1], [[2.0], 1 + 3], [[2.0, 3.0, 4.0], 1 + 3], [[-1.0], 1]):
             before = session.stats["dispatches"]
-            result = session(numbers=torch.tensor(given))["x"]
-            assert result.tolist() == [number for number in given if number > 0]
+            result = session(numbers=torch.tensor(values))["x"]
+            assert result.tolist() == [number for number in values if number > 0]
             assert session.stats["dispatches"] - before == ran
 
 

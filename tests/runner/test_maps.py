@@ -86,8 +86,8 @@ def over_tensor(first: Any, *, after: bool) -> Pipeline:
     """Rows of a tensor through a map, and what it gives through a stage on the device."""
     inner = body(linear(3, 2), row=spec(Dim("n", (1, 4), batch=True), 3, pad=0))
     pipeline = new()
-    made = pipeline.map("rows", inner, over={"row": pipeline.input("x", spec(first, 3, pad=0))})
-    pipeline.output("y", pipeline.add("after", Double())(made) if after else made)
+    outputs = pipeline.map("rows", inner, over={"row": pipeline.input("x", spec(first, 3, pad=0))})
+    pipeline.output("y", pipeline.add("after", Double())(outputs) if after else outputs)
     return pipeline
 
 
@@ -116,8 +116,8 @@ def born(*, first: bool, after: bool, pad: Any = 0) -> Pipeline:
     )(pipeline.input("x", spec(9, 3)))
     rows = pipeline.add("first", Double())(rows) if first else rows
     inner = body(linear(3, 2), row=spec(Dim("n", (1, 4), batch=True), 3, pad=0))
-    made = pipeline.map("rows", inner, over={"row": rows})
-    pipeline.output("y", pipeline.add("after", Double())(made) if after else made)
+    outputs = pipeline.map("rows", inner, over={"row": rows})
+    pipeline.output("y", pipeline.add("after", Double())(outputs) if after else outputs)
     return pipeline
 
 
@@ -178,13 +178,16 @@ def in_loop() -> Pipeline:
         by=spec(1),
     )
     step = new("step")
-    k, listed = step.input("k", spec(1)), step.input("crops", list)
-    texts = step.map("read", inner, over={"crop": listed}, inputs={"by": k})
+    k, crops = step.input("k", spec(1)), step.input("crops", list)
+    texts = step.map("read", inner, over={"crop": crops}, inputs={"by": k})
     total = host(step, "total", lambda texts: sum((t.sum() for t in texts), torch.zeros(1)), t=spec(1))(texts)
     step.output("k", step.add("update", lambda k, t: k * 0.5 + t * 0.01)(k, total))
     pipeline = new()
-    asked = {"carry": {"k": pipeline.input("k", spec(1))}, "inputs": {"crops": pipeline.input("crops", list)}}
-    pipeline.output("k", pipeline.loop("loop", step, **asked, max_steps=3))
+    options = {
+        "carry": {"k": pipeline.input("k", spec(1))},
+        "inputs": {"crops": pipeline.input("crops", list)},
+    }
+    pipeline.output("k", pipeline.loop("loop", step, **options, max_steps=3))
     return pipeline
 
 
@@ -196,11 +199,9 @@ def test_a_map_in_a_loop(device: str):
 def loop_in_item(until: bool) -> Pipeline:
     """A loop in a map; a batch goes on until all of it is done."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(
-        step.input("x", spec(batch("n"), 3, "w"))
-    )
-    step.output("x", halved)
-    step.output("done", done)
+    half, flag = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec(batch("n"), 3, "w")))
+    step.output("x", half)
+    step.output("done", flag)
     inner = new("inner")
     crop = inner.input("crop", spec(Dim("n", (1, 2, 4), batch=True), 3, Dim("w", (4, 8)), pad=0))
     ends = {"until": "done"} if until else {}
@@ -239,9 +240,9 @@ def test_a_map_in_a_map(device: str):
 def counted_in_region() -> Pipeline:
     """A region whose chunks go through a loop that decides how often it runs, and a map of as many batches."""
     step = new("step")
-    halved, done = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec("k", 3)))
-    step.output("x", halved)
-    step.output("done", done)
+    half, flag = step.add("halve", Halve(), outputs=("x", "done"))(step.input("x", spec("k", 3)))
+    step.output("x", half)
+    step.output("done", flag)
     pipeline = new()
     rows = host(
         pipeline,

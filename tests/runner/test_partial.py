@@ -36,10 +36,10 @@ class Weak:
 
 def together(stream: Any) -> list[dict[str, list[Any]]]:
     """For each request what was yielded for it, by name, in order."""
-    found: dict[int, dict[str, list[Any]]] = {}
+    streams: dict[int, dict[str, list[Any]]] = {}
     for number, name, value in stream:
-        found.setdefault(number, {}).setdefault(name, []).append(value)
-    return [found[number] for number in sorted(found)]
+        streams.setdefault(number, {}).setdefault(name, []).append(value)
+    return [streams[number] for number in sorted(streams)]
 
 
 @everywhere
@@ -48,11 +48,11 @@ def test_a_collected_value_comes_part_by_part_and_the_rest_at_the_end(device: st
     with load(decoder(), device) as session:
         expected = session.run(request(rows))
         with recording() as record:
-            given = list(session.stream([request(rows)], partial=("tokens",)))
+            items = list(session.stream([request(rows)], partial=("tokens",)))
             record.assert_no_leaks()
-    assert [name for _, name, _ in given] == ["tokens"] * STEPS + ["x"]
-    assert_same(torch.stack([value for _, name, value in given[:-1]]), expected["tokens"])
-    assert_same(given[-1][2], expected["x"])
+    assert [name for _, name, _ in items] == ["tokens"] * STEPS + ["x"]
+    assert_same(torch.stack([value for _, name, value in items[:-1]]), expected["tokens"])
+    assert_same(items[-1][2], expected["x"])
 
 
 @everywhere
@@ -61,28 +61,28 @@ def test_names_are_outputs_and_ports_of_collects_and_carries(device: str, rows: 
     """A carry is what it is after the iteration, cut to the request, on the host."""
     names = ("tokens", "decode.token", "decode.token[]", "token", "decode.x", "decode.k", "k")
     with load(decoder(), device) as session, recording() as record:
-        (found,) = together(session.stream([request(rows)], partial=names))
+        (streams,) = together(session.stream([request(rows)], partial=names))
         record.assert_no_leaks()
         expected = session.run(request(rows))
-    assert {name: len(values) for name, values in found.items()} == {**dict.fromkeys(names, STEPS), "x": 1}
+    assert {name: len(values) for name, values in streams.items()} == {**dict.fromkeys(names, STEPS), "x": 1}
     for name in names[:4]:
-        assert_same(torch.stack(found[name]), expected["tokens"])
+        assert_same(torch.stack(streams[name]), expected["tokens"])
     for name in ("decode.k", "k"):
-        assert [int(value) for value in found[name]] == [*range(1, STEPS + 1)]
-    assert all(value.shape == (rows, 4) for value in found["decode.x"])
-    assert_same(found["decode.x"][-1] * 2, expected["x"], exact=False)
-    assert all(value.is_cpu for values in found.values() for value in values)
+        assert [int(value) for value in streams[name]] == [*range(1, STEPS + 1)]
+    assert all(value.shape == (rows, 4) for value in streams["decode.x"])
+    assert_same(streams["decode.x"][-1] * 2, expected["x"], exact=False)
+    assert all(value.is_cpu for values in streams.values() for value in values)
 
 
 @everywhere
 def test_values_stay_what_they_were_when_they_came(device: str):
     """The device goes on and overwrites its buffers."""
     with load(decoder(), device) as session:
-        kept = []
+        values = []
         for _, name, value in session.stream([request(), request(seed=1)], partial=("decode.x", "tokens")):
-            kept.append((name, value, value.clone()))
-    assert len(kept) > 2 * STEPS
-    assert all(torch.equal(value, copy) for _, value, copy in kept)
+            values.append((name, value, value.clone()))
+    assert len(values) > 2 * STEPS
+    assert all(torch.equal(value, copy) for _, value, copy in values)
 
 
 @everywhere
@@ -92,15 +92,15 @@ def test_each_request_keeps_its_order(device: str, depth: int):
     with load(decoder(), device) as session:
         expected = [session.run(one) for one in requests]
         with recording() as record:
-            given = list(session.stream(requests, depth=depth, partial="tokens"))
+            items = list(session.stream(requests, depth=depth, partial="tokens"))
             record.assert_no_leaks()
     for number, wanted in enumerate(expected):
-        mine = [(name, value) for at, name, value in given if at == number]
+        mine = [(name, value) for at, name, value in items if at == number]
         assert [name for name, _ in mine] == ["tokens"] * STEPS + ["x"]
         assert_same(torch.stack([value for _, value in mine[:-1]]), wanted["tokens"])
         assert_same(mine[-1][1], wanted["x"])
     if depth == 1:
-        assert [number for number, _, _ in given] == sorted(number for number, _, _ in given)
+        assert [number for number, _, _ in items] == sorted(number for number, _, _ in items)
 
 
 def test_requests_that_run_at_once_take_turns_in_what_comes():
@@ -131,7 +131,7 @@ def test_requests_that_run_at_once_take_turns_in_what_comes():
 @everywhere
 def test_an_error_comes_at_its_place_and_the_others_go_on(device: str):
     requests = [request(), {"start": torch.ones(4, 5)}, request(3), {}, request(2)]
-    seen: list[Any] = []
+    log: list[Any] = []
     with load(decoder(), device) as session, recording() as record:
         stream = session.stream(requests, depth=1, partial="tokens")
         while True:
@@ -141,11 +141,11 @@ def test_an_error_comes_at_its_place_and_the_others_go_on(device: str):
                 break
             except InputError as error:
                 number, name = type(error).__name__, str(error)[:11]
-            if not seen or seen[-1] != (number, name):
-                seen.append((number, name))
+            if not log or log[-1] != (number, name):
+                log.append((number, name))
         record.assert_no_leaks()
         assert session.stats["requests"] == 3
-    assert seen == [
+    assert log == [
         (0, "tokens"),
         (0, "x"),
         ("InputError", "Input 'star"),
@@ -212,9 +212,9 @@ def test_a_stream_that_ends_early_cancels_what_runs(device: str, how: str):
         elif how == "close":
             stream.close()
         if how == "drop":
-            gone = weakref.ref(stream)
+            reference = weakref.ref(stream)
             del stream
-            assert gone() is None, "nobody else holds it"
+            assert reference() is None, "nobody else holds it"
             wait_until(lambda: not session._closing.active)
         else:
             with pytest.raises(StopIteration):
@@ -258,11 +258,11 @@ def test_loops_in_loops_in_parts(device: str, rows: int):
     """A request in chunks gives the iterations of one chunk, then those of the next."""
     with load(loop_in_loop(), device) as session, recording() as record:
         expected = session.run(request(rows))
-        (found,) = together(session.stream([request(rows)], partial=("sub/out/in.x", "sums")))
+        (streams,) = together(session.stream([request(rows)], partial=("sub/out/in.x", "sums")))
         record.assert_no_leaks()
     chunks = -(-rows // 4)
-    assert [len(found[name]) for name in ("sub/out/in.x", "sums", "x")] == [6 * chunks, 3 * chunks, 1]
-    parts = [torch.stack(found["sums"][3 * at : 3 * at + 3]) for at in range(chunks)]
+    assert [len(streams[name]) for name in ("sub/out/in.x", "sums", "x")] == [6 * chunks, 3 * chunks, 1]
+    parts = [torch.stack(streams["sums"][3 * at : 3 * at + 3]) for at in range(chunks)]
     assert_same(torch.cat(parts, 1), expected["sums"])
 
 
@@ -281,16 +281,16 @@ def test_loops_in_maps_branches_and_regions(device: str, kind: str):
     inputs, name, sizes = PLACES[kind]
     with load(halving(kind), device, sizes) as session, recording() as record:
         expected = session.run(inputs)
-        (found,) = together(session.stream([inputs], partial=(name,)))
+        (streams,) = together(session.stream([inputs], partial=(name,)))
         record.assert_no_leaks()
-        assert found[name]
-        assert_same(found["y"][0], expected["y"])
+        assert streams[name]
+        assert_same(streams["y"][0], expected["y"])
 
 
 def test_a_branch_that_does_not_run_gives_nothing_bit_by_bit():
     with load(halving("when"), "cpu") as session:
-        (found,) = together(session.stream([{"other": torch.ones(3, 4)}], partial="all/loop.x"))
-    assert list(found) == ["y"]
+        (streams,) = together(session.stream([{"other": torch.ones(3, 4)}], partial="all/loop.x"))
+    assert list(streams) == ["y"]
 
 
 def test_what_no_loop_gives_is_refused_at_once():
@@ -301,8 +301,8 @@ def test_what_no_loop_gives_is_refused_at_once():
             ("start", "Known: "),
             ("decode.done", "Did you mean 'decode.token'?"),
         ):
-            said = (f"partial names {name!r}, which no loop gives in its iterations.", words)
-            error = refuses(InputError, said, lambda name=name: session.stream([], partial=(name,)))
+            texts = (f"partial names {name!r}, which no loop gives in its iterations.", words)
+            error = refuses(InputError, texts, lambda name=name: session.stream([], partial=(name,)))
             assert error.partial == name
         for depth in (0, -1, 1.5, True):
             refuses(

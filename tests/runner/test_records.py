@@ -15,15 +15,15 @@ def loop_deciding(name: str) -> Pipeline:
     """A loop that decides how often it runs, beside an input with a dim of any name."""
     step = new("step")
     x = step.input("x", spec(2))
-    moved = step.add("move", lambda v: (v + 1, (v > 3).all().reshape(1)), outputs=("x", "done"))(x)
-    step.output("x", moved[0])
-    step.output("done", moved[1])
+    outputs = step.add("move", lambda v: (v + 1, (v > 3).all().reshape(1)), outputs=("x", "done"))(x)
+    step.output("x", outputs[0])
+    step.output("done", outputs[1])
     pipeline = new()
     y = pipeline.input("y", spec(Dim(name, (2, 4)), 3, pad=0))
     start = pipeline.input("x", spec(2))
-    given = pipeline.loop("loop", step, carry={"x": start}, until="done", max_steps=6, collect=("x",))
+    outputs = pipeline.loop("loop", step, carry={"x": start}, until="done", max_steps=6, collect=("x",))
     pipeline.output("y", pipeline.add("double", lambda v: v * 2)(y))
-    pipeline.output("all", given)
+    pipeline.output("all", outputs)
     return pipeline
 
 

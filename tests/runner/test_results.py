@@ -38,18 +38,18 @@ def test_requests_of_any_size_are_padded_and_cut_into_chunks(size: int, device: 
 
 @pytest.mark.parametrize("rule", [0, 5.5, "repeat_first"])
 def test_the_pad_rule_decides_what_a_stage_sees(rule):
-    seen = []
+    log = []
 
     def look(x):
-        seen.append(x.clone())
+        log.append(x.clone())
         return x * 2
 
     plan = chain(look, takes=spec(batch("n"), 3, pad=rule)).plan(sizes={"n": 4})
-    seen.clear()
+    log.clear()
     x = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(plan.load()(x=x)["y"], x * 2)
     fill = x[:1].expand(2, 3) if rule == "repeat_first" else torch.full((2, 3), float(rule))
-    assert torch.equal(seen[0], torch.cat([x, fill]))
+    assert torch.equal(log[0], torch.cat([x, fill]))
 
 
 @pytest.mark.parametrize("device", ["cpu", "null"])
@@ -83,17 +83,17 @@ def test_results_are_ordinary_tensors():
     pipeline = chain(linear(4, 4), takes=spec(batch("n"), 4, pad=0))
     with pipeline.plan(sizes={"n": (2, 4)}).load() as session:
         for size in SIZES:
-            for given in (torch.randn(size, 4), torch.randn(size, 4, requires_grad=True)):
-                value = session(x=given)["y"]
+            for tensor in (torch.randn(size, 4), torch.randn(size, 4, requires_grad=True)):
+                value = session(x=tensor)["y"]
                 assert (value.requires_grad, value.grad_fn, value.is_inference()) == (False, None, False)
                 value.add_(1)  # an inference tensor would refuse
 
 
 def test_grad_mode_is_off_inside_and_as_it_was_outside():
-    seen = []
+    log = []
 
     def look(x):
-        seen.append(torch.is_grad_enabled())
+        log.append(torch.is_grad_enabled())
         return x * 2
 
     plan = chain(look, takes=spec(2)).plan()
@@ -102,7 +102,7 @@ def test_grad_mode_is_off_inside_and_as_it_was_outside():
         with torch.set_grad_enabled(mode):
             session(x=torch.ones(2))
             assert torch.is_grad_enabled() is mode
-    assert not any(seen[-2:])
+    assert not any(log[-2:])
 
 
 def test_inference_mode_works_and_is_not_left_or_entered_by_the_session():
@@ -201,13 +201,13 @@ def test_strided_inputs_and_scalars(size: int):
 def test_a_dict_or_tuple_of_outputs_on_a_device():
     pipeline = new()
     x = pipeline.input("x", spec(batch("n"), 4, pad=0))
-    given = pipeline.add("d", lambda x: {"half": x / 2, "unused": x, "twice": x * 2}, device="null")(x)
+    outputs = pipeline.add("d", lambda x: {"half": x / 2, "unused": x, "twice": x * 2}, device="null")(x)
     low, high = pipeline.add("t", lambda x: (x[:, :2], x[:, 2:]), outputs=("low", "high"), device="null")(
-        given["half"]
+        outputs["half"]
     )
     pipeline.output("low", low)
     pipeline.output("high", high)
-    pipeline.output("twice", given["twice"])
+    pipeline.output("twice", outputs["twice"])
     value = torch.randn(3, 4)
     with pipeline.plan(sizes={"n": (2, 4)}, options=COMPUTE).load() as session:
         result = session(x=value)

@@ -77,10 +77,10 @@ def twice(session, request):
         assert torch.equal(second[name], value), name
     for name, value in before.items():
         assert torch.equal(request[name], value), name
-    kept = list(second)
-    for at, name in enumerate(kept):
+    values = list(second)
+    for at, name in enumerate(values):
         second[name].fill_(at)
-    assert all((second[name] == at).all() for at, name in enumerate(kept)), "no two results share memory"
+    assert all((second[name] == at).all() for at, name in enumerate(values)), "no two results share memory"
 
 
 @pytest.mark.parametrize("device", ["cpu", "neuron"])
@@ -102,11 +102,11 @@ def test_what_a_stage_has_is_not_handed_out(device):
     table = Table().eval()
     pipeline = new()
     outputs = ("w", "row", "steps", "kept", "more")
-    given = pipeline.add("table", table, outputs=outputs)(pipeline.input("x", spec(2, 4)))
-    for name, value in zip(outputs, given, strict=True):
+    ends = pipeline.add("table", table, outputs=outputs)(pipeline.input("x", spec(2, 4)))
+    for name, value in zip(outputs, ends, strict=True):
         pipeline.output(name, value)
-    pipeline.output("w2", given[0])
-    pipeline.output("more2", given[4])
+    pipeline.output("w2", ends[0])
+    pipeline.output("more2", ends[4])
     with load(pipeline, device, {}) as session:
         twice(session, {"x": X.clone()})
     assert torch.equal(table.weight, torch.ones(2, 4))
@@ -128,8 +128,8 @@ def test_parts_of_one_result_and_what_is_made_once_are_copies():
 @pytest.mark.parametrize("size", [0, 2, 3])
 def test_constants_of_branches_and_loops_stay_as_they_are(size):
     step = new("step")
-    made = step.add("t", lambda x, e: x + e)(step.input("x", spec(2)), step.input("e", spec(1)))
-    step.output("x", made)
+    outputs = step.add("t", lambda x, e: x + e)(step.input("x", spec(2)), step.input("e", spec(1)))
+    step.output("x", outputs)
     pipeline = new()
     dim = Dim("k", (4,), batch=True)
     each = host(pipeline, "each", lambda n: torch.ones(int(n.sum()), 1), e=spec(dim, 1))(
@@ -174,26 +174,26 @@ def test_what_a_host_stage_writes_past_torch_nobody_else_sees(write, device):
     pipeline = new()
     x = pipeline.input("x", spec(2, 4))
     between = pipeline.add("between", lambda x: x * 2)(x)
-    turned = pipeline.add("turned", lambda x: x.t())(between)
+    transposed_view = pipeline.add("turned", lambda x: x.t())(between)
     constant = torch.full((2, 4), 5.0)
     for name, value in {"input": x, "between": between, "constant": constant}.items():
         pipeline.output(name, host(pipeline, f"write {name}", write, y=spec(2, 4))(value))
-    for name, value in {"x": x, "b": between, "t": turned}.items():
+    for name, value in {"x": x, "b": between, "t": transposed_view}.items():
         pipeline.output(f"read {name}", pipeline.add(f"read {name}", Double())(value))
-    pipeline.output("turned", turned)
+    pipeline.output("turned", transposed_view)
     with load(pipeline, device, {}) as session:
         for _ in range(2):
             mine = X.clone()
-            given = session(x=mine)
+            results = session(x=mine)
             assert torch.equal(mine, X)
             assert constant.eq(5).all()
-            assert torch.equal(given["read x"], X * 2)
-            assert torch.equal(given["read b"], X * 4)
-            assert torch.equal(given["read t"], X.t() * 4)
-            assert torch.equal(given["turned"], X.t() * 2)
-            assert torch.equal(given["input"], write(X.clone()))
-            assert torch.equal(given["between"], write(X * 2))
-            assert torch.equal(given["constant"], write(constant.clone()))
+            assert torch.equal(results["read x"], X * 2)
+            assert torch.equal(results["read b"], X * 4)
+            assert torch.equal(results["read t"], X.t() * 4)
+            assert torch.equal(results["turned"], X.t() * 2)
+            assert torch.equal(results["input"], write(X.clone()))
+            assert torch.equal(results["between"], write(X * 2))
+            assert torch.equal(results["constant"], write(constant.clone()))
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -215,14 +215,14 @@ def test_what_a_host_stage_writes_into_the_parts_of_a_python_value_nobody_else_s
 
     pipeline, mine = new(), X.clone()
     value = pipeline.input("value", object)
-    wanted = spec(2, 4)
-    pipeline.output("y", host(pipeline, "write", lambda value: write(unwrap(value)), y=wanted)(value))
-    pipeline.output("z", host(pipeline, "read", lambda value: unwrap(value) + 0, y=wanted)(value))
+    shape = spec(2, 4)
+    pipeline.output("y", host(pipeline, "write", lambda value: write(unwrap(value)), y=shape)(value))
+    pipeline.output("z", host(pipeline, "read", lambda value: unwrap(value) + 0, y=shape)(value))
     with pipeline.plan().load() as session:
-        given = session(value=wrap(mine))
+        results = session(value=wrap(mine))
     assert torch.equal(mine, X)
-    assert torch.equal(given["y"], write(X.clone()))
-    assert torch.equal(given["z"], X)
+    assert torch.equal(results["y"], write(X.clone()))
+    assert torch.equal(results["z"], X)
 
 
 def test_a_stage_on_a_device_that_writes_past_the_version_counter_is_refused_when_planned():
@@ -248,10 +248,10 @@ def test_a_host_stage_that_writes_into_a_carry_spoils_no_start(write):
     with pipeline.plan().load() as session:
         for _ in range(2):
             mine = X.clone()
-            given = session(x=mine)
+            results = session(x=mine)
             assert torch.equal(mine, X)
-            assert torch.equal(given["same"], X * 2)
-            assert torch.equal(given["y"], by_hand)
+            assert torch.equal(results["same"], X * 2)
+            assert torch.equal(results["y"], by_hand)
 
 
 def test_a_host_stage_that_alone_reads_a_value_is_given_that_value():
@@ -277,13 +277,13 @@ def test_a_host_stage_that_alone_reads_a_value_is_given_that_value():
 
 
 def test_a_host_stage_that_keeps_what_it_gets_and_gives_changes_no_result():
-    kept = []
+    values = []
 
     def keeping(x):
-        for tensor in kept:
+        for tensor in values:
             tensor.zero_()
         y = x + 1
-        kept[:] = [x, y]
+        values[:] = [x, y]
         return y
 
     pipeline = new()
@@ -305,11 +305,11 @@ def test_what_a_loop_hands_out_while_it_runs_is_a_copy(device):
     pipeline = new()
     pipeline.output("y", pipeline.loop("l", body, carry={"x": pipeline.input("x", spec(2))}, max_steps=6))
     with load(pipeline, device, {}) as session:
-        given = []
+        values = []
         for _, _, value in session.stream([{"x": torch.zeros(2)}], partial="y"):
-            given.append(value.tolist())
+            values.append(value.tolist())
             value.fill_(100)
-        assert given == [[float(at)] * 2 for at in range(1, 7)]
+        assert values == [[float(at)] * 2 for at in range(1, 7)]
 
 
 def test_a_plain_chain_copies_nothing():

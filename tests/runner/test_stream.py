@@ -40,19 +40,19 @@ def test_a_stream_keeps_the_order(depth: int):
 
 
 def test_a_stream_takes_requests_as_there_is_room():
-    taken = []
+    log = []
 
     def requests():
         for index in range(10):
-            taken.append(index)
+            log.append(index)
             yield {"x": torch.tensor([float(index)])}
 
     with chain(Double(), takes=spec(1)).plan().load() as session:
         stream = session.stream(requests(), depth=3)
-        assert taken == []
+        assert log == []
         for index in range(10):
             assert next(stream)["y"].tolist() == [2.0 * index]
-            assert len(taken) <= index + 1 + 3
+            assert len(log) <= index + 1 + 3
         with pytest.raises(StopIteration):
             next(stream)
         with pytest.raises(StopIteration):
@@ -97,15 +97,15 @@ def test_a_failed_request_raises_at_its_place_and_the_rest_goes_on():
         requests = [{"x": torch.tensor([float(index)])} for index in range(7)]
         requests[3] = {"x": torch.ones(2)}
         stream = session.stream(requests, depth=3)
-        seen = []
+        log = []
         for _ in range(7):
             try:
-                seen.append(next(stream)["y"].item())
+                log.append(next(stream)["y"].item())
             except (StageError, InputError) as error:
-                seen.append(type(error))
+                log.append(type(error))
         with pytest.raises(StopIteration):
             next(stream)
-    assert seen == [0.0, 2.0, StageError, InputError, 8.0, StageError, 12.0]
+    assert log == [0.0, 2.0, StageError, InputError, 8.0, StageError, 12.0]
 
 
 def test_a_failing_generator_raises_at_its_place_and_ends_the_stream():
@@ -123,11 +123,11 @@ def test_a_failing_generator_raises_at_its_place_and_ends_the_stream():
 
 
 def test_a_stream_takes_on_the_modes_of_its_caller():
-    seen = []
+    log = []
 
     def look(x):
         if type(x) is torch.Tensor:
-            seen.append(
+            log.append(
                 (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
             )
         return x * 2
@@ -139,24 +139,24 @@ def test_a_stream_takes_on_the_modes_of_its_caller():
         with torch.autocast("cpu", torch.bfloat16):
             half = next(session.stream([request]))["y"]
         plain = next(session.stream([request]))["y"]
-    assert seen == [(False, True, False), (False, False, True), (False, False, False)]
+    assert log == [(False, True, False), (False, False, True), (False, False, False)]
     assert (inference.is_inference(), half.dtype, plain.dtype) == (True, torch.bfloat16, torch.float32)
     assert not plain.requires_grad
 
 
 def test_the_modes_are_those_at_the_call_of_stream():
-    seen = []
+    log = []
 
     def look(x):
-        seen.append(torch.is_inference_mode_enabled())
+        log.append(torch.is_inference_mode_enabled())
         return x * 2
 
     with chain(look, takes=spec(1)).plan().load() as session:
         with torch.inference_mode():
             stream = session.stream([{"x": torch.ones(1)}] * 2)
-        seen.clear()
+        log.clear()
         list(stream)
-    assert seen == [True, True]
+    assert log == [True, True]
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5, True, None, "2"])
@@ -200,8 +200,8 @@ def test_a_source_may_fill_one_buffer_again_and_again(refill: str):
 
     def slow(value):
         time.sleep(0.01)
-        given = value[0] if refill == "list" else value
-        return torch.as_tensor(given, dtype=torch.float32) * 2
+        result = value[0] if refill == "list" else value
+        return torch.as_tensor(result, dtype=torch.float32) * 2
 
     def frames():
         for number in range(8):
@@ -210,7 +210,7 @@ def test_a_source_may_fill_one_buffer_again_and_again(refill: str):
             yield collections.ChainMap({"x": buffer})
 
     with chain(slow, takes=takes, device="host", outputs={"y": spec(3)}).plan().load() as session:
-        assert [given["y"].tolist() for given in session.stream(frames(), depth=3)] == [
+        assert [result["y"].tolist() for result in session.stream(frames(), depth=3)] == [
             [2.0 * number] * 3 for number in range(8)
         ]
 
@@ -232,13 +232,13 @@ def test_an_interrupt_loses_no_result():
         finally:
             signal.signal(signal.SIGALRM, before)
         gate.open.set()
-        assert [given["y"].item() for given in stream] == [0.0, 2.0, 4.0]
+        assert [result["y"].item() for result in stream] == [0.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("how", ["close", "next"])
 def test_a_stream_within_itself_neither_hangs_nor_harms(how: str):
     """One of its requests closes it, or wants its own result; so does its source."""
-    streams, seen = [], []
+    streams, log = [], []
 
     def stage(x):
         if how == "close":
@@ -246,7 +246,7 @@ def test_a_stream_within_itself_neither_hangs_nor_harms(how: str):
         else:
             with pytest.raises(InputError, match="same stream"):
                 next(streams[0])
-        seen.append(1)
+        log.append(1)
         return x * 2
 
     with chain(stage, device="host", outputs={"y": spec(2)}).plan().load() as session:
@@ -319,18 +319,18 @@ def test_a_slow_reader_of_values_slows_the_request_down(device: str):
         for end in ("close", "call", "session"):
             stream = session.stream([{"x": torch.ones(2)}], depth=1, partial="y")
             next(stream)
-            done = []
+            log = []
             listen = stream._channel.put
-            stream._run.channel.put = lambda value, put=listen, done=done: (done.append(1), put(value))
+            stream._run.channel.put = lambda value, put=listen, log=log: (log.append(1), put(value))
             time.sleep(0.3)
-            assert len(done) < 10
+            assert len(log) < 10
             if end == "call":
                 assert session(x=torch.ones(2))["y"].tolist() == [201.0] * 2
                 stream.close()
             elif end == "close":
                 stream.close()
         session.close()
-        assert len(done) >= 190, "the request ended, and with it the wait"
+        assert len(log) >= 190, "the request ended, and with it the wait"
 
 
 def test_a_forked_process_is_told_that_the_stream_is_not_its_own():

@@ -44,7 +44,7 @@ class Camera:
 def test_a_source_may_fill_the_object_that_it_gave_before(kind, partial):
     """What cannot be copied is done before the source is asked again."""
     buffer = torch.zeros(3)
-    held = Pair(buffer, 1) if kind is Pair else kind(buffer)
+    item = Pair(buffer, 1) if kind is Pair else kind(buffer)
 
     def slow(value):
         time.sleep(0.01)
@@ -53,7 +53,7 @@ def test_a_source_may_fill_the_object_that_it_gave_before(kind, partial):
     def frames():
         for number in range(8):
             buffer[:] = number
-            yield {"x": held}
+            yield {"x": item}
 
     body = Pipeline("body")
     body.output("y", body.add("more", lambda y: y + 1)(body.input("y", spec(3))))
@@ -62,7 +62,7 @@ def test_a_source_may_fill_the_object_that_it_gave_before(kind, partial):
     pipeline.output("y", pipeline.loop("l", body, carry={"y": start}, max_steps=1))
     with pipeline.plan().load() as session:
         if partial is None:
-            values = [given["y"] for given in session.stream(frames(), depth=3)]
+            values = [result["y"] for result in session.stream(frames(), depth=3)]
         else:
             values = [value for *_, value in sorted(session.stream(frames(), depth=3, partial=(partial,)))]
     assert [value.tolist() for value in values] == [[2.0 * number + 1] * 3 for number in range(8)]

@@ -89,11 +89,11 @@ def test_modes_of_the_caller_do_not_reach_into_planning_and_loading(mode: str, d
         plan = pipeline.plan(device=device)
         session = plan.compile(tmp_path).load()
     with session:
-        given = session(x=x)["y"]
+        output = session(x=x)["y"]
     with torch.no_grad():
         plain = pipeline.freeze().stages["plain"].target
         expected = Table()(wrapper.model(plain(x)))
-    assert torch.allclose(given, expected, atol=1e-5)
+    assert torch.allclose(output, expected, atol=1e-5)
     assert not any(tensor.is_inference() for tensor in wrapper.model.parameters())
 
 
@@ -104,8 +104,8 @@ def test_a_request_gives_the_same_whatever_the_mode(mode: str, device: str):
     with _pipeline(wrapper).plan(device=device).load() as session:
         expected = session(x=x)["y"]
         with MODES[mode]():
-            given = session(x=x)["y"], next(session.stream([{"x": x}]))["y"]
-    for each in given:
+            outputs = session(x=x)["y"], next(session.stream([{"x": x}]))["y"]
+    for each in outputs:
         assert each.dtype is torch.float32
         assert torch.equal(each, expected)
 

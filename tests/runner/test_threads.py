@@ -22,23 +22,23 @@ def crowd(session, ask, check, threads: int = 8, each: int = 50) -> list[int]:
 
     def work(seed: int) -> list[int]:
         start.wait()
-        asked = []
+        requests = []
         for index in range(each):
             size = SIZES[(seed * 3 + index) % len(SIZES)]
             request = ask(size)
             check(request, session(**request))
-            asked.append(size)
-        return asked
+            requests.append(size)
+        return requests
 
     with ThreadPoolExecutor(threads) as pool:
         return [size for part in pool.map(work, range(threads)) for size in part]
 
 
-def exact(plan, session, asked, name) -> None:
+def exact(plan, session, requests, name) -> None:
     """Statistics are the sum of what each request was said to cost."""
     total = session.stats
-    assert total["requests"] == len(asked)
-    each = [plan.summary_for({name: size}) for size in asked]
+    assert total["requests"] == len(requests)
+    each = [plan.summary_for({name: size}) for size in requests]
     for key in ("uploads", "upload_bytes", "downloads", "download_bytes", "dispatches"):
         assert total[key] == sum(counts[key] for counts in each), key
     for device, peak in total["peak_bytes"].items():
@@ -55,27 +55,29 @@ def test_eight_threads_get_their_own_results_and_exact_counts(device: str):
         assert torch.allclose(result["logits"], expected, atol=1e-5)
 
     with torch.no_grad(), plan.load() as session:
-        asked = crowd(session, lambda n: {"image": torch.randn(n, 8), "text": torch.randn(n, 4)}, check)
-        assert len(asked) == 400
-        exact(plan, session, asked, "batch")
+        requests = crowd(session, lambda n: {"image": torch.randn(n, 8), "text": torch.randn(n, 4)}, check)
+        assert len(requests) == 400
+        exact(plan, session, requests, "batch")
 
 
 def test_threads_that_decide_sizes_on_the_way():
     pipeline = new()
-    found = host(
+    crops = host(
         pipeline, "find", lambda x: x.repeat(2, 1)[1:], crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0)
     )
-    pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(Dim.dynamic("k"), 3)))))
+    pipeline.output("y", pipeline.add("d", Double())(crops(pipeline.input("x", spec(Dim.dynamic("k"), 3)))))
     plan = pipeline.plan()
 
     def check(request, result):
         assert torch.equal(result["y"], request["x"].repeat(2, 1)[1:] * 2)
 
     with plan.load() as session:
-        asked = crowd(session, lambda n: {"x": torch.randn(n, 3)}, check, each=25)
+        requests = crowd(session, lambda n: {"x": torch.randn(n, 3)}, check, each=25)
         total = session.stats
-    assert total["requests"] == len(asked)
-    assert total["dispatches"] == sum(plan.summary_for({"n": 2 * n - 1, "k": n})["dispatches"] for n in asked)
+    assert total["requests"] == len(requests)
+    assert total["dispatches"] == sum(
+        plan.summary_for({"n": 2 * n - 1, "k": n})["dispatches"] for n in requests
+    )
 
 
 def test_devices_with_one_output_buffer_take_turns():
@@ -120,8 +122,8 @@ def test_a_crowd_of_failures_does_no_harm():
             return 40 - sum((seed + index) % 3 == 0 for index in range(40))
 
         with ThreadPoolExecutor(8) as pool:
-            done = sum(pool.map(work, range(8)))
-        assert session.stats["requests"] == done
+            total = sum(pool.map(work, range(8)))
+        assert session.stats["requests"] == total
 
 
 def test_close_waits_for_running_requests_and_refuses_new_ones():
@@ -144,7 +146,7 @@ def test_a_closed_session_says_so_to_everything():
     session = pair()[0].plan(sizes={"batch": 2}).load()
     request = {"image": torch.ones(2, 8), "text": torch.ones(2, 4)}
     session.run(request)
-    kept = session.run(request, keep_on_device="logits")
+    output = session.run(request, keep_on_device="logits")
     stream = session.stream([request, request])
     session.close()
     session.close()
@@ -159,7 +161,7 @@ def test_a_closed_session_says_so_to_everything():
         error = refuses(InputError, ("'pair'", "closed", "load the plan again"), call)
         assert error.session is session
     assert session.stats["requests"] == 2
-    assert kept["logits"].shape == (2, 5)
+    assert output["logits"].shape == (2, 5)
 
 
 def test_a_with_block_closes():
@@ -196,13 +198,13 @@ def test_no_stage_runs_once_close_has_returned(size: int):
 
         def work(session=session, start=start):
             start.wait()
-            done = 0
+            total = 0
             while True:
                 try:
                     session(x=torch.ones(size))
                 except InputError:
-                    return done
-                done += 1
+                    return total
+                total += 1
 
         with ThreadPoolExecutor(4) as pool:
             running = [pool.submit(work) for _ in range(4)]
@@ -210,6 +212,6 @@ def test_no_stage_runs_once_close_has_returned(size: int):
             time.sleep(0.003)
             session.close()
             closed.set()
-            done = sum(item.result(10) for item in running)
-        assert session.stats["requests"] == done
+            total = sum(item.result(10) for item in running)
+        assert session.stats["requests"] == total
     assert late == []

@@ -32,8 +32,8 @@ def pipeline_of(stage, names, outputs=None):
 
 def results(stage, names, outputs=None, device="cpu", options=None):
     with pipeline_of(stage, names, outputs).plan(device=device, options=options).load() as session:
-        given = session(x=X)
-    return [given[f"o{name}"] for name in names]
+        results = session(x=X)
+    return [results[f"o{name}"] for name in names]
 
 
 def encoder(x):
@@ -96,6 +96,6 @@ def test_declared_outputs_are_found_under_keys_that_are_no_strings(device):
     pipeline.output("low", values[0])
     pipeline.output("high", values[1])
     with pipeline.plan(options=COMPUTE if device != "host" else {}).load() as session:
-        given = session(x=X)
-    assert torch.equal(given["low"], X + 1)
-    assert torch.equal(given["high"], X * 2)
+        results = session(x=X)
+    assert torch.equal(results["low"], X + 1)
+    assert torch.equal(results["high"], X * 2)

@@ -37,8 +37,8 @@ def test_a_trace_holds_every_step_of_every_request():
 
 def test_a_trace_holds_the_steps_of_regions_and_chunks():
     pipeline = new()
-    found = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0))
-    pipeline.output("y", pipeline.add("d", Double())(found(pipeline.input("x", spec(9, 3)))))
+    crops = host(pipeline, "find", lambda x: x, crops=spec(Dim("n", (2, 4), batch=True), 3, pad=0))
+    pipeline.output("y", pipeline.add("d", Double())(crops(pipeline.input("x", spec(9, 3)))))
     with pipeline.plan().load() as session, session.trace() as trace:
         session(x=torch.ones(9, 3))
     assert [span.name for span in trace.spans if span.kind == "call"] == ["find", "d", "d", "d"]
@@ -153,12 +153,12 @@ def test_observers_are_told_of_plans_stages_and_requests():
 
 
 def test_a_broken_observer_harms_nobody(caplog):
-    broken, sound = Watcher(fail=True), Watcher()
-    with pipeline_with(broken, sound).plan(sizes={"n": (2, 4)}).load() as session:
+    faulty, sound = Watcher(fail=True), Watcher()
+    with pipeline_with(faulty, sound).plan(sizes={"n": (2, 4)}).load() as session:
         for _ in range(3):
             assert session(x=torch.ones(3))["y"].tolist() == [4.0] * 3
         assert session.stats["requests"] == 3
-    assert len(sound.stages) == len(broken.stages) == 6
+    assert len(sound.stages) == len(faulty.stages) == 6
     assert len(sound.requests) == 3
     reports = [record for record in caplog.records if "failed in" in record.getMessage()]
     assert 1 <= len(reports) <= 3  # once for each hook
@@ -177,11 +177,11 @@ def test_outputs_may_stay_on_their_device():
     with plan.load() as session:
         for size in (2, 3, 4, 9):
             image, text = torch.randn(size, 8), torch.randn(size, 4)
-            kept = session.run({"image": image, "text": text}, keep_on_device=("logits",))["logits"]
-            assert not isinstance(kept, torch.Tensor)
-            assert (tuple(kept.shape), kept.device) == ((size, 5), "null:0")
+            output = session.run({"image": image, "text": text}, keep_on_device=("logits",))["logits"]
+            assert not isinstance(output, torch.Tensor)
+            assert (tuple(output.shape), output.device) == ((size, 5), "null:0")
             expected = fusion(torch.cat([vision(image), text], 1))
-            assert torch.allclose(kept._content, expected, atol=1e-5)
+            assert torch.allclose(output._content, expected, atol=1e-5)
             home = session(image=image, text=text)["logits"]
             assert torch.allclose(home, expected, atol=1e-5)
 
@@ -200,8 +200,8 @@ def test_only_the_outputs_that_are_named_stay():
 
 def test_on_the_cpu_staying_changes_nothing():
     with pair()[0].plan(sizes={"batch": (2, 4)}).load() as session:
-        kept = session.run(REQUEST, keep_on_device=("logits",))["logits"]
-        assert torch.equal(kept, session(**REQUEST)["logits"])
+        output = session.run(REQUEST, keep_on_device=("logits",))["logits"]
+        assert torch.equal(output, session(**REQUEST)["logits"])
 
 
 def test_statistics_have_the_keys_of_the_summary():
@@ -234,9 +234,9 @@ def test_statistics_are_the_sum_of_what_was_said(sizes, options):
 def test_a_compiled_plan_is_loaded_from_its_store(tmp_path):
     module = linear(4, 4)
     plan = chain(module, takes=spec(batch("n"), 4, pad=0)).plan(sizes={"n": (2, 4)})
-    stored = plan.compile(tmp_path / "build")
-    assert stored == plan
+    loader = plan.compile(tmp_path / "build")
+    assert loader == plan
     x = torch.randn(3, 4)
-    with stored.load() as session:
+    with loader.load() as session:
         assert torch.allclose(session(x=x)["y"], module(x), atol=1e-6)
     assert list((tmp_path / "build").iterdir())
