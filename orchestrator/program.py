@@ -49,7 +49,7 @@ class ProgramOutput:
     Attributes:
         port: The stage's output port; ``value`` in a weightless program.
         spec: What leaves, adapters done.
-        adapters: What is done to what the stage gives, in order.
+        adapters: What is done to the output of the stage, in order.
     """
 
     port: str
@@ -66,7 +66,7 @@ class Program:
 
     Attributes:
         name: Unique in its plan.
-        inputs: Fed ports, in the order of the stage's.
+        inputs: Ports that take something, in the order of the stage's.
         outputs: What it gives, in order; a port may appear raw and adapted.
         sizes: The combinations of buckets it is compiled for, the largest last.
         returns: How the stage hands its outputs over: ``single``, ``tuple`` or ``dict``.
@@ -107,21 +107,21 @@ class Application:
     programs: tuple[Program, ...]
 
 
-def outputs_of(returns: str, ports: Sequence[str], given: Any) -> tuple[Any, ...]:
+def outputs_of(returns: str, ports: Sequence[str], result: Any) -> tuple[Any, ...]:
     """Returns what a stage handed over, in the order of its ports.
 
     Args:
         returns: How it hands them over, as :class:`~orchestrator.plan.model.PlannedCall` says.
         ports: The ports.
-        given: What it gave.
+        result: What it handed over.
     """
     if returns == "single":
-        return (given,)
+        return (result,)
     if returns == "tuple":
-        return tuple(given)
+        return tuple(result)
     if returns == "dict":
-        return tuple(given[port] for port in ports)
+        return tuple(result[port] for port in ports)
     if returns == "keys":
-        named = {str(key): value for key, value in given.items()}
-        return tuple(named[port] for port in ports)
-    return tuple(given[int(position)] for position in returns.split()[1:])
+        by_key = {str(key): value for key, value in result.items()}
+        return tuple(by_key[port] for port in ports)
+    return tuple(result[int(position)] for position in returns.split()[1:])

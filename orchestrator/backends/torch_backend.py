@@ -33,11 +33,11 @@ class TorchBackend(EagerBackend):
         self._torch_device = torch.device(self.device)
         kind = self._torch_device.type
         self._copies: dict[int, Any] = {}
-        self._pinned = kind == "cuda"
+        self._pins_memory = kind == "cuda"
         self._capabilities = (
             Capabilities(host_memory=True)
             if kind == "cpu"
-            else Capabilities(deferred=self._pinned, link=_PCIE)
+            else Capabilities(deferred=self._pins_memory, link=_PCIE)
         )
 
     @classmethod
@@ -51,8 +51,8 @@ class TorchBackend(EagerBackend):
     @classmethod
     def canonical(cls, device: str) -> str:
         """Returns ``cuda:0`` for ``cuda``, and ``cpu`` for ``cpu:0``: the processor is one device."""
-        parsed = torch.device(device)
-        return "cpu" if parsed.type == "cpu" else f"{parsed.type}:{parsed.index or 0}"
+        torch_device = torch.device(device)
+        return "cpu" if torch_device.type == "cpu" else f"{torch_device.type}:{torch_device.index or 0}"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -68,9 +68,9 @@ class TorchBackend(EagerBackend):
         try:
             torch.empty(0, device=self._torch_device)
         except Exception as error:
-            found = [f"{kind}:{index}" for kind in ("cuda", "xpu", "mps") for index in range(_count(kind))]
+            devices = [f"{kind}:{index}" for kind in ("cuda", "xpu", "mps") for index in range(_count(kind))]
             raise CompileError(
-                f"The device {self.device!r} is not there: torch sees {['cpu', *found]}. Plan for one of these, or "
+                f"The device {self.device!r} is not there: torch sees {['cpu', *devices]}. Plan for one of these, or "
                 f"run where the device is. ({str(error).partition(chr(10))[0]})",
                 device=self.device,
             ) from error
@@ -86,10 +86,11 @@ class TorchBackend(EagerBackend):
             owner, wrapper = owner_of(target), stage.wrapper
             if wrapper is not None and wrapper.makes_model:
                 owner = wrapper.model
+            # A wrapper that makes its model keeps it apart from what is called; the weights to move are the model's.
             if not isinstance(owner, torch.nn.Module) or self._is_here(owner):
                 return target  # type: ignore[no-any-return]
             self._check_content(stage, owner)
-            return self._moved(target, owner)
+            return self._copy_on_device(target, owner)
         except CompileError:
             raise
         except Exception as error:
@@ -105,8 +106,8 @@ class TorchBackend(EagerBackend):
         )
 
     def _check_content(self, stage: Stage, owner: torch.nn.Module) -> None:
-        named = (*owner.named_parameters(), *owner.named_buffers())
-        empty = [name for name, tensor in named if tensor.is_meta]
+        tensors = (*owner.named_parameters(), *owner.named_buffers())
+        empty = [name for name, tensor in tensors if tensor.is_meta]
         if empty:
             raise CompileError(
                 f"{empty[0]!r} of stage {stage.name!r} is on the meta device, without content, so that it cannot run "
@@ -117,19 +118,21 @@ class TorchBackend(EagerBackend):
                 weight=empty[0],
             )
 
-    def _moved(self, target: Callable[..., Any], owner: torch.nn.Module) -> Callable[..., Any]:
+    def _copy_on_device(self, target: Callable[..., Any], owner: torch.nn.Module) -> Callable[..., Any]:
         """A deep copy whose parameters and buffers are made on the device; the user's module stays as it is.
 
         What stages share is copied once: the copies of all stages of a device have one memo.
         """
-        computed = [value for part in owner.modules() for value in vars(part).values() if _is_computed(value)]
-        for tensor in (*owner.parameters(), *owner.buffers(), *computed):
+        derived_tensors = [
+            value for part in owner.modules() for value in vars(part).values() if _is_computed(value)
+        ]
+        for tensor in (*owner.parameters(), *owner.buffers(), *derived_tensors):
             if id(tensor) in self._copies:
                 continue
-            moved = tensor.detach().to(self._torch_device, copy=True)
+            copied_tensor = tensor.detach().to(self._torch_device, copy=True)
             if isinstance(tensor, torch.nn.Parameter):
-                moved = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
-            self._copies[id(tensor)] = moved
+                copied_tensor = torch.nn.Parameter(copied_tensor, requires_grad=tensor.requires_grad)
+            self._copies[id(tensor)] = copied_tensor
         return duplicate(target, self._copies)  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -138,28 +141,28 @@ class TorchBackend(EagerBackend):
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Copies a host tensor to the device without waiting."""
-        if self._pinned and value.numel():
+        if self._pins_memory and value.numel():
             value = value if value.is_pinned() else value.pin_memory()
             return value.to(self._torch_device, non_blocking=True)
         return value.to(self._torch_device)
 
     def download(self, handle: Handle) -> torch.Tensor:
         """Copies a tensor into a (pinned) host tensor; it is there after :meth:`synchronize`."""
-        if self._pinned and handle.numel():
+        if self._pins_memory and handle.numel():
             host = torch.empty(handle.shape, dtype=handle.dtype, device="cpu", pin_memory=True)
             return host.copy_(handle, non_blocking=True)
         return handle.cpu()  # type: ignore[no-any-return]
 
     def copy(self, handle: Handle, device: str) -> Handle:
         """Copies a tensor from another torch device."""
-        return handle.to(self._torch_device, non_blocking=self._pinned)
+        return handle.to(self._torch_device, non_blocking=self._pins_memory)
 
     def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
         """Returns the eager op; a target that no name can change is worked out once."""
         if adapter.kind != "cast" and not TensorSpec(adapter.dims).names:
             shape = TensorSpec(adapter.dims).shape({})
-            fixed = Adapter(adapter.kind, shape, adapter.rule)
-            return lambda handle, _sizes: apply(fixed, handle, {})
+            resolved_adapter = Adapter(adapter.kind, shape, adapter.rule)
+            return lambda handle, _sizes: apply(resolved_adapter, handle, {})
         return lambda handle, sizes: apply(adapter, handle, sizes)
 
     def join(self, handles: list[Handle], dim: int) -> Handle:
@@ -184,7 +187,7 @@ class TorchBackend(EagerBackend):
 
     def synchronize(self) -> None:
         """Waits for the caller's current stream on this device."""
-        if self._pinned:
+        if self._pins_memory:
             torch.cuda.current_stream(self._torch_device).synchronize()
 
 
