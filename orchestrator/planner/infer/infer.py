@@ -238,27 +238,35 @@ class _Inference:
         self, name: str, stage: Stage, fed: dict[str, PortSpec]
     ) -> list[tuple[dict[str, int], ProbeResult]]:
         """Outcomes at every combination of buckets, and at sizes between (:mod:`orchestrator.planner.infer.trials`)."""
-        sampler = Sampler(name, stage, fed, self.dims, lambda at: self._probe(name, stage, fed, at))
+        captured = name in self.captured
+
+        def run(sizes: dict[str, int]) -> ProbeResult:
+            result = self.prober.run(stage, self._arguments(name, fed, sizes), captured)
+            return self._check_memory_use(name, stage, result)
+
+        def attempt(sizes: dict[str, int]) -> ProbeResult | None:
+            result = self.prober.attempt(stage, self._arguments(name, fed, sizes), captured)
+            return None if result is None else self._check_memory_use(name, stage, result)
+
+        sampler = Sampler(name, stage, fed, self.dims, run, attempt)
         return sampler.samples(
             self.padded, lambda at, error: _refused(self.graph, name, stage, fed, at, error)
         )
 
-    def _run(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> ProbeResult:
+    def _arguments(self, name: str, fed: dict[str, PortSpec], sizes: dict[str, int]) -> tuple[Argument, ...]:
+        """What a call is tried with: for a tensor its shape at these sizes and its dtype, else the constant."""
         constants = {
             edge.target_port: self.graph.constants[edge.source.name]
             for edge in self.graph.into(NodeKey("call", name))
             if edge.source.kind == "constant"
         }
-        arguments: list[Argument] = []
-        for port, spec in fed.items():
-            if isinstance(spec, TensorSpec):
-                arguments.append((port, (spec.shape(at), spec.dtype)))
-            else:
-                arguments.append((port, constants[port]))
-        return self.prober.run(stage, tuple(arguments), name in self.captured)
+        return tuple(
+            (port, (spec.shape(sizes), spec.dtype) if isinstance(spec, TensorSpec) else constants[port])
+            for port, spec in fed.items()
+        )
 
-    def _probe(self, name: str, stage: Stage, fed: dict[str, PortSpec], at: dict[str, int]) -> ProbeResult:
-        outcome = self._run(name, stage, fed, at)
+    def _check_memory_use(self, name: str, stage: Stage, outcome: ProbeResult) -> ProbeResult:
+        """Notes that a call gives memory that is not its own; refuses one that writes into an input."""
         if outcome.shares:
             self.sharing.add(name)
         if outcome.written:

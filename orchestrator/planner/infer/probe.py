@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -22,7 +23,8 @@ from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
 from orchestrator.planner.infer.memory_use import MemoryUse, fake_mode, is_held, tensors_of
-from orchestrator.planner.infer.structure import key_of, structure
+from orchestrator.planner.infer.shared_trials import SharedTrials
+from orchestrator.planner.infer.structure import StructureKey, key_of, structure
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["Argument", "DataDependentError", "ProbeResult", "Prober", "RefusedError", "UnfitError"]
@@ -72,18 +74,31 @@ class Prober:
     """Runs stages on fake tensors, once for each structure and inputs."""
 
     def __init__(self) -> None:
-        self._mode = fake_mode()
-        self._isolation = Isolation(self._mode)
-        self._leftovers = Leftovers(self._mode, self._isolation)
+        self._shared = SharedTrials()
         self._memo: dict[Any, ProbeResult] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
-        self._leftovers.allow(self._copies)
-        self._structures: dict[int, Any] = {}
+        self._structures: dict[int, StructureKey] = {}
+
+    # The mode imports a compiler (torch._dynamo, a second of time): a plan that tries nothing does without.
+    @functools.cached_property
+    def _mode(self) -> fake_tensor.FakeTensorMode:
+        return fake_mode()
+
+    @functools.cached_property
+    def _isolation(self) -> Isolation:
+        return Isolation(self._mode)
+
+    @functools.cached_property
+    def _leftovers(self) -> Leftovers:
+        leftovers = Leftovers(self._mode, self._isolation)
+        leftovers.allow(self._copies)
+        return leftovers
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What running stages did that is worth a note in the plan."""
-        return tuple(dict.fromkeys(self._leftovers.bindings.notes))
+        ran = "_leftovers" in self.__dict__
+        return tuple(dict.fromkeys(self._leftovers.bindings.notes)) if ran else ()
 
     def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> ProbeResult:
         """Runs a stage.
@@ -97,28 +112,76 @@ class Prober:
             DataDependentError: It looks at tensor contents.
             RefusedError: It raised.
         """
-        if id(stage) not in self._structures:
-            self._structures[id(stage)] = structure(stage.target)
-        key = (
-            self._structures[id(stage)],
-            tuple((name, key_of(value)) for name, value in arguments),
-            captured,
-        )
+        key = self._key(stage, arguments, captured)
         if key not in self._memo:
-            # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is
-            # of the moment, the plan is not.
-            # Nor is anything compiled: dynamo would keep what it makes of a function that meets fake tensors, and what
-            # optimises a frozen script looks at its constants.
-            with (
-                _quiet(),
-                torch.inference_mode(False),
-                _no_autocast(),
-                _capture(captured),
-                torch.compiler.set_stance("force_eager"),
-                torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
-            ):
-                self._memo[key] = self._run(stage, arguments)
+            self._memo[key] = self._run_shared(stage, arguments, captured)
         return self._memo[key]
+
+    def attempt(
+        self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False
+    ) -> ProbeResult | None:
+        """Runs a stage that may refuse what it gets; None: it does.
+
+        Args:
+            stage: The stage.
+            arguments: As for :meth:`run`.
+            captured: As for :meth:`run`.
+
+        Raises:
+            DataDependentError: It looks at tensor contents.
+        """
+        if self._shared.is_refused(self._shared.key(stage, arguments, captured)):
+            return None
+        try:
+            return self.run(stage, arguments, captured)
+        except DataDependentError:
+            raise
+        except RefusedError:
+            return None
+
+    def _key(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> Hashable:
+        if id(stage) not in self._structures:
+            self._structures[id(stage)] = StructureKey(structure(stage.target))
+        named = tuple((name, key_of(value)) for name, value in arguments)
+        return (self._structures[id(stage)], named, captured)
+
+    def _run_shared(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> ProbeResult:
+        """Runs a stage, unless this process knows what comes of it."""
+        key = self._shared.key(stage, arguments, captured)
+        known: ProbeResult | None = self._shared.result(key)
+        if known is not None:
+            return known
+        # What a run leaves outside of its copy, or what is to be noted of it, another plan would miss: such a run is
+        # not shared. A refusal is, but without its error, which would hold the frames it came through.
+        try:
+            result = self._run_alone(stage, arguments, captured)
+        except DataDependentError:
+            raise
+        except RefusedError:
+            if not self._left_traces:
+                self._shared.put(key, None)
+            raise
+        if not self._left_traces:
+            self._shared.put(key, result)
+        return result
+
+    @property
+    def _left_traces(self) -> bool:
+        return self._leftovers.has_released or bool(self._leftovers.bindings.notes)
+
+    def _run_alone(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> ProbeResult:
+        # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is of the
+        # moment, the plan is not. Nor is anything compiled: dynamo would keep what it makes of a function that meets
+        # fake tensors, and what optimises a frozen script looks at its constants.
+        with (
+            _quiet(),
+            torch.inference_mode(False),
+            _no_autocast(),
+            _capture(captured),
+            torch.compiler.set_stance("force_eager"),
+            torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
+        ):
+            return self._run(stage, arguments)
 
     def examples(self, stage: Stage, wrapper: ModelWrapper) -> list[tuple[torch.Tensor, ...]]:
         """Returns a wrapper's example inputs, made as fake tensors."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["key_of", "structure"]
+__all__ = ["StructureKey", "key_of", "structure"]
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type)
 
@@ -26,6 +26,24 @@ def structure(target: Any) -> Any:
 def key_of(value: Any) -> Any:
     """Returns the key of an argument: a shape and dtype, or a Python constant."""
     return _Keys().key(value)
+
+
+class StructureKey:
+    """A structure that is hashed once: that takes as long as a module is large, and each trial looks it up."""
+
+    __slots__ = ("_hash", "_structure")
+
+    def __init__(self, structure: Any) -> None:
+        self._structure = structure
+        self._hash = hash(structure)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StructureKey) and (
+            self is other or (self._hash == other._hash and self._structure == other._structure)
+        )
 
 
 class _Keys:

@@ -6,6 +6,10 @@ buckets above a limit hide the limit. So a stage is tried at sizes that are no b
 :data:`EXHAUSTIVE`, above that at those that tell the laws apart that models have (constants, limits from below and
 above, rounding to a multiple or to a power of two, windows, strides, squeezed dims).
 
+Where combinations of buckets are more than :data:`COMBINATIONS`, several dims change at once: every size of every dim
+is tried, but not with every size of the others. That is enough where each size that the stage gives is constant or that
+of one name; else all combinations are tried.
+
 A batch runs in chunks above its largest bucket, so it is tried above it too. A dim that only runs at its buckets is
 tried there, and at a second size where it has one bucket alone: that tells a size that follows the dim from one that is
 always the same.
@@ -17,6 +21,7 @@ own operations bind symbols to numbers (an interpolation does): see decision 001
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from orchestrator.errors import PlanError
@@ -31,6 +36,9 @@ __all__ = ["EXHAUSTIVE", "Sampler", "padded_names", "trial_sizes", "unlike"]
 
 #: Up to this largest bucket a padded dim is tried at every size.
 EXHAUSTIVE = 8
+
+#: Up to so many combinations of buckets each is tried.
+COMBINATIONS = 16
 
 Sizes = dict[str, int]
 #: Sizes of names, and what a stage gave there.
@@ -80,6 +88,7 @@ class Sampler:
         fed: What its ports are fed.
         dims: Named dims.
         run: Runs the stage on fake tensors at some sizes of names.
+        attempt: The same; None where the stage refuses them.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class Sampler:
         fed: Mapping[str, object],
         dims: Mapping[str, DimPlan],
         run: Callable[[Sizes], ProbeResult],
+        attempt: Callable[[Sizes], ProbeResult | None],
     ) -> None:
         self.call = call
         self.stage = stage
@@ -97,6 +107,7 @@ class Sampler:
         self.buckets = {name: dims[name].buckets for name in self.names}
         self.batches = {name for name in self.names if dims[name].batch and not dims[name].any}
         self.run = run
+        self.attempt = attempt
 
     def samples(
         self, padded: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
@@ -111,7 +122,31 @@ class Sampler:
             DataDependentError: It looks at the content of tensors.
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
-        # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
+        base = {name: sizes[-1] for name, sizes in self.buckets.items()}
+        few = self._few(base, padded)
+        if few is not None:
+            largest, *_ = samples = few
+            varied = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
+        else:
+            # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
+            samples = self._at_buckets(refuse)
+            largest, varied = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
+            # At sizes that are no buckets it may refuse: those give no sample.
+            for name in self.names:
+                trials = list(self._sweep(base, name)) if name in padded else []
+                varied |= {name} if trials else set()
+                samples += trials
+            samples += self._joint(base, [name for name in self.names if name in padded])
+        for name in self.names:
+            trials = list(self._above(largest, name)) if name in self.batches else []
+            varied |= {name} if trials else set()
+            samples += trials
+        # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
+        if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
+            samples += [self._second(base, name) for name in self.names if name not in varied]
+        return samples
+
+    def _at_buckets(self, refuse: Callable[[Sizes, RefusedError], PlanError]) -> list[Sampled]:
         samples: list[Sampled] = []
         for at in combinations(self.names, self.buckets):
             try:
@@ -120,22 +155,54 @@ class Sampler:
                 raise
             except RefusedError as error:
                 raise refuse(at, error) from error.__cause__
-        largest = samples[-1]
-        base, _ = largest
-        # At sizes that are no buckets it may refuse: those give no sample.
-        varied = set()
-        for name in self.names:
-            trials = list(self._sweep(base, name)) if name in padded else []
-            if name in self.batches:
-                trials += self._above(largest, name)
-            samples += trials
-            if trials or len(self.buckets[name]) > 1:
-                varied.add(name)
-        samples += self._joint(base, [name for name in self.names if name in padded])
-        # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
-        if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
-            samples += [self._second(base, name) for name in self.names if name not in varied]
         return samples
+
+    def _few(self, base: Sizes, padded: frozenset[str]) -> list[Sampled] | None:
+        """Tries every size of every dim, but several dims at once, where all combinations would be too many.
+
+        Returns:
+            What the stage gives, at the largest buckets first; None where that does not say enough: combinations are
+            few, the stage refuses one, or gives a size that is neither constant nor that of one name.
+        """
+        if math.prod(len(sizes) for sizes in self.buckets.values()) <= COMBINATIONS:
+            return None
+        rows = [base]
+        for columns in (
+            {name: self.buckets[name][:-1] for name in self.names},
+            {name: trial_sizes(self.buckets[name]) for name in self.names if name in padded},
+        ):
+            # Small sizes of one dim meet large ones of the next, so that no two of them grow alike.
+            turned = {
+                name: sizes[::-1] if place % 2 else (*sizes[place:], *sizes[:place])
+                for place, (name, sizes) in enumerate(columns.items())
+                if sizes
+            }
+            for turn in range(max(map(len, turned.values()), default=0)):
+                rows.append({**base, **{name: sizes[turn % len(sizes)] for name, sizes in turned.items()}})
+        samples = [self._try(at) for at in rows]
+        found = [sample for sample in samples if sample is not None]
+        return found if len(found) == len(rows) and self._is_simple(found) else None
+
+    def _is_simple(self, samples: list[Sampled]) -> bool:
+        """Tells whether each size that a stage gives is always the same, or always that of one name."""
+        forms = {
+            (result.returns, tuple((key, len(shape), dtype) for key, shape, dtype in result.outputs))
+            for _, result in samples
+        }
+        if len(forms) > 1:
+            return False
+        columns = zip(
+            *([size for _, shape, _ in result.outputs for size in shape] for _, result in samples),
+            strict=True,
+        )
+        return all(
+            len(set(column)) == 1
+            or any(
+                all(at[name] == size for (at, _), size in zip(samples, column, strict=True))
+                for name in self.names
+            )
+            for column in columns
+        )
 
     def _sweep(self, base: Sizes, name: str) -> Iterator[Sampled]:
         """Tries the trial sizes of one dim, the others at their largest bucket."""
@@ -171,14 +238,8 @@ class Sampler:
 
     def _try(self, at: Sizes) -> Sampled | None:
         """What the stage gives at these sizes; None where it, or a stage before it, refuses them."""
-        if not self._is_sized(at):
-            return None
-        try:
-            return at, self.run(at)
-        except DataDependentError:
-            raise
-        except RefusedError:
-            return None
+        outcome = self.attempt(at) if self._is_sized(at) else None
+        return None if outcome is None else (at, outcome)
 
     def _is_sized(self, at: Sizes) -> bool:
         """Tells whether sizes that derive from names are known at these."""
