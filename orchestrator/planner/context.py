@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from orchestrator.adapter import Adapter, Place
 from orchestrator.backend import Backend, CompilingBackend
-from orchestrator.graph import Edge, Graph
+from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.plan.records import (
     DimPlan,
     PlannedCall,
@@ -22,7 +22,16 @@ from orchestrator.plan.records import (
 from orchestrator.plan.steps import Step
 from orchestrator.specs import AnyDim, PortSpec
 
-__all__ = ["MAX_REPLICAS", "EdgeSpec", "Fusion", "PlanContext", "PlanOptions"]
+__all__ = [
+    "MAX_REPLICAS",
+    "EdgeLocations",
+    "EdgeSpec",
+    "Fusion",
+    "Location",
+    "PlanContext",
+    "PlanOptions",
+    "RegionKey",
+]
 
 
 #: Programs of one application with equal code, where memory suffices.
@@ -70,8 +79,10 @@ class PlanContext:
         port_dtypes: (infer) call to the dtypes of its input ports as the stage's author wrote them.
         producer_specs: (infer) what each edge's producer gives.
         consumer_specs: (infer) what each edge's consumer reads.
+        regions: (group) call, or entry of a loop, to its region, if it is in one.
         notes: (infer, fuse, hazard) what the plan warns of.
         fusions: (fuse) where the adapters of an edge go on a device without eager compute.
+        locations: (locate) the two ends of each edge.
         residencies: (residency) edge to residency and reason.
         values, steps, staging, edges, outputs: (adapt) as in the plan; steps are ordered by hazard.
         spills: (hazard) edges that must go over the host, with the reason.
@@ -93,8 +104,10 @@ class PlanContext:
     port_dtypes: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
     producer_specs: Mapping[Edge, PortSpec] = field(default_factory=dict)
     consumer_specs: Mapping[Edge, EdgeSpec] = field(default_factory=dict)
+    regions: Mapping[NodeKey, RegionKey] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fusions: Mapping[Edge, Fusion] = field(default_factory=dict)
+    locations: Mapping[Edge, EdgeLocations] = field(default_factory=dict)
     residencies: Mapping[Edge, tuple[Residency, str]] = field(default_factory=dict)
     values: tuple[PlannedValue, ...] = ()
     steps: tuple[Step, ...] = ()
@@ -158,3 +171,26 @@ class Fusion:
     place: Place
     over_host: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class RegionKey:
+    """A region: its born dims, in the order of the graph's dims, and its level."""
+
+    dims: tuple[str, ...]
+    level: int
+
+
+class Location(NamedTuple):
+    """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
+
+    device: str
+    memory: str
+    real: bool
+
+
+class EdgeLocations(NamedTuple):
+    """Both ends of an edge."""
+
+    source: Location
+    target: Location

@@ -15,18 +15,17 @@ and *r* runs of the producer for a request:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.adapter import Adapter, Place
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, NodeKey
+from orchestrator.graph import Edge
 from orchestrator.planner.context import Fusion, PlanContext
 from orchestrator.planner.infer.bodies import limit_of
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.regions import RegionKey, find_regions, leaving
+from orchestrator.planner.schedule.regions import leaving
 from orchestrator.specs import TensorSpec
 from orchestrator.stage import Stage
 
@@ -69,13 +68,12 @@ def fuse(context: PlanContext) -> PlanContext:
 
 
 def _groups(context: PlanContext) -> list[_Group]:
-    regions = find_regions(context)
     found: dict[Any, list[Edge]] = {}
     readers: dict[Any, int] = {}
     for edge in context.graph.edges:
         root = (edge.source, edge.source_port)
         readers[root] = readers.get(root, 0) + 1
-        if _stays_with_adapters(context, edge, regions):
+        if _stays_with_adapters(context, edge):
             found.setdefault(
                 (root, context.consumer_specs[edge].conversions, _forced(context, edge)), []
             ).append(edge)
@@ -90,7 +88,7 @@ def _groups(context: PlanContext) -> list[_Group]:
     ]
 
 
-def _stays_with_adapters(context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey]) -> bool:
+def _stays_with_adapters(context: PlanContext, edge: Edge) -> bool:
     """Tells whether an edge could stay on a device that compiles, if its adapters were compiled too."""
     ends = (edge.source, edge.target)
     if (
@@ -102,7 +100,7 @@ def _stays_with_adapters(context: PlanContext, edge: Edge, regions: Mapping[Node
     devices = {context.device_of(node.name) for node in ends}
     if len(devices) > 1 or not context.is_compiled(devices.pop()):
         return False
-    return not leaving(context, edge, regions)
+    return not leaving(context, edge)
 
 
 def _runs(context: PlanContext, call: str) -> int:

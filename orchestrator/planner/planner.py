@@ -18,7 +18,9 @@ from orchestrator.planner.liveness import free_values
 from orchestrator.planner.memory import weigh
 from orchestrator.planner.place import place
 from orchestrator.planner.residency import decide_residency
+from orchestrator.planner.schedule.locations import locate_edges
 from orchestrator.planner.schedule.padding import padding_notes
+from orchestrator.planner.schedule.regions import group_regions
 from orchestrator.planner.schedule.schedule import adapt
 from orchestrator.planner.verify.steps import verify
 from orchestrator.specs import show_spec
@@ -57,14 +59,14 @@ def run_passes(context: PlanContext) -> Plan:
     """
     context = _infer(bucket(place(context)))
     _check_static(context)
-    context = _schedule(fuse(context))
+    context = _schedule(fuse(group_regions(context)))
     return _finish(weigh(free_values(context)))
 
 
 def _schedule(context: PlanContext) -> PlanContext:
     """Makes the steps; again with more edges over the host where no order of steps saves a value."""
     while True:
-        made = solve_hazards(adapt(decide_residency(context)))
+        made = solve_hazards(adapt(decide_residency(locate_edges(context))))
         if made.spills == context.spills:
             return made
         context = replace(context, spills=made.spills)

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError, PlanOptionError, nearest
-from orchestrator.graph import CONDITION, Edge, NodeKey, until_port
+from orchestrator.graph import CONDITION, Edge, until_port
 from orchestrator.plan.records import Residency
 from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.locations import Locations
-from orchestrator.planner.schedule.regions import RegionKey, find_regions, leaving
+from orchestrator.planner.schedule.regions import leaving
 
 __all__ = ["decide_residency"]
 
@@ -31,8 +30,7 @@ def decide_residency(context: PlanContext) -> PlanContext:
         PlanError: A forced residency names no edge, or is impossible.
     """
     forced = _forced(context)
-    regions, locations = find_regions(context), Locations(context)
-    decided = {edge: _decide(context, edge, regions, locations) for edge in context.graph.edges}
+    decided = {edge: _decide(context, edge) for edge in context.graph.edges}
     for edge, wish in forced.items():
         decided[edge] = _force(context, edge, wish, *decided[edge])
     return replace(context, residencies=decided)
@@ -57,10 +55,8 @@ def _forced(context: PlanContext) -> Mapping[Edge, Residency]:
     return forced
 
 
-def _decide(
-    context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey], locations: Locations
-) -> tuple[Residency, str]:
-    source, target = locations.source(edge).device, locations.target(edge).device
+def _decide(context: PlanContext, edge: Edge) -> tuple[Residency, str]:
+    source, target = (end.device for end in context.locations[edge])
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
         return where, "a constant, put in place once, at load"
@@ -75,7 +71,7 @@ def _decide(
     if is_gathered(context, edge):
         return Residency.HOST, f"each rank of {source} holds a part; they are joined on the host"
     if source == target:
-        return _within(context, edge, source, regions)
+        return _within(context, edge, source)
     return _between(context, source, target)
 
 
@@ -102,12 +98,10 @@ def _on_host(context: PlanContext, edge: Edge, source: str) -> str:
     return f"{loop.name!r} {what} {name!r} on the host"
 
 
-def _within(
-    context: PlanContext, edge: Edge, device: str, regions: Mapping[NodeKey, RegionKey]
-) -> tuple[Residency, str]:
+def _within(context: PlanContext, edge: Edge, device: str) -> tuple[Residency, str]:
     if edge in context.spills:
         return Residency.HOST, context.spills[edge]
-    born = leaving(context, edge, regions)
+    born = leaving(context, edge)
     if born and context.is_compiled(device):
         return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
     fusion = context.fusions.get(edge)

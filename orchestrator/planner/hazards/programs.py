@@ -16,7 +16,6 @@ from orchestrator.plan.records import PlannedProgram
 from orchestrator.plan.steps import HOST, Step, walk
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
-from orchestrator.planner.schedule.locations import Locations
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 
@@ -51,7 +50,6 @@ class Programs:
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
-        self.locations = Locations(context)
         self.fused = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
         self.signatures: dict[int, Signature] = {}
         self.users: dict[Signature, list[Step]] = {}
@@ -185,6 +183,6 @@ class Programs:
         """Tells whether all that a program gives, in each of its calls, goes to the host and nowhere else."""
         readers = [self.context.graph.out_of(NodeKey("call", step.name)) for step in steps]
         edges = [edge for reading in readers for edge in reading]
-        locations = [self.locations.target(edge).memory == HOST for edge in edges]
+        locations = [self.context.locations[edge].target.memory == HOST for edge in edges]
         parts = any(is_gathered(self.context, edge) for edge in edges)
         return all(readers) and all(locations) and not parts

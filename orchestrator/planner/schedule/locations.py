@@ -8,105 +8,98 @@ host.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from orchestrator.graph import Edge, Loop, NodeKey, next_port
 from orchestrator.plan.steps import HOST
-from orchestrator.planner.context import PlanContext
+from orchestrator.planner.context import EdgeLocations, Location, PlanContext
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Location", "Locations"]
-
-
-@dataclass(frozen=True)
-class Location:
-    """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
-
-    device: str
-    memory: str
-    real: bool
+__all__ = ["call_location", "locate_edges"]
 
 
 _ON_HOST = Location(HOST, HOST, True)
 
 
-class Locations:
-    """Finds the two ends of every edge.
+def locate_edges(context: PlanContext) -> PlanContext:
+    """Finds the two ends of every edge; edges that are spilled end on the host."""
+    locator = _Locator(context)
+    locations = {
+        edge: EdgeLocations(locator.source(edge), locator.target(edge)) for edge in context.graph.edges
+    }
+    return replace(context, locations=locations)
 
-    Args:
-        context: The plan so far; edges that are spilled already end on the host.
-    """
 
+def call_location(context: PlanContext, call: str) -> Location:
+    """Returns where a call takes and gives its values."""
+    device = context.device_of(call)
+    if device == HOST:
+        return _ON_HOST
+    host_memory = context.groups[device].capabilities.host_memory
+    return Location(device, HOST if host_memory else device, False)
+
+
+class _Locator:
     def __init__(self, context: PlanContext) -> None:
         self.context = context
         self.graph = context.graph
         self._carries: dict[tuple[str, str], Location | None] = {}
 
     def source(self, edge: Edge) -> Location:
-        """Returns the producing end."""
-        return self._given(edge.source, edge.source_port)
+        return self._producer(edge.source, edge.source_port)
 
     def target(self, edge: Edge) -> Location:
-        """Returns the consuming end."""
         if edge.target.kind == "call":
-            return self.call(edge.target.name)
+            return call_location(self.context, edge.target.name)
         if edge.target.kind == "output":
             return _ON_HOST
         loop = self.graph.loops[edge.target.name]
         if edge.target.kind == "enter":
-            return self._entered(loop, edge.target_port)
+            return self._inside(loop, edge.target_port)
         carry = next((name for name in loop.carry if next_port(name) == edge.target_port), None)
-        return self._carried(loop, carry) if carry is not None else self._left(loop, edge.target_port)
+        return self._carry(loop, carry) if carry is not None else self._outside(loop, edge.target_port)
 
-    def call(self, name: str) -> Location:
-        """Returns the end that a call is."""
-        device = self.context.device_of(name)
-        if device == HOST:
-            return _ON_HOST
-        host_memory = self.context.groups[device].capabilities.host_memory
-        return Location(device, HOST if host_memory else device, False)
-
-    def _given(self, node: NodeKey, port: str) -> Location:
+    def _producer(self, node: NodeKey, port: str) -> Location:
         if node.kind == "call":
-            return self.call(node.name)
+            return call_location(self.context, node.name)
         if node.kind not in ("enter", "exit"):
             return _ON_HOST
         loop = self.graph.loops[node.name]
         if node.kind == "enter" or port in loop.carry:
-            return self._entered(loop, port)
-        return self._left(loop, port)
+            return self._inside(loop, port)
+        return self._outside(loop, port)
 
-    def _entered(self, loop: Loop, port: str) -> Location:
+    def _inside(self, loop: Loop, port: str) -> Location:
         if port in loop.carry:
-            return self._carried(loop, port)
+            return self._carry(loop, port)
         if port in loop.inputs:
             edges = self.graph.into(NodeKey("enter", loop.name))
             edge = next(edge for edge in edges if edge.target_port == port)
-            return _ON_HOST if edge in self.context.spills else self._given(edge.source, edge.source_port)
-        return self._sliced(loop, port) if port in loop.each else _ON_HOST
+            return _ON_HOST if edge in self.context.spills else self._producer(edge.source, edge.source_port)
+        return self._slice(loop, port) if port in loop.each else _ON_HOST
 
-    def _carried(self, loop: Loop, port: str) -> Location:
+    def _carry(self, loop: Loop, port: str) -> Location:
         key = (loop.name, port)
         if key not in self._carries:
             self._carries[key] = None  # a carry that is handed on as it is, by way of others or not
-            self._carries[key] = self._find_carried(loop, port)
+            self._carries[key] = self._find_carry(loop, port)
         found = self._carries[key]
         if found is not None:
             return found
         # It leaves the loop in the buffer that it came in, which the order of the steps does not see.
-        read = self._read(loop, port)
-        return _ON_HOST if self._buffered(read) else read
+        read = self._first_reader(loop, port)
+        return _ON_HOST if self._has_buffers(read) else read
 
-    def _find_carried(self, loop: Loop, port: str) -> Location:
+    def _find_carry(self, loop: Loop, port: str) -> Location:
         edge = self._into(loop, next_port(port))
         if edge in self.context.spills:
             return _ON_HOST
-        found = self._given(edge.source, edge.source_port)
+        found = self._producer(edge.source, edge.source_port)
         # Not a call of this body gave it, but a loop inside, whose programs overwrite it when that loop runs again; or
         # it is another carry or of the code around, and so older than one iteration.
         fresh = edge.source.kind == "call" and self.graph.scope(edge.source) == loop.name
         same = (edge.source, edge.source_port) == (NodeKey("enter", loop.name), port)
-        held = not fresh and not same and self._buffered(found)
+        held = not fresh and not same and self._has_buffers(found)
         return _ON_HOST if held or self._is_python(edge) else found
 
     def _is_python(self, edge: Edge) -> bool:
@@ -116,32 +109,32 @@ class Locations:
         edges = self.graph.into(NodeKey("exit", loop.name))
         return next(edge for edge in edges if edge.target_port == port)
 
-    def _buffered(self, end: Location) -> bool:
+    def _has_buffers(self, end: Location) -> bool:
         return end.memory != HOST and bool(self.context.groups[end.device].capabilities.output_buffers)
 
     def _readers(self, loop: Loop, port: str) -> list[Location]:
         """Ends of the calls that read a port in the body."""
         edges = self.graph.out_of(NodeKey("enter", loop.name))
         return [
-            self.call(edge.target.name)
+            call_location(self.context, edge.target.name)
             for edge in edges
             if edge.source_port == port and edge.target.kind == "call"
         ]
 
-    def _read(self, loop: Loop, port: str) -> Location:
+    def _first_reader(self, loop: Loop, port: str) -> Location:
         return next(iter(self._readers(loop, port)), _ON_HOST)
 
-    def _sliced(self, loop: Loop, port: str) -> Location:
+    def _slice(self, loop: Loop, port: str) -> Location:
         readers = self._readers(loop, port)
         if len({end.memory for end in readers}) != 1 or readers[0].memory == HOST:
             return _ON_HOST
         eager = self.context.groups[readers[0].device].capabilities.eager
         return Location(readers[0].device, readers[0].memory, True) if eager else _ON_HOST
 
-    def _left(self, loop: Loop, port: str) -> Location:
+    def _outside(self, loop: Loop, port: str) -> Location:
         """Where a collected value is stacked, or an end is read."""
         edge = self._into(loop, port)
-        end = self._given(edge.source, edge.source_port)
+        end = self._producer(edge.source, edge.source_port)
         if port not in loop.results or end.device == HOST or loop.kind == "map":
             return _ON_HOST
         if not isinstance(self.context.counts[loop.name], int):

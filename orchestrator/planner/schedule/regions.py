@@ -11,33 +11,24 @@ dims of a map's items are its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from orchestrator.graph import Edge, NodeKey
-from orchestrator.planner.context import PlanContext
+from orchestrator.planner.context import PlanContext, RegionKey
 from orchestrator.planner.infer.bodies import is_of_items
 from orchestrator.specs import TensorSpec
 
-__all__ = ["RegionKey", "find_regions", "leaving"]
+__all__ = ["group_regions", "leaving"]
 
 
-@dataclass(frozen=True)
-class RegionKey:
-    """A region: its born dims, in the order of the graph's dims, and its level."""
-
-    dims: tuple[str, ...]
-    level: int
-
-
-def find_regions(context: PlanContext) -> dict[NodeKey, RegionKey]:
-    """Returns the region of each call, and of each loop by its entry, that is in one."""
+def group_regions(context: PlanContext) -> PlanContext:
+    """Says of each call, and of each loop by its entry, in which region it is, if in any."""
     graph = context.graph
     born = [
         name for name, dim in context.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
     ]
     if not born:
-        return {}
+        return context
     reads: dict[NodeKey, list[Edge]] = {}
     for edge in graph.edges:
         node, source = graph.ancestor_in(edge.target, ""), graph.ancestor_in(edge.source, "")
@@ -50,21 +41,22 @@ def find_regions(context: PlanContext) -> dict[NodeKey, RegionKey]:
         labels[node] = _label(context, node, edges, born)
         before = [other for edge in edges if (other := graph.ancestor_in(edge.source, "")) is not None]
         levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
-    return {node: RegionKey(label, levels[node]) for node, label in labels.items() if label}
+    regions = {node: RegionKey(label, levels[node]) for node, label in labels.items() if label}
+    return replace(context, regions=regions)
 
 
-def leaving(context: PlanContext, edge: Edge, regions: Mapping[NodeKey, RegionKey]) -> tuple[str, ...]:
+def leaving(context: PlanContext, edge: Edge) -> tuple[str, ...]:
     """Returns the region dims that an edge's value carries out of its region."""
     spec = context.producer_specs[edge]
-    region, there = (_region(context, node, regions) for node in (edge.source, edge.target))
+    region, there = (_region(context, node) for node in (edge.source, edge.target))
     if region is None or there == region or not isinstance(spec, TensorSpec):
         return ()
     return tuple(name for name in spec.names if name in region.dims)
 
 
-def _region(context: PlanContext, node: NodeKey, regions: Mapping[NodeKey, RegionKey]) -> RegionKey | None:
+def _region(context: PlanContext, node: NodeKey) -> RegionKey | None:
     around = context.graph.ancestor_in(node, "")
-    return None if around is None else regions.get(around)
+    return None if around is None else context.regions.get(around)
 
 
 def _label(context: PlanContext, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
-from orchestrator.graph import Edge, NodeKey
+from orchestrator.graph import Edge
 from orchestrator.plan.records import Residency
 from orchestrator.plan.steps import HOST
-from orchestrator.planner.context import PlanContext
+from orchestrator.planner.context import Location, PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.planner.infer.trials import padded_names
-from orchestrator.planner.schedule.locations import Location, Locations
-from orchestrator.planner.schedule.regions import RegionKey, leaving
+from orchestrator.planner.schedule.locations import call_location
+from orchestrator.planner.schedule.regions import leaving
 from orchestrator.specs import Derived, Pad, PortSpec, TensorSpec, plain_dim, plain_dims
 
 __all__ = ["EdgeRoutes"]
@@ -37,13 +37,10 @@ class EdgeRoutes:
 
     Args:
         context: The plan so far, with residencies.
-        regions: Call, or entry of a loop, to region.
     """
 
-    def __init__(self, context: PlanContext, regions: dict[NodeKey, RegionKey]) -> None:
+    def __init__(self, context: PlanContext) -> None:
         self.context = context
-        self.locations = Locations(context)
-        self.regions = regions
         self._padded = padded_names(context.graph, context.dims) - self._bound()
         self._items = {
             str(plain_dim(spec.dims[0])) for loop in context.graph.loops.values() for _, spec in loop.over
@@ -111,22 +108,22 @@ class EdgeRoutes:
     def source(self, edge: Edge) -> Location:
         """Returns the producing end."""
         if edge.source.kind != "call":
-            return self.locations.source(edge)
+            return self.context.locations[edge].source
         return self.produced(edge.source.name, self.context.producer_specs[edge])
 
     def produced(self, call: str, spec: PortSpec) -> Location:
         """Returns the end at which a call gives an output."""
-        end = self.locations.call(call)
+        end = call_location(self.context, call)
         births = isinstance(spec, TensorSpec) and self._births(call, spec)
         return Location(end.device, end.memory, True) if births else end
 
     def target(self, edge: Edge) -> Location:
         """Returns the consuming end."""
-        return self.locations.target(edge)
+        return self.context.locations[edge].target
 
     def leaves(self, edge: Edge) -> tuple[str, ...]:
         """Returns the region dims that an edge's value carries out of its region."""
-        return leaving(self.context, edge, self.regions)
+        return leaving(self.context, edge)
 
     def bucketed(self, spec: TensorSpec) -> bool:
         """Tells whether named dims of a value are compiled for buckets."""

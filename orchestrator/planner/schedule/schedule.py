@@ -18,11 +18,9 @@ from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import HOST, PlannedLoop, Step
-from orchestrator.planner.context import PlanContext
+from orchestrator.planner.context import Location, PlanContext, RegionKey
 from orchestrator.planner.infer.bodies import steps_dim
 from orchestrator.planner.schedule.explain import describe_dims, describe_edge
-from orchestrator.planner.schedule.locations import Location
-from orchestrator.planner.schedule.regions import RegionKey, find_regions
 from orchestrator.planner.schedule.routes import EdgeRoutes
 from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 
@@ -61,8 +59,8 @@ class _StepBuilder:
     def __init__(self, context: PlanContext) -> None:
         self.context = context
         self.graph = context.graph
-        self.regions = find_regions(context)
-        self.routes = EdgeRoutes(context, self.regions)
+        self.regions = context.regions
+        self.routes = EdgeRoutes(context)
         self.values: list[PlannedValue] = []
         self.frames = [_StepFrame()]
         self.staging = _StepFrame()
