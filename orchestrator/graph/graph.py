@@ -9,6 +9,7 @@ order, keyed by creation, is the order of everything that follows: a branch is f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -166,21 +167,53 @@ class Graph:
         """
         # Units with the calls and loops directly in this scope that belong to them, in the order of the graph.
         members: dict[Hashable, list[NodeKey]] = {}
-        for node in self.nodes:
-            if node.kind in ("call", "enter") and self.scope(node) == loop:
-                members.setdefault(unit_of.get(node, node), []).append(node)
+        for node in self._scope_nodes.get(loop, ()):
+            members.setdefault(unit_of.get(node, node), []).append(node)
         position_of = {unit: position for position, unit in enumerate(members)}
         # The graph of units: an edge from anywhere inside one to anywhere inside another joins the two. It is sorted as
         # the graph itself is, by creation, so that units of one node each keep its order.
         quotient: networkx.DiGraph[Hashable] = networkx.DiGraph()
         quotient.add_nodes_from(members)
-        for edge in self.edges:
-            ends = [self.ancestor_in(node, loop) for node in (edge.source, edge.target)]
-            units = [unit_of.get(node, node) for node in ends if node is not None]
-            if len(units) == 2 and units[0] != units[1]:
+        for source, target in self._scope_edges.get(loop, ()):
+            units = unit_of.get(source, source), unit_of.get(target, target)
+            if units[0] != units[1]:
                 quotient.add_edge(*units)
         order = networkx.lexicographical_topological_sort(quotient, key=position_of.__getitem__)
         return [tuple(members[unit]) for unit in order]
+
+    @functools.cached_property
+    def _scope_nodes(self) -> dict[str, list[NodeKey]]:
+        """Loop to the calls, and the entries of loops, directly in its body; the empty name: those in no loop."""
+        scopes: dict[str, list[NodeKey]] = {}
+        for node in self.nodes:
+            if node.kind in ("call", "enter"):
+                scopes.setdefault(self.scope(node), []).append(node)
+        return scopes
+
+    @functools.cached_property
+    def _scope_edges(self) -> dict[str, list[tuple[NodeKey, NodeKey]]]:
+        """Loop to the pairs of calls, and of entries of loops, directly in its body that an edge leads between.
+
+        An edge is in one scope only, the innermost around both its ends: further out, both are in one loop.
+        """
+        depths = {"": 0}
+        for loop in self.loops.values():
+            depths[loop.name] = depths[loop.within] + 1
+        scopes: dict[str, list[tuple[NodeKey, NodeKey]]] = {}
+        for edge in self.edges:
+            ends = [edge.source, edge.target]
+            if any(node.kind in ("input", "constant", "output") for node in ends):
+                continue
+            # Out of both is gone, the deeper one first, until they meet.
+            source, target = (NodeKey("enter", node.name) if node.kind == "exit" else node for node in ends)
+            while (inner := self.scope(source)) != (other := self.scope(target)):
+                if depths[inner] > depths[other]:
+                    source = NodeKey("enter", inner)
+                else:
+                    target = NodeKey("enter", other)
+            if source != target:
+                scopes.setdefault(inner, []).append((source, target))
+        return scopes
 
     def scope(self, node: NodeKey) -> str:
         """Returns the innermost loop around a node; that around a loop for both its ends."""
