@@ -57,6 +57,7 @@ def fill_meta(owner: torch.nn.Module) -> dict[str, bool]:
     Returns:
         Names of the tensors that were replaced, each with whether the module computes it, so that no checkpoint has it.
     """
+    # By identity of the meta tensor: weights that are tied stay one tensor.
     replacements: dict[int, torch.Tensor] = {}
     names: dict[str, bool] = {}
     for path, part in owner.named_modules():

@@ -36,6 +36,7 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
     Raises:
         PlanError: No backend takes the string; the nearest family is offered.
     """
+    # A family that nobody registered may still be a device of torch, which knows all of its own.
     backends = manager.registry.backends
     try:
         entry = backends.for_device(device)
@@ -68,6 +69,8 @@ def resolve_stage(
     Raises:
         PluginError: The name is unknown, its plugin broken, or its factory raised.
     """
+    # A stage wins over a pipeline of its name. Of a stage's config its factory takes what it knows; the rest is for its
+    # backend, which says while planning what it does not know. A pipeline is no device's, so it takes all.
     registry = manager.registry
     if name not in registry.stages and name in registry.pipelines:
         pipeline = registry.pipelines.get(name).load()
@@ -124,6 +127,7 @@ class PipelineLoader:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise CompileError(f"Artifacts go into a folder, not {path!r}.", path=path)
+        # The plan is written last: where it is, its artifacts are.
         self._check_dtype(plan)
         store = ArtifactStore(path)
         with own_modes():
@@ -158,6 +162,7 @@ class PipelineLoader:
 
     def _load_aside(self, plan: Plan) -> Session:
         """Compiles into a folder that is gone once the stages are loaded; an interrupt leaves neither it nor them."""
+        # Whatever is made stands in a list before an interrupt can come, so that it is undone by whoever sees it there.
         folders: list[str] = []
         sessions: list[Session] = []
 
