@@ -153,3 +153,14 @@ def test_the_inner_pipeline_may_change_afterwards():
     inner.add("more", Double())
     outer.output("y", sub(outer.input("x", spec(2))))
     assert list(outer.freeze().calls) == ["sub/a"]
+
+
+def test_pipelines_may_be_nested_400_deep():
+    inner = chain(Double())
+    for number in range(400):
+        outer = new(f"level {number}")
+        outer.output("y", outer.add("sub", inner)(outer.input("x", spec(2))))
+        inner = outer
+    assert inner.freeze().order == ("sub/" * 400 + "a",)
+    with inner.plan().load() as session:
+        assert session(x=torch.ones(2))["y"].tolist() == [2, 2]
