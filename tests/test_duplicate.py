@@ -95,7 +95,7 @@ def test_what_a_plain_deep_copy_refuses_is_moved(make, monkeypatch):
     x = torch.rand(2, 4)
     backend = TorchBackend("cpu")
     monkeypatch.setattr(backend, "_is_here", lambda _module: False)
-    copy = backend.load((), make_stage("stage", module))
+    copy = backend.load(make_stage("stage", module))
     assert copy is not module
     with torch.no_grad():
         torch.testing.assert_close(copy(x), module(x))
@@ -106,6 +106,6 @@ def test_a_partial_of_a_module_is_moved_with_it(monkeypatch):
     module = Locked().eval()
     backend = TorchBackend("cpu")
     monkeypatch.setattr(backend, "_is_here", lambda _module: False)
-    copy = backend.load((), make_stage("stage", functools.partial(module, twice=True)))
+    copy = backend.load(make_stage("stage", functools.partial(module, twice=True)))
     assert owner_of(copy) is not module
     assert copy.keywords == {"twice": True}
