@@ -5,7 +5,7 @@ names, shapes and kinds of dtype are compared before a byte of data is read, and
 Tied weights, one tensor under several names, stay one.
 
 A weight named in the option ``shard_weights`` is whole in the checkpoint and cut into one part for each rank; the
-module is what one rank runs, so it has the shape of a part.
+module is the one that a rank runs, so it has the shape of a part.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def _without_options(stage: Stage) -> Stage:
 
 
 def _describe(program: Program) -> list[Any]:
-    """A program as plain data; a derived size is known by what it is at the compiled sizes."""
+    """Returns a program as plain data, with each derived size as it is at the compiled sizes."""
     constants = [digest(item.constant) for item in program.inputs if item.spec is None]
     inputs = tuple(dataclasses.replace(item, constant=None) for item in program.inputs)
     parts: list[ProgramInput | ProgramOutput] = [*program.inputs, *program.outputs]

@@ -143,7 +143,7 @@ class RankedBackend(CompilingBackend):
         yield from training_notes(stage, self.device)
 
     def host_rows(self, handle: Handle) -> list[torch.Tensor]:
-        """Brings what each rank holds of a value to the host."""
+        """Brings the tensor of each rank to the host."""
         return [row[0].to("cpu") for row in handle]
 
     def gather(self, handle: Handle, dim: int) -> torch.Tensor:

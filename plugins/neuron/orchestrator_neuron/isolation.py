@@ -1,4 +1,4 @@
-"""What is set around a run of a stage that is no request: exporting it, or looking at what it does."""
+"""Surroundings of a run of a stage that is no request: while it is exported, or checked for state."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symb
 
 @contextlib.contextmanager
 def default_torch_state() -> Iterator[None]:
-    """Keeps what is set for the caller's thread out of a program: gradients, autocast, a default device."""
+    """Runs its block without the modes of the caller's thread: gradients, autocast, a default device."""
     with own_modes(), torch.no_grad():
         yield
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keeps torch from logging, printing and warning about what is raised, or is none of the user's business."""
+    """Keeps torch from logging, printing and warning: an error says it all, and the rest is not the user's business."""
 
     def drop(_record: logging.LogRecord) -> bool:
         return False

@@ -145,7 +145,7 @@ class ProgramModule(torch.nn.Module):
         return value
 
     def _narrow(self, value: torch.Tensor, item: ProgramOutput) -> torch.Tensor:
-        """Brings what the stage gives to the dtype it is held in; a folded cast does the rest."""
+        """Converts a result of the stage to the dtype in which the device holds it; a folded cast does the rest."""
         if value.dtype == item.spec.dtype or any(adapter.kind == "cast" for adapter in item.adapters):
             return value
         if self._checks_overflow and value.dtype is torch.int64 and item.spec.dtype is torch.int32:

@@ -1,4 +1,4 @@
-"""Ranked values: what a program leaves on the device, one tensor for each rank.
+"""Ranked values: results that stay on the device, one tensor for each rank.
 
 NxD Inference hands values about as ``[rank][output]``, a list of lists whose tensors are of device type
 ``privateuseone``, and a stage that is given one takes output 0 of every row, whatever else is there. So a handle here
@@ -62,7 +62,7 @@ def is_ranked(value: object) -> bool:
 
 
 def split_outputs(rows: Sequence[Sequence[Any]]) -> tuple[RankedValue, ...]:
-    """Turns what a program gives, ``[rank][output]``, into one ranked value for each output.
+    """Turns the result of a program, ``[rank][output]``, into one ranked value for each output.
 
     Args:
         rows: A row for each rank, all of the same length.

@@ -57,7 +57,7 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
         Whether a run may put tensors away, in the stage or elsewhere; False: certainly none does.
 
     Raises:
-        CompileError: A run changes what the next one reads.
+        CompileError: A run changes an attribute that the next one reads.
     """
     with default_torch_state(), silenced():
         attribute, caches = _find_state(module, inputs)

@@ -56,13 +56,13 @@ def distinct_versions(application: Application) -> list[tuple[Program, Sizes]]:
 
 
 def input_shapes(program: Program, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
-    """Returns what the router sees of a version: the shapes of its inputs, the route last where there is one."""
+    """Returns the shapes by which the router knows a version: of its inputs, the route last where there is one."""
     shapes = tuple(item.spec.shape(sizes) for item in program.tensors if item.spec is not None)
     return (*shapes, (program.route,)) if program.route else shapes
 
 
 def version_name(application: Application, program: Program, sizes: Sizes) -> str:
-    """Returns what messages call a version: ``program 'enc' of stage 'enc' at n=8``."""
+    """Returns the name of a version in messages: ``program 'enc' of stage 'enc' at n=8``."""
     at = ", ".join(f"{name}={size}" for name, size in sizes.items())
     of = f" of stage {application.name!r}" if application.stage is not None else ""
     return f"program {program.name!r}{of}{f' at {at}' if at else ''}"

@@ -29,7 +29,7 @@ class NeuronWrapper(ModelWrapper):
         Args:
             stage: The stage.
             settings: The options in force for it.
-            inputs: Its fed ports with what they get.
+            inputs: Its fed ports, with the spec of the value of each.
 
         Raises:
             PlanError: It cannot run there.

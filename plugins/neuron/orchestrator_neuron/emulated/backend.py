@@ -73,7 +73,7 @@ class EmulatedBackend(RankedBackend):
         self.open_device.begin_counting()
 
     def measured(self) -> Mapping[str, Any] | None:
-        """Returns what the device counted; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
+        """Returns the counts of the device; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
         return None if self._open_device is None else self._open_device.measured()
 
     def key(self, application: Application) -> str:
@@ -82,7 +82,7 @@ class EmulatedBackend(RankedBackend):
         return application_key(application, self.settings(application.stage), versions)
 
     def warm_up(self) -> None:
-        """Imports what compiling needs, once for all the processes that do it."""
+        """Imports the modules that compiling needs, once for all the processes that do it."""
         warm_up()
 
     def build(self, application: Application, folder: Path) -> None:
@@ -126,7 +126,7 @@ class EmulatedBackend(RankedBackend):
         return value
 
     def host_rows(self, handle: Handle) -> list[torch.Tensor]:
-        """Copies what each rank holds to the host; each counts."""
+        """Copies the tensor of each rank to the host; each counts."""
         return [download(tensor) for tensor in self._rows(handle)]
 
     def copy(self, handle: Handle, device: str) -> Handle:

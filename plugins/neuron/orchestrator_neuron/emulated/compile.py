@@ -79,7 +79,7 @@ def compile_application(
 
 @contextlib.contextmanager
 def _without_leftovers(target: Any, owner: torch.nn.Module | None) -> Iterator[None]:
-    """Removes what a stage caches while it is exported, in itself or elsewhere: the next export would find it."""
+    """Empties caches that a stage fills while it is exported, in itself or elsewhere: the next would find them."""
     leftovers = Leftovers()
     leftovers.bindings.note(target)
     leftovers.bindings.note_attributes(owner)

@@ -36,7 +36,7 @@ _WAY_OUT = (
 
 #: Arguments that say whether an operation which may draw does: no dropout is none, and neither is evaluation.
 _SWITCHES = ("train", "training", "dropout_p", "dropout")
-#: Operations that torch marks as random, though they only look at what others would draw.
+#: Operations that torch marks as random, though they draw nothing themselves.
 _HARMLESS = ("aten._nested_tensor_softmax_with_shape", "aten._fused_sdp_choice")
 
 

@@ -5,8 +5,8 @@ no pickle in it, no name of a Python object is looked up, and no text of it beco
 numbered, and an operator is one of those that :func:`~orchestrator_neuron.emulated.operators.operator_of` knows.
 
     graphs     each a list of nodes; the first is the program's, others are branches and bodies that nodes refer to
-    node       [op, what, arguments, keywords]; other nodes are spoken of by their number
-    takes      what the program's graph takes: ["weight", name], ["constant", number] or ["input"]
+    node       [op, name, arguments, keywords]; other nodes are spoken of by their number
+    takes      the arguments of the program's graph: ["weight", name], ["constant", number] or ["input"]
     constants  [shape, strides, dtype] of each; its content is a tensor of bytes, named by its number
 """
 
@@ -68,13 +68,13 @@ def dump(export: torch.export.ExportedProgram) -> bytes:
     """Returns an exported program as the content of a file; of its weights only the names.
 
     Raises:
-        UnstorableError: It takes, calls or holds what has no form in a file.
+        UnstorableError: It takes, calls or holds something that has no form in a file.
     """
     takes: list[list[str]] = []
     tensors: dict[str, torch.Tensor] = {}
     layouts: list[list[Any]] = []
     # Arguments in the order of the graph: whoever runs it puts weights and constants in these places. Weights go by
-    # name; constants go along as bytes, since their strides are part of what a graph may ask for.
+    # name; constants go along as bytes, since a graph may ask for their strides.
     for item in export.graph_signature.input_specs:
         if item.kind in _WEIGHTS:
             takes.append(["weight", str(item.target)])

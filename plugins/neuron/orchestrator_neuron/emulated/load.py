@@ -29,7 +29,7 @@ _CONSTANTS = (
 def load_application(
     device: Device, application: Application, settings: NeuronSettings, folder: Path
 ) -> dict[str, LoadedProgram]:
-    """Loads what :func:`~orchestrator_neuron.emulated.compile.compile_application` wrote.
+    """Loads an application that :func:`~orchestrator_neuron.emulated.compile.compile_application` wrote.
 
     Args:
         device: An open device.
@@ -57,7 +57,7 @@ def load_application(
 
 
 def _check_entries(application: Application, manifest: ApplicationManifest) -> None:
-    """Makes sure that the folder holds what the plan says: files in a store are somebody's word."""
+    """Makes sure that the folder holds the versions of the plan: files in a store are somebody's word."""
     versions = [replace(version, constant_bytes=0) for version in manifest.versions]
     if versions != planned_versions(application):
         raise CompileError(
@@ -70,6 +70,7 @@ def _check_entries(application: Application, manifest: ApplicationManifest) -> N
 def _programs(
     device: Device, application: Application, manifest: ApplicationManifest, folder: Path, weights: Weights
 ) -> dict[str, LoadedProgram]:
+    # All of a program's versions behind one callable, which finds one by the shapes of its inputs.
     versions: dict[str, list[LoadedVersion]] = {program.name: [] for program in application.programs}
     for version in manifest.versions:
         if version.program in versions:

@@ -119,7 +119,7 @@ def write(manifest: ApplicationManifest, folder: Path) -> None:
 
 
 def read(application: str, folder: Path) -> ApplicationManifest:
-    """Reads what :func:`write` wrote.
+    """Reads a manifest that :func:`write` wrote.
 
     Raises:
         CompileError: The folder holds none, a damaged one, or one of another version.

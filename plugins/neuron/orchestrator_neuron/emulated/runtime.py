@@ -1,7 +1,7 @@
 """A loaded application: weights on every rank, a router by exact shapes, one output buffer for each version.
 
 A program runs once on each rank, on that rank's tensors and weights. Its result is copied into its output buffer, and
-the handles it returns are that buffer: when it runs again at the same shapes, what earlier handles show has changed. A
+the handles it returns are that buffer: when it runs again at the same shapes, earlier handles show the new result. A
 handle out of a program's own buffer has no defined content while that program runs; here the result is poisoned, so
 that nobody takes it for right.
 """
@@ -154,10 +154,10 @@ class LoadedVersion:
                     )
 
     def _warm_up(self, file: Path) -> None:
-        """Runs once on zeros, as loading on the device does; what it writes into its arguments is state.
+        """Runs once on zeros, as loading on the device does; a write into its arguments is state.
 
         Raises:
-            CompileError: It keeps state, or is not what was compiled.
+            CompileError: It keeps state, or differs from the manifest.
         """
         inputs = [torch.zeros(meta.shape, dtype=meta.dtype, device="cpu") for meta in self.signature.inputs]
         arguments = [*self._leading[0], *inputs]
@@ -287,7 +287,7 @@ def _buffer(device: Device, rank: int, metas: Sequence[TensorMeta], what: str) -
 
 
 def _spoil(buffer: torch.Tensor, result: torch.Tensor) -> None:
-    """Fills a buffer with what is surely not the result."""
+    """Fills a buffer with values that are surely not the result."""
     if buffer.dtype is torch.bool:
         buffer.copy_(~result)
     else:

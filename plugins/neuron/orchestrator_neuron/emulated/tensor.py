@@ -64,7 +64,7 @@ class EmulatedTensor(torch.Tensor):
 
     Args:
         payload: The host tensor behind it.
-        block: The memory that it, or what it is a view of, takes.
+        block: Its memory; of a view, that of the whole tensor.
     """
 
     payload: torch.Tensor

@@ -56,8 +56,7 @@ def trace(
             export = torch.export.export(module, example_inputs(program, sizes), strict=False)
     except Exception as error:
         raise unexportable(where, stage, error) from error
-    # A refusal names the user's line, so what the graph shows is checked before its outputs are compared and before it
-    # is written: those know operators only.
+    # A refusal names the user's line, so the graph is checked first: comparing outputs and writing know operators only.
     check_static(where, stage, export.graph, lambda: _run_fake(module, program, sizes))
     check_draws(where, stage, export.graph_module)
     outputs = _outputs(export)

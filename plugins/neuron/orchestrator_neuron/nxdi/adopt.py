@@ -46,7 +46,7 @@ __all__ = ["AdoptedStage", "from_nxdi"]
 def from_nxdi(
     thing: Any, *, config: Any = None, inputs: Ports | None = None, outputs: Ports | None = None
 ) -> ModelWrapper:
-    """Makes a stage of what was written for NxD Inference, for ``Pipeline.add``.
+    """Makes a stage of a wrapper or application of NxD Inference, for ``Pipeline.add``.
 
     Args:
         thing: A ``ModelWrapper`` class of NxD Inference, an object of one, or an object of a ``NeuronApplicationBase``
@@ -170,7 +170,8 @@ class AdoptedStage(NeuronWrapper):
         """Yields warnings about the stage on a Neuron device.
 
         Raises:
-            PlanError: Its ``NeuronConfig`` contradicts the plan, or it is fed what it is not compiled for.
+            PlanError: Its ``NeuronConfig`` contradicts the plan, or the plan feeds it other shapes than
+                it is compiled for.
         """
         own = self.application is not None
         yield from differences(stage.name, self.nxdi_wrapper, settings, own)

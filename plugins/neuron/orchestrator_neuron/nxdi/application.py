@@ -151,7 +151,7 @@ def _wrapper(
 ) -> Any:
     from orchestrator_neuron.nxdi.classes import ProgramInstance, ProgramWrapper
 
-    # A user's own forward is kept where it fits the program, which is what the stage itself takes and gives; else
+    # A user's own forward is kept where it fits the program, which then has the stage's own inputs and outputs; else
     # the program is called directly, with the user's compiler arguments if the plan has none.
     tag = tag_of(program, position)
     instance = ProgramInstance(source, program, versions_of(program))
@@ -187,7 +187,7 @@ def _config(user_stage: AdoptedStage | None, settings: NeuronSettings) -> Any:
         )
     else:
         config = copy.deepcopy(user_stage.nxdi_wrapper.config)
-    # Ranks and dtypes follow the plan, which `differences` has compared with what the user's config says.
+    # Ranks and dtypes follow the plan, which `differences` has compared with the user's config.
     neuron = config.neuron_config
     neuron.tp_degree, neuron.world_size = settings.tp_degree, settings.world_size
     neuron.local_ranks_size, neuron.start_rank_id = settings.world_size, 0

@@ -159,7 +159,7 @@ def differences(stage: str, wrapper: Any, settings: NeuronSettings, own: bool) -
 
 
 def row_misfit(stage: str, rows: list[Row], inputs: Mapping[str, PortSpec]) -> PlanError | None:
-    """Returns the error of an application whose own example inputs are not what the plan feeds; None: they fit.
+    """Returns the error of an application whose own example inputs differ from the plan's; None: they fit.
 
     Args:
         stage: The stage's name.

@@ -164,7 +164,7 @@ class ProgramWrapper(ModelWrapper):  # type: ignore[misc]
         return self._examples
 
     def forward(self, *values: Any) -> Any:
-        """Runs the program on ranked values; see ``ModelWrapper._forward`` for what comes back."""
+        """Runs the program on ranked values; see ``ModelWrapper._forward`` for the result."""
         return self._forward(*values)
 
 

@@ -106,7 +106,7 @@ def notes() -> Iterator[str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns what is installed of it, by name, for content keys."""
+    """Returns the installed version of each package, by name, for content keys."""
     return {package.name: package.version() for package in PACKAGES}
 
 

@@ -24,7 +24,7 @@ def build_own(application: Application, stage: AdoptedStage, folder: Path) -> No
     """Compiles a user's application into a folder.
 
     Raises:
-        CompileError: It cannot be compiled, or is not compiled for what the plan feeds.
+        CompileError: It cannot be compiled, or is compiled for other shapes than the plan feeds.
     """
     program = _only_program(application)
     _check_rows(program, stage)
