@@ -34,16 +34,13 @@ class Meter:
 
     def __init__(self, plan: Plan) -> None:
         from orchestrator.plan.chunks import Run
-        from orchestrator.plan.steps import walk
+        from orchestrator.plan.steps import CallStep, iter_steps
 
         # At first the largest request is expected: each bucket's last size, all iterations.
         largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
         self._expected_calls = [_count(plan, [step], Run(largest, largest)) for step in plan.steps]
         self._place = {
-            inner.name: at
-            for at, step in enumerate(plan.steps)
-            for inner in walk([step])
-            if inner.op == "call"
+            inner.name: at for at, step in enumerate(plan.steps) for inner in iter_steps([step], CallStep)
         }
         self._at = 0
         self._here = 0
@@ -70,15 +67,17 @@ class Meter:
 def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
     """The stage calls of steps, those of all iterations too."""
     from orchestrator.plan.iterations import repeats
+    from orchestrator.plan.steps import CallStep, LoopLikeStep, body_of
 
     total = 0
     for step in steps:
-        if step.loop is None:
-            total += 1 if step.op == "call" else _count(plan, step.body, run)
-        else:
-            total += sum(
-                times * _count(plan, step.body, inner) for inner, times in repeats(plan, step.loop, run)
-            )
+        match step:
+            case CallStep():
+                total += 1
+            case LoopLikeStep(body=body):
+                total += sum(times * _count(plan, body, inner) for inner, times in repeats(plan, step, run))
+            case _:
+                total += _count(plan, body_of(step), run)
     return total
 
 

@@ -10,17 +10,36 @@ from orchestrator.plan.records import (
     PlannedValue,
     Residency,
 )
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    Carry,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Slice,
+    Step,
+)
 
 __all__ = [
     "HOST",
+    "AdaptStep",
+    "BranchStep",
+    "CallStep",
+    "Carry",
     "DimPlan",
+    "LoopStep",
+    "MapStep",
     "Plan",
     "PlannedCall",
     "PlannedEdge",
     "PlannedGroup",
     "PlannedProgram",
     "PlannedValue",
+    "RegionStep",
     "Residency",
+    "Slice",
     "Step",
 ]

@@ -22,7 +22,7 @@ from orchestrator.plan.peak_memory import ChunkPeaks, Peaks
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.records import DimPlan, PlanData
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import AdaptStep, CallStep, LoopLikeStep, RegionStep, Step
 from orchestrator.specs import StepsDim, TensorSpec
 
 __all__ = ["Counter", "Tally", "constant_bytes", "cut_dims", "request_sizes", "summarise"]
@@ -183,23 +183,25 @@ class Counter:
 
     def _steps(self, steps: Iterable[Step], run: Run, tally: Tally, times: int = 1) -> None:
         for step in steps:
-            if step.op == "call":
-                tally.dispatches += times
-            elif step.op == "adapt":
-                one = Tally()
-                self._adapt(step, run, one)
-                tally.add(one, times)
-            elif step.loop is not None:
-                for part, count in repeats(self.plan, step.loop, run, times):
-                    if count:
-                        self._steps(step.body, part, tally, count)
-            else:
-                for part in region_parts([self._dims[name] for name in step.dims], step, run):
-                    self._steps(step.body, part, tally, times)
+            match step:
+                case CallStep():
+                    tally.dispatches += times
+                case AdaptStep():
+                    one = Tally()
+                    self._adapt(step, run, one)
+                    tally.add(one, times)
+                case LoopLikeStep():
+                    # ``times`` goes in, not on top: what a record says of a loop counts all times it was come to.
+                    for part, count in repeats(self.plan, step, run, times):
+                        if count:
+                            self._steps(step.body, part, tally, count)
+                case RegionStep():
+                    for part in region_parts([self._dims[name] for name in step.dims], step, run):
+                        self._steps(step.body, part, tally, times)
 
-    def _adapt(self, step: Step, run: Run, tally: Tally) -> None:
+    def _adapt(self, step: AdaptStep, run: Run, tally: Tally) -> None:
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
-        kind = step.adapter.kind if step.adapter else ""
+        kind = step.adapter.kind
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
             return
         if kind == "upload" and step.device in self._ranks:

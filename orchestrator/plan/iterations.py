@@ -12,13 +12,13 @@ from dataclasses import replace
 from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
 from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import PlannedLoop, Step
+from orchestrator.plan.steps import BranchStep, LoopLikeStep, LoopStep, MapStep, RegionStep
 from orchestrator.specs import TensorSpec, plain_dim, size_of
 
 __all__ = ["batch_run", "item_dims", "may_skip", "most_repeats", "region_parts", "repeats"]
 
 
-def region_parts(dims: Sequence[DimPlan], step: Step, run: Run) -> list[Run]:
+def region_parts(dims: Sequence[DimPlan], step: RegionStep, run: Run) -> list[Run]:
     """Returns the runs of a region's body, one for each chunk, with what was decided in it.
 
     Args:
@@ -38,7 +38,7 @@ def _recorded(run: Run, record: RunRecord) -> Run:
     return replace(run, real={**run.real, **record.sizes}, record=record)
 
 
-def repeats(plan: PlanData, loop: PlannedLoop, run: Run, times: int = 1) -> list[tuple[Run, int]]:
+def repeats(plan: PlanData, loop: LoopLikeStep, run: Run, times: int = 1) -> list[tuple[Run, int]]:
     """Returns the sizes at which a body runs, each with how often.
 
     Args:
@@ -47,23 +47,28 @@ def repeats(plan: PlanData, loop: PlannedLoop, run: Run, times: int = 1) -> list
         run: Sizes around it.
         times: How often it is come to; what was recorded counts all of these.
     """
-    if loop.kind == "map":
-        return _batches(plan, loop, run, times)
-    counts = _counts(loop, run)
-    return [(run, times * _most(plan, loop, run) if counts is None else sum(counts))]
+    match loop:
+        case MapStep():
+            return _batches(plan, loop, run, times)
+        case LoopStep() | BranchStep():
+            counts = _counts(loop, run)
+            return [(run, times * _most(plan, loop, run) if counts is None else sum(counts))]
+    raise TypeError(f"{loop!r} is no kind of loop")
 
 
-def most_repeats(plan: PlanData, loop: PlannedLoop, run: Run) -> int:
+def most_repeats(plan: PlanData, loop: LoopStep | BranchStep, run: Run) -> int:
     """Returns how often a loop or branch runs at most each time that it is come to."""
     counts = _counts(loop, run)
     return _most(plan, loop, run) if counts is None else max(counts, default=0)
 
 
-def _counts(loop: PlannedLoop, run: Run) -> tuple[int, ...] | None:
+def _counts(loop: LoopLikeStep, run: Run) -> tuple[int, ...] | None:
     return None if run.record is None else run.record.iterations.get(loop.name)
 
 
-def may_skip(loop: PlannedLoop, values: Sequence[PlannedValue], dims: Mapping[str, DimPlan]) -> bool:
+def may_skip(
+    loop: LoopStep | BranchStep, values: Sequence[PlannedValue], dims: Mapping[str, DimPlan]
+) -> bool:
     """Tells whether a loop or branch may not run at all: what it gives is then what its carries start with.
 
     Args:
@@ -71,36 +76,38 @@ def may_skip(loop: PlannedLoop, values: Sequence[PlannedValue], dims: Mapping[st
         values: Values of the plan.
         dims: Named dims.
     """
-    if loop.kind == "when" or loop.max_steps == 0:
-        return True
-    for whole, _ in loop.slices:
-        spec = values[whole].spec
+    match loop:
+        case BranchStep() | LoopStep(max_steps=0):
+            return True
+    for entry in loop.slices:
+        spec = values[entry.whole].spec
         size = plain_dim(spec.dims[0]) if isinstance(spec, TensorSpec) else 0
         if not (size > 0 if isinstance(size, int) else isinstance(size, str) and not dims[size].born):
             return True
     return False
 
 
-def _most(plan: PlanData, loop: PlannedLoop, run: Run) -> int:
-    if loop.kind == "when":
-        return 1
-    if loop.dim:
-        return run.real[loop.dim]
+def _most(plan: PlanData, loop: LoopStep | BranchStep, run: Run) -> int:
+    match loop:
+        case BranchStep():
+            return 1
+        case LoopStep(steps_dim=str(dim)) if dim:
+            return run.real[dim]
     bounds = [] if loop.max_steps is None else [loop.max_steps]
-    for whole, _ in loop.slices[:1]:
-        spec = plan.values[whole].spec
+    for entry in loop.slices[:1]:
+        spec = plan.values[entry.whole].spec
         assert isinstance(spec, TensorSpec)
         bounds.append(size_of(spec.dims[0], run.real))
     return min(bounds)
 
 
-def _batches(plan: PlanData, loop: PlannedLoop, run: Run, times: int) -> list[tuple[Run, int]]:
+def _batches(plan: PlanData, loop: MapStep, run: Run, times: int) -> list[tuple[Run, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
     records = None if run.record is None else run.record.batches.get(loop.name)
     if records is None:
         rest = tuple(run.real[dim.name] for dim in dims[1:])
-        counts = [count for count, _ in chunk_sizes(run.real[loop.dim], dims[0].buckets)]
+        counts = [count for count, _ in chunk_sizes(run.real[loop.items_dim], dims[0].buckets)]
         foretold = replace(run, record=None)
         return [
             (batch_run(dims, (count, *rest), foretold), times * counts.count(count))
@@ -117,11 +124,11 @@ def _batches(plan: PlanData, loop: PlannedLoop, run: Run, times: int) -> list[tu
     return found
 
 
-def item_dims(plan: PlanData, loop: PlannedLoop) -> tuple[str, ...]:
+def item_dims(plan: PlanData, loop: MapStep) -> tuple[str, ...]:
     """Returns the dims of a map's items, that which counts them first."""
-    specs = [plan.values[part].spec for _, part in loop.slices]
+    specs = [plan.values[entry.part].spec for entry in loop.slices]
     names = [name for spec in specs if isinstance(spec, TensorSpec) for name in spec.names]
-    return tuple(dict.fromkeys((loop.dim, *names)))
+    return tuple(dict.fromkeys((loop.items_dim, *names)))
 
 
 def batch_run(dims: Sequence[DimPlan], batch: Sequence[int], run: Run) -> Run:

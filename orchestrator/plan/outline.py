@@ -9,7 +9,16 @@ from orchestrator.plan.chunks import Run
 from orchestrator.plan.count import Counter
 from orchestrator.plan.iterations import repeats
 from orchestrator.plan.records import PlanData, PlannedEdge
-from orchestrator.plan.steps import PlannedLoop, Step, walk
+from orchestrator.plan.steps import (
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    LeafStep,
+    LoopLikeStep,
+    LoopStep,
+    MapStep,
+    iter_steps,
+)
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Block", "describe", "outline"]
@@ -24,7 +33,7 @@ class Block:
         items: Edges and inner blocks, in order.
     """
 
-    step: Step | None
+    step: LoopLikeStep | None
     items: tuple[PlannedEdge | Block, ...]
 
 
@@ -36,12 +45,14 @@ def outline(plan: PlanData) -> Block:
 class _Outline:
     def __init__(self, plan: PlanData) -> None:
         self.plan = plan
-        self.steps = {step.name: step for step in walk(plan.steps) if step.loop is not None}
+        self.steps = {step.name: step for step in iter_steps(plan.steps, LoopLikeStep)}
         self.around: dict[str, str] = {}
         for name, step in self.steps.items():
-            for inner in walk(step.body):
-                if inner.op == "call" or inner.loop is not None:
-                    self.around[inner.name] = name  # the innermost loop comes last
+            calls = iter_steps(step.body, CallStep)
+            self.around |= dict.fromkeys(
+                (inner.name for inner in calls), name
+            )  # the innermost loop comes last
+            self.around |= dict.fromkeys((inner.name for inner in iter_steps(step.body, LoopLikeStep)), name)
         self.owner = {edge: self._owner(edge) for edge in plan.edges}
 
     def _owner(self, edge: PlannedEdge) -> str:
@@ -78,20 +89,15 @@ class _Outline:
         return None
 
 
-def describe(plan: PlanData, step: Step) -> list[str]:
+def describe(plan: PlanData, step: LoopLikeStep) -> list[str]:
     """Returns what is said of a loop above its edges."""
-    loop = step.loop
-    assert loop is not None
-    lines = [f"{_NAMES[loop.kind]} {loop.name!r}: {'; '.join(_facts(plan, loop))}"]
+    lines = [f"{step.noun} {step.name!r}: {'; '.join(_facts(plan, step))}"]
     if any(not group.host_memory for group in plan.groups):
         once, each, never = _crossings(plan, step)
-        per = {"loop": "in each iteration", "map": "for each batch", "when": "if it runs"}[loop.kind]
+        per = {"loop": "in each iteration", "map": "for each batch", "branch": "if it runs"}[step.noun]
         carried = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
         lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{carried}")
     return lines
-
-
-_NAMES = {"loop": "loop", "map": "map", "when": "branch"}
 
 
 def show_bytes(size: float) -> str:
@@ -107,58 +113,63 @@ def _port(plan: PlanData, index: int) -> str:
     return plan.values[index].origin.rpartition(".")[2]
 
 
-def _facts(plan: PlanData, loop: PlannedLoop) -> Iterator[str]:
-    heads = [_port(plan, head) for _, head, _ in loop.carries]
-    slices = [_port(plan, part) for _, part in loop.slices]
-    if loop.kind == "when":
-        missing = [
-            name for name in plan.optional if name in {plan.values[whole].origin for whole, _ in loop.slices}
-        ]
-        conditions = [f"{name!r} is given" for name in missing]
-        conditions += [] if loop.condition is None else [f"{plan.values[loop.condition].origin!r} is true"]
-        yield f"runs if {' and '.join(conditions)}, else gives what is there otherwise"
-        return
-    if loop.kind == "map":
-        yield f"over {', '.join(slices)}, in batches by the buckets of {loop.dim!r}, order kept"
-        return
+def _facts(plan: PlanData, step: LoopLikeStep) -> Iterator[str]:
+    slices = [_port(plan, entry.part) for entry in step.slices]
+    match step:
+        case BranchStep():
+            entries = {plan.values[entry.whole].origin for entry in step.slices}
+            conditions = [f"{name!r} is given" for name in plan.optional if name in entries]
+            conditions += (
+                [] if step.condition is None else [f"{plan.values[step.condition].origin!r} is true"]
+            )
+            yield f"runs if {' and '.join(conditions)}, else gives what is there otherwise"
+        case MapStep():
+            yield f"over {', '.join(slices)}, in batches by the buckets of {step.items_dim!r}, order kept"
+        case LoopStep():
+            yield from _loop_facts(plan, step, slices)
+
+
+def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str]) -> Iterator[str]:
+    """How often a loop runs, what ends it, then what goes in and comes out."""
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
     (_, count), *_ = repeats(plan, loop, Run(largest, largest))
-    decided = loop.dim or (loop.slices and getattr(plan.values[loop.slices[0][0]].spec, "names", ())[:1])
-    yield f"{'at most ' if decided else ''}{count} iteration{'s' if count != 1 else ''}"
+    sliced_spec = plan.values[loop.slices[0].whole].spec if loop.slices else None
+    # A dim of the request decides the number, or the loop itself on its way: then it is the most.
+    is_open = loop.steps_dim or (isinstance(sliced_spec, TensorSpec) and sliced_spec.names[:1])
+    yield f"{'at most ' if is_open else ''}{count} iteration{'s' if count != 1 else ''}"
     if loop.until is not None:
         every = "" if loop.check_every == 1 else f", looked at every {loop.check_every} iterations"
         yield f"until {plan.values[loop.until].origin!r}{every}"
-    if heads:
-        yield f"carries {', '.join(heads)}"
+    if loop.carries:
+        yield f"carries {', '.join(_port(plan, carry.argument) for carry in loop.carries)}"
     if slices:
         yield f"slices {', '.join(slices)}"
     if loop.collects:
-        parts = [plan.values[index].origin for index in loop.collects]
-        yield f"collects {', '.join(parts)}"
+        yield f"collects {', '.join(plan.values[index].origin for index in loop.collects)}"
 
 
-def _crossings(plan: PlanData, step: Step) -> tuple[int, int, int]:
+def _crossings(plan: PlanData, step: LoopLikeStep) -> tuple[int, int, int]:
     """Bytes over the link at the largest buckets: to begin with, in an iteration, and carried without crossing it."""
-    loop = step.loop
-    assert loop is not None
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
     run = Run(largest, largest)
     counter = Counter(plan)
     inner = counter.steps(step.body, run)
-    made_by = {index: other for other in walk(plan.steps) if not other.body for index in other.outputs}
-    before: dict[int, Step] = {}
-    todo = [index for index in step.inputs if index in made_by]
+    # What brings the inputs of the loop to their place crosses the link once: the adapters before it, back to calls.
+    producers = {index: leaf for leaf in iter_steps(plan.steps, LeafStep) for index in leaf.outputs}
+    before: dict[int, AdaptStep] = {}
+    todo = list(step.inputs)
     while todo:
-        other = made_by.get(todo.pop())
-        if other is not None and other.op == "adapt" and other.outputs[0] not in before:
-            before[other.outputs[0]] = other
-            todo += other.inputs
+        match producers.get(todo.pop()):
+            case AdaptStep(outputs=(target,)) as adapter if target not in before:
+                before[target] = adapter
+                todo += adapter.inputs
     once = counter.steps(tuple(before.values()), run)
+    # Carries that live on the device would have to cross it in each iteration if the host ran the loop.
     linked = {group.memory for group in plan.groups if not group.host_memory}
-    carried = [plan.values[head] for _, head, _ in loop.carries] if loop.kind == "loop" else []
+    carries = [plan.values[carry.argument] for carry in step.carries] if step.noun == "loop" else []
     never = sum(
         value.spec.nbytes(largest)
-        for value in carried
+        for value in carries
         if isinstance(value.spec, TensorSpec) and value.memory in linked
     )
     return once.upload_bytes + once.download_bytes, inner.upload_bytes + inner.download_bytes, never

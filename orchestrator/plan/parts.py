@@ -16,7 +16,7 @@ from orchestrator.adapter import MOVES, Adapter
 from orchestrator.plan.chunks import Run, chunk_sizes, combine
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
-from orchestrator.plan.steps import HOST, Step, walk
+from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LeafStep, Step, iter_steps
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Part", "Parts", "split"]
@@ -194,8 +194,9 @@ class _Copier:
         self._values += [replace(value, memory=HOST), value]
         down, up = Adapter("download", device=HOST), Adapter("upload", device=device)
         spent = (index,) if dies else ()
-        steps.append(Step("adapt", value.origin, (index,), (home,), down, value.memory, frees=spent))
-        steps.append(Step("adapt", value.origin, (home,), (home + 1,), up, device, frees=(home,)))
+        origin = value.origin
+        steps.append(AdaptStep((index,), (home,), origin, down, device=value.memory, frees=spent))
+        steps.append(AdaptStep((home,), (home + 1,), origin, up, device=device, frees=(home,)))
         return home + 1
 
     def _is_overwritten(self, index: int, makers: Mapping[int, Step]) -> bool:
@@ -204,15 +205,18 @@ class _Copier:
         step = makers.get(index)
         if value.memory not in self._buffered or not isinstance(value.spec, TensorSpec) or step is None:
             return False
-        if step.adapter is not None and not step.program:
-            if step.adapter.kind in MOVES:
-                return False
-            return self._is_overwritten(step.inputs[0], makers)  # another name of the same
-        if step.body or not self._once:
-            return True
-        name = _program(step)
-        return sum(_program(other) == name for other in walk(self._plan.steps) if not other.body) > 1
+        match step:
+            case AdaptStep(program="", adapter=adapter):
+                # A move makes a tensor of its own; what else does nothing by itself is another name of the same.
+                return adapter.kind not in MOVES and self._is_overwritten(step.inputs[0], makers)
+            case LeafStep() if self._once:
+                name = _program(step)
+                return sum(_program(other) == name for other in iter_steps(self._plan.steps, LeafStep)) > 1
+        return True
 
 
-def _program(step: Step) -> str:
-    return step.program or (step.name.partition("#")[0] if step.op == "call" else "")
+def _program(step: LeafStep) -> str:
+    match step:
+        case CallStep(program="", name=name):
+            return name.partition("#")[0]
+    return step.program

@@ -11,7 +11,17 @@ from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.records import PlanData, PlannedValue
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import PlannedLoop, Step, spent_starts, walk
+from orchestrator.plan.steps import (
+    AdaptStep,
+    BranchStep,
+    LeafStep,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Step,
+    dead_initials,
+    iter_steps,
+)
 from orchestrator.specs import TensorSpec
 
 __all__ = ["ChunkPeaks", "Peaks"]
@@ -43,7 +53,7 @@ class Peaks:
         buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}
         self._owned = {
             index
-            for step in walk(plan.steps)
+            for step in iter_steps(plan.steps, LeafStep)
             if (step.program and step.device in buffered) or place_of(step) in ("producer", "consumer")
             for index in step.outputs
         }
@@ -104,19 +114,20 @@ class Peaks:
 
     def _steps(self, steps: Iterable[Step], run: Run) -> None:
         for step in steps:
-            if step.op == "region":
-                self._region(step, run)
-            elif step.loop is not None and step.loop.kind == "map":
-                self._map(step, step.loop, run)
-            elif step.loop is not None:
-                self._loop(step, step.loop, run)
-            else:
-                for index in step.outputs:
-                    self._output(step, index, run)
+            match step:
+                case RegionStep():
+                    self._region(step, run)
+                case MapStep():
+                    self._map(step, run)
+                case LoopStep() | BranchStep():
+                    self._loop(step, run)
+                case LeafStep():
+                    for index in step.outputs:
+                        self._output(step, index, run)
             for index in step.frees:
                 self._drop(index)
 
-    def _output(self, step: Step, index: int, run: Run) -> None:
+    def _output(self, step: LeafStep, index: int, run: Run) -> None:
         """A step's output shares an adapter's input's storage, or has its own."""
         source = self._at.get(step.inputs[0]) if step.inputs else None
         if source is not None and self._is_view(step, index, run):
@@ -124,51 +135,52 @@ class Peaks:
         else:
             self._make(index, run)
 
-    def _is_view(self, step: Step, index: int, run: Run) -> bool:
-        if step.op != "adapt" or step.adapter is None:
-            return False
-        if step.adapter.kind in ("pad", "slice", "cut"):
-            source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
-            return self._bytes(source, run) == self._bytes(target, run)
-        return step.adapter.place == "consumer"
+    def _is_view(self, step: LeafStep, index: int, run: Run) -> bool:
+        match step:
+            case AdaptStep(adapter=adapter) if adapter.kind in ("pad", "slice", "cut"):
+                source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
+                return self._bytes(source, run) == self._bytes(target, run)
+        return place_of(step) == "consumer"
 
-    def _loop(self, step: Step, loop: PlannedLoop, run: Run) -> None:
+    def _loop(self, step: LoopStep | BranchStep, run: Run) -> None:
         """Replays as many iterations as differ, and the last one with all that was collected by then."""
-        count = most_repeats(self.plan, loop, run)
-        replayed = min(count, len(loop.carries) + 2)
-        self._rename([(head, start) for start, head, _ in loop.carries])
-        for index in spent_starts(step):
+        count = most_repeats(self.plan, step, run)
+        # A value can hand its storage on through every carry once; from then on iterations are alike.
+        replayed = min(count, len(step.carries) + 2)
+        self._rename([(carry.argument, carry.initial) for carry in step.carries])
+        for index in dead_initials(step):
             self._drop(index)
         parts: list[_Storage] = []
         for at in range(replayed):
             if at == replayed - 1:
-                parts += [self._parts(index, count - replayed, run) for index in loop.collects]
-            parts += self._iteration(step, loop, run)
-        self._rename([(final, head) for final, (_, head, _) in zip(step.outputs, loop.carries, strict=False)])
-        for index in {*loop.heads, *loop.ends, *(index for _, index in loop.watched)} - self._around(loop):
+                parts += [self._parts(index, count - replayed, run) for index in step.collects]
+            parts += self._iteration(step, run)
+        # The results take over from the arguments before anything of the body is dropped.
+        self._rename(
+            [(result, carry.argument) for result, carry in zip(step.results, step.carries, strict=True)]
+        )
+        progress = [index for _, index in step.progress_outputs] if isinstance(step, LoopStep) else []
+        outside = {carry.initial for carry in step.carries}
+        for index in {*step.arguments, *step.yields, *progress} - outside:
             self._drop(index)
-        for index in step.outputs[len(loop.carries) :]:
+        for index in step.stacks:
             self._make(index, run)
         for part in parts:
             self._release(part)
 
-    def _iteration(self, step: Step, loop: PlannedLoop, run: Run) -> list[_Storage]:
+    def _iteration(self, step: LoopStep | BranchStep, run: Run) -> list[_Storage]:
         """Replays one iteration; returns what it adds to what is collected, held once more."""
-        for whole, part in loop.slices:
-            self._rename([(part, whole)])
+        for entry in step.slices:
+            self._rename([(entry.part, entry.whole)])
         self._steps(step.body, run)
-        parts = [self._at[index] for index in loop.collects if index in self._at]
+        parts = [self._at[index] for index in step.collects if index in self._at]
         for storage in parts:
             storage.holders += 1
-        self._rename([(head, following) for _, head, following in loop.carries])
+        self._rename([(carry.argument, carry.yielded) for carry in step.carries])
         own = {index for inner in step.body for index in inner.outputs}
-        for index in own & {*(following for _, _, following in loop.carries), *loop.collects}:
+        for index in own & {*(carry.yielded for carry in step.carries), *step.collects}:
             self._drop(index)
         return parts
-
-    def _around(self, loop: PlannedLoop) -> set[int]:
-        """Values of the code around a loop that its body hands on."""
-        return {start for start, _, _ in loop.carries}
 
     def _rename(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Gives values the storage of others, all at once; a constant's is none of a request."""
@@ -182,18 +194,18 @@ class Peaks:
         self._add(storage.memory, storage.size)
         return storage
 
-    def _map(self, step: Step, loop: PlannedLoop, run: Run) -> None:
+    def _map(self, step: MapStep, run: Run) -> None:
         """Replays batches that differ."""
-        for batch, _ in repeats(self.plan, loop, run):
-            for _, part in loop.slices:
-                self._make(part, batch)
+        for batch, _ in repeats(self.plan, step, run):
+            for entry in step.slices:
+                self._make(entry.part, batch)
             self._steps(step.body, batch)
-            for index in {*loop.heads, *loop.ends}:
+            for index in {*step.arguments, *step.yields}:
                 self._drop(index)
         for index in step.outputs:
             self._make(index, run)
 
-    def _region(self, step: Step, run: Run) -> None:
+    def _region(self, step: RegionStep, run: Run) -> None:
         largest = max(
             region_parts([self._dims[name] for name in step.dims], step, run),
             default=None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.records import PlanData
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import AdaptStep, CallStep, LoopLikeStep, Step, iter_steps
 
 __all__ = ["FusedAdapters", "Port", "place_of", "port_order"]
 
@@ -20,7 +20,7 @@ Port = tuple[int, tuple[Adapter, ...]]
 
 def place_of(step: Step) -> str:
     """Returns where an adapter step happens; empty for all other steps."""
-    return step.adapter.place if step.adapter is not None else ""
+    return step.adapter.place if isinstance(step, AdaptStep) else ""
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,22 @@ class FusedAdapters:
         prologue: dict[int, tuple[int, tuple[Adapter, ...]]] = {}
         epilogue: dict[int, tuple[str, Port]] = {}
         needed = set(outputs)
-        for step in walk(steps):
-            place = place_of(step)
-            if step.op == "call":
-                epilogue.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
-            if place != "producer":
+        # A step comes after what made its inputs: what was fused before it is known when it is come to.
+        for step in iter_steps(steps):
+            match step:
+                case CallStep():
+                    epilogue.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
+                case LoopLikeStep():
+                    needed.update(step.yields)
+                case AdaptStep(inputs=(source,), outputs=(target,), adapter=adapter):
+                    if adapter.place == "consumer":
+                        root, adapters = prologue.get(source, (source, ()))
+                        prologue[target] = (root, (*adapters, adapter))
+                    elif adapter.place == "producer":
+                        call, (at, adapters) = epilogue[source]
+                        epilogue[target] = (call, (at, (*adapters, adapter)))
+            if place_of(step) != "producer":
                 needed.update(step.inputs)
-            if step.loop is not None:
-                needed.update(step.loop.ends)
-            if step.adapter is None or place not in ("consumer", "producer"):
-                continue
-            (source,), (target,) = step.inputs, step.outputs
-            if place == "consumer":
-                root, done = prologue.get(source, (source, ()))
-                prologue[target] = (root, (*done, step.adapter))
-            else:
-                call, (at, done) = epilogue[source]
-                epilogue[target] = (call, (at, (*done, step.adapter)))
         ports: dict[str, dict[Port, int]] = {}
         for index, (call, port) in epilogue.items():
             ports.setdefault(call, {})[port] = index

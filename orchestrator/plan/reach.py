@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.plan.records import DimPlan, PlannedValue
-from orchestrator.plan.steps import PlannedLoop, Step
+from orchestrator.plan.steps import BlockStep, BranchStep, LoopLikeStep, LoopStep, MapStep, Step, StepVisitor
 from orchestrator.specs import TensorSpec, dim_names, plain_dims, show_spec
 
 __all__ = ["Reach"]
 
 
-class Reach:
+class Reach(StepVisitor):
     """Follows one dim through steps.
 
     Args:
@@ -41,17 +41,14 @@ class Reach:
         self._all = values
         self._counted: set[str] = set()  # dims that are how often a loop runs, where what is reached ends it
 
-    def follow(self, steps: Iterable[Step]) -> None:
-        """Follows the dim through steps, in order."""
-        for step in steps:
-            if step.loop is not None:
-                follow = {"loop": self._loop, "map": self._map, "when": self._loop}[step.loop.kind]
-                follow(step, step.loop)
-            elif step.op == "region":
-                self.follow(step.body)
-            elif self.values & set(step.inputs):
+    def visit_step(self, step: Step) -> None:
+        """Follows the dim through one step: into a body, or from what it reads to what it gives."""
+        match step:
+            case BlockStep():
+                super().visit_step(step)
+            case _ if self.values & set(step.inputs):
                 self._reach(step.outputs)
-            else:
+            case _:
                 self._check_unreached(step)
 
     def check_outputs(self, outputs: Mapping[str, int]) -> None:
@@ -92,41 +89,52 @@ class Reach:
             if self.dim in _names(value) and not value.constant:
                 self._object(f"{value.origin!r} has it, but is made of nothing that can be cut along it")
 
-    def _loop(self, step: Step, loop: PlannedLoop) -> None:
-        for whole, _ in loop.slices if loop.kind == "loop" else ():
-            spec = self._all[whole].spec
+    def visit_loop(self, step: LoopStep) -> None:
+        """Follows the dim through iterations; where the dim counts them, they cannot be cut."""
+        for entry in step.slices:
+            spec = self._all[entry.whole].spec
             if isinstance(spec, TensorSpec) and self.dim in dim_names(spec.dims[0]):
-                self._object(f"it is how often loop {loop.name!r} runs")
+                self._object(f"it is how often loop {step.name!r} runs")
+        self._iterate(step)
+        if step.until is not None and step.until in self.values:  # each chunk runs as often as its items need
+            self._reach(step.outputs)
+            self._counted.add(step.steps_dim)
+        self._leave(step)
+
+    def visit_branch(self, step: BranchStep) -> None:
+        """Follows the dim through a branch; what it hangs on must be the same in all chunks."""
+        self._iterate(step)
+        if step.condition is not None and step.condition in self.values:
+            condition = self._all[step.condition].origin
+            self._object(f"the condition of branch {step.name!r} ({condition!r}) depends on it")
+        self._leave(step)
+
+    def _iterate(self, step: LoopLikeStep) -> None:
         before = -1
         while len(self.values) != before:  # what a carry brings in an iteration reaches the next one
             before = len(self.values)
-            for start, head, following in loop.carries:
-                if {start, following} & self.values:
-                    self._reach((head,))
-            self._reach(part for whole, part in loop.slices if whole in self.values)
-            self.follow(step.body)
-        if loop.condition is not None and loop.condition in self.values:
-            self._object(
-                f"the condition of branch {loop.name!r} ({self._all[loop.condition].origin!r}) depends on it"
-            )
-        if loop.until is not None and loop.until in self.values:  # each chunk runs as often as its items need
-            self._reach(step.outputs)
-            self._counted.add(loop.dim)
-        ends = [*(head for _, head, _ in loop.carries), *loop.collects]
+            for carry in step.carries:
+                if {carry.initial, carry.yielded} & self.values:
+                    self._reach((carry.argument,))
+            self._reach(entry.part for entry in step.slices if entry.whole in self.values)
+            self.visit(step.body)
+
+    def _leave(self, step: LoopLikeStep) -> None:
+        ends = [*(carry.argument for carry in step.carries), *step.collects]
         self._reach(out for out, end in zip(step.outputs, ends, strict=True) if end in self.values)
 
-    def _map(self, step: Step, loop: PlannedLoop) -> None:
+    def visit_map(self, step: MapStep) -> None:
         """Items are a batch by themselves: what is made of one hangs on no other."""
         per_item = False
-        for whole, part in loop.slices:
-            if whole not in self.values:
+        for entry in step.slices:
+            if entry.whole not in self.values:
                 continue
-            spec = self._all[whole].spec
+            spec = self._all[entry.whole].spec
             per_item = True
             if not isinstance(spec, TensorSpec) or plain_dims(spec.dims[:1]) != (self.dim,):
-                self._reach((part,))
-        self.follow(step.body)
-        pairs = zip(step.outputs, loop.collects, strict=True)
+                self._reach((entry.part,))
+        self.visit(step.body)
+        pairs = zip(step.outputs, step.collects, strict=True)
         self._reach(out for out, end in pairs if per_item or end in self.values)
 
 

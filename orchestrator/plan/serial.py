@@ -31,14 +31,23 @@ from orchestrator.plan.records import (
     PlannedValue,
     Residency,
 )
-from orchestrator.plan.steps import PlannedLoop, Step
+from orchestrator.plan.steps import (
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    Carry,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Slice,
+)
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 4
+VERSION = 5
 
 P = TypeVar("P", bound=PlanData)
 
@@ -48,12 +57,18 @@ _RECORDS = (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
-    PlannedLoop,
     PlannedProgram,
     PlannedValue,
     ProgramInput,
     ProgramOutput,
-    Step,
+    CallStep,
+    AdaptStep,
+    RegionStep,
+    LoopStep,
+    MapStep,
+    BranchStep,
+    Carry,
+    Slice,
     Dim,
     Derived,
     TensorSpec,

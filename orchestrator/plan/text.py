@@ -9,7 +9,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.plan.count import summarise
 from orchestrator.plan.outline import Block, describe, outline, show_bytes
 from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge
-from orchestrator.plan.steps import PlannedLoop, walk
+from orchestrator.plan.steps import LoopStep, iter_steps
 from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
 from orchestrator.tables import table
 
@@ -71,12 +71,11 @@ def _sizes(dim: DimPlan) -> Iterator[str]:
         yield f"larger ones are refused: {dim.whole or 'batch=True is not promised'}"
 
 
-def _sliced(plan: PlanData) -> Iterator[tuple[PlannedLoop, TensorSpec]]:
+def _sliced(plan: PlanData) -> Iterator[tuple[LoopStep, TensorSpec]]:
     """Yields loops with what is sliced for them."""
-    loops = (step.loop for step in walk(plan.steps) if step.loop is not None)
-    for loop in loops:
-        for whole, _ in loop.slices if loop.kind == "loop" else ():
-            spec = plan.values[whole].spec
+    for loop in iter_steps(plan.steps, LoopStep):
+        for entry in loop.slices:
+            spec = plan.values[entry.whole].spec
             if isinstance(spec, TensorSpec):
                 yield loop, spec
 

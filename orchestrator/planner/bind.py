@@ -14,7 +14,7 @@ from orchestrator.errors import PlanError, PlanOptionError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedEdge
-from orchestrator.plan.steps import HOST, PlannedLoop, walk
+from orchestrator.plan.steps import HOST, BranchStep, CallStep, LoopLikeStep, LoopStep, MapStep, iter_steps
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.hazards.programs import equal_constants
 from orchestrator.planner.memory import check_budget
@@ -40,7 +40,10 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
     verify(plan)
     _same_names(plan, graph)
     placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
-    decided = {step.loop.dim for step in walk(plan.steps) if step.loop is not None}
+    decided = {
+        *(step.steps_dim for step in iter_steps(plan.steps, LoopStep)),
+        *(step.items_dim for step in iter_steps(plan.steps, MapStep)),
+    }
     sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
     plan_options = PlanOptions(
         options.resolve,
@@ -111,38 +114,45 @@ def _check_options(plan: Plan, options: PlanOptions) -> None:
 
 def _check_loops(plan: Plan, fresh: Plan, graph: Graph) -> None:
     """Loops, maps and branches count and end as the graph says; the verifier knows only that they are sound."""
-    here = {loop.name: _outline(fresh, loop) for loop in _loops(fresh)}
-    for loop in _loops(plan):
+    here = {loop.name: _outline(fresh, loop) for loop in iter_steps(fresh.steps, LoopLikeStep)}
+    loops = list(iter_steps(plan.steps, LoopLikeStep))
+    for loop in loops:
         mine = _outline(plan, loop)
         if here.get(loop.name) != mine:
             raise _mismatch(plan, graph, f"loop {loop.name!r} is {mine} there and {here.get(loop.name)} here")
-    missing = here.keys() - {loop.name for loop in _loops(plan)}
+    missing = here.keys() - {loop.name for loop in loops}
     if missing:
         raise _mismatch(plan, graph, f"it lacks the loop {min(missing)!r}")
 
 
-def _loops(plan: Plan) -> list[PlannedLoop]:
-    return [step.loop for step in walk(plan.steps) if step.loop is not None]
-
-
-def _outline(plan: Plan, loop: PlannedLoop) -> dict[str, Any]:
+def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
     """What a loop does, by the origins of its values: their numbers differ from plan to plan."""
 
     def origin(index: int | None) -> str | None:
         return None if index is None else plan.values[index].origin
 
-    return {
-        "kind": loop.kind,
-        "max_steps": loop.max_steps,
-        "check_every": loop.check_every,
-        "dim": loop.dim,
-        "until": origin(loop.until),
-        "condition": origin(loop.condition),
-        "carries": [tuple(map(origin, carry)) for carry in loop.carries],
-        "slices": [tuple(map(origin, pair)) for pair in loop.slices],
+    terms: dict[str, Any] = {
+        "kind": loop.noun,
+        "carries": [
+            (origin(carry.initial), origin(carry.argument), origin(carry.yielded)) for carry in loop.carries
+        ],
+        "slices": [(origin(entry.whole), origin(entry.part)) for entry in loop.slices],
         "collects": [origin(index) for index in loop.collects],
-        "watched": loop.watched,
     }
+    match loop:
+        case MapStep():
+            terms |= {"dim": loop.items_dim}
+        case BranchStep():
+            terms |= {"condition": origin(loop.condition)}
+        case LoopStep():
+            terms |= {
+                "max_steps": loop.max_steps,
+                "check_every": loop.check_every,
+                "dim": loop.steps_dim,
+                "until": origin(loop.until),
+                "progress_outputs": loop.progress_outputs,
+            }
+    return terms
 
 
 def _check_memory(plan: Plan, fresh: Plan) -> None:
@@ -178,12 +188,10 @@ def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
 def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:
     """Programs convert to the dtypes that the stages were written for."""
     here = {
-        step.name: fresh.program(step.program)
-        for step in walk(fresh.steps)
-        if step.op == "call" and step.program
+        step.name: fresh.program(step.program) for step in iter_steps(fresh.steps, CallStep) if step.program
     }
-    for step in walk(plan.steps):
-        if step.op == "call" and step.program:
+    for step in iter_steps(plan.steps, CallStep):
+        if step.program:
             one, other = plan.program(step.program).inputs, here[step.name].inputs
             if [(item.port, item.dtype) for item in one] != [(item.port, item.dtype) for item in other]:
                 raise _mismatch(plan, graph, f"the program {step.program!r} is written for other dtypes")
@@ -191,8 +199,8 @@ def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:
 
 def _check_constants(plan: Plan, graph: Graph) -> None:
     """Constants that programs share must be equal in this pipeline too; the plan holds their names alone."""
-    for step in walk(plan.steps):
-        inputs = plan.program(step.program).inputs if step.program and step.op == "call" else ()
+    for step in iter_steps(plan.steps, CallStep):
+        inputs = plan.program(step.program).inputs if step.program else ()
         for item, index in zip(inputs, step.inputs, strict=bool(inputs)):
             own = plan.values[index].origin
             if item.spec is None and not equal_constants(graph, item.constant, own):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import LoopLikeStep, Step, body_of, with_body
 from orchestrator.planner.context import PlanContext
 
 __all__ = ["free_values"]
@@ -38,15 +38,14 @@ def _with_frees(
         if index in own and index not in kept:
             frees.setdefault(position, []).append(index)
     return tuple(
-        replace(
-            step,
-            frees=tuple(sorted(frees.get(position, ()))),
-            body=_with_frees(step.body, kept | _handed_out(step), step.loop.heads if step.loop else (), True),
-        )
+        replace(with_body(step, _inner_frees(step, kept)), frees=tuple(sorted(frees.get(position, ()))))
         for position, step in enumerate(steps)
     )
 
 
-def _handed_out(step: Step) -> set[int]:
-    """Values of a body that are read after its last step."""
-    return {*step.outputs, *(step.loop.ends if step.loop else ())}
+def _inner_frees(step: Step, kept: set[int]) -> tuple[Step, ...]:
+    """The body of a step with frees; what it hands out is read after its last step, and dies outside."""
+    match step:
+        case LoopLikeStep():
+            return _with_frees(step.body, {*kept, *step.outputs, *step.yields}, step.arguments, True)
+    return _with_frees(body_of(step), kept | set(step.outputs), (), True)

@@ -8,7 +8,7 @@ from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedGroup
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import CallStep, iter_steps
 from orchestrator.planner.bucket import ANY_SIZES, bucket
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.fuse import fuse
@@ -130,7 +130,7 @@ def _finish(context: PlanContext) -> Plan:
         groups=groups,
         inputs=tuple(context.graph.inputs.items()),
         outputs=context.outputs,
-        calls=tuple(context.calls[step.name] for step in _calls(context)),
+        calls=tuple(context.calls[step.name] for step in iter_steps(context.steps, CallStep)),
         values=context.values,
         edges=context.edges,
         steps=context.steps,
@@ -142,7 +142,3 @@ def _finish(context: PlanContext) -> Plan:
         notes=tuple(dict.fromkeys((*context.notes, *padding_notes(context)))),
         optional=tuple(sorted(context.graph.optional)),
     )
-
-
-def _calls(context: PlanContext) -> list[Step]:
-    return [step for step in walk(context.steps) if step.op == "call"]

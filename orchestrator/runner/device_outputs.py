@@ -7,12 +7,12 @@ overwrites it: there a kept output is what was downloaded, put on the device aga
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.model import Plan
-from orchestrator.plan.steps import HOST, Step, walk
+from orchestrator.plan.steps import HOST, AdaptStep, RegionStep, Step, body_of, iter_steps, with_body
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["keep_on_device"]
@@ -26,15 +26,15 @@ def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
         names = [name for name in names if name not in copied]
     before = {
         step.outputs[0]: step.inputs[0]
-        for step in walk(plan.steps)
-        if step.adapter is not None and step.adapter.kind == "download"
+        for step in iter_steps(plan.steps, AdaptStep)
+        if step.adapter.kind == "download"
     }
     outputs = tuple(
         (name, before.get(index, index) if name in names else index) for name, index in plan.outputs
     )
     dropped = {index for _, index in plan.outputs} - {index for _, index in outputs}
     kept = {index for _, index in outputs} - {index for _, index in plan.outputs}
-    dropped -= {index for step in walk(plan.steps) if step.op != "region" for index in step.inputs}
+    dropped -= {index for step in _doers(plan.steps) for index in step.inputs}
     return replace(plan, outputs=outputs, steps=_steps(plan.steps, kept, dropped))
 
 
@@ -42,27 +42,37 @@ def _steps(steps: Iterable[Step], kept: set[int], dropped: set[int]) -> tuple[St
     """Steps that neither free what is kept nor make what is dropped; regions hand out what is kept."""
     made = []
     for step in steps:
-        if step.op == "adapt" and step.outputs[0] in dropped:
-            continue
-        inner = {index for part in step.body for index in part.outputs}
+        match step:
+            case AdaptStep(outputs=(target,)) if target in dropped:
+                continue
+        inner = {index for part in body_of(step) for index in part.outputs}
         outputs = [index for index in step.outputs if index not in dropped]
         outputs += [index for index in sorted(kept & inner) if index not in outputs]
         frees = tuple(index for index in step.frees if index not in kept)
-        body = _steps(step.body, kept, dropped)
-        made.append(replace(step, outputs=tuple(outputs), frees=frees, body=body))
+        block = with_body(step, _steps(body_of(step), kept, dropped))
+        made.append(replace(block, outputs=tuple(outputs), frees=frees))
     return tuple(made)
+
+
+def _doers(steps: Iterable[Step]) -> Iterator[Step]:
+    """All steps that read and make values themselves; a region only hands on what its body reads and makes."""
+    for step in iter_steps(steps):
+        match step:
+            case RegionStep():
+                continue
+        yield step
 
 
 def _copied(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:
     """Outputs in a buffer that the next request overwrites, with the device to copy them to and what it holds."""
-    made_by = {index: step for step in walk(plan.steps) if step.op != "region" for index in step.outputs}
+    made_by = {index: step for step in _doers(plan.steps) for index in step.outputs}
     buffered = {
         group.memory: group.device for group in plan.groups if group.compiled and group.output_buffers
     }
     found: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:
         step = made_by.get(index)
-        while step is not None and step.op == "adapt" and plan.values[index].memory == HOST:
+        while isinstance(step, AdaptStep) and plan.values[index].memory == HOST:
             index = step.inputs[0]
             step = made_by.get(index)
         value = plan.values[index]
@@ -77,7 +87,7 @@ def _with_copies(plan: Plan, copied: Mapping[str, tuple[str, PortSpec]]) -> Plan
 
     def add(source: int, adapter: Adapter, memory: str, spec: PortSpec) -> int:
         values.append(replace(values[source], memory=memory, spec=spec))
-        steps.append(Step("adapt", values[source].origin, (source,), (len(values) - 1,), adapter, memory))
+        steps.append(AdaptStep((source,), (len(values) - 1,), values[source].origin, adapter, device=memory))
         return len(values) - 1
 
     for name, index in plan.outputs:

@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import HOST, AdaptStep, CallStep, Step
 from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint
@@ -69,9 +69,10 @@ def explain(variant: PlanVariant, error: Exception) -> OrchestratorError:
     step, frame = origin
     variables = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
     values = {index: variables.get(f"v{index}") for index in step.inputs}
-    return (
-        _call_error(variant, step, values, error) if step.op == "call" else _step_error(step, values, error)
-    )
+    match step:
+        case CallStep():
+            return _call_error(variant, step, values, error)
+    return _step_error(step, values, error)
 
 
 def _find(variant: PlanVariant, error: BaseException) -> tuple[Step, FrameType] | None:
@@ -85,7 +86,9 @@ def _find(variant: PlanVariant, error: BaseException) -> tuple[Step, FrameType] 
     return origin
 
 
-def _call_error(variant: PlanVariant, step: Step, values: dict[int, object], error: Exception) -> StageError:
+def _call_error(
+    variant: PlanVariant, step: CallStep, values: dict[int, object], error: Exception
+) -> StageError:
     call = variant.plan.call(step.name)
     ports = [port for port, _ in call.inputs]
     inputs = {port: show_tensor(values[index]) for port, index in zip(ports, step.inputs, strict=True)}
@@ -102,11 +105,12 @@ def _call_error(variant: PlanVariant, step: Step, values: dict[int, object], err
 
 def _step_error(step: Step, values: dict[int, object], error: Exception) -> StageError:
     arguments = ", ".join(show_tensor(value) for value in values.values())
+    adapter = step.adapter if isinstance(step, AdaptStep) else None
     return StageError(
-        f"The {step.adapter or step.op} of {step.name!r} raised {_describe(error)}. "
+        f"The {adapter or step.op} of {step.label!r} raised {_describe(error)}. "
         f"It was given {arguments}.{autocast_hint()}",
-        origin=step.name,
-        adapter=step.adapter,
+        origin=step.label,
+        adapter=adapter,
     )
 
 

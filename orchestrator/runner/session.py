@@ -17,7 +17,7 @@ from typing import Any, NoReturn, overload
 
 from orchestrator.errors import InputError, nearest
 from orchestrator.plan.model import Plan
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import CallStep, Step
 from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.counters import RequestStats
@@ -289,9 +289,10 @@ class Session:
     def _observe(self, step: Step, started: float, ended: float) -> None:
         for trace in self._traces:
             trace.add(step, started, ended)
-        if step.op == "call":
-            for observer in self._on_stage:
-                observer(step.name, step.device, ended - started)
+        match step:
+            case CallStep(name=name, device=device):
+                for observer in self._on_stage:
+                    observer(name, device, ended - started)
 
 
 #: Sessions that are there, for what a forked process has to put right in them.

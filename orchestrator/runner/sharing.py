@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.plan.model import Plan
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import HOST, AdaptStep, BlockStep, CallStep, LoopLikeStep, MapStep, Step
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Sharing"]
@@ -115,19 +115,18 @@ class Sharing:
             self._positions[id(step)] = clock, body
             self._reads += [(index, clock) for index in step.inputs]
             self._body.update(dict.fromkeys(step.outputs, body))
-            if step.op == "call":
-                self._call(step)
-            elif step.op == "adapt" and step.adapter is not None and step.adapter.kind not in _COPYING:
-                self._join((*step.inputs[:1], *step.outputs))
-            elif step.loop is not None or step.body:
-                self._bodies += 1
-                self._loop(step, self._bodies)
-                self._walk(step.body, self._bodies)
-                self._reads += [
-                    (index, len(self._positions)) for index in ([] if step.loop is None else step.loop.ends)
-                ]
+            match step:
+                case CallStep():
+                    self._call(step)
+                case AdaptStep(adapter=adapter) if adapter.kind not in _COPYING:
+                    self._join((*step.inputs[:1], *step.outputs))
+                case BlockStep(body=steps_inside):
+                    self._bodies += 1
+                    self._enter(step, self._bodies)
+                    self._walk(steps_inside, self._bodies)
+                    self._leave(step)
 
-    def _call(self, step: Step) -> None:
+    def _call(self, step: CallStep) -> None:
         call = self._calls[step.name]
         if call.declared:
             self._host_outputs |= set(step.outputs)
@@ -135,16 +134,22 @@ class Sharing:
             self._join((*step.inputs, *step.outputs))
             self._external |= set(step.outputs)
 
-    def _loop(self, step: Step, inner: int) -> None:
+    def _enter(self, step: BlockStep, inner: int) -> None:
         """Carries share memory with what they begin and end as, slices with the whole."""
-        loop = step.loop
-        if loop is None:
-            return
-        self._body.update(dict.fromkeys(loop.heads, inner))
-        for carry, final in zip(loop.carries, step.outputs, strict=False):
-            self._join((*carry, final))
-        for whole, part in loop.slices:
-            self._join((whole, part))
-        if loop.kind == "map":
-            for part, whole in zip(loop.collects, step.outputs[len(loop.carries) :], strict=True):
-                self._join((part, whole))
+        match step:
+            case LoopLikeStep():
+                self._body.update(dict.fromkeys(step.arguments, inner))
+                for carry, result in zip(step.carries, step.results, strict=True):
+                    self._join((carry.initial, carry.argument, carry.yielded, result))
+                for entry in step.slices:
+                    self._join((entry.whole, entry.part))
+        match step:
+            case MapStep():  # its results are lists of what the batches gave, or views of it
+                for part, whole in zip(step.collects, step.stacks, strict=True):
+                    self._join((part, whole))
+
+    def _leave(self, step: BlockStep) -> None:
+        """What a body yields is read after its last step."""
+        match step:
+            case LoopLikeStep():
+                self._reads += [(index, len(self._positions)) for index in step.yields]

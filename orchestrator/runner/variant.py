@@ -17,7 +17,7 @@ from orchestrator.plan.count import Counter, Tally, cut_dims
 from orchestrator.plan.model import Plan
 from orchestrator.plan.parts import split
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import BranchStep, LoopStep, MapStep, RegionStep, Step, iter_steps
 from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
@@ -60,12 +60,11 @@ class PlanVariant:
         self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
-        branches = any(step.loop is not None and step.loop.kind == "when" for step in walk(self.plan.steps))
-        self.decides = branches or any(dim.born for dim in self.plan.dims)
+        self.decides = any(iter_steps(self.plan.steps, BranchStep)) or any(dim.born for dim in self.plan.dims)
         self.codes: list[Code] = []
         self._observer = observer
         self._watch = watch
-        self._watched = tuple(step.loop.watched for step in walk(self.plan.steps) if step.loop is not None)
+        self._watched = tuple(loop.progress_outputs for loop in iter_steps(self.plan.steps, LoopStep))
         self._exact_code = self._whole(exact=True)
         self._padding_code: Code | None = None
         self._part_codes: dict[frozenset[str], PartCodes] = {}
@@ -88,7 +87,7 @@ class PlanVariant:
             exact=exact,
             caller_owned=caller_owned,
             sharing=self.sharing if plan is None else Sharing(plan),
-            region=lambda step: self._region(step, exact),
+            region=lambda step: self._driver(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
             watch=self._watch,
@@ -97,15 +96,29 @@ class PlanVariant:
         self.codes.append(code)
         return code
 
-    def _region(self, step: Step, exact: bool) -> Callable[..., Any]:
-        is_map = step.loop is not None
-        arguments, given = body_ends(step) if is_map else (step.inputs, step.outputs)
-        result = f"({''.join(f'v{index}, ' for index in given)})"
-        body = self.code("items" if is_map else "region", exact, arguments, step.body, result)
-        make, function = make_map if is_map else make_region, body.function
-        if body.sized:
-            return make(self.executable, step, function)
-        return make(self.executable, step, lambda _real, _bucket, *values: function(*values))
+    def _driver(self, step: RegionStep | MapStep, exact: bool) -> Callable[..., Any]:
+        """The function that runs the body of a region for its chunks, or of a map for its batches."""
+        match step:
+            case MapStep():
+                arguments, results = body_ends(step)
+                return make_map(self.executable, step, self._body("items", step, arguments, results, exact))
+            case RegionStep():
+                body = self._body("region", step, step.inputs, step.outputs, exact)
+                return make_region(self.executable, step, body)
+
+    def _body(
+        self,
+        name: str,
+        step: RegionStep | MapStep,
+        arguments: tuple[int, ...],
+        results: tuple[int, ...],
+        exact: bool,
+    ) -> Callable[..., Any]:
+        """The generated function of a body, in the form that drivers call: with a record and buckets."""
+        result = f"({''.join(f'v{index}, ' for index in results)})"
+        body = self.code(name, exact, arguments, step.body, result)
+        function = body.function
+        return function if body.sized else lambda _record, _bucket, *values: function(*values)
 
     def _result(self) -> str:
         """The expression of what is handed out; what is not its own memory is copied."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from orchestrator import CompileError, Dim, InputError, Pipeline, Plan, PlanError, StageError, TensorSpec
 from orchestrator.adapter import Adapter
+from orchestrator.plan.steps import AdaptStep, iter_steps
 from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_reference
 
@@ -58,13 +59,18 @@ def test_a_plan_that_cuts_a_fixed_dim_is_refused():
     def change(adapter: Adapter | None) -> Adapter | None:
         return cut if adapter is not None and adapter.kind == "cut" else adapter
 
-    (cut_value,) = (step.outputs[0] for step in plan.steps if step.adapter and step.adapter.kind == "cut")
+    (cut_value,) = (
+        step.outputs[0] for step in iter_steps(plan.steps, AdaptStep) if step.adapter.kind == "cut"
+    )
     values = [
         replace(value, spec=TensorSpec(("b", 2))) if index == cut_value else value
         for index, value in enumerate(plan.values)
     ]
     edges = [replace(edge, adapters=tuple(map(change, edge.adapters))) for edge in plan.edges]
-    steps = [replace(step, adapter=change(step.adapter)) for step in plan.steps]
+    steps = [
+        replace(step, adapter=change(step.adapter)) if isinstance(step, AdaptStep) else step
+        for step in plan.steps
+    ]
     broken_plan = replace(plan, values=tuple(values), edges=tuple(edges), steps=tuple(steps))
     with pytest.raises(PlanError, match="which is no cut"):
         verify(broken_plan)

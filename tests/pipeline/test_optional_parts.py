@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator import Pipeline
-from orchestrator.plan.steps import walk
+from orchestrator.plan.steps import LoopLikeStep, iter_steps
 from tests.bodies import DEVICES, IMAGE, ROWS, SIZES, check, new, requests, seeing
 from tests.kit import Double, linear, spec
 
@@ -41,7 +41,7 @@ def test_an_inlined_pipeline_may_have_optional_inputs(device: str, how: str):
     cases = requests(4, 3)
     cases = {"optional": cases, "given": cases[::3]}.get(how, [{"text": one["text"]} for one in cases])
     plan = check(pipeline, cases, device, SIZES)
-    branches = [step for step in walk(plan.steps) if step.loop is not None]
+    branches = list(iter_steps(plan.steps, LoopLikeStep))
     assert len(branches) == (how == "optional"), "a branch that all requests run, or none, is none"
 
 

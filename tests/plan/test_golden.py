@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan
+from orchestrator.plan.steps import AdaptStep, LeafStep, body_of
 from orchestrator_stages.demos.vision_text import vision_text as shipped
 from tests.bodies import asked, mapped
 from tests.kit import Double, host, linear, new, spec
@@ -152,13 +153,13 @@ def steps(plan: Plan) -> list[str]:
 
     lines = []
     for step in plan.steps:
-        for depth, one in ((0, step), *((1, inner) for inner in step.body)):
-            what = f"{one.adapter} " if one.adapter else ""
+        for depth, one in ((0, step), *((1, inner) for inner in body_of(step))):
+            what = f"{one.adapter} " if isinstance(one, AdaptStep) else ""
             made, read = ", ".join(map(show, one.outputs)), ", ".join(map(show, one.inputs))
             dies = f"; frees {', '.join(map(show, one.frees))}" if one.frees else ""
-            runs = f" by {one.program!r}" if one.program else ""
+            runs = f" by {one.program!r}" if isinstance(one, LeafStep) and one.program else ""
             lines.append(
-                f"  {'  ' * depth}{made or '-'} = {one.op} {what}{one.name}({read}) on {one.device}{runs}{dies}"
+                f"  {'  ' * depth}{made or '-'} = {one.op} {what}{one.label}({read}) on {one.device}{runs}{dies}"
             )
     return lines
 

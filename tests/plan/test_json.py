@@ -77,7 +77,7 @@ def test_a_plan_that_was_read_and_bound_runs_the_same():
 
 def test_the_json_is_for_programs_too():
     data = json.loads(TEXT)
-    assert data["version"] == 4
+    assert data["version"] == 5
     assert data["summary"]["uploads"] == PLAN.summary["uploads"]
     assert {edge["source"] for edge in data["edges"]} == {edge.source for edge in PLAN.edges}
 
@@ -87,11 +87,13 @@ def test_a_truncated_plan_is_refused(share: float):
     refuses(PlanError, ("no plan", "truncated"), lambda: Plan.from_json(TEXT[: int(len(TEXT) * share)]))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None, [3], {}])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 6, "5", None, [3], {}])
 def test_a_plan_of_another_version_is_refused(version):
     data = {**json.loads(TEXT), "version": version}
     error = refuses(
-        PlanError, ("version", "reads version 4", "again"), lambda: Plan.from_json(json.dumps(data))
+        PlanError,
+        ("version", "reads version 5", "plan the pipeline again"),
+        lambda: Plan.from_json(json.dumps(data)),
     )
     assert error.version == version
 
@@ -123,7 +125,7 @@ def test_a_plan_that_lacks_a_part_is_refused(field: str):
 
 @pytest.mark.parametrize("field", sorted(set(json.loads(TEXT)) - {"format", "version", "summary"}))
 @pytest.mark.parametrize(
-    "content", [None, 3, [3], [[]], {}, {"is": "Step"}, {"is": "dtype", "name": "cuda"}, {"is": "os"}]
+    "content", [None, 3, [3], [[]], {}, {"is": "CallStep"}, {"is": "dtype", "name": "cuda"}, {"is": "os"}]
 )
 def test_a_part_of_the_wrong_form_is_refused(field: str, content: object):
     data = {**json.loads(TEXT), field: content}
@@ -137,7 +139,7 @@ def test_a_part_of_the_wrong_form_is_refused(field: str, content: object):
         ({"is": "type", "name": "no.such.module:Thing"}, "import its module"),
         ({"is": "dtype", "name": "float31"}, "no dtype"),
         ({"is": "Residency", "name": "moon"}, "malformed"),
-        ({"is": "Step", "op": "call"}, "malformed"),
+        ({"is": "CallStep", "name": "wide"}, "malformed"),
         ({"is": "DimPlan", "name": "b", "buckets": [2], "spin": 1}, "no 'spin'"),
         ({"is": "Dim", "name": "a.b"}, "malformed"),
     ],

@@ -124,7 +124,7 @@ def test_no_word_of_a_program_may_be_changed():
 
 @pytest.mark.parametrize("field", ["programs", "buffers"])
 @pytest.mark.parametrize(
-    "content", [None, [3], {}, [{"is": "Step"}], [{"is": "PlannedProgram", "name": "a"}]]
+    "content", [None, [3], {}, [{"is": "CallStep"}], [{"is": "PlannedProgram", "name": "a"}]]
 )
 def test_programs_of_the_wrong_form_are_refused(field: str, content: Any):
     refuses(PlanError, "malformed", lambda: Plan.from_json(json.dumps({**DATA, field: content})))

@@ -10,7 +10,8 @@ import torch
 
 from orchestrator import Dim, Pipeline, Plan, Residency
 from orchestrator.adapter import Adapter
-from orchestrator.plan import Step
+from orchestrator.plan import AdaptStep, CallStep, Step
+from orchestrator.plan.steps import body_of, with_body
 from tests.kit import Double, host, linear, new, spec
 
 __all__ = ["BROKEN", "FOREIGN", "make"]
@@ -42,8 +43,8 @@ def make() -> Pipeline:
 def find(plan: Plan, op: str, name: str = "", kind: str = "") -> int:
     """The position of a top-level step."""
     for position, step in enumerate(plan.steps):
-        fits = step.adapter is not None and step.adapter.kind == kind if kind else True
-        if step.op == op and name in ("", step.name) and fits:
+        fits = isinstance(step, AdaptStep) and step.adapter.kind == kind if kind else True
+        if step.op == op and name in ("", step.label) and fits:
             return position
     raise AssertionError(f"the sample plan has no {op} {name} {kind}")
 
@@ -64,7 +65,7 @@ def body(**changes: Any) -> Break:
 
     def change(plan: Plan) -> Plan:
         region = plan.steps[find(plan, "region")]
-        inner = [replace(one, **changes) if one.op == "call" else one for one in region.body]
+        inner = [replace(one, **changes) if isinstance(one, CallStep) else one for one in region.body]
         return item(plan, "steps", find(plan, "region"), body=tuple(inner))
 
     return change
@@ -173,12 +174,17 @@ def region(**changes: Any) -> Break:
 BROKEN: dict[str, Break] = {
     "two steps change places": swap,
     "the steps run backwards": order(lambda steps: steps[::-1]),
-    "a call is left out": order(lambda steps: [one for one in steps if one.name != "near"]),
+    "a call is left out": order(lambda steps: [one for one in steps if one.label != "near"]),
     "an adapter is left out": order(
-        lambda steps: [one for one in steps if one.op != "adapt" or one.name != "x"]
+        lambda steps: [one for one in steps if one.op != "adapt" or one.label != "x"]
     ),
-    "a call runs twice": order(lambda steps: [*steps, next(one for one in steps if one.name == "find")]),
-    "a step of an unknown op": step("call", "near", op="jump"),
+    "a call runs twice": order(lambda steps: [*steps, next(one for one in steps if one.label == "find")]),
+    "a step of an unknown kind": order(
+        lambda steps: [
+            Step(one.inputs, one.outputs, device=one.device, frees=one.frees) if one.label == "near" else one
+            for one in steps
+        ]
+    ),
     "an unknown call": step("call", "near", name="nearer"),
     "a call on another device": step("call", "near", device="null:1"),
     "a call on a device that is no group": step("call", "near", device="cuda:0"),
@@ -214,7 +220,7 @@ BROKEN: dict[str, Break] = {
     "an upload to another device": adapter("x", "upload", device="null:1"),
     "an upload to the host": adapter("x", "upload", device="host"),
     "an upload counted elsewhere": step("adapt", "x", "upload", device="null:1"),
-    "an adapter under another name": step("adapt", "x", "upload", name="y"),
+    "an adapter under another name": step("adapt", "x", "upload", origin="y"),
     "a pad to another shape": adapter("x", "pad", dims=("b", 9)),
     "a pad that shrinks": lambda plan: value(padded, spec=spec("b", 3))(
         adapter("x", "pad", dims=("b", 3))(plan)
@@ -275,7 +281,7 @@ BROKEN: dict[str, Break] = {
     "a call runs at load": lambda plan: replace(
         plan,
         staging=(*plan.staging, plan.steps[find(plan, "call", "wide")]),
-        steps=tuple(one for one in plan.steps if one.name != "wide"),
+        steps=tuple(one for one in plan.steps if one.label != "wide"),
     ),
     "a budget for an unknown device": lambda plan: replace(plan, budget=(("cuda:0", 10**9),)),
     "a budget that is too small": lambda plan: replace(plan, budget=(("null:0", 10),)),
@@ -286,11 +292,16 @@ BROKEN: dict[str, Break] = {
 def all_pads(plan: Plan) -> Plan:
     """Another pad rule in every step and on every edge: consistent, and wrong."""
 
-    def other(one: Adapter | None) -> Adapter | None:
-        return replace(one, rule=7) if one is not None and one.kind == "pad" else one
+    def other(one: Adapter) -> Adapter:
+        return replace(one, rule=7) if one.kind == "pad" else one
 
     def change(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        return tuple(replace(one, adapter=other(one.adapter), body=change(one.body)) for one in steps)
+        return tuple(
+            replace(one, adapter=other(one.adapter))
+            if isinstance(one, AdaptStep)
+            else with_body(one, change(body_of(one)))
+            for one in steps
+        )
 
     edges = tuple(replace(one, adapters=tuple(map(other, one.adapters))) for one in plan.edges)
     return replace(plan, steps=change(plan.steps), edges=edges)

@@ -11,7 +11,7 @@ import orchestrator.backends
 import orchestrator.testing.plugin
 import orchestrator_neuron
 from orchestrator import Pipeline, Plan, hookimpl
-from orchestrator.plan import PlannedEdge, Step
+from orchestrator.plan import CallStep, PlannedEdge, RegionStep, Step
 from orchestrator.plugin import PluginManager
 from orchestrator.registry import BackendRegistry
 from orchestrator.stage import Stage
@@ -79,10 +79,10 @@ def runs(plan: Plan) -> list[tuple[str, str]]:
 
     def look(steps: tuple[Step, ...]) -> None:
         for step in steps:
-            if step.op == "region":
+            if isinstance(step, RegionStep):
                 look(step.body)
-            elif step.op == "call" or step.program:
-                found.append((step.name, step.program))
+            elif isinstance(step, CallStep) or step.program:
+                found.append((step.label, step.program))
 
     look(plan.steps)
     return found

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator import Pipeline, Plan
 from orchestrator.adapter import Adapter, Place
-from orchestrator.plan import Step
+from orchestrator.plan import AdaptStep
 from orchestrator.program import ProgramInput, ProgramOutput
 from tests.kit import Double, host, spec
 from tests.planner.broken import Break, edge, find, item, made_by
@@ -123,7 +123,7 @@ def runs(call: str, name: str) -> Break:
     """A call, or the adapters of a value, run another program."""
 
     def change(plan: Plan) -> Plan:
-        at = next(at for at, one in enumerate(plan.steps) if one.name == call and one.program)
+        at = next(at for at, one in enumerate(plan.steps) if one.label == call and one.program)
         return item(plan, "steps", at, program=name)
 
     return change
@@ -153,7 +153,7 @@ def later(name: str, kind: str, after: str) -> Break:
     def move(plan: Plan) -> Plan:
         at = find(plan, "adapt", name, kind) if kind else find(plan, "call", name)
         steps = [*plan.steps[:at], *plan.steps[at + 1 :]]
-        to = next(place for place, one in enumerate(steps) if one.op == "call" and one.name == after)
+        to = next(place for place, one in enumerate(steps) if one.op == "call" and one.label == after)
         return replace(plan, steps=(*steps[: to + 1], plan.steps[at], *steps[to + 1 :]))
 
     return move
@@ -195,7 +195,7 @@ def as_raw(plan: Plan) -> Plan:
     index = len(plan.values)
     adapter = Adapter("pad", ("b", 9), 0, place="producer")
     values = (*plan.values, replace(plan.values[up], spec=spec("b", 9)))
-    extra = Step("adapt", "x", (up,), (index,), adapter, DEVICE, frees=(index,))
+    extra = AdaptStep((up,), (index,), "x", adapter, device=DEVICE, frees=(index,))
     steps = (*plan.steps[: at + 1], extra, *plan.steps[at + 1 :])
     return replace(plan, values=values, steps=steps)
 
@@ -206,15 +206,8 @@ def download_named(plan: Plan) -> Plan:
     name = plan.steps[at].outputs[0]
     index = len(plan.values)
     values = (*plan.values, replace(plan.values[name], memory="host"))
-    extra = Step(
-        "adapt",
-        "mid.output",
-        (name,),
-        (index,),
-        Adapter("download", device="host"),
-        DEVICE,
-        frees=(index,),
-    )
+    down = Adapter("download", device="host")
+    extra = AdaptStep((name,), (index,), "mid.output", down, device=DEVICE, frees=(index,))
     return replace(plan, values=values, steps=(*plan.steps[: at + 1], extra, *plan.steps[at + 1 :]))
 
 

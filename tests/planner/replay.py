@@ -12,7 +12,8 @@ from typing import Any
 
 from orchestrator import Plan
 from orchestrator.graph import Graph, NodeKey
-from orchestrator.plan import HOST, Step
+from orchestrator.plan import HOST, AdaptStep, CallStep, RegionStep
+from orchestrator.plan.steps import LeafStep, StepVisitor
 
 __all__ = ["Replay", "stale_reads", "wanted_results"]
 
@@ -30,7 +31,7 @@ class _Names:
 
 
 @dataclass
-class Replay:
+class Replay(StepVisitor):
     """One run of a plan's steps.
 
     Args:
@@ -56,7 +57,7 @@ class Replay:
                 self._put(index, self.names.of("given", value.origin))
 
     def run(self) -> Replay:
-        self._steps(self.plan.steps)
+        self.visit(self.plan.steps)
         return self
 
     @property
@@ -75,16 +76,7 @@ class Replay:
         self.reads.append((reader, self.plan.values[index].origin, content))
         return content
 
-    def _steps(self, steps: tuple[Step, ...]) -> None:
-        for step in steps:
-            if step.op == "region":
-                self._region(step)
-            elif step.op == "call":
-                self._call(step)
-            else:
-                self._adapt(step)
-
-    def _region(self, step: Step) -> None:
+    def visit_region(self, step: RegionStep) -> None:
         """Two chunks; what they hand out is there twice, and what is born in it differs."""
         came = {index: self.at[index] for index in step.inputs}
         left: dict[int, list[Content]] = {index: [] for index in step.outputs}
@@ -93,7 +85,7 @@ class Replay:
                 spec = self.plan.values[index].spec
                 if set(getattr(spec, "names", ())) & set(step.dims):
                     self._put(index, self.names.of("part", self.chunk, self.holds[place]))
-            self._steps(step.body)
+            self.visit(step.body)
             for index, contents in left.items():
                 contents.append(self.holds[self.at[index]])
         self.chunk = 0
@@ -104,28 +96,27 @@ class Replay:
                 self._put(index, self.names.of("joined", *contents))
             # What does not have the dim stays where the last chunk left it.
 
-    def _call(self, step: Step) -> None:
+    def visit_call(self, step: CallStep) -> None:
         fed = [self._read(step.name, index, step.program) for index in step.inputs]
         for position, index in enumerate(step.outputs):
             self._made(step, index, position, self.names.of(step.name, position, *fed))
 
-    def _made(self, step: Step, index: int, position: int, content: Content) -> None:
+    def _made(self, step: LeafStep, index: int, position: int, content: Content) -> None:
         if step.program and step.device in self.buffered and self.destroys:
             self._put(index, content, (step.program, position))
         else:
             self.started += 1
-            self._put(index, content, (f"run {self.started} of {step.program or step.name}", position))
+            self._put(index, content, (f"run {self.started} of {step.program or step.label}", position))
 
-    def _adapt(self, step: Step) -> None:
+    def visit_adapter(self, step: AdaptStep) -> None:
         """Adapters keep the content: pads and casts are not what this is about."""
-        assert step.adapter is not None
         (source,), (target,) = step.inputs, step.outputs
         if step.adapter.place in ("producer", "consumer"):
             self.at[target] = self.at[source]
         elif step.program:
-            self._made(step, target, 0, self._read(f"adapt {step.name}", source, step.program))
+            self._made(step, target, 0, self._read(f"adapt {step.origin}", source, step.program))
         else:
-            self._put(target, self._read(f"{step.adapter.kind} {step.name}", source))
+            self._put(target, self._read(f"{step.adapter.kind} {step.origin}", source))
 
 
 def stale_reads(plan: Plan) -> list[tuple[str, str]]:

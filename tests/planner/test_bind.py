@@ -14,7 +14,7 @@ import pytest
 from orchestrator import Pipeline, Plan, PlanError
 from orchestrator.adapter import Adapter
 from orchestrator.plan.records import Residency
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import AdaptStep, Carry, LoopStep
 from orchestrator.planner.verify.steps import verify
 from tests.kit import Double, chain, host, refuses, spec
 from tests.planner.broken import find, item, make
@@ -30,7 +30,7 @@ def read_at_its_own_size(plan: Plan) -> Plan:
     upload, pad = find(plan, "adapt", "x", "upload"), find(plan, "adapt", "x", "pad")
     early = plan.steps[upload].outputs
     steps = [step for at, step in enumerate(plan.steps) if at != pad]
-    at = next(at for at, step in enumerate(steps) if step.name == "wide")
+    at = next(at for at, step in enumerate(steps) if step.label == "wide")
     steps[at] = replace(steps[at], inputs=early, frees=early)
     edges = [
         replace(edge, value=early[0], adapters=edge.adapters[:1]) if edge.target == "wide.input" else edge
@@ -47,19 +47,16 @@ def staging_that_frees(plan: Plan) -> Plan:
 
 def carry_that_changes_place(plan: Plan) -> Plan:
     """The next value of a carry is brought to the host at the end of an iteration; its edge says so."""
-    at = next(at for at, step in enumerate(plan.steps) if step.loop is not None)
+    at = next(at for at, step in enumerate(plan.steps) if isinstance(step, LoopStep))
     step = plan.steps[at]
-    assert step.loop is not None
-    start, head, following = step.loop.carries[0]
+    assert isinstance(step, LoopStep)
+    carry, *others = step.carries
     index = len(plan.values)
-    memory = plan.values[following].memory
+    value = plan.values[carry.yielded]
     down = Adapter("download", device="host")
-    origin = plan.values[following].origin
-    moved = Step(
-        "adapt", origin, (following,), (index,), adapter=down, device=memory, frees=_frees(step, following)
-    )
-    loop = replace(step.loop, carries=((start, head, index), *step.loop.carries[1:]))
-    name = f"{plan.values[head].origin}[next]"
+    frees = () if carry.yielded in step.collects else (carry.yielded,)
+    moved = AdaptStep((carry.yielded,), (index,), value.origin, down, device=value.memory, frees=frees)
+    name = f"{plan.values[carry.argument].origin}[next]"
     edges = [
         replace(edge, value=index, adapters=(*edge.adapters, down), residency=Residency.HOST)
         if edge.target == name
@@ -67,14 +64,10 @@ def carry_that_changes_place(plan: Plan) -> Plan:
         for edge in plan.edges
     ]
     steps = list(plan.steps)
-    steps[at] = replace(step, loop=loop, body=(*step.body, moved))
-    values = (*plan.values, replace(plan.values[following], memory="host"))
+    carries = (Carry(carry.initial, carry.argument, index), *others)
+    steps[at] = replace(step, carries=carries, body=(*step.body, moved))
+    values = (*plan.values, replace(value, memory="host"))
     return replace(plan, steps=tuple(steps), edges=tuple(edges), values=values)
-
-
-def _frees(step: Step, index: int) -> tuple[int, ...]:
-    assert step.loop is not None
-    return () if index in step.loop.collects else (index,)
 
 
 RULES: dict[str, tuple[Callable[[], Plan], Callable[[Plan], Plan], str]] = {
@@ -108,13 +101,11 @@ def test_a_rule_that_is_broken_alone_is_named(name: str):
 
 
 def loop(**changes: Any) -> Callable[[Plan], Plan]:
-    """Changes the record of the first loop, wherever it stands."""
+    """Changes the first loop, wherever it stands."""
 
     def change(plan: Plan) -> Plan:
-        at = next(at for at, step in enumerate(plan.steps) if step.loop is not None)
-        record = plan.steps[at].loop
-        assert record is not None
-        return item(plan, "steps", at, loop=replace(record, **changes))
+        at = next(at for at, step in enumerate(plan.steps) if isinstance(step, LoopStep))
+        return item(plan, "steps", at, **changes)
 
     return change
 
@@ -150,7 +141,7 @@ LOOPS: dict[str, tuple[Callable[[], Pipeline], Callable[[Plan], Plan]]] = {
     "a look at every step": (ended, loop(check_every=1)),
     "a look at no step": (ended, loop(check_every=100)),
     "another limit": (ended, loop(max_steps=3)),
-    "a value that is watched": (counted, loop(watched=(("x", 0),))),
+    "a value that is watched": (counted, loop(progress_outputs=(("x", 0),))),
 }
 
 

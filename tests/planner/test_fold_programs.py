@@ -49,7 +49,7 @@ def test_consumers_share_what_a_producer_adapts():
     plan = on(fan(consumers=3, raw=True), adapters="producer")
     program = plan.program("enc")
     assert [len(item.adapters) for item in program.outputs] == [0, 1]
-    assert [step.adapter.place for step in plan.steps if step.name == "enc.output"] == ["producer"]
+    assert [step.adapter.place for step in plan.steps if step.label == "enc.output"] == ["producer"]
     assert len({edge_of(plan, f"enc.output -> r{number}.x").value for number in range(3)}) == 1
 
 

@@ -67,7 +67,7 @@ def test_a_host_stage_that_reads_late_gets_its_copy_in_time():
     pipeline.output("y", later(second, first))
     plan = on(pipeline)
     assert [program for name, program in runs(plan) if name.startswith("enc")] == ["enc", "enc"]
-    order = [(step.op, step.name) for step in plan.steps]
+    order = [(step.op, step.label) for step in plan.steps]
     assert order.index(("adapt", "enc.output")) < order.index(("call", "enc#2"))
     assert plan.notes == ()
     assert is_safe(plan, pipeline)
@@ -240,4 +240,4 @@ def test_a_program_of_adapters_owns_a_buffer_too():
 def test_devices_without_eager_compute_alone_have_programs():
     plan = on(both_read(), placement={"enc": "null"})
     assert programs_of(plan) == ["m0", "m1", "join"]
-    assert {step.program for step in plan.steps if step.name in ("enc", "enc#2")} == {""}
+    assert {step.program for step in plan.steps if step.label in ("enc", "enc#2")} == {""}

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from orchestrator import Dim, Pipeline, Plan, PlanError
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import (
+    AdaptStep,
+    Carry,
+    LoopLikeStep,
+    LoopStep,
+    RegionStep,
+    Slice,
+    Step,
+    iter_steps,
+)
 from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_reference
 from tests.kit import COMPUTE, Double, host, linear, refuses, spec
@@ -21,7 +30,7 @@ from tests.planner.devices import ranked as new
 
 def steps_of(plan: Plan, name: str = "loop") -> tuple[Step, ...]:
     """The steps of a loop's body."""
-    return next(step.body for step in walk(plan.steps) if step.loop is not None and step.name == name)
+    return next(step.body for step in iter_steps(plan.steps, LoopLikeStep) if step.name == name)
 
 
 def denoise(steps: int = 4, *, twice: bool = False, each: bool = False) -> Pipeline:
@@ -68,7 +77,7 @@ def test_an_invariant_from_the_host_is_staged_once():
     pipeline.output("y", pipeline.loop("loop", body, carry={"x": x}, inputs={"by": by}, max_steps=5))
     plan = pipeline.plan(NEURON, sizes={"b": (2, 4)})
     assert [step.op for step in steps_of(plan)] == ["call", "call"]
-    outside = [step.adapter.kind for step in plan.steps if step.adapter is not None]
+    outside = [step.adapter.kind for step in plan.steps if isinstance(step, AdaptStep)]
     assert sorted(outside) == ["cut", "download", "pad", "pad", "upload", "upload"]
 
 
@@ -114,9 +123,7 @@ def test_what_is_the_same_in_an_outer_loop_is_moved_before_it(outer: int, inner:
     asked = {"carry": {"x": pipeline.input("x", spec(2))}, "inputs": {"by": pipeline.input("by", spec(2))}}
     pipeline.output("y", pipeline.loop("loop", body, **asked, max_steps=outer))
     plan = pipeline.plan("null", options=COMPUTE)
-    moved = [
-        step.name for step in walk(steps_of(plan)) if step.op == "adapt" and step.adapter.kind == "upload"
-    ]
+    moved = [step.origin for step in iter_steps(steps_of(plan), AdaptStep) if step.adapter.kind == "upload"]
     assert moved == []
     with plan.load() as session:
         expected = 1.0
@@ -266,26 +273,34 @@ def sample() -> Pipeline:
 
 
 def loop(**changes: Callable[[Any], Any]) -> Callable[[Plan], Plan]:
-    """Changes fields of the loop's record."""
+    """Changes fields of the loop."""
 
     def change(plan: Plan) -> Plan:
-        at = next(at for at, step in enumerate(plan.steps) if step.loop is not None)
-        record = plan.steps[at].loop
-        made = {name: value(getattr(record, name)) for name, value in changes.items()}
-        return item(plan, "steps", at, loop=replace(record, **made))
-
-    return change
-
-
-def around(**changes: Callable[[Any], Any]) -> Callable[[Plan], Plan]:
-    """Changes fields of the loop's step."""
-
-    def change(plan: Plan) -> Plan:
-        at = next(at for at, step in enumerate(plan.steps) if step.loop is not None)
+        at = next(at for at, step in enumerate(plan.steps) if isinstance(step, LoopStep))
         made = {name: value(getattr(plan.steps[at], name)) for name, value in changes.items()}
         return item(plan, "steps", at, **made)
 
     return change
+
+
+def carries(**pick: Callable[[Carry, Carry], int]) -> Callable[[Plan], Plan]:
+    """Changes fields of both carries, each told by the carry and the other one."""
+
+    def change(given: tuple[Carry, Carry]) -> tuple[Carry, ...]:
+        pairs = (given, given[::-1])
+        return tuple(
+            replace(one, **{name: value(one, other) for name, value in pick.items()}) for one, other in pairs
+        )
+
+    return loop(carries=change)
+
+
+def as_region(plan: Plan) -> Plan:
+    """The loop is said to be a region."""
+    at = next(at for at, step in enumerate(plan.steps) if isinstance(step, LoopStep))
+    step = plan.steps[at]
+    region = RegionStep(step.inputs, step.outputs, step.body, ("n",), frees=step.frees)
+    return replace(plan, steps=(*plan.steps[:at], region, *plan.steps[at + 1 :]))
 
 
 def without_first_free(body: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -295,41 +310,36 @@ def without_first_free(body: tuple[Step, ...]) -> tuple[Step, ...]:
 
 def free_next(plan: Plan) -> Plan:
     """The body frees what the next iteration reads."""
-    record = next(step.loop for step in plan.steps if step.loop is not None)
-    gone = record.carries[0][2]
-    return around(body=lambda body: (*body[:-1], replace(body[-1], frees=(*body[-1].frees, gone))))(plan)
+    gone = next(iter_steps(plan.steps, LoopStep)).carries[0].yielded
+    return loop(body=lambda body: (*body[:-1], replace(body[-1], frees=(*body[-1].frees, gone))))(plan)
 
 
 BROKEN: dict[str, Callable[[Plan], Plan]] = {
-    "no record": around(loop=lambda _: None),
-    "a record of another loop": loop(name=lambda _: "pool"),
+    "a region in its place": as_region,
+    "the name of another loop": loop(name=lambda _: "pool"),
     "a carry too few": loop(carries=lambda given: given[1:]),
-    "carries that start with one another": loop(
-        carries=lambda given: ((given[1][0], *given[0][1:]), (given[0][0], *given[1][1:]))
-    ),
-    "carries that change their next values": loop(
-        carries=lambda given: ((*given[0][:2], given[1][2]), (*given[1][:2], given[0][2]))
-    ),
+    "carries that start with one another": carries(initial=lambda _, other: other.initial),
+    "carries that change their next values": carries(yielded=lambda _, other: other.yielded),
     "a carry that starts as what it was": loop(
-        carries=lambda given: ((given[0][1], *given[0][1:]), given[1])
+        carries=lambda given: (replace(given[0], initial=given[0].argument), given[1])
     ),
-    "a carry that is not there": loop(carries=lambda given: ((999, *given[0][1:]), given[1])),
+    "a carry that is not there": loop(carries=lambda given: (replace(given[0], initial=999), given[1])),
     "no slices": loop(slices=lambda _: ()),
-    "a slice of another value": loop(slices=lambda given: ((0, given[0][1]),)),
-    "a slice that is the whole": loop(slices=lambda given: ((given[0][0], given[0][0]),)),
+    "a slice of another value": loop(slices=lambda given: (Slice(0, given[0].part),)),
+    "a slice that is the whole": loop(slices=lambda given: (Slice(given[0].whole, given[0].whole),)),
     "nothing collected": loop(collects=lambda _: ()),
     "something else collected": loop(collects=lambda given: (given[0] + 1,)),
     "no end": loop(until=lambda _: None),
     "an end that is a carry": loop(until=lambda _: 0),
     "a negative limit": loop(max_steps=lambda _: -1),
     "a check that never comes": loop(check_every=lambda _: 0),
-    "another dim": loop(dim=lambda _: ""),
-    "an input too few": around(inputs=lambda given: given[1:]),
-    "an output too few": around(outputs=lambda given: given[1:]),
-    "outputs that change places": around(outputs=lambda given: given[::-1]),
-    "an empty body": around(body=lambda _: ()),
-    "a body that runs twice": around(body=lambda body: body * 2),
-    "a value that lives on": around(body=without_first_free),
+    "another dim": loop(steps_dim=lambda _: ""),
+    "an input too few": loop(inputs=lambda given: given[1:]),
+    "an output too few": loop(outputs=lambda given: given[1:]),
+    "outputs that change places": loop(outputs=lambda given: given[::-1]),
+    "an empty body": loop(body=lambda _: ()),
+    "a body that runs twice": loop(body=lambda body: body * 2),
+    "a value that lives on": loop(body=without_first_free),
     "a next value that is freed": free_next,
 }
 

@@ -42,7 +42,7 @@ def test_parts_are_joined_on_the_host_along_their_dim(ranks: int, axis: int):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_gather_is_one_download_for_each_rank_and_is_done_once(ranks: int):
     plan = on(parts(), tp_degree=ranks)
-    assert [step.adapter.kind for step in plan.steps if step.name == "part.output"] == ["gather", "upload"]
+    assert [step.adapter.kind for step in plan.steps if step.label == "part.output"] == ["gather", "upload"]
     assert plan.summary["downloads"] == ranks + 1
     assert plan.summary["download_bytes"] == ranks * 32 + ranks * 32
     assert plan.summary["uploads"] == 2 * ranks

@@ -141,7 +141,7 @@ def test_a_value_that_feeds_three_stages_elsewhere_is_copied_once(far, moves):
     for index in range(3):
         pipeline.output(f"y{index}", pipeline.add(f"read{index}", Double(), device=far)(made))
     plan = pipeline.plan()
-    inner = [step.adapter.kind for step in plan.steps if step.name == "make.output"]
+    inner = [step.adapter.kind for step in plan.steps if step.label == "make.output"]
     assert {kind: inner.count(kind) for kind in set(inner)} == moves
 
 
@@ -153,7 +153,7 @@ def test_three_forms_of_one_value_share_one_copy():
     ):
         stage = pipeline.add(f"read{index}", lambda x: x * 2, device="cuda:1", inputs={"x": port})
         pipeline.output(f"y{index}", stage(made))
-    steps = [step.adapter.kind for step in pipeline.plan().steps if step.name == "make.output"]
+    steps = [step.adapter.kind for step in pipeline.plan().steps if step.label == "make.output"]
     assert sorted(steps) == ["cast", "copy", "pad", "slice"]
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from orchestrator import Dim, PlanError
-from orchestrator.plan import Plan
+from orchestrator.plan import AdaptStep, CallStep, Plan, RegionStep
+from orchestrator.plan.steps import iter_steps
 from tests.kit import Double, host, linear, new, refuses, spec
 
 N = Dim("n", (2, 4), batch=True)
@@ -19,9 +20,11 @@ def add(a, b):
 def shape(plan: Plan) -> list[object]:
     """Calls in order; those of a region as a list."""
     return [
-        [inner.name for inner in step.body if inner.op == "call"] if step.op == "region" else step.name
+        [inner.name for inner in iter_steps(step.body, CallStep)]
+        if isinstance(step, RegionStep)
+        else step.label
         for step in plan.steps
-        if step.op != "adapt"
+        if not isinstance(step, AdaptStep)
     ]
 
 
@@ -75,7 +78,7 @@ def test_a_call_that_reads_both_dims_is_a_region_of_both():
     one, two = finder(pipeline, "f1")(x), finder(pipeline, "f2", Dim("m", (8,), batch=True))(x)
     pipeline.output("y", pipeline.add("cross", lambda a, b: a @ b.T)(one, two))
     plan = pipeline.plan()
-    region = next(step for step in plan.steps if step.op == "region")
+    region = next(iter_steps(plan.steps, RegionStep))
     assert region.dims == ("n", "m")
     assert all(dim.chunked for dim in plan.dims)
 
@@ -86,7 +89,7 @@ def test_what_does_not_hang_on_the_dim_stays_outside():
     weight = pipeline.add("weight", Double())(x)
     pipeline.output("y", pipeline.add("net", lambda c, w: c @ w.T)(finder(pipeline)(x), weight))
     plan = pipeline.plan("cuda")
-    region = next(step for step in plan.steps if step.op == "region")
+    region = next(iter_steps(plan.steps, RegionStep))
     assert {plan.values[index].origin for index in region.inputs} == {"find.crops", "weight.output"}
     assert "weight" in shape(plan)
 

@@ -89,8 +89,8 @@ def test_a_pipeline_that_changed_takes_no_old_plan(other, word):
 
 def test_another_order_that_is_sound_is_accepted():
     """Verify proves a plan, whoever made it: it does not ask for the planner's own."""
-    at = next(index for index, step in enumerate(PLAN.steps) if step.name == "far")
-    later = [step for step in PLAN.steps if step.name in ("far", "far.output")]
+    at = next(index for index, step in enumerate(PLAN.steps) if step.label == "far")
+    later = [step for step in PLAN.steps if step.label in ("far", "far.output")]
     rest = [step for step in PLAN.steps if step not in later]
     moved = replace(PLAN, steps=(*rest, *later))
     assert at < len(PLAN.steps) - 2

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Plan, Session, StageError
-from orchestrator.plan.steps import walk
+from orchestrator.plan.steps import LoopLikeStep, iter_steps
 from orchestrator.testing import assert_same, recording, run_reference
 from tests.properties import test_neuron
 from tests.properties.graphs import Draw
@@ -60,7 +60,7 @@ def check_counts(trial: Trial, stats: dict[str, Any], inputs: dict[str, Any]) ->
 
 def has_strict_carries(plan: Plan) -> bool:
     """Tells whether a loop carries what is freed by call; what it starts with lives on, the plan counts it short."""
-    heads = [head for step in walk(plan.steps) if step.loop for _, head, _ in step.loop.carries]
+    heads = [carry.argument for step in iter_steps(plan.steps, LoopLikeStep) for carry in step.carries]
     return any(plan.values[head].memory.startswith("null") for head in heads)
 
 

@@ -24,7 +24,18 @@ from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, next_port
 from orchestrator.plan.iterations import may_skip
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import (
+    BranchStep,
+    CallStep,
+    Carry,
+    LeafStep,
+    LoopLikeStep,
+    LoopStep,
+    RegionStep,
+    Step,
+    body_of,
+    with_body,
+)
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.hazards.programs import Programs, Signature, is_program
 from orchestrator.planner.hazards.reorder import Conflict, Schedule
@@ -84,17 +95,22 @@ class _Solver:
         steps: Iterable[Step],
         watched: frozenset[str],
         given: tuple[int, ...] = (),
-        carries: tuple[tuple[int, int, int], ...] = (),
+        carries: tuple[Carry, ...] = (),
     ) -> tuple[Step, ...] | Conflict:
         """Orders steps, those of bodies too, with the routes of the moment."""
         ordered: list[Step] = []
         for step in steps:
-            if step.body:
-                ends, inner = (step.loop.ends, step.loop.carries) if step.loop else (step.outputs, ())
-                body = self._order(step.body, watched, ends, inner)
-                if isinstance(body, Conflict):
-                    return body
-                step = replace(step, body=body)
+            # Bodies first: what a block runs, and what it reads, hangs on the order inside it.
+            match step:
+                case LoopLikeStep():
+                    body = self._order(step.body, watched, step.yields, step.carries)
+                case RegionStep():
+                    body = self._order(step.body, watched, step.outputs)
+                case _:
+                    body = ()
+            if isinstance(body, Conflict):
+                return body
+            step = with_body(step, body)
             ordered.append(step)
         carried = self._carried(ordered, watched, carries)
         fused = self.programs.fused
@@ -105,16 +121,16 @@ class _Solver:
         return solved
 
     def _carried(
-        self, steps: Iterable[Step], watched: frozenset[str], carries: Iterable[tuple[int, int, int]]
+        self, steps: Iterable[Step], watched: frozenset[str], carries: Iterable[Carry]
     ) -> dict[int, tuple[tuple[Signature, int], str]]:
         """Carries whose next value is in the buffer of a program that does not take turns with another."""
-        calls = {step.name: step for step in steps if step.op == "call"}
+        calls = {step.name: step for step in steps if isinstance(step, CallStep)}
         found = {}
-        for _, head, given in carries:
-            name = self.programs.fused.epilogue.get(given, ("", ()))[0]
+        for carry in carries:
+            name = self.programs.fused.epilogue.get(carry.yielded, ("", ()))[0]
             key = self._run_by(calls[name], watched) if name in calls and name not in self.doubles else None
             if key is not None:
-                found[head] = (key, name)
+                found[carry.argument] = (key, name)
         return found
 
     def _doubled(self, call: str) -> bool:
@@ -143,7 +159,10 @@ class _Solver:
         return {edge: reason for edge in self.context.graph.edges if edge.destination == next_port(origin)}
 
     def _may_skip(self, step: Step) -> bool:
-        return step.loop is not None and may_skip(step.loop, self.context.values, self.context.dims)
+        match step:
+            case LoopStep() | BranchStep():
+                return may_skip(step, self.context.values, self.context.dims)
+        return False
 
     def _run_by(self, step: Step, watched: frozenset[str]) -> tuple[Signature, int] | None:
         if not is_program(self.context, step) or step.device not in watched:
@@ -151,7 +170,7 @@ class _Solver:
         return self.programs.key(step), self._route(step)
 
     def _route(self, step: Step) -> int:
-        return self.routes.get(step.name, 0) if step.op == "call" else 0
+        return self.routes.get(step.name, 0) if isinstance(step, CallStep) else 0
 
     def _can_replicate(self, call: str) -> bool:
         last = max(self.routes.get(call, 0), self.doubles.get(call, 0))
@@ -198,14 +217,19 @@ class _Solver:
 
     def _named(self, steps: Iterable[Step]) -> tuple[Step, ...]:
         """Writes into every step the program that it runs."""
-        named = []
+        named: list[Step] = []
         for step in steps:
-            name = self.programs.name(step, self._route(step)) if is_program(self.context, step) else ""
-            replica = (
-                self.programs.name(step, self.doubles[step.name]) if name and self._is_double(step) else ""
-            )
-            named.append(replace(step, program=name, twin=replica, body=self._named(step.body)))
+            match step:
+                case LeafStep() if is_program(self.context, step):
+                    named.append(self._with_program(step))
+                case _:
+                    named.append(with_body(step, self._named(body_of(step))))
         return tuple(named)
 
-    def _is_double(self, step: Step) -> bool:
-        return step.op == "call" and step.name in self.doubles
+    def _with_program(self, step: LeafStep) -> LeafStep:
+        program = self.programs.name(step, self._route(step))
+        match step:
+            case CallStep(name=name) if name in self.doubles:
+                alternate = self.programs.name(step, self.doubles[name])
+                return replace(step, program=program, alternate=alternate)
+        return replace(step, program=program)

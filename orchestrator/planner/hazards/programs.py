@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.graph import Graph, NodeKey
 from orchestrator.plan.programs import FusedAdapters, Port, place_of, port_order
 from orchestrator.plan.records import PlannedProgram
-from orchestrator.plan.steps import HOST, Step, walk
+from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LeafStep, Step, iter_steps
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.program import ProgramInput, ProgramOutput
@@ -30,8 +30,10 @@ Shapes = tuple[tuple[int, ...], ...]
 
 def is_program(context: PlanContext, step: Step) -> bool:
     """Tells whether a step starts a program."""
-    called = step.op == "call" and context.is_compiled(step.device)
-    return called or place_of(step) == "program"
+    match step:
+        case CallStep():
+            return context.is_compiled(step.device)
+    return place_of(step) == "program"
 
 
 def equal_constants(graph: Graph, one: str, other: str) -> bool:
@@ -52,8 +54,8 @@ class Programs:
         self.context = context
         self.fused = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
         self.signatures: dict[int, Signature] = {}
-        self.users: dict[Signature, list[Step]] = {}
-        for step in walk(context.steps):
+        self.users: dict[Signature, list[LeafStep]] = {}
+        for step in iter_steps(context.steps, LeafStep):
             if is_program(context, step):
                 signature = self._signature(step)
                 self.signatures[step.outputs[0]] = signature
@@ -73,18 +75,19 @@ class Programs:
         """Returns the programs, given the route of each call that does not take the first, and second ones."""
         made: list[PlannedProgram] = []
         for signature, steps in self.users.items():
-            by_route: dict[int, list[Step]] = {}
+            by_route: dict[int, list[LeafStep]] = {}
             for step in steps:
-                by_route.setdefault(routes.get(step.name, 0) if step.op == "call" else 0, []).append(step)
-                if step.op == "call" and step.name in doubles:
-                    by_route.setdefault(doubles[step.name], []).append(step)
+                call = step.name if isinstance(step, CallStep) else ""
+                by_route.setdefault(routes.get(call, 0), []).append(step)
+                if call in doubles:
+                    by_route.setdefault(doubles[call], []).append(step)
             for route, users in by_route.items():
                 outputs = self._outputs(users)
                 made.append(
                     PlannedProgram(
                         name=self.name(users[0], route),
                         device=users[0].device,
-                        stage=signature[0] if users[0].op == "call" else "",
+                        stage=signature[0] if _is_call(users[0]) else "",
                         inputs=signature[1],
                         outputs=outputs,
                         to_host=len(outputs) == 1 and self._is_read_on_host(users),
@@ -120,7 +123,7 @@ class Programs:
         names: dict[Signature, str] = {}
         taken: set[str] = set()
         for signature, (first, *_) in self.users.items():
-            base = signature[0] if first.op == "call" else f"adapt {first.name}"
+            base = signature[0] if _is_call(first) else f"adapt {first.label}"
             name, number = base, 1
             while name in taken:
                 number += 1
@@ -129,14 +132,18 @@ class Programs:
             names[signature] = name
         return names
 
-    def _signature(self, step: Step) -> Signature:
-        if step.op != "call":
-            (value,) = step.inputs
-            root, before = self.fused.read(value)
-            spec = self.context.values[root].spec
-            assert isinstance(spec, TensorSpec)
-            assert step.adapter is not None
-            return step.name, (ProgramInput("value", spec, (*before, step.adapter)),)
+    def _signature(self, step: LeafStep) -> Signature:
+        match step:
+            case AdaptStep(inputs=(value,), origin=origin, adapter=adapter):
+                root, before = self.fused.read(value)
+                spec = self.context.values[root].spec
+                assert isinstance(spec, TensorSpec)
+                return origin, (ProgramInput("value", spec, (*before, adapter)),)
+            case CallStep():
+                return self._call_signature(step)
+        raise TypeError(f"{step!r} runs no program")
+
+    def _call_signature(self, step: CallStep) -> Signature:
         call = self.context.calls[step.name]
         written = self._written(step.name)
         inputs = []
@@ -161,15 +168,15 @@ class Programs:
         """The dtypes that a call's stage was written for, by port."""
         return {port: self.context.port_dtypes[call].get(port) for port, _ in self.context.calls[call].inputs}
 
-    def _outputs(self, steps: list[Step]) -> tuple[ProgramOutput, ...]:
-        first = steps[0]
-        if first.op != "call":
-            spec = self.context.values[first.outputs[0]].spec
+    def _outputs(self, steps: list[LeafStep]) -> tuple[ProgramOutput, ...]:
+        calls = _calls(steps)
+        if not calls:
+            spec = self.context.values[steps[0].outputs[0]].spec
             assert isinstance(spec, TensorSpec)
             return (ProgramOutput("value", spec),)
-        names = [port for port, _ in self.context.calls[first.name].outputs]
+        names = [port for port, _ in self.context.calls[calls[0].name].outputs]
         wanted: dict[Port, int] = {}
-        for step in steps:
+        for step in calls:
             for port, index in self.fused.outputs_of(step.name).items():
                 wanted.setdefault(port, index)
         outputs = []
@@ -179,10 +186,19 @@ class Programs:
             outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
         return tuple(outputs)
 
-    def _is_read_on_host(self, steps: list[Step]) -> bool:
+    def _is_read_on_host(self, steps: list[LeafStep]) -> bool:
         """Tells whether all that a program gives, in each of its calls, goes to the host and nowhere else."""
-        readers = [self.context.graph.out_of(NodeKey("call", step.name)) for step in steps]
+        readers = [self.context.graph.out_of(NodeKey("call", step.label)) for step in steps]
         edges = [edge for reading in readers for edge in reading]
         locations = [self.context.locations[edge].target.memory == HOST for edge in edges]
         parts = any(is_gathered(self.context, edge) for edge in edges)
         return all(readers) and all(locations) and not parts
+
+
+def _is_call(step: LeafStep) -> bool:
+    return bool(_calls([step]))
+
+
+def _calls(steps: list[LeafStep]) -> list[CallStep]:
+    """The calls of a program; none for one that only adapts."""
+    return list(iter_steps(steps, CallStep))

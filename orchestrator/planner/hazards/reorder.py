@@ -13,11 +13,19 @@ by a name of its own, from the buffer that it is in outside.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.plan.programs import FusedAdapters, place_of
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import (
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    LoopLikeStep,
+    RegionStep,
+    Step,
+    iter_steps,
+)
 
 __all__ = ["Conflict", "Schedule"]
 
@@ -79,10 +87,13 @@ class Schedule:
         self._fused = fused
         self._given = frozenset(given)
         self._carried = carried or {}
-        skipped = [
-            step for block in self._blocks for step in block if step.loop is not None and may_skip(step)
-        ]
-        self._starts = {final: start for step in skipped for start, final in _carried_through(step)}
+        #: What a loop that may not run gives, to what its carry starts with.
+        self._initials = {
+            result: carry.initial
+            for step in steps
+            if isinstance(step, LoopLikeStep) and may_skip(step)
+            for carry, result in zip(step.carries, step.results, strict=True)
+        }
         self._maker = {
             index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
         }
@@ -105,7 +116,7 @@ class Schedule:
 
     def _tell(self, maker: int, later: int, reader: int) -> None:
         """Notes that a call was moved; a download by itself has its edge to tell of it."""
-        if self._blocks[reader][0].op != "adapt":
+        if not isinstance(self._blocks[reader][0], AdaptStep):
             first, second = (_name(self._blocks[at]) for at in (reader, later))
             read = "the iteration before" if maker == _START else _name(self._blocks[maker])
             self.moves.append(
@@ -119,20 +130,24 @@ class Schedule:
 
     def _run(self, block: tuple[Step, ...]) -> tuple[Hashable, ...]:
         """Programs of a block, in the order of running: a plan is the same in every process."""
-        keys = (self._run_by(step) for step in walk(block))
+        keys = (self._run_by(step) for step in iter_steps(block))
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
         """Values whose buffers the block reads: through names that fused adapters gave them, not by giving names."""
-        made = {index for step in walk(block) for index in step.outputs}
+        made = {index for step in iter_steps(block) for index in step.outputs}
         entered = _entered(block)
         reads: set[int] = set()
-        for step in walk(block):
-            if place_of(step) in ("producer", "consumer") or step.op == "region":
-                continue
-            ends = step.inputs if step.loop is None else step.loop.ends
-            starts = () if step.loop is None else (start for start, _, _ in step.loop.carries)
-            reads.update(self._buffer(index, entered) for index in (*ends, *starts))
+        for step in iter_steps(block):
+            indices: Iterable[int] = step.inputs
+            match step:
+                case AdaptStep(adapter=adapter) if adapter.place in ("producer", "consumer"):
+                    continue
+                case RegionStep():
+                    continue  # the steps of its body read
+                case LoopLikeStep():
+                    indices = (*step.yields, *(carry.initial for carry in step.carries))
+            reads.update(self._buffer(index, entered) for index in indices)
         return frozenset(reads - made)
 
     def _buffer(self, index: int, entered: Mapping[int, int]) -> int:
@@ -167,7 +182,7 @@ class Schedule:
         """Notes that what a loop gives is still where it started, if the loop did not run."""
         for step in self._blocks[at]:
             for final in step.outputs:
-                start = self._fused.read(self._starts[final])[0] if final in self._starts else None
+                start = self._fused.read(self._initials[final])[0] if final in self._initials else None
                 for key in (key for key, values in held.items() if start in values):
                     lives.setdefault(key, []).append((at, final))
 
@@ -177,7 +192,7 @@ class Schedule:
         given = {index for step in block for index in step.outputs}
         ends = _ends(block[0])
         run = None
-        for step in walk(block):
+        for step in iter_steps(block):
             if place_of(step) != "producer":
                 run = self._run_by(step)
             if run is not None and run == key:
@@ -217,14 +232,16 @@ class Schedule:
 
     def _conflict(self, maker: int, later: int, reader: int, value: int) -> Conflict:
         start = value
-        while start in self._starts:
-            start = self._fused.read(self._starts[start])[0]
+        while start in self._initials:
+            start = self._fused.read(self._initials[start])[0]
         if start in self._carried:
             return self._clash_over_carry(later, reader, start)
         made_by = (
             self._fused.epilogue[value][0] if value in self._fused.epilogue else _name(self._blocks[maker])
         )
-        readers = frozenset(step.name for step in walk(self._blocks[reader]) if step.op in ("call", "loop"))
+        readers = frozenset(
+            step.label for kind in (CallStep, LoopLikeStep) for step in iter_steps(self._blocks[reader], kind)
+        )
         earlier, runs = (_name(self._blocks[at]) for at in (maker, later))
         if reader == _END:
             return Conflict(earlier, runs, "what comes after the region", made_by, None)
@@ -239,27 +256,22 @@ class Schedule:
 
 def _entered(block: tuple[Step, ...]) -> dict[int, int]:
     """What the bodies of branches call the values that enter them, which stay in the buffers that they are in."""
-    branches = (step.loop for step in walk(block) if step.loop is not None and step.loop.kind == "when")
-    return {part: whole for loop in branches for whole, part in loop.slices}
+    branches = iter_steps(block, BranchStep)
+    return {entry.part: entry.whole for branch in branches for entry in branch.slices}
 
 
 def _ends(step: Step) -> dict[int, int]:
     """What the last iteration of a loop gave for the next one: it is what the loop gives."""
-    if step.loop is None:
-        return {}
-    pairs = zip(step.loop.carries, step.outputs, strict=False)
-    return {following: final for (_, _, following), final in pairs}
-
-
-def _carried_through(step: Step) -> Iterator[tuple[int, int]]:
-    """What each carry of a loop starts with, and what the loop gives for it."""
-    assert step.loop is not None
-    return ((start, final) for (start, _, _), final in zip(step.loop.carries, step.outputs, strict=False))
+    match step:
+        case LoopLikeStep():
+            yields = (carry.yielded for carry in step.carries)
+            return dict(zip(yields, step.results, strict=True))
+    return {}
 
 
 def _name(block: tuple[Step, ...]) -> str:
     step = block[0]
-    return f"the region of {step.name}" if step.op == "region" else step.name
+    return f"the region of {step.label}" if isinstance(step, RegionStep) else step.label
 
 
 def fused_groups(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:

@@ -9,7 +9,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.plan.reach import Reach
 from orchestrator.plan.records import DimPlan, PlannedEdge, PlannedValue
-from orchestrator.plan.steps import Step
+from orchestrator.plan.steps import RegionStep, Step
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import is_of_items, steps_dim
 from orchestrator.planner.schedule.routes import EdgeRoutes
@@ -97,7 +97,7 @@ def _obstacle(
     """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
     blocks: Iterable[tuple[Sequence[int], Sequence[Step], dict[str, int]]]
     if dim.born:
-        regions = (step for step in steps if dim.name in step.dims)
+        regions = (step for step in steps if isinstance(step, RegionStep) and dim.name in step.dims)
         blocks = [
             (step.inputs, step.body, {f"{values[index].origin!r}": index for index in step.outputs})
             for step in regions
@@ -106,7 +106,7 @@ def _obstacle(
         blocks = [(range(len(context.graph.inputs)), steps, _results(context.graph, edge_values))]
     for inputs, body, outputs in blocks:
         reach = Reach(dim.name, context.dims, values, inputs)
-        reach.follow(body)
+        reach.visit(body)
         reach.check_outputs(outputs)
         if reach.obstacle:
             return reach.obstacle

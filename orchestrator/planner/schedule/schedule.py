@@ -17,7 +17,19 @@ from dataclasses import dataclass, field, replace
 from orchestrator.adapter import MOVES, Adapter
 from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.plan.records import PlannedValue
-from orchestrator.plan.steps import HOST, PlannedLoop, Step
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    Carry,
+    LoopLikeStep,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Slice,
+    Step,
+)
 from orchestrator.planner.context import Location, PlanContext, RegionKey
 from orchestrator.planner.infer.bodies import steps_dim
 from orchestrator.planner.schedule.explain import describe_dims, describe_edge
@@ -123,7 +135,7 @@ class _StepBuilder:
             self._give((node, port), f"{name}.{port}", spec, self.routes.produced(name, spec))
             for port, spec in call.outputs
         )
-        self.frames[-1].steps.append(Step("call", name, inputs, outputs, device=call.device))
+        self.frames[-1].steps.append(CallStep(inputs, outputs, name, device=call.device))
         for edge in self.graph.out_of(node):
             route = self.routes.route(edge)
             if route and route[0].place == "producer":
@@ -154,9 +166,7 @@ class _StepBuilder:
         self.frames.pop()
         body = tuple(frame.steps)
         inputs, outputs = _outer(body, ()), tuple(dict.fromkeys(exits))
-        self.frames[-1].steps.append(
-            Step("region", ", ".join(region.dims), inputs, outputs, dims=region.dims, body=body)
-        )
+        self.frames[-1].steps.append(RegionStep(inputs, outputs, body, region.dims))
         for node in ends:
             self._results(node)
 
@@ -183,34 +193,42 @@ class _StepBuilder:
         """Writes a loop: what enters it, its body, and what leaves it."""
         enter, leave = NodeKey("enter", loop.name), NodeKey("exit", loop.name)
         into = {edge.target_port: edge for node in (enter, leave) for edge in self.graph.into(node)}
-        given = {port: self._realise(into[port]) for port in loop.entries}
-        asked = given.get(CONDITION)
+        entries = {port: self._realise(into[port]) for port in loop.entries}
+        condition = entries.get(CONDITION)
+        # The body: what a port is called in it is made first, so that its calls find it.
         frame = _StepFrame(loop=loop.name)
         self.frames.append(frame)
-        heads = {port: self._head(loop, port, into[port], given[port]) for port in given if port != CONDITION}
+        arguments = {
+            port: self._head(loop, port, into[port], entries[port]) for port in entries if port != CONDITION
+        }
         for (node,) in self.graph.ordered_units({}, loop.name):
             self._unit(node)
         for edge in self.graph.out_of(enter):
             if edge.target == leave:
                 self._realise(edge)
-        ends = {edge.target_port: self._end(edge) for edge in self.graph.into(leave)}
+        yields = {edge.target_port: self._end(edge) for edge in self.graph.into(leave)}
         self.frames.pop()
-        planned = PlannedLoop(
-            loop.name,
-            tuple((given[port], heads[port], ends[next_port(port)]) for port in loop.carry),
-            tuple((given[port], heads[port]) for port in heads if port not in loop.carry),
-            tuple(ends[stacked_port(port)] for port in loop.collect),
-            ends[until_port(loop.until)] if loop.until else None,
-            loop.max_steps,
-            loop.check_every,
-            self._count_dim(loop),
-            loop.kind,
-            asked,
-        )
+        # What hangs its iterations together, then what the loop reads and gives as a whole.
+        carries = tuple(Carry(entries[port], arguments[port], yields[next_port(port)]) for port in loop.carry)
+        slices = tuple(Slice(entries[port], arguments[port]) for port in arguments if port not in loop.carry)
+        collects = tuple(yields[stacked_port(port)] for port in loop.collect)
         body = tuple(frame.steps)
-        inputs = tuple(sorted({*given.values(), *_outer(body, heads.values()), *_outside(ends, heads, body)}))
+        inputs = tuple(
+            sorted({*entries.values(), *_outer(body, arguments.values()), *_outside(yields, arguments, body)})
+        )
         outputs = tuple(self._left(loop, leave, port) for port in loop.results)
-        self.frames[-1].steps.append(Step("loop", loop.name, inputs, outputs, body=body, loop=planned))
+        parts = inputs, outputs, body, loop.name, carries, slices, collects
+        step: LoopLikeStep
+        match loop.kind:
+            case "map":
+                step = MapStep(*parts, items_dim=self._count_dim(loop))
+            case "when":
+                step = BranchStep(*parts, condition=condition)
+            case _:
+                until = yields[until_port(loop.until)] if loop.until else None
+                dim = self._count_dim(loop)
+                step = LoopStep(*parts, until, loop.max_steps, loop.check_every, dim)
+        self.frames[-1].steps.append(step)
 
     def _count_dim(self, loop: Loop) -> str:
         """The dim that says how often the body of a loop runs, or for how many items, where that is its own."""
@@ -301,8 +319,9 @@ class _StepBuilder:
         self.values.append(
             PlannedValue(value.origin, adapter.result(value.spec), memory, real, value.constant)
         )
-        frame.steps.append(Step("adapt", value.origin, (source,), (len(self.values) - 1,), adapter, device))
-        return len(self.values) - 1
+        target = len(self.values) - 1
+        frame.steps.append(AdaptStep((source,), (target,), value.origin, adapter, device=device))
+        return target
 
     def _memory(self, device: str) -> str:
         if device == HOST or self.context.groups[device].capabilities.host_memory:

@@ -8,7 +8,16 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedEdge, PlannedValue, Residency
-from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    LeafStep,
+    LoopLikeStep,
+    LoopStep,
+    iter_steps,
+)
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["check_edges", "demand", "same_spec", "wrong"]
@@ -42,7 +51,7 @@ def same_spec(one: PortSpec, other: PortSpec) -> bool:
     return one is other
 
 
-def check_edges(plan: Plan, called: Mapping[str, Step]) -> None:
+def check_edges(plan: Plan, called: Mapping[str, CallStep]) -> None:
     """Checks the edges of a plan against its steps.
 
     Args:
@@ -56,16 +65,15 @@ def check_edges(plan: Plan, called: Mapping[str, Step]) -> None:
 
 
 class _Edges:
-    def __init__(self, plan: Plan, called: Mapping[str, Step]) -> None:
+    def __init__(self, plan: Plan, called: Mapping[str, CallStep]) -> None:
         self.plan = plan
         self.called = called
         self.calls = {call.name: call for call in plan.calls}
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.constants = {value.origin for value in plan.values if value.constant}
-        steps = (*walk(plan.staging), *walk(plan.steps))
-        self.makers = {index: step for step in steps if not step.body for index in step.outputs}
-        self.loops = {step.name: step.loop for step in steps if step.loop is not None}
-        self.heads = {index for loop in self.loops.values() for index in loop.heads}
+        leaves = iter_steps((*plan.staging, *plan.steps), LeafStep)
+        self.producers = {index: step for step in leaves for index in step.outputs}
+        self.loops = {step.name: step for step in iter_steps(plan.steps, LoopLikeStep)}
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -99,26 +107,25 @@ class _Edges:
             )
             self._residency(edge, [adapter.kind for adapter in way])
 
-    def _of_loop(self, loop: PlannedLoop) -> dict[str, int]:
+    def _of_loop(self, step: LoopLikeStep) -> dict[str, int]:
         """What enters and leaves a loop, by the ports that the origins of its values tell."""
         values = self.plan.values
-        found = {values[head].origin: start for start, head, _ in loop.carries}
-        found |= {values[part].origin: whole for whole, part in loop.slices}
-        found |= {f"{values[head].origin}[next]": following for _, head, following in loop.carries}
-        step = next(step for step in walk(self.plan.steps) if step.loop is loop)
-        stacked = step.outputs[len(loop.carries) :]
-        found |= {values[index].origin: part for part, index in zip(loop.collects, stacked, strict=True)}
-        if loop.condition is not None:
-            found[f"{loop.name}.[when]"] = loop.condition
-        if loop.until is not None:
-            ends = [edge for edge in self.plan.edges if edge.target.endswith("[until]")]
-            name = next(edge.target for edge in ends if edge.target.startswith(f"{loop.name}."))
-            found[name] = loop.until
-        return found
+        ports = {values[carry.argument].origin: carry.initial for carry in step.carries}
+        ports |= {values[entry.part].origin: entry.whole for entry in step.slices}
+        ports |= {f"{values[carry.argument].origin}[next]": carry.yielded for carry in step.carries}
+        pairs = zip(step.collects, step.stacks, strict=True)
+        ports |= {values[index].origin: part for part, index in pairs}
+        match step:
+            case BranchStep(condition=int(condition)):
+                ports[f"{step.name}.[when]"] = condition
+            case LoopStep(until=int(until)):
+                ends = [edge.target for edge in self.plan.edges if edge.target.endswith("[until]")]
+                ports[next(end for end in ends if end.startswith(f"{step.name}."))] = until
+        return ports
 
     def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
         way: list[Adapter] = []
-        while (step := self.makers.get(index)) is not None and step.adapter is not None:
+        while isinstance(step := self.producers.get(index), AdaptStep):
             way.insert(0, step.adapter)
             index = step.inputs[0]
         return way, self.plan.values[index]

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.iterations import may_skip
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedGroup, PlannedProgram
-from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BlockStep,
+    BranchStep,
+    CallStep,
+    LeafStep,
+    LoopLikeStep,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Step,
+    StepVisitor,
+    iter_steps,
+)
 from orchestrator.planner.verify.edges import demand
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 
@@ -34,7 +48,7 @@ def check_programs(plan: Plan) -> None:
     _ProgramChecker(plan).run()
 
 
-class _ProgramChecker:
+class _ProgramChecker(StepVisitor):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.dims = {dim.name: dim for dim in plan.dims}
@@ -54,49 +68,54 @@ class _ProgramChecker:
     def run(self) -> None:
         unique = len(self.programs) == len(self.plan.programs)
         self._demand(unique, "two programs have one name")
-        self._steps(self.plan.steps)
+        self.visit(self.plan.steps)
         idle = sorted(set(self.programs) - self.used)
         self._demand(not idle, f"program {idle[:1]} never runs")
         self._placed_moves()
         _check_buffers(self.plan)
         _check_routes(self.plan)
 
-    def _steps(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            if step.op == "region":
-                # The next chunk comes after every chunk.
-                self._steps(step.body)
-                self._steps(step.body)
-            elif step.loop is not None:
-                self._loop(step, step.loop)
-            elif step.op == "call":
-                self._call(step)
-            else:
-                self._adapt(step)
+    def visit_region(self, step: RegionStep) -> None:
+        """Runs the body twice: the next chunk comes after every chunk."""
+        self.visit(step.body)
+        self.visit(step.body)
 
-    def _loop(self, step: Step, loop: PlannedLoop) -> None:
+    def visit_branch(self, step: BranchStep) -> None:
+        """Runs a branch; in its body what enters it is where it is outside."""
+        for entry in step.slices:
+            self._call_it(entry.part, entry.whole)
+        self._run_loop(step, may_skip=True)
+
+    def visit_map(self, step: MapStep) -> None:
+        """Runs the batches of a map."""
+        self._run_loop(step, may_skip=False)
+
+    def visit_loop(self, step: LoopStep) -> None:
+        """Runs the iterations of a loop."""
+        self._run_loop(step, may_skip=may_skip(step, self.plan.values, self.dims))
+
+    def _run_loop(self, step: LoopLikeStep, *, may_skip: bool) -> None:
         """Runs a loop's body often enough for every program that takes turns to come round again."""
         around = self.odd
-        for whole, part in loop.slices if loop.kind == "when" else ():
-            self._call_it(part, whole)
-        for index, (start, head, _) in enumerate(loop.carries):
-            self._call_it(head, start)
-            self._call_it(step.outputs[index], start)
-        starts, before = [self._held(start)[0] for start, _, _ in loop.carries], dict(self.turn)
+        for carry, result in zip(step.carries, step.results, strict=True):
+            self._call_it(carry.argument, carry.initial)
+            self._call_it(result, carry.initial)
+        starts = [self._held(carry.initial)[0] for carry in step.carries]
+        before = dict(self.turn)
         for turn in range(4):
             self.odd = bool(turn % 2)
-            self._steps(step.body)
-            for index in loop.ends:
+            self.visit(step.body)
+            for index in step.yields:
                 self._reads(step, index)
-            fresh = [(head, following, self._held(following)) for _, head, following in loop.carries]
-            for head, _, held in fresh:
-                self._hold(head, held)
-            for final, (_, _, held) in zip(step.outputs, fresh, strict=False):
-                self._hold(final, held)
+            # All carries move at once: none may see what another became.
+            fresh = [self._held(carry.yielded) for carry in step.carries]
+            for carry, result, held in zip(step.carries, step.results, fresh, strict=True):
+                self._hold(carry.argument, held)
+                self._hold(result, held)
         self.odd = around
-        if may_skip(loop, self.plan.values, self.dims):
-            for final, owners in zip(step.outputs, starts, strict=False):
-                self._let_through(final, owners or (), before)
+        if may_skip:
+            for result, owners in zip(step.results, starts, strict=True):
+                self._let_through(result, owners or (), before)
 
     def _let_through(self, final: int, owners: Owners, before: Mapping[str, int]) -> None:
         """What a loop gives that did not run is in the buffer that its carry started in."""
@@ -120,10 +139,10 @@ class _ProgramChecker:
             else:
                 table[index] = value
 
-    def _group(self, step: Step) -> PlannedGroup | None:
+    def _group(self, step: LeafStep) -> PlannedGroup | None:
         return self.groups.get(step.device)
 
-    def _call(self, step: Step) -> None:
+    def visit_call(self, step: CallStep) -> None:
         group = self._group(step)
         for index in step.inputs:
             self._reads(step, index)
@@ -170,24 +189,28 @@ class _ProgramChecker:
                 same, f"program {program.name!r} gives {item.port!r} in another form than {show_spec(spec)}"
             )
 
-    def _program(self, step: Step, stage: str) -> PlannedProgram:
-        name = step.twin if step.twin and self.odd else step.program
+    def _program(self, step: LeafStep, stage: str) -> PlannedProgram:
+        match step:
+            case CallStep(alternate=str(alternate)) if alternate and self.odd:
+                name = alternate
+            case _:
+                name = step.program
         program = self.programs.get(name)
-        self._demand(program is not None, f"step {step.op} {step.name!r} runs {name!r}, no program")
+        self._demand(program is not None, f"step {step.op} {step.label!r} runs {name!r}, no program")
         assert program is not None
         same = (program.stage, program.device) == (stage, step.device)
         self._demand(same, f"program {program.name!r} is not of {stage or 'adapters'!r} on {step.device}")
         self.used.add(program.name)
         return program
 
-    def _starts(self, step: Step, group: PlannedGroup, program: PlannedProgram) -> None:
+    def _starts(self, step: LeafStep, group: PlannedGroup, program: PlannedProgram) -> None:
         """A program runs: what it gave before is gone."""
         own = [self.names.get(index, (index, ()))[0] for index in step.inputs]
         watched = group.output_buffers and group.option("hazards", "solve") != "ignore"
         self._demand(
             not watched
             or program.name not in {name for index in own for name, _ in self.owner.get(index, ())},
-            f"{step.name!r} reads the buffer that it writes",
+            f"{step.label!r} reads the buffer that it writes",
         )
         self.turn[program.name] = self.turn.get(program.name, 0) + 1
         if watched:
@@ -199,7 +222,7 @@ class _ProgramChecker:
         for name, turn in self.owner.get(root, ()):
             self._demand(
                 self.turn[name] == turn,
-                f"{step.name!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
+                f"{step.label!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
             )
         if root in self.given:
             self._gives(step, root)
@@ -210,14 +233,13 @@ class _ProgramChecker:
         program, spec = self.programs[name], self.plan.values[root].spec
         found = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
         sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in found)
-        self._demand(sound, f"program {name!r} does not give what {step.name!r} reads")
-        moved = step.adapter is not None and step.adapter.kind == "download"
+        self._demand(sound, f"program {name!r} does not give what {step.label!r} reads")
+        moved = isinstance(step, AdaptStep) and step.adapter.kind == "download"
         self._demand(
-            moved or not program.to_host, f"{step.name!r} reads on the device what {name!r} gives the host"
+            moved or not program.to_host, f"{step.label!r} reads on the device what {name!r} gives the host"
         )
 
-    def _adapt(self, step: Step) -> None:
-        assert step.adapter is not None
+    def visit_adapter(self, step: AdaptStep) -> None:
         (source,), (target,) = step.inputs, step.outputs
         place = step.adapter.place
         group = self.by_memory.get(self.plan.values[source].memory)
@@ -225,7 +247,7 @@ class _ProgramChecker:
         moves = step.adapter.kind in ("upload", "copy")
         self._demand(
             bool(place) == (inside and not moves),
-            f"the adapter '{step.adapter}' of {step.name!r} has {'a' if place else 'no'} place in a program",
+            f"the adapter '{step.adapter}' of {step.origin!r} has {'a' if place else 'no'} place in a program",
         )
         if place == "consumer":
             root, before = self.names.get(source, (source, ()))
@@ -247,10 +269,9 @@ class _ProgramChecker:
             if place == "program":
                 self._weightless(step, source)
 
-    def _weightless(self, step: Step, source: int) -> None:
+    def _weightless(self, step: AdaptStep, source: int) -> None:
         program, group = self._program(step, ""), self._group(step)
         assert group is not None
-        assert step.adapter is not None
         root, before = self.names.get(source, (source, ()))
         done = (*before, step.adapter)
         sound = [item.port for item in program.inputs] == ["value"] and program.inputs[0].adapters == done
@@ -269,13 +290,22 @@ class _ProgramChecker:
 
     def _placed_moves(self) -> None:
         """What was folded into a consumer is read by programs alone."""
-        for step in walk(self.plan.steps):
-            group = self._group(step)
-            program = step.op == "call" and group is not None and group.compiled
-            place = step.adapter.place if step.adapter is not None else ""
-            able = program or bool(step.body) or place in ("consumer", "program")
+        for step in iter_steps(self.plan.steps):
             renamed = [index for index in step.inputs if index in self.names]
-            self._demand(able or not renamed, f"{step.name!r} reads a value whose adapters no program does")
+            able = not renamed or self._does_adapters(step)
+            self._demand(able, f"{step.label!r} reads a value whose adapters no program does")
+
+    def _does_adapters(self, step: Step) -> bool:
+        """Tells whether a step does what was folded into a value's consumer: by its program, or in its body."""
+        match step:
+            case CallStep():
+                group = self._group(step)
+                return group is not None and group.compiled
+            case AdaptStep(adapter=adapter):
+                return adapter.place in ("consumer", "program")
+            case BlockStep(body=body):
+                return bool(body)
+        return False
 
 
 def _check_buffers(plan: Plan) -> None:

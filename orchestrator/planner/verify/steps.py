@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from orchestrator.plan.iterations import item_dims
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedValue
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LoopLikeStep, MapStep, RegionStep, Step
 from orchestrator.planner.memory import check_budget
 from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify.loops import check_left, check_loop
@@ -32,7 +32,7 @@ def verify(plan: Plan) -> Plan:
     try:
         _Verifier(plan).run()
         check_budget(plan)
-    except (LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"it cannot be followed ({type(error).__name__}: {error})"
         raise wrong(plan, what) from error
     return plan
@@ -45,7 +45,7 @@ class _Verifier:
         self.calls = {call.name: call for call in plan.calls}
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.made_by: dict[int, Step] = {}
-        self.called: dict[str, Step] = {}
+        self.called: dict[str, CallStep] = {}
         self.within: tuple[str, ...] = ()
 
     def run(self) -> None:
@@ -72,8 +72,11 @@ class _Verifier:
     def _staged(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""
         for step in self.plan.staging:
-            sound = step.op == "adapt" and not step.frees and constants.issuperset(step.inputs + step.outputs)
-            self._demand(sound, f"{_step(step)} at load does not bring a constant to its place")
+            own = constants.issuperset(step.inputs + step.outputs)
+            self._demand(
+                isinstance(step, AdaptStep) and not step.frees and own,
+                f"{_step(step)} at load does not bring a constant to its place",
+            )
         made = {index for step in self.plan.staging for index in step.outputs}
         return self._replay(self.plan.staging, constants - made)
 
@@ -109,44 +112,47 @@ class _Verifier:
         return alive
 
     def _step(self, step: Step, alive: set[int]) -> None:
-        if step.op == "call":
-            self._call(step)
-        elif step.op == "adapt":
-            self._adapt(step)
-        elif step.op == "loop":
-            self._loop(step, alive)
-        else:
-            self._demand(step.op == "region", f"there is no step {step.op!r}")
-            self._region(step, alive)
+        match step:
+            case CallStep():
+                self._call(step)
+            case AdaptStep():
+                self._adapt(step)
+            case LoopLikeStep():
+                self._loop(step, alive)
+            case RegionStep():
+                self._region(step, alive)
+            case _:
+                self._demand(False, f"there is no step {type(step).__name__!r}")
 
-    def _loop(self, step: Step, alive: set[int]) -> None:
-        loop = check_loop(self.plan, step)
-        self._demand(alive.isdisjoint(loop.heads), f"loop {step.name!r} makes a value a second time")
+    def _loop(self, step: LoopLikeStep, alive: set[int]) -> None:
+        check_loop(self.plan, step)
+        self._demand(alive.isdisjoint(step.arguments), f"loop {step.name!r} makes a value a second time")
         around = self.within
-        if loop.kind == "map":
-            self.within = (*around, *item_dims(self.plan, loop))
-        check_left(self.plan, step, alive, self._replay(step.body, alive | set(loop.heads)))
+        match step:
+            case MapStep():  # items have dims of their own there
+                self.within = (*around, *item_dims(self.plan, step))
+        check_left(self.plan, step, alive, self._replay(step.body, alive | set(step.arguments)))
         self.within = around
 
-    def _region(self, step: Step, alive: set[int]) -> None:
+    def _region(self, step: RegionStep, alive: set[int]) -> None:
         born = all(name in self.dims and self.dims[name].born for name in step.dims)
-        self._demand(bool(step.dims) and born, f"region {step.name!r} has dims that are not born")
+        self._demand(bool(step.dims) and born, f"region {step.label!r} has dims that are not born")
         reads = {index for inner in step.body for index in inner.inputs}
         made = {index for inner in step.body for index in inner.outputs}
         self._demand(
             sorted(reads - made) == sorted(step.inputs),
-            f"region {step.name!r} reads other values than it says",
+            f"region {step.label!r} reads other values than it says",
         )
         around, self.within = self.within, (*self.within, *step.dims)
         after = self._replay(step.body, alive)
         self.within = around
         self._demand(
-            alive <= after, f"region {step.name!r} frees {self._names(alive - after)}, which is not its own"
+            alive <= after, f"region {step.label!r} frees {self._names(alive - after)}, which is not its own"
         )
         left = after - alive
-        self._demand(left == set(step.outputs), f"region {step.name!r} leaves {self._names(left)} behind")
+        self._demand(left == set(step.outputs), f"region {step.label!r} leaves {self._names(left)} behind")
 
-    def _call(self, step: Step) -> None:
+    def _call(self, step: CallStep) -> None:
         call = self.calls.get(step.name)
         self._demand(call is not None, f"a step calls {step.name!r}, which is no call")
         assert call is not None
@@ -215,12 +221,11 @@ class _Verifier:
         names = dict.fromkeys(name for spec in specs for name in spec.names)
         return combinations(names, {name: self.dims[name].buckets for name in names})
 
-    def _adapt(self, step: Step) -> None:
+    def _adapt(self, step: AdaptStep) -> None:
         self._demand(len(step.inputs) == len(step.outputs) == 1, f"{_step(step)} takes and gives one value")
         source, target = self._value(step.inputs[0]), self._value(step.outputs[0])
         adapter = step.adapter
-        self._demand(adapter is not None and target.origin == source.origin, f"{_step(step)} adapts nothing")
-        assert adapter is not None
+        self._demand(target.origin == source.origin, f"{_step(step)} adapts nothing")
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
             raise wrong(self.plan, f"{_step(step)} adapts a Python value")
         dtype = adapter.dtype if adapter.kind == "cast" else source.spec.dtype
@@ -235,7 +240,7 @@ class _Verifier:
         moved = adapter.kind in ("upload", "copy")
         at = adapter.device if moved else source.memory
         self._demand(
-            (step.name, step.device) == (source.origin, at),
+            (step.origin, step.device) == (source.origin, at),
             f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
         )
         whole = adapter.kind != "cut" or plain_dims(dims) == plain_dims(source.spec.dims)
@@ -283,4 +288,5 @@ def _check_join(plan: Plan, step: Step, source: PlannedValue, target: TensorSpec
 
 
 def _step(step: Step) -> str:
-    return f"step {step.op} {step.name!r}" + (f" ({step.adapter})" if step.adapter else "")
+    adapter = f" ({step.adapter})" if isinstance(step, AdaptStep) else ""
+    return f"step {step.op} {step.label!r}{adapter}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedValue
-from orchestrator.plan.steps import HOST, walk
+from orchestrator.plan.steps import HOST, MapStep, iter_steps
 from orchestrator.planner.verify.edges import demand, same_spec
 from orchestrator.specs import TensorSpec
 
@@ -19,7 +19,7 @@ def check_tables(plan: Plan) -> None:
     """
     memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
     dims = {dim.name for dim in plan.dims}
-    items = {step.loop.dim for step in walk(plan.steps) if step.loop is not None and step.loop.kind == "map"}
+    items = {step.items_dim for step in iter_steps(plan.steps, MapStep)}
     for dim in plan.dims:
         promised = dim.name in items or (dim.batch and not dim.whole)
         demand(plan, not dim.chunked or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")

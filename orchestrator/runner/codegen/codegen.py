@@ -24,7 +24,18 @@ from typing import Any
 from orchestrator.adapter import MOVES
 from orchestrator.plan.programs import FusedAdapters
 from orchestrator.plan.records import PlannedCall
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    LeafStep,
+    LoopStep,
+    MapStep,
+    RegionStep,
+    Step,
+    StepVisitor,
+)
 from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
@@ -72,7 +83,7 @@ class Generator:
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
         caller_owned: Values that are not freed: several runs share them.
         sharing: Which values share memory.
-        region: Makes the driver of a region step.
+        region: Makes the driver of a region or map.
         check: Makes the function that checks what a host or opaque stage gave.
         observer: Called with a step, its start and its end (seconds), or None.
         watch: Called after each iteration of a loop, or None.
@@ -85,7 +96,7 @@ class Generator:
         exact: bool,
         caller_owned: frozenset[int],
         sharing: Sharing,
-        region: Callable[[Step], Callable[..., Any]],
+        region: Callable[[RegionStep | MapStep], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
         watch: Callable[..., None] | None = None,
@@ -139,7 +150,7 @@ class Generator:
         return Code(function, sized, steps_by_line, frozenset(arguments), source)
 
 
-class _StepWriter(CodeWriter):
+class _StepWriter(CodeWriter, StepVisitor):
     """Lines of the steps of one function."""
 
     def __init__(self, generator: Generator) -> None:
@@ -148,32 +159,42 @@ class _StepWriter(CodeWriter):
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
-        loops = step.loop is not None and step.loop.kind != "map"
-        if self.owner.observer is not None and not loops:
-            self._observed(step)
-        else:
-            self._plain(step)
-        if not loops:
-            self.free(step)
+        match step:
+            case LoopStep() | BranchStep():
+                self.visit_step(step)  # its body is observed step by step; it frees what dies with it itself
+            case _:
+                if self.owner.observer is not None:
+                    self._observed(step)
+                else:
+                    self.visit_step(step)
+                self.free(step)
         self.mark(step)
-
-    def _plain(self, step: Step) -> None:
-        {"call": self._call, "adapt": self._adapt, "region": self._driven, "loop": self._loop}[step.op](step)
 
     def _observed(self, step: Step) -> None:
         at = self.name("step", step)
         self.line("started = clock()")
-        self._plain(step)
+        self.visit_step(step)
         self.line(f"observer({at}, started, clock())")
         self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
 
-    def _loop(self, step: Step) -> None:
-        if step.loop is not None and step.loop.kind == "map":
-            self._driven(step)
-        else:
-            LoopWriter(self, step).write()
+    def visit_loop(self, step: LoopStep) -> None:
+        """Writes a loop, around the lines of its body."""
+        LoopWriter(self, step).write()
 
-    def _call(self, step: Step) -> None:
+    def visit_branch(self, step: BranchStep) -> None:
+        """Writes a branch: a loop that runs once or not at all."""
+        LoopWriter(self, step).write()
+
+    def visit_region(self, step: RegionStep) -> None:
+        """Writes a region."""
+        self._driven(step)
+
+    def visit_map(self, step: MapStep) -> None:
+        """Writes a map."""
+        self._driven(step)
+
+    def visit_call(self, step: CallStep) -> None:
+        """Writes a call."""
         call = self.owner.calls[step.name]
         stage = self.executable.stages[call.stage]
         self.sync(step.inputs)
@@ -201,7 +222,7 @@ class _StepWriter(CodeWriter):
                 self.line(f"{target} = given[{port!a}]")
             self.line("del given")
 
-    def _declared(self, step: Step, call: PlannedCall, function: str) -> None:
+    def _declared(self, step: CallStep, call: PlannedCall, function: str) -> None:
         """A stage that nobody looked into: what it gives is checked.
 
         It may write where versions do not tell, through NumPy say. So it gets a copy of what somebody else sees.
@@ -224,33 +245,35 @@ class _StepWriter(CodeWriter):
         if copied:
             self.line(f"del {', '.join(f'w{index}' for index in dict.fromkeys(copied))}")
 
-    def _program(self, step: Step) -> None:
+    def _program(self, step: LeafStep) -> None:
         """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
         program = self.owner.table[step.program]
         function = self._started(step)
         pairs = zip(program.inputs, step.inputs, strict=True)
         arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
-        if step.op == "call":
-            ports = {port: at for at, (port, _) in enumerate(self.owner.calls[step.name].outputs)}
-            given = self.owner.fused.outputs_of(step.name)
-            found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
-        else:
-            found = list(step.outputs)
+        found: list[int | None] = list(step.outputs)
+        match step:
+            case CallStep(name=name):
+                ports = {port: at for at, (port, _) in enumerate(self.owner.calls[name].outputs)}
+                given = self.owner.fused.outputs_of(name)
+                found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
         targets = "".join("_, " if index is None else f"v{index}, " for index in found)
         self.line(f"{targets.rstrip()} = {function}({arguments})")
         if None in found:
             self.line("del _")
 
-    def _started(self, step: Step) -> str:
-        """The program of a step: one that has a twin takes turns with it."""
+    def _started(self, step: LeafStep) -> str:
+        """The program of a step: one that has an alternate takes turns with it."""
         first = self.executable.functions[step.program]
-        if not step.twin:
-            return self.name("program", first)
-        return f"{self.name('programs', (first, self.executable.functions[step.twin]))}[{self.turn} & 1]"
+        match step:
+            case CallStep(alternate=str(alternate)) if alternate:
+                pair = self.name("programs", (first, self.executable.functions[alternate]))
+                return f"{pair}[{self.turn} & 1]"
+        return self.name("program", first)
 
-    def _adapt(self, step: Step) -> None:
+    def visit_adapter(self, step: AdaptStep) -> None:
+        """Writes an adapter."""
         adapter = step.adapter
-        assert adapter is not None
         source, target = step.inputs[0], step.outputs[0]
         if step.program:
             self._program(step)
@@ -270,17 +293,16 @@ class _StepWriter(CodeWriter):
         self.sized = True
         self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].real else 'B'})")
 
-    def _is_idle(self, step: Step) -> bool:
+    def _is_idle(self, step: AdaptStep) -> bool:
         """Tells whether an adapter has nothing to do because every size is a bucket."""
         source, target = (self.values[index].spec for index in (step.inputs[0], step.outputs[0]))
-        assert step.adapter is not None
         if not self.owner.exact or not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
             return False
         named = {name for dim in target.dims for name in dim_names(dim)}
         same = plain_dims(source.dims) == plain_dims(target.dims)
         return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.born
 
-    def _driven(self, step: Step) -> None:
+    def _driven(self, step: RegionStep | MapStep) -> None:
         """A region or a map: a driver runs the function of its body."""
         self.sized = True
         self.sync(step.inputs)
@@ -289,9 +311,8 @@ class _StepWriter(CodeWriter):
         targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
         self.line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
 
-    def _defer(self, step: Step) -> None:
+    def _defer(self, step: AdaptStep) -> None:
         """Notes a download that is not there before its device is synchronised."""
-        assert step.adapter is not None
         if step.adapter.kind in ("download", "gather"):
             backend = self.executable.backend_of(self.values[step.inputs[0]].memory)
             if backend.capabilities.deferred:
@@ -299,7 +320,7 @@ class _StepWriter(CodeWriter):
 
 
 def _arguments(
-    stage: Stage, call: PlannedCall, step: Step, names: Mapping[int, str] = MappingProxyType({})
+    stage: Stage, call: PlannedCall, step: CallStep, names: Mapping[int, str] = MappingProxyType({})
 ) -> list[str]:
     """Argument expressions: by position while no port is left out, then by keyword; ``names`` of other variables."""
     fed = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))

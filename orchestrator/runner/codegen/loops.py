@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from orchestrator.plan.records import PlannedValue
-from orchestrator.plan.steps import HOST, PlannedLoop, Step, spent_starts
+from orchestrator.plan.steps import HOST, AdaptStep, BranchStep, Carry, LoopStep, dead_initials
 from orchestrator.runner.codegen.carry_ownership import CarryOwnership
 from orchestrator.runner.codegen.writer import CodeWriter
 from orchestrator.runner.load.load import Executable
@@ -34,16 +34,19 @@ class LoopWriter:
         step: The loop.
     """
 
-    def __init__(self, writer: CodeWriter, step: Step) -> None:
-        assert step.loop is not None
+    def __init__(self, writer: CodeWriter, step: LoopStep | BranchStep) -> None:
         self.writer = writer
         self.step = step
-        self.loop: PlannedLoop = step.loop
         number = len(writer.scope) + len(writer.lines)
         self.at, self.count = f"i{number}", f"n{number}"
-        self.lists = {at: f"c{number}_{at}" for at in range(len(self.loop.collects))}
-        self.flags = f"f{number}" if self.loop.until is not None and self.loop.check_every > 1 else ""
-        self.strict = [carry for carry in self.loop.carries if not writer.counts(carry[1])]
+        self.lists = {at: f"c{number}_{at}" for at in range(len(step.collects))}
+        self.until, self.steps_dim, check_every = None, "", 1
+        match step:
+            case LoopStep():
+                self.until, self.steps_dim, check_every = step.until, step.steps_dim, step.check_every
+        self.check_every = check_every
+        self.flags = f"f{number}" if self.until is not None and check_every > 1 else ""
+        self.strict = [carry for carry in step.carries if not writer.counts(carry.argument)]
         self.owned = "" if self._is_made_anew() else f"o{number}"
 
     def write(self) -> None:
@@ -55,57 +58,65 @@ class LoopWriter:
         around = writer.turn, writer.depth, writer.pending
         writer.turn, writer.depth, writer.pending = self.at, writer.depth + 1, dict(writer.pending)
         self._iteration()
-        late = {index: writer.pending[index] for index in self.loop.collects if index in writer.pending}
+        late = {index: writer.pending[index] for index in self.step.collects if index in writer.pending}
         writer.turn, writer.depth, writer.pending = around[0], around[1], {**around[2], **late}
         self._end()
 
     def _begin(self) -> None:
-        writer, loop = self.writer, self.loop
-        for start, head, _ in loop.carries:
-            writer.line(f"v{head} = v{start}")
-            if not writer.counts(head):
-                writer.guards[head] = f"if {self.at}: "
+        writer = self.writer
+        for carry in self.step.carries:
+            writer.line(f"v{carry.argument} = v{carry.initial}")
+            if not writer.counts(carry.argument):
+                writer.guards[carry.argument] = f"if {self.at}: "
         if self.owned:
             backends = [
-                writer.executable.backend_of(writer.values[head].memory) for _, head, _ in self.strict
+                writer.executable.backend_of(writer.values[carry.argument].memory) for carry in self.strict
             ]
             frees = [backend.free for backend in backends]
             account = partial(CarryOwnership, frees, [_copier(backend) for backend in backends])
             writer.line(f"{self.owned} = {writer.name('owned', account)}()")
-            writer.kept |= {head for _, head, _ in self.strict}
+            writer.kept |= {carry.argument for carry in self.strict}
         writer.line(f"{self.count} = {self._bound()}")
-        if loop.dim:
+        if self.steps_dim:
             writer.sized = True
             writer.line(f"k{self.count} = {self.count}")
         for name in (*self.lists.values(), *([self.flags] if self.flags else [])):
             writer.line(f"{name} = []")
-        self.early = [index for index in spent_starts(self.step) if writer.counts(index)]
+        self.early = [index for index in dead_initials(self.step) if writer.counts(index)]
         if self.early:
             writer.line(f"del {', '.join(f'v{index}' for index in self.early)}")
 
     def _is_made_anew(self) -> bool:
         """Tells whether every carry freed by call is made in each iteration, for itself alone."""
-        given = [following for _, _, following in self.strict]
-        named = {index for step in self.step.body if step.op == "adapt" for index in step.outputs}
+        given = [carry.yielded for carry in self.strict]
+        named = {index for step in self.step.body if isinstance(step, AdaptStep) for index in step.outputs}
         return len(set(given)) == len(given) and set(given) <= self._made() - named
 
     def _made(self) -> set[int]:
         """Values that an iteration makes."""
-        parts = {part for _, part in self.loop.slices if self.loop.kind == "loop"}
-        return parts | {index for step in self.step.body for index in step.outputs}
+        own = {index for step in self.step.body for index in step.outputs}
+        match self.step:
+            case LoopStep(slices=slices):
+                own |= {entry.part for entry in slices}
+        return own
 
     def _bound(self) -> str:
         """The expression for the number of iterations, or the most of them."""
-        loop, writer = self.loop, self.writer
-        if loop.kind == "when":
-            maybe = {name: index for index, (name, _) in enumerate(writer.plan.inputs)}
-            missing = {maybe[name] for name in writer.plan.optional}
-            terms = [f"v{whole} is not None" for whole, _ in loop.slices if whole in missing]
-            terms += [] if loop.condition is None else [f"v{loop.condition}"]
-            return f"1 if {' and '.join(terms)} else 0"
-        bounds = [self._slices(loop.slices[0][0])] if loop.slices else []
-        bounds += [] if loop.max_steps is None else [str(loop.max_steps)]
-        return bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
+        match self.step:
+            case BranchStep():
+                return self._decision(self.step)
+            case LoopStep(slices=slices, max_steps=max_steps):
+                bounds = [self._slices(slices[0].whole)] if slices else []
+                bounds += [] if max_steps is None else [str(max_steps)]
+                return bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
+
+    def _decision(self, branch: BranchStep) -> str:
+        """The expression for whether a branch runs: all that may be missing is there, and its condition holds."""
+        plan = self.writer.plan
+        optional = {index for index, (name, _) in enumerate(plan.inputs) if name in plan.optional}
+        terms = [f"v{entry.whole} is not None" for entry in branch.slices if entry.whole in optional]
+        terms += [] if branch.condition is None else [f"v{branch.condition}"]
+        return f"1 if {' and '.join(terms)} else 0"
 
     def _slices(self, index: int) -> str:
         """The expression for the number of slices; a handle does not tell, its size does."""
@@ -117,7 +128,7 @@ class LoopWriter:
         return f"{count}({'R.sizes' if value.real else 'B'})"
 
     def _iteration(self) -> None:
-        writer, loop = self.writer, self.loop
+        writer, loop = self.writer, self.step
         first = len(writer.lines)
         self._cut()
         writer.mark(self.step)
@@ -126,63 +137,72 @@ class LoopWriter:
         for at, index in enumerate(loop.collects):
             writer.line(f"{self.lists[at]}.append(v{index})")
         self._tell()
-        writer.sync(following for _, _, following in loop.carries)
-        heads = ", ".join(f"v{head}" for _, head, _ in loop.carries)
-        moved = ", ".join(f"v{following}" for _, _, following in loop.carries)
+        writer.sync(carry.yielded for carry in loop.carries)
+        # All carries move at once: what is yielded for one may be the argument of another.
+        heads = ", ".join(f"v{carry.argument}" for carry in loop.carries)
+        moved = ", ".join(f"v{carry.yielded}" for carry in loop.carries)
         if heads != moved:
             writer.line(f"{heads} = {moved}")
         if self.owned:
             self._hand_over()
         own = {index for step in self.step.body for index in step.outputs}
-        spent = sorted(
-            own & ({following for *_, following in loop.carries} | set(loop.collects)) - self._until()
-        )
+        spent = sorted(own & ({carry.yielded for carry in loop.carries} | set(loop.collects)) - self._until())
         if spent:
             writer.line(f"del {', '.join(f'v{index}' for index in spent)}")
-        if loop.until is not None:
-            self._check(loop.until)
+        if self.until is not None:
+            self._check(self.until)
         if len(writer.lines) == first:
             writer.line("pass")
 
     def _cut(self) -> None:
         """Writes what the iteration gets its slice of."""
-        writer, loop = self.writer, self.loop
-        for whole, part in loop.slices:
-            if loop.kind == "when":
-                writer.alias(whole, part)
-                continue
-            memory = writer.values[whole].memory
-            cut = f"v{whole}[{self.at}]"
-            if memory != HOST:
-                select = writer.name("select", writer.executable.eager_backend_of(memory).select)
-                cut = f"{select}(v{whole}, {self.at})"
-            writer.line(f"v{part} = {cut}")
+        writer = self.writer
+        for entry in self.step.slices:
+            match self.step:
+                case BranchStep():
+                    writer.alias(entry.whole, entry.part)
+                case LoopStep():
+                    writer.line(f"v{entry.part} = {self._slice(entry.whole)}")
+
+    def _slice(self, whole: int) -> str:
+        """The expression for the slice of this iteration."""
+        writer = self.writer
+        memory = writer.values[whole].memory
+        if memory == HOST:
+            return f"v{whole}[{self.at}]"
+        select = writer.name("select", writer.executable.eager_backend_of(memory).select)
+        return f"{select}(v{whole}, {self.at})"
 
     def _hand_over(self) -> None:
         made = self._made()
-        roots = [self.writer.roots.get(following, following) for _, _, following in self.strict]
-        pairs = "".join(f"({at}, v{self.strict[at][1]}), " for at, root in enumerate(roots) if root in made)
-        carried = "".join(f"v{head}, " for _, head, _ in self.strict)
+        roots = [self.writer.roots.get(carry.yielded, carry.yielded) for carry in self.strict]
+        pairs = "".join(
+            f"({at}, v{self.strict[at].argument}), " for at, root in enumerate(roots) if root in made
+        )
+        carried = "".join(f"v{carry.argument}, " for carry in self.strict)
         self.writer.line(f"{self.owned}.hand_over(({pairs}), ({carried}))")
 
     def _tell(self) -> None:
         """Tells who watches of the iteration; see :class:`~orchestrator.runner.stream.progress.ProgressHook`."""
-        writer, loop = self.writer, self.loop
-        if writer.watch is None or loop.kind != "loop":
-            return
-        writer.sync(index for _, index in loop.watched)
-        held = [index for _, index in loop.watched if writer.sharing.needs_copy(index, loop.ends)]
-        told = ", ".join(
-            f"{name!a}: {f'own(v{index})' if index in held else f'v{index}'}" for name, index in loop.watched
-        )
-        watch = writer.name("watch", writer.watch)
-        writer.line(f"{watch}({loop.name!a}, {self.at} + 1, {self.count}, {{{told}}})")
-        spent = {index for _, index in loop.watched} - set(loop.ends)
+        match self.step:
+            case LoopStep() if self.writer.watch is not None:
+                self._tell_values(self.step, self.writer.watch)
+
+    def _tell_values(self, loop: LoopStep, watch: Callable[..., None]) -> None:
+        writer, outputs = self.writer, loop.progress_outputs
+        writer.sync(index for _, index in outputs)
+        # What the loop goes on with, or somebody else holds, is told as a copy: who watches may keep it.
+        copies = {index for _, index in outputs if writer.sharing.needs_copy(index, loop.yields)}
+        texts = {index: f"own(v{index})" if index in copies else f"v{index}" for _, index in outputs}
+        values = ", ".join(f"{name!a}: {texts[index]}" for name, index in outputs)
+        hook = writer.name("watch", watch)
+        writer.line(f"{hook}({loop.name!a}, {self.at} + 1, {self.count}, {{{values}}})")
+        spent = {index for _, index in outputs} - set(loop.yields)
         if spent:
             writer.line(f"del {', '.join(f'v{index}' for index in sorted(spent))}")
 
     def _until(self) -> set[int]:
-        return set() if self.loop.until is None else {self.loop.until}
+        return set() if self.until is None else {self.until}
 
     def _check(self, until: int) -> None:
         writer, count = self.writer, self.count
@@ -192,7 +212,7 @@ class LoopWriter:
             writer.line(f"    {count} = k{count} = {self.at} + 1")
             writer.line("    break")
             return
-        every = self.loop.check_every
+        every = self.check_every
         writer.line(f"{self.flags}.append(v{until})")
         writer.line(f"if not ({self.at} + 1) % {every} or {self.at} + 1 == {count}:")
         writer.depth += 1
@@ -206,35 +226,37 @@ class LoopWriter:
         writer.depth -= 1
 
     def _end(self) -> None:
-        writer, loop = self.writer, self.loop
-        if loop.dim:
-            writer.line(f"R.sizes[{writer.name('dim', loop.dim)}] = k{self.count}")
-        if loop.dim or loop.kind == "when":
+        writer, loop = self.writer, self.step
+        if self.steps_dim:
+            writer.line(f"R.sizes[{writer.name('dim', self.steps_dim)}] = k{self.count}")
+        if self.steps_dim or isinstance(loop, BranchStep):
             writer.sized = True
             name = writer.name("loop", loop.name)
             writer.line(f"R.iterations[{name}] = (*R.iterations.get({name}, ()), {self.count})")
-        for carry, final in zip(loop.carries, self.step.outputs, strict=False):
-            writer.line(f"v{final} = {self._final(carry)}")
+        for carry, result in zip(loop.carries, loop.results, strict=True):
+            writer.line(f"v{result} = {self._result(carry)}")
         writer.sync(loop.collects)
-        for at, index in enumerate(self.step.outputs[len(loop.carries) :]):
+        for at, index in enumerate(loop.stacks):
             self._stack(at, index)
-        gone = [f"v{index}" for index in loop.heads]
+        # Names of the body die here, those that a branch gave to what entered it among them.
+        gone = [f"v{index}" for index in loop.arguments]
         gone += [*self.lists.values(), *(name for name in (self.flags, self.owned) if name)]
         writer.line("; ".join(f"{name} = None" for name in gone) or "pass")
-        if loop.kind == "when":
-            freed = {index for step in self.step.body for index in step.frees}
-            writer.unname(part for _, part in loop.slices if part not in freed)
-        writer.free(self.step, self.early)
+        match loop:
+            case BranchStep(body=body, slices=slices):
+                freed = {index for step in body for index in step.frees}
+                writer.unname(entry.part for entry in slices if entry.part not in freed)
+        writer.free(loop, self.early)
 
-    def _final(self, carry: tuple[int, int, int]) -> str:
+    def _result(self, carry: Carry) -> str:
         """The expression for the last value of a carry."""
-        start, head, _ = carry
         if carry not in self.strict:
-            return f"v{head}"
+            return f"v{carry.argument}"
         if self.owned:
-            return f"{self.owned}.final({self.strict.index(carry)}, v{head})"
-        copy = _copier(self.writer.executable.backend_of(self.writer.values[head].memory))
-        return f"v{head} if {self.count} else {self.writer.name('copy', copy)}(v{start})"
+            return f"{self.owned}.final({self.strict.index(carry)}, v{carry.argument})"
+        copy = _copier(self.writer.executable.backend_of(self.writer.values[carry.argument].memory))
+        name = self.writer.name("copy", copy)
+        return f"v{carry.argument} if {self.count} else {name}(v{carry.initial})"
 
     def _stack(self, at: int, index: int) -> None:
         writer = self.writer

@@ -16,7 +16,7 @@ from orchestrator.graph import Graph
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedProgram, PlannedValue
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import HOST, AdaptStep, iter_steps
 from orchestrator.program import Application, Program
 from orchestrator.runner.load.compile import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
@@ -45,10 +45,9 @@ class Executable:
     functions: Mapping[str, Callable[..., Any]]
     constants: Mapping[int, Any]
 
-    def adapt(self, step: Step) -> Callable[..., Any]:
+    def adapt(self, step: AdaptStep) -> Callable[..., Any]:
         """Returns the function of an adapter step: of one value for a move, else of a value and sizes."""
         adapter = step.adapter
-        assert adapter is not None
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
         if adapter.kind == "upload":
             return self.backends[adapter.device].upload
@@ -290,9 +289,9 @@ def _stage_constants(executable: Executable, graph: Graph) -> dict[int, Any]:
         if value.constant and value.origin in graph.constants
     }
     sizes = {dim.name: dim.buckets[-1] for dim in executable.plan.dims}
-    for step in executable.plan.staging:
+    for step in iter_steps(executable.plan.staging, AdaptStep):
         function = executable.adapt(step)
         source = handles[step.inputs[0]]
-        moves = step.adapter is not None and step.adapter.kind in MOVES
+        moves = step.adapter.kind in MOVES
         handles[step.outputs[0]] = function(source) if moves else function(source, sizes)
     return handles

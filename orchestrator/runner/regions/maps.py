@@ -13,7 +13,7 @@ from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
 from orchestrator.plan.iterations import batch_run, item_dims
 from orchestrator.plan.records import DimPlan
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import Step, walk
+from orchestrator.plan.steps import MapStep, iter_steps
 from orchestrator.runner.load.load import Executable
 from orchestrator.specs import TensorSpec, is_dense, plain_dims, show_spec, show_tensor
 
@@ -22,21 +22,19 @@ __all__ = ["body_ends", "make_map"]
 Body = Callable[..., "tuple[Any, ...]"]
 
 
-def body_ends(step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def body_ends(step: MapStep) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the values that the body of a map is given, and those it gives."""
-    assert step.loop is not None
-    return (*step.loop.heads, *_shared(step)), step.loop.collects
+    return (*step.arguments, *_shared(step)), step.collects
 
 
-def _shared(step: Step) -> tuple[int, ...]:
+def _shared(step: MapStep) -> tuple[int, ...]:
     """What all items read: one value may be that and be cut into items as well."""
-    assert step.loop is not None
-    lists = {whole for whole, _ in step.loop.slices}
-    read = {index for inner in walk(step.body) for index in inner.inputs} | set(step.loop.ends)
+    lists = {entry.whole for entry in step.slices}
+    read = {index for inner in iter_steps(step.body) for index in inner.inputs} | set(step.yields)
     return tuple(index for index in step.inputs if index not in lists or index in read)
 
 
-def make_map(executable: Executable, step: Step, body: Body) -> Callable[..., Any]:
+def make_map(executable: Executable, step: MapStep, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a map's body for all items.
 
     Args:
@@ -48,19 +46,17 @@ def make_map(executable: Executable, step: Step, body: Body) -> Callable[..., An
 
 
 class _MapDriver:
-    def __init__(self, executable: Executable, step: Step, body: Body) -> None:
-        assert step.loop is not None
+    def __init__(self, executable: Executable, step: MapStep, body: Body) -> None:
         plan = executable.plan
         by_name = {dim.name: dim for dim in plan.dims}
         self.step = step
-        self.loop = step.loop
         self.body = body
-        self.dims: list[DimPlan] = [by_name[name] for name in item_dims(plan, step.loop)]
-        self.ports = [plan.values[part] for _, part in step.loop.slices]
-        self.gives = [plan.values[index] for index in step.loop.collects]
+        self.dims: list[DimPlan] = [by_name[name] for name in item_dims(plan, step)]
+        self.ports = [plan.values[entry.part] for entry in step.slices]
+        self.gives = [plan.values[index] for index in step.collects]
         self.results = [plan.values[index] for index in step.outputs]
         self.places = [step.inputs.index(index) for index in _shared(step)]
-        self.lists = [step.inputs.index(whole) for whole, _ in step.loop.slices]
+        self.lists = [step.inputs.index(entry.whole) for entry in step.slices]
 
     def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
         outer = [values[at] for at in self.places]
@@ -89,8 +85,8 @@ class _MapDriver:
                 for at, dim in enumerate(self.dims[1:])
             }
         )
-        record.sizes[self.loop.dim] = len(sizes)
-        name = self.loop.name
+        record.sizes[self.step.items_dim] = len(sizes)
+        name = self.step.name
         record.batches[name] = (*record.batches.get(name, ()), *batches)
         return tuple(
             self._result(result, value.spec, record.sizes)
@@ -126,7 +122,7 @@ class _MapDriver:
         if len({len(items) for items in lists}) > 1:
             counts = {port.origin: len(items) for port, items in zip(self.ports, lists, strict=True)}
             raise StageError(
-                f"Items of one map are equally many, but {counts} were given.", map=self.loop.name
+                f"Items of one map are equally many, but {counts} were given.", map=self.step.name
             )
         all_sizes = []
         for at in range(len(lists[0])):
@@ -181,9 +177,9 @@ class _MapDriver:
     def _check_count(self, first: DimPlan, count: int) -> None:
         if not first.any and not first.padded and count not in first.buckets:
             raise StageError(
-                f"A batch of map {self.loop.name!r} has {count} items, which is no bucket {first.buckets} of "
+                f"A batch of map {self.step.name!r} has {count} items, which is no bucket {first.buckets} of "
                 f"{first.name!r}, and there is no pad rule. Declare the body's input with pad=0 or pad='repeat_first'.",
-                map=self.loop.name,
+                map=self.step.name,
                 dim=first.name,
             )
 
@@ -217,7 +213,7 @@ class _MapDriver:
         spec = TensorSpec(port.spec.dims[1:], port.spec.dtype)
         return StageError(
             f"Item {at} of {port.origin!r} is {show_tensor(item)}, but the body takes {show_spec(spec)}.{more}",
-            map=self.loop.name,
+            map=self.step.name,
             port=port.origin,
             item=at,
         )

@@ -11,7 +11,7 @@ from orchestrator.errors import StageError
 from orchestrator.plan.chunks import Run, run_chunks
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.run_record import RunRecord
-from orchestrator.plan.steps import HOST, Step
+from orchestrator.plan.steps import HOST, RegionStep
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.pending import PendingHandles, chunk_of
 from orchestrator.specs import Derived, TensorSpec, dim_names, plain_dims
@@ -21,7 +21,7 @@ __all__ = ["make_region"]
 Body = Callable[..., "tuple[Any, ...]"]
 
 
-def make_region(executable: Executable, step: Step, body: Body) -> Callable[..., Any]:
+def make_region(executable: Executable, step: RegionStep, body: Body) -> Callable[..., Any]:
     """Returns the function ``(R, B, *values) -> values`` that runs a region's body.
 
     Args:
@@ -33,7 +33,7 @@ def make_region(executable: Executable, step: Step, body: Body) -> Callable[...,
 
 
 class _RegionDriver:
-    def __init__(self, executable: Executable, step: Step, body: Body) -> None:
+    def __init__(self, executable: Executable, step: RegionStep, body: Body) -> None:
         self.executable = executable
         self.step = step
         self.body = body

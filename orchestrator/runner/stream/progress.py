@@ -15,7 +15,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import CancelledError, InputError, nearest
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedValue
-from orchestrator.plan.steps import HOST, PlannedLoop, Step, walk
+from orchestrator.plan.steps import HOST, AdaptStep, LoopStep, Step, body_of, iter_steps, with_body
 from orchestrator.specs import TensorSpec, plain_dims
 
 __all__ = ["Listener", "ProgressHook", "with_progress_outputs"]
@@ -100,15 +100,12 @@ def with_progress_outputs(plan: Plan, names: Iterable[str]) -> Plan:
 def _ports(plan: Plan) -> dict[str, tuple[str, int]]:
     """Ports of all loops, each with the loop and the value of an iteration; a carry goes before what is collected."""
     found: dict[str, tuple[str, int]] = {}
-    for step in walk(plan.steps):
-        loop = step.loop
-        if loop is None or loop.kind != "loop":
-            continue
-        for index, part in zip(step.outputs[len(loop.carries) :], loop.collects, strict=True):
+    for loop in iter_steps(plan.steps, LoopStep):
+        for index, part in zip(loop.stacks, loop.collects, strict=True):
             origin = plan.values[index].origin
             found[origin] = found[origin.removesuffix("[]")] = loop.name, part
-        for _, head, following in loop.carries:
-            found[plan.values[head].origin] = loop.name, following
+        for carry in loop.carries:
+            found[plan.values[carry.argument].origin] = loop.name, carry.yielded
     return found
 
 
@@ -132,22 +129,20 @@ def _find(plan: Plan, name: str) -> tuple[str, int]:
 def _steps(
     plan: Plan, steps: Sequence[Step], watched: dict[str, tuple[str, int]], values: list[PlannedValue]
 ) -> tuple[Step, ...]:
-    made = []
+    made: list[Step] = []
     for step in steps:
-        body = _steps(plan, step.body, watched, values)
-        loop = step.loop
-        if loop is not None:
-            mine = {name: index for name, (owner, index) in watched.items() if owner == loop.name}
-            body, loop = _watched(plan, body, loop, mine, values)
-        made.append(replace(step, body=body, loop=loop))
+        step = with_body(step, _steps(plan, body_of(step), watched, values))
+        match step:
+            case LoopStep(name=name):
+                mine = {output: index for output, (owner, index) in watched.items() if owner == name}
+                step = _with_progress(plan, step, mine, values)
+        made.append(step)
     return tuple(made)
 
 
-def _watched(
-    plan: Plan, body: tuple[Step, ...], loop: PlannedLoop, mine: dict[str, int], values: list[PlannedValue]
-) -> tuple[tuple[Step, ...], PlannedLoop]:
+def _with_progress(plan: Plan, loop: LoopStep, mine: dict[str, int], values: list[PlannedValue]) -> LoopStep:
     """Adds to a body what brings values home, and to the loop what they are called."""
-    steps, pairs = list(body), []
+    steps, pairs = list(loop.body), []
     for name, index in mine.items():
         for adapter in _way(plan, values[index]):
             source, spent = values[index], () if index in mine.values() else (index,)
@@ -156,10 +151,10 @@ def _watched(
             real = source.real or adapter.kind == "cut"
             values.append(PlannedValue(source.origin, adapter.result(source.spec), memory, real))
             made = (len(values) - 1,)
-            steps.append(Step("adapt", source.origin, (index,), made, adapter, source.memory, frees=spent))
+            steps.append(AdaptStep((index,), made, source.origin, adapter, device=source.memory, frees=spent))
             index = len(values) - 1
         pairs.append((name, index))
-    return tuple(steps), replace(loop, watched=tuple(pairs))
+    return replace(loop, body=tuple(steps), progress_outputs=tuple(pairs))
 
 
 def _way(plan: Plan, value: PlannedValue) -> list[Adapter]:
