@@ -203,7 +203,7 @@ class BackendContract:
     def test_an_adapter_does_what_it_says(
         self, case: BackendCase, backend: Backend, adapter: Adapter
     ) -> None:
-        """A pad, slice, cut or cast gives what :func:`orchestrator.adapter.apply` gives, and leaves its source."""
+        """A pad, slice, cut or cast gives what :func:`orchestrator.backend.apply` gives, and leaves its source."""
         value = _sample((3, 4), torch.float32)
         handle = backend.upload(value)
         adapted = backend.adapt(adapter)(handle, SIZES)
