@@ -9,8 +9,8 @@ Adapter, apply, part_of                    what is done to a value on its way, a
 """
 
 from orchestrator.adapter import Adapter, apply, part_of
-from orchestrator.backend.base import Backend, Capabilities, EagerBackend, Handle, Link
-from orchestrator.backend.compiling import CompilingBackend
+from orchestrator.devices.base import Backend, Capabilities, EagerBackend, Handle, Link
+from orchestrator.devices.compiling import CompilingBackend
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator.specs import PortSpec, TensorSpec
 from orchestrator.stage import ModelWrapper, Port, Stage

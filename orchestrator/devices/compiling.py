@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orchestrator.adapter import Adapter, apply, part_of
-from orchestrator.backend.base import Backend, Handle
+from orchestrator.devices.base import Backend, Handle
 
 if TYPE_CHECKING:
     from orchestrator.program import Application

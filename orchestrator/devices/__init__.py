@@ -1,0 +1,5 @@
+"""What a device family must offer; :mod:`orchestrator.backend` is where authors of one import it from.
+
+base         what all devices do, and those with eager compute
+compiling    devices that run compiled programs only
+"""
