@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan, Residency, TensorSpec
+from orchestrator.fingerprint.walk import ObjectWalk
 from tests.devices.models import Encoder, Head, two_towers
 
 
 def by_hand(
     modules: dict[str, nn.Module], device: str, image: torch.Tensor, text: torch.Tensor
 ) -> torch.Tensor:
-    moved = {name: copy.deepcopy(module).to(device) for name, module in modules.items()}
+    device_modules = {name: copy.deepcopy(module).to(device) for name, module in modules.items()}
     with torch.no_grad():
-        seen = moved["vision"](image.to(device))
-        return moved["head"](seen, moved["text"](text.to(device))).cpu()
+        features = device_modules["vision"](image.to(device))
+        return device_modules["head"](features, device_modules["text"](text.to(device))).cpu()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 8, 21])
@@ -48,16 +50,16 @@ def test_stages_on_two_devices_agree_with_one(device: str):
         result = session(image=image, text=text)["logits"]
         stats = session.stats
     torch.testing.assert_close(result, by_hand(modules, "cpu", image, text), rtol=1e-3, atol=1e-3)
-    expected = plan.summary_for({"batch": 5})
-    assert {name: stats[name] for name in expected} == expected
+    reference = plan.summary_for({"batch": 5})
+    assert {name: stats[name] for name in reference} == reference
 
 
 def test_a_round_trip_over_the_host_changes_nothing(device: str):
     pipeline, _ = two_towers()
     image, text = torch.randn(8, 3, 16, 16), torch.randn(8, 12)
-    forced = {"vision.output -> head.seen": Residency.HOST}
+    residencies = {"vision.output -> head.seen": Residency.HOST}
     results = []
-    for residency in ({}, forced):
+    for residency in ({}, residencies):
         with pipeline.plan(device=device, residency=residency).load() as session:
             results.append(session(image=image, text=text)["logits"])
     assert torch.equal(*results)
@@ -109,28 +111,30 @@ def test_the_modules_of_the_user_stay_where_they_are(device: str):
 
 
 def test_weights_that_stages_share_are_moved_once(device: str):
-    shared = nn.Linear(256, 256)
+    shared_layer = nn.Linear(256, 256)
     pipeline = Pipeline("shared")
     x = pipeline.input("x", TensorSpec((2, 256)))
-    pipeline.output("y", pipeline.add("b", nn.Sequential(shared, nn.ReLU()))(pipeline.add("a", shared)(x)))
+    pipeline.output(
+        "y", pipeline.add("b", nn.Sequential(shared_layer, nn.ReLU()))(pipeline.add("a", shared_layer)(x))
+    )
     plan = pipeline.plan(device=device)
-    assert dict(plan.weights)[plan.groups[0].device] == sum(p.nbytes for p in shared.parameters())
+    assert dict(plan.weights)[plan.groups[0].device] == sum(p.nbytes for p in shared_layer.parameters())
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         with plan.load():
-            grown = torch.cuda.memory_allocated() - before
-        assert grown <= 1.1 * sum(p.nbytes for p in shared.parameters())
+            growth = torch.cuda.memory_allocated() - before
+        assert growth <= 1.1 * sum(p.nbytes for p in shared_layer.parameters())
 
 
 def test_results_can_stay_on_the_device(device: str):
     pipeline, _ = two_towers()
     request = {"image": torch.randn(5, 3, 16, 16), "text": torch.randn(5, 12)}
     with pipeline.plan(device=device).load() as session:
-        kept = session.run(request, keep_on_device=("logits",))["logits"]
-        assert kept.device.type == device
-        assert kept.shape == (5, 6)
-        assert torch.equal(kept.cpu(), session.run(request)["logits"])
+        device_results = session.run(request, keep_on_device=("logits",))["logits"]
+        assert device_results.device.type == device
+        assert device_results.shape == (5, 6)
+        assert torch.equal(device_results.cpu(), session.run(request)["logits"])
 
 
 def test_threads_and_streams_give_what_single_requests_give(device: str):
@@ -140,14 +144,14 @@ def test_threads_and_streams_give_what_single_requests_give(device: str):
         for rows in (8, 4, 3, 8, 21, 1) * 3
     ]
     with pipeline.plan(device=device).load() as session:
-        expected = [session.run(request)["logits"] for request in requests]
-        for one, other in zip(session.stream(requests, depth=3), expected, strict=True):
+        references = [session.run(request)["logits"] for request in requests]
+        for one, other in zip(session.stream(requests, depth=3), references, strict=True):
             assert torch.equal(one["logits"], other)
         wrong: list[int] = []
 
         def work() -> None:
             for number, request in enumerate(requests):
-                if not torch.equal(session.run(request)["logits"], expected[number]):
+                if not torch.equal(session.run(request)["logits"], references[number]):
                     wrong.append(number)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
@@ -187,8 +191,8 @@ def test_models_that_are_on_the_device_are_used_as_they_are(device: str):
     encoder, head = Encoder().eval().to(device), Head().eval().to(device)
     pipeline = Pipeline("here")
     x = pipeline.input("x", TensorSpec((4, 3, 16, 16)))
-    seen = pipeline.add("encoder", encoder)(x)
-    pipeline.output("y", pipeline.add("head", head)(seen, seen))
+    pointers = pipeline.add("encoder", encoder)(x)
+    pipeline.output("y", pipeline.add("head", head)(pointers, pointers))
     calls: list[str] = []
     handles = [module.register_forward_hook(lambda *_: calls.append("ran")) for module in (encoder, head)]
     with pipeline.plan(device=device).load() as session:
@@ -197,3 +201,14 @@ def test_models_that_are_on_the_device_are_used_as_they_are(device: str):
     for handle in handles:
         handle.remove()
     assert calls == ["ran", "ran"]
+
+
+def test_an_eager_device_asks_for_no_content_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(*_: object) -> str:
+        raise AssertionError("nothing is compiled, so nothing has a key")
+
+    monkeypatch.setattr(ObjectWalk, "digest", digest)
+    pipeline, _ = two_towers()
+    with pipeline.plan(device="cpu").compile(tmp_path).load() as session:
+        session(image=torch.randn(3, 3, 16, 16), text=torch.randn(3, 12))
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]

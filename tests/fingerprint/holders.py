@@ -25,9 +25,9 @@ def key(target: Any, **more: Any) -> str:
 
 def module(source: str, name: str = "users_own") -> ModuleType:
     """A module of a user's; it is not on disk."""
-    made = ModuleType(name)
-    exec(compile(source, name, "exec"), made.__dict__)
-    return made
+    user_module = ModuleType(name)
+    exec(compile(source, name, "exec"), user_module.__dict__)
+    return user_module
 
 
 def test_weights_do_not_count_but_their_forms_do():
@@ -52,17 +52,19 @@ def defaulting_to(value: Any) -> Callable[..., Any]:
 
 
 def reading_a_global(value: Any) -> Any:
-    made = module("def inner(x):\n    return x * VALUE\ndef run(x):\n    return (lambda y: inner(y))(x)\n")
-    made.VALUE = value
-    return made.run
+    user_module = module(
+        "def inner(x):\n    return x * VALUE\ndef run(x):\n    return (lambda y: inner(y))(x)\n"
+    )
+    user_module.VALUE = value
+    return user_module.run
 
 
 def reading_a_module(value: Any) -> Any:
-    made = module("def run(x):\n    return settings.deep.VALUE * x\n")
-    made.settings = module("", "settings")
-    made.settings.deep = module("OTHER = 1\n", "settings.deep")
-    made.settings.deep.VALUE = value
-    return made.run
+    user_module = module("def run(x):\n    return settings.deep.VALUE * x\n")
+    user_module.settings = module("", "settings")
+    user_module.settings.deep = module("OTHER = 1\n", "settings.deep")
+    user_module.settings.deep.VALUE = value
+    return user_module.run
 
 
 def partially(value: Any) -> Any:
@@ -70,22 +72,22 @@ def partially(value: Any) -> Any:
 
 
 def held_by_a_module(value: Any) -> Any:
-    made = nn.Identity()
-    made._private = value
-    return made
+    net = nn.Identity()
+    net._private = value
+    return net
 
 
 def held_by_an_object(value: Any) -> Any:
-    made = nn.Identity()
-    made.helper = SimpleNamespace(options=[{"deep": (value,)}])
-    made.helper.me = made
-    return made
+    holder = nn.Identity()
+    holder.helper = SimpleNamespace(options=[{"deep": (value,)}])
+    holder.helper.me = holder
+    return holder
 
 
 def held_in_slots(value: Any) -> Any:
-    made = nn.Identity()
-    made.helper = Slotted(value)
-    return made
+    holder = nn.Identity()
+    holder.helper = Slotted(value)
+    return holder
 
 
 class Slotted:
@@ -99,9 +101,9 @@ class Slotted:
 
 
 def hooked(value: Any) -> Any:
-    made = nn.Identity()
-    made.register_forward_hook(lambda module, args, output: output * value)
-    return made
+    net = nn.Identity()
+    net.register_forward_hook(lambda module, args, output: output * value)
+    return net
 
 
 def configured(value: Any) -> Any:

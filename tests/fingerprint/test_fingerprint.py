@@ -43,10 +43,10 @@ def test_code_counts_where_no_source_tells_it_apart():
 def test_code_of_a_base_class_counts():
     def net(text: str) -> Any:
         source = f"class Base(nn.Module):\n    scale = {text}\n    def forward(self, x):\n        return self.scale\n"
-        made = ModuleType("users_own")
-        made.nn = nn
-        exec(source + "class Net(Base):\n    pass\n", made.__dict__)
-        return made.Net()
+        user_module = ModuleType("users_own")
+        user_module.nn = nn
+        exec(source + "class Net(Base):\n    pass\n", user_module.__dict__)
+        return user_module.Net()
 
     assert key(net("1")) == key(net("1")) != key(net("2"))
 
@@ -80,18 +80,18 @@ def test_a_wrapper_that_cannot_be_built_has_a_key():
 def test_cycles_deep_chains_and_what_has_no_state():
     import threading
 
-    made = nn.Identity()
-    made.lock, made.stream, made.generator = threading.Lock(), sys.stdout, (n for n in range(3))
-    made.me = [made, {"me": made}]
+    holder = nn.Identity()
+    holder.lock, holder.stream, holder.generator = threading.Lock(), sys.stdout, (n for n in range(3))
+    holder.me = [holder, {"me": holder}]
     chain: Any = None
     for n in range(20_000):
         chain = [chain, n]
-    made.chain = chain
+    holder.chain = chain
     other, friend = SimpleNamespace(), SimpleNamespace()
-    made.peers = {Peer(), Peer()}
+    holder.peers = {Peer(), Peer()}
     other.friend, friend.friend = friend, other
-    made.other = other
-    assert key(made) == key(made)
+    holder.other = other
+    assert key(holder) == key(holder)
 
 
 class Peer:
@@ -166,6 +166,6 @@ def test_a_large_model_is_cheap():
 
     model = nn.Sequential(*(block(64) for _ in range(50)))
     key(model)
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     key(model)
-    assert time.perf_counter() - started < 0.5  # some 5 ms on an idle machine
+    assert time.perf_counter() - start_time < 0.5  # some 5 ms on an idle machine

@@ -40,9 +40,9 @@ class Table(nn.Module):
 def test_a_tensor_that_no_checkpoint_fills_counts_by_content(how: str, counts: bool):
     assert key(Table(how, 1)) == key(Table(how, 1))
     assert (key(Table(how, 1)) != key(Table(how, 2))) == counts
-    wrapped = [ModelWrapper({"how": how, "value": 1}, Table) for _ in range(2)]
-    _ = wrapped[1].model
-    assert key(wrapped[0]) == key(wrapped[1])
+    wrappers = [ModelWrapper({"how": how, "value": 1}, Table) for _ in range(2)]
+    _ = wrappers[1].model
+    assert key(wrappers[0]) == key(wrappers[1])
 
 
 class Saying(ModelWrapper):
@@ -138,10 +138,10 @@ def test_traced_and_scripted_modules_count_by_their_code():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code_counts_as_what_it_was_made_from():
-    compiled = functools.partial(torch.compile, backend="eager")
-    keys = [key(compiled(nn.Linear(4, width)), inputs=("x",)) for width in (4, 4, 5)]
+    compiled_net = functools.partial(torch.compile, backend="eager")
+    keys = [key(compiled_net(nn.Linear(4, width)), inputs=("x",)) for width in (4, 4, 5)]
     assert keys[0] == keys[1] != keys[2]
-    keys = [key(compiled(closing_over(value))) for value in (1, 1, 2)]
+    keys = [key(compiled_net(closing_over(value))) for value in (1, 1, 2)]
     assert keys[0] == keys[1] != keys[2]
 
 

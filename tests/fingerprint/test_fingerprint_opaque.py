@@ -50,15 +50,15 @@ def with_private_attribute(value: Any) -> Any:
 
 
 def referring_to(value: Any) -> Any:
-    held = closing_over(value)
-    KEPT.append(held)
-    return weakref.ref(held)
+    holder = closing_over(value)
+    KEPT.append(holder)
+    return weakref.ref(holder)
 
 
 def weakly(value: Any) -> Any:
-    held = closing_over(value)
-    KEPT.append(held)
-    return weakref.WeakSet([held])
+    holder = closing_over(value)
+    KEPT.append(holder)
+    return weakref.WeakSet([holder])
 
 
 def variable(value: Any) -> Any:
@@ -66,9 +66,9 @@ def variable(value: Any) -> Any:
 
 
 def own_module(value: Any) -> Any:
-    made = module("def run():\n    return VALUE\n", "settings")
-    made.VALUE = value
-    return made
+    user_module = module("def run():\n    return VALUE\n", "settings")
+    user_module.VALUE = value
+    return user_module
 
 
 def made_by(value: Any) -> Any:
@@ -105,8 +105,8 @@ def deep_in_sets(value: Any) -> Any:
 
 
 def partially(value: Any) -> Any:
-    made = type("Part", (functools.partial,), {"__call__": lambda self: value})
-    return made(print)
+    partial = type("Part", (functools.partial,), {"__call__": lambda self: value})
+    return partial(print)
 
 
 def scripted(value: Any) -> Any:

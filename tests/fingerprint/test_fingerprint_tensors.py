@@ -28,16 +28,16 @@ def test_a_tensor_without_content_is_equal_to_itself_alone():
 
 
 def test_a_stage_that_keeps_what_it_was_planned_with_compiles():
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append(x.clone())
+        inputs.append(x.clone())
         return x * 2
 
     pipeline = Pipeline("keeper")
     pipeline.output("y", pipeline.add("look", look)(pipeline.input("x", TensorSpec((2, 3)))))
     plan = pipeline.plan("cpu")
-    seen.extend(contentless())
+    inputs.extend(contentless())
     with plan.load() as session:
         assert torch.equal(session(x=torch.ones(2, 3))["y"], torch.full((2, 3), 2.0))
 
@@ -61,13 +61,13 @@ def test_a_wrapper_whose_outline_lacks_content_counts_by_its_model():
 @pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
 def test_hooks_of_all_modules_count(kind: str):
     register = getattr(torch.nn.modules.module, kind)
-    made = nn.Linear(2, 2)
-    keys = [key(made)]
+    net = nn.Linear(2, 2)
+    keys = [key(net)]
     for value in (1, 1, 2):
         hook = register(lambda *_, value=value: None if value else value)
-        keys.append(key(made))
+        keys.append(key(net))
         hook.remove()
-    assert keys[0] == key(made) != keys[1] == keys[2] != keys[3]
+    assert keys[0] == key(net) != keys[1] == keys[2] != keys[3]
 
 
 def test_what_a_hook_is_given_counts():
@@ -76,7 +76,7 @@ def test_what_a_hook_is_given_counts():
 
     keys = []
     for more in (False, True):
-        made = nn.Identity()
-        made.register_forward_hook(hook, with_kwargs=more)
-        keys.append(key(made))
+        net = nn.Identity()
+        net.register_forward_hook(hook, with_kwargs=more)
+        keys.append(key(net))
     assert keys[0] != keys[1]

@@ -41,10 +41,10 @@ def key_in(folder: Path, source: str, package: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(folder))
     sys.modules.pop("users", None)
     importlib.invalidate_caches()
-    made: Any = importlib.import_module("users")
+    user_module: Any = importlib.import_module("users")
     try:
-        assert Path(made.__file__).is_relative_to(folder)
-        return key(made.run)
+        assert Path(user_module.__file__).is_relative_to(folder)
+        return key(user_module.run)
     finally:
         del sys.modules["users"]
 
@@ -77,12 +77,12 @@ def test_places_elsewhere_count_whole(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_config_of_a_stage_counts_in_its_key():
-    def described(**config: Any) -> Any:
+    def config_key(**config: Any) -> Any:
         return fingerprint(make_stage("s", abs_of, config=config))
 
-    assert described(scale=1) == described(scale=1) != described(scale=2)
-    assert described(scale=1, by=2) == described(by=2, scale=1)
-    assert described() != described(scale=1)
+    assert config_key(scale=1) == config_key(scale=1) != config_key(scale=2)
+    assert config_key(scale=1, by=2) == config_key(by=2, scale=1)
+    assert config_key() != config_key(scale=1)
 
 
 def abs_of(x: Any) -> Any:

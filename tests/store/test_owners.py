@@ -48,11 +48,11 @@ def refused(store: Path, *words: str) -> None:
         lambda: ArtifactStore(store).get_or_build(KEY, build),
         lambda: ArtifactStore(store).write_plan("{}"),
     ):
-        with pytest.raises(CompileError) as caught:
+        with pytest.raises(CompileError) as error_info:
             ask()
         for word in (*words, TRUSTED_VARIABLE, "refused"):
-            assert word in str(caught.value)
-        assert "\n" not in str(caught.value)
+            assert word in str(error_info.value)
+        assert "\n" not in str(error_info.value)
     assert before == (sorted(store.rglob("*")) if store.is_dir() else [])
 
 
@@ -247,12 +247,12 @@ def test_a_manifest_lists_files_of_its_folder(base: Path, name: str) -> None:
     from orchestrator.store import manifest
 
     place = ArtifactStore(base / "store").get_or_build(KEY, build)
-    written = manifest.read_manifest(place)
+    original = manifest.read_manifest(place)
     body = {
         "format": manifest.FORMAT,
         "version": manifest.VERSION,
         "key": KEY,
-        "created": written.creation_time,
+        "created": original.creation_time,
         "about": {},
         "files": [{"path": "parts/a.bin", "size": 100, "sha256": "", **HOSTILE[name]}],
     }

@@ -84,9 +84,9 @@ def test_cleaning_sweeps_after_the_dead_and_leaves_the_living(tmp_path: Path):
     (tmp_path / "started").unlink()
     living = start(tmp_path, 3, KEY)
     wait_for(tmp_path / "started")
-    done = store.clean()
-    assert (done.stale_builds, done.busy_keys) == (1, (KEY,))
-    assert done.bytes == len("half")
+    report = store.clean()
+    assert (report.stale_builds, report.busy_keys) == (1, (KEY,))
+    assert report.bytes == len("half")
     out, _ = living.communicate(timeout=60)
     assert living.returncode == 0
     assert store.find(KEY) == Path(out.strip())

@@ -64,8 +64,8 @@ def test_every_flipped_byte_is_found_and_the_artifact_is_rebuilt(store: Artifact
     assert store.find(KEY) == folder
     (folder / "program.bin").write_text("edoc")
     assert [entry.state for entry in store.entries()] == ["ok"]  # a look at sizes alone
-    (damaged,) = store.verify()
-    assert "program.bin" in damaged.fault
+    (damaged_entry,) = store.verify()
+    assert "program.bin" in damaged_entry.fault
     assert (store.get_or_build(KEY, build("new")) / "program.bin").read_text() == "new"
     assert store.verify() == ()
 
@@ -145,9 +145,9 @@ def test_another_release_has_its_artifacts_beside_ours(store: ArtifactStore):
 def test_the_store_of_a_newer_release_is_refused(store: ArtifactStore, marker: str):
     store.get_or_build(KEY, build())
     (store.path / "store.json").write_text(marker)
-    with pytest.raises(CompileError, match=r"newer release.*another folder") as caught:
+    with pytest.raises(CompileError, match=r"newer release.*another folder") as error_info:
         ArtifactStore(store.path)
-    assert caught.value.path == store.path
+    assert error_info.value.path == store.path
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_cleaning_takes_all_or_what_is_damaged_or_unused(store: ArtifactStore):
     store.find(KEY)  # being asked for is use
     assert store.clean(unused_days=30).artifacts == ()
     (new / "program.bin").write_text("edoc")
-    done = store.clean(only_damaged=True)
-    assert [entry.key for entry in done.artifacts] == [OTHER]
-    assert done.bytes == done.artifacts[0].bytes > 0
+    report = store.clean(only_damaged=True)
+    assert [entry.key for entry in report.artifacts] == [OTHER]
+    assert report.bytes == report.artifacts[0].bytes > 0
     assert [entry.key for entry in store.clean().artifacts] == [KEY]
     assert store.entries() == ()
     assert store.clean() == ArtifactStore(store.path).clean()

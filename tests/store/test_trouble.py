@@ -28,8 +28,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True)
-    if made.returncode:
+    result = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True)
+    if result.returncode:
         pytest.skip("only root mounts a file system")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
@@ -57,10 +57,10 @@ def by_a_compiler(folder: Path) -> None:
 @pytest.mark.parametrize("build", [by_python, by_torch, wrapped, by_a_compiler])
 def test_a_full_disk(small_disk: Path, build: Callable[[Path], None]):
     store = ArtifactStore(small_disk / "store")
-    with pytest.raises(CompileError, match=r"disk is full.*cache clean") as caught:
+    with pytest.raises(CompileError, match=r"disk is full.*cache clean") as error_info:
         store.get_or_build(KEY, build, {"stage": "vision"})
-    assert "'vision'" in str(caught.value)
-    assert caught.value.path == store.path
+    assert "'vision'" in str(error_info.value)
+    assert error_info.value.path == store.path
     assert store.entries() == ()
     assert not [path for path in (store.path / "artifacts").rglob("*") if path.is_file()]
     assert store.get_or_build(KEY, write) == store.find(KEY)
@@ -91,9 +91,9 @@ def test_every_step_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
             patch.setattr(manifest, "sync", fail)
         else:
             patch.setattr(Path, step, fail)
-        with pytest.raises(CompileError, match=os.strerror(code)) as caught:
+        with pytest.raises(CompileError, match=os.strerror(code)) as error_info:
             store.get_or_build(KEY, write)
-    assert str(store.path) in str(caught.value)
+    assert str(store.path) in str(error_info.value)
     assert store.find(KEY) is None
     assert store.entries() == ()
     assert store.get_or_build(KEY, write) == store.find(KEY)
@@ -149,15 +149,15 @@ def test_a_store_that_can_only_be_read(readable: Path, how: str):
     try:
         if mount:
             subprocess.run(["mount", "-o", "remount,ro,bind", readable], check=True)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", READER, store.path, how], capture_output=True, text=True, timeout=60
         )
     finally:
         if mount:
             subprocess.run(["umount", "-l", readable], check=True)
-    assert not done.returncode, done.stderr
-    assert "'vision' cannot be stored" in done.stdout
-    assert "Give a folder that can be made and written to" in done.stdout
+    assert not process.returncode, process.stderr
+    assert "'vision' cannot be stored" in process.stdout
+    assert "Give a folder that can be made and written to" in process.stdout
     assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before
 
 

@@ -55,7 +55,7 @@ def test_a_seeded_layer_is_the_same_each_time_and_leaves_the_random_state():
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "what"),
+    ("result", "reference", "what"),
     [
         pytest.param({"a": 1}, {"a": 2}, r"\['a'\] is 1, expected 2", id="value"),
         pytest.param({"a": 1}, {"b": 1}, r"has \['a'\], expected \['b'\]", id="names"),
@@ -66,9 +66,9 @@ def test_a_seeded_layer_is_the_same_each_time_and_leaves_the_random_state():
         pytest.param("x", torch.zeros(2), "expected a tensor", id="no tensor"),
     ],
 )
-def test_differences_are_found(found, expected, what):
+def test_differences_are_found(result, reference, what):
     with pytest.raises(AssertionError, match=what):
-        assert_same(found, expected)
+        assert_same(result, reference)
 
 
 def test_equal_results_pass():
@@ -84,9 +84,9 @@ def test_by_hand_fits_values_to_fixed_ports():
     pipeline.output("wider", pipeline.add("wider", stages.FixedWidth(first))(x))
     pipeline.output("narrower", pipeline.add("narrower", stages.FixedWidth({"width": 3}))(x))
     row = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    found = run_reference(pipeline.freeze(), {"x": row})
-    assert found["wider"].tolist() == [[2.0, 3.0, 4.0, 5.0, 2.0, 2.0]]
-    assert found["narrower"].tolist() == [[2.0, 3.0, 4.0]]
+    results = run_reference(pipeline.freeze(), {"x": row})
+    assert results["wider"].tolist() == [[2.0, 3.0, 4.0, 5.0, 2.0, 2.0]]
+    assert results["narrower"].tolist() == [[2.0, 3.0, 4.0]]
 
 
 def test_by_hand_runs_every_form_of_stage():
@@ -96,13 +96,13 @@ def test_by_hand_runs_every_form_of_stage():
     pipeline.output("rows", rows(values["p"]))
     pipeline.output("same", values["q"])
     inputs = {name: torch.ones(3, 4) for name in ("x", "p", "q")}
-    found = run_reference(pipeline.freeze(), inputs)
-    hidden = stages.SeededLinear(4, 6)(inputs["x"])
-    left, right = hidden[:, :3] * 2, hidden[:, 3:]
-    assert torch.equal(found["y"], torch.cat([left + 1, right], 1) + hidden)
-    assert torch.equal(found["total"], left.sum(1, keepdim=True))
-    assert found["rows"] == 3
-    assert found["same"] is inputs["q"]
+    results = run_reference(pipeline.freeze(), inputs)
+    features = stages.SeededLinear(4, 6)(inputs["x"])
+    left, right = features[:, :3] * 2, features[:, 3:]
+    assert torch.equal(results["y"], torch.cat([left + 1, right], 1) + features)
+    assert torch.equal(results["total"], left.sum(1, keepdim=True))
+    assert results["rows"] == 3
+    assert results["same"] is inputs["q"]
 
 
 def test_a_forgotten_case_is_an_error_that_says_so():
@@ -203,18 +203,18 @@ print(json.dumps([content_key(fingerprint(make_stage("s", target, inputs=("x",))
 
 
 def test_toy_stages_have_the_same_key_in_every_process():
-    found = []
+    key_lists = []
     for seed in ("1", "2"):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", KEYS],
             env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=True,
         )
-        found.append(json.loads(done.stdout))
-    assert found[0] == found[1]
-    assert len(set(found[0])) == len(found[0]) == 9
+        key_lists.append(json.loads(process.stdout))
+    assert key_lists[0] == key_lists[1]
+    assert len(set(key_lists[0])) == len(key_lists[0]) == 9
 
 
 def test_an_unknown_toy_is_not_guessed(isolated_plugins):

@@ -220,9 +220,9 @@ def test_options_are_checked_by_the_planner():
 
 def test_devices_beyond_the_last_are_absent():
     plan = diamond().plan(device="null:8")
-    with pytest.raises(Exception, match="null:0 to null:7") as caught:
+    with pytest.raises(Exception, match="null:0 to null:7") as error_info:
         plan.load()
-    assert type(caught.value).__name__ == "CompileError"
+    assert type(error_info.value).__name__ == "CompileError"
 
 
 def test_a_failing_stage_frees_everything():
@@ -248,13 +248,13 @@ def test_threads_and_streams_share_a_null_device():
         recording() as record,
         ThreadPoolExecutor(4) as threads,
     ):
-        expected = [session.run(request) for request in requests]
-        assert_same(list(threads.map(session.run, requests)), expected)
-        assert_same(list(session.stream(requests, depth=3)), expected)
+        references = [session.run(request) for request in requests]
+        assert_same(list(threads.map(session.run, requests)), references)
+        assert_same(list(session.stream(requests, depth=3)), references)
         record.assert_no_leaks()
-        counted = record.counts()
-        assert counted["uploads"] == session.stats["uploads"]
-        assert counted["dispatches"] == session.stats["dispatches"]
+        counts = record.counts()
+        assert counts["uploads"] == session.stats["uploads"]
+        assert counts["dispatches"] == session.stats["dispatches"]
         assert session.stats["requests"] == 3 * len(requests)
 
 
@@ -294,16 +294,16 @@ def test_plan_session_and_record_count_alike(batch, options, device, moved):
     with plan.load() as session, recording() as record:
         result = session(**inputs)
         record.assert_no_leaks()
-        counted, stats = record.counts(), session.stats
-    counted["peak_bytes"] = {
-        group.device: counted["peak_bytes"].get(group.device, 0) for group in plan.groups
+        record_counts, stats = record.counts(), session.stats
+    record_counts["peak_bytes"] = {
+        group.device: record_counts["peak_bytes"].get(group.device, 0) for group in plan.groups
     }
     assert stats == {"requests": 1, **plan.summary_for({"batch": batch})}
-    assert {"requests": 1, **counted} == stats
-    expected = run_reference(pipeline.freeze(), inputs)
+    assert {"requests": 1, **record_counts} == stats
+    reference = run_reference(pipeline.freeze(), inputs)
     if options["compute"]:
-        assert_same(result, expected, exact=batch in (2, 4), rtol=1e-4, atol=1e-5)
+        assert_same(result, reference, exact=batch in (2, 4), rtol=1e-4, atol=1e-5)
     else:
         assert {name: value.shape for name, value in result.items()} == {
-            name: value.shape for name, value in expected.items()
+            name: value.shape for name, value in reference.items()
         }
