@@ -312,7 +312,7 @@ def test_the_options_gone_through_are_all_that_the_installed_version_has():
     for family in FAMILIES:
         for path, ours in family.schedulers.items():
             theirs = parts.defaults_of(getattr(diffusers, path.partition(":")[2]))
-            known = {*inspect.signature(ours).parameters, *ours.refused, *ours.unread}
+            known = {*inspect.signature(ours).parameters, *ours.fixed_options, *ours.unread_options}
             assert set(theirs) <= known, path
 
 

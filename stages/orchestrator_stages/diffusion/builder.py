@@ -12,7 +12,7 @@ from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_stages.diffusion.decoders import DecodeLatents, Pixels, Unpack
 from orchestrator_stages.diffusion.denoisers import Denoiser
 from orchestrator_stages.diffusion.images import Pictures, SafetyCheck
-from orchestrator_stages.diffusion.latents import LatentNoise, Schedule
+from orchestrator_stages.diffusion.latents import DenoisingSchedule, LatentNoise
 from orchestrator_stages.diffusion.loop import DenoisingStep
 from orchestrator_stages.diffusion.options import Options
 from orchestrator_stages.diffusion.schedule import DiffusionScheduler, Table
@@ -128,7 +128,7 @@ class DiffusionBuilder:
         options = self.options
         # The scale of guidance counts to the precision of the latents, but at least to that of float32.
         wide = torch.float64 if options.guidance and self.dtype == torch.float64 else torch.float32
-        schedule = Schedule(
+        schedule = DenoisingSchedule(
             self.scheduler,
             options.steps,
             guidance=options.guidance or scale_port is not None,

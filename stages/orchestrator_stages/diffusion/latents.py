@@ -98,7 +98,7 @@ class LatentNoise(HostStage):
         return (pack(noise) if self.is_packed else noise) * start
 
 
-class Schedule(HostStage):
+class DenoisingSchedule(HostStage):
     """Host stage: the scheduler's table for a number of steps, and how strong guidance is.
 
     Takes ``num_inference_steps`` and ``guidance_scale``. Gives ``timesteps`` ``[steps]``, ``rows`` ``[steps,
