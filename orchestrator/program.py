@@ -1,4 +1,4 @@
-"""Programs: what a backend that compiles is asked to compile, and what it hands out.
+"""Programs: what a backend that compiles takes, and what it hands out.
 
 A *program* is compiled code with fixed inputs, one version for each combination of buckets. It runs a stage, with
 adapters *folded* into it before and after, or adapters alone (then it is weightless). Programs of one stage share

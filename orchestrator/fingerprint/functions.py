@@ -74,7 +74,7 @@ def name_of(value: type) -> str:
 
 
 def authored_items(own: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns what an author gave a class or a function, by name."""
+    """Returns what an author wrote into a class or a function, by name."""
     return sorted(
         (name, item)
         for name, item in own.items()

@@ -1,4 +1,4 @@
-"""Records of kinds whose attributes do not tell what they hold: each is asked in its own way."""
+"""Records of kinds whose attributes do not say what they hold: each is read in a way of its own."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 
 
 def _fields(names: tuple[str, ...]) -> Describe:
-    """By some attributes, and those that its author gave it."""
+    """Describes by some attributes, and by those that its author added."""
 
     def describe(describer: Describer, value: Any) -> list[Any]:
         attributes = [] if isinstance(value, types.MethodType) else functions.authored_items(_vars_of(value))

@@ -1,4 +1,4 @@
-"""Errors of the file system while a store is written, told as a user can act on them.
+"""Errors of the file system while a store is written, in words that a user can act on.
 
 A full disk is not always an ``OSError``: torch reports it as a ``RuntimeError``, a compiler's wrapper as whatever it
 likes. So an error counts as one of a full disk if a cause of it says so, or if the disk has no room now.

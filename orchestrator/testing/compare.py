@@ -1,4 +1,4 @@
-"""Comparing results: what a session gave against what the same modules gave by hand."""
+"""Comparing results: those of a session with those of the same modules called by hand."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _ROUND_LINK = Link(1e9, 1e-5, "invented for tests: 1 GB/s, 10 microseconds to st
 class NullBackend(EagerBackend):
     """A device family for tests: ``null`` (means ``null:0``) to ``null:7``.
 
-    Options, all but the first to vary what the planner is told:
+    Options, all but the first to vary the capabilities that the planner sees:
 
     - ``compute``: handles hide CPU tensors and stages really run;
     - ``ranks``, ``static_shapes``, ``output_buffers``, ``eager``, ``peer_copy``: as in
@@ -296,7 +296,7 @@ class NullBackend(EagerBackend):
 
 
 def _wrap(make: Callable[[torch.Tensor], NullHandle], result: Any, ports: set[str]) -> Any:
-    """Handles in the form the stage gave its tensors in; undeclared parts of a dict are dropped."""
+    """Wraps a stage's outputs as handles, in the form they have; undeclared parts of a dict are dropped."""
     if isinstance(result, torch.Tensor):
         return make(result)
     if isinstance(result, Mapping):

@@ -1,4 +1,4 @@
-"""What the null device was asked to do: handles, events, and records of them.
+"""What a null device did: handles, events, and records of them.
 
 A *handle* stands for a value on a null device. It has a shape and a dtype and nothing to look into. A *storage* is
 what a real device would allocate; handles that a slice makes share one. An *event* is one call of a backend; a
@@ -229,7 +229,7 @@ class Record:
 
 @contextlib.contextmanager
 def recording() -> Iterator[Record]:
-    """Records what every null device is asked to do while the block runs, in every thread.
+    """Records what every null device does while the block runs, in every thread.
 
     ``with plan.load() as session, recording() as record: session(...)``; blocks may be nested.
     """

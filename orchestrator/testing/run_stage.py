@@ -30,7 +30,7 @@ def run_stage(
         store: Where artifacts go.
         stage: The stage.
         arguments: Values by input port, in order: host tensors, which are uploaded, and Python values.
-        reference: What the stage gives by hand; where it is compiled, its program gives outputs of this form.
+        reference: What a call by hand returns; where the stage is compiled, its program has outputs of this form.
 
     Returns:
         Handles, in the form in which the stage gives its outputs.
