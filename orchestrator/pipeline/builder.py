@@ -140,8 +140,8 @@ class Pipeline:
             return self._inline(name, stage, options, device, inputs, outputs)
         if not isinstance(stage, ModelWrapper):
             stage = self._manager().adopt(stage)
-        rest = {option: value for option, value in options.items() if option not in factory_options}
         # What the factory of a registered stage did not take is for the backend.
+        rest = {option: value for option, value in options.items() if option not in factory_options}
         own = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
         own = replace(own, accepts=accepts)
         self._builder.add_stage(own)
