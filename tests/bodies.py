@@ -22,13 +22,13 @@ __all__ = [
     "ROWS",
     "SIZES",
     "Halve",
-    "asked",
-    "asked_of_constant",
     "body",
     "check",
     "items",
     "mapped",
     "new",
+    "picture_model",
+    "picture_or_ones",
     "reader",
     "requests",
     "seeing",
@@ -94,34 +94,34 @@ def seeing(stage: Any = None, image: Any = None) -> Pipeline:
     return body(stage or linear(6, 4), "seeing", output="f", image=image or spec("batch", 6))
 
 
-def asked(*, condition: bool = False, fused: bool = True) -> Pipeline:
+def picture_model(*, condition: bool = False, fuses: bool = True) -> Pipeline:
     """A model of pictures and texts that may be asked without a picture."""
     pipeline = new("asked")
     image, text = pipeline.input("image", IMAGE, optional=True), pipeline.input("text", ROWS)
     more = {"condition": pipeline.input("look", BOOL)} if condition else {}
-    seen = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": text}, **more)
-    if fused:
-        seen = pipeline.add("fuse", lambda a, b: torch.cat([a, b], -1))(seen, text)
-    pipeline.output("y", seen)
+    result = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": text}, **more)
+    if fuses:
+        result = pipeline.add("fuse", lambda a, b: torch.cat([a, b], -1))(result, text)
+    pipeline.output("y", result)
     return pipeline
 
 
 def requests(*counts: int, **more: Any) -> list[dict[str, Any]]:
     """For each number of rows a request with a picture, one without, and one where it is None."""
-    made = []
+    rows = []
     for count in counts:
         text = {"text": torch.randn(count, 4), **more}
-        made += [{**text, "image": torch.randn(count, 6)}, text, {**text, "image": None}]
-    return made
+        rows += [{**text, "image": torch.randn(count, 6)}, text, {**text, "image": None}]
+    return rows
 
 
-def asked_of_constant(pad: int | None = None) -> Pipeline:
+def picture_or_ones(pad: int | None = None) -> Pipeline:
     """The same, where ones stand in for what is seen of a picture."""
     pipeline = new()
     image = pipeline.input("image", spec("batch", 6, pad=pad), optional=True)
     text = pipeline.input("text", spec("batch", 4, pad=pad))
-    seen = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": torch.ones(4, 4)})
-    pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(seen, text))
+    result = pipeline.when("see", seeing(), inputs={"image": image}, otherwise={"f": torch.ones(4, 4)})
+    pipeline.output("y", pipeline.add("sum", lambda a, b: a + b)(result, text))
     return pipeline
 
 

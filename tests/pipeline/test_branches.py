@@ -13,11 +13,11 @@ from tests.bodies import (
     ROWS,
     SIZES,
     Halve,
-    asked,
-    asked_of_constant,
     body,
     check,
     new,
+    picture_model,
+    picture_or_ones,
     requests,
 )
 from tests.kit import Double, batch, host, linear, spec
@@ -26,24 +26,24 @@ everywhere = pytest.mark.parametrize("device", DEVICES)
 
 
 @everywhere
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_request_may_leave_an_optional_input_out(device: str, fused: bool):
-    check(asked(fused=fused), requests(4, 3, 1), device, SIZES)
+@pytest.mark.parametrize("fuses", [True, False])
+def test_a_request_may_leave_an_optional_input_out(device: str, fuses: bool):
+    check(picture_model(fuses=fuses), requests(4, 3, 1), device, SIZES)
 
 
 @everywhere
 def test_a_branch_runs_in_every_chunk_or_in_none(device: str):
-    check(asked(), requests(9), device, SIZES)
+    check(picture_model(), requests(9), device, SIZES)
 
 
 @everywhere
 def test_a_condition_is_asked_besides(device: str):
     looks = [one for look in (True, False) for one in requests(4, 3, look=torch.tensor([look]))]
-    check(asked(condition=True), looks, device, SIZES)
+    check(picture_model(condition=True), looks, device, SIZES)
 
 
 def test_what_a_branch_costs_is_foretold_and_counted():
-    pipeline = asked()
+    pipeline = picture_model()
     plan = pipeline.plan("null", sizes=SIZES, options={"compute": True})
     assert plan.summary["dispatches"] == 2
     with plan.load() as session:
@@ -252,4 +252,4 @@ def test_python_values_may_be_optional_and_chosen(device: str):
 
 @everywhere
 def test_a_constant_stands_in_for_rows_where_there_is_one_number_of_them(device: str):
-    check(asked_of_constant(), requests(4), device, {"batch": 4})
+    check(picture_or_ones(), requests(4), device, {"batch": 4})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator import GraphError, InputError, PlanError
-from tests.bodies import IMAGE, ROWS, SIZES, asked, asked_of_constant, body, new, seeing
+from tests.bodies import IMAGE, ROWS, SIZES, body, new, picture_model, picture_or_ones, seeing
 from tests.kit import Double, linear, refuses, spec
 
 
@@ -96,13 +96,13 @@ def test_a_branch_gives_one_form():
         refuses(
             PlanError,
             "otherwise [4, 4] float32",
-            lambda size=size: asked_of_constant().plan(sizes={"batch": size}),
+            lambda size=size: picture_or_ones().plan(sizes={"batch": size}),
         )
 
 
 def test_a_constant_has_all_its_rows_where_smaller_requests_are_padded():
     """Kind: a size that equals a dim at its one bucket is taken for the dim at every size of a request."""
-    refuses(PlanError, "otherwise [4, 4] float32", lambda: asked_of_constant(pad=0).plan(sizes={"batch": 4}))
+    refuses(PlanError, "otherwise [4, 4] float32", lambda: picture_or_ones(pad=0).plan(sizes={"batch": 4}))
 
 
 def test_a_branch_gives_no_dim_that_a_missing_input_sizes():
@@ -126,7 +126,7 @@ def test_a_condition_is_one_boolean():
 
 
 def test_a_request_that_does_not_fit_is_refused_with_and_without_the_optional_input():
-    with asked().plan(sizes=SIZES).load() as session:
+    with picture_model().plan(sizes=SIZES).load() as session:
         refuses(InputError, "The request lacks 'text'", lambda: session(image=torch.ones(2, 6)))
         refuses(
             InputError,
