@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from orchestrator.plan import Plan, Step
-    from orchestrator.plan.chunks import Run
+    from orchestrator.plan.chunks import SizeAssignment
 
 __all__ = ["Meter", "Progress", "progress"]
 
@@ -33,12 +33,12 @@ class Meter:
     """
 
     def __init__(self, plan: Plan) -> None:
-        from orchestrator.plan.chunks import Run
+        from orchestrator.plan.chunks import SizeAssignment
         from orchestrator.plan.steps import CallStep, iter_steps
 
         # At first the largest request is expected: each bucket's last size, all iterations.
         largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-        self._expected_calls = [_count(plan, [step], Run(largest, largest)) for step in plan.steps]
+        self._expected_calls = [_count(plan, [step], SizeAssignment(largest, largest)) for step in plan.steps]
         self._place = {
             inner.name: at for at, step in enumerate(plan.steps) for inner in iter_steps([step], CallStep)
         }
@@ -64,7 +64,7 @@ class Meter:
         self.finished_calls += 1
 
 
-def _count(plan: Plan, steps: Iterable[Step], run: Run) -> int:
+def _count(plan: Plan, steps: Iterable[Step], run: SizeAssignment) -> int:
     """The stage calls of steps, those of all iterations too."""
     from orchestrator.plan.iterations import repeats
     from orchestrator.plan.steps import CallStep, LoopLikeStep, body_of

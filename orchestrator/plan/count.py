@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.plan.chunks import Run, bucket_for, misfit, ways_out
+from orchestrator.plan.chunks import SizeAssignment, bucket_for, size_error, ways_out
 from orchestrator.plan.iterations import region_parts, repeats
 from orchestrator.plan.parts import Parts, split
 from orchestrator.plan.peak_memory import ChunkPeaks, Peaks
@@ -90,11 +90,11 @@ def request_sizes(plan: PlanData, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _check_size(dim: DimPlan, size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size == 0 and not dim.born):
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (size == 0 and not dim.decided_by):
         raise PlanError(
             f"A size of dim {dim.name!r} is a positive int, not {size!r}.", dim=dim.name, size=size
         )
-    fault = misfit(dim, size)
+    fault = size_error(dim, size)
     if fault == "large":
         raise PlanError(
             f"Dim {dim.name!r} at {size} is above its largest bucket {dim.buckets[-1]}. {ways_out(dim, size)}",
@@ -131,7 +131,7 @@ class Counter:
 
     def __init__(self, plan: PlanData) -> None:
         self.plan = plan
-        self.outer = tuple(dim for dim in plan.dims if not dim.born)
+        self.outer = tuple(dim for dim in plan.dims if not dim.decided_by)
         self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}
         self._dims = {dim.name: dim for dim in plan.dims}
 
@@ -150,15 +150,15 @@ class Counter:
                 dim.name: sizes[dim.name] if dim.unbounded else bucket_for(sizes[dim.name], dim.buckets) or 0
                 for dim in dims
             }
-            run = Run(sizes, bucket, record=record)
+            run = SizeAssignment(sizes, bucket, record=record)
             tally = self.steps(self.plan.steps, run)
             tally.peak_bytes = Peaks(self.plan).run(run)
             return tally
         parts = split(self.plan, cut)
         born = {name: size for name, size in sizes.items() if name not in {dim.name for dim in self.outer}}
-        return self.chunks(parts, record, parts.runs(dims, sizes, Run(born)))
+        return self.chunks(parts, record, parts.runs(dims, sizes, SizeAssignment(born)))
 
-    def chunks(self, parts: Parts, record: RunRecord, runs: Iterable[tuple[int, Run]]) -> Tally:
+    def chunks(self, parts: Parts, record: RunRecord, runs: Iterable[tuple[int, SizeAssignment]]) -> Tally:
         """Counts one request in chunks.
 
         Args:
@@ -175,13 +175,13 @@ class Counter:
         total.peak_bytes = peaks.join()
         return total
 
-    def steps(self, steps: Iterable[Step], run: Run) -> Tally:
+    def steps(self, steps: Iterable[Step], run: SizeAssignment) -> Tally:
         """Counts some steps, once."""
         tally = Tally()
         self._steps(steps, run, tally)
         return tally
 
-    def _steps(self, steps: Iterable[Step], run: Run, tally: Tally, times: int = 1) -> None:
+    def _steps(self, steps: Iterable[Step], run: SizeAssignment, tally: Tally, times: int = 1) -> None:
         for step in steps:
             match step:
                 case CallStep():
@@ -199,7 +199,7 @@ class Counter:
                     for part in region_parts([self._dims[name] for name in step.dims], step, run):
                         self._steps(step.body, part, tally, times)
 
-    def _adapt(self, step: AdaptStep, run: Run, tally: Tally) -> None:
+    def _adapt(self, step: AdaptStep, run: SizeAssignment, tally: Tally) -> None:
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))
         kind = step.adapter.kind
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):

@@ -60,7 +60,8 @@ def _facts(plan: PlanData) -> Iterator[tuple[str, str]]:
     for dim in plan.dims:
         yield (
             f"dim {dim.name}",
-            f"{dim.buckets}{' any' if dim.any else ''}, padded {dim.padded}, batch {dim.batch}, chunked {dim.chunked}",
+            f"{dim.buckets}{' any' if dim.any else ''}, padded {dim.can_pad}, batch {dim.batch}, "
+            f"chunked {dim.can_chunk}",
         )
     for group in plan.groups:
         yield f"group {group.device}", f"{group.backend}, ranks {group.ranks}, {dict(group.options)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
+from orchestrator.plan.chunks import SizeAssignment, bucket_for, chunk_sizes, combine
 from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
 from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import BranchStep, LoopLikeStep, LoopStep, MapStep, RegionStep
@@ -18,7 +18,7 @@ from orchestrator.specs import TensorSpec, plain_dim, size_of
 __all__ = ["batch_run", "item_dims", "may_skip", "most_repeats", "region_parts", "repeats"]
 
 
-def region_parts(dims: Sequence[DimPlan], step: RegionStep, run: Run) -> list[Run]:
+def region_parts(dims: Sequence[DimPlan], step: RegionStep, run: SizeAssignment) -> list[SizeAssignment]:
     """Returns the runs of a region's body, one for each chunk, with what was decided in it.
 
     Args:
@@ -26,19 +26,21 @@ def region_parts(dims: Sequence[DimPlan], step: RegionStep, run: Run) -> list[Ru
         step: The region.
         run: Sizes around it.
     """
-    parts = list(combine(dims, run.real, run))
+    parts = list(combine(dims, run.actual, run))
     records = None if run.record is None else run.record.chunks.get(step.outputs)
     if records is None:
         return [replace(part, record=None) for part in parts]
     return [_recorded(part, record) for part, record in zip(parts, records, strict=True)]
 
 
-def _recorded(run: Run, record: RunRecord) -> Run:
+def _recorded(run: SizeAssignment, record: RunRecord) -> SizeAssignment:
     """A run with what it decided."""
-    return replace(run, real={**run.real, **record.sizes}, record=record)
+    return replace(run, actual={**run.actual, **record.sizes}, record=record)
 
 
-def repeats(plan: PlanData, loop: LoopLikeStep, run: Run, times: int = 1) -> list[tuple[Run, int]]:
+def repeats(
+    plan: PlanData, loop: LoopLikeStep, run: SizeAssignment, times: int = 1
+) -> list[tuple[SizeAssignment, int]]:
     """Returns the sizes at which a body runs, each with how often.
 
     Args:
@@ -56,13 +58,13 @@ def repeats(plan: PlanData, loop: LoopLikeStep, run: Run, times: int = 1) -> lis
     raise TypeError(f"{loop!r} is no kind of loop")
 
 
-def most_repeats(plan: PlanData, loop: LoopStep | BranchStep, run: Run) -> int:
+def most_repeats(plan: PlanData, loop: LoopStep | BranchStep, run: SizeAssignment) -> int:
     """Returns how often a loop or branch runs at most each time that it is come to."""
     counts = _counts(loop, run)
     return _most(plan, loop, run) if counts is None else max(counts, default=0)
 
 
-def _counts(loop: LoopLikeStep, run: Run) -> tuple[int, ...] | None:
+def _counts(loop: LoopLikeStep, run: SizeAssignment) -> tuple[int, ...] | None:
     return None if run.record is None else run.record.iterations.get(loop.name)
 
 
@@ -82,32 +84,34 @@ def may_skip(
     for entry in loop.slices:
         spec = values[entry.whole].spec
         size = plain_dim(spec.dims[0]) if isinstance(spec, TensorSpec) else 0
-        if not (size > 0 if isinstance(size, int) else isinstance(size, str) and not dims[size].born):
+        if not (size > 0 if isinstance(size, int) else isinstance(size, str) and not dims[size].decided_by):
             return True
     return False
 
 
-def _most(plan: PlanData, loop: LoopStep | BranchStep, run: Run) -> int:
+def _most(plan: PlanData, loop: LoopStep | BranchStep, run: SizeAssignment) -> int:
     match loop:
         case BranchStep():
             return 1
         case LoopStep(steps_dim=str(dim)) if dim:
-            return run.real[dim]
+            return run.actual[dim]
     bounds = [] if loop.max_steps is None else [loop.max_steps]
     for entry in loop.slices[:1]:
         spec = plan.values[entry.whole].spec
         assert isinstance(spec, TensorSpec)
-        bounds.append(size_of(spec.dims[0], run.real))
+        bounds.append(size_of(spec.dims[0], run.actual))
     return min(bounds)
 
 
-def _batches(plan: PlanData, loop: MapStep, run: Run, times: int) -> list[tuple[Run, int]]:
+def _batches(
+    plan: PlanData, loop: MapStep, run: SizeAssignment, times: int
+) -> list[tuple[SizeAssignment, int]]:
     by_name = {dim.name: dim for dim in plan.dims}
     dims = [by_name[name] for name in item_dims(plan, loop)]
     records = None if run.record is None else run.record.batches.get(loop.name)
     if records is None:
-        rest = tuple(run.real[dim.name] for dim in dims[1:])
-        counts = [count for count, _ in chunk_sizes(run.real[loop.items_dim], dims[0].buckets)]
+        rest = tuple(run.actual[dim.name] for dim in dims[1:])
+        counts = [count for count, _ in chunk_sizes(run.actual[loop.items_dim], dims[0].buckets)]
         foretold = replace(run, record=None)
         return [
             (batch_run(dims, (count, *rest), foretold), times * counts.count(count))
@@ -131,7 +135,7 @@ def item_dims(plan: PlanData, loop: MapStep) -> tuple[str, ...]:
     return tuple(dict.fromkeys((loop.items_dim, *names)))
 
 
-def batch_run(dims: Sequence[DimPlan], batch: Sequence[int], run: Run) -> Run:
+def batch_run(dims: Sequence[DimPlan], batch: Sequence[int], run: SizeAssignment) -> SizeAssignment:
     """Returns the sizes of one batch.
 
     Args:
@@ -139,9 +143,9 @@ def batch_run(dims: Sequence[DimPlan], batch: Sequence[int], run: Run) -> Run:
         batch: For each its size in the batch: the number of items, then the sizes that they are padded to.
         run: Sizes of all other names.
     """
-    real = {dim.name: size for dim, size in zip(dims, batch, strict=True)}
+    actual = {dim.name: size for dim, size in zip(dims, batch, strict=True)}
     bucket = {
         dim.name: size if dim.any else bucket_for(size, dim.buckets) or size
         for dim, size in zip(dims, batch, strict=True)
     }
-    return Run({**run.real, **real}, {**run.bucket, **bucket}, run.start, run.record)
+    return SizeAssignment({**run.actual, **actual}, {**run.bucket, **bucket}, run.offset, run.record)

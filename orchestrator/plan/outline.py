@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.plan.chunks import Run
+from orchestrator.plan.chunks import SizeAssignment
 from orchestrator.plan.count import Counter
 from orchestrator.plan.iterations import repeats
 from orchestrator.plan.records import PlanData, PlannedEdge
@@ -132,7 +132,7 @@ def _facts(plan: PlanData, step: LoopLikeStep) -> Iterator[str]:
 def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str]) -> Iterator[str]:
     """How often a loop runs, what ends it, then what goes in and comes out."""
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    (_, count), *_ = repeats(plan, loop, Run(largest, largest))
+    (_, count), *_ = repeats(plan, loop, SizeAssignment(largest, largest))
     sliced_spec = plan.values[loop.slices[0].whole].spec if loop.slices else None
     # A dim of the request decides the number, or the loop itself on its way: then it is the most.
     is_open = loop.steps_dim or (isinstance(sliced_spec, TensorSpec) and sliced_spec.names[:1])
@@ -151,7 +151,7 @@ def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str]) -> Iterator[s
 def _crossings(plan: PlanData, step: LoopLikeStep) -> tuple[int, int, int]:
     """Bytes over the link at the largest buckets: to begin with, in an iteration, and carried without crossing it."""
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    run = Run(largest, largest)
+    run = SizeAssignment(largest, largest)
     counter = Counter(plan)
     inner = counter.steps(step.body, run)
     # What brings the inputs of the loop to their place crosses the link once: the adapters before it, back to calls.

@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 
 from orchestrator.adapter import MOVES, Adapter
-from orchestrator.plan.chunks import Run, chunk_sizes, combine
+from orchestrator.plan.chunks import SizeAssignment, chunk_sizes, combine
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LeafStep, Step, iter_steps
@@ -68,28 +68,30 @@ class Parts:
         names = spec.names if isinstance(spec, TensorSpec) else ()
         return tuple(name for name in self.owners[index].dims if name in names)
 
-    def runs(self, dims: Sequence[DimPlan], real: Mapping[str, int], run: Run) -> Iterator[tuple[int, Run]]:
+    def runs(
+        self, dims: Sequence[DimPlan], sizes: Mapping[str, int], run: SizeAssignment
+    ) -> Iterator[tuple[int, SizeAssignment]]:
         """Yields which part runs, by number, and at which sizes, in order.
 
         Args:
             dims: Dims of the request.
-            real: Whole sizes.
+            sizes: Whole sizes.
             run: Sizes of all other names.
         """
         seen: set[tuple[int, tuple[int, ...]]] = set()
-        for chunk in combine(dims, real, run):
+        for chunk in combine(dims, sizes, run):
             for number, part in enumerate(self.items):
                 key = number, chunk.key(part.dims)
                 if key not in seen:
                     seen.add(key)
                     yield number, chunk
 
-    def uses(self, index: int, real: Mapping[str, int]) -> int:
+    def uses(self, index: int, sizes: Mapping[str, int]) -> int:
         """Returns how many runs read one chunk of a value that is kept; being a result counts as one."""
         counts = {
-            dim.name: len(chunk_sizes(real[dim.name], dim.buckets))
+            dim.name: len(chunk_sizes(sizes[dim.name], dim.buckets))
             for dim in self.plan.dims
-            if dim.name in real and dim.chunked
+            if dim.name in sizes and dim.can_chunk
         }
         own = self.owners[index].dims
         readers = (part.dims for part in self.items if index in part.reads)

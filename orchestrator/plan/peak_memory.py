@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.plan.chunks import Run
+from orchestrator.plan.chunks import SizeAssignment
 from orchestrator.plan.iterations import most_repeats, region_parts, repeats
 from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.programs import place_of
@@ -50,7 +50,7 @@ class Peaks:
     def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self._dims = {dim.name: dim for dim in plan.dims}
-        buffered = {group.device for group in plan.groups if group.compiled and group.output_buffers}
+        buffered = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
         self._owned = {
             index
             for step in iter_steps(plan.steps, LeafStep)
@@ -58,7 +58,7 @@ class Peaks:
             for index in step.outputs
         }
 
-    def run(self, run: Run) -> dict[str, int]:
+    def run(self, run: SizeAssignment) -> dict[str, int]:
         """Returns the peak of each device group at these sizes."""
         self._begin()
         absent = frozenset() if run.record is None else run.record.absent
@@ -76,16 +76,16 @@ class Peaks:
     def _peaks(self) -> dict[str, int]:
         return {group.device: self._peak.get(group.memory, 0) for group in self.plan.groups}
 
-    def _bytes(self, value: PlannedValue, run: Run) -> int:
+    def _bytes(self, value: PlannedValue, run: SizeAssignment) -> int:
         if value.constant or not isinstance(value.spec, TensorSpec):
             return 0
         return value.spec.nbytes(run.sizes(value))
 
-    def _own_bytes(self, index: int, run: Run) -> int:
+    def _own_bytes(self, index: int, run: SizeAssignment) -> int:
         """Bytes that come and go with a value."""
         return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
 
-    def _make(self, index: int, run: Run) -> None:
+    def _make(self, index: int, run: SizeAssignment) -> None:
         """Gives a value storage of its own."""
         memory = self.plan.values[index].memory
         self._share(index, _Storage(memory, self._own_bytes(index, run)))
@@ -112,7 +112,7 @@ class Peaks:
         self._alive[memory] = self._alive.get(memory, 0) + size
         self._peak[memory] = max(self._peak.get(memory, 0), self._alive[memory])
 
-    def _steps(self, steps: Iterable[Step], run: Run) -> None:
+    def _steps(self, steps: Iterable[Step], run: SizeAssignment) -> None:
         for step in steps:
             match step:
                 case RegionStep():
@@ -127,7 +127,7 @@ class Peaks:
             for index in step.frees:
                 self._drop(index)
 
-    def _output(self, step: LeafStep, index: int, run: Run) -> None:
+    def _output(self, step: LeafStep, index: int, run: SizeAssignment) -> None:
         """A step's output shares an adapter's input's storage, or has its own."""
         source = self._at.get(step.inputs[0]) if step.inputs else None
         if source is not None and self._is_view(step, index, run):
@@ -135,14 +135,14 @@ class Peaks:
         else:
             self._make(index, run)
 
-    def _is_view(self, step: LeafStep, index: int, run: Run) -> bool:
+    def _is_view(self, step: LeafStep, index: int, run: SizeAssignment) -> bool:
         match step:
             case AdaptStep(adapter=adapter) if adapter.kind in ("pad", "slice", "cut"):
                 source, target = self.plan.values[step.inputs[0]], self.plan.values[index]
                 return self._bytes(source, run) == self._bytes(target, run)
         return place_of(step) == "consumer"
 
-    def _loop(self, step: LoopStep | BranchStep, run: Run) -> None:
+    def _loop(self, step: LoopStep | BranchStep, run: SizeAssignment) -> None:
         """Replays as many iterations as differ, and the last one with all that was collected by then."""
         count = most_repeats(self.plan, step, run)
         # A value can hand its storage on through every carry once; from then on iterations are alike.
@@ -168,7 +168,7 @@ class Peaks:
         for part in parts:
             self._release(part)
 
-    def _iteration(self, step: LoopStep | BranchStep, run: Run) -> list[_Storage]:
+    def _iteration(self, step: LoopStep | BranchStep, run: SizeAssignment) -> list[_Storage]:
         """Replays one iteration; returns what it adds to what is collected, held once more."""
         for entry in step.slices:
             self._rename([(entry.part, entry.whole)])
@@ -188,13 +188,13 @@ class Peaks:
         for index, storage in found:
             self._share(index, storage or _Storage(self.plan.values[index].memory, 0))
 
-    def _parts(self, index: int, times: int, run: Run) -> _Storage:
+    def _parts(self, index: int, times: int, run: SizeAssignment) -> _Storage:
         """What iterations that are not replayed collected."""
         storage = _Storage(self.plan.values[index].memory, times * self._own_bytes(index, run), 1)
         self._add(storage.memory, storage.size)
         return storage
 
-    def _map(self, step: MapStep, run: Run) -> None:
+    def _map(self, step: MapStep, run: SizeAssignment) -> None:
         """Replays batches that differ."""
         for batch, _ in repeats(self.plan, step, run):
             for entry in step.slices:
@@ -205,7 +205,7 @@ class Peaks:
         for index in step.outputs:
             self._make(index, run)
 
-    def _region(self, step: RegionStep, run: Run) -> None:
+    def _region(self, step: RegionStep, run: SizeAssignment) -> None:
         largest = max(
             region_parts([self._dims[name] for name in step.dims], step, run),
             default=None,
@@ -232,7 +232,7 @@ class ChunkPeaks(Peaks):
         self._sizes = record.sizes
         self._kept: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
         self._begin()
-        whole = Run(record.sizes, record.sizes)
+        whole = SizeAssignment(record.sizes, record.sizes)
         for index, (name, _) in enumerate(self.plan.inputs):
             if name in record.absent:
                 self._share(index, _Storage(self.plan.values[index].memory, 0))
@@ -240,7 +240,7 @@ class ChunkPeaks(Peaks):
                 self._make(index, whole)
         self._inputs = dict(self._at)
 
-    def part(self, part: Part, run: Run) -> None:
+    def part(self, part: Part, run: SizeAssignment) -> None:
         """Replays one run of a part: what it reads is there, what it gives stays until it was read."""
         for index in part.reads:
             storage = self._inputs.get(index) or self._kept[self._slot(index, run)][0]
@@ -274,7 +274,7 @@ class ChunkPeaks(Peaks):
             if other == index and not any(starts[at] for at in others)
         ]
 
-    def _slot(self, index: int, run: Run) -> tuple[int, tuple[int, ...]]:
+    def _slot(self, index: int, run: SizeAssignment) -> tuple[int, tuple[int, ...]]:
         return index, run.key(self._split.owners[index].dims)
 
     def _use(self, slot: tuple[int, tuple[int, ...]]) -> None:

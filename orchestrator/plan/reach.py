@@ -70,7 +70,7 @@ class Reach(StepVisitor):
 
     def _is_decided(self, name: str) -> bool:
         """Tells whether the size of another dim is decided by what is reached."""
-        born = self._dims[name].born
+        born = self._dims[name].decided_by
         return name in self._counted or any(born and self._all[index].origin == born for index in self.values)
 
     def _object(self, clause: str) -> None:

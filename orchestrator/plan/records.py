@@ -5,7 +5,8 @@ the host, cut back, is three values. A *step* reads and makes values. A *region*
 in which a born dim lives, run as a whole in chunks, once, or (zero items) not at all. A *loop* is another: its body
 runs once for each iteration.
 
-Values are *real* (named dims at the size of the request) or not (at their bucket). The host sees real values only.
+Values are *unpadded* (named dims at the size of the request) or not (at their bucket). The host sees unpadded values
+only.
 
 Where a device group has no eager compute, a call runs a *program*, and an adapter step does nothing by itself: it says
 what is folded into the program before or after it (``Adapter.place``), or runs a weightless program.
@@ -50,12 +51,13 @@ class DimPlan:
         name: The name.
         buckets: Compiled sizes, ascending; for ``any`` the one size it was inferred at.
         any: Any size runs; nothing is padded.
-        born: ``call.port`` that decides its size during a request; empty for dims of inputs.
-        padded: Smaller sizes than a bucket run, padded.
-        chunked: Larger sizes than the largest bucket run, in chunks.
+        decided_by: ``call.port`` that decides its size during a request; empty for dims of inputs.
+        can_pad: Smaller sizes than a bucket run, padded.
+        can_chunk: Larger sizes than the largest bucket run, in chunks.
         batch: Its author promises that items along it are independent (``Dim(batch=True)``).
         loose: No stage runs at one of its buckets, only the host sees it: every size runs as it is.
-        declared: Buckets that ``Dim(...)`` declares; empty for a name without, whose sizes ``plan(sizes=...)`` gives.
+        declared_buckets: Buckets that ``Dim(...)`` declares; empty for a name without, whose sizes ``plan(sizes=...)``
+            gives.
         whole: Why larger sizes cannot run in chunks, whatever is promised, a clause; empty: nothing is in the way.
         exact: Nothing is padded along it (``Dim(exact=True)``).
     """
@@ -63,12 +65,12 @@ class DimPlan:
     name: str
     buckets: tuple[int, ...]
     any: bool = False
-    born: str = ""
-    padded: bool = False
-    chunked: bool = False
+    decided_by: str = ""
+    can_pad: bool = False
+    can_chunk: bool = False
     batch: bool = False
     loose: bool = False
-    declared: tuple[int, ...] = ()
+    declared_buckets: tuple[int, ...] = ()
     whole: str = ""
     exact: bool = False
 
@@ -87,7 +89,7 @@ class PlannedGroup:
         backend: The backend's registered name.
         ranks: Tensors for each logical value.
         host_memory: Its values live in host memory: nothing crosses a link.
-        compiled: It has no eager compute: calls run programs.
+        runs_programs: It has no eager compute: calls run programs.
         output_buffers: Outputs of one program that live at once; 0 is no limit.
         options: Backend options in force.
     """
@@ -96,7 +98,7 @@ class PlannedGroup:
     backend: str
     ranks: int = 1
     host_memory: bool = False
-    compiled: bool = False
+    runs_programs: bool = False
     output_buffers: int = 0
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -123,7 +125,7 @@ class PlannedCall:
         returns: How the stage hands its outputs over: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are
             no strings; a port is called as its key reads), or ``at 0 2`` (a tuple that holds tensors there, and else
             what is no output).
-        declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
+        is_declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
         shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's.
     """
 
@@ -133,7 +135,7 @@ class PlannedCall:
     inputs: tuple[tuple[str, PortSpec], ...]
     outputs: tuple[tuple[str, PortSpec], ...]
     returns: str = "single"
-    declared: bool = False
+    is_declared: bool = False
     shares: bool = False
 
 
@@ -145,14 +147,14 @@ class PlannedValue:
         origin: ``call.port``, or the name of an input or constant.
         spec: Its dims and dtype, or its Python type.
         memory: ``"host"`` or a device.
-        real: Named dims are at the request's own size, not at a bucket.
+        unpadded: Named dims are at the request's own size, not at a bucket.
         constant: It is staged at load and outlives requests.
     """
 
     origin: str
     spec: PortSpec
     memory: str
-    real: bool
+    unpadded: bool
     constant: bool = False
 
 

@@ -47,10 +47,10 @@ def _head(plan: PlanData) -> list[str]:
     counts = {plain_dim(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
     for dim in plan.dims:
         if dim.name in counts or isinstance(dim.name, StepsDim):
-            of = counts.get(dim.name) or dim.born.removesuffix(".steps")
+            of = counts.get(dim.name) or dim.decided_by.removesuffix(".steps")
             lines.append(f"  {dim.name}: how often {of!r} runs, at most {dim.buckets[-1]} times")
             continue
-        facts = [f"born by {dim.born}"] if dim.born else []
+        facts = [f"born by {dim.decided_by}"] if dim.decided_by else []
         lines.append(f"  {dim.name}: {'; '.join([*_sizes(dim), *facts])}")
     return lines
 
@@ -64,8 +64,8 @@ def _sizes(dim: DimPlan) -> Iterator[str]:
         yield "any size, since no stage on a device sees it"
         return
     yield f"buckets {', '.join(map(str, dim.buckets))}"
-    yield "smaller sizes are padded" if dim.padded else "exact sizes only"
-    if dim.chunked:
+    yield "smaller sizes are padded" if dim.can_pad else "exact sizes only"
+    if dim.can_chunk:
         yield "larger ones run in chunks"
     else:
         yield f"larger ones are refused: {dim.whole or 'batch=True is not promised'}"

@@ -171,7 +171,7 @@ def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
     backends: dict[str, Any] = {
         group.device: options.resolve(group.device)[1](group.device, dict(group.options))
         for group in plan.groups
-        if group.compiled
+        if group.runs_programs
     }
     stages = graph.stages
     for program in plan.programs:

@@ -87,7 +87,7 @@ def _solve(context: PlanContext, name: str, places: list[tuple[str, Dim]]) -> Di
             f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(shared)}.",
             dim=name,
         )
-    return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared=tuple(shared))
+    return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared_buckets=tuple(shared))
 
 
 def _asked(context: PlanContext, name: str) -> tuple[int, ...]:

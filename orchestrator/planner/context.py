@@ -182,11 +182,11 @@ class RegionKey:
 
 
 class Location(NamedTuple):
-    """One end of an edge: the device group (or host), the memory, and whether named dims are real there."""
+    """One end of an edge: the device group (or host), the memory, and whether its values are unpadded there."""
 
     device: str
     memory: str
-    real: bool
+    unpadded: bool
 
 
 class EdgeLocations(NamedTuple):

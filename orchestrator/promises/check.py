@@ -127,7 +127,7 @@ def _smaller(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     """The first items of a request along dims that it fills to the largest bucket or above."""
     request = dict(inputs)
     for dim in plan.dims:
-        size = smaller_size(dim) if dim.padded and not dim.unbounded and not dim.born else None
+        size = smaller_size(dim) if dim.can_pad and not dim.unbounded and not dim.decided_by else None
         for name, spec in plan.inputs:
             value = request.get(name)
             if size is None or not isinstance(value, torch.Tensor) or not has(spec, dim.name):
@@ -178,7 +178,7 @@ def _larger(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
     for dim in plan.dims:
         for name, spec in plan.inputs:
             value = request.get(name)
-            if dim.batch and dim.chunked and isinstance(value, torch.Tensor) and has(spec, dim.name):
+            if dim.batch and dim.can_chunk and isinstance(value, torch.Tensor) and has(spec, dim.name):
                 assert isinstance(spec, TensorSpec)
                 axis = plain_dims(spec.dims).index(dim.name)
                 items = torch.arange(dim.buckets[-1] + 1) % value.shape[axis]
@@ -188,7 +188,7 @@ def _larger(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _unreached_rows(trial: TrialRun, plan: Plan) -> list[CheckRow]:
     """A row for each stage under a promise that the request did not reach."""
-    dims = [dim for dim in plan.dims if dim.batch or dim.padded]
+    dims = [dim for dim in plan.dims if dim.batch or dim.can_pad]
     stages = {call.stage for call in plan.calls if call.name in trial.call_names}
     rows = []
     for call in plan.calls:

@@ -138,7 +138,7 @@ class LoopEndTrial(PlainRun):
 
 
 def _is_cut(dim: DimPlan) -> bool:
-    return dim.batch and dim.chunked
+    return dim.batch and dim.can_chunk
 
 
 def _exit(loop: Loop) -> NodeKey:

@@ -180,7 +180,7 @@ def other_values(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def padded_dims(plan: Plan, counters: frozenset[str]) -> list[DimPlan]:
     """Returns the dims along which a smaller size is padded; counts of iterations or items are no sizes to a stage."""
-    return [dim for dim in plan.dims if dim.padded and not dim.unbounded and dim.name not in counters]
+    return [dim for dim in plan.dims if dim.can_pad and not dim.unbounded and dim.name not in counters]
 
 
 def has(spec: Any, name: str) -> bool:

@@ -203,7 +203,7 @@ class TrialRun(ReferenceRun):
             versions = trial.pads(self._padded_dims, self._by_dim(arguments), is_tried=is_tried)
         # A host stage sees all items of a dim that a stage decides, and a batch of those of a request or a map.
         for dim in self.plan.dims if is_tried else ():
-            if dim.batch and (not stage.host or not dim.born or self._maps_in_trial):
+            if dim.batch and (not stage.host or not dim.decided_by or self._maps_in_trial):
                 BatchTrial(trial, dim).run()
         results = {
             port: self._versions.keep(value, versions.get(port, {})) for port, value in outputs.items()
@@ -249,13 +249,13 @@ class TrialRun(ReferenceRun):
 
     def _with_smaller_sizes(self, plan_call: PlannedCall, outputs: dict[str, Any]) -> dict[str, Any]:
         """Cuts outputs whose size the stage decides to a size that is padded, where they fill the largest bucket."""
-        for port, spec in plan_call.outputs if plan_call.declared else ():
+        for port, spec in plan_call.outputs if plan_call.is_declared else ():
             value = outputs.get(port)
             if not isinstance(spec, TensorSpec) or not isinstance(value, torch.Tensor) or self._maps_in_trial:
                 continue
             for axis, dim in enumerate(plain_dims(spec.dims)):
                 plan_dim = self._dims.get(dim) if isinstance(dim, str) else None
-                if plan_dim is None or not plan_dim.born or plan_dim not in self._padded_dims:
+                if plan_dim is None or not plan_dim.decided_by or plan_dim not in self._padded_dims:
                     continue
                 if value.shape[axis] >= plan_dim.buckets[-1] and (size := smaller_size(plan_dim)):
                     value = value.narrow(axis, 0, size).contiguous()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import InputError, nearest
-from orchestrator.plan.chunks import misfit, ways_out
+from orchestrator.plan.chunks import size_error, ways_out
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan
 from orchestrator.plan.run_record import RunRecord
@@ -103,7 +103,7 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
 
 
 def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:
-    fault = misfit(dim, size)
+    fault = size_error(dim, size)
     if fault == "large":
         raise InputError(
             f"Input {name!r} has {dim.name}={size}, above its largest bucket {dim.buckets[-1]}. {ways_out(dim, size)}",

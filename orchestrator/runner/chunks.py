@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.plan.chunks import Run, run_chunks
+from orchestrator.plan.chunks import SizeAssignment, run_chunks
 from orchestrator.plan.parts import Part, Parts
 from orchestrator.plan.records import DimPlan
 from orchestrator.plan.run_record import RunRecord
@@ -69,12 +69,12 @@ class Chunks:
         self._new_sizes: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
         self._slots: dict[Slot, tuple[Any, int]] = {}
         self._holders: Counter[int] = Counter()
-        self.runs: list[tuple[int, Run]] = []
+        self.runs: list[tuple[int, SizeAssignment]] = []
 
     def run(self) -> dict[str, Any]:
         """Runs all parts and joins the results."""
         # Parts of fewer dims come first for each chunk: what another part reads is in its slot by then.
-        for number, run in self._parts.runs(self._dims, self._record.sizes, Run()):
+        for number, run in self._parts.runs(self._dims, self._record.sizes, SizeAssignment()):
             self._run_part(number, run)
         # Joining leaves the slots alone, so a join that fails frees only what joins made; the slots go with the block.
         with PendingHandles(self._executable) as pending:
@@ -82,19 +82,19 @@ class Chunks:
             results = {index: self._result(index, pending) for index in indices}
         for index in results:
             if index in self._parts.owners and not self._join_dims(index):
-                del self._slots[self._slot(index, Run())]  # the caller's now
+                del self._slots[self._slot(index, SizeAssignment())]  # the caller's now
         return {name: results[index] for name, index in self._plan.outputs}
 
-    def _run_part(self, number: int, run: Run) -> None:
+    def _run_part(self, number: int, run: SizeAssignment) -> None:
         part, code = self._parts.items[number], self._codes.codes[number]
-        record = self._record.inner({**run.real, **self._sizes_before(part, run)})
+        record = self._record.inner({**run.actual, **self._sizes_before(part, run)})
         arguments = [self._read(index, run) for index in part.reads]
         handles = (
             code.function(record, dict(run.bucket), *arguments) if code.sized else code.function(*arguments)
         )
         # The record of this run holds what its stages decided on the way; later parts of the chunk need it.
-        self.runs.append((number, Run(record.sizes, run.bucket, run.start, record)))
-        new_sizes = {name: size for name, size in record.sizes.items() if name not in run.real}
+        self.runs.append((number, SizeAssignment(record.sizes, run.bucket, run.offset, record)))
+        new_sizes = {name: size for name, size in record.sizes.items() if name not in run.actual}
         self._new_sizes[number, run.key(part.dims)] = new_sizes
         # Results are in their slots before what was read is freed: a part may hand a value on under another name.
         for index, handle in zip(part.gives, handles, strict=True):
@@ -104,7 +104,7 @@ class Chunks:
             if index >= len(self._values):
                 self._use(self._slot(index, run))
 
-    def _sizes_before(self, part: Part, run: Run) -> dict[str, int]:
+    def _sizes_before(self, part: Part, run: SizeAssignment) -> dict[str, int]:
         """Sizes that earlier parts decided for this chunk."""
         sizes: dict[str, int] = {}
         for number, other in enumerate(self._parts.items):
@@ -112,12 +112,12 @@ class Chunks:
                 sizes |= self._new_sizes.get((number, run.key(other.dims)), {})
         return sizes
 
-    def _read(self, index: int, run: Run) -> Any:
+    def _read(self, index: int, run: SizeAssignment) -> Any:
         if index >= len(self._values):
             return self._slots[self._slot(index, run)][0]
         return chunk_of(self._executable, self._plan.values[index], self._values[index], run)
 
-    def _slot(self, index: int, run: Run) -> Slot:
+    def _slot(self, index: int, run: SizeAssignment) -> Slot:
         return index, run.key(self._parts.owners[index].dims)
 
     def _use(self, slot: Slot) -> None:
@@ -142,7 +142,7 @@ class Chunks:
         return run_chunks(
             self._join_dims(index),
             self._record.sizes,
-            Run(),
+            SizeAssignment(),
             lambda run: self._slots[self._slot(index, run)][0],
             lambda handles, name: pending.join(value, handles, dims.index(name)),
         )

@@ -67,7 +67,7 @@ def _copied(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec
     """Outputs in a buffer that the next request overwrites, with the device to copy them to and what it holds."""
     made_by = {index: step for step in _doers(plan.steps) for index in step.outputs}
     buffered = {
-        group.memory: group.device for group in plan.groups if group.compiled and group.output_buffers
+        group.memory: group.device for group in plan.groups if group.runs_programs and group.output_buffers
     }
     found: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:

@@ -128,7 +128,7 @@ class Sharing:
 
     def _call(self, step: CallStep) -> None:
         call = self._calls[step.name]
-        if call.declared:
+        if call.is_declared:
             self._host_outputs |= set(step.outputs)
         elif call.shares:
             self._join((*step.inputs, *step.outputs))

@@ -60,7 +60,9 @@ class PlanVariant:
         self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
-        self.decides = any(iter_steps(self.plan.steps, BranchStep)) or any(dim.born for dim in self.plan.dims)
+        self.decides = any(iter_steps(self.plan.steps, BranchStep)) or any(
+            dim.decided_by for dim in self.plan.dims
+        )
         self.codes: list[Code] = []
         self._observer = observer
         self._watch = watch
@@ -210,7 +212,7 @@ class PlanVariant:
                 }
             # Counted once it is done: what stages decided on the way makes requests of equal sizes different kinds.
             key = tuple(
-                (number, run.key(run.start), run.record and run.record.key()) for number, run in chunks.runs
+                (number, run.key(run.offset), run.record and run.record.key()) for number, run in chunks.runs
             )
             self.count(key, lambda: self.counter.chunks(parts.split, record, chunks.runs))
             return result

@@ -112,7 +112,7 @@ class StageCase:
 
     def smaller(self, plan: Plan) -> list[dict[str, int]]:
         """Returns sizes that need padding, where the plan allows it."""
-        padded = {dim.name for dim in plan.dims if dim.padded and not dim.born}
+        padded = {dim.name for dim in plan.dims if dim.can_pad and not dim.decided_by}
         largest = self.buckets()[-1]
         return [{**largest, name: size} for name in padded for size in {1, largest[name] - 1} if size > 0]
 

@@ -83,7 +83,7 @@ def test_a_stage_that_decides_a_size_is_refused_on_the_device_and_runs_on_the_ho
     for part in (f"{device!r} compiles static shapes", "device='host'", "a fixed size and a mask"):
         assert part in str(excinfo.value)
     on_host = pipeline_of(positive, TensorSpec((8,)), outputs=outputs, device="host")
-    assert [dim.born for dim in on_host.plan(device=device).dims] == ["net.output"]
+    assert [dim.decided_by for dim in on_host.plan(device=device).dims] == ["net.output"]
 
 
 def test_no_second_program_where_its_buffer_does_not_fit() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import Dim, PlanError
-from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes, combine
+from orchestrator.plan.chunks import SizeAssignment, bucket_for, chunk_sizes, combine
 from orchestrator.plan.records import DimPlan
 from tests.kit import Double, batch, chain, host, linear, new, pair, refuses, spec
 
@@ -33,12 +33,12 @@ def test_the_smallest_bucket_that_holds_a_size_is_taken(size: int, buckets: tupl
 
 @given(st.integers(1, 40), st.integers(1, 40), BUCKETS, BUCKETS)
 def test_combined_chunks_cover_every_pair_once(a: int, b: int, some: tuple[int, ...], more: tuple[int, ...]):
-    runs = list(combine([DimPlan("a", some), DimPlan("b", more)], {"a": a, "b": b}, Run()))
+    runs = list(combine([DimPlan("a", some), DimPlan("b", more)], {"a": a, "b": b}, SizeAssignment()))
     covered = [
         (x, y)
         for run in runs
-        for x in range(run.start["a"], run.start["a"] + run.real["a"])
-        for y in range(run.start["b"], run.start["b"] + run.real["b"])
+        for x in range(run.offset["a"], run.offset["a"] + run.actual["a"])
+        for y in range(run.offset["b"], run.offset["b"] + run.actual["b"])
     ]
     assert sorted(covered) == [(x, y) for x in range(a) for y in range(b)]
 

@@ -65,7 +65,7 @@ def test_options_of_every_kind_come_back():
     (group,) = Plan.from_json(plan.to_json()).groups
     assert group.option("torch_dtype") is torch.bfloat16
     assert dict(group.option("adapters")) == {"embed.output -> wide.input": "program"}
-    assert (group.compiled, group.output_buffers, group.device) == (True, 1, DEVICE)
+    assert (group.runs_programs, group.output_buffers, group.device) == (True, 1, DEVICE)
 
 
 def test_a_plan_that_was_read_and_bound_gives_the_same():

@@ -241,7 +241,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
 
 #: Plans that are sound by themselves, but are none of this pipeline: `bind` must refuse each.
 FOREIGN: dict[str, Break] = {
-    "a group that computes eagerly": lambda plan: item(plan, "groups", 0, compiled=False),
+    "a group that computes eagerly": lambda plan: item(plan, "groups", 0, runs_programs=False),
     "a group of unlimited buffers": lambda plan: item(plan, "groups", 0, output_buffers=0),
     "a group whose hazards nobody looks at": lambda plan: item(
         plan, "groups", 0, options=(*plan.groups[0].options, ("hazards", "ignore"))

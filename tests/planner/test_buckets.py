@@ -11,7 +11,7 @@ from tests.kit import Double, chain, host, linear, new, pair, refuses, spec
 
 
 def dims(plan):
-    return {dim.name: (dim.buckets, dim.padded, dim.chunked) for dim in plan.dims}
+    return {dim.name: (dim.buckets, dim.can_pad, dim.can_chunk) for dim in plan.dims}
 
 
 def joined(*declared: Dim, plan: dict | None = None):

@@ -241,7 +241,7 @@ class Opaque(ModelWrapper):
 
 def test_an_opaque_stage_is_taken_at_its_word_and_checked_at_each_call():
     plan = chain(Opaque(), takes=spec("n", 4, pad=0)).plan(sizes={"n": (2, 4)})
-    assert plan.calls[0].declared
+    assert plan.calls[0].is_declared
     x = torch.randn(3, 4)
     with plan.load() as session:
         assert torch.equal(session(x=x)["y"], x[:, :2])

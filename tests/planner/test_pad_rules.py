@@ -145,7 +145,7 @@ def test_a_plan_that_cuts_a_derived_size_of_a_padded_dim_is_wrong():
         )
         for edge in plan.edges
     )
-    dims = (replace(plan.dims[0], padded=True),)
+    dims = (replace(plan.dims[0], can_pad=True),)
     assert pads
     words = "cuts ['2*n'], whose padding is not at its end"
     refuses(PlanError, words, lambda: verify(replace(plan, steps=steps, edges=edges, dims=dims)))

@@ -41,7 +41,7 @@ def test_all_calls_that_read_the_dim_are_one_region():
     plan = pipeline.plan()
     assert shape(plan) == ["find", ["a", "b", "c"]]
     (dim,) = plan.dims
-    assert (dim.born, dim.padded, dim.chunked) == ("find.crops", True, True)
+    assert (dim.decided_by, dim.can_pad, dim.can_chunk) == ("find.crops", True, True)
 
 
 def test_branches_of_one_dim_share_a_region():
@@ -80,7 +80,7 @@ def test_a_call_that_reads_both_dims_is_a_region_of_both():
     plan = pipeline.plan()
     region = next(iter_steps(plan.steps, RegionStep))
     assert region.dims == ("n", "m")
-    assert all(dim.chunked for dim in plan.dims)
+    assert all(dim.can_chunk for dim in plan.dims)
 
 
 def test_what_does_not_hang_on_the_dim_stays_outside():
@@ -111,7 +111,7 @@ def test_a_value_that_leaves_without_the_dim_keeps_it_from_running_in_chunks():
     crops = finder(pipeline)(pipeline.input("x", spec(3, 4)))
     pipeline.output("y", pipeline.add("pool", lambda v: v.mean(0))(crops))
     (dim,) = pipeline.plan().dims
-    assert not dim.chunked
+    assert not dim.can_chunk
 
 
 def test_a_derived_size_may_not_leave_its_region():

@@ -47,7 +47,7 @@ def check_counts(trial: Trial, stats: dict[str, Any], inputs: dict[str, Any]) ->
     case, plan = trial.case, trial.plan
     assert isinstance(case, LoopCase)
     chunked = any(trial.first[dim.name] > dim.buckets[-1] for dim in case.outer(plan))
-    if chunked and any(dim.born for dim in plan.dims):
+    if chunked and any(dim.decided_by for dim in plan.dims):
         return False
     expected = {"requests": 1, **plan.summary_for(sizes_in_plan(case, plan, trial.first, inputs))}
     if any(end.every > 1 for end in case.ends):  # what is collected is shorter than the loop was
@@ -85,7 +85,7 @@ def test_a_loop_gives_what_a_python_loop_gives(trial: Trial):
         assert {name: seen[name] for name in LINK} == {name: stats[name] for name in LINK}
         if (
             check_counts(trial, stats, inputs)
-            and not any(dim.born for dim in trial.plan.dims)
+            and not any(dim.decided_by for dim in trial.plan.dims)
             and not has_strict_carries(trial.plan)
         ):
             peaks = {device: peak for device, peak in stats["peak_bytes"].items() if device != "cpu"}
@@ -104,7 +104,7 @@ def test_the_emulated_device_loops_as_python_does(trial: Trial):
         stats = session.stats
         measured = stats.pop("measured")[NEURON]
         assert {name: measured[name] for name in LINK} == {name: stats[name] for name in LINK}
-        if check_counts(trial, stats, inputs) and not any(dim.born for dim in trial.plan.dims):
+        if check_counts(trial, stats, inputs) and not any(dim.decided_by for dim in trial.plan.dims):
             assert measured["peak_bytes"] == stats["peak_bytes"][NEURON]
         # A second request runs every program again; an overwritten buffer that is still read would show here.
         run(trial.case, session, trial.second, 2)

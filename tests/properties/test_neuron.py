@@ -35,7 +35,7 @@ def able(case: Case) -> list[str]:
         calls = [call for call in plan.calls if call.stage == name]
         specs = [spec for call in calls for _, spec in (*call.inputs, *call.outputs)]
         wide = any(isinstance(spec, TensorSpec) and spec.dtype is torch.float64 for spec in specs)
-        births = any(dim.born.rpartition(".")[0] in {call.name for call in calls} for dim in plan.dims)
+        births = any(dim.decided_by.rpartition(".")[0] in {call.name for call in calls} for dim in plan.dims)
         if not stage.host and not wide and not births:
             found.append(name)
     return found
@@ -89,7 +89,7 @@ def test_a_graph_gives_what_its_modules_give_by_hand(trial: Trial):
         measured = stats.pop("measured")[DEVICE]
         assert {name: measured[name] for name in COUNTS[:4]} == {name: stats[name] for name in COUNTS[:4]}
         chunked = any(trial.first[dim.name] > dim.buckets[-1] for dim in case.outer(plan))
-        born = any(dim.born for dim in plan.dims)
+        born = any(dim.decided_by for dim in plan.dims)
         if not (chunked and born):
             assert stats == {"requests": 1, **plan.summary_for(all_sizes(case, plan, trial.first))}
         if not chunked and not born:

@@ -19,14 +19,14 @@ SUMS = (*LINK, "dispatches")
 
 def is_exact(case: Case, plan: Plan, sizes: dict[str, int]) -> bool:
     """Tells whether nothing is padded and nothing runs in chunks."""
-    born = [dim for dim in plan.dims if dim.born]
+    born = [dim for dim in plan.dims if dim.decided_by]
     fits = all(sizes[dim.name] in dim.buckets for dim in case.outer(plan))
     return fits and all(case.crops[0].counts[-1] in (0, *dim.buckets) for dim in born)
 
 
 def all_sizes(case: Case, plan: Plan, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of every name, those that the last request decided included."""
-    return {**sizes, **{dim.name: case.crops[0].counts[-1] for dim in plan.dims if dim.born}}
+    return {**sizes, **{dim.name: case.crops[0].counts[-1] for dim in plan.dims if dim.decided_by}}
 
 
 def run(case: Case, plan: Plan, session: Session, sizes: dict[str, int], seed: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def check_counts(
     seen = record.counts()
     assert {name: seen[name] for name in LINK} == {name: stats[name] for name in LINK}
     chunked = any(sizes[dim.name] > dim.buckets[-1] for dim in case.outer(plan))
-    born = any(dim.born for dim in plan.dims)
+    born = any(dim.decided_by for dim in plan.dims)
     if not (chunked and born):
         assert stats == {"requests": 1, **plan.summary_for(all_sizes(case, plan, sizes))}
     if not chunked and not born:

@@ -98,9 +98,9 @@ def requests(draw: Draw, case: Case, plan: Plan) -> dict[str, int]:
     for dim in case.outer(plan):
         largest = dim.buckets[-1]
         able = list(dim.buckets)
-        if dim.padded:
+        if dim.can_pad:
             able += range(1, largest)
-        if dim.chunked:
-            able += [2 * largest, *(range(largest + 1, 2 * largest + 2) if dim.padded else ())]
+        if dim.can_chunk:
+            able += [2 * largest, *(range(largest + 1, 2 * largest + 2) if dim.can_pad else ())]
         sizes[dim.name] = draw(st.sampled_from(sorted(set(able))))
     return sizes

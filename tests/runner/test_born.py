@@ -185,7 +185,7 @@ def test_a_born_dim_and_a_request_in_chunks_that_must_not_join():
     )(x)
     pipeline.output("y", pipeline.add("d", Double())(crops))
     plan = pipeline.plan(sizes={"b": (2, 4)})
-    assert {dim.name: dim.chunked for dim in plan.dims} == {"b": False, "n": True}
+    assert {dim.name: dim.can_chunk for dim in plan.dims} == {"b": False, "n": True}
     x = torch.tensor([[1.0] * 4, [-1.0] * 4, [2.0] * 4])
     assert plan.load()(x=x)["y"][:, 0].tolist() == [2.0, 4.0]
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_joined_is_said_though_the_promise_is_given(obstacle):
         pipeline.output("s", pipeline.loop("l", step, carry={"s": start}, each={"x": double}))
         words = "how often loop 'l' runs"
     plan = pipeline.plan()
-    assert not plan.dims[0].chunked
+    assert not plan.dims[0].can_chunk
     refuses(PlanError, ("cannot run in chunks", words), lambda: plan.summary_for({"n": 5}))
 
 

@@ -174,7 +174,7 @@ def _left_map(
 
 def is_of_items(graph: Graph, dim: DimPlan) -> bool:
     """Tells whether a dim is one of the items of a map."""
-    loop = graph.loops.get(dim.born.rpartition(".")[0])
+    loop = graph.loops.get(dim.decided_by.rpartition(".")[0])
     return loop is not None and loop.kind == "map"
 
 
@@ -197,15 +197,15 @@ def born_by(
         for name in spec.names:
             if is_of_items(graph, dims[name]):
                 continue
-            if name in taken or dims[name].born:
-                by = dims[name].born or "an input of the pipeline"
+            if name in taken or dims[name].decided_by:
+                by = dims[name].decided_by or "an input of the pipeline"
                 raise PlanError(
                     f"The items of '{loop.name}.{port}' have a dim {name!r}, whose size {by} decides; in a batch of "
                     f"items it is another. Call it otherwise in the body of the map.",
                     loop=loop.name,
                     dim=name,
                 )
-            born.setdefault(name, replace(dims[name], born=f"{loop.name}.{port}"))
+            born.setdefault(name, replace(dims[name], decided_by=f"{loop.name}.{port}"))
     return born
 
 
@@ -218,7 +218,7 @@ def _count(loop: Loop, length: AnyDim | None, dims: Mapping[str, DimPlan]) -> tu
     if not loop.until and length is not None and loop.max_steps is None:
         return length, None
     name = steps_dim(loop.name)
-    return name, DimPlan(name, (max(1, min(bounds)),), born=f"{loop.name}.steps", padded=True)
+    return name, DimPlan(name, (max(1, min(bounds)),), decided_by=f"{loop.name}.steps", can_pad=True)
 
 
 def left(

@@ -76,7 +76,7 @@ def _settled(
     """What a port wants where it names a dim that no request and no stage decides: the bucket that holds the value."""
     settled = list(plain_dims(want.dims))
     for position, (given, asked) in enumerate(zip(plain_dims(value.dims), settled, strict=False)):
-        decided = isinstance(asked, str) and (asked in entered or dims[asked].born or dims[asked].any)
+        decided = isinstance(asked, str) and (asked in entered or dims[asked].decided_by or dims[asked].any)
         if isinstance(asked, str) and not decided and not isinstance(given, str):
             buckets = {name: dims[name].buckets for name in dim_names(given)}
             largest = max(size_of(given, sizes) for sizes in combinations(buckets, buckets))
@@ -93,7 +93,7 @@ def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict
     for given, asked in zip(source.dims, plain_dims(want.dims), strict=False):
         if not isinstance(asked, str) or dims[asked].any:
             continue
-        if len(dims[asked].buckets) > 1 or dims[asked].born or dims[asked].batch:
+        if len(dims[asked].buckets) > 1 or dims[asked].decided_by or dims[asked].batch:
             raise PlanError(
                 f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {asked!r} a request "
                 f"decides (buckets {dims[asked].buckets}), and {edge.origin!r} is {show_spec(source)}. Make it in a "

@@ -225,9 +225,9 @@ class _Inference:
                 )
             outputs[port.name] = port.spec
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
-                if dim not in self.entered and not self.dims[dim].born:
+                if dim not in self.entered and not self.dims[dim].decided_by:
                     check_birth(self.context, name, stage, dim)
-                    self.dims[dim] = replace(self.dims[dim], born=f"{name}.{port.name}")
+                    self.dims[dim] = replace(self.dims[dim], decided_by=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
                 f"Stage {stage.name!r} cannot be inferred; declare its outputs.", stage=stage.name

@@ -39,7 +39,7 @@ def describe_dims(
     at_bucket = {
         name
         for value in values
-        if not value.real and isinstance(value.spec, TensorSpec)
+        if not value.unpadded and isinstance(value.spec, TensorSpec)
         for name in value.spec.names
     }
     counted_loops, loop_dims = _counted_loops(context), {steps_dim(name) for name in context.graph.loops}
@@ -48,9 +48,9 @@ def describe_dims(
         padded = not dim.any and not dim.exact and name not in without_rule
         # The items of a map are cut into its batches by the map itself, whatever the steps around it read.
         if is_of_items(context.graph, dim):
-            loop = context.graph.loops[dim.born.rpartition(".")[0]]
+            loop = context.graph.loops[dim.decided_by.rpartition(".")[0]]
             whole = "" if name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"
-            dims[name] = replace(dim, padded=padded, chunked=not whole, whole=whole)
+            dims[name] = replace(dim, can_pad=padded, can_chunk=not whole, whole=whole)
             continue
         # A dim is loose where every value with it is at its own size: then no stage is compiled for a bucket of it.
         loose = not dim.any and not any(name in names for names in (counted_loops, loop_dims, at_bucket))
@@ -61,7 +61,9 @@ def describe_dims(
         else:
             whole = _obstacle(context, dim, values, steps, edge_values)
         chunked = dim.batch and not dim.unbounded and not loose and not whole
-        dims[name] = replace(dim, padded=padded, chunked=chunked, loose=loose, whole="" if loose else whole)
+        dims[name] = replace(
+            dim, can_pad=padded, can_chunk=chunked, loose=loose, whole="" if loose else whole
+        )
     return dims
 
 
@@ -96,7 +98,7 @@ def _obstacle(
 ) -> str:
     """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
     blocks: Iterable[tuple[Sequence[int], Sequence[Step], dict[str, int]]]
-    if dim.born:
+    if dim.decided_by:
         regions = (step for step in steps if isinstance(step, RegionStep) and dim.name in step.dims)
         blocks = [
             (step.inputs, step.body, {f"{values[index].origin!r}": index for index in step.outputs})

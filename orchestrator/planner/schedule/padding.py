@@ -56,7 +56,7 @@ def counting_dims(graph: Graph, source: Callable[[Edge], PortSpec | None]) -> fr
 
 
 def _is_padded(dim: DimPlan) -> bool:
-    return dim.padded and not dim.unbounded and dim.buckets[-1] > 1
+    return dim.can_pad and not dim.unbounded and dim.buckets[-1] > 1
 
 
 def _has(spec: PortSpec, name: str) -> bool:

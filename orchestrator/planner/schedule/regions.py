@@ -25,7 +25,9 @@ def group_regions(context: PlanContext) -> PlanContext:
     """Says of each call, and of each loop by its entry, in which region it is, if in any."""
     graph = context.graph
     born = [
-        name for name, dim in context.dims.items() if dim.born and not dim.any and not is_of_items(graph, dim)
+        name
+        for name, dim in context.dims.items()
+        if dim.decided_by and not dim.any and not is_of_items(graph, dim)
     ]
     if not born:
         return context

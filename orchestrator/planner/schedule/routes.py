@@ -63,7 +63,7 @@ class EdgeRoutes:
             name
             for edge, edge_spec in consumer_specs.items()
             if edge_spec.rule is None
-            and not self.target(edge).real
+            and not self.target(edge).unpadded
             and isinstance(edge_spec.spec, TensorSpec)
             for name in edge_spec.spec.names
         }
@@ -130,7 +130,7 @@ class EdgeRoutes:
         return any(not self.context.dims[name].any for name in spec.names)
 
     def _births(self, call: str, spec: TensorSpec) -> bool:
-        own = [name for name in spec.names if self.context.dims[name].born.split(".")[0] == call]
+        own = [name for name in spec.names if self.context.dims[name].decided_by.split(".")[0] == call]
         others = [name for name in spec.names if name not in own and not self.context.dims[name].any]
         if own and others and not self.context.graph.calls[call].stage.host:
             raise PlanError(
@@ -177,7 +177,7 @@ class EdgeRoutes:
         shrinks: list[Adapter] = []
         grows: list[Adapter] = []
         leaves = bool(self.leaves(edge))
-        if not source.real and (target.real or leaves) and self.bucketed(given):
+        if not source.unpadded and (target.unpadded or leaves) and self.bucketed(given):
             self._check_cut(edge, given)
             shrinks.append(Adapter("cut", plain_dims(given.dims)))
         for conversion in edge_spec.conversions:
@@ -191,7 +191,12 @@ class EdgeRoutes:
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
             (shrinks if (conversion.kind == "slice" or narrow) and not grows else grows).append(conversion)
         settled = edge.source.kind == "constant"  # its sizes are those of buckets already
-        if not target.real and (source.real or leaves) and self.bucketed(edge_spec.spec) and not settled:
+        if (
+            not target.unpadded
+            and (source.unpadded or leaves)
+            and self.bucketed(edge_spec.spec)
+            and not settled
+        ):
             rule = self._fill(edge, edge_spec.spec) if leaves or self._is_of_loop(edge) else edge_spec.rule
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
                 grows.pop()
@@ -242,7 +247,7 @@ class EdgeRoutes:
     def _rules(self, name: str) -> list[Pad]:
         """The pad rules that a dim came with: of the stage that decides it, of a map's items, or of inputs."""
         graph = self.context.graph
-        node, _, port = self.context.dims[name].born.rpartition(".")
+        node, _, port = self.context.dims[name].decided_by.rpartition(".")
         if node in graph.calls:
             specs = [item.spec for item in graph.calls[node].stage.outputs if item.name == port]
         elif node in graph.loops:

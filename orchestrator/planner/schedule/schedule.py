@@ -144,7 +144,7 @@ class _StepBuilder:
     def _give(self, root: Root, origin: str, spec: PortSpec, end: Location) -> int:
         """Makes the value that a call or a loop's end gives."""
         settled = not isinstance(spec, TensorSpec) or not self.routes.bucketed(spec)
-        return self._root(root, PlannedValue(origin, spec, end.memory, end.real or settled))
+        return self._root(root, PlannedValue(origin, spec, end.memory, end.unpadded or settled))
 
     def _results(self, node: NodeKey) -> None:
         """Brings home what leaves the pipeline, or the loop around a call or loop; not a loop beside it."""
@@ -314,7 +314,7 @@ class _StepBuilder:
         value = self.values[source]
         assert isinstance(value.spec, TensorSpec)
         memory = self._memory(adapter.device) if adapter.kind in MOVES else value.memory
-        real = adapter.kind == "cut" or (value.real and not adapter.to_bucket)
+        real = adapter.kind == "cut" or (value.unpadded and not adapter.to_bucket)
         device = adapter.device if adapter.kind in ("upload", "copy") else value.memory
         self.values.append(
             PlannedValue(value.origin, adapter.result(value.spec), memory, real, value.constant)

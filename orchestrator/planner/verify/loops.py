@@ -82,7 +82,7 @@ class _LoopChecker:
         for part, index in zip(step.collects, step.stacks, strict=True):
             one, other = self._value(part), self._value(index)
             sound = other.spec is list or isinstance(other.spec, TensorSpec)
-            sound = sound and one.memory == other.memory == HOST and one.real
+            sound = sound and one.memory == other.memory == HOST and one.unpadded
             self._demand(sound, f"stacks value {part} to value {index}")
         self._demand(bool(step.items_dim), f"counts {step.items_dim!r}")
         self._demand(not step.carries, "is a map with a carry")
@@ -91,7 +91,10 @@ class _LoopChecker:
         """A branch has something to hang on."""
         for entry in step.slices:
             one, other = self._value(entry.whole), self._value(entry.part)
-            same = same_spec(one.spec, other.spec) and (one.memory, one.real) == (other.memory, other.real)
+            same = same_spec(one.spec, other.spec) and (one.memory, one.unpadded) == (
+                other.memory,
+                other.unpadded,
+            )
             self._demand(same, f"hands value {entry.whole} on as value {entry.part}")
         self._demand(not step.collects, "is a branch that collects")
         maybe = {index for index, (name, _) in enumerate(self.plan.inputs) if name in self.plan.optional}
@@ -118,7 +121,7 @@ class _LoopChecker:
         dims = other.spec.dims[:1] if isinstance(other.spec, TensorSpec) else ()
         listed = one.spec is list or isinstance(one.spec, TensorSpec)
         sound = listed and plain_dims(dims) == (dim,) and one.memory == other.memory == HOST
-        self._demand(sound and other.real, f"makes batches, value {entry.part}, of value {entry.whole}")
+        self._demand(sound and other.unpadded, f"makes batches, value {entry.part}, of value {entry.whole}")
 
     def _numbers(self, step: LoopStep) -> None:
         """How often it runs, and the dim that is this number where it is the loop that decides it."""
@@ -128,14 +131,14 @@ class _LoopChecker:
         if step.until is not None:
             self._demand(self._boolean(step.until), "is ended by what is not one boolean on the host")
         decides = step.until is not None or (bool(step.steps_dim) and step.max_steps is not None)
-        births = (dim for dim in self.plan.dims if dim.born == f"{step.name}.steps")
+        births = (dim for dim in self.plan.dims if dim.decided_by == f"{step.name}.steps")
         name = next((dim.name for dim in births if isinstance(dim.name, StepsDim)), "")
         self._demand(step.steps_dim == name, f"decides the dim {step.steps_dim!r}")
         self._demand(bool(name) == decides, "does not say who decides its iterations")
 
     def _same(self, head: int, index: int) -> None:
         one, other = self._value(head), self._value(index)
-        same = (one.memory, one.real) == (other.memory, other.real) or (
+        same = (one.memory, one.unpadded) == (other.memory, other.unpadded) or (
             other.constant and one.memory == other.memory
         )
         if isinstance(one.spec, TensorSpec) and isinstance(other.spec, TensorSpec):
@@ -153,7 +156,7 @@ class _LoopChecker:
 
     def _slice(self, entry: Slice) -> None:
         one, other = self._value(entry.whole), self._value(entry.part)
-        compiled = {group.memory for group in self.plan.groups if group.compiled}
+        compiled = {group.memory for group in self.plan.groups if group.runs_programs}
         sound = (
             isinstance(one.spec, TensorSpec)
             and isinstance(other.spec, TensorSpec)
@@ -163,7 +166,7 @@ class _LoopChecker:
         )
         named = isinstance(one.spec, TensorSpec) and bool(one.spec.names)
         self._demand(
-            sound and (one.real or one.constant or not named),
+            sound and (one.unpadded or one.constant or not named),
             f"cuts value {entry.part} out of value {entry.whole}",
         )
 

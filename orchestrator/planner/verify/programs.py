@@ -146,7 +146,7 @@ class _ProgramChecker(StepVisitor):
         group = self._group(step)
         for index in step.inputs:
             self._reads(step, index)
-        if group is None or not group.compiled:
+        if group is None or not group.runs_programs:
             self._demand(not step.program, f"call {step.name!r} has a program where calls run by themselves")
             return
         call = self.plan.call(step.name)
@@ -243,7 +243,7 @@ class _ProgramChecker(StepVisitor):
         (source,), (target,) = step.inputs, step.outputs
         place = step.adapter.place
         group = self.by_memory.get(self.plan.values[source].memory)
-        inside = group is not None and group.compiled and self.plan.values[target].memory != HOST
+        inside = group is not None and group.runs_programs and self.plan.values[target].memory != HOST
         moves = step.adapter.kind in ("upload", "copy")
         self._demand(
             bool(place) == (inside and not moves),
@@ -300,7 +300,7 @@ class _ProgramChecker(StepVisitor):
         match step:
             case CallStep():
                 group = self._group(step)
-                return group is not None and group.compiled
+                return group is not None and group.runs_programs
             case AdaptStep(adapter=adapter):
                 return adapter.place in ("consumer", "program")
             case BlockStep(body=body):

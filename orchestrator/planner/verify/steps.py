@@ -58,7 +58,7 @@ class _Verifier:
             value = self._value(index)
             self._demand(index in alive, f"output {name!r} hands out a value that is not there at the end")
             self._demand(
-                value.memory == HOST and value.real, f"output {name!r} is not on the host at its own size"
+                value.memory == HOST and value.unpadded, f"output {name!r} is not on the host at its own size"
             )
         self._demand(constants <= alive, f"{self._names(constants - alive)} is a constant, but is freed")
         read = {index for step in self.plan.steps for index in step.inputs}
@@ -135,7 +135,7 @@ class _Verifier:
         self.within = around
 
     def _region(self, step: RegionStep, alive: set[int]) -> None:
-        born = all(name in self.dims and self.dims[name].born for name in step.dims)
+        born = all(name in self.dims and self.dims[name].decided_by for name in step.dims)
         self._demand(bool(step.dims) and born, f"region {step.label!r} has dims that are not born")
         reads = {index for inner in step.body for index in inner.inputs}
         made = {index for inner in step.body for index in inner.outputs}
@@ -178,12 +178,14 @@ class _Verifier:
             self._demand(
                 value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
             )
-            self._demand(value.real == self._gives_real(call, spec), f"{name!r} is made at the wrong sizes")
+            self._demand(
+                value.unpadded == self._gives_real(call, spec), f"{name!r} is made at the wrong sizes"
+            )
 
     def _gives_real(self, call: PlannedCall, spec: PortSpec) -> bool:
         """Whether an output is at the request's own sizes: on the host, without buckets, or where a dim is born."""
         names = [name for name in getattr(spec, "names", ()) if not self.dims[name].any]
-        births = any(self.dims[name].born.rpartition(".")[0] == call.name for name in names)
+        births = any(self.dims[name].decided_by.rpartition(".")[0] == call.name for name in names)
         return call.device == HOST or not names or births
 
     def _reads(self, call: PlannedCall, port: str, spec: PortSpec, value: PlannedValue) -> None:
@@ -202,13 +204,13 @@ class _Verifier:
         outside = [dim for dim in spec.names if self._runs_in_region(dim) and dim not in self.within]
         self._demand(call.device == HOST or not outside, f"{name!r} has dims {outside} outside their region")
         named = any(not self.dims[dim].any for dim in spec.names)
-        settled = value.constant or not named or value.real == (call.device == HOST)
+        settled = value.constant or not named or value.unpadded == (call.device == HOST)
         self._demand(
-            settled, f"{name!r} reads {value.origin!r} at {'its own' if value.real else 'a bucket'} size"
+            settled, f"{name!r} reads {value.origin!r} at {'its own' if value.unpadded else 'a bucket'} size"
         )
 
     def _runs_in_region(self, name: str) -> bool:
-        return bool(self.dims[name].born) and not self.dims[name].any
+        return bool(self.dims[name].decided_by) and not self.dims[name].any
 
     def _fits(self, given: TensorSpec, wanted: TensorSpec) -> bool:
         if given.dtype != wanted.dtype or len(given.dims) != len(wanted.dims):
@@ -234,8 +236,8 @@ class _Verifier:
             target.spec.dtype == dtype and plain_dims(target.spec.dims) == plain_dims(dims),
             f"{_step(step)} turns {source.spec} into {target.spec}",
         )
-        real = adapter.kind == "cut" or (source.real and not adapter.to_bucket)
-        self._demand(target.real == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
+        real = adapter.kind == "cut" or (source.unpadded and not adapter.to_bucket)
+        self._demand(target.unpadded == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
         self._moves(step, adapter.kind, adapter.device, source, target)
         moved = adapter.kind in ("upload", "copy")
         at = adapter.device if moved else source.memory
@@ -267,7 +269,7 @@ class _Verifier:
     def _cuts(self, step: Step, spec: TensorSpec) -> None:
         """A size that derives from a padded one has its padding anywhere, not at the end."""
         derived = [dim for dim in spec.dims if isinstance(dim, Derived)]
-        padded = [dim.text for dim in derived if any(self.dims[name].padded for name in dim.names)]
+        padded = [dim.text for dim in derived if any(self.dims[name].can_pad for name in dim.names)]
         self._demand(not padded, f"{_step(step)} cuts {padded[:1]}, whose padding is not at its end")
 
     def _resizes(self, step: Step, kind: str, source: TensorSpec, target: TensorSpec) -> None:

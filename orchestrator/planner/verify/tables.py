@@ -22,10 +22,12 @@ def check_tables(plan: Plan) -> None:
     items = {step.items_dim for step in iter_steps(plan.steps, MapStep)}
     for dim in plan.dims:
         promised = dim.name in items or (dim.batch and not dim.whole)
-        demand(plan, not dim.chunked or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")
+        demand(plan, not dim.can_chunk or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")
         sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
         demand(plan, bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
-        at_bucket = [value.origin for value in plan.values if not value.real and dim.name in _names(value)]
+        at_bucket = [
+            value.origin for value in plan.values if not value.unpadded and dim.name in _names(value)
+        ]
         demand(
             plan,
             not dim.loose or not at_bucket,
@@ -44,7 +46,9 @@ def check_tables(plan: Plan) -> None:
         demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
     for index, (name, spec) in enumerate(plan.inputs):
         value = _value(plan, index)
-        same = value.origin == name and value.memory == HOST and value.real and same_spec(value.spec, spec)
+        same = (
+            value.origin == name and value.memory == HOST and value.unpadded and same_spec(value.spec, spec)
+        )
         demand(plan, same and not value.constant, f"value {index} is not the input {name!r}")
     for value in plan.values:
         demand(

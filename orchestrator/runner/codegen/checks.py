@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError, nearest
-from orchestrator.plan.chunks import misfit, ways_out
+from orchestrator.plan.chunks import size_error, ways_out
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedCall
 from orchestrator.plan.steps import HOST
@@ -32,7 +32,7 @@ def make_check(plan: Plan, call: PlannedCall) -> Callable[..., tuple[Any, ...]]:
         StageError: (the returned function) The stage gave something else than it declared.
     """
     dims = {dim.name: dim for dim in plan.dims}
-    own = {dim.name for dim in plan.dims if dim.born.partition(".")[0] == call.name}
+    own = {dim.name for dim in plan.dims if dim.decided_by.partition(".")[0] == call.name}
     ports = call.outputs
 
     def check(result: Any, real: dict[str, int], bucket: Mapping[str, int]) -> tuple[Any, ...]:
@@ -155,7 +155,7 @@ def _dim_sizes(call: PlannedCall, port: str, spec: TensorSpec, value: Any) -> It
 
 def _check_born(call: PlannedCall, port: str, dim: DimPlan, size: int) -> None:
     # As a request's own sizes are checked, but it is the stage that has to change.
-    fault = misfit(dim, size)
+    fault = size_error(dim, size)
     if fault == "large":
         raise StageError(
             f"Stage {call.stage!r} decided {dim.name}={size} at '{call.name}.{port}', above its largest bucket "

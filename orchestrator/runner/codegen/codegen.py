@@ -109,7 +109,7 @@ class Generator:
         self.check = check
         self.observer = observer
         self.watch = watch
-        self.born = {dim.name for dim in self.plan.dims if dim.born}
+        self.data_dependent = {dim.name for dim in self.plan.dims if dim.decided_by}
         self.fused = FusedAdapters.of_plan(self.plan)
         self.table = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
@@ -117,7 +117,7 @@ class Generator:
 
     def _absent_values(self) -> frozenset[int]:
         """Values that no program gives, since only adapters fused with it would read them."""
-        devices = {group.device for group in self.plan.groups if group.compiled}
+        devices = {group.device for group in self.plan.groups if group.runs_programs}
         names = [name for name in self.fused.ports if self.calls[name].device in devices]
         values = {index for name in names for index in self.fused.ports[name].values()}
         return frozenset(values - {index for name in names for index in self.fused.outputs_of(name).values()})
@@ -203,7 +203,7 @@ class _StepWriter(CodeWriter, StepVisitor):
             return
         function = self.name("stage", self.executable.functions[call.stage])
         targets = [f"v{index}" for index in step.outputs]
-        if call.declared:
+        if call.is_declared:
             self._declared(step, call, function)
             return
         expression = f"{function}({', '.join(_arguments(stage, call, step))})"
@@ -291,7 +291,7 @@ class _StepWriter(CodeWriter, StepVisitor):
             self._defer(step)
             return
         self.sized = True
-        self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].real else 'B'})")
+        self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].unpadded else 'B'})")
 
     def _is_idle(self, step: AdaptStep) -> bool:
         """Tells whether an adapter has nothing to do because every size is a bucket."""
@@ -300,7 +300,7 @@ class _StepWriter(CodeWriter, StepVisitor):
             return False
         named = {name for dim in target.dims for name in dim_names(dim)}
         same = plain_dims(source.dims) == plain_dims(target.dims)
-        return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.born
+        return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.data_dependent
 
     def _driven(self, step: RegionStep | MapStep) -> None:
         """A region or a map: a driver runs the function of its body."""

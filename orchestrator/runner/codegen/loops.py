@@ -125,7 +125,7 @@ class LoopWriter:
             return f"len(v{index})"
         writer.sized = True
         count = writer.name("count", partial(size_of, plain_dim(value.spec.dims[0])))
-        return f"{count}({'R.sizes' if value.real else 'B'})"
+        return f"{count}({'R.sizes' if value.unpadded else 'B'})"
 
     def _iteration(self) -> None:
         writer, loop = self.writer, self.step
@@ -264,7 +264,7 @@ class LoopWriter:
         kept = f"[:k{self.count}]" if self.flags else ""
         writer.sized = True
         writer.line(
-            f"v{index} = {stack}({self.lists[at]}{kept}, {'R.sizes' if writer.values[index].real else 'B'})"
+            f"v{index} = {stack}({self.lists[at]}{kept}, {'R.sizes' if writer.values[index].unpadded else 'B'})"
         )
 
 

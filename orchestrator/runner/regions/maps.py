@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.adapter import pad_to
 from orchestrator.errors import StageError
-from orchestrator.plan.chunks import Run, bucket_for, chunk_sizes
+from orchestrator.plan.chunks import SizeAssignment, bucket_for, chunk_sizes
 from orchestrator.plan.iterations import batch_run, item_dims
 from orchestrator.plan.records import DimPlan
 from orchestrator.plan.run_record import RunRecord
@@ -68,12 +68,12 @@ class _MapDriver:
         # Each batch has a record of its own: what its stages decide holds for its items alone.
         for key, places in self._batches(sizes):
             batch = (len(places), *key)
-            run = batch_run(self.dims, batch, Run(around, bucket))
+            run = batch_run(self.dims, batch, SizeAssignment(around, bucket))
             heads = [
                 self._batch(items, port.spec, places, run)
                 for items, port in zip(lists, self.ports, strict=True)
             ]
-            inner = record.inner(run.real)
+            inner = record.inner(run.actual)
             tensors = self.body(inner, run.bucket, *heads, *outer)
             for result, value, tensor in zip(results, self.gives, tensors, strict=True):
                 self._part(result, value.spec, tensor, places, sizes)
@@ -175,7 +175,7 @@ class _MapDriver:
                 start += count
 
     def _check_count(self, first: DimPlan, count: int) -> None:
-        if not first.any and not first.padded and count not in first.buckets:
+        if not first.any and not first.can_pad and count not in first.buckets:
             raise StageError(
                 f"A batch of map {self.step.name!r} has {count} items, which is no bucket {first.buckets} of "
                 f"{first.name!r}, and there is no pad rule. Declare the body's input with pad=0 or pad='repeat_first'.",
@@ -183,8 +183,10 @@ class _MapDriver:
                 dim=first.name,
             )
 
-    def _batch(self, items: list[torch.Tensor], spec: Any, places: list[int], run: Run) -> torch.Tensor:
-        shape = spec.shape(run.real)[1:]
+    def _batch(
+        self, items: list[torch.Tensor], spec: Any, places: list[int], run: SizeAssignment
+    ) -> torch.Tensor:
+        shape = spec.shape(run.actual)[1:]
         return torch.stack([pad_to(items[at], shape, spec.pad) for at in places])
 
     def _part(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.adapter import part_of
-from orchestrator.plan.chunks import Run
+from orchestrator.plan.chunks import SizeAssignment
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import HOST
 from orchestrator.runner.load.load import Executable
@@ -17,14 +17,14 @@ from orchestrator.specs import TensorSpec, plain_dims
 __all__ = ["PendingHandles", "chunk_of"]
 
 
-def chunk_of(executable: Executable, value: PlannedValue, handle: Any, run: Run) -> Any:
+def chunk_of(executable: Executable, value: PlannedValue, handle: Any, run: SizeAssignment) -> Any:
     """Returns the chunk of a value that a run reads; the value itself where the run has all of it."""
     if not isinstance(value.spec, TensorSpec) or handle is None:
         return handle
     chunk = handle
     for axis, name in enumerate(plain_dims(value.spec.dims)):
-        if name in run.start and handle.shape[axis] != run.real[str(name)]:
-            start, size, wider = run.start[str(name)], run.real[str(name)], chunk
+        if name in run.offset and handle.shape[axis] != run.actual[str(name)]:
+            start, size, wider = run.offset[str(name)], run.actual[str(name)], chunk
             if value.memory == HOST:
                 chunk = part_of(wider, axis, start, size)
                 continue

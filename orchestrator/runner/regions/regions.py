@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.plan.chunks import Run, run_chunks
+from orchestrator.plan.chunks import SizeAssignment, run_chunks
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import HOST, RegionStep
@@ -44,7 +44,7 @@ class _RegionDriver:
 
     def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:
         real = record.sizes
-        whole = Run(dict(real), bucket)
+        whole = SizeAssignment(dict(real), bucket)
         chunks: list[RunRecord] = []
         # No items: the body does not run, since none of its devices takes a chunk of nothing.
         if any(not real[dim.name] for dim in self.dims):
@@ -53,7 +53,7 @@ class _RegionDriver:
             with PendingHandles(self.executable) as pending:
                 outputs = run_chunks(
                     self.dims,
-                    whole.real,
+                    whole.actual,
                     whole,
                     lambda run: pending.keep(self.gives, self._once(run, record, chunks, values)),
                     lambda pieces, name: self._join(pieces, name, pending),
@@ -64,11 +64,11 @@ class _RegionDriver:
         return outputs
 
     def _once(
-        self, run: Run, record: RunRecord, chunks: list[RunRecord], values: tuple[Any, ...]
+        self, run: SizeAssignment, record: RunRecord, chunks: list[RunRecord], values: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         pairs = zip(self.reads, values, strict=True)
         handles = [chunk_of(self.executable, value, handle, run) for value, handle in pairs]
-        inner = record.inner(run.real)
+        inner = record.inner(run.actual)
         try:
             return self.body(inner, run.bucket, *handles)
         finally:
@@ -97,9 +97,9 @@ class _RegionDriver:
             raise self._missing_dim(value, name, "runs in chunks")
         return dims.index(name)
 
-    def _empty(self, value: PlannedValue, whole: Run) -> Any:
+    def _empty(self, value: PlannedValue, whole: SizeAssignment) -> Any:
         if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
-            zero = next(dim.name for dim in self.dims if not whole.real[dim.name])
+            zero = next(dim.name for dim in self.dims if not whole.actual[dim.name])
             raise self._missing_dim(value, zero, "has no items")
         # Sizes that only the body would have decided are not there.
         sizes = whole.sizes(value)

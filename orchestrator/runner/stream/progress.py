@@ -148,7 +148,7 @@ def _with_progress(plan: Plan, loop: LoopStep, mine: dict[str, int], values: lis
             source, spent = values[index], () if index in mine.values() else (index,)
             assert isinstance(source.spec, TensorSpec)
             memory = HOST if adapter.kind == "download" else source.memory
-            real = source.real or adapter.kind == "cut"
+            real = source.unpadded or adapter.kind == "cut"
             values.append(PlannedValue(source.origin, adapter.result(source.spec), memory, real))
             made = (len(values) - 1,)
             steps.append(AdaptStep((index,), made, source.origin, adapter, device=source.memory, frees=spent))
@@ -163,9 +163,9 @@ def _way(plan: Plan, value: PlannedValue) -> list[Adapter]:
         return []
     dims = plain_dims(value.spec.dims)
     plain = all(isinstance(dim, (int, str)) for dim in dims)
-    cut = [Adapter("cut", dims)] if not value.real and plain and value.spec.names else []
+    cut = [Adapter("cut", dims)] if not value.unpadded and plain and value.spec.names else []
     if value.memory == HOST:
         return cut
     download = Adapter("download", device=HOST)
-    compiled = any(group.compiled for group in plan.groups if group.memory == value.memory)
+    compiled = any(group.runs_programs for group in plan.groups if group.memory == value.memory)
     return [download, *cut] if compiled else [*cut, download]

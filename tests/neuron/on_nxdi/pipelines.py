@@ -261,7 +261,7 @@ def check_loops():
 
     # 3. How often the second runs is known afterwards, and decides what the plan promises.
     plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
-    steps = next(dim.name for dim in plan.dims if dim.born)
+    steps = next(dim.name for dim in plan.dims if dim.decided_by)
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
         for size in (4, 2, 3):
