@@ -37,8 +37,8 @@ class Tally:
     downloads: int = 0
     download_bytes: int = 0
     dispatches: int = 0
-    padded: int = 0
-    entered: int = 0
+    pad_elements: int = 0
+    all_elements: int = 0
     peak_bytes: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Tally, times: int = 1) -> None:
@@ -49,8 +49,8 @@ class Tally:
             "downloads",
             "download_bytes",
             "dispatches",
-            "padded",
-            "entered",
+            "pad_elements",
+            "all_elements",
         ):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for device, peak in other.peak_bytes.items():
@@ -64,29 +64,29 @@ class Tally:
             "downloads": self.downloads,
             "download_bytes": self.download_bytes,
             "dispatches": self.dispatches,
-            "pad_waste": self.padded / self.entered if self.entered else 0.0,
+            "pad_waste": self.pad_elements / self.all_elements if self.all_elements else 0.0,
             "peak_bytes": dict(self.peak_bytes),
         }
 
 
 def request_sizes(plan: PlanData, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Returns the real size of every name, a missing one at its largest bucket.
+    """Returns the size of every name, a missing one at its largest bucket.
 
     Raises:
         PlanError: An unknown name, or a size that cannot run.
     """
-    known = {dim.name: dim for dim in plan.dims}
+    dims = {dim.name: dim for dim in plan.dims}
     if not isinstance(sizes, Mapping):
         raise PlanError(f"Sizes are a dict of dim to size, not {sizes!r}.")
-    decided = {str(dim.name): dim.name for dim in plan.dims if isinstance(dim.name, StepsDim)}
-    given = {}
+    steps_dims = {str(dim.name): dim.name for dim in plan.dims if isinstance(dim.name, StepsDim)}
+    by_dim = {}
     for text, size in sizes.items():
-        name = text if text in known else decided.get(text, text)
-        if name not in known:
-            raise PlanError(f"The plan has no dim {text!r}.{nearest(text, known)}", dim=text)
-        _check_size(known[name], size)
-        given[name] = size
-    return {name: given.get(name, dim.buckets[-1]) for name, dim in known.items()}
+        name = text if text in dims else steps_dims.get(text, text)
+        if name not in dims:
+            raise PlanError(f"The plan has no dim {text!r}.{nearest(text, dims)}", dim=text)
+        _check_size(dims[name], size)
+        by_dim[name] = size
+    return {name: by_dim.get(name, dim.buckets[-1]) for name, dim in dims.items()}
 
 
 def _check_size(dim: DimPlan, size: int) -> None:
@@ -94,6 +94,7 @@ def _check_size(dim: DimPlan, size: int) -> None:
         raise PlanError(
             f"A size of dim {dim.name!r} is a positive int, not {size!r}.", dim=dim.name, size=size
         )
+    # The size is one by itself; now whether this plan can run it.
     fault = size_error(dim, size)
     if fault == "large":
         raise PlanError(
@@ -154,9 +155,12 @@ class Counter:
             tally = self.steps(self.plan.steps, run)
             tally.peak_bytes = Peaks(self.plan).run(run)
             return tally
+        # Above the largest bucket: parts of the plan for each chunk; what stages decide is the same in all of them.
         parts = split(self.plan, cut)
-        born = {name: size for name, size in sizes.items() if name not in {dim.name for dim in self.outer}}
-        return self.chunks(parts, record, parts.runs(dims, sizes, SizeAssignment(born)))
+        inner_sizes = {
+            name: size for name, size in sizes.items() if name not in {dim.name for dim in self.outer}
+        }
+        return self.chunks(parts, record, parts.runs(dims, sizes, SizeAssignment(inner_sizes)))
 
     def chunks(self, parts: Parts, record: RunRecord, runs: Iterable[tuple[int, SizeAssignment]]) -> Tally:
         """Counts one request in chunks.
@@ -204,6 +208,7 @@ class Counter:
         kind = step.adapter.kind
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
             return
+        # A link is crossed once for each rank on the way up; rank 0 alone comes down, but where parts are joined.
         if kind == "upload" and step.device in self._ranks:
             ranks = self._ranks[step.device]
             tally.uploads += ranks
@@ -213,10 +218,11 @@ class Counter:
             tally.downloads += copies
             tally.download_bytes += copies * source.spec.nbytes(run.sizes(source))
         tally.dispatches += place_of(step) == "program"
+        # Padding is counted where it is added: over all elements that come out of a pad.
         if kind == "pad":
             size = target.spec.numel(run.sizes(target))
-            tally.entered += size
-            tally.padded += size - source.spec.numel(run.sizes(source))
+            tally.all_elements += size
+            tally.pad_elements += size - source.spec.numel(run.sizes(source))
 
 
 def cut_dims(dims: Iterable[DimPlan], sizes: Mapping[str, int]) -> frozenset[str]:

@@ -70,6 +70,7 @@ def _facts(plan: PlanData) -> Iterator[tuple[str, str]]:
     for call in plan.calls:
         gives = ", ".join(f"{port} {show_spec(spec)}" for port, spec in call.outputs)
         yield f"call {call.name}", f"on {call.device}: {gives}"
+    # What was decided, then the steps that follow from it: where the decisions differ, these say why steps do.
     for edge in plan.edges:
         yield f"edge {edge}", _edge(edge)
     yield from _on_devices(plan)

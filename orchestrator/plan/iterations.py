@@ -30,10 +30,10 @@ def region_parts(dims: Sequence[DimPlan], step: RegionStep, run: SizeAssignment)
     records = None if run.record is None else run.record.chunks.get(step.outputs)
     if records is None:
         return [replace(part, record=None) for part in parts]
-    return [_recorded(part, record) for part, record in zip(parts, records, strict=True)]
+    return [_with_record(part, record) for part, record in zip(parts, records, strict=True)]
 
 
-def _recorded(run: SizeAssignment, record: RunRecord) -> SizeAssignment:
+def _with_record(run: SizeAssignment, record: RunRecord) -> SizeAssignment:
     """A run with what it decided."""
     return replace(run, actual={**run.actual, **record.sizes}, record=record)
 
@@ -110,6 +110,7 @@ def _batches(
     dims = [by_name[name] for name in item_dims(plan, loop)]
     records = None if run.record is None else run.record.batches.get(loop.name)
     if records is None:
+        # Nothing has run: batches are as the buckets cut them, with all other dims of items at the sizes around.
         rest = tuple(run.actual[dim.name] for dim in dims[1:])
         counts = [count for count, _ in chunk_sizes(run.actual[loop.items_dim], dims[0].buckets)]
         foretold = replace(run, record=None)
@@ -117,15 +118,16 @@ def _batches(
             (batch_run(dims, (count, *rest), foretold), times * counts.count(count))
             for count in dict.fromkeys(counts)
         ]
+    # It has run: batches that cost the same are one, so that many items are counted as fast as few.
     equal: dict[Hashable, list[RunRecord]] = {}
     for record in records:
         equal.setdefault(record.key(), []).append(record)
-    found = []
+    batches = []
     for first, *others in equal.values():
         batch = batch_run(dims, [first.sizes[dim.name] for dim in dims], run)
         count = 1 + len(others)
-        found.append((_recorded(batch, first.repeated(count)), count))
-    return found
+        batches.append((_with_record(batch, first.times(count)), count))
+    return batches
 
 
 def item_dims(plan: PlanData, loop: MapStep) -> tuple[str, ...]:

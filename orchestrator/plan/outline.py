@@ -65,15 +65,15 @@ class _Outline:
     def block(self, loop: str | None) -> Block:
         """Returns the block of a loop; None: that of the plan."""
         items: list[PlannedEdge | Block] = []
-        seen = set()
+        inner_loops = set()
         for edge in self.plan.edges:
             inner = self._child(self.owner[edge], loop or "")
             if inner is None:
                 continue
             if not inner:
                 items.append(edge)
-            elif inner not in seen:
-                seen.add(inner)
+            elif inner not in inner_loops:
+                inner_loops.add(inner)
                 items.append(self.block(inner))
         return Block(self.steps[loop] if loop else None, tuple(items))
 
@@ -95,8 +95,8 @@ def describe(plan: PlanData, step: LoopLikeStep) -> list[str]:
     if any(not group.host_memory for group in plan.groups):
         once, each, never = _crossings(plan, step)
         per = {"loop": "in each iteration", "map": "for each batch", "branch": "if it runs"}[step.noun]
-        carried = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
-        lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{carried}")
+        on_device = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
+        lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{on_device}")
     return lines
 
 
@@ -165,11 +165,11 @@ def _crossings(plan: PlanData, step: LoopLikeStep) -> tuple[int, int, int]:
                 todo += adapter.inputs
     once = counter.steps(tuple(before.values()), run)
     # Carries that live on the device would have to cross it in each iteration if the host ran the loop.
-    linked = {group.memory for group in plan.groups if not group.host_memory}
+    memories = {group.memory for group in plan.groups if not group.host_memory}
     carries = [plan.values[carry.argument] for carry in step.carries] if step.noun == "loop" else []
     never = sum(
         value.spec.nbytes(largest)
         for value in carries
-        if isinstance(value.spec, TensorSpec) and value.memory in linked
+        if isinstance(value.spec, TensorSpec) and value.memory in memories
     )
     return once.upload_bytes + once.download_bytes, inner.upload_bytes + inner.download_bytes, never

@@ -58,7 +58,7 @@ class Parts:
         """The part that gives each value that is kept."""
         return {index: part for part in self.items for index in part.gives}
 
-    def joined(self, index: int) -> tuple[str, ...]:
+    def join_dims(self, index: int) -> tuple[str, ...]:
         """Returns the dims along which chunks of a result are joined.
 
         A step that gives several values, as a loop does, runs once for each chunk of all that it reads; what it gives
@@ -78,12 +78,12 @@ class Parts:
             sizes: Whole sizes.
             run: Sizes of all other names.
         """
-        seen: set[tuple[int, tuple[int, ...]]] = set()
+        keys: set[tuple[int, tuple[int, ...]]] = set()
         for chunk in combine(dims, sizes, run):
             for number, part in enumerate(self.items):
                 key = number, chunk.key(part.dims)
-                if key not in seen:
-                    seen.add(key)
+                if key not in keys:
+                    keys.add(key)
                     yield number, chunk
 
     def uses(self, index: int, sizes: Mapping[str, int]) -> int:
@@ -121,35 +121,35 @@ def split(plan: PlanData, cut: frozenset[str]) -> Parts:
     for steps in groups.values():
         _name_again(steps, aliases)
     # From here on a group reads nothing that is no input, its own, or given by a group of fewer dims.
-    made = {dims: {index for step in steps for index in step.outputs} for dims, steps in groups.items()}
+    products = {dims: {index for step in steps for index in step.outputs} for dims, steps in groups.items()}
     outside = {
-        dims: {index for step in steps for index in step.inputs if index in reach} - made[dims]
+        dims: {index for step in steps for index in step.inputs if index in reach} - products[dims]
         for dims, steps in groups.items()
     }
-    wanted = {index for _, index in plan.outputs}.union(*outside.values())
+    read_outside = {index for _, index in plan.outputs}.union(*outside.values())
     # What another group reads is kept, as a copy where a later run would overwrite it.
     values = list(plan.values)
     parts = []
     for dims in sorted(groups, key=len):
-        gives = tuple(sorted(made[dims] & wanted))
-        kept = {index for index in gives if any(index in other for other in outside.values())}
+        gives = tuple(sorted(products[dims] & read_outside))
+        read_later = {index for index in gives if any(index in other for other in outside.values())}
         copier = _Copier(plan, values, once=not dims)
-        written, copies = copier.copied(groups[dims], kept)
+        steps_with_copies, copies = copier.add_copies(groups[dims], read_later)
         results = tuple(copies.get(index, index) for index in gives)
         names = tuple(name for name in order if name in dims)
-        parts.append(Part(names, written, tuple(sorted(outside[dims])), gives, results))
+        parts.append(Part(names, steps_with_copies, tuple(sorted(outside[dims])), gives, results))
     return Parts(replace(plan, values=tuple(values)), tuple(parts))
 
 
 def _name_again(steps: list[Step], aliases: Mapping[int, Step]) -> None:
     """Puts what gives a value another name, for the program that reads it, where that program runs."""
     while True:
-        made = {index for step in steps for index in step.outputs}
+        products = {index for step in steps for index in step.outputs}
         lacking = [
             aliases[index]
             for step in steps
             for index in step.inputs
-            if index in aliases and index not in made
+            if index in aliases and index not in products
         ]
         if not lacking:
             return
@@ -169,35 +169,38 @@ class _Copier:
         self._plan = plan
         self._values = values
         self._once = once
-        self._buffered = {
+        self._device_of = {
             group.memory: group.device
             for group in plan.groups
             if group.output_buffers and group.memory != HOST
         }
 
-    def copied(self, steps: Sequence[Step], kept: set[int]) -> tuple[tuple[Step, ...], dict[int, int]]:
+    def add_copies(
+        self, steps: Sequence[Step], read_later: set[int]
+    ) -> tuple[tuple[Step, ...], dict[int, int]]:
         """Returns the steps with copies, and the copy of each value that has one."""
         makers = {index: step for step in steps for index in step.outputs}
-        unsafe = {index for index in kept if self._is_overwritten(index, makers)}
+        # What is unsafe lives until its copy is made, and until its last reader in this part is done.
+        unsafe = {index for index in read_later if self._is_overwritten(index, makers)}
         last = {index: at for at, step in enumerate(steps) for index in step.inputs if index in unsafe}
-        written: list[Step] = []
+        new_steps: list[Step] = []
         copies: dict[int, int] = {}
         for at, step in enumerate(steps):
             dies = tuple(index for index in unsafe if last.get(index) == at)
             frees = tuple(index for index in step.frees if index not in unsafe)
-            written.append(replace(step, frees=(*frees, *dies)))
+            new_steps.append(replace(step, frees=(*frees, *dies)))
             for index in sorted(unsafe & set(step.outputs)):
-                copies[index] = self._copy(index, written, dies=index not in last)
-        return tuple(written), copies
+                copies[index] = self._copy(index, new_steps, dies=index not in last)
+        return tuple(new_steps), copies
 
     def _copy(self, index: int, steps: list[Step], *, dies: bool) -> int:
         value = self._values[index]
-        device, home = self._buffered[value.memory], len(self._values)
+        device, home = self._device_of[value.memory], len(self._values)
         self._values += [replace(value, memory=HOST), value]
         down, up = Adapter("download", device=HOST), Adapter("upload", device=device)
-        spent = (index,) if dies else ()
+        frees = (index,) if dies else ()
         origin = value.origin
-        steps.append(AdaptStep((index,), (home,), origin, down, device=value.memory, frees=spent))
+        steps.append(AdaptStep((index,), (home,), origin, down, device=value.memory, frees=frees))
         steps.append(AdaptStep((home,), (home + 1,), origin, up, device=device, frees=(home,)))
         return home + 1
 
@@ -205,7 +208,7 @@ class _Copier:
         """Tells whether a value may lie in a buffer that a later run of this request writes to."""
         value = self._values[index]
         step = makers.get(index)
-        if value.memory not in self._buffered or not isinstance(value.spec, TensorSpec) or step is None:
+        if value.memory not in self._device_of or not isinstance(value.spec, TensorSpec) or step is None:
             return False
         match step:
             case AdaptStep(program="", adapter=adapter):

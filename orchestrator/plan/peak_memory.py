@@ -50,11 +50,11 @@ class Peaks:
     def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self._dims = {dim.name: dim for dim in plan.dims}
-        buffered = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
-        self._owned = {
+        devices = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
+        self._program_outputs = {
             index
             for step in iter_steps(plan.steps, LeafStep)
-            if (step.program and step.device in buffered) or place_of(step) in ("producer", "consumer")
+            if (step.program and step.device in devices) or place_of(step) in ("producer", "consumer")
             for index in step.outputs
         }
 
@@ -83,7 +83,7 @@ class Peaks:
 
     def _own_bytes(self, index: int, run: SizeAssignment) -> int:
         """Bytes that come and go with a value."""
-        return 0 if index in self._owned else self._bytes(self.plan.values[index], run)
+        return 0 if index in self._program_outputs else self._bytes(self.plan.values[index], run)
 
     def _make(self, index: int, run: SizeAssignment) -> None:
         """Gives a value storage of its own."""
@@ -146,14 +146,14 @@ class Peaks:
         """Replays as many iterations as differ, and the last one with all that was collected by then."""
         count = most_repeats(self.plan, step, run)
         # A value can hand its storage on through every carry once; from then on iterations are alike.
-        replayed = min(count, len(step.carries) + 2)
+        replays = min(count, len(step.carries) + 2)
         self._rename([(carry.argument, carry.initial) for carry in step.carries])
         for index in dead_initials(step):
             self._drop(index)
         parts: list[_Storage] = []
-        for at in range(replayed):
-            if at == replayed - 1:
-                parts += [self._parts(index, count - replayed, run) for index in step.collects]
+        for at in range(replays):
+            if at == replays - 1:
+                parts += [self._parts(index, count - replays, run) for index in step.collects]
             parts += self._iteration(step, run)
         # The results take over from the arguments before anything of the body is dropped.
         self._rename(
@@ -184,8 +184,8 @@ class Peaks:
 
     def _rename(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Gives values the storage of others, all at once; a constant's is none of a request."""
-        found = [(index, self._at.get(source)) for index, source in pairs]
-        for index, storage in found:
+        storages = [(index, self._at.get(source)) for index, source in pairs]
+        for index, storage in storages:
             self._share(index, storage or _Storage(self.plan.values[index].memory, 0))
 
     def _parts(self, index: int, times: int, run: SizeAssignment) -> _Storage:
@@ -230,7 +230,7 @@ class ChunkPeaks(Peaks):
         super().__init__(parts.plan)
         self._split = parts
         self._sizes = record.sizes
-        self._kept: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
+        self._slots: dict[tuple[int, tuple[int, ...]], tuple[_Storage, int]] = {}
         self._begin()
         whole = SizeAssignment(record.sizes, record.sizes)
         for index, (name, _) in enumerate(self.plan.inputs):
@@ -243,13 +243,13 @@ class ChunkPeaks(Peaks):
     def part(self, part: Part, run: SizeAssignment) -> None:
         """Replays one run of a part: what it reads is there, what it gives stays until it was read."""
         for index in part.reads:
-            storage = self._inputs.get(index) or self._kept[self._slot(index, run)][0]
+            storage = self._inputs.get(index) or self._slots[self._slot(index, run)][0]
             self._share(index, storage)
         self._steps(part.steps, run)
         for index, result in zip(part.gives, part.results, strict=True):
             storage = self._at.get(result) or _Storage(self.plan.values[result].memory, 0)
             storage.holders += 1
-            self._kept[self._slot(index, run)] = storage, self._split.uses(index, self._sizes)
+            self._slots[self._slot(index, run)] = storage, self._split.uses(index, self._sizes)
         for index in set(self._at) - set(self._inputs):
             self._drop(index)
         for index in set(part.reads) - set(self._inputs):
@@ -258,7 +258,7 @@ class ChunkPeaks(Peaks):
     def join(self) -> dict[str, int]:
         """Joins the results and returns the peak of each device group."""
         for index in {index for _, index in self.plan.outputs if index in self._split.owners}:
-            names = self._split.joined(index)
+            names = self._split.join_dims(index)
             if names:
                 pieces = self._pieces(index, names)
                 self._add(pieces[0].memory, sum(piece.size for piece in pieces))
@@ -270,7 +270,7 @@ class ChunkPeaks(Peaks):
         others = [at for at, name in enumerate(dims) if name not in names]
         return [
             storage
-            for (other, starts), (storage, _) in self._kept.items()
+            for (other, starts), (storage, _) in self._slots.items()
             if other == index and not any(starts[at] for at in others)
         ]
 
@@ -278,8 +278,8 @@ class ChunkPeaks(Peaks):
         return index, run.key(self._split.owners[index].dims)
 
     def _use(self, slot: tuple[int, tuple[int, ...]]) -> None:
-        storage, uses = self._kept.pop(slot)
+        storage, uses = self._slots.pop(slot)
         if uses > 1:
-            self._kept[slot] = storage, uses - 1
+            self._slots[slot] = storage, uses - 1
         else:
             self._release(storage)

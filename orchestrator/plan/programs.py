@@ -31,28 +31,28 @@ class FusedAdapters:
         prologue: Value to the value that is really read for it, and the adapters on the way.
         epilogue: Value to the output (call, position) it comes from, and the adapters on the way.
         ports: Call to its outputs and the values they are, fused ones included.
-        needed: Values somebody reads by themselves: steps that are not fused into a producer, the next iteration or
-            the end of a loop, and the outputs.
+        read_values: Values somebody reads by themselves: steps that are not fused into a producer, the next iteration
+            or the end of a loop, and the outputs.
     """
 
     prologue: Mapping[int, tuple[int, tuple[Adapter, ...]]]
     epilogue: Mapping[int, tuple[str, Port]]
     ports: Mapping[str, Mapping[Port, int]]
-    needed: frozenset[int]
+    read_values: frozenset[int]
 
     @staticmethod
     def of(steps: Iterable[Step], outputs: Iterable[int]) -> FusedAdapters:
         """Finds the adapters that steps fuse; ``outputs`` are the values that are results."""
         prologue: dict[int, tuple[int, tuple[Adapter, ...]]] = {}
         epilogue: dict[int, tuple[str, Port]] = {}
-        needed = set(outputs)
+        read = set(outputs)
         # A step comes after what made its inputs: what was fused before it is known when it is come to.
         for step in iter_steps(steps):
             match step:
                 case CallStep():
                     epilogue.update({index: (step.name, (at, ())) for at, index in enumerate(step.outputs)})
                 case LoopLikeStep():
-                    needed.update(step.yields)
+                    read.update(step.yields)
                 case AdaptStep(inputs=(source,), outputs=(target,), adapter=adapter):
                     if adapter.place == "consumer":
                         root, adapters = prologue.get(source, (source, ()))
@@ -61,11 +61,11 @@ class FusedAdapters:
                         call, (at, adapters) = epilogue[source]
                         epilogue[target] = (call, (at, (*adapters, adapter)))
             if place_of(step) != "producer":
-                needed.update(step.inputs)
+                read.update(step.inputs)
         ports: dict[str, dict[Port, int]] = {}
         for index, (call, port) in epilogue.items():
             ports.setdefault(call, {})[port] = index
-        return FusedAdapters(prologue, epilogue, ports, frozenset(needed))
+        return FusedAdapters(prologue, epilogue, ports, frozenset(read))
 
     @staticmethod
     def of_plan(plan: PlanData) -> FusedAdapters:
@@ -82,9 +82,9 @@ class FusedAdapters:
         What nobody reads is left out, but a program gives something.
         """
         ports = self.ports[call]
-        ordered = sorted(ports, key=port_order)
-        used = {port: ports[port] for port in ordered if ports[port] in self.needed}
-        return used or {port: ports[port] for port in ordered[:1]}
+        order = sorted(ports, key=port_order)
+        read = {port: ports[port] for port in order if ports[port] in self.read_values}
+        return read or {port: ports[port] for port in order[:1]}
 
 
 def port_order(port: Port) -> tuple[int, int, str]:

@@ -24,7 +24,7 @@ class Reach(StepVisitor):
         dim: The dim.
         dims: All named dims.
         values: All values.
-        given: Values that the steps are given.
+        inputs: Values that the steps are given.
 
     Attributes:
         values: Indices of values that are reached.
@@ -32,14 +32,16 @@ class Reach(StepVisitor):
     """
 
     def __init__(
-        self, dim: str, dims: Mapping[str, DimPlan], values: Sequence[PlannedValue], given: Iterable[int]
+        self, dim: str, dims: Mapping[str, DimPlan], values: Sequence[PlannedValue], inputs: Iterable[int]
     ) -> None:
         self.dim = dim
         self.obstacle = ""
-        self.values = {index for index in given if dim in _names(values[index])}
+        self.values = {index for index in inputs if dim in _names(values[index])}
         self._dims = dims
         self._all = values
-        self._counted: set[str] = set()  # dims that are how often a loop runs, where what is reached ends it
+        self._loop_dims: set[str] = (
+            set()
+        )  # dims that are how often a loop runs, where what is reached ends it
 
     def visit_step(self, step: Step) -> None:
         """Follows the dim through one step: into a body, or from what it reads to what it gives."""
@@ -62,22 +64,24 @@ class Reach(StepVisitor):
             if index not in self.values or not isinstance(spec, TensorSpec):
                 continue
             times = plain_dims(spec.dims).count(self.dim)
-            ragged = [other for other in spec.names if other != self.dim and self._is_decided(other)]
+            others = [other for other in spec.names if other != self.dim and self._is_decided(other)]
             if times != 1:
                 self._object(f"{name} depends on it {'and has it twice' if times else 'but lacks it'}")
-            elif ragged:
-                self._object(f"{name} has {ragged[0]!r} beside it, whose size every chunk decides anew")
+            elif others:
+                self._object(f"{name} has {others[0]!r} beside it, whose size every chunk decides anew")
 
     def _is_decided(self, name: str) -> bool:
         """Tells whether the size of another dim is decided by what is reached."""
-        born = self._dims[name].decided_by
-        return name in self._counted or any(born and self._all[index].origin == born for index in self.values)
+        origin = self._dims[name].decided_by
+        return name in self._loop_dims or any(
+            origin and self._all[index].origin == origin for index in self.values
+        )
 
     def _object(self, clause: str) -> None:
         self.obstacle = self.obstacle or clause
 
-    def _reach(self, made: Iterable[int]) -> None:
-        for index in made:
+    def _reach(self, indices: Iterable[int]) -> None:
+        for index in indices:
             self.values.add(index)
             value = self._all[index]
             if not isinstance(value.spec, TensorSpec):
@@ -98,7 +102,7 @@ class Reach(StepVisitor):
         self._iterate(step)
         if step.until is not None and step.until in self.values:  # each chunk runs as often as its items need
             self._reach(step.outputs)
-            self._counted.add(step.steps_dim)
+            self._loop_dims.add(step.steps_dim)
         self._leave(step)
 
     def visit_branch(self, step: BranchStep) -> None:

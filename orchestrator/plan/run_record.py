@@ -38,13 +38,13 @@ class RunRecord:
         """Tells whether a loop, branch, map or region in it decided something."""
         return bool(self.iterations or self.batches or self.chunks)
 
-    def repeated(self, times: int) -> RunRecord:
+    def times(self, count: int) -> RunRecord:
         """Returns the record of so many equal runs, one after another."""
         return RunRecord(
             self.sizes,
-            {name: counts * times for name, counts in self.iterations.items()},
-            {name: parts * times for name, parts in self.batches.items()},
-            {outputs: parts * times for outputs, parts in self.chunks.items()},
+            {name: counts * count for name, counts in self.iterations.items()},
+            {name: parts * count for name, parts in self.batches.items()},
+            {outputs: parts * count for outputs, parts in self.chunks.items()},
             self.absent,
         )
 
@@ -54,6 +54,8 @@ class RunRecord:
             frozenset(self.sizes.items()),
             frozenset(self.iterations.items()),
             frozenset((name, tuple(part.key() for part in parts)) for name, parts in self.batches.items()),
-            frozenset((given, tuple(part.key() for part in parts)) for given, parts in self.chunks.items()),
+            frozenset(
+                (outputs, tuple(part.key() for part in parts)) for outputs, parts in self.chunks.items()
+            ),
             self.absent,
         )

@@ -84,6 +84,7 @@ def to_json(plan: PlanData) -> str:
 
 
 def _encode(value: Any) -> Any:
+    # What is no record goes by a name; a record by its class, with the entries that differ from their defaults.
     if isinstance(value, StepsDim):
         return {"is": "StepsDim", "name": str(value)}
     if isinstance(value, float) and not math.isfinite(value):
@@ -112,8 +113,9 @@ def from_json(text: str, kind: type[P]) -> P:
     Raises:
         PlanError: The text is no JSON (truncated?), no plan, of another version, or malformed.
     """
+    # Of the right kind first: what is said of a text that is no plan, or of another version, is what to do about it.
     try:
-        data = json.loads(text, parse_constant=_refused)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, TypeError, RecursionError) as error:
         raise PlanError(
             f"This is no plan: the JSON cannot be read, it may be truncated ({error})."
@@ -126,6 +128,7 @@ def from_json(text: str, kind: type[P]) -> P:
             f"pipeline again.",
             version=data.get("version"),
         )
+    # Whatever else is wrong in it makes it malformed: a file was edited, or damaged.
     try:
         body = {name: _decode(data[name]) for name in _names(kind) if name != "loader"}
         plan = kind(**body)
@@ -139,7 +142,7 @@ def from_json(text: str, kind: type[P]) -> P:
     return plan
 
 
-def _refused(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f'{name} is no JSON; a plan says {{"is": "float", "name": ...}}')
 
 
@@ -157,6 +160,7 @@ def _decode(value: Any) -> Any:
         return _SCALARS[kind](str(value["name"]))
     if kind not in _BY_NAME:
         raise PlanError(f"The plan is malformed: it has a {kind!r}, which is no part of a plan.")
+    # Only what the record knows: an entry that nobody reads would be a promise that nobody keeps.
     record = _BY_NAME[kind]
     strange = set(value) - set(_names(record)) - {"is"}
     if strange:
@@ -177,22 +181,22 @@ def _type(name: str) -> type:
     Looked up in dictionaries: an attribute of a module or a class may be code that runs, and imports.
     """
     module, _, path = name.partition(":")
-    found: Any = builtins if module == "builtins" else sys.modules.get(module)
+    value: Any = builtins if module == "builtins" else sys.modules.get(module)
     for part in path.split("."):
-        found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
-    if not isinstance(found, type):
+        value = vars(value).get(part) if isinstance(value, (ModuleType, type)) else None
+    if not isinstance(value, type):
         raise PlanError(
             f"The plan speaks of the Python type {name!r}; import its module before reading the plan."
         )
-    return found
+    return value
 
 
 def _number(name: str) -> float:
     """A float that JSON has no word for."""
-    found = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(name)
-    if found is None:
+    number = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(name)
+    if number is None:
         raise PlanError(f"The plan is malformed: {name!r} is no float that JSON lacks.")
-    return found
+    return number
 
 
 _SCALARS: Mapping[str, Callable[[str], Any]] = {
@@ -236,6 +240,7 @@ def _matches(hint: Any, value: Any) -> bool:
         return True
     if isinstance(hint, typing.ForwardRef):
         return True
+    # Unions are tried one by one; a bool is an int to Python, but never where a number is meant.
     if origin is tuple:
         if not isinstance(value, tuple):
             return False

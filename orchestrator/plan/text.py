@@ -37,6 +37,7 @@ def _edges(plan: PlanData) -> list[str]:
                 first, *rest = _row(item)
                 rows.append((indent + first, *rest))
 
+    # All edges are rows of one table, so that columns align across blocks; heads of blocks go between, unaligned.
     write(outline(plan), "")
     lines = table(rows)
     return [line for at, row in enumerate(lines) for line in (*heads.get(at, ()), row)]
@@ -44,7 +45,7 @@ def _edges(plan: PlanData) -> list[str]:
 
 def _head(plan: PlanData) -> list[str]:
     lines = [f"Plan of {plan.pipeline!r}: {len(plan.calls)} calls on {', '.join(_places(plan))}"]
-    counts = {plain_dim(spec.dims[0]): loop.name for loop, spec in _sliced(plan)}
+    counts = {plain_dim(spec.dims[0]): loop.name for loop, spec in _loop_slices(plan)}
     for dim in plan.dims:
         if dim.name in counts or isinstance(dim.name, StepsDim):
             of = counts.get(dim.name) or dim.decided_by.removesuffix(".steps")
@@ -71,7 +72,7 @@ def _sizes(dim: DimPlan) -> Iterator[str]:
         yield f"larger ones are refused: {dim.whole or 'batch=True is not promised'}"
 
 
-def _sliced(plan: PlanData) -> Iterator[tuple[LoopStep, TensorSpec]]:
+def _loop_slices(plan: PlanData) -> Iterator[tuple[LoopStep, TensorSpec]]:
     """Yields loops with what is sliced for them."""
     for loop in iter_steps(plan.steps, LoopStep):
         for entry in loop.slices:
@@ -86,17 +87,17 @@ def _programs(plan: PlanData) -> list[str]:
         return []
     rows: list[tuple[str, ...]] = [("program", "takes", "gives", "compiled for", "result")]
     for program in plan.programs:
-        takes = ", ".join(_folded(item.port, item.adapters) for item in program.inputs) or "-"
-        gives = ", ".join(_folded(item.port, item.adapters) for item in program.outputs)
+        takes = ", ".join(_port_terms(item.port, item.adapters) for item in program.inputs) or "-"
+        gives = ", ".join(_port_terms(item.port, item.adapters) for item in program.outputs)
         sizes = program.combinations({dim.name: dim.buckets for dim in plan.dims})
         count = f"{len(sizes)} bucket{'s' if len(sizes) > 1 else ''}" if sizes[0] else "fixed sizes"
         rows.append((program.name, takes, gives, count, "to the host" if program.to_host else "stays ranked"))
     return ["Programs, each with one output buffer for each bucket:", *table(rows), ""]
 
 
-def _folded(port: str, adapters: tuple[Adapter, ...]) -> str:
-    done = " and ".join(str(replace(adapter, place="")) for adapter in adapters)
-    return f"{port} ({done})" if done else port
+def _port_terms(port: str, adapters: tuple[Adapter, ...]) -> str:
+    terms = " and ".join(str(replace(adapter, place="")) for adapter in adapters)
+    return f"{port} ({terms})" if terms else port
 
 
 def _notes(plan: PlanData) -> list[str]:
@@ -127,15 +128,16 @@ def _totals(plan: PlanData) -> list[str]:
         f"  dispatches  {counts['dispatches']}",
         f"  pad waste   {counts['pad_waste']:.1%}",
     ]
+    # Each device by itself: of a request the values, since load the weights and the buffers of programs.
     for group in plan.groups:
         peak = counts["peak_bytes"].get(group.device, 0)
-        held = (
+        memory = (
             f"{show_bytes(peak)} of values at the peak, {show_bytes(weights.get(group.device, 0))} of weights"
         )
         if group.device in buffers:
-            held += f", {show_bytes(buffers[group.device])} of output buffers"
+            memory += f", {show_bytes(buffers[group.device])} of output buffers"
         ranks = f", on each of {group.ranks} ranks" if group.ranks > 1 else ""
-        lines.append(f"  memory      {group.device}: {held}{ranks}")
+        lines.append(f"  memory      {group.device}: {memory}{ranks}")
     return lines
 
 
@@ -144,7 +146,7 @@ def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:
 
     Inputs that devices read go up, to every rank; results made there come down.
     """
-    linked = {group.memory: group for group in plan.groups if not group.host_memory}
+    groups = {group.memory: group for group in plan.groups if not group.host_memory}
     device_of = {call.name: call.device for call in plan.calls}
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
     inputs, outputs = dict(plan.inputs), {name for name, _ in plan.outputs}
@@ -156,16 +158,20 @@ def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:
         while first not in inputs and first in before:
             first = before[first]  # through what enters a loop
         spec = inputs.get(first)
-        if isinstance(spec, TensorSpec) and isinstance(value.spec, TensorSpec) and value.memory in linked:
+        if isinstance(spec, TensorSpec) and isinstance(value.spec, TensorSpec) and value.memory in groups:
             narrow = min(spec.dtype.itemsize, value.spec.dtype.itemsize)
-            up[first, value.memory] = spec.numel(largest) * narrow * linked[value.memory].ranks
-        made = before.get(f"{edge.source}[next]", before.get(edge.source, edge.source))
-        source = device_of.get(made.rpartition(".")[0], "")
-        if edge.target in outputs and source in linked and isinstance(edge.spec, TensorSpec):
-            parts = linked[source].ranks if any(adapter.kind == "gather" for adapter in edge.adapters) else 1
-            given = next((other.spec for other in plan.edges if other.target == edge.source), edge.spec)
-            sizes = [spec.dtype.itemsize for spec in (edge.spec, given) if isinstance(spec, TensorSpec)]
+            up[first, value.memory] = spec.numel(largest) * narrow * groups[value.memory].ranks
+        producer = before.get(f"{edge.source}[next]", before.get(edge.source, edge.source))
+        source = device_of.get(producer.rpartition(".")[0], "")
+        if edge.target in outputs and source in groups and isinstance(edge.spec, TensorSpec):
+            parts = groups[source].ranks if any(adapter.kind == "gather" for adapter in edge.adapters) else 1
+            producer_spec = next(
+                (other.spec for other in plan.edges if other.target == edge.source), edge.spec
+            )
+            sizes = [
+                spec.dtype.itemsize for spec in (edge.spec, producer_spec) if isinstance(spec, TensorSpec)
+            ]
             down[edge.source] = parts, parts * edge.spec.numel(largest) * min(sizes)
-    ranks = sum(linked[memory].ranks for _, memory in up)
+    ranks = sum(groups[memory].ranks for _, memory in up)
     copies, size = (sum(column) for column in zip(*down.values(), strict=True)) if down else (0, 0)
     return (ranks, sum(up.values())), (copies, size)

@@ -149,7 +149,7 @@ class Chunks:
 
     def _join_dims(self, index: int) -> list[DimPlan]:
         """The dims along which chunks of a result are joined."""
-        names = self._parts.joined(index)
+        names = self._parts.join_dims(index)
         return [dim for dim in self._dims if dim.name in names]
 
     def __enter__(self) -> Chunks:
