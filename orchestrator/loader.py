@@ -119,7 +119,7 @@ class PipelineLoader:
         self._path = path
         self._dtype = torch.get_default_dtype()
 
-    def compile(self, plan: Plan, path: str | os.PathLike[str]) -> PipelineLoader:
+    def compile(self, plan: Plan[Session], path: str | os.PathLike[str]) -> PipelineLoader:
         """Compiles every stage into a store and writes the plan beside the artifacts.
 
         Raises:
@@ -142,7 +142,7 @@ class PipelineLoader:
             ) from error
         return PipelineLoader(self._graph, self._manager, Path(path).absolute())
 
-    def load(self, plan: Plan) -> Session:
+    def load(self, plan: Plan[Session]) -> Session:
         """Compiles what the store lacks, loads every stage, and opens a session.
 
         The store is the folder that the plan was compiled into, else the one that the environment names, else a

@@ -21,6 +21,7 @@ from orchestrator.planner import PlanOptions, bind_plan, make_plan
 from orchestrator.plugin import PluginManager, default_manager
 from orchestrator.promises.check import check_promises, example_request
 from orchestrator.promises.report import CheckReport
+from orchestrator.runner.session import Session
 from orchestrator.specs import PortSpec
 from orchestrator.stage import ModelWrapper, make_stage
 from orchestrator.surroundings import own_modes, same_random_state
@@ -321,7 +322,7 @@ class Pipeline:
         residency: Mapping[str, Residency | str] | None = None,
         memory: int | str | Mapping[str, int | str] | None = None,
         options: Mapping[str, Any] | None = None,
-    ) -> Plan:
+    ) -> Plan[Session]:
         """Plans the pipeline; no device is touched and nothing is compiled.
 
         Args:
@@ -380,11 +381,11 @@ class Pipeline:
 
     def bind(
         self,
-        plan: Plan,
+        plan: Plan[Any],
         *,
         options: Mapping[str, Any] | None = None,
         memory: int | str | Mapping[str, int | str] | None = None,
-    ) -> Plan:
+    ) -> Plan[Session]:
         """Verifies a plan, e.g. one read from JSON, against this pipeline; the result can be loaded.
 
         Args:

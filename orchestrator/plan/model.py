@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from orchestrator.errors import PlanError
 from orchestrator.plan.count import summarise
@@ -17,27 +19,28 @@ from orchestrator.plan.records import PlanData
 from orchestrator.plan.serial import from_json, to_json
 from orchestrator.plan.text import render
 
-if TYPE_CHECKING:
-    from orchestrator.runner.session import Session
-
 __all__ = ["Loader", "Plan"]
 
 
-class Loader(Protocol):
+#: What a loaded plan is: a session. The plan lies below the runner, so the class is named by who attaches a loader.
+SessionT = TypeVar("SessionT", default=Any)
+
+
+class Loader(Protocol[SessionT]):
     """Turns a plan into a session; attached by ``Pipeline.plan`` and ``Pipeline.bind``."""
 
-    def compile(self, plan: Plan, path: str | os.PathLike[str]) -> Loader:
+    def compile(self, plan: Plan[SessionT], path: str | os.PathLike[str]) -> Loader[SessionT]:
         """Compiles every stage into a store at ``path``; returns the loader that uses it."""
 
-    def load(self, plan: Plan) -> Session:
+    def load(self, plan: Plan[SessionT]) -> SessionT:
         """Loads every stage and returns a session."""
 
 
 @dataclass(frozen=True)
-class Plan(PlanData):
+class Plan(PlanData, Generic[SessionT]):
     """A frozen, printable plan; made by ``Pipeline.plan``, ``Pipeline.bind`` and :meth:`from_json`."""
 
-    loader: Loader | None = field(default=None, compare=False, repr=False)
+    loader: Loader[SessionT] | None = field(default=None, compare=False, repr=False)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Plan(PlanData):
         """Compares two plans; the result is falsy when they are equal, and its ``str`` is a table."""
         return diff(self, other)
 
-    def compile(self, path: str | os.PathLike[str]) -> Plan:
+    def compile(self, path: str | os.PathLike[str]) -> Plan[SessionT]:
         """Compiles every stage into a store at ``path`` and returns the plan that loads from it.
 
         Raises:
@@ -78,7 +81,7 @@ class Plan(PlanData):
         """
         return replace(self, loader=self._bound().compile(self, path))
 
-    def load(self) -> Session:
+    def load(self) -> SessionT:
         """Loads every stage and returns a session that runs requests.
 
         Raises:
@@ -87,7 +90,7 @@ class Plan(PlanData):
         """
         return self._bound().load(self)
 
-    def _bound(self) -> Loader:
+    def _bound(self) -> Loader[SessionT]:
         if self.loader is None:
             raise PlanError(
                 f"This plan of {self.pipeline!r} is data without stages (it was read from JSON); "

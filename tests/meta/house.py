@@ -9,6 +9,7 @@ The limits are in `test_house.py`.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -93,13 +94,22 @@ def circles(package: Path) -> list[list[str]]:
     return sorted(sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1)
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def _module(path: Path, package: Path) -> str:
     parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -108,7 +118,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 def identifiers(path: Path) -> Iterator[str]:
     """Yields each use of an identifier: names, attributes, parameters, keywords, functions and classes."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         match node:
             case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
                 yield name
@@ -140,10 +150,10 @@ def long_functions(path: Path) -> Iterator[tuple[str, bool]]:
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
         if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:"))
     }
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, Function) and _length(node) >= LONG_FUNCTION_LINES:
             inside = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", not comments.isdisjoint(inside)
+            yield f"{_name(path)}:{node.lineno} {node.name}", not comments.isdisjoint(inside)
 
 
 def _length(node: Function) -> int:
@@ -156,27 +166,27 @@ def _length(node: Function) -> int:
 
 def kind_tests(path: Path) -> Iterator[str]:
     """Yields the places that ask for a step's or loop's kind: `.op ==`, `.kind in`, `isinstance(step, LoopStep)`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         match node:
             case ast.Compare(
                 left=ast.Attribute(attr="op" | "kind"), ops=[ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn()]
             ):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+                yield f"{_name(path)}:{node.lineno}"
             case ast.Call(func=ast.Name(id="isinstance"), args=[_, kinds]) if any(
                 name.id.endswith("Step") for name in ast.walk(kinds) if isinstance(name, ast.Name)
             ):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+                yield f"{_name(path)}:{node.lineno}"
             case ast.Compare(left=ast.Attribute(attr="loop" | "adapter"), ops=[ast.Is() | ast.IsNot()]):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+                yield f"{_name(path)}:{node.lineno}"
 
 
 def homonyms(paths: Iterable[Path]) -> dict[str, list[str]]:
     """Returns the names of classes that stand for different things in different files."""
     homes: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ClassDef):
-                homes[node.name.strip("_")].append(str(path.relative_to(ROOT)))
+                homes[node.name.strip("_")].append(_name(path))
     return {name: files for name, files in sorted(homes.items()) if len(set(files)) > 1}
 
 
