@@ -165,19 +165,23 @@ def _length(node: Function) -> int:
 
 
 def kind_tests(path: Path) -> Iterator[str]:
-    """Yields the places that ask for a step's or loop's kind: `.op ==`, `.kind in`, `isinstance(step, LoopStep)`."""
+    """Yields the places that ask a step or a loop for its kind: `loop.kind ==`, `isinstance(step, LoopStep)`."""
     for node in ast.walk(_tree(path)):
         match node:
-            case ast.Compare(
-                left=ast.Attribute(attr="op" | "kind"), ops=[ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn()]
+            case ast.Compare(left=ast.Attribute(value=owner, attr="op" | "kind")) if _ends_in_step_or_loop(
+                owner
             ):
                 yield f"{_name(path)}:{node.lineno}"
             case ast.Call(func=ast.Name(id="isinstance"), args=[_, kinds]) if any(
                 name.id.endswith("Step") for name in ast.walk(kinds) if isinstance(name, ast.Name)
             ):
                 yield f"{_name(path)}:{node.lineno}"
-            case ast.Compare(left=ast.Attribute(attr="loop" | "adapter"), ops=[ast.Is() | ast.IsNot()]):
+            case ast.Compare(left=ast.Attribute(attr="loop"), ops=[ast.Is() | ast.IsNot()]):
                 yield f"{_name(path)}:{node.lineno}"
+
+
+def _ends_in_step_or_loop(owner: ast.expr) -> bool:
+    return ast.unparse(owner).lower().endswith(("step", "loop"))
 
 
 def homonyms(paths: Iterable[Path]) -> dict[str, list[str]]:
