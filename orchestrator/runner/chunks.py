@@ -90,7 +90,9 @@ class Chunks:
         record = self._record.inner({**run.actual, **self._sizes_before(part, run)})
         arguments = [self._read(index, run) for index in part.reads]
         handles = (
-            code.function(record, dict(run.bucket), *arguments) if code.sized else code.function(*arguments)
+            code.function(record, dict(run.bucket), *arguments)
+            if code.takes_sizes
+            else code.function(*arguments)
         )
         # The record of this run holds what its stages decided on the way; later parts of the chunk need it.
         self.runs.append((number, SizeAssignment(record.sizes, run.bucket, run.offset, record)))

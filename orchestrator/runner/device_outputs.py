@@ -7,7 +7,7 @@ overwrites it: there a kept output is what was downloaded, put on the device aga
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
@@ -20,10 +20,13 @@ __all__ = ["keep_on_device"]
 
 def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
     """Returns the plan that hands these outputs out where they were made; those made in host memory stay there."""
-    copied = _copied(plan, names)
-    if copied:
-        plan = _with_copies(plan, copied)
-        names = [name for name in names if name not in copied]
+    outputs_before, values_before = {index for _, index in plan.outputs}, len(plan.values)
+    # Where the next request overwrites an output, it is downloaded and put on the device again.
+    copies = _outputs_to_copy(plan, names)
+    if copies:
+        plan = _with_copies(plan, copies)
+        names = [name for name in names if name not in copies]
+    # The others are handed out as they are before their download, which goes unless somebody else reads what it brings.
     before = {
         step.outputs[0]: step.inputs[0]
         for step in iter_steps(plan.steps, AdaptStep)
@@ -32,26 +35,48 @@ def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
     outputs = tuple(
         (name, before.get(index, index) if name in names else index) for name, index in plan.outputs
     )
-    dropped = {index for _, index in plan.outputs} - {index for _, index in outputs}
-    kept = {index for _, index in outputs} - {index for _, index in plan.outputs}
-    dropped -= {index for step in _doers(plan.steps) for index in step.inputs}
-    return replace(plan, outputs=outputs, steps=_steps(plan.steps, kept, dropped))
+    unused_values = {index for _, index in plan.outputs} - {index for _, index in outputs}
+    new_outputs = {index for _, index in outputs} - {index for _, index in plan.outputs}
+    unused_values -= {index for step in _doers(plan.steps) for index in step.inputs}
+    # Outputs are freed by nobody; those that are outputs no more, and what copying made on the way, die like any value.
+    new_values = set(range(values_before, len(plan.values)))
+    dying = (outputs_before | new_values) - {index for _, index in outputs} - unused_values
+    return replace(
+        plan, outputs=outputs, steps=_with_frees(_steps(plan.steps, new_outputs, unused_values), dying)
+    )
 
 
-def _steps(steps: Iterable[Step], kept: set[int], dropped: set[int]) -> tuple[Step, ...]:
-    """Steps that neither free what is kept nor make what is dropped; regions hand out what is kept."""
-    made = []
+def _steps(steps: Iterable[Step], new_outputs: set[int], unused_values: set[int]) -> tuple[Step, ...]:
+    """Steps that do not free new outputs and do not make values that nobody reads; regions hand new outputs out."""
+    new_steps = []
     for step in steps:
         match step:
-            case AdaptStep(outputs=(target,)) if target in dropped:
+            case AdaptStep(outputs=(target,)) if target in unused_values:
                 continue
         inner = {index for part in body_of(step) for index in part.outputs}
-        outputs = [index for index in step.outputs if index not in dropped]
-        outputs += [index for index in sorted(kept & inner) if index not in outputs]
-        frees = tuple(index for index in step.frees if index not in kept)
-        block = with_body(step, _steps(body_of(step), kept, dropped))
-        made.append(replace(block, outputs=tuple(outputs), frees=frees))
-    return tuple(made)
+        outputs = [index for index in step.outputs if index not in unused_values]
+        outputs += [index for index in sorted(new_outputs & inner) if index not in outputs]
+        frees = tuple(index for index in step.frees if index not in new_outputs)
+        block = with_body(step, _steps(body_of(step), new_outputs, unused_values))
+        new_steps.append(replace(block, outputs=tuple(outputs), frees=frees))
+    return tuple(new_steps)
+
+
+def _with_frees(steps: Sequence[Step], indices: set[int]) -> tuple[Step, ...]:
+    """Has the last step that makes or reads a value free it."""
+    last = {
+        index: at
+        for at, step in enumerate(steps)
+        for index in (*step.outputs, *step.inputs)
+        if index in indices
+    }
+    frees: dict[int, list[int]] = {}
+    for index, at in sorted(last.items()):
+        frees.setdefault(at, []).append(index)
+    return tuple(
+        replace(step, frees=(*step.frees, *frees[at])) if at in frees else step
+        for at, step in enumerate(steps)
+    )
 
 
 def _doers(steps: Iterable[Step]) -> Iterator[Step]:
@@ -63,25 +88,26 @@ def _doers(steps: Iterable[Step]) -> Iterator[Step]:
         yield step
 
 
-def _copied(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:
-    """Outputs in a buffer that the next request overwrites, with the device to copy them to and what it holds."""
-    made_by = {index: step for step in _doers(plan.steps) for index in step.outputs}
-    buffered = {
+def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:
+    """Outputs in a buffer that the next request overwrites, with the device to copy them to and their spec there."""
+    # Back over the download and what follows it on the host, to the value as the device holds it.
+    makers = {index: step for step in _doers(plan.steps) for index in step.outputs}
+    devices = {
         group.memory: group.device for group in plan.groups if group.runs_programs and group.output_buffers
     }
-    found: dict[str, tuple[str, PortSpec]] = {}
+    copies: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:
-        step = made_by.get(index)
+        step = makers.get(index)
         while isinstance(step, AdaptStep) and plan.values[index].memory == HOST:
             index = step.inputs[0]
-            step = made_by.get(index)
+            step = makers.get(index)
         value = plan.values[index]
-        if name in names and value.memory in buffered:
-            found[name] = buffered[value.memory], value.spec
-    return found
+        if name in names and value.memory in devices:
+            copies[name] = devices[value.memory], value.spec
+    return copies
 
 
-def _with_copies(plan: Plan, copied: Mapping[str, tuple[str, PortSpec]]) -> Plan:
+def _with_copies(plan: Plan, copies: Mapping[str, tuple[str, PortSpec]]) -> Plan:
     """Puts outputs on their device again, in the dtype that it holds."""
     values, steps, outputs = list(plan.values), list(plan.steps), []
 
@@ -90,13 +116,18 @@ def _with_copies(plan: Plan, copied: Mapping[str, tuple[str, PortSpec]]) -> Plan
         steps.append(AdaptStep((source,), (len(values) - 1,), values[source].origin, adapter, device=memory))
         return len(values) - 1
 
+    # The copy is of the result at its own size; only a dtype that the device does not hold is narrowed again.
     for name, index in plan.outputs:
-        if name in copied:
-            device, held = copied[name]
+        if name in copies:
+            device, device_spec = copies[name]
             spec = values[index].spec
-            if isinstance(spec, TensorSpec) and isinstance(held, TensorSpec) and spec.dtype != held.dtype:
-                spec = replace(spec, dtype=held.dtype)
-                index = add(index, Adapter("cast", dtype=held.dtype), HOST, spec)
+            if (
+                isinstance(spec, TensorSpec)
+                and isinstance(device_spec, TensorSpec)
+                and spec.dtype != device_spec.dtype
+            ):
+                spec = replace(spec, dtype=device_spec.dtype)
+                index = add(index, Adapter("cast", dtype=device_spec.dtype), HOST, spec)
             index = add(index, Adapter("upload", device=device), device, spec)
         outputs.append((name, index))
     return replace(plan, values=tuple(values), steps=tuple(steps), outputs=tuple(outputs))

@@ -90,6 +90,7 @@ def _call_error(
     variant: PlanVariant, step: CallStep, values: dict[int, object], error: Exception
 ) -> StageError:
     call = variant.plan.call(step.name)
+    # As text: an error may live long, and holds no tensor.
     ports = [port for port, _ in call.inputs]
     inputs = {port: show_tensor(values[index]) for port, index in zip(ports, step.inputs, strict=True)}
     arguments = ", ".join(f"{port}={text}" for port, text in inputs.items()) or "nothing"

@@ -286,13 +286,13 @@ class Session:
         observe = weakly(self._observe) if self._on_stage or self._traces else None
         return self._entries.choose(device_outputs, partial, observe, self._on_request)
 
-    def _observe(self, step: Step, started: float, ended: float) -> None:
+    def _observe(self, step: Step, start: float, end: float) -> None:
         for trace in self._traces:
-            trace.add(step, started, ended)
+            trace.add(step, start, end)
         match step:
             case CallStep(name=name, device=device):
                 for observer in self._on_stage:
-                    observer(name, device, ended - started)
+                    observer(name, device, end - start)
 
 
 #: Sessions that are there, for what a forked process has to put right in them.

@@ -111,6 +111,7 @@ class Sharing:
 
     def _walk(self, steps: Iterable[Step], body: int) -> None:
         for step in steps:
+            # The clock counts steps in the order of the plan, bodies included: a later reader has a larger number.
             clock = len(self._positions)
             self._positions[id(step)] = clock, body
             self._reads += [(index, clock) for index in step.inputs]

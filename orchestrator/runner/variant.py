@@ -31,7 +31,7 @@ from orchestrator.runner.sharing import Sharing
 
 __all__ = ["PlanVariant"]
 
-#: Requests of so many forms are is_reusable; after that new forms are checked each time (dims of any size).
+#: Requests of so many forms are remembered; after that new forms are checked each time (dims of any size).
 MAX_FORMS = 4096
 
 Runner = Callable[..., "dict[str, Any]"]
@@ -44,7 +44,7 @@ class PlanVariant:
         executable: The loaded plan.
         stats: Where requests are counted.
         observer: Called with every step and its times, or None.
-        watch: Called after each iteration of a loop, or None.
+        progress_hook: Called after each iteration of a loop, or None.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class PlanVariant:
         executable: Executable,
         stats: RequestStats,
         observer: Callable[[Step, float, float], None] | None = None,
-        watch: Callable[..., None] | None = None,
+        progress_hook: Callable[..., None] | None = None,
     ) -> None:
         self.executable = executable
         self.plan = executable.plan
@@ -60,13 +60,16 @@ class PlanVariant:
         self.sharing = Sharing(self.plan)
         self.counter = Counter(self.plan)
         self.outer = self.counter.outer
-        self.decides = any(iter_steps(self.plan.steps, BranchStep)) or any(
+        self.decides_sizes = any(iter_steps(self.plan.steps, BranchStep)) or any(
             dim.decided_by for dim in self.plan.dims
         )
         self.codes: list[Code] = []
         self._observer = observer
-        self._watch = watch
-        self._watched = tuple(loop.progress_outputs for loop in iter_steps(self.plan.steps, LoopStep))
+        self._progress_hook = progress_hook
+        self._progress_outputs = tuple(
+            loop.progress_outputs for loop in iter_steps(self.plan.steps, LoopStep)
+        )
+        # Most requests are at bucket sizes; the code of others is made when the first one comes.
         self._exact_code = self._whole(exact=True)
         self._padding_code: Code | None = None
         self._part_codes: dict[frozenset[str], PartCodes] = {}
@@ -89,10 +92,10 @@ class PlanVariant:
             exact=exact,
             caller_owned=caller_owned,
             sharing=self.sharing if plan is None else Sharing(plan),
-            region=lambda step: self._driver(step, exact),
+            driver=lambda step: self._driver(step, exact),
             check=lambda call: make_check(self.plan, call),
             observer=self._observer,
-            watch=self._watch,
+            progress_hook=self._progress_hook,
         )
         code = generator.function(name, arguments, steps, result)
         self.codes.append(code)
@@ -120,13 +123,13 @@ class PlanVariant:
         result = f"({''.join(f'v{index}, ' for index in results)})"
         body = self.code(name, exact, arguments, step.body, result)
         function = body.function
-        return function if body.sized else lambda _record, _bucket, *values: function(*values)
+        return function if body.takes_sizes else lambda _record, _bucket, *values: function(*values)
 
     def _result(self) -> str:
         """The expression of what is handed out; what is not its own memory is copied."""
         names = self.sharing.outputs_to_copy()
         parts = (
-            f"{name!a}: {f'own(v{at})' if name in names else f'v{at}'}" for name, at in self.plan.outputs
+            f"{name!a}: {f'own_copy(v{at})' if name in names else f'v{at}'}" for name, at in self.plan.outputs
         )
         return f"{{{', '.join(parts)}}}"
 
@@ -167,13 +170,13 @@ class PlanVariant:
         self, code: Code, record: RunRecord, bucket: dict[str, int], is_reusable: bool
     ) -> tuple[Runner, Callable[[], object]]:
         function = code.function
-        if self.decides:
+        if self.decides_sizes:
             return self._counting_runner(function, record, bucket), _nothing
         count: Callable[[], object] = lambda: self._count(record)  # noqa: E731
         if is_reusable:
             kind = self._kind(record.key())
             count = self.stats.counter(kind, lambda: self.counter.request(record)).increment
-        if not code.sized:
+        if not code.takes_sizes:
             return function, count
         return (lambda *values: function(record, bucket, *values)), count
 
@@ -193,7 +196,7 @@ class PlanVariant:
 
     def _kind(self, key: Hashable) -> Hashable:
         """Plans that hand other values out count apart."""
-        return self.plan.outputs, self._watched, key
+        return self.plan.outputs, self._progress_outputs, key
 
     def count(self, key: Hashable, tally: Callable[[], Tally]) -> None:
         """Counts one request, of a kind that is told by a key."""

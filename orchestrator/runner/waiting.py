@@ -48,14 +48,14 @@ def is_waited_for(threads: Iterable[int]) -> bool:
     own = threading.get_ident()
     frames = sys._current_frames()
     # From each thread to those that may wake it, until the caller turns up among them.
-    queue, visited = set(threads) - {own}, {own}
+    queue, past = set(threads) - {own}, {own}
     while queue:
         ident = queue.pop()
-        visited.add(ident)
+        past.add(ident)
         wakers = _wakers(ident, frames) if ident in frames else set()
         if own in wakers:
             return True
-        queue |= wakers - visited
+        queue |= wakers - past
     return False
 
 

@@ -6,7 +6,7 @@ belongs to a step (:attr:`Code.lines`): when a stage raises, the line of the tra
 on the way there pays for it.
 
 Two things travel with a run where something depends on sizes: ``R``, its record, with the real size of each name,
-which host stages add born dims to, and ``B``, the bucket that each name runs in.
+to which host stages add the sizes that they decide, and ``B``, the bucket that each name runs in.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class Code:
 
     Attributes:
         function: The function: ``(R, B, *values)``, or ``(*values)`` where nothing depends on sizes.
-        sized: Whether it takes ``R`` and ``B``.
+        takes_sizes: Whether it takes ``R`` and ``B``.
         lines: Line number to step.
         arguments: Values it is given; its caller owns them.
         source: Its text.
     """
 
     function: Callable[..., Any]
-    sized: bool
+    takes_sizes: bool
     lines: dict[int, Step]
     arguments: frozenset[int]
     source: str = field(repr=False)
@@ -83,10 +83,10 @@ class Generator:
         exact: Requests are at bucket sizes: padding and cutting of the pipeline's own dims is left out.
         caller_owned: Values that are not freed: several runs share them.
         sharing: Which values share memory.
-        region: Makes the driver of a region or map.
+        driver: Makes the driver of a region or map.
         check: Makes the function that checks what a host or opaque stage gave.
         observer: Called with a step, its start and its end (seconds), or None.
-        watch: Called after each iteration of a loop, or None.
+        progress_hook: Called after each iteration of a loop, or None.
     """
 
     def __init__(
@@ -96,31 +96,34 @@ class Generator:
         exact: bool,
         caller_owned: frozenset[int],
         sharing: Sharing,
-        region: Callable[[RegionStep | MapStep], Callable[..., Any]],
+        driver: Callable[[RegionStep | MapStep], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
-        watch: Callable[..., None] | None = None,
+        progress_hook: Callable[..., None] | None = None,
     ) -> None:
+        # What all functions of a plan look up, once each; what only one of them knows is its writer's.
         self.executable = executable
         self.plan = executable.plan
         self.exact = exact
         self.sharing = sharing
-        self.region = region
+        self.driver = driver
         self.check = check
         self.observer = observer
-        self.watch = watch
+        self.progress_hook = progress_hook
         self.data_dependent = {dim.name for dim in self.plan.dims if dim.decided_by}
-        self.fused = FusedAdapters.of_plan(self.plan)
-        self.table = {program.name: program for program in self.plan.programs}
+        self.fused_adapters = FusedAdapters.of_plan(self.plan)
+        self.programs = {program.name: program for program in self.plan.programs}
         self.calls = {call.name: call for call in self.plan.calls}
         self.never_freed = caller_owned | self._absent_values()
 
     def _absent_values(self) -> frozenset[int]:
         """Values that no program gives, since only adapters fused with it would read them."""
         devices = {group.device for group in self.plan.groups if group.runs_programs}
-        names = [name for name in self.fused.ports if self.calls[name].device in devices]
-        values = {index for name in names for index in self.fused.ports[name].values()}
-        return frozenset(values - {index for name in names for index in self.fused.outputs_of(name).values()})
+        names = [name for name in self.fused_adapters.ports if self.calls[name].device in devices]
+        values = {index for name in names for index in self.fused_adapters.ports[name].values()}
+        return frozenset(
+            values - {index for name in names for index in self.fused_adapters.outputs_of(name).values()}
+        )
 
     def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
         """Generates a function.
@@ -135,9 +138,9 @@ class Generator:
         writer = _StepWriter(self)
         for step in steps:
             writer.step(step)
-        sized = writer.sized
-        head = ", ".join([*(["R", "B"] if sized else []), *(f"v{index}" for index in arguments)])
-        lines = [f"def {name}({head}):", *writer.lines, *writer.synced(), f"    return {result}"]
+        takes_sizes = writer.takes_sizes
+        head = ", ".join([*(["R", "B"] if takes_sizes else []), *(f"v{index}" for index in arguments)])
+        lines = [f"def {name}({head}):", *writer.lines, *writer.final_waits(), f"    return {result}"]
         source = "\n".join(lines) + "\n"
         filename = file_name(self.plan.pipeline, next(_serial))
         scope = writer.scope
@@ -147,15 +150,17 @@ class Generator:
         function = scope.pop(name)
         weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
         steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
-        return Code(function, sized, steps_by_line, frozenset(arguments), source)
+        return Code(function, takes_sizes, steps_by_line, frozenset(arguments), source)
 
 
 class _StepWriter(CodeWriter, StepVisitor):
     """Lines of the steps of one function."""
 
     def __init__(self, generator: Generator) -> None:
-        super().__init__(generator.executable, generator.sharing, generator.never_freed, generator.watch)
-        self.owner = generator
+        super().__init__(
+            generator.executable, generator.sharing, generator.never_freed, generator.progress_hook
+        )
+        self.generator = generator
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it."""
@@ -163,19 +168,19 @@ class _StepWriter(CodeWriter, StepVisitor):
             case LoopStep() | BranchStep():
                 self.visit_step(step)  # its body is observed step by step; it frees what dies with it itself
             case _:
-                if self.owner.observer is not None:
-                    self._observed(step)
+                if self.generator.observer is not None:
+                    self._observe(step)
                 else:
                     self.visit_step(step)
                 self.free(step)
         self.mark(step)
 
-    def _observed(self, step: Step) -> None:
+    def _observe(self, step: Step) -> None:
         at = self.name("step", step)
         self.line("started = clock()")
         self.visit_step(step)
         self.line(f"observer({at}, started, clock())")
-        self.scope.update(observer=self.owner.observer, clock=time.perf_counter)
+        self.scope.update(observer=self.generator.observer, clock=time.perf_counter)
 
     def visit_loop(self, step: LoopStep) -> None:
         """Writes a loop, around the lines of its body."""
@@ -187,25 +192,26 @@ class _StepWriter(CodeWriter, StepVisitor):
 
     def visit_region(self, step: RegionStep) -> None:
         """Writes a region."""
-        self._driven(step)
+        self._driver_call(step)
 
     def visit_map(self, step: MapStep) -> None:
         """Writes a map."""
-        self._driven(step)
+        self._driver_call(step)
 
     def visit_call(self, step: CallStep) -> None:
         """Writes a call."""
-        call = self.owner.calls[step.name]
+        call = self.generator.calls[step.name]
         stage = self.executable.stages[call.stage]
         self.sync(step.inputs)
         if step.program:
-            self._program(step)
+            self._program_call(step)
             return
         function = self.name("stage", self.executable.functions[call.stage])
         targets = [f"v{index}" for index in step.outputs]
         if call.is_declared:
-            self._declared(step, call, function)
+            self._checked_call(step, call, function)
             return
+        # Planning saw how this stage returns, so its results are taken apart without a look at them.
         expression = f"{function}({', '.join(_arguments(stage, call, step))})"
         if call.returns == "single":
             self.line(f"{targets[0]} = {expression}")
@@ -217,58 +223,62 @@ class _StepWriter(CodeWriter, StepVisitor):
                 f"{''.join(f'{target}, ' for target in targets)}= {self.name('pick', pick)}({expression})"
             )
         else:
-            self.line(f"given = {expression}")
+            self.line(f"result = {expression}")
             for target, (port, _) in zip(targets, call.outputs, strict=True):
-                self.line(f"{target} = given[{port!a}]")
-            self.line("del given")
+                self.line(f"{target} = result[{port!a}]")
+            self.line("del result")
 
-    def _declared(self, step: CallStep, call: PlannedCall, function: str) -> None:
-        """A stage that nobody looked into: what it gives is checked.
+    def _checked_call(self, step: CallStep, call: PlannedCall, function: str) -> None:
+        """A stage that nobody looked into: its result is checked.
 
         It may write where versions do not tell, through NumPy say. So it gets a copy of what somebody else sees.
         """
-        self.sized = True
+        self.takes_sizes = True
         stage = self.executable.stages[call.stage]
-        copied = [index for index in step.inputs if self.owner.sharing.is_shared(index, step)]
-        names = {index: f"w{index}" if index in copied else f"v{index}" for index in step.inputs}
-        for index in dict.fromkeys(copied):
-            self.line(f"w{index} = own(v{index})")
+        # Copies have names of their own: later readers get the value itself.
+        sharing = self.generator.sharing
+        shared_values = [index for index in dict.fromkeys(step.inputs) if sharing.is_shared(index, step)]
+        names = {index: f"w{index}" if index in shared_values else f"v{index}" for index in step.inputs}
+        for index in shared_values:
+            self.line(f"w{index} = own_copy(v{index})")
+        # Versions are read before the call and after the check: what was written into is told once the result is right.
         expression = f"{function}({', '.join(_arguments(stage, call, step, names))})"
-        read = "".join(f"{names[index]}, " for index in step.inputs)
+        values = "".join(f"{names[index]}, " for index in step.inputs)
         targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
-        check = self.name("check", self.owner.check(call))
+        check = self.name("check", self.generator.check(call))
         if call.device == HOST:
-            self.line(f"versions = {self.name('versions', versions)}({read})")
+            self.line(f"versions = {self.name('versions', versions)}({values})")
         self.line(f"{targets} = {check}({expression}, R.sizes, B)")
         if call.device == HOST:
-            self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {read})")
-        if copied:
-            self.line(f"del {', '.join(f'w{index}' for index in dict.fromkeys(copied))}")
+            self.line(f"{self.name('unwritten', make_unwritten(call))}(versions, {values})")
+        if shared_values:
+            self.line(f"del {', '.join(f'w{index}' for index in shared_values)}")
 
-    def _program(self, step: LeafStep) -> None:
-        """Starts a compiled program: tensors in by position, all that it gives out as a tuple."""
-        program = self.owner.table[step.program]
-        function = self._started(step)
+    def _program_call(self, step: LeafStep) -> None:
+        """Starts a compiled program: tensors in by position, all of its outputs as a tuple."""
+        program = self.generator.programs[step.program]
+        function = self._program_name(step)
         pairs = zip(program.inputs, step.inputs, strict=True)
         arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
-        found: list[int | None] = list(step.outputs)
+        # Calls of one stage share its programs, so a program may give what nobody reads after this call.
+        indices: list[int | None] = list(step.outputs)
         match step:
             case CallStep(name=name):
-                ports = {port: at for at, (port, _) in enumerate(self.owner.calls[name].outputs)}
-                given = self.owner.fused.outputs_of(name)
-                found = [given.get((ports[item.port], item.adapters)) for item in program.outputs]
-        targets = "".join("_, " if index is None else f"v{index}, " for index in found)
+                ports = {port: at for at, (port, _) in enumerate(self.generator.calls[name].outputs)}
+                outputs = self.generator.fused_adapters.outputs_of(name)
+                indices = [outputs.get((ports[item.port], item.adapters)) for item in program.outputs]
+        targets = "".join("_, " if index is None else f"v{index}, " for index in indices)
         self.line(f"{targets.rstrip()} = {function}({arguments})")
-        if None in found:
+        if None in indices:
             self.line("del _")
 
-    def _started(self, step: LeafStep) -> str:
+    def _program_name(self, step: LeafStep) -> str:
         """The program of a step: one that has an alternate takes turns with it."""
         first = self.executable.functions[step.program]
         match step:
             case CallStep(alternate=str(alternate)) if alternate:
                 pair = self.name("programs", (first, self.executable.functions[alternate]))
-                return f"{pair}[{self.turn} & 1]"
+                return f"{pair}[{self.iteration} & 1]"
         return self.name("program", first)
 
     def visit_adapter(self, step: AdaptStep) -> None:
@@ -276,8 +286,9 @@ class _StepWriter(CodeWriter, StepVisitor):
         adapter = step.adapter
         source, target = step.inputs[0], step.outputs[0]
         if step.program:
-            self._program(step)
+            self._program_call(step)
             return
+        # An adapter fused with a program before it was done by that; with one after it, that reads the value as it is.
         if adapter.place == "producer":
             return
         if self._is_idle(step) or adapter.place == "consumer":
@@ -285,28 +296,33 @@ class _StepWriter(CodeWriter, StepVisitor):
             return
         if adapter.kind == "upload" or self.values[source].memory == HOST:
             self.sync(step.inputs)
+        # A move takes a value as it is; everything else is told its sizes, by name.
         function = self.name(adapter.kind, self.executable.adapt(step))
         if adapter.kind in MOVES:
             self.line(f"v{target} = {function}(v{source})")
             self._defer(step)
             return
-        self.sized = True
+        self.takes_sizes = True
         self.line(f"v{target} = {function}(v{source}, {'R.sizes' if self.values[target].unpadded else 'B'})")
 
     def _is_idle(self, step: AdaptStep) -> bool:
         """Tells whether an adapter has nothing to do because every size is a bucket."""
         source, target = (self.values[index].spec for index in (step.inputs[0], step.outputs[0]))
-        if not self.owner.exact or not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+        if (
+            not self.generator.exact
+            or not isinstance(source, TensorSpec)
+            or not isinstance(target, TensorSpec)
+        ):
             return False
-        named = {name for dim in target.dims for name in dim_names(dim)}
-        same = plain_dims(source.dims) == plain_dims(target.dims)
-        return step.adapter.kind in ("pad", "cut") and same and not named & self.owner.data_dependent
+        names = {name for dim in target.dims for name in dim_names(dim)}
+        is_same = plain_dims(source.dims) == plain_dims(target.dims)
+        return step.adapter.kind in ("pad", "cut") and is_same and not names & self.generator.data_dependent
 
-    def _driven(self, step: RegionStep | MapStep) -> None:
+    def _driver_call(self, step: RegionStep | MapStep) -> None:
         """A region or a map: a driver runs the function of its body."""
-        self.sized = True
+        self.takes_sizes = True
         self.sync(step.inputs)
-        driver = self.name("region", self.owner.region(step))
+        driver = self.name("region", self.generator.driver(step))
         values = "".join(f", v{index}" for index in step.inputs)
         targets = "".join(f"v{index}, " for index in step.outputs).rstrip()
         self.line(f"{targets + ' = ' if targets else ''}{driver}(R, B{values})")
@@ -323,14 +339,15 @@ def _arguments(
     stage: Stage, call: PlannedCall, step: CallStep, names: Mapping[int, str] = MappingProxyType({})
 ) -> list[str]:
     """Argument expressions: by position while no port is left out, then by keyword; ``names`` of other variables."""
-    fed = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
+    indices = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
+    # After a port that is left out positions do not fit any more.
     arguments: list[str] = []
     gap = False
     for port in stage.inputs:
-        if port.name not in fed:
+        if port.name not in indices:
             gap = True
         else:
-            value = names.get(fed[port.name], f"v{fed[port.name]}")
+            value = names.get(indices[port.name], f"v{indices[port.name]}")
             # A name is a key, never an identifier: Python would normalise that, and refuse ``class`` or ``__debug__``.
             arguments.append(f"**{{{port.name!a}: {value}}}" if gap or port.keyword else value)
     return arguments

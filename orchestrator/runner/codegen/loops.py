@@ -46,8 +46,8 @@ class LoopWriter:
                 self.until, self.steps_dim, check_every = step.until, step.steps_dim, step.check_every
         self.check_every = check_every
         self.flags = f"f{number}" if self.until is not None and check_every > 1 else ""
-        self.strict = [carry for carry in step.carries if not writer.counts(carry.argument)]
-        self.owned = "" if self._is_made_anew() else f"o{number}"
+        self.strict_carries = [carry for carry in step.carries if not writer.is_refcounted(carry.argument)]
+        self.ownership = "" if self._is_fresh() else f"o{number}"
 
     def write(self) -> None:
         """Writes the lines."""
@@ -55,44 +55,50 @@ class LoopWriter:
         writer.sync(self.step.inputs)
         self._begin()
         writer.line(f"for {self.at} in range({self.count}):")
-        around = writer.turn, writer.depth, writer.pending
-        writer.turn, writer.depth, writer.pending = self.at, writer.depth + 1, dict(writer.pending)
+        # The body has an indentation, a counter of iterations, and downloads of its own: one that is waited for inside
+        # may not be waited for where the loop does not run. Only what is collected leaves the body under way.
+        iteration, depth, pending = writer.iteration, writer.depth, writer.pending
+        writer.iteration, writer.depth, writer.pending = self.at, depth + 1, dict(pending)
         self._iteration()
         late = {index: writer.pending[index] for index in self.step.collects if index in writer.pending}
-        writer.turn, writer.depth, writer.pending = around[0], around[1], {**around[2], **late}
+        writer.iteration, writer.depth, writer.pending = iteration, depth, {**pending, **late}
         self._end()
 
     def _begin(self) -> None:
         writer = self.writer
+        # In the first iteration an argument is what the code around the loop owns: it is freed from the second on.
         for carry in self.step.carries:
             writer.line(f"v{carry.argument} = v{carry.initial}")
-            if not writer.counts(carry.argument):
+            if not writer.is_refcounted(carry.argument):
                 writer.guards[carry.argument] = f"if {self.at}: "
-        if self.owned:
+        if self.ownership:
             backends = [
-                writer.executable.backend_of(writer.values[carry.argument].memory) for carry in self.strict
+                writer.executable.backend_of(writer.values[carry.argument].memory)
+                for carry in self.strict_carries
             ]
             frees = [backend.free for backend in backends]
             account = partial(CarryOwnership, frees, [_copier(backend) for backend in backends])
-            writer.line(f"{self.owned} = {writer.name('owned', account)}()")
-            writer.kept |= {carry.argument for carry in self.strict}
+            writer.line(f"{self.ownership} = {writer.name('owned', account)}()")
+            writer.loop_owned |= {carry.argument for carry in self.strict_carries}
+        # The most iterations there are. How many ran (``k``) is told apart, where something depends on it.
         writer.line(f"{self.count} = {self._bound()}")
         if self.steps_dim:
-            writer.sized = True
+            writer.takes_sizes = True
             writer.line(f"k{self.count} = {self.count}")
         for name in (*self.lists.values(), *([self.flags] if self.flags else [])):
             writer.line(f"{name} = []")
-        self.early = [index for index in dead_initials(self.step) if writer.counts(index)]
-        if self.early:
-            writer.line(f"del {', '.join(f'v{index}' for index in self.early)}")
+        # An initial value that nobody else reads dies now, not after the loop: the first iteration may free its memory.
+        self.dead = [index for index in dead_initials(self.step) if writer.is_refcounted(index)]
+        if self.dead:
+            writer.line(f"del {', '.join(f'v{index}' for index in self.dead)}")
 
-    def _is_made_anew(self) -> bool:
+    def _is_fresh(self) -> bool:
         """Tells whether every carry freed by call is made in each iteration, for itself alone."""
-        given = [carry.yielded for carry in self.strict]
-        named = {index for step in self.step.body if isinstance(step, AdaptStep) for index in step.outputs}
-        return len(set(given)) == len(given) and set(given) <= self._made() - named
+        yields = [carry.yielded for carry in self.strict_carries]
+        aliases = {index for step in self.step.body if isinstance(step, AdaptStep) for index in step.outputs}
+        return len(set(yields)) == len(yields) and set(yields) <= self._body_values() - aliases
 
-    def _made(self) -> set[int]:
+    def _body_values(self) -> set[int]:
         """Values that an iteration makes."""
         own = {index for step in self.step.body for index in step.outputs}
         match self.step:
@@ -123,7 +129,7 @@ class LoopWriter:
         writer, value = self.writer, self.writer.values[index]
         if value.memory == HOST or not isinstance(value.spec, TensorSpec):
             return f"len(v{index})"
-        writer.sized = True
+        writer.takes_sizes = True
         count = writer.name("count", partial(size_of, plain_dim(value.spec.dims[0])))
         return f"{count}({'R.sizes' if value.unpadded else 'B'})"
 
@@ -136,19 +142,22 @@ class LoopWriter:
             writer.step(step)
         for at, index in enumerate(loop.collects):
             writer.line(f"{self.lists[at]}.append(v{index})")
-        self._tell()
+        self._report()
         writer.sync(carry.yielded for carry in loop.carries)
         # All carries move at once: what is yielded for one may be the argument of another.
-        heads = ", ".join(f"v{carry.argument}" for carry in loop.carries)
-        moved = ", ".join(f"v{carry.yielded}" for carry in loop.carries)
-        if heads != moved:
-            writer.line(f"{heads} = {moved}")
-        if self.owned:
+        arguments = ", ".join(f"v{carry.argument}" for carry in loop.carries)
+        yields = ", ".join(f"v{carry.yielded}" for carry in loop.carries)
+        if arguments != yields:
+            writer.line(f"{arguments} = {yields}")
+        if self.ownership:
             self._hand_over()
+        # What is carried or collected has another holder now; a second name here would keep it alive an iteration long.
         own = {index for step in self.step.body for index in step.outputs}
-        spent = sorted(own & ({carry.yielded for carry in loop.carries} | set(loop.collects)) - self._until())
-        if spent:
-            writer.line(f"del {', '.join(f'v{index}' for index in spent)}")
+        dead = sorted(
+            own & ({carry.yielded for carry in loop.carries} | set(loop.collects)) - self._until_values()
+        )
+        if dead:
+            writer.line(f"del {', '.join(f'v{index}' for index in dead)}")
         if self.until is not None:
             self._check(self.until)
         if len(writer.lines) == first:
@@ -174,34 +183,34 @@ class LoopWriter:
         return f"{select}(v{whole}, {self.at})"
 
     def _hand_over(self) -> None:
-        made = self._made()
-        roots = [self.writer.roots.get(carry.yielded, carry.yielded) for carry in self.strict]
+        own = self._body_values()
+        roots = [self.writer.roots.get(carry.yielded, carry.yielded) for carry in self.strict_carries]
         pairs = "".join(
-            f"({at}, v{self.strict[at].argument}), " for at, root in enumerate(roots) if root in made
+            f"({at}, v{self.strict_carries[at].argument}), " for at, root in enumerate(roots) if root in own
         )
-        carried = "".join(f"v{carry.argument}, " for carry in self.strict)
-        self.writer.line(f"{self.owned}.hand_over(({pairs}), ({carried}))")
+        carries = "".join(f"v{carry.argument}, " for carry in self.strict_carries)
+        self.writer.line(f"{self.ownership}.hand_over(({pairs}), ({carries}))")
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Tells who watches of the iteration; see :class:`~orchestrator.runner.stream.progress.ProgressHook`."""
         match self.step:
-            case LoopStep() if self.writer.watch is not None:
-                self._tell_values(self.step, self.writer.watch)
+            case LoopStep() if self.writer.progress_hook is not None:
+                self._report_values(self.step, self.writer.progress_hook)
 
-    def _tell_values(self, loop: LoopStep, watch: Callable[..., None]) -> None:
+    def _report_values(self, loop: LoopStep, progress_hook: Callable[..., None]) -> None:
         writer, outputs = self.writer, loop.progress_outputs
         writer.sync(index for _, index in outputs)
         # What the loop goes on with, or somebody else holds, is told as a copy: who watches may keep it.
         copies = {index for _, index in outputs if writer.sharing.needs_copy(index, loop.yields)}
-        texts = {index: f"own(v{index})" if index in copies else f"v{index}" for _, index in outputs}
+        texts = {index: f"own_copy(v{index})" if index in copies else f"v{index}" for _, index in outputs}
         values = ", ".join(f"{name!a}: {texts[index]}" for name, index in outputs)
-        hook = writer.name("watch", watch)
+        hook = writer.name("watch", progress_hook)
         writer.line(f"{hook}({loop.name!a}, {self.at} + 1, {self.count}, {{{values}}})")
-        spent = {index for _, index in outputs} - set(loop.yields)
-        if spent:
-            writer.line(f"del {', '.join(f'v{index}' for index in sorted(spent))}")
+        dead = {index for _, index in outputs} - set(loop.yields)
+        if dead:
+            writer.line(f"del {', '.join(f'v{index}' for index in sorted(dead))}")
 
-    def _until(self) -> set[int]:
+    def _until_values(self) -> set[int]:
         return set() if self.until is None else {self.until}
 
     def _check(self, until: int) -> None:
@@ -212,6 +221,8 @@ class LoopWriter:
             writer.line(f"    {count} = k{count} = {self.at} + 1")
             writer.line("    break")
             return
+        # A look at a flag waits for its device, so flags are gathered and looked at together; the first true one says
+        # how many iterations count, and what was collected after it is cut off.
         every = self.check_every
         writer.line(f"{self.flags}.append(v{until})")
         writer.line(f"if not ({self.at} + 1) % {every} or {self.at} + 1 == {count}:")
@@ -227,10 +238,11 @@ class LoopWriter:
 
     def _end(self) -> None:
         writer, loop = self.writer, self.step
+        # The count is a size from here on, and in the record: a request is counted by it.
         if self.steps_dim:
             writer.line(f"R.sizes[{writer.name('dim', self.steps_dim)}] = k{self.count}")
         if self.steps_dim or isinstance(loop, BranchStep):
-            writer.sized = True
+            writer.takes_sizes = True
             name = writer.name("loop", loop.name)
             writer.line(f"R.iterations[{name}] = (*R.iterations.get({name}, ()), {self.count})")
         for carry, result in zip(loop.carries, loop.results, strict=True):
@@ -239,21 +251,21 @@ class LoopWriter:
         for at, index in enumerate(loop.stacks):
             self._stack(at, index)
         # Names of the body die here, those that a branch gave to what entered it among them.
-        gone = [f"v{index}" for index in loop.arguments]
-        gone += [*self.lists.values(), *(name for name in (self.flags, self.owned) if name)]
-        writer.line("; ".join(f"{name} = None" for name in gone) or "pass")
+        names = [f"v{index}" for index in loop.arguments]
+        names += [*self.lists.values(), *(name for name in (self.flags, self.ownership) if name)]
+        writer.line("; ".join(f"{name} = None" for name in names) or "pass")
         match loop:
             case BranchStep(body=body, slices=slices):
-                freed = {index for step in body for index in step.frees}
-                writer.unname(entry.part for entry in slices if entry.part not in freed)
-        writer.free(loop, self.early)
+                frees = {index for step in body for index in step.frees}
+                writer.unname(entry.part for entry in slices if entry.part not in frees)
+        writer.free(loop, self.dead)
 
     def _result(self, carry: Carry) -> str:
         """The expression for the last value of a carry."""
-        if carry not in self.strict:
+        if carry not in self.strict_carries:
             return f"v{carry.argument}"
-        if self.owned:
-            return f"{self.owned}.final({self.strict.index(carry)}, v{carry.argument})"
+        if self.ownership:
+            return f"{self.ownership}.final({self.strict_carries.index(carry)}, v{carry.argument})"
         copy = _copier(self.writer.executable.backend_of(self.writer.values[carry.argument].memory))
         name = self.writer.name("copy", copy)
         return f"v{carry.argument} if {self.count} else {name}(v{carry.initial})"
@@ -261,10 +273,10 @@ class LoopWriter:
     def _stack(self, at: int, index: int) -> None:
         writer = self.writer
         stack = writer.name("stack", make_stack(writer.executable, writer.values[index]))
-        kept = f"[:k{self.count}]" if self.flags else ""
-        writer.sized = True
+        cut = f"[:k{self.count}]" if self.flags else ""
+        writer.takes_sizes = True
         writer.line(
-            f"v{index} = {stack}({self.lists[at]}{kept}, {'R.sizes' if writer.values[index].unpadded else 'B'})"
+            f"v{index} = {stack}({self.lists[at]}{cut}, {'R.sizes' if writer.values[index].unpadded else 'B'})"
         )
 
 
@@ -272,14 +284,14 @@ def _copier(backend: Any) -> Callable[[Any], Any]:
     return lambda handle: backend.copy(handle, backend.device)
 
 
-def _first(flags: list[Any], done: int) -> int:
+def _first(flags: list[Any], iterations: int) -> int:
     """Returns the iteration that ended the loop, counted from one; 0: none of these did.
 
     Args:
-        flags: What the last iterations gave.
-        done: Iterations so far.
+        flags: The flags of the last iterations.
+        iterations: How many ran so far.
     """
-    return next((done - len(flags) + at + 1 for at, flag in enumerate(flags) if flag), 0)
+    return next((iterations - len(flags) + at + 1 for at, flag in enumerate(flags) if flag), 0)
 
 
 def make_stack(executable: Executable, value: PlannedValue) -> Callable[[list[Any], Mapping[str, int]], Any]:
@@ -287,6 +299,7 @@ def make_stack(executable: Executable, value: PlannedValue) -> Callable[[list[An
     spec = value.spec
     if not isinstance(spec, TensorSpec):
         return lambda parts, _: parts
+    # With no part nothing tells the shape but the plan.
     rest = TensorSpec(spec.dims[1:], spec.dtype)
     if value.memory == HOST:
         return lambda parts, sizes: (

@@ -25,17 +25,17 @@ class CodeWriter(abc.ABC):
         executable: The loaded plan.
         sharing: Which values share memory.
         never_freed: Values that no line frees.
-        watch: Called after each iteration of a loop, or None.
+        progress_hook: Called after each iteration of a loop, or None.
 
     Attributes:
         lines: The lines so far.
         steps: The step of each line, up to the last mark.
         scope: The globals of the function.
-        sized: Whether a line reads ``R`` or ``B``.
+        takes_sizes: Whether a line reads ``R`` or ``B``.
         depth: How far the next line is indented.
-        turn: The variable that counts the iterations of the loop around; empty outside of loops.
+        iteration: The variable that counts the iterations of the loop around; empty outside of loops.
         guards: Values that are freed under a condition only, each with the ``if`` before its free.
-        kept: Values that a loop's account frees, not their last reader.
+        loop_owned: Values that a loop's account frees, not their last reader.
         pending: Values whose download may be under way, each with the device that has to be waited for.
         roots: For each second name of a value the value.
         holders: How many names of a value are alive, where it had more than one.
@@ -46,23 +46,24 @@ class CodeWriter(abc.ABC):
         executable: Executable,
         sharing: Sharing,
         never_freed: frozenset[int],
-        watch: Callable[..., None] | None,
+        progress_hook: Callable[..., None] | None,
     ) -> None:
         self.executable = executable
         self.plan = executable.plan
         self.values = executable.plan.values
         self.sharing = sharing
         self.never_freed = never_freed
-        self.watch = watch
+        self.progress_hook = progress_hook
+        # A constant has the name of its value, as what a step makes has: who reads it need not know which it is.
         self.lines: list[str] = []
         self.steps: list[Step] = []
         self.scope: dict[str, Any] = {f"v{index}": value for index, value in executable.constants.items()}
-        self.scope["own"] = own_copy
-        self.sized = False
+        self.scope["own_copy"] = own_copy
+        self.takes_sizes = False
         self.depth = 1
-        self.turn = ""
+        self.iteration = ""
         self.guards: dict[int, str] = {}
-        self.kept: set[int] = set()
+        self.loop_owned: set[int] = set()
         self.pending: dict[int, str] = {}
         self.roots: dict[int, int] = {}
         self.holders: dict[int, int] = {}
@@ -104,16 +105,16 @@ class CodeWriter(abc.ABC):
         self.holders[root] = self.holders.get(root, 1) - 1
         return not self.holders[root]
 
-    def sync(self, read: Iterable[int]) -> None:
+    def sync(self, indices: Iterable[int]) -> None:
         """Waits for the downloads among the values that are about to be read on the host."""
-        for device in sorted({self.pending[index] for index in read if index in self.pending}):
+        for device in sorted({self.pending[index] for index in indices if index in self.pending}):
             self._wait(device)
 
     def _wait(self, device: str) -> None:
         self.line(f"{self.name('wait', self.executable.backends[device].synchronize)}()")
         self.pending = {index: other for index, other in self.pending.items() if other != device}
 
-    def synced(self) -> list[str]:
+    def final_waits(self) -> list[str]:
         """Lines that wait for all downloads still under way."""
         before = len(self.lines)
         for device in sorted(set(self.pending.values())):
@@ -121,19 +122,21 @@ class CodeWriter(abc.ABC):
         lines, self.lines = self.lines[before:], self.lines[:before]
         return lines
 
-    def free(self, step: Step, done: Sequence[int] = ()) -> None:
-        """Writes what frees the values that die after a step, but those that are gone already."""
-        kept = {*self.never_freed, *self.kept, *done}
-        gone = [index for index in step.frees if index not in kept]
-        for index in gone:
-            if self._is_last(index) and not self.counts(index):
+    def free(self, step: Step, dead: Sequence[int] = ()) -> None:
+        """Writes what frees the values that die after a step, but those that are dead already."""
+        skip = {*self.never_freed, *self.loop_owned, *dead}
+        indices = [index for index in step.frees if index not in skip]
+        # A handle goes with its last name, and only where no reference count does it; each name goes at once, so that
+        # what a frame holds is what is alive: a request that fails frees that.
+        for index in indices:
+            if self._is_last(index) and not self.is_refcounted(index):
                 only = self.guards.get(self.roots.get(index, index), "")
                 backend = self.executable.backend_of(self.values[index].memory)
                 self.line(f"{only}{self.name('free', backend.free)}(v{index})")
-        if gone:
-            self.line(f"del {', '.join(f'v{index}' for index in gone)}")
+        if indices:
+            self.line(f"del {', '.join(f'v{index}' for index in indices)}")
 
-    def counts(self, index: int) -> bool:
+    def is_refcounted(self, index: int) -> bool:
         """Tells whether a value's memory is freed with its last reference."""
         memory = self.values[index].memory
         return memory == HOST or self.executable.backend_of(memory).capabilities.refcounted

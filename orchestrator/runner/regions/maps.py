@@ -24,10 +24,10 @@ Body = Callable[..., "tuple[Any, ...]"]
 
 def body_ends(step: MapStep) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the values that the body of a map is given, and those it gives."""
-    return (*step.arguments, *_shared(step)), step.collects
+    return (*step.arguments, *_common_inputs(step)), step.collects
 
 
-def _shared(step: MapStep) -> tuple[int, ...]:
+def _common_inputs(step: MapStep) -> tuple[int, ...]:
     """What all items read: one value may be that and be cut into items as well."""
     lists = {entry.whole for entry in step.slices}
     read = {index for inner in iter_steps(step.body) for index in inner.inputs} | set(step.yields)
@@ -55,7 +55,7 @@ class _MapDriver:
         self.ports = [plan.values[entry.part] for entry in step.slices]
         self.gives = [plan.values[index] for index in step.collects]
         self.results = [plan.values[index] for index in step.outputs]
-        self.places = [step.inputs.index(index) for index in _shared(step)]
+        self.places = [step.inputs.index(index) for index in _common_inputs(step)]
         self.lists = [step.inputs.index(entry.whole) for entry in step.slices]
 
     def __call__(self, record: RunRecord, bucket: Mapping[str, int], *values: Any) -> Any:

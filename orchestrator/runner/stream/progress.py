@@ -92,72 +92,79 @@ def with_progress_outputs(plan: Plan, names: Iterable[str]) -> Plan:
     Raises:
         InputError: No loop gives one of them.
     """
-    watched = {name: _find(plan, name) for name in names}
+    targets = {name: _find(plan, name) for name in names}
     values = list(plan.values)
-    return replace(plan, steps=_steps(plan, plan.steps, watched, values), values=tuple(values))
+    return replace(plan, steps=_steps(plan, plan.steps, targets, values), values=tuple(values))
 
 
 def _ports(plan: Plan) -> dict[str, tuple[str, int]]:
     """Ports of all loops, each with the loop and the value of an iteration; a carry goes before what is collected."""
-    found: dict[str, tuple[str, int]] = {}
+    ports: dict[str, tuple[str, int]] = {}
     for loop in iter_steps(plan.steps, LoopStep):
         for index, part in zip(loop.stacks, loop.collects, strict=True):
             origin = plan.values[index].origin
-            found[origin] = found[origin.removesuffix("[]")] = loop.name, part
+            ports[origin] = ports[origin.removesuffix("[]")] = loop.name, part
         for carry in loop.carries:
-            found[plan.values[carry.argument].origin] = loop.name, carry.yielded
-    return found
+            ports[plan.values[carry.argument].origin] = loop.name, carry.yielded
+    return ports
 
 
 def _find(plan: Plan, name: str) -> tuple[str, int]:
+    # By the output that the port of a loop feeds, by the port's whole name, by its last part.
     ports = _ports(plan)
     outputs = dict(plan.outputs)
-    fed = next((edge.source for edge in plan.edges if edge.target == name and name in outputs), "")
-    for known in (fed, name):
-        if known in ports:
-            return ports[known]
+    source = next((edge.source for edge in plan.edges if edge.target == name and name in outputs), "")
+    for port in (source, name):
+        if port in ports:
+            return ports[port]
     ends = [port for port in ports if port.rpartition(".")[2] == name]
     if len(ends) == 1:
         return ports[ends[0]]
-    given = [edge.target for edge in plan.edges if edge.source in ports and edge.target in outputs]
+    outputs_of_loops = [edge.target for edge in plan.edges if edge.source in ports and edge.target in outputs]
     raise InputError(
-        f"partial names {name!r}, which no loop gives in its iterations.{nearest(name, [*given, *ports])}",
+        f"partial names {name!r}, which no loop gives in its iterations.{nearest(name, [*outputs_of_loops, *ports])}",
         partial=name,
     )
 
 
 def _steps(
-    plan: Plan, steps: Sequence[Step], watched: dict[str, tuple[str, int]], values: list[PlannedValue]
+    plan: Plan, steps: Sequence[Step], targets: dict[str, tuple[str, int]], values: list[PlannedValue]
 ) -> tuple[Step, ...]:
-    made: list[Step] = []
+    new_steps: list[Step] = []
     for step in steps:
-        step = with_body(step, _steps(plan, body_of(step), watched, values))
+        step = with_body(step, _steps(plan, body_of(step), targets, values))
         match step:
             case LoopStep(name=name):
-                mine = {output: index for output, (owner, index) in watched.items() if owner == name}
-                step = _with_progress(plan, step, mine, values)
-        made.append(step)
-    return tuple(made)
+                own_targets = {output: index for output, (owner, index) in targets.items() if owner == name}
+                step = _with_progress(plan, step, own_targets, values)
+        new_steps.append(step)
+    return tuple(new_steps)
 
 
-def _with_progress(plan: Plan, loop: LoopStep, mine: dict[str, int], values: list[PlannedValue]) -> LoopStep:
+def _with_progress(
+    plan: Plan, loop: LoopStep, own_targets: dict[str, int], values: list[PlannedValue]
+) -> LoopStep:
     """Adds to a body what brings values home, and to the loop what they are called."""
     steps, pairs = list(loop.body), []
-    for name, index in mine.items():
-        for adapter in _way(plan, values[index]):
-            source, spent = values[index], () if index in mine.values() else (index,)
+    # After the body's own steps: by then each value is there. What is made on its way home is freed on the way;
+    # the value itself is the loop's.
+    for name, index in own_targets.items():
+        for adapter in _adapters_home(plan, values[index]):
+            source, dead = values[index], () if index in own_targets.values() else (index,)
             assert isinstance(source.spec, TensorSpec)
             memory = HOST if adapter.kind == "download" else source.memory
             real = source.unpadded or adapter.kind == "cut"
             values.append(PlannedValue(source.origin, adapter.result(source.spec), memory, real))
-            made = (len(values) - 1,)
-            steps.append(AdaptStep((index,), made, source.origin, adapter, device=source.memory, frees=spent))
+            outputs = (len(values) - 1,)
+            steps.append(
+                AdaptStep((index,), outputs, source.origin, adapter, device=source.memory, frees=dead)
+            )
             index = len(values) - 1
         pairs.append((name, index))
     return replace(loop, body=tuple(steps), progress_outputs=tuple(pairs))
 
 
-def _way(plan: Plan, value: PlannedValue) -> list[Adapter]:
+def _adapters_home(plan: Plan, value: PlannedValue) -> list[Adapter]:
     """What brings a value to the host, at its own size where that is known."""
     if not isinstance(value.spec, TensorSpec):
         return []
