@@ -172,9 +172,10 @@ def _layout(graph: Graph) -> tuple[_LoopFrame, list[_Arrow]]:
     # The graph has no cycle: what a loop hands to its next iteration is an arrow of the drawing alone.
     ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "exit")}
     for name, loop in graph.loops.items():
-        if loop.kind == "loop" and loop.carry:
-            enter, exit_ = (identity for key, identity in ends.items() if key.name == name)
-            arrows.append(_Arrow(exit_, enter, ", ".join(loop.carry), back=True))
+        match loop.kind:
+            case "loop" if loop.carry:
+                enter, exit_ = (identity for key, identity in ends.items() if key.name == name)
+                arrows.append(_Arrow(exit_, enter, ", ".join(loop.carry), back=True))
     # A frame is made before those within it: loops are listed from the outside in.
     frames = {"": _LoopFrame("", "")}
     for position, (name, loop) in enumerate(graph.loops.items()):
@@ -189,22 +190,28 @@ def _layout(graph: Graph) -> tuple[_LoopFrame, list[_Arrow]]:
 def _terms(graph: Graph, loop: Loop) -> str:
     """Returns in words how often a body runs."""
     # Maps and branches have terms of their own; what follows them is of loops.
-    if loop.kind == "map":
-        return f"in batches over {', '.join(name for name, _ in loop.over)}"
-    if loop.kind == "when":
-        inflows = [
-            edge for edge in graph.edges if edge.target.name == loop.name and edge.target_port in loop.inputs
-        ]
-        maybe = [
-            edge.origin for edge in inflows if edge.source.kind == "input" and edge.origin in graph.optional
-        ]
-        terms_of_inputs = [f"{' and '.join(dict.fromkeys(maybe))} given"] if maybe else []
-        return f"if {' and '.join([*terms_of_inputs, *(['its condition holds'] if loop.condition else [])])}"
+    match loop.kind:
+        case "map":
+            return f"in batches over {', '.join(name for name, _ in loop.over)}"
+        case "when":
+            return f"if {' and '.join(_conditions(graph, loop))}"
     terms = [f"for each {', '.join(loop.each)}"] if loop.each else []
     terms += [f"until {loop.until}"] if loop.until else []
     if loop.max_steps is not None:
         terms.append(f"{'at most ' if terms else ''}{loop.max_steps} times")
     return ", ".join(terms)
+
+
+def _conditions(graph: Graph, branch: Loop) -> Iterator[str]:
+    """Yields what a branch hangs on: optional inputs that enter it, then its condition."""
+    inflows = (
+        edge for edge in graph.edges if edge.target.name == branch.name and edge.target_port in branch.inputs
+    )
+    maybe = [edge.origin for edge in inflows if edge.source.kind == "input" and edge.origin in graph.optional]
+    if maybe:
+        yield f"{' and '.join(dict.fromkeys(maybe))} given"
+    if branch.condition:
+        yield "its condition holds"
 
 
 def _node(graph: Graph, key: NodeKey, identity: str) -> _Node:

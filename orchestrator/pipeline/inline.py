@@ -76,8 +76,9 @@ class _Copy:
     def _loop(self, loop: Loop) -> None:
         """Adds a loop, unless it is a branch that is resolved, or is in one that never runs."""
         within = self._loops[loop.within]
-        if loop.kind == "when":
-            self._resolve(loop)
+        match loop.kind:
+            case "when":
+                self._resolve(loop)
         if loop.name in self._resolution or self._is_idle(NodeKey("enter", loop.name)):
             self._loops[loop.name] = within
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from orchestrator.errors import PlanError
 from orchestrator.plan.count import summarise
 from orchestrator.plan.records import PlanData, PlannedEdge, PlannedProgram
-from orchestrator.plan.steps import AdaptStep, Step, body_of
+from orchestrator.plan.steps import Step, adapter_of, body_of
 from orchestrator.specs import show_spec
 from orchestrator.tables import table
 
@@ -107,5 +107,5 @@ def _edge(edge: PlannedEdge) -> str:
 def _step(step: Step) -> str:
     body = body_of(step)
     inside = f" {{{'; '.join(map(_step, body))}}}" if body else ""
-    what = step.adapter if isinstance(step, AdaptStep) else step.device
+    what = adapter_of(step) or step.device
     return f"{step.op} {step.label} ({what}) {step.inputs} -> {step.outputs}, frees {step.frees}{inside}"

@@ -159,9 +159,11 @@ class Peaks:
         self._rename(
             [(result, carry.argument) for result, carry in zip(step.results, step.carries, strict=True)]
         )
-        progress = [index for _, index in step.progress_outputs] if isinstance(step, LoopStep) else []
-        outside = {carry.initial for carry in step.carries}
-        for index in {*step.arguments, *step.yields, *progress} - outside:
+        names = {*step.arguments, *step.yields}
+        match step:
+            case LoopStep(progress_outputs=outputs):
+                names |= {index for _, index in outputs}
+        for index in names - {carry.initial for carry in step.carries}:
             self._drop(index)
         for index in step.stacks:
             self._make(index, run)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.records import PlanData
-from orchestrator.plan.steps import AdaptStep, CallStep, LoopLikeStep, Step, iter_steps
+from orchestrator.plan.steps import AdaptStep, CallStep, LoopLikeStep, Step, adapter_of, iter_steps
 
 __all__ = ["FusedAdapters", "Port", "place_of", "port_order"]
 
@@ -20,7 +20,8 @@ Port = tuple[int, tuple[Adapter, ...]]
 
 def place_of(step: Step) -> str:
     """Returns where an adapter step happens; empty for all other steps."""
-    return step.adapter.place if isinstance(step, AdaptStep) else ""
+    adapter = adapter_of(step)
+    return "" if adapter is None else adapter.place
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ __all__ = [
     "Slice",
     "Step",
     "StepVisitor",
+    "adapter_of",
     "body_of",
     "dead_initials",
     "iter_steps",
@@ -277,6 +278,11 @@ class BranchStep(LoopLikeStep):
 def body_of(step: Step) -> tuple[Step, ...]:
     """Returns the steps of a block's body; none for a leaf."""
     return step.body if isinstance(step, BlockStep) else ()
+
+
+def adapter_of(step: Step) -> Adapter | None:
+    """Returns what an adapter step does; None for all other steps."""
+    return step.adapter if isinstance(step, AdaptStep) else None
 
 
 def with_body(step: S, body: tuple[Step, ...]) -> S:

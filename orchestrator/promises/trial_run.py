@@ -281,21 +281,25 @@ class TrialRun(ReferenceRun):
         """Tells whether stages directly in a loop, or in none, are tried now."""
         while around:
             loop = self.graph.loops[around]
-            if loop.kind == "map" and around not in self._maps_in_trial:
-                return False
-            if loop.kind == "loop" and self.counts.get(around, 0) >= TRIED_ITERATIONS:
-                return False
+            match loop.kind:
+                case "map" if around not in self._maps_in_trial:
+                    return False
+                case "loop" if self.counts.get(around, 0) >= TRIED_ITERATIONS:
+                    return False
             around = loop.within
         return True
 
     def _flows(self, loops: list[Loop]) -> bool:
         """Tells whether padding is followed through every iteration: it may decide when the loop ends."""
-        ends = all(
-            loop.until or self.counts.get(loop.name, 0) < TRIED_ITERATIONS
-            for loop in loops
-            if loop.kind == "loop"
-        )
-        return ends and all(loop.name in self._maps_in_trial for loop in loops if loop.kind == "map")
+        return all(map(self._is_followed, loops))
+
+    def _is_followed(self, loop: Loop) -> bool:
+        match loop.kind:
+            case "map":
+                return loop.name in self._maps_in_trial
+            case "loop":
+                return bool(loop.until) or self.counts.get(loop.name, 0) < TRIED_ITERATIONS
+        return True
 
     def _with_last_padding(self, name: str, port: str, value: Any) -> Any:
         """A value of an iteration that is not watched, in the padding of the last one that was."""

@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StageError
-from orchestrator.plan.steps import HOST, AdaptStep, CallStep, Step
+from orchestrator.plan.steps import HOST, CallStep, Step, adapter_of
 from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.specs import show_tensor
 from orchestrator.surroundings import autocast_hint
@@ -106,7 +106,7 @@ def _call_error(
 
 def _step_error(step: Step, values: dict[int, object], error: Exception) -> StageError:
     arguments = ", ".join(show_tensor(value) for value in values.values())
-    adapter = step.adapter if isinstance(step, AdaptStep) else None
+    adapter = adapter_of(step)
     return StageError(
         f"The {adapter or step.op} of {step.label!r} raised {_describe(error)}. "
         f"It was given {arguments}.{autocast_hint()}",

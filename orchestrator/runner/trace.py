@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan.steps import AdaptStep, Step
+from orchestrator.plan.steps import Step, adapter_of
 from orchestrator.store import write_atomically
 from orchestrator.tables import table
 
@@ -50,7 +50,8 @@ class Trace:
 
     def add(self, step: Step, start: float, end: float) -> None:
         """Records one step."""
-        name = f"{step.adapter.kind} {step.origin}" if isinstance(step, AdaptStep) else step.label
+        adapter = adapter_of(step)
+        name = f"{adapter.kind} {step.label}" if adapter else step.label
         self.spans.append(Span(name, step.op, step.device, threading.get_ident(), start, end - start))
 
     def to_chrome(self) -> dict[str, Any]:

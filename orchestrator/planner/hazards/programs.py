@@ -77,7 +77,7 @@ class Programs:
         for signature, steps in self.users.items():
             by_route: dict[int, list[LeafStep]] = {}
             for step in steps:
-                call = step.name if isinstance(step, CallStep) else ""
+                call = step.label if _is_call(step) else ""
                 by_route.setdefault(routes.get(call, 0), []).append(step)
                 if call in doubles:
                     by_route.setdefault(doubles[call], []).append(step)

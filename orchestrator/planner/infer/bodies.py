@@ -265,27 +265,29 @@ def left(
 def _check_carry(
     loop: Loop, port: str, given: PortSpec, edge: Edge, head: PortSpec, dims: Mapping[str, DimPlan]
 ) -> None:
-    if _same(given, head, dims) and (loop.kind != "when" or _named_alike(given, head)):
-        return
-    if loop.kind == "when":
-        raise PlanError(
-            f"A branch gives one form, but {port!r} of {loop.name!r} is {show_spec(given)} from {edge.origin!r} and "
-            f"otherwise {show_spec(head)}. Let them be equal: named dims are those that every request sizes, and what "
-            f"is there otherwise is made in a stage out of a value that has them, e.g. with torch.zeros_like.",
-            loop=loop.name,
-            port=port,
-            otherwise=head,
-            given=given,
-        )
-    raise PlanError(
-        f"A carry keeps its shape and dtype, but {port!r} of loop {loop.name!r} starts as {show_spec(head)} and "
-        f"{edge.origin!r} gives {show_spec(given)} for the next iteration. Give state that grows a fixed size and a "
-        f"position, or convert it in a stage of the body.",
-        loop=loop.name,
-        port=port,
-        start=head,
-        next=given,
-    )
+    same = _same(given, head, dims)
+    match loop.kind:
+        case "when" if not (same and _named_alike(given, head)):
+            raise PlanError(
+                f"A branch gives one form, but {port!r} of {loop.name!r} is {show_spec(given)} from {edge.origin!r} "
+                f"and otherwise {show_spec(head)}. Let them be equal: named dims are those that every request sizes, "
+                f"and what is there otherwise is made in a stage out of a value that has them, e.g. with "
+                f"torch.zeros_like.",
+                loop=loop.name,
+                port=port,
+                otherwise=head,
+                given=given,
+            )
+        case "loop" if not same:
+            raise PlanError(
+                f"A carry keeps its shape and dtype, but {port!r} of loop {loop.name!r} starts as {show_spec(head)} "
+                f"and {edge.origin!r} gives {show_spec(given)} for the next iteration. Give state that grows a fixed "
+                f"size and a position, or convert it in a stage of the body.",
+                loop=loop.name,
+                port=port,
+                start=head,
+                next=given,
+            )
 
 
 def named_constant(

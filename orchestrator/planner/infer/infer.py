@@ -117,8 +117,9 @@ class _Inference:
             self.dims |= {} if decided is None else {decided.name: decided}
             self.dims |= born_by(self.graph, loop, self.dims, self.entered)
         else:
-            if loop.kind == "when":
-                self._name_constants(loop, given)
+            match loop.kind:
+                case "when":
+                    self._name_constants(loop, given)
             heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
             made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
         self.values |= {(node, port): spec for port, spec in made.items()}

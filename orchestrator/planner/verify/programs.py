@@ -22,6 +22,7 @@ from orchestrator.plan.steps import (
     RegionStep,
     Step,
     StepVisitor,
+    adapter_of,
     iter_steps,
 )
 from orchestrator.planner.verify.edges import demand
@@ -234,7 +235,8 @@ class _ProgramChecker(StepVisitor):
         found = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
         sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in found)
         self._demand(sound, f"program {name!r} does not give what {step.label!r} reads")
-        moved = isinstance(step, AdaptStep) and step.adapter.kind == "download"
+        adapter = adapter_of(step)
+        moved = adapter is not None and adapter.kind == "download"
         self._demand(
             moved or not program.to_host, f"{step.label!r} reads on the device what {name!r} gives the host"
         )

@@ -12,7 +12,16 @@ from collections.abc import Iterable
 from orchestrator.plan.iterations import item_dims
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedValue
-from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LoopLikeStep, MapStep, RegionStep, Step
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    CallStep,
+    LoopLikeStep,
+    MapStep,
+    RegionStep,
+    Step,
+    adapter_of,
+)
 from orchestrator.planner.memory import check_budget
 from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify.loops import check_left, check_loop
@@ -290,5 +299,5 @@ def _check_join(plan: Plan, step: Step, source: PlannedValue, target: TensorSpec
 
 
 def _step(step: Step) -> str:
-    adapter = f" ({step.adapter})" if isinstance(step, AdaptStep) else ""
-    return f"step {step.op} {step.label!r}{adapter}"
+    adapter = adapter_of(step)
+    return f"step {step.op} {step.label!r}" + (f" ({adapter})" if adapter else "")
