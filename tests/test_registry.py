@@ -68,9 +68,9 @@ def test_legal_names(kind: type[NameRegistry], name: str):
 )
 def test_unfit_names_are_refused(kind: type[NameRegistry], name: str):
     registry = kind(ACME)
-    with pytest.raises(PluginError, match=r"plugin 'acme' \(distribution acme-stages 1\.2\).*name") as caught:
+    with pytest.raises(PluginError, match=r"plugin 'acme' \(distribution acme-stages 1\.2\).*name") as error:
         registry.add(name, Stage)
-    assert caught.value.plugin == "acme"
+    assert error.value.plugin == "acme"
     assert len(registry) == 0
 
 
@@ -93,9 +93,9 @@ def test_an_unknown_name_offers_the_nearest():
     stages.add("vision", Stage)
     with pytest.raises(
         PluginError, match=r"No stage is registered as 'visoin'\. Did you mean 'vision'\?"
-    ) as caught:
+    ) as error:
         stages.get("visoin")
-    assert (caught.value.kind, caught.value.name, caught.value.known) == ("stage", "visoin", ("vision",))
+    assert (error.value.kind, error.value.name, error.value.known) == ("stage", "visoin", ("vision",))
 
 
 def test_a_name_twice_in_one_plugin_is_refused():
@@ -163,9 +163,9 @@ def test_a_target_that_cannot_be_loaded(
 
 
 def test_a_target_in_a_module_that_does_not_exist():
-    with pytest.raises(PluginError, match="Correct the target") as caught:
+    with pytest.raises(PluginError, match="Correct the target") as error:
         RegistryEntry("stage", "upscale", "no_such_package.module:A", owner=ACME).load()
-    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert isinstance(error.value.__cause__, ModuleNotFoundError)
 
 
 def test_ctrl_c_while_a_target_is_imported_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -197,10 +197,10 @@ def test_one_device_need_not_be_a_tuple():
 def test_an_unknown_device_offers_the_nearest():
     backends = BackendRegistry()
     backends.add("torch", Stage, devices=("cpu", "cuda"))
-    with pytest.raises(PluginError, match=r"'cudo:0'\. Did you mean 'cuda'\?") as caught:
+    with pytest.raises(PluginError, match=r"'cudo:0'\. Did you mean 'cuda'\?") as error:
         backends.for_device("cudo:0")
-    assert caught.value.device == "cudo:0"
-    assert caught.value.known == ("cpu", "cuda")
+    assert error.value.device == "cudo:0"
+    assert error.value.known == ("cpu", "cuda")
 
 
 @pytest.mark.parametrize("device", ["", "cuda:0", "host", "two words", None])
@@ -247,17 +247,17 @@ def test_all_is_adopted_or_nothing(second: Registry):
     registry = Registry()
     registry.adopt(staged(ACME, "a", devices=("x",)))
     before = registry.provides()
-    with pytest.raises(PluginError, match="registered twice") as caught:
+    with pytest.raises(PluginError, match="registered twice") as error:
         registry.adopt(second)
     assert registry.provides() == before
     for words in (
         "plugin 'acme' (distribution acme-stages 1.2)",
         "plugin 'other' (distribution other-stages 0.3)",
     ):
-        assert words in str(caught.value)
-    assert "ORCHESTRATOR_DISABLE_PLUGINS=other" in str(caught.value)
-    assert caught.value.plugins == ("acme", "other")
-    assert caught.value.distributions == ("acme-stages", "other-stages")
+        assert words in str(error.value)
+    assert "ORCHESTRATOR_DISABLE_PLUGINS=other" in str(error.value)
+    assert error.value.plugins == ("acme", "other")
+    assert error.value.distributions == ("acme-stages", "other-stages")
 
 
 def test_nothing_can_be_added_to_a_registry_that_was_adopted():
@@ -276,9 +276,9 @@ def test_an_unknown_name_tells_which_broken_plugin_gives_it():
     registry = Registry()
     registry.adopt(staged(ACME, "upscal"))
     registry.add_broken(broken(OTHER, ("stage", "upscale"), ("device", "tpu")))
-    with pytest.raises(PluginError, match=r"comes with a broken plugin.*'other'.*out of tune") as caught:
+    with pytest.raises(PluginError, match=r"comes with a broken plugin.*'other'.*out of tune") as error:
         registry.stages.get("upscale")
-    assert "Did you mean" not in str(caught.value)
+    assert "Did you mean" not in str(error.value)
     with pytest.raises(PluginError, match=r"comes with a broken plugin.*'other'"):
         registry.backends.for_device("tpu:0")
 
