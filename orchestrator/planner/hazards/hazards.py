@@ -22,7 +22,7 @@ from functools import partial
 
 from orchestrator.backend import CompilingBackend
 from orchestrator.errors import PlanError
-from orchestrator.graph import Edge, next_port
+from orchestrator.graph import Edge, NodeKey, next_port
 from orchestrator.plan.iterations import may_skip
 from orchestrator.plan.steps import (
     BranchStep,
@@ -37,8 +37,8 @@ from orchestrator.plan.steps import (
     with_body,
 )
 from orchestrator.planner.context import PlanContext
-from orchestrator.planner.hazards.programs import Programs, Signature, is_program
-from orchestrator.planner.hazards.reorder import Conflict, Schedule
+from orchestrator.planner.hazards.programs import ProgramTable, is_program
+from orchestrator.planner.hazards.reorder import Conflict, Resolution, Schedule
 
 __all__ = ["solve_hazards"]
 
@@ -51,36 +51,37 @@ def solve_hazards(context: PlanContext) -> PlanContext:
     """
     if not any(map(context.is_compiled, context.groups)):
         return context
-    return _Solver(context, Programs(context)).run()
+    return _Solver(context, ProgramTable(context)).run()
 
 
 @dataclass
 class _Solver:
     context: PlanContext
-    programs: Programs
+    programs: ProgramTable
     routes: dict[str, int] = field(default_factory=dict)
     doubles: dict[str, int] = field(default_factory=dict)
     moves: list[str] = field(default_factory=list)
+    spills: dict[Edge, str] = field(default_factory=dict)
 
     def run(self) -> PlanContext:
-        watched = self._watched()
-        while True:
-            self.moves.clear()
-            conflict = self._order(self.context.steps, watched)
-            if isinstance(conflict, tuple):
-                return self._finished(conflict)
-            if conflict.carried is not None:
-                if not self._doubled(conflict.made_by):
-                    return replace(
-                        self.context, spills={**self.context.spills, **self._spilled_carry(conflict)}
-                    )
-                continue
-            replica = conflict.later if conflict.later in self.context.calls else conflict.made_by
-            if replica in self.context.calls and self._can_replicate(replica):
-                self.routes[replica] = self.routes.get(replica, 0) + 1
-                continue
-            spills = self._spilled(conflict)
-            return replace(self.context, spills={**self.context.spills, **spills})
+        steps = self._order(self.context.steps, self._watched())
+        if self.spills:
+            return replace(self.context, spills={**self.context.spills, **self.spills})
+        return self._finished(steps)
+
+    def _resolve(self, conflict: Conflict) -> Resolution:
+        """Gives a call another program, or two to take turns between; where neither is left, spills the value."""
+        if conflict.carried is not None:
+            if self._doubled(conflict.made_by):
+                return Resolution.ANEW
+            self.spills |= self._spilled_carry(conflict)
+            return Resolution.COPY
+        call = conflict.later if conflict.later in self.context.calls else conflict.made_by
+        if call in self.context.calls and self._can_replicate(call):
+            self.routes[call] = self.routes.get(call, 0) + 1
+            return Resolution.OTHER_PROGRAM if call == conflict.later else Resolution.ANEW
+        self.spills |= self._spilled(conflict)
+        return Resolution.COPY
 
     def _watched(self) -> frozenset[str]:
         """Devices on which hazards are looked for."""
@@ -92,37 +93,47 @@ class _Solver:
 
     def _order(
         self,
-        steps: Iterable[Step],
+        steps: tuple[Step, ...],
         watched: frozenset[str],
         given: tuple[int, ...] = (),
         carries: tuple[Carry, ...] = (),
-    ) -> tuple[Step, ...] | Conflict:
-        """Orders steps, those of bodies too, with the routes of the moment."""
+    ) -> tuple[Step, ...]:
+        """Orders steps, those of bodies too."""
+        # A conflict may be solved by what a call in here runs. Then these steps are ordered anew, no others: no call
+        # of them is anywhere else.
+        while True:
+            moves = len(self.moves)
+            solved = self._try_order(steps, watched, given, carries)
+            if solved is not None:
+                return solved
+            del self.moves[moves:]
+
+    def _try_order(
+        self,
+        steps: tuple[Step, ...],
+        watched: frozenset[str],
+        given: tuple[int, ...],
+        carries: tuple[Carry, ...],
+    ) -> tuple[Step, ...] | None:
         ordered: list[Step] = []
         for step in steps:
             # Bodies first: what a block runs, and what it reads, hangs on the order inside it.
             match step:
                 case LoopLikeStep():
-                    body = self._order(step.body, watched, step.yields, step.carries)
+                    step = with_body(step, self._order(step.body, watched, step.yields, step.carries))
                 case RegionStep():
-                    body = self._order(step.body, watched, step.outputs)
-                case _:
-                    body = ()
-            if isinstance(body, Conflict):
-                return body
-            step = with_body(step, body)
+                    step = with_body(step, self._order(step.body, watched, step.outputs))
             ordered.append(step)
         carried = self._carried(ordered, watched, carries)
-        fused = self.programs.fused
-        run_by, may_skip = partial(self._run_by, watched=watched), self._may_skip
-        blocks = Schedule(tuple(ordered), run_by, fused, given, carried, may_skip)
-        solved = blocks.solve()
-        self.moves += blocks.moves
+        run_by = partial(self._run_by, watched=watched)
+        schedule = Schedule(tuple(ordered), run_by, self.programs.fused, given, carried, self._may_skip)
+        solved = schedule.solve(self._resolve)
+        self.moves += schedule.moves
         return solved
 
     def _carried(
         self, steps: Iterable[Step], watched: frozenset[str], carries: Iterable[Carry]
-    ) -> dict[int, tuple[tuple[Signature, int], str]]:
+    ) -> dict[int, tuple[tuple[int, int], str]]:
         """Carries whose next value is in the buffer of a program that does not take turns with another."""
         calls = {step.name: step for step in steps if isinstance(step, CallStep)}
         found = {}
@@ -156,7 +167,8 @@ class _Solver:
             f"the program of {conflict.made_by!r} has one output buffer and runs again in the next iteration before "
             f"{conflict.reader!r} has read it; the carry is copied out over the host"
         )
-        return {edge: reason for edge in self.context.graph.edges if edge.destination == next_port(origin)}
+        loop = self.context.graph.into(NodeKey("exit", origin.rpartition(".")[0]))
+        return {edge: reason for edge in loop if edge.destination == next_port(origin)}
 
     def _may_skip(self, step: Step) -> bool:
         match step:
@@ -164,7 +176,7 @@ class _Solver:
                 return may_skip(step, self.context.values, self.context.dims)
         return False
 
-    def _run_by(self, step: Step, watched: frozenset[str]) -> tuple[Signature, int] | None:
+    def _run_by(self, step: Step, watched: frozenset[str]) -> tuple[int, int] | None:
         if not is_program(self.context, step) or step.device not in watched:
             return None
         return self.programs.key(step), self._route(step)
@@ -189,9 +201,9 @@ class _Solver:
         )
         found = {
             edge: reason
-            for edge in self.context.graph.edges
-            if edge.source.name == conflict.made_by
-            and edge.target.kind in ("call", "enter", "exit")
+            for kind in ("call", "exit", "enter")
+            for edge in self.context.graph.out_of(NodeKey(kind, conflict.made_by))
+            if edge.target.kind in ("call", "enter", "exit")
             and (conflict.readers is None or edge.target.name in conflict.readers)
         }
         if not found.keys() - self.context.spills.keys():

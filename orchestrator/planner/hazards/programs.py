@@ -6,7 +6,7 @@ any of them needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,16 @@ from orchestrator.planner.infer.representation import is_gathered
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Programs", "equal_constants", "is_program"]
+__all__ = ["ProgramTable", "equal_constants", "is_program"]
 
 #: A stage (or a weightless program's value) with what it takes.
 Signature = tuple[str, tuple[ProgramInput, ...]]
 
 #: Shapes of all inputs of a program.
 Shapes = tuple[tuple[int, ...], ...]
+
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def is_program(context: PlanContext, step: Step) -> bool:
@@ -39,11 +42,23 @@ def is_program(context: PlanContext, step: Step) -> bool:
 def equal_constants(graph: Graph, one: str, other: str) -> bool:
     """Tells whether two constants are the same to a program: one object, or plain values that read alike."""
     first, second = (graph.constants[name] for name in (one, other))
-    plain = isinstance(first, (bool, int, float, str, type(None)))
+    plain = isinstance(first, _PLAIN)
     return first is second or (plain and type(first) is type(second) and repr(first) == repr(second))
 
 
-class Programs:
+def _first_equal(graph: Graph) -> dict[str, str]:
+    """Constants to the first one that is equal to a program, as :func:`equal_constants` says."""
+    firsts: dict[Hashable, str] = {}
+    return {
+        name: firsts.setdefault(
+            (type(value), repr(value)) if isinstance(value, _PLAIN) else id(value),
+            name,
+        )
+        for name, value in graph.constants.items()
+    }
+
+
+class ProgramTable:
     """The programs of a plan in the making with steps.
 
     Args:
@@ -53,18 +68,21 @@ class Programs:
     def __init__(self, context: PlanContext) -> None:
         self.context = context
         self.fused = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
-        self.signatures: dict[int, Signature] = {}
+        self._constants = _first_equal(context.graph)
+        self.numbers: dict[int, int] = {}
         self.users: dict[Signature, list[LeafStep]] = {}
         for step in iter_steps(context.steps, LeafStep):
             if is_program(context, step):
                 signature = self._signature(step)
-                self.signatures[step.outputs[0]] = signature
                 self.users.setdefault(signature, []).append(step)
+        # A number stands for a signature, which takes long to hash.
+        for number, steps in enumerate(self.users.values()):
+            self.numbers |= dict.fromkeys((step.outputs[0] for step in steps), number)
         self._names = self._named()
 
-    def key(self, step: Step) -> Signature:
+    def key(self, step: Step) -> int:
         """Returns what tells a step's program from others, routes left out."""
-        return self.signatures[step.outputs[0]]
+        return self.numbers[step.outputs[0]]
 
     def name(self, step: Step, route: int) -> str:
         """Returns the name of a step's program."""
@@ -115,12 +133,12 @@ class Programs:
         every = program.combinations(self.context.buckets)
         return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
 
-    def _named(self) -> dict[Signature, str]:
+    def _named(self) -> list[str]:
         """Names programs after their stage, with a number where it has several; weightless ones after their edge.
 
         No stage can be called like a numbered or weightless program: ``[`` and ``.`` are no part of a name.
         """
-        names: dict[Signature, str] = {}
+        names: list[str] = []
         taken: set[str] = set()
         for signature, (first, *_) in self.users.items():
             base = signature[0] if _is_call(first) else f"adapt {first.label}"
@@ -129,7 +147,7 @@ class Programs:
                 number += 1
                 name = f"{base}[{number}]"
             taken.add(name)
-            names[signature] = name
+            names.append(name)
         return names
 
     def _signature(self, step: LeafStep) -> Signature:
@@ -161,8 +179,7 @@ class Programs:
 
     def _constant(self, name: str) -> str:
         """The first constant that is equal: calls with equal constants run the same program."""
-        graph = self.context.graph
-        return next(other for other in graph.constants if equal_constants(graph, other, name))
+        return self._constants[name]
 
     def _written(self, call: str) -> dict[str, Any]:
         """The dtypes that a call's stage was written for, by port."""

@@ -12,7 +12,9 @@ by a name of its own, from the buffer that it is in outside.
 
 from __future__ import annotations
 
+import enum
 import heapq
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ from orchestrator.plan.steps import (
     iter_steps,
 )
 
-__all__ = ["Conflict", "Schedule"]
+__all__ = ["Conflict", "Resolution", "Schedule"]
 
 #: Stands for a reader after the last block.
 _END = -1
@@ -54,6 +56,17 @@ class Conflict:
     made_by: str
     readers: frozenset[str] | None
     carried: int | None = None
+
+
+class Resolution(enum.Enum):
+    """What becomes of a conflict."""
+
+    #: The block that would overwrite the value runs another program.
+    OTHER_PROGRAM = enum.auto()
+    #: The value is copied out of its buffer.
+    COPY = enum.auto()
+    #: Something else has changed: the steps are to be ordered anew.
+    ANEW = enum.auto()
 
 
 class Schedule:
@@ -100,18 +113,65 @@ class Schedule:
         self._needs = [self._needed(block) for block in self._blocks]
         self._programs = [self._run(block) for block in self._blocks]
         self._reads = [self._read(block) for block in self._blocks]
+        #: What is still to come before each block, and which blocks wait for it.
         self._before: list[set[int]] = [set(needs) for needs in self._needs]
+        self._after: list[list[int]] = [[] for _ in self._blocks]
+        for at, needs in enumerate(self._needs):
+            for other in needs:
+                self._after[other].append(at)
+        #: Blocks that were told to wait for a reader.
+        self._is_told = [False] * len(self._blocks)
+        self._is_out = [False] * len(self._blocks)
+        #: Readers of each value, in the order given; values by the program in whose buffer they are, with their block.
+        self._readers: dict[int, deque[int]] = {}
+        for at, reads in enumerate(self._reads):
+            for index in reads:
+                self._readers.setdefault(index, deque()).append(at)
+        self._lives: dict[Hashable, list[tuple[int, int]]] = {}
+        for index, (key, _) in self._carried.items():
+            self._lives.setdefault(key, []).append((_START, index))
+        #: Values that will be copied out of their buffer in time.
+        self._saved: set[int] = set()
 
-    def solve(self) -> tuple[Step, ...] | Conflict:
-        """Returns the steps in a safe order, or the first clash."""
-        order = list(range(len(self._blocks)))
-        while (hazard := self._hazard(order)) is not None:
-            maker, later, reader, value = hazard
-            if reader in (later, _END) or self._reaches(later, reader):
-                return self._conflict(maker, later, reader, value)
-            self._before[later].add(reader)
-            self._tell(maker, later, reader)
-            order = self._sorted()
+    def solve(self, resolve: Callable[[Conflict], Resolution]) -> tuple[Step, ...] | None:
+        """Returns the steps in a safe order; None: they are to be ordered anew.
+
+        Blocks are put out one after another, each time the first of the order given that may come next. One that would
+        overwrite a value waits for those that still read it; so what is out already is never looked at again.
+
+        Args:
+            resolve: Says what becomes of a value that no order saves.
+        """
+        order: list[int] = []
+        ready = [at for at, before in enumerate(self._before) if not before]
+        while ready:
+            at = heapq.heappop(ready)
+            hazard = self._hazard(at)
+            if hazard is not None:
+                maker, reader, value = hazard
+                if reader not in (at, _END) and not self._reaches(at, reader):
+                    self._is_told[at] = True
+                    self._before[at].add(reader)
+                    self._after[reader].append(at)
+                    self._tell(maker, at, reader)
+                    continue
+                match resolve(self._conflict(maker, at, reader, value)):
+                    case Resolution.ANEW:
+                        return None
+                    case Resolution.OTHER_PROGRAM if self._is_told[at]:
+                        return None  # with the other program it need not have waited
+                    case Resolution.OTHER_PROGRAM:
+                        self._programs[at] = self._run(self._blocks[at])
+                    case Resolution.COPY:
+                        self._saved.add(value)
+                heapq.heappush(ready, at)
+                continue
+            order.append(at)
+            self._put_out(at)
+            for other in self._after[at]:
+                self._before[other].discard(at)
+                if not self._before[other]:
+                    heapq.heappush(ready, other)
         return tuple(step for at in order for step in self._blocks[at])
 
     def _tell(self, maker: int, later: int, reader: int) -> None:
@@ -155,26 +215,34 @@ class Schedule:
         root, _ = self._fused.read(index)
         return self._buffer(entered[root], entered) if root in entered else root
 
-    def _hazard(self, order: list[int]) -> tuple[int, int, int, int] | None:
-        """Finds a value, by its block, that is read in or after the next run of its program."""
-        lives: dict[Hashable, list[tuple[int, int]]] = {}
-        for index, (key, _) in self._carried.items():
-            lives.setdefault(key, []).append((_START, index))
-        readers: dict[int, list[int]] = {}
-        place = {at: position for position, at in enumerate(order)}
-        for at in order:
-            for index in self._reads[at]:
-                readers.setdefault(index, []).append(at)
-        for at in order:
-            held = {key: {value for _, value in found} for key, found in lives.items()}
-            for key in self._programs[at]:
-                for maker, value in lives.get(key, ()):
-                    late = [reader for reader in readers.get(value, ()) if place[reader] >= place[at]]
-                    if late or value in self._given:
-                        return maker, at, late[0] if late else _END, value
-                lives[key] = [(at, index) for index in self._made_in(at, key)]
-            self._let_through(at, held, lives)
+    def _hazard(self, at: int) -> tuple[int, int, int] | None:
+        """Finds a value, by its block, that a block would overwrite although somebody still reads it."""
+        for key in self._programs[at]:
+            for maker, value in self._lives.get(key, ()):
+                if value in self._saved:
+                    continue
+                reader = self._next_reader(value)
+                if reader is not None or value in self._given:
+                    return maker, _END if reader is None else reader, value
         return None
+
+    def _next_reader(self, value: int) -> int | None:
+        """The first block that reads a value and is not out yet."""
+        readers = self._readers.get(value)
+        while readers and self._is_out[readers[0]]:
+            readers.popleft()
+        return readers[0] if readers else None
+
+    def _put_out(self, at: int) -> None:
+        """Notes what is in the buffers of programs once a block has run."""
+        self._is_out[at] = True
+        # What lives in buffers before it runs counts only for a loop that may not run.
+        skips = any(index in self._initials for step in self._blocks[at] for index in step.outputs)
+        held = {key: {value for _, value in found} for key, found in self._lives.items()} if skips else {}
+        for key in self._programs[at]:
+            self._lives[key] = [(at, index) for index in self._made_in(at, key)]
+        if skips:
+            self._let_through(at, held, self._lives)
 
     def _let_through(
         self, at: int, held: Mapping[Hashable, set[int]], lives: dict[Hashable, list[tuple[int, int]]]
@@ -206,29 +274,10 @@ class Schedule:
             for before in self._before[todo.pop()]:
                 if before == start:
                     return True
-                if before not in seen:
+                if before not in seen and not self._is_out[before]:
                     seen.add(before)
                     todo.append(before)
         return False
-
-    def _sorted(self) -> list[int]:
-        """Schedule in the order given, as far as what must come before what allows."""
-        waiting = [len(before) for before in self._before]
-        after: list[list[int]] = [[] for _ in self._blocks]
-        for at, before in enumerate(self._before):
-            for other in before:
-                after[other].append(at)
-        ready = [at for at, count in enumerate(waiting) if not count]
-        heapq.heapify(ready)
-        order = []
-        while ready:
-            at = heapq.heappop(ready)
-            order.append(at)
-            for other in after[at]:
-                waiting[other] -= 1
-                if not waiting[other]:
-                    heapq.heappush(ready, other)
-        return order
 
     def _conflict(self, maker: int, later: int, reader: int, value: int) -> Conflict:
         start = value
