@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from orchestrator.plan.chunks import SizeAssignment
@@ -17,11 +17,13 @@ from orchestrator.plan.steps import (
     LoopLikeStep,
     LoopStep,
     MapStep,
+    Step,
+    body_of,
     iter_steps,
 )
 from orchestrator.specs import TensorSpec
 
-__all__ = ["Block", "describe", "outline"]
+__all__ = ["Block", "LoopDescriber", "outline"]
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,43 @@ class Block:
 
 def outline(plan: PlanData) -> Block:
     """Returns the edges of a plan, those of each body in a block of its own, at the place of its first edge."""
-    return _Outline(plan).block(None)
+    return _Outline(plan).block("")
 
 
 class _Outline:
     def __init__(self, plan: PlanData) -> None:
-        self.plan = plan
-        self.steps = {step.name: step for step in iter_steps(plan.steps, LoopLikeStep)}
+        self.steps: dict[str, LoopLikeStep] = {}
         self.around: dict[str, str] = {}
-        for name, step in self.steps.items():
-            calls = iter_steps(step.body, CallStep)
-            self.around |= dict.fromkeys(
-                (inner.name for inner in calls), name
-            )  # the innermost loop comes last
-            self.around |= dict.fromkeys((inner.name for inner in iter_steps(step.body, LoopLikeStep)), name)
-        self.owner = {edge: self._owner(edge) for edge in plan.edges}
+        self._note_steps(plan.steps, "")
+        # One walk over the edges gives each to the block of its loop, and that block to the loops around it.
+        self.items: dict[str, list[PlannedEdge | str]] = {"": []}
+        for edge in plan.edges:
+            loop = self._owner(edge)
+            self._open(loop)
+            self.items[loop].append(edge)
+
+    def _note_steps(self, steps: Iterable[Step], loop: str) -> None:
+        """Notes around each call and loop the innermost loop that it is in."""
+        for step in steps:
+            match step:
+                case LoopLikeStep():
+                    self.steps[step.name], self.around[step.name] = step, loop
+                    self._note_steps(step.body, step.name)
+                case CallStep():
+                    self.around[step.name] = loop
+                case _:
+                    self._note_steps(body_of(step), loop)
+
+    def _open(self, loop: str) -> None:
+        """Puts the block of a loop, and of those around it, where its first edge comes."""
+        missing: list[str] = []
+        while loop not in self.items:
+            missing.append(loop)
+            loop = self.around[loop]
+        for inner in reversed(missing):
+            self.items[loop].append(inner)
+            self.items[inner] = []
+            loop = inner
 
     def _owner(self, edge: PlannedEdge) -> str:
         """The loop in whose body an edge ends."""
@@ -62,42 +86,57 @@ class _Outline:
             return name if port.endswith("]") and port != "[when]" else self.around.get(name, "")
         return self.around.get(name, "")
 
-    def block(self, loop: str | None) -> Block:
-        """Returns the block of a loop; None: that of the plan."""
-        items: list[PlannedEdge | Block] = []
-        inner_loops = set()
-        for edge in self.plan.edges:
-            inner = self._child(self.owner[edge], loop or "")
-            if inner is None:
-                continue
-            if not inner:
-                items.append(edge)
-            elif inner not in inner_loops:
-                inner_loops.add(inner)
-                items.append(self.block(inner))
-        return Block(self.steps[loop] if loop else None, tuple(items))
-
-    def _child(self, owner: str, loop: str) -> str | None:
-        """The loop directly in another that an edge is in; empty: it is in that one itself; None: in neither."""
-        if owner == loop:
-            return ""
-        while owner:
-            around = self.around.get(owner, "")
-            if around == loop:
-                return owner
-            owner = around
-        return None
+    def block(self, loop: str) -> Block:
+        """Returns the block of a loop; empty: that of the plan."""
+        items = tuple(self.block(item) if isinstance(item, str) else item for item in self.items[loop])
+        return Block(self.steps[loop] if loop else None, items)
 
 
-def describe(plan: PlanData, step: LoopLikeStep) -> list[str]:
-    """Returns what is said of a loop above its edges."""
-    lines = [f"{step.noun} {step.name!r}: {'; '.join(_facts(plan, step))}"]
-    if any(not group.host_memory for group in plan.groups):
-        once, each, never = _crossings(plan, step)
-        per = {"loop": "in each iteration", "map": "for each batch", "branch": "if it runs"}[step.noun]
-        on_device = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
-        lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{on_device}")
-    return lines
+class LoopDescriber:
+    """Says of the loops of a plan what stands above their edges.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: PlanData) -> None:
+        self._plan = plan
+        largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
+        self._run = SizeAssignment(largest, largest)
+        self._counter = Counter(plan)
+        self._linked = {group.memory for group in plan.groups if not group.host_memory}
+        self._producers = {index: leaf for leaf in iter_steps(plan.steps, LeafStep) for index in leaf.outputs}
+
+    def describe(self, step: LoopLikeStep) -> list[str]:
+        """Returns what is said of a loop above its edges."""
+        lines = [f"{step.noun} {step.name!r}: {'; '.join(_facts(self._plan, step, self._run))}"]
+        if any(not group.host_memory for group in self._plan.groups):
+            once, each, never = self._crossings(step)
+            per = {"loop": "in each iteration", "map": "for each batch", "branch": "if it runs"}[step.noun]
+            carried = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
+            lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{carried}")
+        return lines
+
+    def _crossings(self, step: LoopLikeStep) -> tuple[int, int, int]:
+        """Bytes over the link at the largest buckets: to begin with, in an iteration, and carried without crossing."""
+        inner = self._counter.steps(step.body, self._run)
+        # What brings the inputs of the loop to their place crosses once: the adapters before it, back to calls.
+        before: dict[int, AdaptStep] = {}
+        todo = list(step.inputs)
+        while todo:
+            match self._producers.get(todo.pop()):
+                case AdaptStep(outputs=(target,)) as adapter if target not in before:
+                    before[target] = adapter
+                    todo += adapter.inputs
+        once = self._counter.steps(tuple(before.values()), self._run)
+        # Carries that live on the device would have to cross it in each iteration if the host ran the loop.
+        carries = [self._plan.values[carry.argument] for carry in step.carries] if step.noun == "loop" else []
+        never = sum(
+            value.spec.nbytes(self._run.bucket)
+            for value in carries
+            if isinstance(value.spec, TensorSpec) and value.memory in self._linked
+        )
+        return once.upload_bytes + once.download_bytes, inner.upload_bytes + inner.download_bytes, never
 
 
 def show_bytes(size: float) -> str:
@@ -113,7 +152,7 @@ def _port(plan: PlanData, index: int) -> str:
     return plan.values[index].origin.rpartition(".")[2]
 
 
-def _facts(plan: PlanData, step: LoopLikeStep) -> Iterator[str]:
+def _facts(plan: PlanData, step: LoopLikeStep, run: SizeAssignment) -> Iterator[str]:
     slices = [_port(plan, entry.part) for entry in step.slices]
     match step:
         case BranchStep():
@@ -126,13 +165,12 @@ def _facts(plan: PlanData, step: LoopLikeStep) -> Iterator[str]:
         case MapStep():
             yield f"over {', '.join(slices)}, in batches by the buckets of {step.items_dim!r}, order kept"
         case LoopStep():
-            yield from _loop_facts(plan, step, slices)
+            yield from _loop_facts(plan, step, slices, run)
 
 
-def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str]) -> Iterator[str]:
+def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str], run: SizeAssignment) -> Iterator[str]:
     """How often a loop runs, what ends it, then what goes in and comes out."""
-    largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    (_, count), *_ = repeats(plan, loop, SizeAssignment(largest, largest))
+    (_, count), *_ = repeats(plan, loop, run)
     sliced_spec = plan.values[loop.slices[0].whole].spec if loop.slices else None
     # A dim of the request decides the number, or the loop itself on its way: then it is the most.
     is_open = loop.steps_dim or (isinstance(sliced_spec, TensorSpec) and sliced_spec.names[:1])
@@ -146,30 +184,3 @@ def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str]) -> Iterator[s
         yield f"slices {', '.join(slices)}"
     if loop.collects:
         yield f"collects {', '.join(plan.values[index].origin for index in loop.collects)}"
-
-
-def _crossings(plan: PlanData, step: LoopLikeStep) -> tuple[int, int, int]:
-    """Bytes over the link at the largest buckets: to begin with, in an iteration, and carried without crossing it."""
-    largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
-    run = SizeAssignment(largest, largest)
-    counter = Counter(plan)
-    inner = counter.steps(step.body, run)
-    # What brings the inputs of the loop to their place crosses the link once: the adapters before it, back to calls.
-    producers = {index: leaf for leaf in iter_steps(plan.steps, LeafStep) for index in leaf.outputs}
-    before: dict[int, AdaptStep] = {}
-    todo = list(step.inputs)
-    while todo:
-        match producers.get(todo.pop()):
-            case AdaptStep(outputs=(target,)) as adapter if target not in before:
-                before[target] = adapter
-                todo += adapter.inputs
-    once = counter.steps(tuple(before.values()), run)
-    # Carries that live on the device would have to cross it in each iteration if the host ran the loop.
-    memories = {group.memory for group in plan.groups if not group.host_memory}
-    carries = [plan.values[carry.argument] for carry in step.carries] if step.noun == "loop" else []
-    never = sum(
-        value.spec.nbytes(largest)
-        for value in carries
-        if isinstance(value.spec, TensorSpec) and value.memory in memories
-    )
-    return once.upload_bytes + once.download_bytes, inner.upload_bytes + inner.download_bytes, never

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.count import summarise
-from orchestrator.plan.outline import Block, describe, outline, show_bytes
+from orchestrator.plan.outline import Block, LoopDescriber, outline, show_bytes
 from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge
 from orchestrator.plan.steps import LoopStep, iter_steps
 from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
@@ -26,9 +26,13 @@ def _edges(plan: PlanData) -> list[str]:
     rows: list[tuple[str, ...]] = [("from", "to", "tensor", "where", "bytes", "adapters", "why")]
     heads: dict[int, list[str]] = {}
 
+    describer = LoopDescriber(plan)
+
     def write(block: Block, indent: str) -> None:
         if block.step is not None:
-            heads.setdefault(len(rows), []).extend(f"  {indent}{line}" for line in describe(plan, block.step))
+            heads.setdefault(len(rows), []).extend(
+                f"  {indent}{line}" for line in describer.describe(block.step)
+            )
             indent += "    "
         for item in block.items:
             if isinstance(item, Block):
@@ -151,12 +155,16 @@ def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:
     largest = {dim.name: dim.buckets[-1] for dim in plan.dims}
     inputs, outputs = dict(plan.inputs), {name for name, _ in plan.outputs}
     before = {edge.target: edge.source for edge in plan.edges}
+    spec_at = {edge.target: edge.spec for edge in reversed(plan.edges)}
+    # A chain of loops hands one input on and on: each link starts from where the one before it ended.
+    roots: dict[str, str] = {}
     up: dict[tuple[str, str], int] = {}
     down: dict[str, tuple[int, int]] = {}
     for edge in plan.edges:
-        value, first = plan.values[edge.value], edge.source
+        value, first = plan.values[edge.value], roots.get(edge.source, edge.source)
         while first not in inputs and first in before:
-            first = before[first]  # through what enters a loop
+            first = roots.get(before[first], before[first])  # through what enters a loop
+        roots[edge.source] = first
         spec = inputs.get(first)
         if isinstance(spec, TensorSpec) and isinstance(value.spec, TensorSpec) and value.memory in groups:
             narrow = min(spec.dtype.itemsize, value.spec.dtype.itemsize)
@@ -165,9 +173,7 @@ def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:
         source = device_of.get(producer.rpartition(".")[0], "")
         if edge.target in outputs and source in groups and isinstance(edge.spec, TensorSpec):
             parts = groups[source].ranks if any(adapter.kind == "gather" for adapter in edge.adapters) else 1
-            producer_spec = next(
-                (other.spec for other in plan.edges if other.target == edge.source), edge.spec
-            )
+            producer_spec = spec_at.get(edge.source, edge.spec)
             sizes = [
                 spec.dtype.itemsize for spec in (edge.spec, producer_spec) if isinstance(spec, TensorSpec)
             ]
