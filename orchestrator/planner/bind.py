@@ -6,6 +6,7 @@ refused, memory is held against what the devices have, and loops must run as the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.planner.hazards.programs import equal_constants
 from orchestrator.planner.memory import check_budget
 from orchestrator.planner.planner import run_passes
 from orchestrator.planner.verify.steps import verify
+from orchestrator.program import ProgramInput
 
 __all__ = ["bind_plan"]
 
@@ -70,7 +72,7 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
     _check_memory(plan, fresh)
     _check_fusions(plan, graph, options)
     _check_constants(plan, graph)
-    _check_written(plan, fresh, graph)
+    _check_port_dtypes(plan, fresh, graph)
     edges = {str(edge): edge for edge in fresh.edges}
     for edge in plan.edges:
         here = edges[str(edge)]
@@ -185,30 +187,35 @@ def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
             raise _mismatch(plan, graph, f"stage {stage.name!r} is compiled as its author made it")
 
 
-def _check_written(plan: Plan, fresh: Plan, graph: Graph) -> None:
+def _check_port_dtypes(plan: Plan, fresh: Plan, graph: Graph) -> None:
     """Programs convert to the dtypes that the stages were written for."""
-    here = {
-        step.name: fresh.program(step.program) for step in iter_steps(fresh.steps, CallStep) if step.program
+    dtypes = {
+        call.name: [(item.port, item.dtype) for item in inputs] for call, inputs in _program_inputs(fresh)
     }
-    for step in iter_steps(plan.steps, CallStep):
-        if step.program:
-            one, other = plan.program(step.program).inputs, here[step.name].inputs
-            if [(item.port, item.dtype) for item in one] != [(item.port, item.dtype) for item in other]:
-                raise _mismatch(plan, graph, f"the program {step.program!r} is written for other dtypes")
+    for call, inputs in _program_inputs(plan):
+        if [(item.port, item.dtype) for item in inputs] != dtypes[call.name]:
+            raise _mismatch(plan, graph, f"the program {call.program!r} is written for other dtypes")
 
 
 def _check_constants(plan: Plan, graph: Graph) -> None:
     """Constants that programs share must be equal in this pipeline too; the plan holds their names alone."""
-    for step in iter_steps(plan.steps, CallStep):
-        inputs = plan.program(step.program).inputs if step.program else ()
-        for item, index in zip(inputs, step.inputs, strict=bool(inputs)):
+    for call, inputs in _program_inputs(plan):
+        for item, index in zip(inputs, call.inputs, strict=True):
             own = plan.values[index].origin
             if item.spec is None and not equal_constants(graph, item.constant, own):
                 raise _mismatch(
                     plan,
                     graph,
-                    f"{step.name!r} takes {own} at {item.port!r}, its program {item.constant}, which differs",
+                    f"{call.name!r} takes {own} at {item.port!r}, its program {item.constant}, which differs",
                 )
+
+
+def _program_inputs(plan: Plan) -> Iterator[tuple[CallStep, tuple[ProgramInput, ...]]]:
+    """Yields the calls that run programs, with what their programs take."""
+    programs = {program.name: program for program in plan.programs}
+    for call in iter_steps(plan.steps, CallStep):
+        if call.program:
+            yield call, programs[call.program].inputs
 
 
 def _fits(edge: PlannedEdge) -> list[str]:

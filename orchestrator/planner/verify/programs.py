@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.adapter import Adapter
@@ -49,6 +50,24 @@ def check_programs(plan: Plan) -> None:
     _ProgramChecker(plan).run()
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What the run of a loop did.
+
+    Attributes:
+        runs: Program to how often it ran.
+        results: For each result the buffers that it is in, each with how often its program has run since, and what gave
+            it.
+    """
+
+    runs: Mapping[str, int]
+    results: tuple[tuple[Owners | None, Any], ...]
+
+
+def _programs_of(step: LeafStep) -> tuple[str, ...]:
+    return (step.program, step.alternate) if isinstance(step, CallStep) else (step.program,)
+
+
 class _ProgramChecker(StepVisitor):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -56,11 +75,14 @@ class _ProgramChecker(StepVisitor):
         self.groups = {group.device: group for group in plan.groups}
         self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
         self.programs = {program.name: program for program in plan.programs}
+        self.calls = {call.name: call for call in plan.calls}
+        self.constants = {(value.origin, value.spec) for value in plan.values if value.constant}
         self.names: dict[int, Read] = {}
         self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
         self.owner: dict[int, Owners] = {}
         self.turn: dict[str, int] = {}
         self.odd = False
+        self.passes: dict[tuple[int, Hashable], _Pass] = {}
         self.used: set[str] = set()
 
     def _demand(self, holds: bool, what: str) -> None:
@@ -96,6 +118,45 @@ class _ProgramChecker(StepVisitor):
         self._run_loop(step, may_skip=may_skip(step, self.plan.values, self.dims))
 
     def _run_loop(self, step: LoopLikeStep, *, may_skip: bool) -> None:
+        """Runs a loop, unless it was run already with what enters it in the same buffers: it would do the same again.
+
+        So nested loops take time for each of them, not for each iteration of each iteration.
+        """
+        key = id(step), self._entry(step)
+        programs = [
+            name
+            for leaf in iter_steps(step.body, LeafStep)
+            for name in _programs_of(leaf)
+            if name in self.programs
+        ]
+        known = self.passes.get(key)
+        if known is None:
+            before = {name: self.turn.get(name, 0) for name in programs}
+            self._iterate(step, may_skip=may_skip)
+            self.passes[key] = _Pass(
+                {name: self.turn.get(name, 0) - runs for name, runs in before.items()},
+                tuple(self._relative(result) for result in step.results),
+            )
+            return
+        for name, runs in known.runs.items():
+            if runs:
+                self.turn[name] = self.turn.get(name, 0) + runs
+        for result, (owners, given) in zip(step.results, known.results, strict=True):
+            placed = None if owners is None else tuple((name, self.turn[name] - age) for name, age in owners)
+            self._hold(result, (placed, given))
+
+    def _entry(self, step: LoopLikeStep) -> Hashable:
+        """What the run of a loop hangs on: the buffers that its inputs are in, and how many runs ago."""
+        return tuple(self._relative(index) for index in step.inputs)
+
+    def _relative(self, index: int) -> tuple[Owners | None, Hashable]:
+        """The buffers that a value is in, each with how often its program has run since, and what gave the value."""
+        owners, given = self._held(index)
+        if owners is None:
+            return None, given
+        return tuple((name, self.turn[name] - turn) for name, turn in owners), given
+
+    def _iterate(self, step: LoopLikeStep, *, may_skip: bool) -> None:
         """Runs a loop's body often enough for every program that takes turns to come round again."""
         around = self.odd
         for carry, result in zip(step.carries, step.results, strict=True):
@@ -150,7 +211,7 @@ class _ProgramChecker(StepVisitor):
         if group is None or not group.runs_programs:
             self._demand(not step.program, f"call {step.name!r} has a program where calls run by themselves")
             return
-        call = self.plan.call(step.name)
+        call = self.calls[step.name]
         program = self._program(step, call.stage)
         self._demand(
             [item.port for item in program.inputs] == [port for port, _ in call.inputs],
@@ -161,8 +222,7 @@ class _ProgramChecker(StepVisitor):
             spec = self.plan.values[root].spec
             if not isinstance(spec, TensorSpec):
                 # Equal constants go by one name; which value one has is told by the pipeline, not the plan.
-                names = {value.origin for value in self.plan.values if value.constant and value.spec is spec}
-                same = item.spec is None and item.constant in names
+                same = item.spec is None and (item.constant, spec) in self.constants
                 self._demand(same, f"program {program.name!r} has another constant at {item.port!r}")
                 continue
             same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before
