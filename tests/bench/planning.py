@@ -20,7 +20,10 @@ from tests.bench.measure import Effort, Row, compare, in_process
 LIMIT_SECONDS = 1.0
 LIMIT_GROWTH = 2.0
 COUNTS = (10, 100, 1000)
+LIMIT_SHAPE_GROWTH = 1.3
 GROWTH = "1 is linear, 10 quadratic"
+EMULATED = "neuron-emulated"
+SPEC = TensorSpec((4, 8))
 
 
 def pipeline(count: int, *, widths: bool = False) -> Pipeline:
@@ -46,6 +49,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     most = COUNTS[1] if effort.quick else COUNTS[-1]
     wide = _seconds(effort, pipeline(most, widths=True))
     yield Row("plan", f"{most} stages, each of its own size", "s", wide, None, wide, "s")
+    yield from _shapes(effort)
     firsts = [in_process("planning") for _ in range(1 if effort.quick else 3)]
     first, again = (statistics.median(run[number] for run in firsts) for number in (0, 1))
     note = f"torch loads its machinery for fake tensors; the second takes {again:.3f} s"
@@ -58,6 +62,66 @@ def _growth(seconds: dict[int, float]) -> Row:
     each, before = (seconds[count] / count * 1e3 for count in (many, few))
     case = f"a stage of {many}, against one of {few}"
     return Row("plan", case, "ms", each, before, each / before, "x", LIMIT_GROWTH, note=GROWTH)
+
+
+def _loops(count: int) -> Pipeline:
+    """Loops one after another."""
+    body = Pipeline("body")
+    body.output("x", body.add("s", nn.Identity())(body.input("x", SPEC)))
+    pipeline = Pipeline("loops")
+    value = pipeline.input("x", SPEC)
+    for number in range(count):
+        value = pipeline.loop(f"l{number}", body, carry={"x": value}, max_steps=2)
+    pipeline.output("y", value)
+    return pipeline
+
+
+def _calls(count: int) -> Pipeline:
+    """One stage called again and again."""
+    pipeline = Pipeline("calls")
+    value, stage = pipeline.input("x", SPEC), pipeline.add("s", nn.Identity())
+    for _ in range(count):
+        value = stage(value)
+    pipeline.output("y", value)
+    return pipeline
+
+
+def _nested(count: int) -> Pipeline:
+    """Pipelines in one another."""
+    body = Pipeline("b0")
+    body.output("x", body.add("s", nn.Identity())(body.input("x", SPEC)))
+    for level in range(1, count):
+        outer = Pipeline(f"b{level}")
+        outer.output("x", outer.add("b", body)(x=outer.input("x", SPEC)))
+        body = outer
+    return body
+
+
+def _shapes(effort: Effort) -> Iterator[Row]:
+    """Graphs of other shapes at a tenth of a size and at the size, on one device each."""
+    for what, make, most, device in (
+        ("calls of one stage", _calls, 5000, "cpu"),
+        ("loops", _loops, 1000, "cpu"),
+        ("loops on the emulated device", _loops, 400, EMULATED),
+        ("nested pipelines", _nested, 400, "cpu"),
+    ):
+        count = most // 10 if effort.quick else most
+        few, many = (_cpu_seconds(make(size), device) for size in (count // 10, count))
+        yield Row("plan", f"{count} {what}", "s", many, None, many, "s")
+        each, before = many / count * 1e3, few / (count // 10) * 1e3
+        case = f"one of {count} {what}, against one of {count // 10}"
+        limit = None if effort.quick else LIMIT_SHAPE_GROWTH
+        yield Row("plan", case, "ms", each, before, each / before, "x", limit, note=GROWTH)
+
+
+def _cpu_seconds(pipeline: Pipeline, device: str) -> float:
+    """Processor time of the fastest of three plans."""
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        pipeline.plan(device)
+        times.append(time.process_time() - started)
+    return min(times)
 
 
 def _seconds(effort: Effort, chain: Pipeline) -> float:
