@@ -18,7 +18,7 @@ from torch import nn
 from orchestrator import Dim, Pipeline, Plan
 from orchestrator.plan.steps import AdaptStep, LeafStep, body_of
 from orchestrator_stages.demos.vision_text import vision_text as shipped
-from tests.bodies import asked, mapped
+from tests.bodies import mapped, picture_model
 from tests.kit import Double, host, linear, new, spec
 from tests.planner.devices import on, ranked
 
@@ -140,7 +140,7 @@ CASES: dict[str, Callable[[], Plan]] = {
     "loop": lambda: denoising().plan(sizes={"batch": (1, 4)}),
     "loop-on-neuron": lambda: on(denoising(), sizes={"batch": (1, 4)}, tp_degree=2),
     "map": lambda: mapped().plan("cuda"),
-    "branch-on-neuron": lambda: on(asked(), sizes={"batch": (2, 4)}, tp_degree=2),
+    "branch-on-neuron": lambda: on(picture_model(), sizes={"batch": (2, 4)}, tp_degree=2),
     "fold-and-twin-on-neuron": lambda: on(stereo(), sizes={"batch": (1, 4)}, tp_degree=2),
 }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from orchestrator import Pipeline
-from tests.bodies import DEVICES, SIZES, asked, check, items, mapped, reader
+from tests.bodies import DEVICES, SIZES, check, items, mapped, picture_model, reader
 from tests.kit import Double, spec
 from tests.properties.graphs import Draw
 from tests.properties.trials import examples
@@ -67,4 +67,4 @@ def test_a_branch_runs_for_the_requests_that_want_it(
         request |= {"image": torch.randn(count, 6)} if given_image else {}
         request |= {"look": torch.tensor([look])} if condition else {}
         requests.append(request)
-    check(asked(condition=condition), requests, device, SIZES)
+    check(picture_model(condition=condition), requests, device, SIZES)

@@ -94,7 +94,7 @@ class _ProgramChecker(StepVisitor):
         self.visit(self.plan.steps)
         idle = sorted(set(self.programs) - self.used)
         self._demand(not idle, f"program {idle[:1]} never runs")
-        self._placed_moves()
+        _check_consumers(self.plan, frozenset(self.names))
         _check_buffers(self.plan)
         _check_routes(self.plan)
 
@@ -229,26 +229,10 @@ class _ProgramChecker(StepVisitor):
             self._demand(
                 same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
             )
-        self._outputs(program, dict(call.outputs))
+        _check_outputs(self.plan, program, dict(call.outputs))
         self._starts(step, group, program)
         for (port, _), index in zip(call.outputs, step.outputs, strict=True):
             self.given[index] = program.name, port, ()
-
-    def _outputs(self, program: PlannedProgram, ports: Mapping[str, PortSpec]) -> None:
-        """A program gives ports that there are, each form of one once, and what its adapters make of it."""
-        forms = [(item.port, item.adapters) for item in program.outputs]
-        sound = bool(forms) and len(set(forms)) == len(forms) and {port for port, _ in forms} <= ports.keys()
-        self._demand(
-            sound, f"program {program.name!r} gives {[port for port, _ in forms]}, not ports of its stage"
-        )
-        for item in program.outputs:
-            spec = ports[item.port]
-            for adapter in item.adapters:
-                spec = adapter.result(spec) if isinstance(spec, TensorSpec) else spec
-            same = isinstance(spec, TensorSpec) and item.spec.same_form(spec)
-            self._demand(
-                same, f"program {program.name!r} gives {item.port!r} in another form than {show_spec(spec)}"
-            )
 
     def _program(self, step: LeafStep, stage: str) -> PlannedProgram:
         match step:
@@ -347,27 +331,50 @@ class _ProgramChecker(StepVisitor):
         self._demand(
             plain, f"program {program.name!r} does not give the one value that '{step.adapter}' makes"
         )
-        self._outputs(program, {"value": made})
+        _check_outputs(self.plan, program, {"value": made})
         self._starts(step, group, program)
 
-    def _placed_moves(self) -> None:
-        """What was folded into a consumer is read by programs alone."""
-        for step in iter_steps(self.plan.steps):
-            renamed = [index for index in step.inputs if index in self.names]
-            able = not renamed or self._does_adapters(step)
-            self._demand(able, f"{step.label!r} reads a value whose adapters no program does")
 
-    def _does_adapters(self, step: Step) -> bool:
-        """Tells whether a step does what was folded into a value's consumer: by its program, or in its body."""
-        match step:
-            case CallStep():
-                group = self._group(step)
-                return group is not None and group.runs_programs
-            case AdaptStep(adapter=adapter):
-                return adapter.place in ("consumer", "program")
-            case BlockStep(body=body):
-                return bool(body)
-        return False
+def _check_outputs(plan: Plan, program: PlannedProgram, ports: Mapping[str, PortSpec]) -> None:
+    """A program gives ports that there are, each form of one once, and what its adapters make of it."""
+    forms = [(item.port, item.adapters) for item in program.outputs]
+    sound = bool(forms) and len(set(forms)) == len(forms) and {port for port, _ in forms} <= ports.keys()
+    demand(
+        plan, sound, f"program {program.name!r} gives {[port for port, _ in forms]}, not ports of its stage"
+    )
+    for item in program.outputs:
+        spec = ports[item.port]
+        for adapter in item.adapters:
+            spec = adapter.result(spec) if isinstance(spec, TensorSpec) else spec
+        same = isinstance(spec, TensorSpec) and item.spec.same_form(spec)
+        demand(
+            plan, same, f"program {program.name!r} gives {item.port!r} in another form than {show_spec(spec)}"
+        )
+
+
+def _check_consumers(plan: Plan, names: frozenset[int]) -> None:
+    """What was folded into a consumer is read by programs alone."""
+    groups = {group.device: group for group in plan.groups}
+    for step in iter_steps(plan.steps):
+        able = names.isdisjoint(step.inputs)
+        demand(
+            plan,
+            able or _does_adapters(step, groups),
+            f"{step.label!r} reads a value whose adapters no program does",
+        )
+
+
+def _does_adapters(step: Step, groups: Mapping[str, PlannedGroup]) -> bool:
+    """Tells whether a step does what was folded into a value's consumer: by its program, or in its body."""
+    match step:
+        case CallStep():
+            group = groups.get(step.device)
+            return group is not None and group.runs_programs
+        case AdaptStep(adapter=adapter):
+            return adapter.place in ("consumer", "program")
+        case BlockStep(body=body):
+            return bool(body)
+    return False
 
 
 def _check_buffers(plan: Plan) -> None:
