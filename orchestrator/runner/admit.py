@@ -31,7 +31,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
         InputError: The request does not fit.
     """
     specs = dict(plan.inputs)
-    # Names come first: sizes are told only where all that is needed is there, and nothing else.
+    # Names come first: a wrong size is of interest only where all inputs are there, and nothing else.
     if not isinstance(inputs, Mapping):
         raise InputError(f"A request is a dict of inputs by name, not {show_tensor(inputs)}.")
     for name in inputs:

@@ -28,7 +28,7 @@ class PartCodes:
 
     Attributes:
         split: The parts.
-        codes: The function of each, which returns what it gives.
+        codes: The function of each part; it returns the part's results.
     """
 
     split: Parts
@@ -136,7 +136,7 @@ class Chunks:
             self._executable.free(self._plan.values[slot[0]], handle)
 
     def _result(self, index: int, pending: PendingHandles) -> Any:
-        """A result: an input as it is, chunks joined, or what each chunk gave alike, of the first one."""
+        """A result: an input as it is, chunks joined, or the first chunk's, where all chunks have the same."""
         if index < len(self._values):
             return self._values[index]
         value = self._plan.values[index]

@@ -1,7 +1,7 @@
 """What a stage's exception becomes: a :class:`~orchestrator.errors.StageError` that names stage and inputs.
 
 The step that raised is found from the traceback: the innermost frame of a generated function, by its line. That
-frame also holds the values the step was given, so nothing has to be noted while a request runs.
+frame also holds the inputs of the step, so nothing has to be noted while a request runs.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ class PlanVariant:
     def parts(self, cut: frozenset[str]) -> PartCodes:
         """Functions for a request in chunks of these dims."""
         if cut not in self._part_codes:
-            # A function of a part frees neither what it reads, since other chunks do too, nor what it gives.
+            # A function of a part frees neither what it reads, since other chunks do too, nor its results.
             whole = split(self.plan, cut)
             plan = replace(self.plan, values=whole.plan.values)
             codes = tuple(

@@ -59,7 +59,7 @@ class Code:
         function: The function: ``(R, B, *values)``, or ``(*values)`` where nothing depends on sizes.
         takes_sizes: Whether it takes ``R`` and ``B``.
         lines: Line number to step.
-        arguments: Values it is given; its caller owns them.
+        arguments: Values that are its parameters; its caller owns them.
         source: Its text.
     """
 
@@ -84,7 +84,7 @@ class Generator:
         caller_owned: Values that are not freed: several runs share them.
         sharing: Which values share memory.
         driver: Makes the driver of a region or map.
-        check: Makes the function that checks what a host or opaque stage gave.
+        check: Makes the function that checks the results of a host or opaque stage.
         observer: Called with a step, its start and its end (seconds), or None.
         progress_hook: Called after each iteration of a loop, or None.
     """
@@ -130,7 +130,7 @@ class Generator:
 
         Args:
             name: Its name, seen in tracebacks.
-            arguments: Values it is given.
+            arguments: Values that are its parameters.
             steps: What it does.
             result: The expression it returns.
         """

@@ -23,7 +23,7 @@ Body = Callable[..., "tuple[Any, ...]"]
 
 
 def body_ends(step: MapStep) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the values that the body of a map is given, and those it gives."""
+    """Returns the arguments of the body of a map, and its results."""
     return (*step.arguments, *_common_inputs(step)), step.collects
 
 
