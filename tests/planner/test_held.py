@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orchestrator import Pipeline, Plan, PlanError
+from orchestrator.errors import PlanOptionError
 from orchestrator.testing import assert_same, run_reference
 from tests.kit import Double, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus, edge_of, on, ranked, way
@@ -176,5 +177,5 @@ def test_doubles_may_be_cast_at_a_port_or_run_elsewhere():
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.float64])
 def test_a_dtype_that_no_program_has_is_no_torch_dtype(dtype: torch.dtype):
-    refuses(PlanError, "'torch_dtype'", lambda: on(chain(None), torch_dtype=dtype))
+    refuses(PlanOptionError, "'torch_dtype'", lambda: on(chain(None), torch_dtype=dtype))
     refuses(PlanError, ("'torch_dtype'", "'a'"), lambda: on(chain(dtype)))
