@@ -45,12 +45,12 @@ def describe_dims(
     counted_loops, loop_dims = _counted_loops(context), {steps_dim(name) for name in context.graph.loops}
     dims: dict[str, DimPlan] = {}
     for name, dim in context.dims.items():
-        padded = not dim.any and not dim.exact and name not in without_rule
+        can_pad = not dim.any and not dim.exact and name not in without_rule
         # The items of a map are cut into its batches by the map itself, whatever the steps around it read.
         if is_of_items(context.graph, dim):
             loop = context.graph.loops[dim.decided_by.rpartition(".")[0]]
             whole = "" if name == str(loop.over[0][1].dims[0]) else "items of a map are padded, never cut"
-            dims[name] = replace(dim, can_pad=padded, can_chunk=not whole, whole=whole)
+            dims[name] = replace(dim, can_pad=can_pad, can_chunk=not whole, whole=whole)
             continue
         # A dim is loose where every value with it is at its own size: then no stage is compiled for a bucket of it.
         loose = not dim.any and not any(name in names for names in (counted_loops, loop_dims, at_bucket))
@@ -60,9 +60,9 @@ def describe_dims(
             whole = f"it is how often loop {counted_loops[name]!r} runs"
         else:
             whole = _obstacle(context, dim, values, steps, edge_values)
-        chunked = dim.batch and not dim.unbounded and not loose and not whole
+        can_chunk = dim.batch and not dim.unbounded and not loose and not whole
         dims[name] = replace(
-            dim, can_pad=padded, can_chunk=chunked, loose=loose, whole="" if loose else whole
+            dim, can_pad=can_pad, can_chunk=can_chunk, loose=loose, whole="" if loose else whole
         )
     return dims
 
@@ -96,7 +96,9 @@ def _obstacle(
     steps: Sequence[Step],
     edge_values: Mapping[Edge, int],
 ) -> str:
-    """What stands in the way of running a dim in chunks: all steps for a dim of inputs, regions for a born one."""
+    """What stands in the way of running a dim in chunks."""
+    # A chunk is a request by itself to whatever runs once for each chunk: for a dim of inputs that is the whole plan,
+    # for one that a stage decides the regions with it. Each must give chunks of what it would give as a whole.
     blocks: Iterable[tuple[Sequence[int], Sequence[Step], dict[str, int]]]
     if dim.decided_by:
         regions = (step for step in steps if isinstance(step, RegionStep) and dim.name in step.dims)
@@ -106,6 +108,7 @@ def _obstacle(
         ]
     else:
         blocks = [(range(len(context.graph.inputs)), steps, _results(context.graph, edge_values))]
+    # The first obstacle is enough: the plan names one.
     for inputs, body, outputs in blocks:
         reach = Reach(dim.name, context.dims, values, inputs)
         reach.visit(body)

@@ -83,9 +83,9 @@ class _Locator:
         if key not in self._carries:
             self._carries[key] = None  # a carry that is handed on as it is, by way of others or not
             self._carries[key] = self._find_carry(loop, port)
-        found = self._carries[key]
-        if found is not None:
-            return found
+        location = self._carries[key]
+        if location is not None:
+            return location
         # It leaves the loop in the buffer that it came in, which the order of the steps does not see.
         read = self._first_reader(loop, port)
         return _ON_HOST if self._has_buffers(read) else read
@@ -94,13 +94,13 @@ class _Locator:
         edge = self._into(loop, next_port(port))
         if edge in self.context.spills:
             return _ON_HOST
-        found = self._producer(edge.source, edge.source_port)
-        # Not a call of this body gave it, but a loop inside, whose programs overwrite it when that loop runs again; or
-        # it is another carry or of the code around, and so older than one iteration.
+        location = self._producer(edge.source, edge.source_port)
+        # Volatile: not a call of this body gave it, but a loop inside, whose programs overwrite it when that loop runs
+        # again; or it is another carry or of the code around, and so older than one iteration.
         fresh = edge.source.kind == "call" and self.graph.scope(edge.source) == loop.name
         same = (edge.source, edge.source_port) == (NodeKey("enter", loop.name), port)
-        held = not fresh and not same and self._has_buffers(found)
-        return _ON_HOST if held or self._is_python(edge) else found
+        is_volatile = not fresh and not same and self._has_buffers(location)
+        return _ON_HOST if is_volatile or self._is_python(edge) else location
 
     def _is_python(self, edge: Edge) -> bool:
         return not isinstance(self.context.producer_specs.get(edge), TensorSpec)

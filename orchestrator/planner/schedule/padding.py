@@ -20,16 +20,19 @@ def padding_notes(context: PlanContext) -> Iterator[str]:
     What is kept of such a result (a mean over tokens, whether all rows have ended) has gone through the padding. That
     it does not matter is what the pad rule promises; nothing here can prove it.
     """
-    counted = counting_dims(context.graph, context.producer_specs.get)
-    padded = [dim for dim in context.dims.values() if _is_padded(dim) and dim.name not in counted]
-    seen: dict[tuple[str, str], dict[str, None]] = {}
+    # A dim that counts is padded nowhere: iterations and items are told apart one by one.
+    counters = counting_dims(context.graph, context.producer_specs.get)
+    padded_dims = [dim for dim in context.dims.values() if _is_padded(dim) and dim.name not in counters]
+    ports_by_stage: dict[tuple[str, str], dict[str, None]] = {}
+    # Calls of one stage run the same code, so their outputs make one note. The host reads values at their own sizes: no
+    # call there meets padding.
     for call in context.calls.values():
-        for dim in padded if call.device != HOST else ():
+        for dim in padded_dims if call.device != HOST else ():
             if any(_has(spec, dim.name) for _, spec in call.inputs):
-                lost = [port for port, spec in call.outputs if not _has(spec, dim.name)]
-                ports = seen.setdefault((call.stage, dim.name), {})
-                ports |= {_described(context.graph, call, port): None for port in lost}
-    for (stage, name), ports in seen.items():
+                outputs = [port for port, spec in call.outputs if not _has(spec, dim.name)]
+                ports = ports_by_stage.setdefault((call.stage, dim.name), {})
+                ports |= {_describe_output(context.graph, call, port): None for port in outputs}
+    for (stage, name), ports in ports_by_stage.items():
         if ports:
             have = "has" if len(ports) == 1 else "have"
             yield (
@@ -45,14 +48,14 @@ def counting_dims(graph: Graph, source: Callable[[Edge], PortSpec | None]) -> fr
         graph: The graph.
         source: What an edge's producer gives.
     """
-    counted: set[str] = {steps_dim(name) for name in graph.loops}
+    counters: set[str] = {steps_dim(name) for name in graph.loops}
     for loop in graph.loops.values():
         names = (*loop.each, *(name for name, _ in loop.over))
         for edge in graph.into(NodeKey("enter", loop.name)):
             spec = source(edge)
             if edge.target_port in names and isinstance(spec, TensorSpec) and spec.dims:
-                counted |= set(dim_names(spec.dims[0]))
-    return frozenset(counted)
+                counters |= set(dim_names(spec.dims[0]))
+    return frozenset(counters)
 
 
 def _is_padded(dim: DimPlan) -> bool:
@@ -63,7 +66,7 @@ def _has(spec: PortSpec, name: str) -> bool:
     return isinstance(spec, TensorSpec) and name in spec.names
 
 
-def _described(graph: Graph, call: PlannedCall, port: str) -> str:
+def _describe_output(graph: Graph, call: PlannedCall, port: str) -> str:
     """An output, with what decides by it."""
     uses = []
     for edge in graph.out_of(NodeKey("call", call.name)):

@@ -1,12 +1,12 @@
-"""Regions: the calls in which born dims live, grouped so that each group can run as a whole.
+"""Regions: the calls in which data-dependent dims live, grouped so that each group can run as a whole.
 
-The *label* of a device call is the set of born dims it reads; of any other call the empty set. The *level* of a
-call counts how often the label changes on the longest way to it. Calls of one label and level form a region. A way
-between two of them that left the region would raise the level, so a region is convex; and every edge between two
+The *label* of a device call is the set of data-dependent dims it reads; of any other call the empty set. The *level*
+of a call counts how often the label changes on the longest way to it. Calls of one label and level form a region. A
+way between two of them that left the region would raise the level, so a region is convex; and every edge between two
 regions leads to a higher level, so joining the calls of each region leaves the graph acyclic.
 
-A loop counts as one call that reads what enters its body. No dim is born in a loop, so there is no region in it; the
-dims of a map's items are its own.
+A loop counts as one call that reads what enters its body. No stage in a loop decides a dim, so there is no region in
+it; the dims of a map's items are its own.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ __all__ = ["group_regions", "leaving"]
 def group_regions(context: PlanContext) -> PlanContext:
     """Says of each call, and of each loop by its entry, in which region it is, if in any."""
     graph = context.graph
-    born = [
+    region_dims = [
         name
         for name, dim in context.dims.items()
         if dim.decided_by and not dim.any and not is_of_items(graph, dim)
     ]
-    if not born:
+    if not region_dims:
         return context
+    # What enters each call, or each loop as a whole, from outside of it.
     reads: dict[NodeKey, list[Edge]] = {}
     for edge in graph.edges:
         node, source = graph.ancestor_in(edge.target, ""), graph.ancestor_in(edge.source, "")
         if node is not None and node != source:
             reads.setdefault(node, []).append(edge)
+    # In topological order: the level of whatever a node reads is known. It grows exactly where the label changes.
     labels: dict[NodeKey, tuple[str, ...]] = {}
     levels: dict[NodeKey, int] = {}
     for (node,) in graph.ordered_units({}):
         edges = reads.get(node, [])
-        labels[node] = _label(context, node, edges, born)
+        labels[node] = _label(context, node, edges, region_dims)
         before = [other for edge in edges if (other := graph.ancestor_in(edge.source, "")) is not None]
         levels[node] = max((levels[other] + (labels[other] != labels[node]) for other in before), default=0)
     regions = {node: RegionKey(label, levels[node]) for node, label in labels.items() if label}
@@ -61,11 +63,11 @@ def _region(context: PlanContext, node: NodeKey) -> RegionKey | None:
     return None if around is None else context.regions.get(around)
 
 
-def _label(context: PlanContext, node: NodeKey, edges: list[Edge], born: list[str]) -> tuple[str, ...]:
+def _label(context: PlanContext, node: NodeKey, edges: list[Edge], region_dims: list[str]) -> tuple[str, ...]:
     if node.kind == "call" and context.graph.calls[node.name].stage.host:
         return ()
     read = {dim for edge in edges for dim in _read(context, edge)}
-    return tuple(dim for dim in born if dim in read)
+    return tuple(dim for dim in region_dims if dim in read)
 
 
 def _read(context: PlanContext, edge: Edge) -> tuple[str, ...]:

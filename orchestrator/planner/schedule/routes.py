@@ -41,7 +41,7 @@ class EdgeRoutes:
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
-        self._padded = padded_names(context.graph, context.dims) - self._bound()
+        self._padded_dims = padded_names(context.graph, context.dims) - self._bound()
         self._items = {
             str(plain_dim(spec.dims[0])) for loop in context.graph.loops.values() for _, spec in loop.over
         }
@@ -50,7 +50,7 @@ class EdgeRoutes:
         self._cuts: dict[tuple[object, ...], set[tuple[Adapter, ...]]] = {}
         for edge, parts in self._parts.items():
             if parts.moves:
-                self._cuts.setdefault(self._journey(edge), set()).add(parts.shrinks)
+                self._cuts.setdefault(self._transfer_key(edge), set()).add(parts.shrinks)
 
     def _bound(self) -> set[str]:
         """Dims that stay at their buckets whatever other rules say: an input brings them to a stage without a rule."""
@@ -78,21 +78,24 @@ class EdgeRoutes:
         parts = self._parts[edge]
         none: tuple[Adapter, ...] = ()
         if not parts.moves:
-            return self._placed(edge, (*parts.shrinks, *parts.grows))
+            return self._with_places(edge, (*parts.shrinks, *parts.grows))
         first, rest = parts.moves[:1], parts.moves[1:]
         grows_after = self._grows_after(edge)
-        shared = len(self._cuts[self._journey(edge)]) > 1
-        if first[0].kind == "gather" or self._is_compiled(self.source(edge)) or (shared and grows_after):
+        many_cuts = len(self._cuts[self._transfer_key(edge)]) > 1
+        # Where to shrink: before the move less is moved. But a compiled device computes nothing beside its programs, a
+        # gather needs all parts, and consumers who share a move and want several cuts need the whole value there.
+        if first[0].kind == "gather" or self._is_compiled(self.source(edge)) or (many_cuts and grows_after):
             before, after = none, parts.shrinks
         else:
             before, after = parts.shrinks, none
+        # Where to grow: on the target if it computes by itself; else on the host, before the last move.
         if grows_after:
             return (*before, *first, *after, *rest, *parts.grows)
         if rest:
             return (*before, *first, *after, *parts.grows, *rest)
         return (*before, *after, *parts.grows, *first)
 
-    def _placed(self, edge: Edge, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    def _with_places(self, edge: Edge, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
         """Says where adapters between two stages of a device without eager compute are compiled in."""
         if edge not in self.context.fusions:
             return adapters
@@ -109,9 +112,9 @@ class EdgeRoutes:
         """Returns the producing end."""
         if edge.source.kind != "call":
             return self.context.locations[edge].source
-        return self.produced(edge.source.name, self.context.producer_specs[edge])
+        return self.output_location(edge.source.name, self.context.producer_specs[edge])
 
-    def produced(self, call: str, spec: PortSpec) -> Location:
+    def output_location(self, call: str, spec: PortSpec) -> Location:
         """Returns the end at which a call gives an output."""
         end = call_location(self.context, call)
         births = isinstance(spec, TensorSpec) and self._births(call, spec)
@@ -125,7 +128,7 @@ class EdgeRoutes:
         """Returns the region dims that an edge's value carries out of its region."""
         return leaving(self.context, edge)
 
-    def bucketed(self, spec: TensorSpec) -> bool:
+    def has_buckets(self, spec: TensorSpec) -> bool:
         """Tells whether named dims of a value are compiled for buckets."""
         return any(not self.context.dims[name].any for name in spec.names)
 
@@ -140,7 +143,7 @@ class EdgeRoutes:
             )
         return bool(own)
 
-    def _journey(self, edge: Edge) -> tuple[object, ...]:
+    def _transfer_key(self, edge: Edge) -> tuple[object, ...]:
         return (edge.source, edge.source_port, self.target(edge).memory, self._is_forced(edge))
 
     def _is_forced(self, edge: Edge) -> bool:
@@ -154,11 +157,14 @@ class EdgeRoutes:
     def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
         source, target = self.source(edge), self.target(edge)
         down, up = Adapter("download", device=HOST), Adapter("upload", device=target.device)
+        # Parts on ranks leave a device only by a gather, which brings them to the host.
         if is_gathered(self.context, edge):
             gather = self.context.consumer_specs[edge].conversions[0]
             return (gather,) if target.memory == HOST else (gather, up)
         if source.memory == target.memory:
             return (down, up) if self._is_forced(edge) else ()
+        # Between two memories: the host has a link to each device; two devices copy where the residency says so, and
+        # else go over the host.
         if source.memory == HOST:
             return (up,)
         if target.memory == HOST:
@@ -168,34 +174,36 @@ class EdgeRoutes:
         return (down, up)
 
     def _split(self, edge: Edge) -> _RouteParts:
-        given, edge_spec = self.context.producer_specs[edge], self.context.consumer_specs[edge]
-        if not isinstance(given, TensorSpec) or not isinstance(edge_spec.spec, TensorSpec):
+        source_spec, edge_spec = self.context.producer_specs[edge], self.context.consumer_specs[edge]
+        if not isinstance(source_spec, TensorSpec) or not isinstance(edge_spec.spec, TensorSpec):
             return _RouteParts((), (), ())
         if is_gathered(self.context, edge):
-            given = edge_spec.conversions[0].result(given)
+            source_spec = edge_spec.conversions[0].result(source_spec)
         source, target = self.source(edge), self.target(edge)
+        # First the cut from a bucket to the value's own size: it needs no room, and what follows has less to do.
         shrinks: list[Adapter] = []
         grows: list[Adapter] = []
         leaves = bool(self.leaves(edge))
-        if not source.unpadded and (target.unpadded or leaves) and self.bucketed(given):
-            self._check_cut(edge, given)
-            shrinks.append(Adapter("cut", plain_dims(given.dims)))
+        if not source.unpadded and (target.unpadded or leaves) and self.has_buckets(source_spec):
+            self._check_cut(edge, source_spec)
+            shrinks.append(Adapter("cut", plain_dims(source_spec.dims)))
         for conversion in edge_spec.conversions:
             if conversion.kind == "gather":
                 continue
             narrow = (
                 conversion.kind == "cast"
                 and conversion.dtype is not None
-                and conversion.dtype.itemsize <= given.dtype.itemsize
+                and conversion.dtype.itemsize <= source_spec.dtype.itemsize
             )
             # What shrinks after something has grown (a port inside an inlined pipeline) stays after it.
             (shrinks if (conversion.kind == "slice" or narrow) and not grows else grows).append(conversion)
-        settled = edge.source.kind == "constant"  # its sizes are those of buckets already
+        # Last the pad from its own size to a bucket: a pad before it with the same rule would be done twice.
+        at_bucket = edge.source.kind == "constant"  # its sizes are those of buckets already
         if (
             not target.unpadded
             and (source.unpadded or leaves)
-            and self.bucketed(edge_spec.spec)
-            and not settled
+            and self.has_buckets(edge_spec.spec)
+            and not at_bucket
         ):
             rule = self._fill(edge, edge_spec.spec) if leaves or self._is_of_loop(edge) else edge_spec.rule
             if grows and grows[-1].kind == "pad" and grows[-1].rule == rule:
@@ -221,12 +229,13 @@ class EdgeRoutes:
         Raises:
             PlanError: Nobody promised anything.
         """
+        # From the nearest promise to the farthest: the port's own rule, batches, then the rule that the dim came with.
         rule = self.context.consumer_specs[edge].rule
         names = [name for name in spec.names if not self.context.dims[name].any]
         if rule is not None:
             return rule
-        padded = next((name for name in names if name in self._padded), None)
-        if padded is None:
+        padded_dim = next((name for name in names if name in self._padded_dims), None)
+        if padded_dim is None:
             return None  # it is at its buckets already, and whatever is not is refused when it comes
         if all(self.context.dims[name].batch or name in self._items for name in names):
             return "repeat_first"
@@ -236,12 +245,12 @@ class EdgeRoutes:
             return rules[0]
         raise PlanError(
             f"{edge.origin!r} is {spec} at its own size and has to grow to a bucket again for {edge.destination!r}, "
-            f"but no pad rule speaks of its numbers: that of the input with {padded!r} was given for other ones. "
-            f"Declare the port with a pad rule (inputs={{...: TensorSpec(..., pad=0)}}), or {padded!r} as "
-            f"Dim({padded!r}, ..., batch=True) if items along it are independent.",
+            f"but no pad rule speaks of its numbers: that of the input with {padded_dim!r} was given for other ones. "
+            f"Declare the port with a pad rule (inputs={{...: TensorSpec(..., pad=0)}}), or {padded_dim!r} as "
+            f"Dim({padded_dim!r}, ..., batch=True) if items along it are independent.",
             edge=str(edge),
             spec=spec,
-            dim=padded,
+            dim=padded_dim,
         )
 
     def _rules(self, name: str) -> list[Pad]:
@@ -256,11 +265,11 @@ class EdgeRoutes:
             specs = [spec for spec in graph.inputs.values() if name in getattr(spec, "names", ())]
         return [spec.pad for spec in specs if isinstance(spec, TensorSpec)]
 
-    def _is_lost(self, edge: Edge, name: str, seen: set[Edge]) -> bool:
+    def _is_lost(self, edge: Edge, name: str, path: set[Edge]) -> bool:
         """Tells whether padding along a dim reaches a stage that gives something without the dim."""
-        if edge in seen or name not in getattr(self.context.producer_specs[edge], "names", ()):
+        if edge in path or name not in getattr(self.context.producer_specs[edge], "names", ()):
             return False
-        seen.add(edge)
+        path.add(edge)
         if edge.target.kind == "output" or self.target(edge).device == HOST:
             return False
         following = self.context.graph.out_of(edge.target)
@@ -268,7 +277,7 @@ class EdgeRoutes:
             specs = [self.context.producer_specs[after] for after in following]
             if any(name not in getattr(spec, "names", ()) for spec in specs):
                 return True
-        return any(self._is_lost(after, name, seen) for after in following)
+        return any(self._is_lost(after, name, path) for after in following)
 
     def _check_cut(self, edge: Edge, spec: TensorSpec) -> None:
         for dim in spec.dims:
@@ -283,7 +292,7 @@ class EdgeRoutes:
 
     def _is_padded(self, name: str) -> bool:
         """Tells whether a value may hold padding along a dim."""
-        return name in self._padded
+        return name in self._padded_dims
 
 
 def _is_finite(rule: Pad) -> bool:

@@ -39,8 +39,8 @@ from orchestrator.specs import PortSpec, TensorSpec, plain_dims
 __all__ = ["adapt"]
 
 Root = tuple[NodeKey, str]
-#: What a value came from, and the route it came.
-Made = tuple[Root, tuple[Adapter, ...]]
+#: What identifies a value: where it came from, and the adapters it went through.
+ValueKey = tuple[Root, tuple[Adapter, ...]]
 
 
 @dataclass(eq=False)
@@ -50,12 +50,14 @@ class _StepFrame:
     Attributes:
         loop: The loop whose body it is, or is in.
         region: The region whose body it is.
+        steps: The steps, in the order of running.
+        indices: Values that were made in it, by where they came from and by which adapters.
     """
 
     loop: str = ""
     region: RegionKey | None = None
     steps: list[Step] = field(default_factory=list)
-    made: dict[Made, int] = field(default_factory=dict)
+    indices: dict[ValueKey, int] = field(default_factory=dict)
 
 
 def adapt(context: PlanContext) -> PlanContext:
@@ -79,6 +81,7 @@ class _StepBuilder:
         self.final: dict[Edge, int] = {}
 
     def run(self) -> PlanContext:
+        # The runner numbers the inputs of a request by their place, so they are the first values; constants come next.
         for name, spec in self.graph.inputs.items():
             self._root((NodeKey("input", name), ""), PlannedValue(name, spec, HOST, True))
         for name in self.graph.constants:
@@ -88,15 +91,18 @@ class _StepBuilder:
                     (node, ""),
                     PlannedValue(name, self.context.producer_specs[edge], HOST, True, constant=True),
                 )
+        # Units in topological order: a call or a loop by itself, the calls of a region together.
         for unit in self.graph.ordered_units(self.regions):
             region = self.regions.get(unit[0])
             if region is not None:
                 self._region(region, unit)
             else:
                 self._unit(unit[0])
+        # An output that no call gives belongs to no unit.
         for edge in self.graph.ordered_edges():
             if edge.target.kind == "output" and edge.source.kind in ("input", "constant"):
                 self._realise(edge)
+        # Every edge has its value now, so dims and edges can be described by what was really written.
         context, routes = self.context, self.routes
         return replace(
             context,
@@ -114,7 +120,7 @@ class _StepBuilder:
 
     def _root(self, root: Root, value: PlannedValue) -> int:
         self.values.append(value)
-        self.frames[-1].made[root, ()] = len(self.values) - 1
+        self.frames[-1].indices[root, ()] = len(self.values) - 1
         return len(self.values) - 1
 
     def _unit(self, node: NodeKey) -> None:
@@ -132,7 +138,7 @@ class _StepBuilder:
         edges = {edge.target_port: edge for edge in self.graph.into(node)}
         inputs = tuple(self._realise(edges[port]) for port, _ in call.inputs)
         outputs = tuple(
-            self._give((node, port), f"{name}.{port}", spec, self.routes.produced(name, spec))
+            self._give((node, port), f"{name}.{port}", spec, self.routes.output_location(name, spec))
             for port, spec in call.outputs
         )
         self.frames[-1].steps.append(CallStep(inputs, outputs, name, device=call.device))
@@ -143,8 +149,8 @@ class _StepBuilder:
 
     def _give(self, root: Root, origin: str, spec: PortSpec, end: Location) -> int:
         """Makes the value that a call or a loop's end gives."""
-        settled = not isinstance(spec, TensorSpec) or not self.routes.bucketed(spec)
-        return self._root(root, PlannedValue(origin, spec, end.memory, end.unpadded or settled))
+        no_buckets = not isinstance(spec, TensorSpec) or not self.routes.has_buckets(spec)
+        return self._root(root, PlannedValue(origin, spec, end.memory, end.unpadded or no_buckets))
 
     def _results(self, node: NodeKey) -> None:
         """Brings home what leaves the pipeline, or the loop around a call or loop; not a loop beside it."""
@@ -153,10 +159,13 @@ class _StepBuilder:
                 self._realise(edge)
 
     def _region(self, region: RegionKey, unit: tuple[NodeKey, ...]) -> None:
+        # The body: what its calls read of dims that the region does not cut is made in the frame around, once.
         frame = _StepFrame(region=region)
         self.frames.append(frame)
         for node in unit:
             self._unit(node)
+        # What others read leaves by the shortest part of its route that must run for each chunk; the rest follows after
+        # the chunks are put together.
         ends = [node if node.kind == "call" else NodeKey("exit", node.name) for node in unit]
         exits = []
         for edge in (edge for node in ends for edge in self.graph.out_of(node)):
@@ -167,6 +176,7 @@ class _StepBuilder:
         body = tuple(frame.steps)
         inputs, outputs = _outer(body, ()), tuple(dict.fromkeys(exits))
         self.frames[-1].steps.append(RegionStep(inputs, outputs, body, region.dims))
+        # Only now: outputs of the pipeline read what all chunks gave, in the frame around.
         for node in ends:
             self._results(node)
 
@@ -186,7 +196,7 @@ class _StepBuilder:
         ):
             end = 1  # the buffer that the value is in is the next call's
         index = self._walk(root, route[:end], frame)
-        self.frames[0].made[root, route[:end]] = index
+        self.frames[0].indices[root, route[:end]] = index
         return index
 
     def _loop(self, loop: Loop) -> None:
@@ -199,14 +209,16 @@ class _StepBuilder:
         frame = _StepFrame(loop=loop.name)
         self.frames.append(frame)
         arguments = {
-            port: self._head(loop, port, into[port], entries[port]) for port in entries if port != CONDITION
+            port: self._argument(loop, port, into[port], entries[port])
+            for port in entries
+            if port != CONDITION
         }
         for (node,) in self.graph.ordered_units({}, loop.name):
             self._unit(node)
         for edge in self.graph.out_of(enter):
             if edge.target == leave:
                 self._realise(edge)
-        yields = {edge.target_port: self._end(edge) for edge in self.graph.into(leave)}
+        yields = {edge.target_port: self._yielded_value(edge) for edge in self.graph.into(leave)}
         self.frames.pop()
         # What hangs its iterations together, then what the loop reads and gives as a whole.
         carries = tuple(Carry(entries[port], arguments[port], yields[next_port(port)]) for port in loop.carry)
@@ -216,7 +228,7 @@ class _StepBuilder:
         inputs = tuple(
             sorted({*entries.values(), *_outer(body, arguments.values()), *_outside(yields, arguments, body)})
         )
-        outputs = tuple(self._left(loop, leave, port) for port in loop.results)
+        outputs = tuple(self._result(loop, leave, port) for port in loop.results)
         parts = inputs, outputs, body, loop.name, carries, slices, collects
         step: LoopLikeStep
         match loop.kind:
@@ -235,9 +247,9 @@ class _StepBuilder:
         own = str(loop.over[0][1].dims[0]) if loop.over else steps_dim(loop.name)
         return own if own in self.context.dims else ""
 
-    def _head(self, loop: Loop, port: str, edge: Edge, given: int) -> int:
+    def _argument(self, loop: Loop, port: str, edge: Edge, initial: int) -> int:
         """Makes the value of a port in the body: this iteration's carry, or slice."""
-        spec, end = self.values[given].spec, self.routes.target(edge)
+        spec, end = self.values[initial].spec, self.routes.target(edge)
         if port in loop.carry:
             spec = self.context.consumer_specs[edge].spec
         if port in loop.each:
@@ -249,21 +261,21 @@ class _StepBuilder:
         root = (NodeKey("enter", loop.name), port)
         return self._give(root, f"{loop.name}.{port}", spec, end)
 
-    def _left(self, loop: Loop, leave: NodeKey, port: str) -> int:
+    def _result(self, loop: Loop, leave: NodeKey, port: str) -> int:
         """Makes the value of a port outside: the last carry, or the collected values."""
         edge = next(edge for edge in self.graph.into(leave) if edge.target_port in (port, next_port(port)))
         spec = self.values[self.final[edge]].spec
         if port not in loop.carry:
-            spec = self._stacked(loop, spec)
+            spec = self._stacked_spec(loop, spec)
         return self._give((leave, port), f"{loop.name}.{port}", spec, self.routes.target(edge))
 
-    def _stacked(self, loop: Loop, spec: PortSpec) -> PortSpec:
+    def _stacked_spec(self, loop: Loop, spec: PortSpec) -> PortSpec:
         count = self.context.counts[loop.name]
         if count is None or not isinstance(spec, TensorSpec):
             return list
         return TensorSpec((count, *(spec.dims[1:] if loop.over else spec.dims)), spec.dtype)
 
-    def _end(self, edge: Edge) -> int:
+    def _yielded_value(self, edge: Edge) -> int:
         """The value that an edge hands to the end of its loop."""
         return self.final[edge] if edge in self.final else self._realise(edge)
 
@@ -278,11 +290,11 @@ class _StepBuilder:
         if edge.source.kind == "constant":
             return self.staging
         scope = edge.source.name if edge.source.kind == "enter" else self.graph.scope(edge.source)
-        chosen = self.frames[0]
+        innermost = self.frames[0]
         for frame in self.frames:
             if frame.loop == scope and (frame.region is None or self._is_of(edge, frame.region)):
-                chosen = frame
-        return chosen
+                innermost = frame
+        return innermost
 
     def _is_of(self, edge: Edge, region: RegionKey) -> bool:
         spec = self.context.producer_specs[edge]
@@ -299,7 +311,7 @@ class _StepBuilder:
             end -= 1
         for stop in range(end + 1, len(route) + 1):
             index = self._adapt(index, route[stop - 1], frame)
-            frame.made[root, route[:stop]] = index
+            frame.indices[root, route[:stop]] = index
         return index
 
     def _find(self, root: Root, route: tuple[Adapter, ...], frame: _StepFrame) -> int | None:
@@ -307,17 +319,17 @@ class _StepBuilder:
             self.frames[: self.frames.index(frame) + 1] if frame in self.frames else [*self.frames[:1], frame]
         )
         return next(
-            (other.made[root, route] for other in reversed(around) if (root, route) in other.made), None
+            (other.indices[root, route] for other in reversed(around) if (root, route) in other.indices), None
         )
 
     def _adapt(self, source: int, adapter: Adapter, frame: _StepFrame) -> int:
         value = self.values[source]
         assert isinstance(value.spec, TensorSpec)
         memory = self._memory(adapter.device) if adapter.kind in MOVES else value.memory
-        real = adapter.kind == "cut" or (value.unpadded and not adapter.to_bucket)
+        unpadded = adapter.kind == "cut" or (value.unpadded and not adapter.to_bucket)
         device = adapter.device if adapter.kind in ("upload", "copy") else value.memory
         self.values.append(
-            PlannedValue(value.origin, adapter.result(value.spec), memory, real, value.constant)
+            PlannedValue(value.origin, adapter.result(value.spec), memory, unpadded, value.constant)
         )
         target = len(self.values) - 1
         frame.steps.append(AdaptStep((source,), (target,), value.origin, adapter, device=device))
@@ -329,13 +341,13 @@ class _StepBuilder:
         return device
 
 
-def _outer(body: tuple[Step, ...], given: Collection[int]) -> tuple[int, ...]:
+def _outer(body: tuple[Step, ...], arguments: Collection[int]) -> tuple[int, ...]:
     """Values that the steps of a body read and do not make."""
-    made = {index for step in body for index in step.outputs} | set(given)
-    return tuple(sorted({index for step in body for index in step.inputs} - made))
+    own = {index for step in body for index in step.outputs} | set(arguments)
+    return tuple(sorted({index for step in body for index in step.inputs} - own))
 
 
-def _outside(ends: Mapping[str, int], heads: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
+def _outside(yields: Mapping[str, int], arguments: Mapping[str, int], body: tuple[Step, ...]) -> set[int]:
     """Values handed to the next iteration, or collected, that are made outside the loop."""
-    made = {index for step in body for index in step.outputs} | set(heads.values())
-    return set(ends.values()) - made
+    own = {index for step in body for index in step.outputs} | set(arguments.values())
+    return set(yields.values()) - own

@@ -51,23 +51,23 @@ def same_spec(one: PortSpec, other: PortSpec) -> bool:
     return one is other
 
 
-def check_edges(plan: Plan, called: Mapping[str, CallStep]) -> None:
+def check_edges(plan: Plan, call_steps: Mapping[str, CallStep]) -> None:
     """Checks the edges of a plan against its steps.
 
     Args:
         plan: The plan; its steps were replayed already.
-        called: Call to step.
+        call_steps: Call to step.
 
     Raises:
         PlanError: They differ.
     """
-    _Edges(plan, called).run()
+    _Edges(plan, call_steps).run()
 
 
 class _Edges:
-    def __init__(self, plan: Plan, called: Mapping[str, CallStep]) -> None:
+    def __init__(self, plan: Plan, call_steps: Mapping[str, CallStep]) -> None:
         self.plan = plan
-        self.called = called
+        self.call_steps = call_steps
         self.calls = {call.name: call for call in plan.calls}
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.constants = {value.origin for value in plan.values if value.constant}
@@ -81,31 +81,33 @@ class _Edges:
     def run(self) -> None:
         edges = {edge.target: edge for edge in self.plan.edges}
         self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
-        wanted: dict[str, int] = dict(self.plan.outputs)
-        for name, step in self.called.items():
+        port_values: dict[str, int] = dict(self.plan.outputs)
+        for name, step in self.call_steps.items():
             ports = (f"{name}.{port}" for port, _ in self.calls[name].inputs)
-            wanted.update(zip(ports, step.inputs, strict=True))
+            port_values.update(zip(ports, step.inputs, strict=True))
         for loop in self.loops.values():
-            wanted.update(self._of_loop(loop))
+            port_values.update(self._of_loop(loop))
         self._demand(
-            set(edges) == set(wanted), f"edges and ports differ: {sorted(set(edges) ^ set(wanted))[:2]}"
+            set(edges) == set(port_values),
+            f"edges and ports differ: {sorted(set(edges) ^ set(port_values))[:2]}",
         )
         largest = {dim.name: dim.buckets[-1] for dim in self.plan.dims}
         for target, edge in edges.items():
             self._demand(
-                edge.value == wanted[target], f"the edge '{edge}' ends in another value than {target!r} reads"
+                edge.value == port_values[target],
+                f"the edge '{edge}' ends in another value than {target!r} reads",
             )
-            way, root = self._way(edge.value)
+            adapters, root = self._adapters_to(edge.value)
             self._demand(root.origin == edge.source, f"{target!r} reads {root.origin!r}, not {edge.source!r}")
             self._demand(
-                way == list(edge.adapters), f"the edge '{edge}' does not list the adapters on its way"
+                adapters == list(edge.adapters), f"the edge '{edge}' does not list the adapters on its way"
             )
             size = edge.spec.nbytes(largest) if isinstance(edge.spec, TensorSpec) else 0
             self._demand(
                 edge.bytes == size and same_spec(edge.spec, root.spec),
                 f"the edge '{edge}' carries {root.spec}",
             )
-            self._residency(edge, [adapter.kind for adapter in way])
+            self._residency(edge, [adapter.kind for adapter in adapters])
 
     def _of_loop(self, step: LoopLikeStep) -> dict[str, int]:
         """What enters and leaves a loop, by the ports that the origins of its values tell."""
@@ -123,17 +125,17 @@ class _Edges:
                 ports[next(end for end in ends if end.startswith(f"{step.name}."))] = until
         return ports
 
-    def _way(self, index: int) -> tuple[list[Adapter], PlannedValue]:
-        way: list[Adapter] = []
+    def _adapters_to(self, index: int) -> tuple[list[Adapter], PlannedValue]:
+        adapters: list[Adapter] = []
         while isinstance(step := self.producers.get(index), AdaptStep):
-            way.insert(0, step.adapter)
+            adapters.insert(0, step.adapter)
             index = step.inputs[0]
-        return way, self.plan.values[index]
+        return adapters, self.plan.values[index]
 
     def _residency(self, edge: PlannedEdge, kinds: list[str]) -> None:
-        found = [self._device(name) for name in (edge.source, edge.target)]
-        ends = [device for device in found if device is not None]
-        if len(ends) < len(found):
+        devices = [self._device(name) for name in (edge.source, edge.target)]
+        ends = [device for device in devices if device is not None]
+        if len(ends) < len(devices):
             return  # an end of a loop, which is where its value is: the record of the loop tells
         if edge.source in self.constants:
             where = Residency.HOST if ends[1] == HOST else Residency.DEVICE

@@ -38,8 +38,8 @@ def check_left(plan: Plan, step: LoopLikeStep, before: set[int], after: set[int]
     Raises:
         PlanError: The iteration frees what is not its own, lacks what the next one reads, or leaves something behind.
     """
-    lost, yields = before - after, set(step.yields)
-    demand(plan, not lost, f"loop {step.name!r} frees values {sorted(lost)[:3]}, which are not its own")
+    missing, yields = before - after, set(step.yields)
+    demand(plan, not missing, f"loop {step.name!r} frees values {sorted(missing)[:3]}, which are not its own")
     demand(plan, yields <= after, f"loop {step.name!r} lacks values {sorted(yields - after)[:3]} at its end")
     left = after - before - yields
     idle = not step.body
@@ -62,8 +62,8 @@ class _LoopChecker:
         step = self.step
         self._demand(len(step.results) == len(step.carries), "does not give all its carries")
         self._demand(len(step.stacks) == len(step.collects), "does not give all it collects")
-        named = all(self._value(index).origin.startswith(f"{step.name}.") for index in step.arguments)
-        self._demand(named, "has the arguments of another loop")
+        own_names = all(self._value(index).origin.startswith(f"{step.name}.") for index in step.arguments)
+        self._demand(own_names, "has the arguments of another loop")
         for carry, result in zip(step.carries, step.results, strict=True):
             for index in (carry.initial, carry.yielded, result):
                 self._same(carry.argument, index)
@@ -119,8 +119,8 @@ class _LoopChecker:
     def _batch(self, entry: Slice, dim: str) -> None:
         one, other = self._value(entry.whole), self._value(entry.part)
         dims = other.spec.dims[:1] if isinstance(other.spec, TensorSpec) else ()
-        listed = one.spec is list or isinstance(one.spec, TensorSpec)
-        sound = listed and plain_dims(dims) == (dim,) and one.memory == other.memory == HOST
+        has_items = one.spec is list or isinstance(one.spec, TensorSpec)
+        sound = has_items and plain_dims(dims) == (dim,) and one.memory == other.memory == HOST
         self._demand(sound and other.unpadded, f"makes batches, value {entry.part}, of value {entry.whole}")
 
     def _numbers(self, step: LoopStep) -> None:
@@ -156,17 +156,17 @@ class _LoopChecker:
 
     def _slice(self, entry: Slice) -> None:
         one, other = self._value(entry.whole), self._value(entry.part)
-        compiled = {group.memory for group in self.plan.groups if group.runs_programs}
+        program_memories = {group.memory for group in self.plan.groups if group.runs_programs}
         sound = (
             isinstance(one.spec, TensorSpec)
             and isinstance(other.spec, TensorSpec)
             and same_spec(TensorSpec(one.spec.dims[1:], one.spec.dtype), other.spec)
             and one.memory == other.memory
-            and one.memory not in compiled
+            and one.memory not in program_memories
         )
-        named = isinstance(one.spec, TensorSpec) and bool(one.spec.names)
+        has_names = isinstance(one.spec, TensorSpec) and bool(one.spec.names)
         self._demand(
-            sound and (one.unpadded or one.constant or not named),
+            sound and (one.unpadded or one.constant or not has_names),
             f"cuts value {entry.part} out of value {entry.whole}",
         )
 

@@ -54,15 +54,15 @@ class _Verifier:
         self.calls = {call.name: call for call in plan.calls}
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
         self.made_by: dict[int, Step] = {}
-        self.called: dict[str, CallStep] = {}
+        self.call_steps: dict[str, CallStep] = {}
         self.within: tuple[str, ...] = ()
 
     def run(self) -> None:
         check_tables(self.plan)
         inputs = set(range(len(self.plan.inputs)))
         constants = {index for index, value in enumerate(self.plan.values) if value.constant}
-        alive = self._replay(self.plan.steps, inputs | self._staged(constants))
-        kept = {index for _, index in self.plan.outputs}
+        alive = self._replay(self.plan.steps, inputs | self._replay_staging(constants))
+        outputs = {index for _, index in self.plan.outputs}
         for name, index in self.plan.outputs:
             value = self._value(index)
             self._demand(index in alive, f"output {name!r} hands out a value that is not there at the end")
@@ -71,14 +71,14 @@ class _Verifier:
             )
         self._demand(constants <= alive, f"{self._names(constants - alive)} is a constant, but is freed")
         read = {index for step in self.plan.steps for index in step.inputs}
-        forgotten = alive - kept - constants - (inputs - read)
-        self._demand(not forgotten, f"{self._names(forgotten)} is never freed")
-        missing = [name for name in self.calls if name not in self.called]
+        leaks = alive - outputs - constants - (inputs - read)
+        self._demand(not leaks, f"{self._names(leaks)} is never freed")
+        missing = [name for name in self.calls if name not in self.call_steps]
         self._demand(not missing, f"call {missing[:1]} never runs")
-        check_edges(self.plan, self.called)
+        check_edges(self.plan, self.call_steps)
         check_programs(self.plan)
 
-    def _staged(self, constants: set[int]) -> set[int]:
+    def _replay_staging(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""
         for step in self.plan.staging:
             own = constants.issuperset(step.inputs + step.outputs)
@@ -86,8 +86,8 @@ class _Verifier:
                 isinstance(step, AdaptStep) and not step.frees and own,
                 f"{_step(step)} at load does not bring a constant to its place",
             )
-        made = {index for step in self.plan.staging for index in step.outputs}
-        return self._replay(self.plan.staging, constants - made)
+        outputs = {index for step in self.plan.staging for index in step.outputs}
+        return self._replay(self.plan.staging, constants - outputs)
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -144,12 +144,12 @@ class _Verifier:
         self.within = around
 
     def _region(self, step: RegionStep, alive: set[int]) -> None:
-        born = all(name in self.dims and self.dims[name].decided_by for name in step.dims)
-        self._demand(bool(step.dims) and born, f"region {step.label!r} has dims that are not born")
+        data_dependent = all(name in self.dims and self.dims[name].decided_by for name in step.dims)
+        self._demand(bool(step.dims) and data_dependent, f"region {step.label!r} has dims that are not born")
         reads = {index for inner in step.body for index in inner.inputs}
-        made = {index for inner in step.body for index in inner.outputs}
+        outputs = {index for inner in step.body for index in inner.outputs}
         self._demand(
-            sorted(reads - made) == sorted(step.inputs),
+            sorted(reads - outputs) == sorted(step.inputs),
             f"region {step.label!r} reads other values than it says",
         )
         around, self.within = self.within, (*self.within, *step.dims)
@@ -165,8 +165,8 @@ class _Verifier:
         call = self.calls.get(step.name)
         self._demand(call is not None, f"a step calls {step.name!r}, which is no call")
         assert call is not None
-        self._demand(step.name not in self.called, f"call {step.name!r} runs twice")
-        self.called[step.name] = step
+        self._demand(step.name not in self.call_steps, f"call {step.name!r} runs twice")
+        self.call_steps[step.name] = step
         self._demand(
             step.device == call.device, f"call {step.name!r} is to run on {call.device}, not {step.device}"
         )
@@ -188,10 +188,10 @@ class _Verifier:
                 value.memory == self.memory[call.device], f"{name!r} is not where {call.name!r} runs"
             )
             self._demand(
-                value.unpadded == self._gives_real(call, spec), f"{name!r} is made at the wrong sizes"
+                value.unpadded == self._gives_unpadded(call, spec), f"{name!r} is made at the wrong sizes"
             )
 
-    def _gives_real(self, call: PlannedCall, spec: PortSpec) -> bool:
+    def _gives_unpadded(self, call: PlannedCall, spec: PortSpec) -> bool:
         """Whether an output is at the request's own sizes: on the host, without buckets, or where a dim is born."""
         names = [name for name in getattr(spec, "names", ()) if not self.dims[name].any]
         births = any(self.dims[name].decided_by.rpartition(".")[0] == call.name for name in names)
@@ -212,21 +212,22 @@ class _Verifier:
         self._demand(at_home, f"{name!r} reads a value in {value.memory!r} on {call.device!r}")
         outside = [dim for dim in spec.names if self._runs_in_region(dim) and dim not in self.within]
         self._demand(call.device == HOST or not outside, f"{name!r} has dims {outside} outside their region")
-        named = any(not self.dims[dim].any for dim in spec.names)
-        settled = value.constant or not named or value.unpadded == (call.device == HOST)
+        has_buckets = any(not self.dims[dim].any for dim in spec.names)
+        right_size = value.constant or not has_buckets or value.unpadded == (call.device == HOST)
         self._demand(
-            settled, f"{name!r} reads {value.origin!r} at {'its own' if value.unpadded else 'a bucket'} size"
+            right_size,
+            f"{name!r} reads {value.origin!r} at {'its own' if value.unpadded else 'a bucket'} size",
         )
 
     def _runs_in_region(self, name: str) -> bool:
         return bool(self.dims[name].decided_by) and not self.dims[name].any
 
-    def _fits(self, given: TensorSpec, wanted: TensorSpec) -> bool:
-        if given.dtype != wanted.dtype or len(given.dims) != len(wanted.dims):
+    def _fits(self, source: TensorSpec, target: TensorSpec) -> bool:
+        if source.dtype != target.dtype or len(source.dims) != len(target.dims):
             return False
-        if plain_dims(given.dims) == plain_dims(wanted.dims):
+        if plain_dims(source.dims) == plain_dims(target.dims):
             return True
-        return all(given.shape(sizes) == wanted.shape(sizes) for sizes in self._combinations(given, wanted))
+        return all(source.shape(sizes) == target.shape(sizes) for sizes in self._combinations(source, target))
 
     def _combinations(self, *specs: TensorSpec) -> Iterable[dict[str, int]]:
         names = dict.fromkeys(name for spec in specs for name in spec.names)
@@ -245,11 +246,13 @@ class _Verifier:
             target.spec.dtype == dtype and plain_dims(target.spec.dims) == plain_dims(dims),
             f"{_step(step)} turns {source.spec} into {target.spec}",
         )
-        real = adapter.kind == "cut" or (source.unpadded and not adapter.to_bucket)
-        self._demand(target.unpadded == real, f"{_step(step)} leaves {target.origin!r} at the wrong sizes")
+        is_unpadded = adapter.kind == "cut" or (source.unpadded and not adapter.to_bucket)
+        self._demand(
+            target.unpadded == is_unpadded, f"{_step(step)} leaves {target.origin!r} at the wrong sizes"
+        )
         self._moves(step, adapter.kind, adapter.device, source, target)
-        moved = adapter.kind in ("upload", "copy")
-        at = adapter.device if moved else source.memory
+        crosses = adapter.kind in ("upload", "copy")
+        at = adapter.device if crosses else source.memory
         self._demand(
             (step.origin, step.device) == (source.origin, at),
             f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
@@ -277,9 +280,11 @@ class _Verifier:
 
     def _cuts(self, step: Step, spec: TensorSpec) -> None:
         """A size that derives from a padded one has its padding anywhere, not at the end."""
-        derived = [dim for dim in spec.dims if isinstance(dim, Derived)]
-        padded = [dim.text for dim in derived if any(self.dims[name].can_pad for name in dim.names)]
-        self._demand(not padded, f"{_step(step)} cuts {padded[:1]}, whose padding is not at its end")
+        derived_dims = [dim for dim in spec.dims if isinstance(dim, Derived)]
+        padded_dims = [dim.text for dim in derived_dims if any(self.dims[name].can_pad for name in dim.names)]
+        self._demand(
+            not padded_dims, f"{_step(step)} cuts {padded_dims[:1]}, whose padding is not at its end"
+        )
 
     def _resizes(self, step: Step, kind: str, source: TensorSpec, target: TensorSpec) -> None:
         for sizes in self._combinations(source, target):
@@ -292,10 +297,10 @@ def _check_join(plan: Plan, step: Step, source: PlannedValue, target: TensorSpec
     ranks = next((group.ranks for group in plan.groups if group.memory == source.memory), 1)
     assert isinstance(source.spec, TensorSpec)
     pairs = list(zip(plain_dims(source.spec.dims), plain_dims(target.dims), strict=True))
-    grown = [(before, after) for before, after in pairs if before != after]
-    sound = all(isinstance(before, int) and after == before * ranks for before, after in grown)
+    changes = [(before, after) for before, after in pairs if before != after]
+    sound = all(isinstance(before, int) and after == before * ranks for before, after in changes)
     what = f"{_step(step)} turns {source.spec} into {target}, which is no gather"
-    demand(plan, sound and len(grown) == (ranks > 1), what)
+    demand(plan, sound and len(changes) == (ranks > 1), what)
 
 
 def _step(step: Step) -> str:

@@ -21,8 +21,10 @@ def check_tables(plan: Plan) -> None:
     dims = {dim.name for dim in plan.dims}
     items = {step.items_dim for step in iter_steps(plan.steps, MapStep)}
     for dim in plan.dims:
-        promised = dim.name in items or (dim.batch and not dim.whole)
-        demand(plan, not dim.can_chunk or promised, f"dim {dim.name!r} runs in chunks, which nobody promised")
+        may_chunk = dim.name in items or (dim.batch and not dim.whole)
+        demand(
+            plan, not dim.can_chunk or may_chunk, f"dim {dim.name!r} runs in chunks, which nobody promised"
+        )
         sound = dim.buckets and list(dim.buckets) == sorted(set(dim.buckets)) and dim.buckets[0] > 0
         demand(plan, bool(sound), f"dim {dim.name!r} has the buckets {dim.buckets}")
         at_bucket = [
