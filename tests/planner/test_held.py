@@ -178,4 +178,4 @@ def test_doubles_may_be_cast_at_a_port_or_run_elsewhere():
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.float64])
 def test_a_dtype_that_no_program_has_is_no_torch_dtype(dtype: torch.dtype):
     refuses(PlanOptionError, "'torch_dtype'", lambda: on(chain(None), torch_dtype=dtype))
-    refuses(PlanError, ("'torch_dtype'", "'a'"), lambda: on(chain(dtype)))
+    refuses(PlanOptionError, ("'torch_dtype'", "'a'"), lambda: on(chain(dtype)))
