@@ -38,6 +38,8 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
     Raises:
         PlanError: The plan is wrong, or of another pipeline.
     """
+    # What the text alone may not ask for is refused before anything is built of it; then the plan is proven sound by
+    # itself, and of this graph by its names. Only then are the two planned alike and compared.
     _check_options(plan, options)
     verify(plan)
     _same_names(plan, graph)
@@ -163,9 +165,9 @@ def _check_memory(plan: Plan, fresh: Plan) -> None:
     Raises:
         PlanError: It does not.
     """
-    stated = dict(plan.budget)
-    known = {device: min(size, stated.get(device, size)) for device, size in fresh.budget}
-    check_budget(replace(plan, budget=tuple({**stated, **known}.items())))
+    plan_budget = dict(plan.budget)
+    limits = {device: min(size, plan_budget.get(device, size)) for device, size in fresh.budget}
+    check_budget(replace(plan, budget=tuple({**plan_budget, **limits}.items())))
 
 
 def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
@@ -177,11 +179,11 @@ def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
     }
     stages = graph.stages
     for program in plan.programs:
-        fused = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
+        adapters = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
         stage = stages.get(program.stage)
         if (
             stage is not None
-            and (program.route or any(fused))
+            and (program.route or any(adapters))
             and not backends[program.device].foldable(stage)
         ):
             raise _mismatch(plan, graph, f"stage {stage.name!r} is compiled as its author made it")

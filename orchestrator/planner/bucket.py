@@ -28,15 +28,17 @@ def bucket(context: PlanContext) -> PlanContext:
     """
     if not isinstance(context.options.sizes, Mapping):
         raise PlanError(f"sizes is a dict of dim to buckets, not {context.options.sizes!r}.")
-    declared: dict[str, list[tuple[str, Dim]]] = {}
+    declarations: dict[str, list[tuple[str, Dim]]] = {}
     for where, dim in _declarations(context):
-        declared.setdefault(dim.name, []).append((where, dim))
+        declarations.setdefault(dim.name, []).append((where, dim))
     for name in context.options.sizes:
-        if name not in declared:
+        if name not in declarations:
             raise PlanOptionError(
-                f"sizes names the dim {name!r}, but no port has it.{nearest(name, declared)}", dim=name
+                f"sizes names the dim {name!r}, but no port has it.{nearest(name, declarations)}", dim=name
             )
-    return replace(context, dims={name: _solve(context, name, places) for name, places in declared.items()})
+    return replace(
+        context, dims={name: _solve(context, name, places) for name, places in declarations.items()}
+    )
 
 
 def _declarations(context: PlanContext) -> Iterator[tuple[str, Dim]]:
@@ -57,47 +59,49 @@ def _declarations(context: PlanContext) -> Iterator[tuple[str, Dim]]:
 
 
 def _solve(context: PlanContext, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
-    asked = _asked(context, name)
+    wish = _wish(context, name)
     batch, exact = any(dim.batch for _, dim in places), any(dim.exact for _, dim in places)
+    # A dim of any size is one everywhere; else the buckets that all places share are those of the graph, and what the
+    # user wished for is some of these. A bare name has only what the user wished for.
     open_ended = [where for where, dim in places if dim.any]
-    bucketed = [(where, dim.buckets) for where, dim in places if dim.buckets]
-    if open_ended and bucketed:
+    bucket_lists = [(where, dim.buckets) for where, dim in places if dim.buckets]
+    if open_ended and bucket_lists:
         raise PlanError(
-            f"Dim {name!r} has any size at {open_ended[0]!r} but buckets {bucketed[0][1]} at {bucketed[0][0]!r}; "
-            f"a name has one set of sizes in the whole graph.",
+            f"Dim {name!r} has any size at {open_ended[0]!r} but buckets {bucket_lists[0][1]} at "
+            f"{bucket_lists[0][0]!r}; a name has one set of sizes in the whole graph.",
             dim=name,
         )
     if open_ended:
-        return DimPlan(name, asked or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
-    if not bucketed:
-        if not asked:
+        return DimPlan(name, wish or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
+    if not bucket_lists:
+        if not wish:
             raise PlanError(
                 f"Dim {name!r} (at {places[0][0]!r}) has no sizes; give plan(sizes={{{name!r}: 8}}) or several "
                 f"buckets, or declare Dim({name!r}, buckets=(...)).",
                 dim=name,
             )
-        return DimPlan(name, asked, batch=batch, exact=exact)
-    shared = sorted(set.intersection(*(set(buckets) for _, buckets in bucketed)))
-    if not shared:
-        listed = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucketed).items())
-        raise PlanError(f"The buckets of dim {name!r} have nothing in common: {listed}.", dim=name)
-    strange = [size for size in asked if size not in shared]
+        return DimPlan(name, wish, batch=batch, exact=exact)
+    common = sorted(set.intersection(*(set(buckets) for _, buckets in bucket_lists)))
+    if not common:
+        choices = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucket_lists).items())
+        raise PlanError(f"The buckets of dim {name!r} have nothing in common: {choices}.", dim=name)
+    strange = [size for size in wish if size not in common]
     if strange:
         raise PlanError(
-            f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(shared)}.",
+            f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(common)}.",
             dim=name,
         )
-    return DimPlan(name, asked or tuple(shared), batch=batch, exact=exact, declared_buckets=tuple(shared))
+    return DimPlan(name, wish or tuple(common), batch=batch, exact=exact, declared_buckets=tuple(common))
 
 
-def _asked(context: PlanContext, name: str) -> tuple[int, ...]:
+def _wish(context: PlanContext, name: str) -> tuple[int, ...]:
     if name not in context.options.sizes:
         return ()
     sizes = context.options.sizes[name]
-    listed = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
-    for size in listed:
+    choices = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
+    for size in choices:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise PlanError(f"sizes of dim {name!r} are positive ints, not {size!r}.", dim=name)
-    if not listed:
+    if not choices:
         raise PlanError(f"sizes gives no size for dim {name!r}.", dim=name)
-    return tuple(sorted(set(listed)))
+    return tuple(sorted(set(choices)))

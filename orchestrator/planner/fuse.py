@@ -68,14 +68,15 @@ def fuse(context: PlanContext) -> PlanContext:
 
 
 def _groups(context: PlanContext) -> list[_Group]:
-    found: dict[Any, list[Edge]] = {}
+    # Edges that read one value through equal conversions share the adapted value, so they are decided together.
+    edges_by_want: dict[Any, list[Edge]] = {}
     readers: dict[Any, int] = {}
     for edge in context.graph.edges:
         root = (edge.source, edge.source_port)
         readers[root] = readers.get(root, 0) + 1
         if _stays_with_adapters(context, edge):
-            found.setdefault(
-                (root, context.consumer_specs[edge].conversions, _forced(context, edge)), []
+            edges_by_want.setdefault(
+                (root, context.consumer_specs[edge].conversions, _place_option(context, edge)), []
             ).append(edge)
     return [
         _Group(
@@ -84,7 +85,7 @@ def _groups(context: PlanContext) -> list[_Group]:
             _runs(context, edges[0].source.name),
             max(_reads(context, edge) for edge in edges),
         )
-        for (root, _, _), edges in found.items()
+        for (root, _, _), edges in edges_by_want.items()
     ]
 
 
@@ -137,22 +138,25 @@ def _costs(context: PlanContext, group: _Group) -> dict[str, float]:
 
 
 def _choose(context: PlanContext, group: _Group, edge: Edge, notes: list[str]) -> Fusion:
+    # The cheapest place that is possible, or the one that was asked for. The host is compared with it afterwards: it is
+    # always possible, and whether the value goes there is for residency to say.
     costs = _costs(context, group)
     able = [place for place in _PLACES if _obstacle(context, group, place) is None]
     best = min(able, key=lambda place: costs[place])
-    forced = _forced(context, edge)
-    if forced in _PLACES:
-        stage = _obstacle(context, group, forced)
+    place_option = _place_option(context, edge)
+    if place_option in _PLACES:
+        stage = _obstacle(context, group, place_option)
         if stage is not None:
             raise PlanError(
-                f"The adapters of '{edge}' cannot be folded into the {forced}: stage {stage.name!r} is compiled as its "
-                f"author made it. Choose another place: options={{'adapters': {{'{edge}': 'program'}}}}.",
+                f"The adapters of '{edge}' cannot be folded into the {place_option}: stage {stage.name!r} is "
+                f"compiled as its author made it. Choose another place: "
+                f"options={{'adapters': {{'{edge}': 'program'}}}}.",
                 edge=str(edge),
                 stage=stage.name,
             )
-        best = forced
-    over_host = forced == "host" or (forced == "cost" and costs["host"] < costs[best])
-    if forced == "program" and costs["host"] < costs["program"]:
+        best = place_option
+    over_host = place_option == "host" or (place_option == "cost" and costs["host"] < costs[best])
+    if place_option == "program" and costs["host"] < costs["program"]:
         notes.append(
             f"'{edge}': a program of its own for the adapters takes {_us(costs['program'])} (estimate), "
             f"over the host it would be {_us(costs['host'])}."
@@ -160,7 +164,7 @@ def _choose(context: PlanContext, group: _Group, edge: Edge, notes: list[str]) -
     return Fusion(
         best,
         over_host,
-        _reason(edge, context.consumer_specs[edge].conversions, best, over_host, forced, costs, able),
+        _reason(edge, context.consumer_specs[edge].conversions, best, over_host, place_option, costs, able),
     )
 
 
@@ -169,7 +173,7 @@ def _reason(
     conversions: tuple[Adapter, ...],
     best: Place,
     over_host: bool,
-    forced: str,
+    place_option: str,
     costs: dict[str, float],
     able: list[Place],
 ) -> str:
@@ -180,11 +184,11 @@ def _reason(
         "program": f"{are} a program of its own",
         "host": f"{are} done on the host",
     }
-    chosen = "host" if over_host else best
+    choice = "host" if over_host else best
     what = " and ".join(conversion.kind for conversion in conversions)
-    others = [f"{place} {_us(costs[place])}" for place in (*able, "host") if place != chosen]
-    asked = ", as asked" if forced != "cost" else ""
-    return f"the {what} {where[chosen]}{asked}: {_us(costs[chosen])} (estimate), against {', '.join(others)}"
+    others = [f"{place} {_us(costs[place])}" for place in (*able, "host") if place != choice]
+    wish = ", as asked" if place_option != "cost" else ""
+    return f"the {what} {where[choice]}{wish}: {_us(costs[choice])} (estimate), against {', '.join(others)}"
 
 
 def _us(seconds: float) -> str:
@@ -207,20 +211,20 @@ def _foldable(backend: object, stage: Stage) -> bool:
     return not isinstance(backend, CompilingBackend) or backend.foldable(stage)
 
 
-def _forced(context: PlanContext, edge: Edge) -> str:
+def _place_option(context: PlanContext, edge: Edge) -> str:
     """The place asked for by the option ``adapters``, or ``cost``."""
-    asked = context.groups[context.device_of(edge.source.name)].options.get("adapters", "cost")
-    return str(asked) if isinstance(asked, str) else str(dict(asked).get(str(edge), "cost"))
+    wish = context.groups[context.device_of(edge.source.name)].options.get("adapters", "cost")
+    return str(wish) if isinstance(wish, str) else str(dict(wish).get(str(edge), "cost"))
 
 
 def _check_forced(context: PlanContext, edges: list[Edge]) -> None:
-    known, able = {str(edge) for edge in context.graph.edges}, {str(edge) for edge in edges}
+    edge_names, able = {str(edge) for edge in context.graph.edges}, {str(edge) for edge in edges}
     for backend in context.groups.values():
-        asked = backend.options.get("adapters", ())
-        for name in () if isinstance(asked, str) else dict(asked):
-            if name not in known:
+        wish = backend.options.get("adapters", ())
+        for name in () if isinstance(wish, str) else dict(wish):
+            if name not in edge_names:
                 raise PlanError(
-                    f"The option 'adapters' names the edge {name!r}, which does not exist.{nearest(name, known)}",
+                    f"The option 'adapters' names the edge {name!r}, which does not exist.{nearest(name, edge_names)}",
                     edge=name,
                 )
             if name not in able:

@@ -46,7 +46,7 @@ def weigh(context: PlanContext) -> PlanContext:
     Raises:
         PlanError: A budget that is no size, or for a device that is not in the plan.
     """
-    seen: dict[str, set[Any]] = {device: set() for device in context.groups}
+    storages: dict[str, set[Any]] = {device: set() for device in context.groups}
     weights = dict.fromkeys(context.groups, 0)
     owners = []
     for stage in context.graph.stages.values():
@@ -56,15 +56,15 @@ def weigh(context: PlanContext) -> PlanContext:
         # Held until the end: the identity of a tensor that was freed may come again.
         owners.append(_owner(stage))
         if context.is_compiled(device):
-            seen[device].clear()  # each stage is an application with weights of its own
+            storages[device].clear()  # each stage is an application with weights of its own
         for key, tensor in _tensors(owners[-1]):
-            if key not in seen[device]:
-                seen[device].add(key)
-                weights[device] += tensor.numel() * _held(context, stage, tensor.dtype).itemsize
+            if key not in storages[device]:
+                storages[device].add(key)
+                weights[device] += tensor.numel() * _weight_dtype(context, stage, tensor.dtype).itemsize
     return replace(context, weights=weights, buffers=_buffers(context), budget=_budget(context))
 
 
-def _held(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+def _weight_dtype(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a weight is on the device: integers stay as they are."""
     backend = context.groups[context.devices[stage.name]]
     return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
@@ -124,14 +124,14 @@ def parse_bytes(text: int | str) -> int:
 
 
 def _budget(context: PlanContext) -> dict[str, int]:
-    asked = context.options.memory
-    known = {device: backend.capabilities.memory for device, backend in context.groups.items()}
-    budget = {device: size for device, size in known.items() if size}
-    if asked is None:
+    wish = context.options.memory
+    capacities = {device: backend.capabilities.memory for device, backend in context.groups.items()}
+    budget = {device: size for device, size in capacities.items() if size}
+    if wish is None:
         return budget
-    if not isinstance(asked, Mapping):
-        return dict.fromkeys(context.groups, parse_bytes(asked))
-    for device, size in asked.items():
+    if not isinstance(wish, Mapping):
+        return dict.fromkeys(context.groups, parse_bytes(wish))
+    for device, size in wish.items():
         name = context.options.resolve(device)[1].canonical(device)
         if name not in context.groups:
             raise PlanOptionError(
@@ -150,6 +150,7 @@ def check_budget(plan: Plan) -> None:
     """
     if not plan.budget:
         return
+    # All devices are added up before one is refused, so that the table shows where there is room.
     peak = plan.summary["peak_bytes"]
     constants = {group.device: constant_bytes(plan, group.device) for group in plan.groups}
     weights, buffers = dict(plan.weights), dict(plan.buffers)
@@ -159,9 +160,9 @@ def check_budget(plan: Plan) -> None:
         if device not in constants or limit < 1:
             raise PlanError(f"The plan gives {device!r} a budget of {limit} bytes.", device=device)
         parts = (weights.get(device, 0), constants[device], buffers.get(device, 0), peak.get(device, 0))
-        needed = sum(parts)
-        rows.append((device, *parts, needed, limit))
-        if needed > limit:
+        total = sum(parts)
+        rows.append((device, *parts, total, limit))
+        if total > limit:
             over.append(device)
     if over:
         raise PlanError(_over(plan, over, rows), devices=tuple(over), table=tuple(rows))

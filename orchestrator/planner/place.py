@@ -31,6 +31,8 @@ def place(context: PlanContext) -> PlanContext:
     resolve = context.options.resolve
     devices: dict[str, str] = {}
     families: dict[str, tuple[str, type[Backend]]] = {}
+    # Devices first, each in the form that its backend writes it in; then one backend object for each group, since
+    # options are checked against all of them; then what each stage says of its own.
     for name, stage in stages.items():
         wish = _wish(context, stage)
         if wish == HOST:
@@ -55,11 +57,11 @@ def place(context: PlanContext) -> PlanContext:
 
 def _check_placement(context: PlanContext) -> None:
     stages = context.graph.stages
-    known = set(stages) | {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
+    names = set(stages) | {name[:cut] for name in stages for cut, mark in enumerate(name) if mark == "/"}
     for name, device in context.options.placement.items():
-        if name not in known:
+        if name not in names:
             raise PlanOptionError(
-                f"placement names {name!r}, but there is no such stage.{nearest(name, known)}", stage=name
+                f"placement names {name!r}, but there is no such stage.{nearest(name, names)}", stage=name
             )
         if not isinstance(device, (str, torch.device)):
             raise PlanOptionError(
@@ -70,7 +72,7 @@ def _check_placement(context: PlanContext) -> None:
 def _wish(context: PlanContext, stage: Stage) -> str:
     placement = context.options.placement
     path = stage.name.split("/")
-    named = next(
+    path_wish = next(
         (
             placement["/".join(path[:end])]
             for end in range(len(path), 0, -1)
@@ -86,7 +88,7 @@ def _wish(context: PlanContext, stage: Stage) -> str:
                 stage=stage.name,
             )
         return HOST
-    wish = (stage.device or context.options.device) if named is None else named
+    wish = (stage.device or context.options.device) if path_wish is None else path_wish
     if wish == HOST:
         raise PlanError(
             f"Stage {stage.name!r} cannot be placed on the host by a plan; add it with device='host' and declare "
@@ -103,26 +105,28 @@ def _options(context: PlanContext, kind: type[Backend]) -> dict[str, Any]:
 
 
 def _check_options(context: PlanContext, groups: dict[str, Backend]) -> None:
-    known = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
+    names = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
     for name, value in context.options.backend_options.items():
-        if name not in known:
+        if name not in names:
             raise PlanOptionError(
-                f"No backend of this plan knows the option {name!r}.{nearest(name, known)}", option=name
+                f"No backend of this plan knows the option {name!r}.{nearest(name, names)}", option=name
             )
-        if not isinstance(value, known[name]):
-            kinds = known[name]
-            wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise PlanOptionError(f"Option {name!r} takes {wanted}, not {value!r}.", option=name)
+        if not isinstance(value, names[name]):
+            kinds = names[name]
+            type_names = " or ".join(
+                kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+            )
+            raise PlanOptionError(f"Option {name!r} takes {type_names}, not {value!r}.", option=name)
 
 
 def _check_config(stage: Stage, backend: Backend | None) -> None:
-    known = dict(backend.option_types) if backend else {}
+    names = dict(backend.option_types) if backend else {}
     for name in stage.config:
-        if name not in known:
+        if name not in names:
             where = f"its backend on {backend.device!r}" if backend else "a host stage"
             raise PlanOptionError(
                 f"config of stage {stage.name!r} has {name!r}, which neither the stage nor {where} knows."
-                f"{nearest(name, [*known, *stage.accepts])}",
+                f"{nearest(name, [*names, *stage.accepts])}",
                 stage=stage.name,
                 option=name,
             )

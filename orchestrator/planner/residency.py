@@ -29,33 +29,34 @@ def decide_residency(context: PlanContext) -> PlanContext:
     Raises:
         PlanError: A forced residency names no edge, or is impossible.
     """
-    forced = _forced(context)
-    decided = {edge: _decide(context, edge) for edge in context.graph.edges}
-    for edge, wish in forced.items():
-        decided[edge] = _force(context, edge, wish, *decided[edge])
-    return replace(context, residencies=decided)
+    wishes = _wishes(context)
+    residencies = {edge: _decide(context, edge) for edge in context.graph.edges}
+    for edge, wish in wishes.items():
+        residencies[edge] = _force(context, edge, wish, *residencies[edge])
+    return replace(context, residencies=residencies)
 
 
-def _forced(context: PlanContext) -> Mapping[Edge, Residency]:
-    known = {str(edge): edge for edge in context.graph.edges}
-    forced: dict[Edge, Residency] = {}
+def _wishes(context: PlanContext) -> Mapping[Edge, Residency]:
+    edges = {str(edge): edge for edge in context.graph.edges}
+    wishes: dict[Edge, Residency] = {}
     for name, wish in context.options.residency.items():
         parts = [part.strip() for part in str(name).split("->")]
-        edge = known.get(" -> ".join(parts))
+        edge = edges.get(" -> ".join(parts))
         if edge is None:
             raise PlanOptionError(
-                f"residency names the edge {name!r}, which does not exist.{nearest(name, known)}", edge=name
+                f"residency names the edge {name!r}, which does not exist.{nearest(name, edges)}", edge=name
             )
         try:
-            forced[edge] = Residency(wish)
+            wishes[edge] = Residency(wish)
         except ValueError:
             raise PlanOptionError(
                 f"The residency of {name!r} is Residency.DEVICE or HOST, not {wish!r}.", edge=name
             ) from None
-    return forced
+    return wishes
 
 
 def _decide(context: PlanContext, edge: Edge) -> tuple[Residency, str]:
+    # What a kind of node leaves no choice of comes first, then a device against the host, then one device, then two.
     source, target = (end.device for end in context.locations[edge])
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
@@ -128,10 +129,10 @@ def _between(context: PlanContext, source: str, target: str) -> tuple[Residency,
 
 
 def _force(
-    context: PlanContext, edge: Edge, wish: Residency, found: Residency, reason: str
+    context: PlanContext, edge: Edge, wish: Residency, residency: Residency, reason: str
 ) -> tuple[Residency, str]:
-    if wish is found:
-        return found, f"{reason} (as asked)"
+    if wish is residency:
+        return residency, f"{reason} (as asked)"
     if wish is Residency.DEVICE and edge in context.fusions and edge not in context.spills:
         return Residency.DEVICE, f"forced to stay on the device; without that: {reason}"
     if wish is Residency.DEVICE:

@@ -36,8 +36,8 @@ def fit_edge(
     source: PortSpec,
     port: PortSpec | None,
     dims: dict[str, DimPlan],
-    entered: Collection[str],
-    padded: frozenset[str],
+    input_names: Collection[str],
+    pad_names: frozenset[str],
 ) -> EdgeSpec:
     """Finds the form in which an edge's consumer reads the value.
 
@@ -46,12 +46,14 @@ def fit_edge(
         source: What the producer gives.
         port: What the consumer declares, if anything.
         dims: Named dims with their buckets.
-        entered: Names that inputs of the pipeline size.
-        padded: Names that requests may have at sizes which are no buckets.
+        input_names: Names that inputs of the pipeline size.
+        pad_names: Names that requests may have at sizes which are no buckets.
 
     Raises:
         PlanError: They contradict, or fit at the buckets only while a request may have other sizes.
     """
+    # What inlined pipelines on the way want comes before what the port wants: each makes of the value what the one
+    # before it left, and the last pad rule is the one in force.
     wants = [spec for spec in (*edge.constraints, port) if spec is not None]
     if not isinstance(source, TensorSpec) or not all(isinstance(want, TensorSpec) for want in wants):
         for want in wants:
@@ -60,29 +62,33 @@ def fit_edge(
     value, conversions, rule = TensorSpec(source.dims, source.dtype), [], source.pad
     for want in wants:
         assert isinstance(want, TensorSpec)
-        want = _settled(value, want, dims, entered)
+        want = _with_sizes(value, want, dims, input_names)
         if edge.source.kind == "constant":
             _check_constant(edge, source, want, dims)
-        _check_between(edge, value, want, dims, padded, rule)
+        _check_between(edge, value, want, dims, pad_names, rule)
         value, adapters = _fit(edge, value, want, dims)
         conversions += adapters
         rule = want.pad if want.pad is not None else rule
     return EdgeSpec(value, tuple(conversions), rule)
 
 
-def _settled(
-    value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], entered: Collection[str]
+def _with_sizes(
+    value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], input_names: Collection[str]
 ) -> TensorSpec:
     """What a port wants where it names a dim that no request and no stage decides: the bucket that holds the value."""
-    settled = list(plain_dims(want.dims))
-    for position, (given, asked) in enumerate(zip(plain_dims(value.dims), settled, strict=False)):
-        decided = isinstance(asked, str) and (asked in entered or dims[asked].decided_by or dims[asked].any)
-        if isinstance(asked, str) and not decided and not isinstance(given, str):
-            buckets = {name: dims[name].buckets for name in dim_names(given)}
-            largest = max(size_of(given, sizes) for sizes in combinations(buckets, buckets))
-            fixed = dims[asked].buckets
-            settled[position] = next((size for size in fixed if size >= largest), fixed[-1])
-    return replace(want, dims=tuple(settled))
+    dims_of_port = list(plain_dims(want.dims))
+    for position, (source_dim, port_dim) in enumerate(
+        zip(plain_dims(value.dims), dims_of_port, strict=False)
+    ):
+        decided = isinstance(port_dim, str) and (
+            port_dim in input_names or dims[port_dim].decided_by or dims[port_dim].any
+        )
+        if isinstance(port_dim, str) and not decided and not isinstance(source_dim, str):
+            buckets = {name: dims[name].buckets for name in dim_names(source_dim)}
+            largest = max(size_of(source_dim, sizes) for sizes in combinations(buckets, buckets))
+            fixed = dims[port_dim].buckets
+            dims_of_port[position] = next((size for size in fixed if size >= largest), fixed[-1])
+    return replace(want, dims=tuple(dims_of_port))
 
 
 def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan]) -> None:
@@ -90,14 +96,15 @@ def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict
 
     Where there is one bucket, and no chunks, it has that size; a smaller request reads its first slices.
     """
-    for given, asked in zip(source.dims, plain_dims(want.dims), strict=False):
-        if not isinstance(asked, str) or dims[asked].any:
+    for source_dim, port_dim in zip(source.dims, plain_dims(want.dims), strict=False):
+        if not isinstance(port_dim, str) or dims[port_dim].any:
             continue
-        if len(dims[asked].buckets) > 1 or dims[asked].decided_by or dims[asked].batch:
+        if len(dims[port_dim].buckets) > 1 or dims[port_dim].decided_by or dims[port_dim].batch:
             raise PlanError(
-                f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {asked!r} a request "
-                f"decides (buckets {dims[asked].buckets}), and {edge.origin!r} is {show_spec(source)}. Make it in a "
-                f"stage out of a value that has {asked!r}, e.g. with torch.zeros_like, or let the port take {given}.",
+                f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {port_dim!r} a "
+                f"request decides (buckets {dims[port_dim].buckets}), and {edge.origin!r} is {show_spec(source)}. Make "
+                f"it in a stage out of a value that has {port_dim!r}, e.g. with torch.zeros_like, or let the port take "
+                f"{source_dim}.",
                 edge=str(edge),
                 source=source,
                 target=want,
@@ -109,7 +116,7 @@ def _check_between(
     value: TensorSpec,
     want: TensorSpec,
     dims: dict[str, DimPlan],
-    padded: frozenset[str],
+    pad_names: frozenset[str],
     rule: Pad,
 ) -> None:
     """Refuses what fits at the buckets, but not at the sizes of requests that are padded to them.
@@ -120,18 +127,18 @@ def _check_between(
     if len(value.dims) != len(want.dims):
         return
     largest = {name: dim.buckets[-1] for name, dim in dims.items()}
-    for given, asked in zip(plain_dims(value.dims), plain_dims(want.dims), strict=True):
-        names = [name for name in dim_names(given) if name in padded]
-        if not names or given == asked or (isinstance(asked, str) and dims[asked].any):
+    for source_dim, port_dim in zip(plain_dims(value.dims), plain_dims(want.dims), strict=True):
+        names = [name for name in dim_names(source_dim) if name in pad_names]
+        if not names or source_dim == port_dim or (isinstance(port_dim, str) and dims[port_dim].any):
             continue
-        grows, shrinks = _changes((given,), (asked,), dims)
-        at = unlike(given, asked, largest) if isinstance(asked, str) else ""
+        grows, shrinks = _changes((source_dim,), (port_dim,), dims)
+        at = unlike(source_dim, port_dim, largest) if isinstance(port_dim, str) else ""
         same_fill = edge.source.kind == "input" and rule == want.pad and not shrinks
         if at or ((grows or shrinks) and not same_fill and not _contradicts(want, grows, shrinks)):
             way_out = (
                 f"Requests may have any size of {names[0]!r} up to {largest[names[0]]}, padded, and which elements are "
-                f"padding is not known once {given} is brought to {asked}. Do it in a stage, or use no pad rule for "
-                f"{names[0]!r}."
+                f"padding is not known once {source_dim} is brought to {port_dim}. Do it in a stage, or use no pad "
+                f"rule for {names[0]!r}."
             )
             raise _conflict(edge, value, want, f"Sizes differ{at}", way_out)
 
@@ -168,6 +175,7 @@ def _fit(
     if len(value.dims) != len(want.dims):
         ranks = f"{len(value.dims)} and {len(want.dims)}"
         raise _conflict(edge, value, want, f"Ranks differ ({ranks})", "Reshape it in a stage in between.")
+    # Cut, convert, fill: the smallest value is converted, and a pad value is one of the dtype that arrives.
     adapters: list[Adapter] = []
     target = tuple(
         _fit_dim(edge, value, want, pair, dims) for pair in zip(value.dims, want.dims, strict=True)
@@ -197,20 +205,24 @@ def _fit_dim(
     edge: Edge, value: TensorSpec, want: TensorSpec, pair: tuple[AnyDim, AnyDim], dims: dict[str, DimPlan]
 ) -> AnyDim:
     """The dim that arrives: the producer's where sizes are equal anyway, else the port's."""
-    given, asked = plain_dim(pair[0]), plain_dim(pair[1])
-    if isinstance(asked, str) and isinstance(given, str) and asked != given:
-        way_out = f"Call the dim {given!r} in both places; a name is one size in the whole graph."
-        raise _conflict(edge, value, want, f"Dims {given!r} and {asked!r} are two names", way_out)
-    if isinstance(asked, str) and dims[asked].any:
-        return given
-    if isinstance(given, str) and dims[given].any and given != asked:
+    source_dim, port_dim = plain_dim(pair[0]), plain_dim(pair[1])
+    if isinstance(port_dim, str) and isinstance(source_dim, str) and port_dim != source_dim:
+        way_out = f"Call the dim {source_dim!r} in both places; a name is one size in the whole graph."
+        raise _conflict(edge, value, want, f"Dims {source_dim!r} and {port_dim!r} are two names", way_out)
+    if isinstance(port_dim, str) and dims[port_dim].any:
+        return source_dim
+    if isinstance(source_dim, str) and dims[source_dim].any and source_dim != port_dim:
         raise _conflict(
-            edge, value, want, f"Dim {given!r} has any size, the port a fixed one", "Give the dim buckets."
+            edge,
+            value,
+            want,
+            f"Dim {source_dim!r} has any size, the port a fixed one",
+            "Give the dim buckets.",
         )
-    grows, shrinks = _changes((given,), (asked,), dims)
-    if not grows and not shrinks and isinstance(asked, int):
-        return given
-    return asked
+    grows, shrinks = _changes((source_dim,), (port_dim,), dims)
+    if not grows and not shrinks and isinstance(port_dim, int):
+        return source_dim
+    return port_dim
 
 
 def _changes(old: tuple[AnyDim, ...], new: tuple[AnyDim, ...], dims: dict[str, DimPlan]) -> tuple[bool, bool]:

@@ -39,9 +39,9 @@ def port_names(name: str, stage: Stage, outcome: ProbeResult) -> list[str]:
         if outcome.others and not 0 < len(declared) == len(keys):
             raise _mixed(name, stage, outcome, "a tuple")
         if len(declared) != len(keys):
-            said = f"declares {declared}" if declared else "declares no names"
+            declaration = f"declares {declared}" if declared else "declares no names"
             raise _wrong_outputs(
-                name, stage, f"gives a tuple of {len(keys)} but {said}: outputs=('a', 'b', ...)"
+                name, stage, f"gives a tuple of {len(keys)} but {declaration}: outputs=('a', 'b', ...)"
             )
         return declared
     raise _wrong_outputs(
@@ -84,37 +84,41 @@ def check_declared(
     name: str,
     stage: Stage,
     port: str,
-    found: TensorSpec,
+    spec: TensorSpec,
     samples: list[tuple[dict[str, int], ProbeResult]],
     position: int,
 ) -> TensorSpec:
     """Checks an inferred output against its declaration; the declaration's names are used where they hold."""
-    said = next((item.spec for item in stage.outputs if item.name == port), None)
-    if said is None:
-        return found
-    if isinstance(said, TensorSpec) and said.dtype == found.dtype and len(said.dims) == len(found.dims):
-        known = set(samples[0][0])
+    declaration = next((item.spec for item in stage.outputs if item.name == port), None)
+    if declaration is None:
+        return spec
+    if (
+        isinstance(declaration, TensorSpec)
+        and declaration.dtype == spec.dtype
+        and len(declaration.dims) == len(spec.dims)
+    ):
+        names = set(samples[0][0])
         dims = tuple(
-            said_dim if isinstance(said_dim, str) and said_dim in known else found_dim
-            for said_dim, found_dim in zip(plain_dims(said.dims), found.dims, strict=True)
+            said_dim if isinstance(said_dim, str) and said_dim in names else found_dim
+            for said_dim, found_dim in zip(plain_dims(declaration.dims), spec.dims, strict=True)
         )
         wrong = [
             axis
-            for axis, dim in enumerate(plain_dims(said.dims))
+            for axis, dim in enumerate(plain_dims(declaration.dims))
             for at, out in samples
             if (at.get(dim) if isinstance(dim, str) else dim) not in (None, out.outputs[position][1][axis])
         ]
         if not wrong:
-            return TensorSpec(dims, found.dtype, pad=said.pad)
+            return TensorSpec(dims, spec.dtype, pad=declaration.pad)
     at, outcome = samples[-1]
     raise PlanError(
-        f"Stage {stage.name!r} (call {name!r}) declares that '{name}.{port}' is {show_spec(said)}, but it gives "
-        f"{list(outcome.outputs[position][1])} {dtype_name(found.dtype)}{show_sizes(at)}.",
+        f"Stage {stage.name!r} (call {name!r}) declares that '{name}.{port}' is {show_spec(declaration)}, but it gives "
+        f"{list(outcome.outputs[position][1])} {dtype_name(spec.dtype)}{show_sizes(at)}.",
         stage=stage.name,
         call=name,
         port=port,
-        declared=said,
-        found=found,
+        declared=declaration,
+        found=spec,
     )
 
 

@@ -41,13 +41,13 @@ def device_spec(context: PlanContext, node: NodeKey, port: str, spec: PortSpec) 
 
 def _carry_producer(context: PlanContext, node: NodeKey, port: str) -> str | None:
     """The call whose device holds a port's values: for a carry the one that gives its next value."""
-    seen = set()
-    while node.kind in ("enter", "exit") and (node.name, port) not in seen:
+    visited = set()
+    while node.kind in ("enter", "exit") and (node.name, port) not in visited:
         loop = context.graph.loops[node.name]
         port = port.removesuffix("[next]")
         if port not in loop.carry:
             return None
-        seen.add((node.name, port))
+        visited.add((node.name, port))
         edges = context.graph.into(NodeKey("exit", loop.name))
         edge = next(edge for edge in edges if edge.target_port == next_port(port))
         node, port = edge.source, edge.source_port
@@ -94,18 +94,18 @@ def _check_constant(context: PlanContext, edge: Edge, target: TensorSpec) -> Non
 
 
 def _with_casts(source: TensorSpec, target: TensorSpec, edge_spec: EdgeSpec) -> EdgeSpec:
-    written = edge_spec.spec
+    author_spec = edge_spec.spec
     casts = [conversion for conversion in edge_spec.conversions if conversion.kind == "cast"]
     reached = casts[-1].dtype if casts else source.dtype
     idle = len(casts) == 1 and source.dtype == target.dtype
-    if written == target and reached == target.dtype and not idle:
+    if author_spec == target and reached == target.dtype and not idle:
         return edge_spec
     conversions = [conversion for conversion in edge_spec.conversions if conversion.kind != "cast"]
     if source.dtype != target.dtype:
         cast = Adapter("cast", dtype=target.dtype)
-        joined = sum(conversion.kind == "gather" for conversion in conversions)
+        gathers = sum(conversion.kind == "gather" for conversion in conversions)
         narrow = target.dtype.itemsize <= source.dtype.itemsize
-        conversions.insert(joined if narrow else len(conversions), cast)
+        conversions.insert(gathers if narrow else len(conversions), cast)
     return EdgeSpec(target, tuple(conversions), edge_spec.rule)
 
 
@@ -146,11 +146,14 @@ def gathered(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec
     stage = context.graph.calls[edge.source.name].stage
     backend = context.groups.get(context.devices[stage.name])
     parts = backend.sharded(stage) if backend is not None else {}
-    known = [port.name for port in stage.outputs] or ([edge.source_port] if len(parts) == 1 else list(parts))
+    port_names = [port.name for port in stage.outputs] or (
+        [edge.source_port] if len(parts) == 1 else list(parts)
+    )
     for port in parts:
-        if port not in known:
+        if port not in port_names:
             raise PlanError(
-                f"Stage {stage.name!r} declares {port!r} as sharded, but has no such output.{nearest(port, known)}",
+                f"Stage {stage.name!r} declares {port!r} as sharded, but has no such output."
+                f"{nearest(port, port_names)}",
                 stage=stage.name,
                 port=port,
             )

@@ -42,7 +42,7 @@ COMBINATIONS = 16
 
 Sizes = dict[str, int]
 #: Sizes of names, and what a stage gave there.
-Sampled = tuple[Sizes, ProbeResult]
+Sample = tuple[Sizes, ProbeResult]
 
 
 def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
@@ -95,14 +95,14 @@ class Sampler:
         self,
         call: str,
         stage: Stage,
-        fed: Mapping[str, object],
+        inputs: Mapping[str, object],
         dims: Mapping[str, DimPlan],
         run: Callable[[Sizes], ProbeResult],
         attempt: Callable[[Sizes], ProbeResult | None],
     ) -> None:
         self.call = call
         self.stage = stage
-        self.specs = [spec for spec in fed.values() if isinstance(spec, TensorSpec)]
+        self.specs = [spec for spec in inputs.values() if isinstance(spec, TensorSpec)]
         self.names = list(dict.fromkeys(name for spec in self.specs for name in spec.names))
         self.buckets = {name: dims[name].buckets for name in self.names}
         self.batches = {name for name in self.names if dims[name].batch and not dims[name].any}
@@ -110,12 +110,12 @@ class Sampler:
         self.attempt = attempt
 
     def samples(
-        self, padded: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
-    ) -> list[Sampled]:
+        self, pad_names: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
+    ) -> list[Sample]:
         """Returns what the stage gives at every combination of buckets, and at the trial sizes it takes.
 
         Args:
-            padded: Dims that requests may have at sizes which are no buckets.
+            pad_names: Dims that requests may have at sizes which are no buckets.
             refuse: Makes the error of a combination of buckets that the stage refuses.
 
         Raises:
@@ -123,31 +123,31 @@ class Sampler:
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
         base = {name: sizes[-1] for name, sizes in self.buckets.items()}
-        few = self._few(base, padded)
+        few = self._few(base, pad_names)
         if few is not None:
             largest, *_ = samples = few
-            varied = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
+            varying = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
         else:
             # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
             samples = self._at_buckets(refuse)
-            largest, varied = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
+            largest, varying = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
             # At sizes that are no buckets it may refuse: those give no sample.
             for name in self.names:
-                trials = list(self._sweep(base, name)) if name in padded else []
-                varied |= {name} if trials else set()
+                trials = list(self._sweep(base, name)) if name in pad_names else []
+                varying |= {name} if trials else set()
                 samples += trials
-            samples += self._joint(base, [name for name in self.names if name in padded])
+            samples += self._joint(base, [name for name in self.names if name in pad_names])
         for name in self.names:
             trials = list(self._above(largest, name)) if name in self.batches else []
-            varied |= {name} if trials else set()
+            varying |= {name} if trials else set()
             samples += trials
         # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
         if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
-            samples += [self._second(base, name) for name in self.names if name not in varied]
+            samples += [self._second(base, name) for name in self.names if name not in varying]
         return samples
 
-    def _at_buckets(self, refuse: Callable[[Sizes, RefusedError], PlanError]) -> list[Sampled]:
-        samples: list[Sampled] = []
+    def _at_buckets(self, refuse: Callable[[Sizes, RefusedError], PlanError]) -> list[Sample]:
+        samples: list[Sample] = []
         for at in combinations(self.names, self.buckets):
             try:
                 samples.append((at, self.run(at)))
@@ -157,7 +157,7 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         return samples
 
-    def _few(self, base: Sizes, padded: frozenset[str]) -> list[Sampled] | None:
+    def _few(self, base: Sizes, pad_names: frozenset[str]) -> list[Sample] | None:
         """Tries every size of every dim, but several dims at once, where all combinations would be too many.
 
         Returns:
@@ -169,7 +169,7 @@ class Sampler:
         rows = [base]
         for columns in (
             {name: self.buckets[name][:-1] for name in self.names},
-            {name: trial_sizes(self.buckets[name]) for name in self.names if name in padded},
+            {name: trial_sizes(self.buckets[name]) for name in self.names if name in pad_names},
         ):
             # Small sizes of one dim meet large ones of the next, so that no two of them grow alike.
             turned = {
@@ -183,7 +183,7 @@ class Sampler:
         found = [sample for sample in samples if sample is not None]
         return found if len(found) == len(rows) and self._is_simple(found) else None
 
-    def _is_simple(self, samples: list[Sampled]) -> bool:
+    def _is_simple(self, samples: list[Sample]) -> bool:
         """Tells whether each size that a stage gives is always the same, or always that of one name."""
         forms = {
             (result.returns, tuple((key, len(shape), dtype) for key, shape, dtype in result.outputs))
@@ -204,17 +204,17 @@ class Sampler:
             for column in columns
         )
 
-    def _sweep(self, base: Sizes, name: str) -> Iterator[Sampled]:
+    def _sweep(self, base: Sizes, name: str) -> Iterator[Sample]:
         """Tries the trial sizes of one dim, the others at their largest bucket."""
         buckets = self.buckets[name]
-        asked = trial_sizes(buckets)
-        trials = [sample for size in asked if (sample := self._try({**base, name: size})) is not None]
+        sizes = trial_sizes(buckets)
+        trials = [sample for size in sizes if (sample := self._try({**base, name: size})) is not None]
         yield from trials
-        if len(trials) < len(asked):
-            rest = (size for size in more_sizes(buckets) if size not in asked)
+        if len(trials) < len(sizes):
+            rest = (size for size in more_sizes(buckets) if size not in sizes)
             yield from filter(None, (self._try({**base, name: size}) for size in rest))
 
-    def _above(self, largest: Sampled, name: str) -> Iterator[Sampled]:
+    def _above(self, largest: Sample, name: str) -> Iterator[Sample]:
         """Tries sizes of a batch above its largest bucket; a far one only where the work is not done item by item."""
         base, outcome = largest
         for times in (1, 2, 256):
@@ -225,7 +225,7 @@ class Sampler:
             if sample[1].operations != outcome.operations:
                 return
 
-    def _joint(self, base: Sizes, names: list[str]) -> Iterator[Sampled]:
+    def _joint(self, base: Sizes, names: list[str]) -> Iterator[Sample]:
         """Tries several dims at trial sizes at once, so that a size that hangs on two of them shows it."""
         if len(names) < 2:
             return
@@ -236,7 +236,7 @@ class Sampler:
             if sample is not None:
                 yield sample
 
-    def _try(self, at: Sizes) -> Sampled | None:
+    def _try(self, at: Sizes) -> Sample | None:
         """What the stage gives at these sizes; None where it, or a stage before it, refuses them."""
         outcome = self.attempt(at) if self._is_sized(at) else None
         return None if outcome is None else (at, outcome)
@@ -247,10 +247,10 @@ class Sampler:
             not isinstance(dim, Derived) or dim.is_proven(at) for spec in self.specs for dim in spec.dims
         )
 
-    def _second(self, base: Sizes, name: str) -> Sampled:
+    def _second(self, base: Sizes, name: str) -> Sample:
         """An outcome at another size of one dim: the first that the stage takes."""
         size = base[name]
-        refused: RefusedError | None = None
+        refusal: RefusedError | None = None
         for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
             at = {**base, name: other}
             if other < 1 or other == size or not self._is_sized(at):
@@ -258,15 +258,15 @@ class Sampler:
             try:
                 return at, self.run(at)
             except RefusedError as error:
-                refused = refused or error
+                refusal = refusal or error
         raise PlanError(
             f"How dim {name!r} passes through stage {self.stage.name!r} (call {self.call!r}) is found by trying a "
-            f"second size, but it takes only {size}: {refused}. Declare what it gives: "
+            f"second size, but it takes only {size}: {refusal}. Declare what it gives: "
             f"outputs={{'output': TensorSpec(...)}}.",
             stage=self.stage.name,
             call=self.call,
             dim=name,
-        ) from refused
+        ) from refusal
 
 
 def unlike(one: AnyDim, other: AnyDim, largest: Mapping[str, int]) -> str:

@@ -1,8 +1,9 @@
 """Verify: proves a finished plan again, whoever made it.
 
-The checker shares no code with the passes that made the plan. It replays the steps against the plan's own tables:
-every port fed exactly once with exactly the shape it was proven with, residency legal, every adapter doing what it
-says, nothing read before it is made or after it was freed, and nothing forgotten.
+The checker shares no decision with the passes that made the plan: of their code it calls the one that compares needs
+with budgets, and what reading a plan takes (:mod:`orchestrator.plan`). It replays the steps against the plan's own
+tables: every port fed exactly once with exactly the shape it was proven with, residency legal, every adapter
+doing what it says, nothing read before it is made or after it was freed, and nothing forgotten.
 """
 
 from __future__ import annotations
