@@ -245,8 +245,9 @@ def left(
     Raises:
         PlanError: A carry changes its shape or dtype, or what is to end the loop is not one boolean.
     """
-    if loop.kind == "map":
-        return _left_map(loop, given, ports, count)
+    match loop.kind:
+        case "map":
+            return _left_map(loop, given, ports, count)
     for port in loop.carry:
         _check_carry(loop, port, given[next_port(port)], ports[next_port(port)], heads[port], dims)
     if loop.until:

@@ -9,7 +9,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.plan.reach import Reach
 from orchestrator.plan.records import DimPlan, PlannedEdge, PlannedValue
-from orchestrator.plan.steps import RegionStep, Step
+from orchestrator.plan.steps import RegionStep, Step, iter_steps
 from orchestrator.planner.context import PlanContext
 from orchestrator.planner.infer.bodies import is_of_items, steps_dim
 from orchestrator.planner.schedule.routes import EdgeRoutes
@@ -101,7 +101,7 @@ def _obstacle(
     # for one that a stage decides the regions with it. Each must give chunks of what it would give as a whole.
     blocks: Iterable[tuple[Sequence[int], Sequence[Step], dict[str, int]]]
     if dim.decided_by:
-        regions = (step for step in steps if isinstance(step, RegionStep) and dim.name in step.dims)
+        regions = (step for step in iter_steps(steps, RegionStep) if dim.name in step.dims)
         blocks = [
             (step.inputs, step.body, {f"{values[index].origin!r}": index for index in step.outputs})
             for step in regions
