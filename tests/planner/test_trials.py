@@ -12,9 +12,9 @@ def tried(monkeypatch, stage) -> list[int]:
     """Sizes of a batch with the largest bucket 4 that a stage is tried at."""
     sizes, run = [], Prober.run
 
-    def noting(self, stage, arguments, captured=False):
+    def noting(self, stage, arguments, capture=False):
         sizes.append(arguments[0][1][0][0])
-        return run(self, stage, arguments, captured)
+        return run(self, stage, arguments, capture)
 
     monkeypatch.setattr(Prober, "run", noting)
     pipeline = new()

@@ -1,4 +1,4 @@
-"""What is refused while inferring, before a stage is tried: training mode, and sizes decided where none may be."""
+"""Checks before a stage is tried: training mode, and sizes decided where none may be."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from orchestrator.errors import PlanError
 from orchestrator.planner.context import PlanContext
 from orchestrator.stage import Stage
 
-__all__ = ["check_birth", "check_mode"]
+__all__ = ["check_data_dependent", "check_mode"]
 
 
-def check_birth(context: PlanContext, name: str, stage: Stage, dim: str) -> None:
+def check_data_dependent(context: PlanContext, name: str, stage: Stage, dim: str) -> None:
     """Refuses a stage that decides a size where shapes are compiled in, or anew in each iteration of a loop.
 
     Raises:
-        PlanError: It does.
+        PlanError: The stage decides a size there.
     """
+    # A loop's values have one shape in all iterations; a size that the body decides would change between them.
     loop = context.graph.calls[name].loop
     if loop:
         raise PlanError(
@@ -30,6 +31,7 @@ def check_birth(context: PlanContext, name: str, stage: Stage, dim: str) -> None
             dim=dim,
             loop=loop,
         )
+    # A program has its shapes from compilation, so none of its outputs can have a size that contents decide.
     device = context.devices[stage.name]
     if context.is_compiled(device):
         raise PlanError(
@@ -51,6 +53,7 @@ def check_mode(stage: Stage) -> None:
     target = wrapper.__dict__.get("_model") if wrapper is not None else owner_of(stage.target)
     if stage.host or not isinstance(target, torch.nn.Module):
         return
+    # A lazy parameter has no shape to copy as a fake tensor.
     lazy = next((path for path, value in target.named_parameters() if is_lazy(value)), None)
     if lazy is not None:
         raise PlanError(

@@ -1,8 +1,8 @@
-"""How sizes follow from names: from the sizes a stage was seen to give, back to dims.
+"""How sizes follow from names: from the sizes that a stage gives in trials, back to dims.
 
 A stage is run at every combination of buckets and at trial sizes (:mod:`orchestrator.planner.infer.trials`). A dim that
 never changes is an int; one that always equals a name is that name; any other is
-:class:`~orchestrator.specs.Derived`, a table of what was seen.
+:class:`~orchestrator.specs.Derived`, a table of the trials.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrator.specs import Derived
 
 __all__ = ["Sample", "symbol_for"]
 
-#: Sizes of names, and the size of the dim that was seen there.
+#: Sizes of names, and the size of the dim at these.
 Sample = tuple[Mapping[str, int], int]
 
 
@@ -22,22 +22,22 @@ def symbol_for(samples: Sequence[Sample], names: Sequence[str]) -> int | str | D
     """Returns the dim that explains the samples.
 
     Args:
-        samples: What was seen; at least one.
+        samples: The trials; at least one.
         names: The names that may explain it, most likely first.
     """
     sizes = {size for _, size in samples}
     if len(sizes) == 1:
         same = [name for name in names if all(at[name] == size for at, size in samples)]
-        varied = {name for name in names if len({at[name] for at, _ in samples}) > 1}
-        return next((name for name in same if name in varied), next(iter(sizes)))
+        variables = {name for name in names if len({at[name] for at, _ in samples}) > 1}
+        return next((name for name in same if name in variables), next(iter(sizes)))
     for name in names:
         if all(at[name] == size for at, size in samples):
             return name
-    used = tuple(name for name in names if _matters(name, samples, names))
-    if not _decide(used, samples):
-        used = tuple(names)  # no two samples differ in one name alone where it matters
-    table = {tuple(at[name] for name in used): size for at, size in samples}
-    return Derived(_text(used, table), used, tuple(table.items()))
+    causes = tuple(name for name in names if _matters(name, samples, names))
+    if not _decide(causes, samples):
+        causes = tuple(names)  # no two samples differ in one name alone where it matters
+    table = {tuple(at[name] for name in causes): size for at, size in samples}
+    return Derived(_text(causes, table), causes, tuple(table.items()))
 
 
 def _decide(names: Sequence[str], samples: Sequence[Sample]) -> bool:
@@ -48,10 +48,10 @@ def _decide(names: Sequence[str], samples: Sequence[Sample]) -> bool:
 
 def _matters(name: str, samples: Sequence[Sample], names: Sequence[str]) -> bool:
     """Tells whether the size changes between two samples that differ in this name alone."""
-    seen: dict[tuple[int, ...], set[int]] = {}
+    sizes_by_rest: dict[tuple[int, ...], set[int]] = {}
     for at, size in samples:
-        seen.setdefault(tuple(at[other] for other in names if other != name), set()).add(size)
-    return any(len(sizes) > 1 for sizes in seen.values())
+        sizes_by_rest.setdefault(tuple(at[other] for other in names if other != name), set()).add(size)
+    return any(len(sizes) > 1 for sizes in sizes_by_rest.values())
 
 
 def _text(names: tuple[str, ...], table: Mapping[tuple[int, ...], int]) -> str:

@@ -58,13 +58,13 @@ class SameDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _check(func: Any, args: Sequence[Any]) -> None:
-    found = [value.dtype for value in args if isinstance(value, torch.Tensor)]
-    if len(set(found)) < 2 or (func in _NORMS and _is_mixed(found)):
+    dtypes = [value.dtype for value in args if isinstance(value, torch.Tensor)]
+    if len(set(dtypes)) < 2 or (func in _NORMS and _is_mixed(dtypes)):
         return
-    shown = ", ".join(str(dtype).removeprefix("torch.") for dtype in found)
-    raise RuntimeError(f"{func.overloadpacket} takes tensors of one dtype, but got {shown}")
+    text = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    raise RuntimeError(f"{func.overloadpacket} takes tensors of one dtype, but got {text}")
 
 
-def _is_mixed(found: Sequence[torch.dtype]) -> bool:
+def _is_mixed(dtypes: Sequence[torch.dtype]) -> bool:
     """Tells whether a norm gets half precision values and full precision weights, which torch permits."""
-    return found[0] in _HALVES and set(found[1:]) == {torch.float32}
+    return dtypes[0] in _HALVES and set(dtypes[1:]) == {torch.float32}

@@ -1,4 +1,4 @@
-"""Fit: what must be done to a producer's value so that a declared port takes it.
+"""Fit: the conversions by which a declared port takes a producer's value.
 
 Sizes are compared at every combination of buckets. Growing needs the port's pad rule, shrinking its
 ``allow_slice``, another dtype its ``allow_cast``; everything else that differs is a contradiction.
@@ -36,59 +36,62 @@ def fit_edge(
     source: PortSpec,
     port: PortSpec | None,
     dims: dict[str, DimPlan],
-    input_names: Collection[str],
-    pad_names: frozenset[str],
+    input_dims: Collection[str],
+    padded_dims: frozenset[str],
 ) -> EdgeSpec:
     """Finds the form in which an edge's consumer reads the value.
 
     Args:
         edge: The edge; inputs of inlined pipelines on the way (``constraints``) constrain the value like ports.
-        source: What the producer gives.
-        port: What the consumer declares, if anything.
+        source: The producer's spec.
+        port: The spec that the consumer declares, if any.
         dims: Named dims with their buckets.
-        input_names: Names that inputs of the pipeline size.
-        pad_names: Names that requests may have at sizes which are no buckets.
+        input_dims: Names that inputs of the pipeline size.
+        padded_dims: Names that requests may have at sizes which are no buckets.
 
     Raises:
         PlanError: They contradict, or fit at the buckets only while a request may have other sizes.
     """
-    # What inlined pipelines on the way want comes before what the port wants: each makes of the value what the one
-    # before it left, and the last pad rule is the one in force.
     wants = [spec for spec in (*edge.constraints, port) if spec is not None]
+    # Python values have no sizes to bring into line: types must match, and nothing is converted.
     if not isinstance(source, TensorSpec) or not all(isinstance(want, TensorSpec) for want in wants):
         for want in wants:
             _fit_type(edge, source, want)
         return EdgeSpec(source)
     value, conversions, rule = TensorSpec(source.dims, source.dtype), [], source.pad
+    # Each constraint reads what the one before made of the value, from the producer to the port; conversions add up in
+    # that order. The rule of the last one that has any is in force for what follows.
     for want in wants:
         assert isinstance(want, TensorSpec)
-        want = _with_sizes(value, want, dims, input_names)
+        want = _with_buckets(value, want, dims, input_dims)
         if edge.source.kind == "constant":
             _check_constant(edge, source, want, dims)
-        _check_between(edge, value, want, dims, pad_names, rule)
+        _check_between(edge, value, want, dims, padded_dims, rule)
         value, adapters = _fit(edge, value, want, dims)
         conversions += adapters
         rule = want.pad if want.pad is not None else rule
     return EdgeSpec(value, tuple(conversions), rule)
 
 
-def _with_sizes(
-    value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], input_names: Collection[str]
+def _with_buckets(
+    value: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan], input_dims: Collection[str]
 ) -> TensorSpec:
-    """What a port wants where it names a dim that no request and no stage decides: the bucket that holds the value."""
-    dims_of_port = list(plain_dims(want.dims))
-    for position, (source_dim, port_dim) in enumerate(
-        zip(plain_dims(value.dims), dims_of_port, strict=False)
+    """The spec of a port, with buckets that hold the value in place of dims that no request and no stage decides."""
+    target_dims = list(plain_dims(want.dims))
+    for position, (source_dim, target_dim) in enumerate(
+        zip(plain_dims(value.dims), target_dims, strict=False)
     ):
-        decided = isinstance(port_dim, str) and (
-            port_dim in input_names or dims[port_dim].decided_by or dims[port_dim].any
+        has_decider = isinstance(target_dim, str) and (
+            target_dim in input_dims or dims[target_dim].decided_by or dims[target_dim].any
         )
-        if isinstance(port_dim, str) and not decided and not isinstance(source_dim, str):
+        if isinstance(target_dim, str) and not has_decider and not isinstance(source_dim, str):
             buckets = {name: dims[name].buckets for name in dim_names(source_dim)}
             largest = max(size_of(source_dim, sizes) for sizes in combinations(buckets, buckets))
-            fixed = dims[port_dim].buckets
-            dims_of_port[position] = next((size for size in fixed if size >= largest), fixed[-1])
-    return replace(want, dims=tuple(dims_of_port))
+            target_buckets = dims[target_dim].buckets
+            target_dims[position] = next(
+                (size for size in target_buckets if size >= largest), target_buckets[-1]
+            )
+    return replace(want, dims=tuple(target_dims))
 
 
 def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict[str, DimPlan]) -> None:
@@ -96,15 +99,15 @@ def _check_constant(edge: Edge, source: TensorSpec, want: TensorSpec, dims: dict
 
     Where there is one bucket, and no chunks, it has that size; a smaller request reads its first slices.
     """
-    for source_dim, port_dim in zip(source.dims, plain_dims(want.dims), strict=False):
-        if not isinstance(port_dim, str) or dims[port_dim].any:
+    for source_dim, target_dim in zip(source.dims, plain_dims(want.dims), strict=False):
+        if not isinstance(target_dim, str) or dims[target_dim].any:
             continue
-        if len(dims[port_dim].buckets) > 1 or dims[port_dim].decided_by or dims[port_dim].batch:
+        if len(dims[target_dim].buckets) > 1 or dims[target_dim].decided_by or dims[target_dim].batch:
             raise PlanError(
-                f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {port_dim!r} a "
-                f"request decides (buckets {dims[port_dim].buckets}), and {edge.origin!r} is {show_spec(source)}. Make "
-                f"it in a stage out of a value that has {port_dim!r}, e.g. with torch.zeros_like, or let the port take "
-                f"{source_dim}.",
+                f"A constant has one size, but {edge.destination!r} takes {show_spec(want)}, whose {target_dim!r} a "
+                f"request decides (buckets {dims[target_dim].buckets}), and {edge.origin!r} is {show_spec(source)}. "
+                f"Make it in a stage out of a value that has {target_dim!r}, e.g. with torch.zeros_like, or let the "
+                f"port take {source_dim}.",
                 edge=str(edge),
                 source=source,
                 target=want,
@@ -116,28 +119,30 @@ def _check_between(
     value: TensorSpec,
     want: TensorSpec,
     dims: dict[str, DimPlan],
-    pad_names: frozenset[str],
+    padded_dims: frozenset[str],
     rule: Pad,
 ) -> None:
-    """Refuses what fits at the buckets, but not at the sizes of requests that are padded to them.
+    """Refuses a fit that holds at the buckets, but not at the sizes of requests that are padded to them.
 
     An adapter works on the padded value. So a padded dim can neither be grown nor cut to another size there: its
-    padding would lie between what a request gave and what the adapter adds, or be part of what is left.
+    padding would lie between the request's own elements and those that the adapter adds, or be among those that remain.
     """
     if len(value.dims) != len(want.dims):
         return
     largest = {name: dim.buckets[-1] for name, dim in dims.items()}
-    for source_dim, port_dim in zip(plain_dims(value.dims), plain_dims(want.dims), strict=True):
-        names = [name for name in dim_names(source_dim) if name in pad_names]
-        if not names or source_dim == port_dim or (isinstance(port_dim, str) and dims[port_dim].any):
+    # Only dims with sizes between buckets can go wrong here, and only where both ends differ.
+    for source_dim, target_dim in zip(plain_dims(value.dims), plain_dims(want.dims), strict=True):
+        names = [name for name in dim_names(source_dim) if name in padded_dims]
+        if not names or source_dim == target_dim or (isinstance(target_dim, str) and dims[target_dim].any):
             continue
-        grows, shrinks = _changes((source_dim,), (port_dim,), dims)
-        at = unlike(source_dim, port_dim, largest) if isinstance(port_dim, str) else ""
+        grows, shrinks = _changes((source_dim,), (target_dim,), dims)
+        at = unlike(source_dim, target_dim, largest) if isinstance(target_dim, str) else ""
+        # An input that grows by the rule it is padded with anyway has one uniform filling, whatever its size was.
         same_fill = edge.source.kind == "input" and rule == want.pad and not shrinks
         if at or ((grows or shrinks) and not same_fill and not _contradicts(want, grows, shrinks)):
             way_out = (
                 f"Requests may have any size of {names[0]!r} up to {largest[names[0]]}, padded, and which elements are "
-                f"padding is not known once {source_dim} is brought to {port_dim}. Do it in a stage, or use no pad "
+                f"padding is not known once {source_dim} is brought to {target_dim}. Do it in a stage, or use no pad "
                 f"rule for {names[0]!r}."
             )
             raise _conflict(edge, value, want, f"Sizes differ{at}", way_out)
@@ -175,11 +180,11 @@ def _fit(
     if len(value.dims) != len(want.dims):
         ranks = f"{len(value.dims)} and {len(want.dims)}"
         raise _conflict(edge, value, want, f"Ranks differ ({ranks})", "Reshape it in a stage in between.")
-    # Cut, convert, fill: the smallest value is converted, and a pad value is one of the dtype that arrives.
     adapters: list[Adapter] = []
     target = tuple(
         _fit_dim(edge, value, want, pair, dims) for pair in zip(value.dims, want.dims, strict=True)
     )
+    # Consent first, then adapters: nothing is cut, filled or converted that the port did not allow.
     grows, shrinks = _changes(value.dims, target, dims)
     if shrinks and not want.allow_slice:
         raise _conflict(
@@ -188,6 +193,8 @@ def _fit(
     if grows and want.pad is None:
         way_out = "Declare the port with a pad rule (pad=0 or pad='repeat_first') to fill it up."
         raise _conflict(edge, value, want, "The value is too small", way_out)
+    # Cut, cast, fill, in this order: the cast touches no element that is cut off, and the filling is written in the
+    # dtype of the port, whose rule it is.
     if shrinks:
         cut = tuple(_smaller(old, new, dims) for old, new in zip(value.dims, target, strict=True))
         adapters.append(Adapter("slice", cut))
@@ -205,13 +212,15 @@ def _fit_dim(
     edge: Edge, value: TensorSpec, want: TensorSpec, pair: tuple[AnyDim, AnyDim], dims: dict[str, DimPlan]
 ) -> AnyDim:
     """The dim that arrives: the producer's where sizes are equal anyway, else the port's."""
-    source_dim, port_dim = plain_dim(pair[0]), plain_dim(pair[1])
-    if isinstance(port_dim, str) and isinstance(source_dim, str) and port_dim != source_dim:
+    source_dim, target_dim = plain_dim(pair[0]), plain_dim(pair[1])
+    if isinstance(target_dim, str) and isinstance(source_dim, str) and target_dim != source_dim:
         way_out = f"Call the dim {source_dim!r} in both places; a name is one size in the whole graph."
-        raise _conflict(edge, value, want, f"Dims {source_dim!r} and {port_dim!r} are two names", way_out)
-    if isinstance(port_dim, str) and dims[port_dim].any:
+        raise _conflict(edge, value, want, f"Dims {source_dim!r} and {target_dim!r} are two names", way_out)
+    # A dim of any size on one side takes over whatever the other has; on the producer's side the port has to be as
+    # free.
+    if isinstance(target_dim, str) and dims[target_dim].any:
         return source_dim
-    if isinstance(source_dim, str) and dims[source_dim].any and source_dim != port_dim:
+    if isinstance(source_dim, str) and dims[source_dim].any and source_dim != target_dim:
         raise _conflict(
             edge,
             value,
@@ -219,10 +228,11 @@ def _fit_dim(
             f"Dim {source_dim!r} has any size, the port a fixed one",
             "Give the dim buckets.",
         )
-    grows, shrinks = _changes((source_dim,), (port_dim,), dims)
-    if not grows and not shrinks and isinstance(port_dim, int):
+    # Where sizes are equal at all buckets the name wins over the number, so that consumers can follow it further.
+    grows, shrinks = _changes((source_dim,), (target_dim,), dims)
+    if not grows and not shrinks and isinstance(target_dim, int):
         return source_dim
-    return port_dim
+    return target_dim
 
 
 def _changes(old: tuple[AnyDim, ...], new: tuple[AnyDim, ...], dims: dict[str, DimPlan]) -> tuple[bool, bool]:

@@ -1,7 +1,7 @@
 """Infer: shape and dtype of every port, proven on fake tensors at every combination of buckets.
 
-Host stages never run while planning, and opaque stages cannot run on fake tensors: what they give is declared. A
-name that only such a declaration brings in is a *born* dim: the stage decides its size during a request.
+Host stages never run while planning, and opaque stages cannot run on fake tensors: their outputs are declared. A
+name that only such a declaration brings in is a *data-dependent* dim: the stage decides its size during a request.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.plan.records import PlannedCall
 from orchestrator.planner.context import EdgeSpec, PlanContext
-from orchestrator.planner.infer.bodies import born_by, entered, left, named_constant
-from orchestrator.planner.infer.checks import check_birth, check_mode
+from orchestrator.planner.infer.bodies import enter_specs, exit_specs, find_item_dims, named_constant
+from orchestrator.planner.infer.checks import check_data_dependent, check_mode
 from orchestrator.planner.infer.derived import symbol_for
 from orchestrator.planner.infer.fit import fit_edge
 from orchestrator.planner.infer.outputs import check_declared, handed_over, port_names, show_sizes
@@ -29,7 +29,12 @@ from orchestrator.planner.infer.probe import (
     RefusedError,
     UnfitError,
 )
-from orchestrator.planner.infer.representation import device_edge_spec, device_ports, device_spec, gathered
+from orchestrator.planner.infer.representation import (
+    device_edge_spec,
+    device_ports,
+    device_spec,
+    gather_parts,
+)
 from orchestrator.planner.infer.trials import Sampler, padded_names
 from orchestrator.specs import (
     AnyDim,
@@ -43,7 +48,7 @@ __all__ = ["infer"]
 
 
 def infer(context: PlanContext) -> PlanContext:
-    """Finds what every edge carries and every call gives.
+    """Infers the spec of every edge and of every call's outputs.
 
     Raises:
         PlanError: Two ports contradict, a stage refuses its inputs, writes into one, is in training mode with
@@ -58,9 +63,9 @@ class _Inference:
         self.graph = context.graph
         self.dims = dict(context.dims)
         self.prober = Prober()
-        self.padded = padded_names(self.graph, self.dims)
-        self.captured: set[str] = set()
-        self.sharing: set[str] = set()
+        self.padded_dims = padded_names(self.graph, self.dims)
+        self.capture_calls: set[str] = set()
+        self.shared_memory_calls: set[str] = set()
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.consumer_specs: dict[Edge, EdgeSpec] = {}
         self.calls: dict[str, PlannedCall] = {}
@@ -68,11 +73,12 @@ class _Inference:
         self.port_dtypes: dict[str, dict[str, torch.dtype]] = {}
         self.notes: list[str] = []
         self.counts: dict[str, AnyDim | None] = {}
+        # Inputs that a request may leave out size their dims only in some requests: those are not request_dims.
         names = [
             (name, dim) for name, spec in self.graph.inputs.items() for dim in getattr(spec, "names", ())
         ]
-        self.entered = {dim for _, dim in names}
-        self.sized = {dim for name, dim in names if name not in self.graph.optional}
+        self.input_dims = {dim for _, dim in names}
+        self.request_dims = {dim for name, dim in names if name not in self.graph.optional}
 
     def run(self) -> PlanContext:
         self.values |= {(NodeKey("input", name), ""): spec for name, spec in self.graph.inputs.items()}
@@ -80,6 +86,8 @@ class _Inference:
             self.values[NodeKey("constant", name), ""] = _constant_spec(value)
         for stage in self.graph.stages.values():
             check_mode(stage)
+        # Every producer comes before its readers in the order of nodes, so each value is there when it is read; a
+        # carry's next value is compared with its first one at the exit of its loop.
         for node in self.graph.nodes:
             if node.kind == "call":
                 self._call(node.name)
@@ -87,6 +95,7 @@ class _Inference:
                 self._loop_end(node)
         for edge in (edge for edge in self.graph.edges if edge.target.kind == "output"):
             self.consumer_specs[edge] = self._fit(edge, None)
+        # What devices hold is known once all is inferred: a carry is held as the producer of its next value holds it.
         producer_specs = {
             edge: device_spec(self.context, edge.source, edge.source_port, self._source(edge))
             for edge in self.graph.edges
@@ -105,78 +114,88 @@ class _Inference:
         ).with_notes(*self.notes, *self.prober.notes)
 
     def _loop_end(self, node: NodeKey) -> None:
-        """What enters the body of a loop, or leaves it."""
+        """Infers the ports of a loop's entry or exit."""
         loop, ports = self.graph.loops[node.name], {edge.target_port: edge for edge in self.graph.into(node)}
         self.consumer_specs |= {edge: self._fit(edge, None) for edge in ports.values()}
-        given = {
+        specs = {
             port: _with_rule(self.consumer_specs[edge], edge, port in loop.carry)
             for port, edge in ports.items()
         }
+        # Dims that the loop decides are entered before its body is inferred: the body's stages are tried at them.
         if node.kind == "enter":
-            made, self.counts[loop.name], decided = entered(loop, given, ports, self.dims)
-            self.dims |= {} if decided is None else {decided.name: decided}
-            self.dims |= born_by(self.graph, loop, self.dims, self.entered)
+            results, self.counts[loop.name], dim = enter_specs(loop, specs, ports, self.dims)
+            self.dims |= {} if dim is None else {dim.name: dim}
+            self.dims |= find_item_dims(self.graph, loop, self.dims, self.input_dims)
         else:
             match loop.kind:
                 case "when":
-                    self._name_constants(loop, given)
-            heads = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
-            made = left(loop, given, ports, heads, self.counts[loop.name], self.dims)
-        self.values |= {(node, port): spec for port, spec in made.items()}
+                    self._name_constants(loop, specs)
+            arguments = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
+            results = exit_specs(loop, specs, ports, arguments, self.counts[loop.name], self.dims)
+        self.values |= {(node, port): spec for port, spec in results.items()}
 
-    def _name_constants(self, loop: Loop, given: Mapping[str, PortSpec]) -> None:
-        """Constants that a branch gives otherwise take on the named dims of what its body gives."""
+    def _name_constants(self, loop: Loop, specs: Mapping[str, PortSpec]) -> None:
+        """Gives the constants that a branch yields otherwise the named dims of its body's results."""
         for edge in self.graph.into(node := NodeKey("enter", loop.name)):
-            spec = given.get(next_port(edge.target_port))
+            spec = specs.get(next_port(edge.target_port))
             if edge.source.kind == "constant" and spec is not None:
-                sized = {dim for dim in self.sized if dim not in self.padded and not self.dims[dim].batch}
-                self.consumer_specs[edge] = named_constant(self.consumer_specs[edge], spec, self.dims, sized)
+                request_dims = {
+                    dim
+                    for dim in self.request_dims
+                    if dim not in self.padded_dims and not self.dims[dim].batch
+                }
+                self.consumer_specs[edge] = named_constant(
+                    self.consumer_specs[edge], spec, self.dims, request_dims
+                )
                 self.values[node, edge.target_port] = self.consumer_specs[edge].spec
 
-    def _fit(self, edge: Edge, wanted: PortSpec | None) -> EdgeSpec:
+    def _fit(self, edge: Edge, port: PortSpec | None) -> EdgeSpec:
         """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
-        whole, gather = gathered(self.context, edge, self._source(edge))
-        edge_spec = fit_edge(edge, whole, wanted, self.dims, self.entered, self.padded)
+        whole, gather = gather_parts(self.context, edge, self._source(edge))
+        edge_spec = fit_edge(edge, whole, port, self.dims, self.input_dims, self.padded_dims)
         return replace(edge_spec, conversions=(*gather, *edge_spec.conversions))
 
     def _source(self, edge: Edge) -> PortSpec:
         key = (edge.source, edge.source_port)
         if key in self.values:
             return self.values[key]
-        known = [port for node, port in self.values if node == edge.source]
+        ports = [port for node, port in self.values if node == edge.source]
         call = self.graph.calls.get(edge.source.name)
         stage = call.stage.name if call is not None else edge.source.name
         raise PlanError(
             f"{edge.destination!r} reads {edge.origin!r}, but stage {stage!r} gives the ports "
-            f"{known}.{nearest(edge.source_port, known)}",
+            f"{ports}.{nearest(edge.source_port, ports)}",
             port=edge.origin,
             stage=stage,
         )
 
     def _call(self, name: str) -> None:
         stage = self.graph.calls[name].stage
-        fed: dict[str, PortSpec] = {}
+        specs: dict[str, PortSpec] = {}
         for edge in self.graph.into(NodeKey("call", name)):
-            edge_spec = self._fit(edge, self._wanted(stage, edge.target_port))
+            edge_spec = self._fit(edge, self._declared_spec(stage, edge.target_port))
             _check_type(self.context.devices[stage.name], edge, stage, edge_spec.spec)
             self.consumer_specs[edge] = edge_spec
-            fed[edge.target_port] = edge_spec.spec
-        ordered = {port.name: fed[port.name] for port in stage.inputs if port.name in fed}
-        outputs, returns, declared = self._outputs(name, stage, ordered)
+            specs[edge.target_port] = edge_spec.spec
+        # Edges come in the order of the graph, trials and programs in that of the stage's ports.
+        inputs = {port.name: specs[port.name] for port in stage.inputs if port.name in specs}
+        outputs, returns, is_declared = self._outputs(name, stage, inputs)
         for port, spec in outputs.items():
             self.values[NodeKey("call", name), port] = spec
         device = self.context.devices[stage.name]
         if device in self.context.groups:
-            self.notes += self.context.groups[device].review(stage, ordered, outputs)
+            self.notes += self.context.groups[device].review(stage, inputs, outputs)
         self.port_dtypes[name] = {
-            port: spec.dtype for port, spec in ordered.items() if isinstance(spec, TensorSpec)
+            port: spec.dtype for port, spec in inputs.items() if isinstance(spec, TensorSpec)
         }
-        takes, gives = (device_ports(self.context, name, ports) for ports in (ordered, outputs))
-        shares = name in self.sharing
-        self.calls[name] = PlannedCall(name, stage.name, device, takes, gives, returns, declared, shares)
+        takes, gives = (device_ports(self.context, name, ports) for ports in (inputs, outputs))
+        shares_memory = name in self.shared_memory_calls
+        self.calls[name] = PlannedCall(
+            name, stage.name, device, takes, gives, returns, is_declared, shares_memory
+        )
 
-    def _wanted(self, stage: Stage, port: str) -> PortSpec | None:
-        """What a port declares: its spec, or the shape of its wrapper's own example input."""
+    def _declared_spec(self, stage: Stage, port: str) -> PortSpec | None:
+        """The spec that a port declares, or the shape of its wrapper's own example input."""
         spec = stage.input(port).spec
         wrapper = stage.wrapper
         if spec is not None or wrapper is None or wrapper.inputs or not wrapper.overrides("input_generator"):
@@ -186,37 +205,39 @@ class _Inference:
         return self.examples[stage.name].get(port)
 
     def _outputs(
-        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+        self, name: str, stage: Stage, specs: dict[str, PortSpec]
     ) -> tuple[dict[str, PortSpec], str, bool]:
         """Ports to specs, how the stage hands them over, and whether they rest on its author's word."""
         if stage.host or stage.opaque:
-            return self._declared(name, stage)
+            return self._declared_outputs(name, stage)
         try:
-            return _inferred(name, stage, self._samples(name, stage, fed))
+            # Trials say more than a declaration, so a declaration stands alone only where the stage looks at contents;
+            # capture is the last resort, since eager runs may then differ from it.
+            return _infer_outputs(name, stage, self._samples(name, stage, specs))
         except DataDependentError as error:
             if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
-                return self._declared(name, stage)
-            found = self._captured(name, stage, fed)
-            if found is not None:
-                return found
+                return self._declared_outputs(name, stage)
+            outputs = self._capture_outputs(name, stage, specs)
+            if outputs is not None:
+                return outputs
             raise _cannot_tell(name, stage, error) from error
 
-    def _captured(
-        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+    def _capture_outputs(
+        self, name: str, stage: Stage, specs: dict[str, PortSpec]
     ) -> tuple[dict[str, PortSpec], str, bool] | None:
-        """What a stage gives when it is told that it is being captured; None: it looks at contents even so.
+        """Outputs of a stage that runs as if ``torch.export`` captured it; None: it looks at contents even so.
 
-        It is not told so when it runs eagerly, so what it gives is checked at each call.
+        Eagerly it runs without that mode, so its outputs are checked at each call.
         """
-        self.captured.add(name)
+        self.capture_calls.add(name)
         try:
-            outputs, returns, _ = _inferred(name, stage, self._samples(name, stage, fed))
+            outputs, returns, _ = _infer_outputs(name, stage, self._samples(name, stage, specs))
         except DataDependentError:
-            self.captured.discard(name)
+            self.capture_calls.discard(name)
             return None
         return outputs, returns, True
 
-    def _declared(self, name: str, stage: Stage) -> tuple[dict[str, PortSpec], str, bool]:
+    def _declared_outputs(self, name: str, stage: Stage) -> tuple[dict[str, PortSpec], str, bool]:
         outputs: dict[str, PortSpec] = {}
         for port in stage.outputs:
             if port.spec is None or (not stage.host and not isinstance(port.spec, TensorSpec)):
@@ -225,9 +246,10 @@ class _Inference:
                     stage=stage.name,
                 )
             outputs[port.name] = port.spec
+            # A name that no input and no stage before has is decided by this output, at each request.
             for dim in port.spec.names if isinstance(port.spec, TensorSpec) else ():
-                if dim not in self.entered and not self.dims[dim].decided_by:
-                    check_birth(self.context, name, stage, dim)
+                if dim not in self.input_dims and not self.dims[dim].decided_by:
+                    check_data_dependent(self.context, name, stage, dim)
                     self.dims[dim] = replace(self.dims[dim], decided_by=f"{name}.{port.name}")
         if not outputs:
             raise PlanError(
@@ -236,26 +258,29 @@ class _Inference:
         return outputs, "single" if len(outputs) == 1 else "tuple", True
 
     def _samples(
-        self, name: str, stage: Stage, fed: dict[str, PortSpec]
+        self, name: str, stage: Stage, specs: dict[str, PortSpec]
     ) -> list[tuple[dict[str, int], ProbeResult]]:
         """Outcomes at every combination of buckets, and at sizes between (:mod:`orchestrator.planner.infer.trials`)."""
-        captured = name in self.captured
+        capture = name in self.capture_calls
 
+        # Both check for writes at every size: a stage may write into an input at some sizes only.
         def run(sizes: dict[str, int]) -> ProbeResult:
-            result = self.prober.run(stage, self._arguments(name, fed, sizes), captured)
+            result = self.prober.run(stage, self._arguments(name, specs, sizes), capture)
             return self._check_memory_use(name, stage, result)
 
         def attempt(sizes: dict[str, int]) -> ProbeResult | None:
-            result = self.prober.attempt(stage, self._arguments(name, fed, sizes), captured)
+            result = self.prober.attempt(stage, self._arguments(name, specs, sizes), capture)
             return None if result is None else self._check_memory_use(name, stage, result)
 
-        sampler = Sampler(name, stage, fed, self.dims, run, attempt)
+        sampler = Sampler(name, stage, specs, self.dims, run, attempt)
         return sampler.samples(
-            self.padded, lambda at, error: _refused(self.graph, name, stage, fed, at, error)
+            self.padded_dims, lambda at, error: _refusal(self.graph, name, stage, specs, at, error)
         )
 
-    def _arguments(self, name: str, fed: dict[str, PortSpec], sizes: dict[str, int]) -> tuple[Argument, ...]:
-        """What a call is tried with: for a tensor its shape at these sizes and its dtype, else the constant."""
+    def _arguments(
+        self, name: str, specs: dict[str, PortSpec], sizes: dict[str, int]
+    ) -> tuple[Argument, ...]:
+        """Arguments of a trial: for a tensor its shape at these sizes and its dtype, else the constant."""
         constants = {
             edge.target_port: self.graph.constants[edge.source.name]
             for edge in self.graph.into(NodeKey("call", name))
@@ -263,15 +288,15 @@ class _Inference:
         }
         return tuple(
             (port, (spec.shape(sizes), spec.dtype) if isinstance(spec, TensorSpec) else constants[port])
-            for port, spec in fed.items()
+            for port, spec in specs.items()
         )
 
     def _check_memory_use(self, name: str, stage: Stage, outcome: ProbeResult) -> ProbeResult:
         """Notes that a call gives memory that is not its own; refuses one that writes into an input."""
-        if outcome.shares:
-            self.sharing.add(name)
-        if outcome.written:
-            port = outcome.written[0]
+        if outcome.shares_memory:
+            self.shared_memory_calls.add(name)
+        if outcome.written_ports:
+            port = outcome.written_ports[0]
             raise PlanError(
                 f"Stage {stage.name!r} (call {name!r}) writes into its input {port!r}; another reader of that value, "
                 f"or the caller, would see it. Work on a copy: {port}.clone().",
@@ -282,7 +307,7 @@ class _Inference:
         return outcome
 
 
-def _inferred(
+def _infer_outputs(
     name: str, stage: Stage, samples: list[tuple[dict[str, int], ProbeResult]]
 ) -> tuple[dict[str, PortSpec], str, bool]:
     first = samples[0][1]
@@ -291,6 +316,7 @@ def _inferred(
         (out.returns, tuple((key, len(shape), dtype) for key, shape, dtype in out.outputs))
         for _, out in samples
     }
+    # Columns below need equal ranks in all samples.
     if len(shapes) > 1:
         raise PlanError(
             f"Stage {stage.name!r} (call {name!r}) gives outputs of another number, rank or dtype at other sizes "
@@ -301,26 +327,28 @@ def _inferred(
     names = list(samples[0][0])
     outputs: dict[str, PortSpec] = {}
     for position, (port, (_, shape, dtype)) in enumerate(zip(ports, first.outputs, strict=True)):
-        seen = [[(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))]
-        found = TensorSpec(tuple(symbol_for(column, names) for column in seen), dtype)
-        outputs[port] = check_declared(name, stage, port, found, samples, position)
-    wanted = {port.name for port in stage.outputs}
-    kept = {port: spec for port, spec in outputs.items() if not wanted or port in wanted}
-    return kept, handed_over(first), False
+        # Each axis is explained by itself, from its sizes over all samples.
+        columns = [
+            [(at, out.outputs[position][1][axis]) for at, out in samples] for axis in range(len(shape))
+        ]
+        inferred_spec = TensorSpec(tuple(symbol_for(column, names) for column in columns), dtype)
+        outputs[port] = check_declared(name, stage, port, inferred_spec, samples, position)
+    # Undeclared entries of a dict are dropped only now: samples are compared with all of them.
+    output_names = {port.name for port in stage.outputs}
+    results = {port: spec for port, spec in outputs.items() if not output_names or port in output_names}
+    return results, handed_over(first), False
 
 
-def _with_rule(edge_spec: EdgeSpec, edge: Edge, carried: bool) -> PortSpec:
-    """What an edge brings to a loop's end, with the rule it may be padded by beyond it.
+def _with_rule(edge_spec: EdgeSpec, edge: Edge, is_carry: bool) -> PortSpec:
+    """The spec of an edge to a loop's end, with the rule by which it may be padded beyond it.
 
     A carry is another value after each iteration. So the rule of what it starts with says nothing of it; that of the
     body's own input does.
     """
     if not isinstance(edge_spec.spec, TensorSpec):
         return edge_spec.spec
-    declared = [
-        spec.pad for spec in edge.constraints if isinstance(spec, TensorSpec) and spec.pad is not None
-    ]
-    rule = edge_spec.rule if not carried else declared[-1] if declared else None
+    rules = [spec.pad for spec in edge.constraints if isinstance(spec, TensorSpec) and spec.pad is not None]
+    rule = edge_spec.rule if not is_carry else rules[-1] if rules else None
     return replace(edge_spec.spec, pad=rule)
 
 
@@ -353,6 +381,7 @@ def _check_type(device: str, edge: Edge, stage: Stage, spec: PortSpec) -> None:
 
 
 def _cannot_tell(name: str, stage: Stage, error: DataDependentError) -> PlanError:
+    # An unfit stage would fail at any shapes, so advice on dims and buckets is left out for it.
     if isinstance(error, UnfitError):
         return PlanError(
             f"Stage {stage.name!r} (call {name!r}) cannot be run on tensors without content, as planning does: "
@@ -371,25 +400,25 @@ def _cannot_tell(name: str, stage: Stage, error: DataDependentError) -> PlanErro
     )
 
 
-def _refused(
+def _refusal(
     graph: Graph,
     name: str,
     stage: Stage,
-    fed: dict[str, PortSpec],
+    specs: dict[str, PortSpec],
     at: dict[str, int],
     error: RefusedError,
 ) -> PlanError:
     return PlanError(
-        f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(graph, name, fed)}{show_sizes(at)}. "
+        f"Stage {stage.name!r} (call {name!r}) refuses what it is fed: {_feeds(graph, name, specs)}{show_sizes(at)}. "
         f"It says: {error}",
         stage=stage.name,
         call=name,
-        inputs=dict(fed),
+        inputs=dict(specs),
     )
 
 
-def _feeds(graph: Graph, name: str, fed: dict[str, PortSpec]) -> str:
+def _feeds(graph: Graph, name: str, specs: dict[str, PortSpec]) -> str:
     origins = {edge.target_port: edge.origin for edge in graph.into(NodeKey("call", name))}
     return ", ".join(
-        f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in fed.items()
+        f"'{name}.{port}' gets {show_spec(spec)} from {origins[port]!r}" for port, spec in specs.items()
     )

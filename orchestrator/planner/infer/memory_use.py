@@ -27,19 +27,19 @@ _COPIES = frozenset({_aten.clone.default, _aten._to_copy.default})
 
 
 class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
-    """Notes writes into inputs, and what may be an input itself at other strides; checks dtypes meanwhile.
+    """Notes writes into inputs, and copies that may be an input itself at other strides; checks dtypes meanwhile.
 
     Args:
         inputs: Fake tensors by port.
 
     Attributes:
-        written: Ports whose tensor was written into.
+        written_ports: Ports whose tensor was written into.
         operations: How many operations ran.
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.written: set[str] = set()
+        self.written_ports: set[str] = set()
         self.operations = 0
         self._ports = {_place(value): port for port, value in inputs.items()}
         self._origins: dict[int, int] = {}
@@ -52,7 +52,7 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Runs one operation and notes what it does."""
+        """Runs one operation and notes its writes and copies."""
         self.operations += 1
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if func in _COPIES and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
@@ -67,7 +67,7 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
             value = args[at] if at < len(args) else kwargs.get(parameter.name)
             info = parameter.alias_info
             if info is not None and info.is_write and isinstance(value, torch.Tensor):
-                self.written |= {port for place, port in self._ports.items() if place == _place(value)}
+                self.written_ports |= {port for place, port in self._ports.items() if place == _place(value)}
 
     def may_be_input(self, value: torch.Tensor) -> bool:
         """Tells whether a tensor has the memory of an input, or would have it at other strides."""
@@ -100,13 +100,13 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
     ]
 
 
-def is_held(held: list[Any]) -> bool:
+def is_held(holder: list[Any]) -> bool:
     """Tells whether memory of a result is there still once the result is gone, or is that of two of its tensors.
 
     Args:
-        held: The result, and nothing else holds it; it is taken out.
+        holder: A list with the result alone, to which nothing else refers; the result is removed from it.
     """
-    tensors = tensors_of(held.pop())
+    tensors = tensors_of(holder.pop())
     storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
     twice = len({storage.cdata for storage in storages}) < len(storages)
     del tensors

@@ -1,4 +1,4 @@
-"""What a stage was seen to give, held against what its author declared."""
+"""Outputs of a stage in trials, compared with those that its author declared."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ __all__ = ["check_declared", "handed_over", "port_names", "show_sizes"]
 def port_names(name: str, stage: Stage, outcome: ProbeResult) -> list[str]:
     """Returns the names of the tensors a stage gave, in order.
 
-    What is no tensor stays aside where the declared names say which outputs are meant.
+    Values of other types are left out where the declared names say which outputs are meant.
 
     Raises:
         PlanError: They do not fit the declared ones, or are no tensors.
     """
-    declared = [port.name for port in stage.outputs]
+    declared_names = [port.name for port in stage.outputs]
     keys = [key for key, _, _ in outcome.outputs]
     if outcome.returns == "single":
-        if len(declared) > 1:
-            raise _wrong_outputs(name, stage, f"declares the outputs {declared} but gives one tensor")
-        return declared or ["output"]
+        if len(declared_names) > 1:
+            raise _wrong_outputs(name, stage, f"declares the outputs {declared_names} but gives one tensor")
+        return declared_names or ["output"]
+    # A dict names its outputs itself; a declaration chooses among them, and is needed only beside other types.
     if outcome.returns in ("dict", "keys"):
-        missing = [port for port in declared if port not in keys]
+        missing = [port for port in declared_names if port not in keys]
         if missing and missing[0] in dict(outcome.others):
-            raise _mixed(name, stage, outcome, "a dict")
+            raise _mixture_error(name, stage, outcome, "a dict")
         if missing:
             raise _wrong_outputs(
                 name, stage, f"declares the output {missing[0]!r} but gives a dict of {keys}"
             )
-        if outcome.others and not declared:
-            raise _mixed(name, stage, outcome, "a dict")
+        if outcome.others and not declared_names:
+            raise _mixture_error(name, stage, outcome, "a dict")
         return keys
+    # A tuple has positions alone, so each tensor in it needs one declared name.
     if outcome.returns == "tuple":
-        if outcome.others and not 0 < len(declared) == len(keys):
-            raise _mixed(name, stage, outcome, "a tuple")
-        if len(declared) != len(keys):
-            declaration = f"declares {declared}" if declared else "declares no names"
+        if outcome.others and not 0 < len(declared_names) == len(keys):
+            raise _mixture_error(name, stage, outcome, "a tuple")
+        if len(declared_names) != len(keys):
+            declaration = f"declares {declared_names}" if declared_names else "declares no names"
             raise _wrong_outputs(
                 name, stage, f"gives a tuple of {len(keys)} but {declaration}: outputs=('a', 'b', ...)"
             )
-        return declared
+        return declared_names
     raise _wrong_outputs(
         name,
         stage,
@@ -58,10 +60,11 @@ def handed_over(outcome: ProbeResult) -> str:
     return outcome.returns
 
 
-def _mixed(name: str, stage: Stage, outcome: ProbeResult, kind: str) -> PlanError:
-    """What a stage gives besides tensors, by key, and how the tensors are chosen."""
-    others = ", ".join(f"{key!r} is a {held}" for key, held in outcome.others)
+def _mixture_error(name: str, stage: Stage, outcome: ProbeResult, kind: str) -> PlanError:
+    """The error of a stage that gives other types besides tensors, with the keys and a way to choose the tensors."""
+    others = ", ".join(f"{key!r} is a {type_name}" for key, type_name in outcome.others)
     keys = [key for key, _, _ in outcome.outputs]
+    # The advice uses keys of the dict itself, or as many placeholder names as there are tensors.
     how = (
         f"outputs={tuple(keys)}"
         if kind == "a dict"
@@ -99,9 +102,10 @@ def check_declared(
     ):
         names = set(samples[0][0])
         dims = tuple(
-            said_dim if isinstance(said_dim, str) and said_dim in names else found_dim
-            for said_dim, found_dim in zip(plain_dims(declaration.dims), spec.dims, strict=True)
+            declared_dim if isinstance(declared_dim, str) and declared_dim in names else inferred_dim
+            for declared_dim, inferred_dim in zip(plain_dims(declaration.dims), spec.dims, strict=True)
         )
+        # A declared name that occurs at no port of the call is free: no sample can contradict it.
         wrong = [
             axis
             for axis, dim in enumerate(plain_dims(declaration.dims))

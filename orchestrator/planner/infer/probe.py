@@ -30,7 +30,7 @@ from orchestrator.stage import ModelWrapper, Stage
 __all__ = ["Argument", "DataDependentError", "ProbeResult", "Prober", "RefusedError", "UnfitError"]
 
 _DATA_DEPENDENT = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
-_UNSUPPORTED = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
+_WITHOUT_FAKE_KERNEL = (fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
 
 #: A port's name with the shape and dtype it gets, or the Python constant.
 Argument: TypeAlias = "tuple[str, tuple[tuple[int, ...], torch.dtype] | Any]"
@@ -50,23 +50,23 @@ class UnfitError(DataDependentError):
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a stage gave for fake inputs.
+    """Outputs and side effects of a stage on fake inputs.
 
     Attributes:
         returns: ``single``, ``tuple``, ``dict``, ``keys`` (a dict whose keys are no strings), or the name of a type
             that is no output.
         outputs: Keys (positions for a tuple) to shape and dtype.
-        others: Keys of what is no tensor, with its type.
-        written: Ports whose tensor the stage wrote into.
-        shares: An output lies in memory that is not its own: of an input, of the stage, or of another output.
+        others: Keys of values that are no tensors, with their type.
+        written_ports: Ports whose tensor the stage wrote into.
+        shares_memory: An output lies in memory that is not its own: of an input, of the stage, or of another output.
         operations: How many operations of torch it ran.
     """
 
     returns: str
     outputs: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
-    written: tuple[str, ...] = ()
+    written_ports: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
-    shares: bool = False
+    shares_memory: bool = False
     operations: int = 0
 
 
@@ -74,7 +74,7 @@ class Prober:
     """Runs stages on fake tensors, once for each structure and inputs."""
 
     def __init__(self) -> None:
-        self._shared = SharedTrials()
+        self._process_trials = SharedTrials()
         self._memo: dict[Any, ProbeResult] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
         self._structures: dict[int, StructureKey] = {}
@@ -96,80 +96,80 @@ class Prober:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What running stages did that is worth a note in the plan."""
+        """Notes for the plan on side effects of the stages that ran."""
         ran = "_leftovers" in self.__dict__
         return tuple(dict.fromkeys(self._leftovers.bindings.notes)) if ran else ()
 
-    def run(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False) -> ProbeResult:
+    def run(self, stage: Stage, arguments: tuple[Argument, ...], capture: bool = False) -> ProbeResult:
         """Runs a stage.
 
         Args:
             stage: The stage.
-            arguments: For each fed port its name, and shape and dtype, or a Python constant.
-            captured: Whether it is told that it is being captured (``torch.compiler.is_compiling``).
+            arguments: For each port with a value its name, and shape and dtype, or a Python constant.
+            capture: Whether modules see a capture (``torch.compiler.is_compiling``).
 
         Raises:
             DataDependentError: It looks at tensor contents.
             RefusedError: It raised.
         """
-        key = self._key(stage, arguments, captured)
+        key = self._key(stage, arguments, capture)
         if key not in self._memo:
-            self._memo[key] = self._run_shared(stage, arguments, captured)
+            self._memo[key] = self._run_shared(stage, arguments, capture)
         return self._memo[key]
 
     def attempt(
-        self, stage: Stage, arguments: tuple[Argument, ...], captured: bool = False
+        self, stage: Stage, arguments: tuple[Argument, ...], capture: bool = False
     ) -> ProbeResult | None:
-        """Runs a stage that may refuse what it gets; None: it does.
+        """Runs a stage that may refuse its inputs; None: it does.
 
         Args:
             stage: The stage.
             arguments: As for :meth:`run`.
-            captured: As for :meth:`run`.
+            capture: As for :meth:`run`.
 
         Raises:
             DataDependentError: It looks at tensor contents.
         """
-        if self._shared.is_refused(self._shared.key(stage, arguments, captured)):
+        if self._process_trials.is_refused(self._process_trials.key(stage, arguments, capture)):
             return None
         try:
-            return self.run(stage, arguments, captured)
+            return self.run(stage, arguments, capture)
         except DataDependentError:
             raise
         except RefusedError:
             return None
 
-    def _key(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> Hashable:
+    def _key(self, stage: Stage, arguments: tuple[Argument, ...], capture: bool) -> Hashable:
         if id(stage) not in self._structures:
             self._structures[id(stage)] = StructureKey(structure(stage.target))
-        named = tuple((name, key_of(value)) for name, value in arguments)
-        return (self._structures[id(stage)], named, captured)
+        argument_keys = tuple((name, key_of(value)) for name, value in arguments)
+        return (self._structures[id(stage)], argument_keys, capture)
 
-    def _run_shared(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> ProbeResult:
-        """Runs a stage, unless this process knows what comes of it."""
-        key = self._shared.key(stage, arguments, captured)
-        known: ProbeResult | None = self._shared.result(key)
-        if known is not None:
-            return known
+    def _run_shared(self, stage: Stage, arguments: tuple[Argument, ...], capture: bool) -> ProbeResult:
+        """Runs a stage, unless another plan of this process has the result."""
+        key = self._process_trials.key(stage, arguments, capture)
+        shared_result: ProbeResult | None = self._process_trials.result(key)
+        if shared_result is not None:
+            return shared_result
         # What a run leaves outside of its copy, or what is to be noted of it, another plan would miss: such a run is
         # not shared. A refusal is, but without its error, which would hold the frames it came through.
         try:
-            result = self._run_alone(stage, arguments, captured)
+            result = self._run_alone(stage, arguments, capture)
         except DataDependentError:
             raise
         except RefusedError:
             if not self._left_traces:
-                self._shared.put(key, None)
+                self._process_trials.put(key, None)
             raise
         if not self._left_traces:
-            self._shared.put(key, result)
+            self._process_trials.put(key, result)
         return result
 
     @property
     def _left_traces(self) -> bool:
         return self._leftovers.has_released or bool(self._leftovers.bindings.notes)
 
-    def _run_alone(self, stage: Stage, arguments: tuple[Argument, ...], captured: bool) -> ProbeResult:
+    def _run_alone(self, stage: Stage, arguments: tuple[Argument, ...], capture: bool) -> ProbeResult:
         # An inference tensor has no version, and versions tell what a stage wrote into. The caller's autocast is of the
         # moment, the plan is not. Nor is anything compiled: dynamo would keep what it makes of a function that meets
         # fake tensors, and what optimises a frozen script looks at its constants.
@@ -177,7 +177,7 @@ class Prober:
             _quiet(),
             torch.inference_mode(False),
             _no_autocast(),
-            _capture(captured),
+            _capture(capture),
             torch.compiler.set_stance("force_eager"),
             torch.jit.optimized_execution(False),  # type: ignore[attr-defined]
         ):
@@ -193,10 +193,10 @@ class Prober:
 
     @contextlib.contextmanager
     def _watch(self, stage: Stage, owner: Any) -> Iterator[None]:
-        """Takes out again what a run leaves outside of its own copy.
+        """Undoes the traces that a run leaves outside of its own copy.
 
         Raises:
-            PlanError: It cannot be put back.
+            PlanError: A trace cannot be undone.
         """
         try:
             with self._leftovers.watch(owner):
@@ -216,8 +216,8 @@ class Prober:
             function = self._fake(stage)
             owner = None if function is stage.target or isinstance(function, InPlace) else function
             with self._watch(stage, owner):
-                # What it sets in a context variable ends with the run.
-                return contextvars.copy_context().run(self._outcome, stage, function, arguments)
+                # A context variable that the stage sets ends with the run.
+                return contextvars.copy_context().run(self._probe, stage, function, arguments)
         except PlanError:
             raise
         except Exception as error:
@@ -226,26 +226,31 @@ class Prober:
             text = str(error) if isinstance(error, _DATA_DEPENDENT) else f"{type(error).__name__}: {error}"
             raise kind(text) from error
 
-    def _outcome(
+    def _probe(
         self, stage: Stage, function: Callable[..., Any], arguments: tuple[Argument, ...]
     ) -> ProbeResult:
         try:
             with self._mode, torch.no_grad():
+                # Versions are read before the call: they grow with in-place writes, except through x.data, which
+                # MemoryUse sees.
                 device = _device_of(function)
                 values = {name: _tensor(value, device) for name, value in arguments}
                 inputs = {name: value for name, value in values.items() if _is_tensor(value)}
                 versions = {name: value._version for name, value in inputs.items()}
                 with MemoryUse(inputs) as use:
                     result = call_stage(stage, function, values)
-            written = tuple(
-                name for name, old in versions.items() if inputs[name]._version != old or name in use.written
+            written_ports = tuple(
+                name
+                for name, old in versions.items()
+                if inputs[name]._version != old or name in use.written_ports
             )
-            outcome = _outcome(result, written)
-            moved = any(map(use.may_be_input, tensors_of(result)))
+            outcome = _as_result(result, written_ports)
+            # The list becomes the only holder of the result, so that memory that survives it belongs to something else.
+            aliases_input = any(map(use.may_be_input, tensors_of(result)))
             use.forget()
-            held = [result]
+            holder = [result]
             del result
-            return replace(outcome, shares=moved or is_held(held), operations=use.operations)
+            return replace(outcome, shares_memory=aliases_input or is_held(holder), operations=use.operations)
         except Exception as error:
             _clear_frames(error)
             raise
@@ -259,9 +264,11 @@ class Prober:
 
     def _copy(self, stage: Stage) -> Callable[..., Any]:
         wrapper = stage.wrapper
+        # A model that is not built yet is built fake, so that no weights are loaded for planning.
         if wrapper is not None and wrapper.makes_model and wrapper.__dict__.get("_model") is None:
-            twin = self._isolation.twin(wrapper, self._built(stage, wrapper))
+            twin = self._isolation.twin(wrapper, self._make_fake_model(stage, wrapper))
             return twin.forward if wrapper.overrides("forward") else twin.model
+        # Objects that cannot be copied run in place; what such a run changes is undone by _watch.
         try:
             target: Any = self._isolation.copy(stage.target)
         except Exception:
@@ -277,13 +284,13 @@ class Prober:
             function = target.model
         return function
 
-    def _built(self, stage: Stage, wrapper: ModelWrapper) -> Any:
+    def _make_fake_model(self, stage: Stage, wrapper: ModelWrapper) -> Any:
         """A fake model straight from its class; where that reads real files, a fake copy of the real one."""
-        made: list[Any] = []
+        models: list[Any] = []
         try:
-            with self._watch(stage, made), self._mode:
-                made.append(wrapper.make_model())
-            return made[0]
+            with self._watch(stage, models), self._mode:
+                models.append(wrapper.make_model())
+            return models[0]
         except PlanError:
             raise
         except Exception:
@@ -294,16 +301,16 @@ class Prober:
 def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     """Calls a stage's function with values by port: by position while no port is left out, then by keyword."""
     positional: list[Any] = []
-    named: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     gap = False
     for port in stage.inputs:
         if port.name not in values:
             gap = True
         elif gap or port.keyword:
-            named[port.name] = values[port.name]
+            keywords[port.name] = values[port.name]
         else:
             positional.append(values[port.name])
-    return function(*positional, **named)
+    return function(*positional, **keywords)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -335,7 +342,10 @@ def _needs_content(error: BaseException | None) -> bool:
     """Tells whether an error, or its cause, is that a fake tensor has no content."""
     while error is not None:
         text = str(error)
-        if isinstance(error, (*_DATA_DEPENDENT, *_UNSUPPORTED)) or ".numpy() is not supported" in text:
+        if (
+            isinstance(error, (*_DATA_DEPENDENT, *_WITHOUT_FAKE_KERNEL))
+            or ".numpy() is not supported" in text
+        ):
             return True
         error = error.__cause__
     return False
@@ -371,39 +381,40 @@ def _is_unfit(error: BaseException | None) -> bool:
 
 def _clear_frames(error: BaseException | None) -> None:
     """Lets go of the tensors in the frames of an error, which is kept, and of those that led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    identities: set[int] = set()
+    while error is not None and id(error) not in identities:
+        identities.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
-def _outcome(result: Any, written: tuple[str, ...]) -> ProbeResult:
+def _as_result(result: Any, written_ports: tuple[str, ...]) -> ProbeResult:
     if isinstance(result, torch.Tensor):
-        return ProbeResult("single", (("output", tuple(result.shape), result.dtype),), written)
+        return ProbeResult("single", (("output", tuple(result.shape), result.dtype),), written_ports)
     if isinstance(result, Mapping):
         items = [(str(name), value) for name, value in result.items() if value is not None]
         kind = "dict" if all(isinstance(name, str) for name in result) else "keys"
     elif isinstance(result, (tuple, list)):
         items, kind = [(str(position), value) for position, value in enumerate(result)], "tuple"
     else:
-        return ProbeResult(f"a {type(result).__name__}", (), written)
+        return ProbeResult(f"a {type(result).__name__}", (), written_ports)
+    # Keys become port names as text, so two keys that read alike would be one port.
     names = [name for name, _ in items]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        return ProbeResult(f"a dict with two keys that read {twice!r}", (), written)
+        return ProbeResult(f"a dict with two keys that read {twice!r}", (), written_ports)
     tensors = tuple(
         (name, tuple(value.shape), value.dtype) for name, value in items if isinstance(value, torch.Tensor)
     )
     others = tuple(
         (name, type(value).__name__) for name, value in items if not isinstance(value, torch.Tensor)
     )
-    return ProbeResult(kind, tensors, written, others)
+    return ProbeResult(kind, tensors, written_ports, others)
 
 
 @contextlib.contextmanager
 def _no_autocast() -> Iterator[None]:
-    """Leaves the autocast modes of the thread that plans out of what is inferred."""
+    """Switches off the autocast modes of the thread that plans."""
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -412,10 +423,10 @@ def _no_autocast() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _capture(asked: bool) -> Iterator[None]:
+def _capture(active: bool) -> Iterator[None]:
     """Tells modules that they are being captured, as ``torch.export`` does: many look at masks only if not."""
     before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = asked or before
+    torch.compiler._is_compiling_flag = active or before
     try:
         yield
     finally:

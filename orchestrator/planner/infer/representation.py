@@ -1,7 +1,8 @@
-"""Held: in which dtype, and on which ranks in parts, a device holds a value.
+"""Representation: in which dtype, and in parts on which ranks, a device holds a value.
 
-A stage takes and gives what its author wrote; the device may hold that in a narrower dtype (integers of 64 bits in 32),
-and its ranks may hold parts of it. Casts at the border, and joining the parts, become adapters like all others.
+A stage takes and gives the dtypes that its author wrote; the device may hold values in a narrower one (integers of 64
+bits in 32), and its ranks may hold parts of them. Casts at the border, and joining the parts, become adapters like all
+others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
 
-__all__ = ["device_edge_spec", "device_ports", "device_spec", "gathered", "is_gathered"]
+__all__ = ["device_edge_spec", "device_ports", "device_spec", "gather_parts", "is_gathered"]
 
 
 def is_gathered(context: PlanContext, edge: Edge) -> bool:
@@ -27,11 +28,11 @@ def is_gathered(context: PlanContext, edge: Edge) -> bool:
 
 
 def device_spec(context: PlanContext, node: NodeKey, port: str, spec: PortSpec) -> PortSpec:
-    """Returns what a port's device holds a value of it as; a carry is held as what gives its next value holds it."""
-    giver = _carry_producer(context, node, port)
-    if giver is None or not isinstance(spec, TensorSpec):
+    """Returns the spec of a port as its device holds it; a carry is held as the producer of its next value holds it."""
+    producer = _carry_producer(context, node, port)
+    if producer is None or not isinstance(spec, TensorSpec):
         return spec
-    stage = context.graph.calls[giver].stage
+    stage = context.graph.calls[producer].stage
     backend = context.groups.get(context.devices[stage.name])
     if backend is None:
         return spec
@@ -41,13 +42,15 @@ def device_spec(context: PlanContext, node: NodeKey, port: str, spec: PortSpec) 
 
 def _carry_producer(context: PlanContext, node: NodeKey, port: str) -> str | None:
     """The call whose device holds a port's values: for a carry the one that gives its next value."""
-    visited = set()
-    while node.kind in ("enter", "exit") and (node.name, port) not in visited:
+    carries = set()
+    # Carries may be chained over nested loops; a carry that is handed on unchanged leads back to itself and has no
+    # producer.
+    while node.kind in ("enter", "exit") and (node.name, port) not in carries:
         loop = context.graph.loops[node.name]
         port = port.removesuffix("[next]")
         if port not in loop.carry:
             return None
-        visited.add((node.name, port))
+        carries.add((node.name, port))
         edges = context.graph.into(NodeKey("exit", loop.name))
         edge = next(edge for edge in edges if edge.target_port == next_port(port))
         node, port = edge.source, edge.source_port
@@ -63,21 +66,21 @@ def device_ports(
 
 
 def device_edge_spec(context: PlanContext, edge: Edge, source: PortSpec, edge_spec: EdgeSpec) -> EdgeSpec:
-    """Returns the form of an edge with casts from and to what its ends hold.
+    """Returns the form of an edge with casts from and to the dtypes that its ends hold.
 
     Args:
         context: The plan so far.
         edge: The edge.
-        source: What the producer's device holds.
-        edge_spec: What the consumer reads, by what both stages' authors wrote.
+        source: The spec that the producer's device holds.
+        edge_spec: The consumer's form, by the dtypes that the authors of both stages wrote.
     """
     target = device_spec(context, edge.target, edge.target_port, edge_spec.spec)
     if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
         return edge_spec
-    held = _with_casts(source, target, edge_spec)
-    _check_pads(edge, source, held)
+    device_form = _with_casts(source, target, edge_spec)
+    _check_pads(edge, source, device_form)
     _check_constant(context, edge, target)
-    return held
+    return device_form
 
 
 def _check_constant(context: PlanContext, edge: Edge, target: TensorSpec) -> None:
@@ -96,10 +99,12 @@ def _check_constant(context: PlanContext, edge: Edge, target: TensorSpec) -> Non
 def _with_casts(source: TensorSpec, target: TensorSpec, edge_spec: EdgeSpec) -> EdgeSpec:
     author_spec = edge_spec.spec
     casts = [conversion for conversion in edge_spec.conversions if conversion.kind == "cast"]
-    reached = casts[-1].dtype if casts else source.dtype
+    arrival_dtype = casts[-1].dtype if casts else source.dtype
     idle = len(casts) == 1 and source.dtype == target.dtype
-    if author_spec == target and reached == target.dtype and not idle:
+    if author_spec == target and arrival_dtype == target.dtype and not idle:
         return edge_spec
+    # Casts that the port allowed are replaced by one from what the producer holds to what the consumer holds. A
+    # narrowing one goes right after the gather, so that less is filled and moved; a widening one goes last.
     conversions = [conversion for conversion in edge_spec.conversions if conversion.kind != "cast"]
     if source.dtype != target.dtype:
         cast = Adapter("cast", dtype=target.dtype)
@@ -135,8 +140,8 @@ def _check_pad(edge: Edge, rule: Pad, dtype: torch.dtype) -> None:
         )
 
 
-def gathered(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
-    """Returns what an edge's producer gives once the parts of all ranks are joined, and the adapter that joins them.
+def gather_parts(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec, tuple[Adapter, ...]]:
+    """Returns the spec of an edge's value with the parts of all ranks joined, and the adapter that joins them.
 
     Raises:
         PlanError: A port is declared as sharded that does not exist, or along a dim that is none of its fixed ones.
@@ -146,6 +151,7 @@ def gathered(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec
     stage = context.graph.calls[edge.source.name].stage
     backend = context.groups.get(context.devices[stage.name])
     parts = backend.sharded(stage) if backend is not None else {}
+    # Without declared names a single part can only be the edge's own output.
     port_names = [port.name for port in stage.outputs] or (
         [edge.source_port] if len(parts) == 1 else list(parts)
     )
@@ -167,6 +173,7 @@ def gathered(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[PortSpec
             edge=str(edge),
             spec=spec,
         )
+    # On the host the ranks' parts lie next to each other; from there the value is like any other.
     dims = list(spec.dims)
     dims[axis] = size * ranks
     whole = replace(spec, dims=tuple(dims))

@@ -1,4 +1,4 @@
-"""Trials that all plans of a process share: what a large stage gave at some sizes, while it is what it was.
+"""Trials that all plans of a process share: results of a large stage at some sizes, while it stays unchanged.
 
 A trial is known by the stage's fingerprint, which describes all that an artifact depends on (its code, the globals that
 the code reads, attributes, forms of its weights), by what the fingerprint leaves out (training mode, devices), and by
@@ -35,18 +35,18 @@ class SharedTrials:
     """The view that one plan has of the trials of its process: a stage is described once a plan."""
 
     def __init__(self) -> None:
-        self._described: dict[int, Hashable | None] = {}
+        self._descriptions: dict[int, Hashable | None] = {}
 
     def key(
-        self, stage: Stage, arguments: tuple[tuple[str, Any], ...], captured: bool
+        self, stage: Stage, arguments: tuple[tuple[str, Any], ...], capture: bool
     ) -> tuple[Hashable, ...] | None:
-        """Returns what tells a trial from all others of this process; None: it is not shared."""
-        if id(stage) not in self._described:
-            self._described[id(stage)] = _describe(stage)
-        described = self._described[id(stage)]
-        if described is None or not all(_is_plain(value) for _, value in arguments):
+        """Returns the key of a trial among all of this process; None: it is not shared."""
+        if id(stage) not in self._descriptions:
+            self._descriptions[id(stage)] = _describe(stage)
+        description = self._descriptions[id(stage)]
+        if description is None or not all(_is_plain(value) for _, value in arguments):
             return None
-        return (described, tuple((name, type(value), value) for name, value in arguments), captured)
+        return (description, tuple((name, type(value), value) for name, value in arguments), capture)
 
     def result(self, key: Hashable | None) -> Any:
         """Returns the result of a trial; None: nobody made it, or the stage refused."""

@@ -1,4 +1,4 @@
-"""What two objects have in common that act alike on shapes."""
+"""Structure: an equal key for objects that act alike on shapes."""
 
 from __future__ import annotations
 

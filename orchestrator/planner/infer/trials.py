@@ -41,8 +41,8 @@ EXHAUSTIVE = 8
 COMBINATIONS = 16
 
 Sizes = dict[str, int]
-#: Sizes of names, and what a stage gave there.
-Sample = tuple[Sizes, ProbeResult]
+#: Sizes of names, and the result of the stage at these.
+Trial = tuple[Sizes, ProbeResult]
 
 
 def padded_names(graph: Graph, dims: Mapping[str, DimPlan]) -> frozenset[str]:
@@ -85,7 +85,7 @@ class Sampler:
     Args:
         call: Its name.
         stage: Its stage.
-        fed: What its ports are fed.
+        inputs: Specs of its ports.
         dims: Named dims.
         run: Runs the stage on fake tensors at some sizes of names.
         attempt: The same; None where the stage refuses them.
@@ -105,17 +105,18 @@ class Sampler:
         self.specs = [spec for spec in inputs.values() if isinstance(spec, TensorSpec)]
         self.names = list(dict.fromkeys(name for spec in self.specs for name in spec.names))
         self.buckets = {name: dims[name].buckets for name in self.names}
+        # Only a batch runs in chunks, so only its sizes go beyond the largest bucket.
         self.batches = {name for name in self.names if dims[name].batch and not dims[name].any}
         self.run = run
         self.attempt = attempt
 
     def samples(
-        self, pad_names: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
-    ) -> list[Sample]:
-        """Returns what the stage gives at every combination of buckets, and at the trial sizes it takes.
+        self, padded_dims: frozenset[str], refuse: Callable[[Sizes, RefusedError], PlanError]
+    ) -> list[Trial]:
+        """Returns the results of the stage at every combination of buckets, and at the trial sizes it takes.
 
         Args:
-            pad_names: Dims that requests may have at sizes which are no buckets.
+            padded_dims: Dims that requests may have at sizes which are no buckets.
             refuse: Makes the error of a combination of buckets that the stage refuses.
 
         Raises:
@@ -123,31 +124,31 @@ class Sampler:
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
         base = {name: sizes[-1] for name, sizes in self.buckets.items()}
-        few = self._few(base, pad_names)
+        few = self._few(base, padded_dims)
         if few is not None:
             largest, *_ = samples = few
-            varying = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
+            variables = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
         else:
             # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
             samples = self._at_buckets(refuse)
-            largest, varying = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
+            largest, variables = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
             # At sizes that are no buckets it may refuse: those give no sample.
             for name in self.names:
-                trials = list(self._sweep(base, name)) if name in pad_names else []
-                varying |= {name} if trials else set()
+                trials = list(self._sweep(base, name)) if name in padded_dims else []
+                variables |= {name} if trials else set()
                 samples += trials
-            samples += self._joint(base, [name for name in self.names if name in pad_names])
+            samples += self._joint(base, [name for name in self.names if name in padded_dims])
         for name in self.names:
             trials = list(self._above(largest, name)) if name in self.batches else []
-            varying |= {name} if trials else set()
+            variables |= {name} if trials else set()
             samples += trials
         # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
         if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
-            samples += [self._second(base, name) for name in self.names if name not in varying]
+            samples += [self._second(base, name) for name in self.names if name not in variables]
         return samples
 
-    def _at_buckets(self, refuse: Callable[[Sizes, RefusedError], PlanError]) -> list[Sample]:
-        samples: list[Sample] = []
+    def _at_buckets(self, refuse: Callable[[Sizes, RefusedError], PlanError]) -> list[Trial]:
+        samples: list[Trial] = []
         for at in combinations(self.names, self.buckets):
             try:
                 samples.append((at, self.run(at)))
@@ -157,11 +158,11 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         return samples
 
-    def _few(self, base: Sizes, pad_names: frozenset[str]) -> list[Sample] | None:
+    def _few(self, base: Sizes, padded_dims: frozenset[str]) -> list[Trial] | None:
         """Tries every size of every dim, but several dims at once, where all combinations would be too many.
 
         Returns:
-            What the stage gives, at the largest buckets first; None where that does not say enough: combinations are
+            The results, at the largest buckets first; None where these do not say enough: combinations are
             few, the stage refuses one, or gives a size that is neither constant nor that of one name.
         """
         if math.prod(len(sizes) for sizes in self.buckets.values()) <= COMBINATIONS:
@@ -169,21 +170,21 @@ class Sampler:
         rows = [base]
         for columns in (
             {name: self.buckets[name][:-1] for name in self.names},
-            {name: trial_sizes(self.buckets[name]) for name in self.names if name in pad_names},
+            {name: trial_sizes(self.buckets[name]) for name in self.names if name in padded_dims},
         ):
             # Small sizes of one dim meet large ones of the next, so that no two of them grow alike.
-            turned = {
+            rotations = {
                 name: sizes[::-1] if place % 2 else (*sizes[place:], *sizes[:place])
                 for place, (name, sizes) in enumerate(columns.items())
                 if sizes
             }
-            for turn in range(max(map(len, turned.values()), default=0)):
-                rows.append({**base, **{name: sizes[turn % len(sizes)] for name, sizes in turned.items()}})
+            for turn in range(max(map(len, rotations.values()), default=0)):
+                rows.append({**base, **{name: sizes[turn % len(sizes)] for name, sizes in rotations.items()}})
         samples = [self._try(at) for at in rows]
-        found = [sample for sample in samples if sample is not None]
-        return found if len(found) == len(rows) and self._is_simple(found) else None
+        trials = [sample for sample in samples if sample is not None]
+        return trials if len(trials) == len(rows) and self._is_simple(trials) else None
 
-    def _is_simple(self, samples: list[Sample]) -> bool:
+    def _is_simple(self, samples: list[Trial]) -> bool:
         """Tells whether each size that a stage gives is always the same, or always that of one name."""
         forms = {
             (result.returns, tuple((key, len(shape), dtype) for key, shape, dtype in result.outputs))
@@ -191,6 +192,8 @@ class Sampler:
         }
         if len(forms) > 1:
             return False
+        # One column for each axis of each output, over all samples; a size of two names would need all combinations to
+        # show its law.
         columns = zip(
             *([size for _, shape, _ in result.outputs for size in shape] for _, result in samples),
             strict=True,
@@ -204,7 +207,7 @@ class Sampler:
             for column in columns
         )
 
-    def _sweep(self, base: Sizes, name: str) -> Iterator[Sample]:
+    def _sweep(self, base: Sizes, name: str) -> Iterator[Trial]:
         """Tries the trial sizes of one dim, the others at their largest bucket."""
         buckets = self.buckets[name]
         sizes = trial_sizes(buckets)
@@ -214,7 +217,7 @@ class Sampler:
             rest = (size for size in more_sizes(buckets) if size not in sizes)
             yield from filter(None, (self._try({**base, name: size}) for size in rest))
 
-    def _above(self, largest: Sample, name: str) -> Iterator[Sample]:
+    def _above(self, largest: Trial, name: str) -> Iterator[Trial]:
         """Tries sizes of a batch above its largest bucket; a far one only where the work is not done item by item."""
         base, outcome = largest
         for times in (1, 2, 256):
@@ -225,7 +228,7 @@ class Sampler:
             if sample[1].operations != outcome.operations:
                 return
 
-    def _joint(self, base: Sizes, names: list[str]) -> Iterator[Sample]:
+    def _joint(self, base: Sizes, names: list[str]) -> Iterator[Trial]:
         """Tries several dims at trial sizes at once, so that a size that hangs on two of them shows it."""
         if len(names) < 2:
             return
@@ -236,8 +239,8 @@ class Sampler:
             if sample is not None:
                 yield sample
 
-    def _try(self, at: Sizes) -> Sample | None:
-        """What the stage gives at these sizes; None where it, or a stage before it, refuses them."""
+    def _try(self, at: Sizes) -> Trial | None:
+        """The result of the stage at these sizes; None where it, or a stage before it, refuses them."""
         outcome = self.attempt(at) if self._is_sized(at) else None
         return None if outcome is None else (at, outcome)
 
@@ -247,10 +250,12 @@ class Sampler:
             not isinstance(dim, Derived) or dim.is_proven(at) for spec in self.specs for dim in spec.dims
         )
 
-    def _second(self, base: Sizes, name: str) -> Sample:
+    def _second(self, base: Sizes, name: str) -> Trial:
         """An outcome at another size of one dim: the first that the stage takes."""
         size = base[name]
-        refusal: RefusedError | None = None
+        first_error: RefusedError | None = None
+        # Doubling comes first, as most layouts allow it; then neighbours, halves and multiples for stages that ask for
+        # a divisor or a limit.
         for other in dict.fromkeys((2 * size, size + 1, size // 2, size - 1, size + 2, 3 * size)):
             at = {**base, name: other}
             if other < 1 or other == size or not self._is_sized(at):
@@ -258,15 +263,15 @@ class Sampler:
             try:
                 return at, self.run(at)
             except RefusedError as error:
-                refusal = refusal or error
+                first_error = first_error or error
         raise PlanError(
             f"How dim {name!r} passes through stage {self.stage.name!r} (call {self.call!r}) is found by trying a "
-            f"second size, but it takes only {size}: {refusal}. Declare what it gives: "
+            f"second size, but it takes only {size}: {first_error}. Declare what it gives: "
             f"outputs={{'output': TensorSpec(...)}}.",
             stage=self.stage.name,
             call=self.call,
             dim=name,
-        ) from refusal
+        ) from first_error
 
 
 def unlike(one: AnyDim, other: AnyDim, largest: Mapping[str, int]) -> str:
