@@ -1,7 +1,7 @@
 """Binding: a finished plan, e.g. one read from a file, is proven again and compared with the graph that it is to run.
 
 What a plan says is somebody's word. So nothing in it may switch off a proof: options that code alone may give are
-refused, memory is held against what the devices have, and loops must run as the graph says.
+refused, memory is compared with that of the devices, and loops must run as the graph says.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
     verify(plan)
     _same_names(plan, graph)
     placement = {call.stage: call.device for call in plan.calls if call.device != HOST}
-    decided = {
+    loop_dims = {
         *(step.steps_dim for step in iter_steps(plan.steps, LoopStep)),
         *(step.items_dim for step in iter_steps(plan.steps, MapStep)),
     }
-    sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in decided}
+    sizes = {dim.name: dim.buckets for dim in plan.dims if dim.name not in loop_dims}
     plan_options = PlanOptions(
         options.resolve,
         placement=placement,
@@ -91,6 +91,7 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
 
 def _check_options(plan: Plan, options: PlanOptions) -> None:
     """Options that switch off a proof, or reach beyond the device, are code's to give; a plan's text is not enough."""
+    # Each option of the caller must be one that the plan states: binding cannot change how the plan was made.
     there = {name: value for group in plan.groups for name, value in group.options}
     for name, value in options.backend_options.items():
         if name not in there or there[name] != value:
@@ -100,6 +101,8 @@ def _check_options(plan: Plan, options: PlanOptions) -> None:
                 plan=plan,
                 option=name,
             )
+    # The other way round, a plan may state any option but those of code_options, unless the caller gives the same
+    # value.
     for group in plan.groups:
         kind = options.resolve(group.device)[1]
         for name, value in group.options:
@@ -135,6 +138,7 @@ def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
     def origin(index: int | None) -> str | None:
         return None if index is None else plan.values[index].origin
 
+    # Origins name the port that a value comes from, so equal outlines are equal loops whatever their values' numbers.
     terms: dict[str, Any] = {
         "kind": loop.noun,
         "carries": [
@@ -166,17 +170,18 @@ def _check_memory(plan: Plan, fresh: Plan) -> None:
         PlanError: It does not.
     """
     plan_budget = dict(plan.budget)
-    limits = {device: min(size, plan_budget.get(device, size)) for device, size in fresh.budget}
-    check_budget(replace(plan, budget=tuple({**plan_budget, **limits}.items())))
+    device_budget = {device: min(size, plan_budget.get(device, size)) for device, size in fresh.budget}
+    check_budget(replace(plan, budget=tuple({**plan_budget, **device_budget}.items())))
 
 
 def _check_fusions(plan: Plan, graph: Graph, options: PlanOptions) -> None:
-    """What is compiled as its author made it has nothing fused into it, and no second program."""
+    """Stages that must be compiled as their author made them have nothing fused into them, and no second program."""
     backends: dict[str, Any] = {
         group.device: options.resolve(group.device)[1](group.device, dict(group.options))
         for group in plan.groups
         if group.runs_programs
     }
+    # Two things show that a stage was not left as it is: adapters in its program, and a replica of it.
     stages = graph.stages
     for program in plan.programs:
         adapters = [item.adapters for item in program.inputs] + [item.adapters for item in program.outputs]
@@ -221,9 +226,9 @@ def _program_inputs(plan: Plan) -> Iterator[tuple[CallStep, tuple[ProgramInput, 
 
 
 def _fits(edge: PlannedEdge) -> list[str]:
-    """What an edge does to its value besides moving it; order and places may differ with the residency."""
-    kept = (adapter for adapter in edge.adapters if adapter.kind not in MOVES)
-    return sorted(str(replace(adapter, place="")) for adapter in kept)
+    """The conversions of an edge besides moves; order and places may differ with the residency."""
+    conversions = (adapter for adapter in edge.adapters if adapter.kind not in MOVES)
+    return sorted(str(replace(adapter, place="")) for adapter in conversions)
 
 
 def _same_names(plan: Plan, graph: Graph) -> None:

@@ -59,49 +59,49 @@ def _declarations(context: PlanContext) -> Iterator[tuple[str, Dim]]:
 
 
 def _solve(context: PlanContext, name: str, places: list[tuple[str, Dim]]) -> DimPlan:
-    wish = _wish(context, name)
+    sizes = _option_sizes(context, name)
     batch, exact = any(dim.batch for _, dim in places), any(dim.exact for _, dim in places)
-    # A dim of any size is one everywhere; else the buckets that all places share are those of the graph, and what the
-    # user wished for is some of these. A bare name has only what the user wished for.
     open_ended = [where for where, dim in places if dim.any]
-    bucket_lists = [(where, dim.buckets) for where, dim in places if dim.buckets]
-    if open_ended and bucket_lists:
+    bucket_sets = [(where, dim.buckets) for where, dim in places if dim.buckets]
+    # A dim of any size compiles nothing, so sizes are no buckets for it: they only say where it is tried.
+    if open_ended and bucket_sets:
         raise PlanError(
-            f"Dim {name!r} has any size at {open_ended[0]!r} but buckets {bucket_lists[0][1]} at "
-            f"{bucket_lists[0][0]!r}; a name has one set of sizes in the whole graph.",
+            f"Dim {name!r} has any size at {open_ended[0]!r} but buckets {bucket_sets[0][1]} at {bucket_sets[0][0]!r}; "
+            f"a name has one set of sizes in the whole graph.",
             dim=name,
         )
     if open_ended:
-        return DimPlan(name, wish or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
-    if not bucket_lists:
-        if not wish:
+        return DimPlan(name, sizes or ANY_SIZES[:1], any=True, batch=batch, exact=exact)
+    if not bucket_sets:
+        if not sizes:
             raise PlanError(
                 f"Dim {name!r} (at {places[0][0]!r}) has no sizes; give plan(sizes={{{name!r}: 8}}) or several "
                 f"buckets, or declare Dim({name!r}, buckets=(...)).",
                 dim=name,
             )
-        return DimPlan(name, wish, batch=batch, exact=exact)
-    common = sorted(set.intersection(*(set(buckets) for _, buckets in bucket_lists)))
+        return DimPlan(name, sizes, batch=batch, exact=exact)
+    # A request takes one bucket for the name, so it must be a bucket at every place that declares any.
+    common = sorted(set.intersection(*(set(buckets) for _, buckets in bucket_sets)))
     if not common:
-        choices = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucket_lists).items())
-        raise PlanError(f"The buckets of dim {name!r} have nothing in common: {choices}.", dim=name)
-    strange = [size for size in wish if size not in common]
+        text = ", ".join(f"{buckets} at {where!r}" for where, buckets in dict(bucket_sets).items())
+        raise PlanError(f"The buckets of dim {name!r} have nothing in common: {text}.", dim=name)
+    strange = [size for size in sizes if size not in common]
     if strange:
         raise PlanError(
             f"sizes asks for {name!r} at {strange[0]}, which is none of its buckets {tuple(common)}.",
             dim=name,
         )
-    return DimPlan(name, wish or tuple(common), batch=batch, exact=exact, declared_buckets=tuple(common))
+    return DimPlan(name, sizes or tuple(common), batch=batch, exact=exact, declared_buckets=tuple(common))
 
 
-def _wish(context: PlanContext, name: str) -> tuple[int, ...]:
+def _option_sizes(context: PlanContext, name: str) -> tuple[int, ...]:
     if name not in context.options.sizes:
         return ()
     sizes = context.options.sizes[name]
-    choices = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
-    for size in choices:
+    buckets = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,)
+    for size in buckets:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise PlanError(f"sizes of dim {name!r} are positive ints, not {size!r}.", dim=name)
-    if not choices:
+    if not buckets:
         raise PlanError(f"sizes gives no size for dim {name!r}.", dim=name)
-    return tuple(sorted(set(choices)))
+    return tuple(sorted(set(buckets)))

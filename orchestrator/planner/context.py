@@ -40,7 +40,7 @@ MAX_REPLICAS = 4
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user asked ``Pipeline.plan`` for.
+    """The arguments of ``Pipeline.plan``.
 
     Attributes:
         device: Where stages run that nobody placed.
@@ -67,7 +67,7 @@ class PlanContext:
 
     Attributes:
         graph: The frozen graph.
-        options: What the user asked for.
+        options: The arguments of ``Pipeline.plan``.
         replicas: How many programs of one application may have equal code; each costs a compilation and an output
             buffer.
         groups: (place) device to backend; absent for the host.
@@ -145,7 +145,7 @@ class PlanContext:
 
 @dataclass(frozen=True)
 class EdgeSpec:
-    """What a consumer reads, and what makes it of the producer's value.
+    """The spec that a consumer reads, and the conversions from the producer's value.
 
     Attributes:
         spec: What arrives.
@@ -175,7 +175,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class RegionKey:
-    """A region: its born dims, in the order of the graph's dims, and its level."""
+    """A region: its data-dependent dims, in the order of the graph's dims, and its level."""
 
     dims: tuple[str, ...]
     level: int

@@ -42,7 +42,7 @@ class _Group:
         edges: The edges.
         alone: Nobody else reads the value.
         runs: Calls of the producer's stage in a request.
-        reads: How often a consumer reads it for one time that it is made: above 1 where it enters a loop.
+        reads: How often a consumer reads one value of the producer: above 1 where it enters a loop.
     """
 
     edges: tuple[Edge, ...]
@@ -60,7 +60,7 @@ def fuse(context: PlanContext) -> PlanContext:
     groups = _groups(context)
     fusions: dict[Edge, Fusion] = {}
     notes: list[str] = []
-    _check_forced(context, [edge for group in groups for edge in group.edges])
+    _check_place_options(context, [edge for group in groups for edge in group.edges])
     for group in groups:
         for edge in group.edges:
             fusions[edge] = _choose(context, group, edge, notes)
@@ -68,14 +68,15 @@ def fuse(context: PlanContext) -> PlanContext:
 
 
 def _groups(context: PlanContext) -> list[_Group]:
-    # Edges that read one value through equal conversions share the adapted value, so they are decided together.
-    edges_by_want: dict[Any, list[Edge]] = {}
+    # A place is chosen once for all edges of a group, as they share the adapted value. An option for one edge sets it
+    # apart.
+    members: dict[Any, list[Edge]] = {}
     readers: dict[Any, int] = {}
     for edge in context.graph.edges:
         root = (edge.source, edge.source_port)
         readers[root] = readers.get(root, 0) + 1
         if _stays_with_adapters(context, edge):
-            edges_by_want.setdefault(
+            members.setdefault(
                 (root, context.consumer_specs[edge].conversions, _place_option(context, edge)), []
             ).append(edge)
     return [
@@ -85,7 +86,7 @@ def _groups(context: PlanContext) -> list[_Group]:
             _runs(context, edges[0].source.name),
             max(_reads(context, edge) for edge in edges),
         )
-        for (root, _, _), edges in edges_by_want.items()
+        for (root, _, _), edges in members.items()
     ]
 
 
@@ -121,6 +122,8 @@ def _reads(context: PlanContext, edge: Edge) -> int:
 
 def _costs(context: PlanContext, group: _Group) -> dict[str, float]:
     """Estimated seconds of each place."""
+    # All edges of a group have equal specs and conversions, so the first stands for all. Terms follow the table of the
+    # module's docstring.
     edge = group.edges[0]
     source, target = context.producer_specs[edge], context.consumer_specs[edge].spec
     assert isinstance(source, TensorSpec)
@@ -138,25 +141,25 @@ def _costs(context: PlanContext, group: _Group) -> dict[str, float]:
 
 
 def _choose(context: PlanContext, group: _Group, edge: Edge, notes: list[str]) -> Fusion:
-    # The cheapest place that is possible, or the one that was asked for. The host is compared with it afterwards: it is
-    # always possible, and whether the value goes there is for residency to say.
     costs = _costs(context, group)
+    # Cost decides among the places that no stage forbids; the host is always possible and is compared apart, since it
+    # is no place on the device.
     able = [place for place in _PLACES if _obstacle(context, group, place) is None]
     best = min(able, key=lambda place: costs[place])
-    place_option = _place_option(context, edge)
-    if place_option in _PLACES:
-        stage = _obstacle(context, group, place_option)
+    option = _place_option(context, edge)
+    if option in _PLACES:
+        stage = _obstacle(context, group, option)
         if stage is not None:
             raise PlanError(
-                f"The adapters of '{edge}' cannot be folded into the {place_option}: stage {stage.name!r} is "
-                f"compiled as its author made it. Choose another place: "
-                f"options={{'adapters': {{'{edge}': 'program'}}}}.",
+                f"The adapters of '{edge}' cannot be folded into the {option}: stage {stage.name!r} is compiled as its "
+                f"author made it. Choose another place: options={{'adapters': {{'{edge}': 'program'}}}}.",
                 edge=str(edge),
                 stage=stage.name,
             )
-        best = place_option
-    over_host = place_option == "host" or (place_option == "cost" and costs["host"] < costs[best])
-    if place_option == "program" and costs["host"] < costs["program"]:
+        best = option
+    over_host = option == "host" or (option == "cost" and costs["host"] < costs[best])
+    # A program by option may be a bad choice that its author does not see, so the plan says what it costs.
+    if option == "program" and costs["host"] < costs["program"]:
         notes.append(
             f"'{edge}': a program of its own for the adapters takes {_us(costs['program'])} (estimate), "
             f"over the host it would be {_us(costs['host'])}."
@@ -164,7 +167,7 @@ def _choose(context: PlanContext, group: _Group, edge: Edge, notes: list[str]) -
     return Fusion(
         best,
         over_host,
-        _reason(edge, context.consumer_specs[edge].conversions, best, over_host, place_option, costs, able),
+        _reason(edge, context.consumer_specs[edge].conversions, best, over_host, option, costs, able),
     )
 
 
@@ -173,7 +176,7 @@ def _reason(
     conversions: tuple[Adapter, ...],
     best: Place,
     over_host: bool,
-    place_option: str,
+    option: str,
     costs: dict[str, float],
     able: list[Place],
 ) -> str:
@@ -184,11 +187,12 @@ def _reason(
         "program": f"{are} a program of its own",
         "host": f"{are} done on the host",
     }
+    # Rejected places are listed with their costs, so that the choice can be followed without the planner.
     choice = "host" if over_host else best
     what = " and ".join(conversion.kind for conversion in conversions)
     others = [f"{place} {_us(costs[place])}" for place in (*able, "host") if place != choice]
-    wish = ", as asked" if place_option != "cost" else ""
-    return f"the {what} {where[choice]}{wish}: {_us(costs[choice])} (estimate), against {', '.join(others)}"
+    suffix = ", as asked" if option != "cost" else ""
+    return f"the {what} {where[choice]}{suffix}: {_us(costs[choice])} (estimate), against {', '.join(others)}"
 
 
 def _us(seconds: float) -> str:
@@ -212,19 +216,21 @@ def _foldable(backend: object, stage: Stage) -> bool:
 
 
 def _place_option(context: PlanContext, edge: Edge) -> str:
-    """The place asked for by the option ``adapters``, or ``cost``."""
-    wish = context.groups[context.device_of(edge.source.name)].options.get("adapters", "cost")
-    return str(wish) if isinstance(wish, str) else str(dict(wish).get(str(edge), "cost"))
+    """The place that the option ``adapters`` gives for an edge, or ``cost``."""
+    option = context.groups[context.device_of(edge.source.name)].options.get("adapters", "cost")
+    return str(option) if isinstance(option, str) else str(dict(option).get(str(edge), "cost"))
 
 
-def _check_forced(context: PlanContext, edges: list[Edge]) -> None:
-    edge_names, able = {str(edge) for edge in context.graph.edges}, {str(edge) for edge in edges}
+def _check_place_options(context: PlanContext, edges: list[Edge]) -> None:
+    names, able = {str(edge) for edge in context.graph.edges}, {str(edge) for edge in edges}
     for backend in context.groups.values():
-        wish = backend.options.get("adapters", ())
-        for name in () if isinstance(wish, str) else dict(wish):
-            if name not in edge_names:
+        option = backend.options.get("adapters", ())
+        # An option for an edge without adapters would silently do nothing, so it is refused as a name that does not
+        # exist is.
+        for name in () if isinstance(option, str) else dict(option):
+            if name not in names:
                 raise PlanError(
-                    f"The option 'adapters' names the edge {name!r}, which does not exist.{nearest(name, edge_names)}",
+                    f"The option 'adapters' names the edge {name!r}, which does not exist.{nearest(name, names)}",
                     edge=name,
                 )
             if name not in able:

@@ -60,11 +60,11 @@ def weigh(context: PlanContext) -> PlanContext:
         for key, tensor in _tensors(owners[-1]):
             if key not in storages[device]:
                 storages[device].add(key)
-                weights[device] += tensor.numel() * _weight_dtype(context, stage, tensor.dtype).itemsize
+                weights[device] += tensor.numel() * _device_dtype(context, stage, tensor.dtype).itemsize
     return replace(context, weights=weights, buffers=_buffers(context), budget=_budget(context))
 
 
-def _weight_dtype(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
+def _device_dtype(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a weight is on the device: integers stay as they are."""
     backend = context.groups[context.devices[stage.name]]
     return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
@@ -72,13 +72,15 @@ def _weight_dtype(context: PlanContext, stage: Stage, dtype: torch.dtype) -> tor
 
 def _buffers(context: PlanContext) -> dict[str, int]:
     """Bytes of the output buffers of each program, one for each combination of buckets."""
-    found = {device: 0 for device, backend in context.groups.items() if backend.capabilities.output_buffers}
+    sizes_by_device = {
+        device: 0 for device, backend in context.groups.items() if backend.capabilities.output_buffers
+    }
     for program in context.programs:
-        if program.device not in found:
+        if program.device not in sizes_by_device:
             continue
         for sizes in program.combinations(context.buckets):
-            found[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
-    return {device: size for device, size in found.items() if size}
+            sizes_by_device[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
+    return {device: size for device, size in sizes_by_device.items() if size}
 
 
 def _owner(stage: Stage) -> Any:
@@ -124,14 +126,15 @@ def parse_bytes(text: int | str) -> int:
 
 
 def _budget(context: PlanContext) -> dict[str, int]:
-    wish = context.options.memory
+    option = context.options.memory
     capacities = {device: backend.capabilities.memory for device, backend in context.groups.items()}
     budget = {device: size for device, size in capacities.items() if size}
-    if wish is None:
+    # What the caller gives replaces what devices know of themselves: one size replaces all, a mapping those it names.
+    if option is None:
         return budget
-    if not isinstance(wish, Mapping):
-        return dict.fromkeys(context.groups, parse_bytes(wish))
-    for device, size in wish.items():
+    if not isinstance(option, Mapping):
+        return dict.fromkeys(context.groups, parse_bytes(option))
+    for device, size in option.items():
         name = context.options.resolve(device)[1].canonical(device)
         if name not in context.groups:
             raise PlanOptionError(
@@ -150,12 +153,12 @@ def check_budget(plan: Plan) -> None:
     """
     if not plan.budget:
         return
-    # All devices are added up before one is refused, so that the table shows where there is room.
     peak = plan.summary["peak_bytes"]
     constants = {group.device: constant_bytes(plan, group.device) for group in plan.groups}
     weights, buffers = dict(plan.weights), dict(plan.buffers)
     rows: list[Row] = []
     over = []
+    # A row for every device, also for those that fit, so that the table shows where stages could go instead.
     for device, limit in plan.budget:
         if device not in constants or limit < 1:
             raise PlanError(f"The plan gives {device!r} a budget of {limit} bytes.", device=device)
@@ -172,6 +175,8 @@ def _over(plan: Plan, over: list[str], rows: list[Row]) -> str:
     head = ("device", "weights", "constants", "buffers", "values at peak", "needed", "budget")
     cells = [(row[0], *(f"{number:,}" for number in row[1:])) for row in rows]
     lines = table([head, *cells], indent="", align=str.rjust)
+    # Advice depends on what the plan has: buckets only where there are dims to choose for, compiler options only where
+    # there are output buffers.
     dims = ", ".join(f"{dim.name} (now {dim.buckets[-1]})" for dim in plan.dims if not dim.any)
     smaller = f"choose smaller buckets for {dims}, or " if dims else ""
     if plan.buffers:

@@ -26,13 +26,13 @@ def place(context: PlanContext) -> PlanContext:
     Raises:
         PlanError: An unknown stage, device or option, or a host stage placed on a device.
     """
+    # Devices first, each in the form that its backend writes it in; then one backend object for each group, since
+    # options are checked against all of them; then what each stage says of its own.
     stages = context.graph.stages
     _check_placement(context)
     resolve = context.options.resolve
     devices: dict[str, str] = {}
     families: dict[str, tuple[str, type[Backend]]] = {}
-    # Devices first, each in the form that its backend writes it in; then one backend object for each group, since
-    # options are checked against all of them; then what each stage says of its own.
     for name, stage in stages.items():
         wish = _wish(context, stage)
         if wish == HOST:
@@ -41,6 +41,7 @@ def place(context: PlanContext) -> PlanContext:
         backend_name, kind = resolve(wish)
         devices[name] = kind.canonical(wish)
         families[devices[name]] = (backend_name, kind)
+    # Where all stages are on the host the plan's device is looked up even so: a wrong name would pass unseen.
     if not families and context.options.device != HOST:
         resolve(str(context.options.device))
     groups = {device: kind(device, _options(context, kind)) for device, (_, kind) in families.items()}
@@ -72,7 +73,8 @@ def _check_placement(context: PlanContext) -> None:
 def _wish(context: PlanContext, stage: Stage) -> str:
     placement = context.options.placement
     path = stage.name.split("/")
-    path_wish = next(
+    # From the longest path to the shortest, so that the innermost inlined pipeline wins.
+    choice = next(
         (
             placement["/".join(path[:end])]
             for end in range(len(path), 0, -1)
@@ -88,7 +90,7 @@ def _wish(context: PlanContext, stage: Stage) -> str:
                 stage=stage.name,
             )
         return HOST
-    wish = (stage.device or context.options.device) if path_wish is None else path_wish
+    wish = (stage.device or context.options.device) if choice is None else choice
     if wish == HOST:
         raise PlanError(
             f"Stage {stage.name!r} cannot be placed on the host by a plan; add it with device='host' and declare "
@@ -105,14 +107,15 @@ def _options(context: PlanContext, kind: type[Backend]) -> dict[str, Any]:
 
 
 def _check_options(context: PlanContext, groups: dict[str, Backend]) -> None:
-    names = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
+    option_types = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
     for name, value in context.options.backend_options.items():
-        if name not in names:
+        if name not in option_types:
             raise PlanOptionError(
-                f"No backend of this plan knows the option {name!r}.{nearest(name, names)}", option=name
+                f"No backend of this plan knows the option {name!r}.{nearest(name, option_types)}",
+                option=name,
             )
-        if not isinstance(value, names[name]):
-            kinds = names[name]
+        if not isinstance(value, option_types[name]):
+            kinds = option_types[name]
             type_names = " or ".join(
                 kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
             )
@@ -120,13 +123,13 @@ def _check_options(context: PlanContext, groups: dict[str, Backend]) -> None:
 
 
 def _check_config(stage: Stage, backend: Backend | None) -> None:
-    names = dict(backend.option_types) if backend else {}
+    option_types = dict(backend.option_types) if backend else {}
     for name in stage.config:
-        if name not in names:
+        if name not in option_types:
             where = f"its backend on {backend.device!r}" if backend else "a host stage"
             raise PlanOptionError(
                 f"config of stage {stage.name!r} has {name!r}, which neither the stage nor {where} knows."
-                f"{nearest(name, [*names, *stage.accepts])}",
+                f"{nearest(name, [*option_types, *stage.accepts])}",
                 stage=stage.name,
                 option=name,
             )

@@ -33,7 +33,7 @@ def make_plan(graph: Graph, options: PlanOptions) -> Plan:
 
     Args:
         graph: The frozen graph.
-        options: What the user asked for.
+        options: The arguments of ``Pipeline.plan``.
 
     Raises:
         PlanError: It cannot be planned as asked.
@@ -45,10 +45,12 @@ def make_plan(graph: Graph, options: PlanOptions) -> Plan:
         if "table" not in error.objects or not any(program.route for program in plan.programs):
             raise
     # Second programs take memory; without them values are copied out over the host.
-    return verify(run_passes(PlanContext(graph, options, replicas=1).with_notes(_SPARED)))
+    return verify(run_passes(PlanContext(graph, options, replicas=1).with_notes(_SINGLE_PROGRAM_NOTE)))
 
 
-_SPARED = "No program is compiled a second time: its output buffers would not fit the memory budget."
+_SINGLE_PROGRAM_NOTE = (
+    "No program is compiled a second time: its output buffers would not fit the memory budget."
+)
 
 
 def run_passes(context: PlanContext) -> Plan:
@@ -66,10 +68,10 @@ def run_passes(context: PlanContext) -> Plan:
 def _schedule(context: PlanContext) -> PlanContext:
     """Makes the steps; again with more edges over the host where no order of steps saves a value."""
     while True:
-        made = solve_hazards(adapt(decide_residency(locate_edges(context))))
-        if made.spills == context.spills:
-            return made
-        context = replace(context, spills=made.spills)
+        attempt = solve_hazards(adapt(decide_residency(locate_edges(context))))
+        if attempt.spills == context.spills:
+            return attempt
+        context = replace(context, spills=attempt.spills)
 
 
 def _infer(context: PlanContext) -> PlanContext:
@@ -93,6 +95,7 @@ def _check_static(context: PlanContext) -> None:
         PlanError: A stage there takes or gives one.
     """
     static = {device for device, backend in context.groups.items() if backend.capabilities.static_shapes}
+    # Only after infer: such a dim may come through stages that never name it.
     for call in context.calls.values():
         if call.device not in static:
             continue
@@ -124,6 +127,7 @@ def _finish(context: PlanContext) -> Plan:
         )
         for device, backend in context.groups.items()
     )
+    # Calls are in the order of the steps, which hazards may have changed; everything else as the passes left it.
     return Plan(
         pipeline=context.graph.name,
         dims=tuple(context.dims.values()),

@@ -29,17 +29,18 @@ def decide_residency(context: PlanContext) -> PlanContext:
     Raises:
         PlanError: A forced residency names no edge, or is impossible.
     """
-    wishes = _wishes(context)
+    overrides = _overrides(context)
     residencies = {edge: _decide(context, edge) for edge in context.graph.edges}
-    for edge, wish in wishes.items():
+    for edge, wish in overrides.items():
         residencies[edge] = _force(context, edge, wish, *residencies[edge])
     return replace(context, residencies=residencies)
 
 
-def _wishes(context: PlanContext) -> Mapping[Edge, Residency]:
+def _overrides(context: PlanContext) -> Mapping[Edge, Residency]:
     edges = {str(edge): edge for edge in context.graph.edges}
-    wishes: dict[Edge, Residency] = {}
+    overrides: dict[Edge, Residency] = {}
     for name, wish in context.options.residency.items():
+        # Blanks around the arrow do not count, so a name as a plan prints it and one typed by hand are the same.
         parts = [part.strip() for part in str(name).split("->")]
         edge = edges.get(" -> ".join(parts))
         if edge is None:
@@ -47,17 +48,18 @@ def _wishes(context: PlanContext) -> Mapping[Edge, Residency]:
                 f"residency names the edge {name!r}, which does not exist.{nearest(name, edges)}", edge=name
             )
         try:
-            wishes[edge] = Residency(wish)
+            overrides[edge] = Residency(wish)
         except ValueError:
             raise PlanOptionError(
                 f"The residency of {name!r} is Residency.DEVICE or HOST, not {wish!r}.", edge=name
             ) from None
-    return wishes
+    return overrides
 
 
 def _decide(context: PlanContext, edge: Edge) -> tuple[Residency, str]:
-    # What a kind of node leaves no choice of comes first, then a device against the host, then one device, then two.
     source, target = (end.device for end in context.locations[edge])
+    # From what leaves no choice to what is a matter of cost: ends outside of the plan, an end on the host, parts of
+    # ranks, one device, two devices.
     if edge.source.kind == "constant":
         where = Residency.HOST if target == HOST else Residency.DEVICE
         return where, "a constant, put in place once, at load"
@@ -79,6 +81,7 @@ def _decide(context: PlanContext, edge: Edge) -> tuple[Residency, str]:
 def _on_host(context: PlanContext, edge: Edge, source: str) -> str:
     """Why an edge with an end on the host has it there."""
     node, port = (edge.source, edge.source_port) if source == HOST else (edge.target, edge.target_port)
+    # A spill takes the host as the end of its edge, so its reason comes before the reasons of ordinary ends.
     if edge in context.spills:
         return context.spills[edge]
     if node.kind == "call":
@@ -102,9 +105,11 @@ def _on_host(context: PlanContext, edge: Edge, source: str) -> str:
 def _within(context: PlanContext, edge: Edge, device: str) -> tuple[Residency, str]:
     if edge in context.spills:
         return Residency.HOST, context.spills[edge]
-    born = leaving(context, edge)
-    if born and context.is_compiled(device):
-        return Residency.HOST, f"{born[0]!r} is born in the request; its chunks are joined on the host"
+    dims = leaving(context, edge)
+    if dims and context.is_compiled(device):
+        return Residency.HOST, f"{dims[0]!r} is born in the request; its chunks are joined on the host"
+    # Without a fusion an edge has no adapters that could be compiled: either it needs none, or its end is a loop's,
+    # where no program takes them.
     fusion = context.fusions.get(edge)
     if fusion is None and context.is_compiled(device) and context.consumer_specs[edge].conversions:
         return Residency.HOST, "a loop's end takes no adapters on the device; they are done on the host"
@@ -133,6 +138,7 @@ def _force(
 ) -> tuple[Residency, str]:
     if wish is residency:
         return residency, f"{reason} (as asked)"
+    # An edge with fusions is on the host by cost alone, so it may stay; any other has a reason that no wish removes.
     if wish is Residency.DEVICE and edge in context.fusions and edge not in context.spills:
         return Residency.DEVICE, f"forced to stay on the device; without that: {reason}"
     if wish is Residency.DEVICE:

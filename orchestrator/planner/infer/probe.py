@@ -231,11 +231,11 @@ class Prober:
     ) -> ProbeResult:
         try:
             with self._mode, torch.no_grad():
-                # Versions are read before the call: they grow with in-place writes, except through x.data, which
-                # MemoryUse sees.
                 device = _device_of(function)
                 values = {name: _tensor(value, device) for name, value in arguments}
                 inputs = {name: value for name, value in values.items() if _is_tensor(value)}
+                # Versions are read before the call: they grow with in-place writes, except through x.data, which
+                # MemoryUse sees.
                 versions = {name: value._version for name, value in inputs.items()}
                 with MemoryUse(inputs) as use:
                     result = call_stage(stage, function, values)
@@ -245,9 +245,9 @@ class Prober:
                 if inputs[name]._version != old or name in use.written_ports
             )
             outcome = _as_result(result, written_ports)
-            # The list becomes the only holder of the result, so that memory that survives it belongs to something else.
             aliases_input = any(map(use.may_be_input, tensors_of(result)))
             use.forget()
+            # The list becomes the only reference to the result: memory that survives it belongs to something else.
             holder = [result]
             del result
             return replace(outcome, shares_memory=aliases_input or is_held(holder), operations=use.operations)
