@@ -133,7 +133,7 @@ def _check_loops(plan: Plan, fresh: Plan, graph: Graph) -> None:
 
 
 def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
-    """What a loop does, by the origins of its values: their numbers differ from plan to plan."""
+    """The effect of a loop, by the origins of its values: their numbers differ from plan to plan."""
 
     def origin(index: int | None) -> str | None:
         return None if index is None else plan.values[index].origin

@@ -84,7 +84,7 @@ def _buffers(context: PlanContext) -> dict[str, int]:
 
 
 def _owner(stage: Stage) -> Any:
-    """What holds a stage's weights; a wrapper's model that is not built yet is built without memory."""
+    """The owner of a stage's weights; a wrapper's model that is not built yet is built without memory."""
     wrapper = stage.wrapper
     if wrapper is None:
         return getattr(stage.target, "__self__", stage.target)
@@ -146,7 +146,7 @@ def _budget(context: PlanContext) -> dict[str, int]:
 
 
 def check_budget(plan: Plan) -> None:
-    """Compares what a plan needs on each device with its budget.
+    """Compares the memory that a plan needs on each device with its budget.
 
     Raises:
         PlanError: It needs more; the message has a table and what to change.

@@ -37,7 +37,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 class SameDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises ``RuntimeError`` where an operation that takes one dtype is given two.
+    """Raises ``RuntimeError`` where an operation that takes one dtype gets two.
 
     Operators that take functions (``cond``, ``while_loop``, ``scan``, ``flex_attention``) are run as they are.
     """

@@ -52,7 +52,7 @@ def infer(context: PlanContext) -> PlanContext:
 
     Raises:
         PlanError: Two ports contradict, a stage refuses its inputs, writes into one, is in training mode with
-            Dropout or BatchNorm, or gives what it did not declare.
+            Dropout or BatchNorm, or gives other outputs than it declares.
     """
     return _Inference(context).run()
 
@@ -188,10 +188,10 @@ class _Inference:
         self.port_dtypes[name] = {
             port: spec.dtype for port, spec in inputs.items() if isinstance(spec, TensorSpec)
         }
-        takes, gives = (device_ports(self.context, name, ports) for ports in (inputs, outputs))
+        input_ports, output_ports = (device_ports(self.context, name, ports) for ports in (inputs, outputs))
         shares_memory = name in self.shared_memory_calls
         self.calls[name] = PlannedCall(
-            name, stage.name, device, takes, gives, returns, is_declared, shares_memory
+            name, stage.name, device, input_ports, output_ports, returns, is_declared, shares_memory
         )
 
     def _declared_spec(self, stage: Stage, port: str) -> PortSpec | None:
@@ -342,7 +342,7 @@ def _infer_outputs(
 def _with_rule(edge_spec: EdgeSpec, edge: Edge, is_carry: bool) -> PortSpec:
     """The spec of an edge to a loop's end, with the rule by which it may be padded beyond it.
 
-    A carry is another value after each iteration. So the rule of what it starts with says nothing of it; that of the
+    A carry is another value after each iteration. So the rule of its initial value says nothing of it; that of the
     body's own input does.
     """
     if not isinstance(edge_spec.spec, TensorSpec):

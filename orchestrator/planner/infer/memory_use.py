@@ -1,4 +1,4 @@
-"""Watching what a stage does with memory while it runs on fake tensors.
+"""Memory use: the writes and shared memory of a stage, watched while it runs on fake tensors.
 
 A version counter does not tell of a write through ``x.data``, and what ``contiguous`` gives is a copy or the tensor
 itself, as its strides will have it. Both are seen operation by operation.

@@ -37,7 +37,7 @@ Argument: TypeAlias = "tuple[str, tuple[tuple[int, ...], torch.dtype] | Any]"
 
 
 class RefusedError(Exception):
-    """The stage raised on fake inputs; ``__cause__`` is what it raised."""
+    """The stage raised on fake inputs; ``__cause__`` is the stage's own error."""
 
 
 class DataDependentError(RefusedError):
@@ -151,8 +151,8 @@ class Prober:
         shared_result: ProbeResult | None = self._process_trials.result(key)
         if shared_result is not None:
             return shared_result
-        # What a run leaves outside of its copy, or what is to be noted of it, another plan would miss: such a run is
-        # not shared. A refusal is, but without its error, which would hold the frames it came through.
+        # Traces of a run outside of its copy, and notes on it, are this plan's own, and another would miss them: such a
+        # run is not shared. A refusal is, but without its error, which would hold the frames it came through.
         try:
             result = self._run_alone(stage, arguments, capture)
         except DataDependentError:
@@ -371,7 +371,7 @@ _UNFIT = (
 
 
 def _is_unfit(error: BaseException | None) -> bool:
-    """Tells whether an error, or its cause, is of fake tensors and not of the shapes that a stage is fed."""
+    """Tells whether an error, or its cause, is of fake tensors and not of the shapes of a stage's inputs."""
     while error is not None:
         if isinstance(error, NotImplementedError) or any(word in str(error) for word in _UNFIT):
             return True

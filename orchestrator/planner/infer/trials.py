@@ -1,4 +1,4 @@
-"""Sizes at which a stage is tried, so that what is said of a dim holds for every size that a request may have.
+"""Sizes at which a stage is tried, so that the dims of a plan hold for every size that a request may have.
 
 A dim that smaller requests fill up runs at its buckets, but is cut back to the request's own size, so what a stage
 makes of it has to be known at *every* size up to the largest bucket. All buckets of one parity hide a rounding, and
@@ -124,10 +124,10 @@ class Sampler:
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
         base = {name: sizes[-1] for name, sizes in self.buckets.items()}
-        few = self._few(base, padded_dims)
-        if few is not None:
-            largest, *_ = samples = few
-            variables = {name for name in self.names if len({at[name] for at, _ in few}) > 1}
+        rotations = self._try_rotations(base, padded_dims)
+        if rotations is not None:
+            largest, *_ = samples = rotations
+            variables = {name for name in self.names if len({at[name] for at, _ in rotations}) > 1}
         else:
             # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
             samples = self._at_buckets(refuse)
@@ -158,7 +158,7 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         return samples
 
-    def _few(self, base: Sizes, padded_dims: frozenset[str]) -> list[Trial] | None:
+    def _try_rotations(self, base: Sizes, padded_dims: frozenset[str]) -> list[Trial] | None:
         """Tries every size of every dim, but several dims at once, where all combinations would be too many.
 
         Returns:
@@ -234,7 +234,10 @@ class Sampler:
             return
         sizes = {name: trial_sizes(self.buckets[name]) or self.buckets[name][-1:] for name in names}
         for turn in range(4):
-            at = {name: of[turn * (1 + place) % len(of)] for place, (name, of) in enumerate(sizes.items())}
+            at = {
+                name: trial_options[turn * (1 + place) % len(trial_options)]
+                for place, (name, trial_options) in enumerate(sizes.items())
+            }
             sample = self._try({**base, **at})
             if sample is not None:
                 yield sample
