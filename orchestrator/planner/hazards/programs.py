@@ -67,7 +67,7 @@ class ProgramTable:
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
-        self.fused = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
+        self.fused_adapters = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
         self._constants = _first_equal(context.graph)
         self.numbers: dict[int, int] = {}
         self.users: dict[Signature, list[LeafStep]] = {}
@@ -78,7 +78,7 @@ class ProgramTable:
         # A number stands for a signature, which takes long to hash.
         for number, steps in enumerate(self.users.values()):
             self.numbers |= dict.fromkeys((step.outputs[0] for step in steps), number)
-        self._names = self._named()
+        self._names = self._program_names()
 
     def key(self, step: Step) -> int:
         """Returns what tells a step's program from others, routes left out."""
@@ -89,9 +89,13 @@ class ProgramTable:
         base = self._names[self.key(step)]
         return f"{base}[route {route}]" if route else base
 
-    def planned(self, routes: Mapping[str, int], doubles: Mapping[str, int]) -> tuple[PlannedProgram, ...]:
+    def plan_programs(
+        self, routes: Mapping[str, int], doubles: Mapping[str, int]
+    ) -> tuple[PlannedProgram, ...]:
         """Returns the programs, given the route of each call that does not take the first, and second ones."""
-        made: list[PlannedProgram] = []
+        # A signature is one program for each route that its calls take; a call that takes turns is a user of both of
+        # its programs. What a program gives is what any of its users needs, so users are gathered first.
+        programs: list[PlannedProgram] = []
         for signature, steps in self.users.items():
             by_route: dict[int, list[LeafStep]] = {}
             for step in steps:
@@ -101,7 +105,7 @@ class ProgramTable:
                     by_route.setdefault(doubles[call], []).append(step)
             for route, users in by_route.items():
                 outputs = self._outputs(users)
-                made.append(
+                programs.append(
                     PlannedProgram(
                         name=self.name(users[0], route),
                         device=users[0].device,
@@ -111,20 +115,20 @@ class ProgramTable:
                         to_host=len(outputs) == 1 and self._is_read_on_host(users),
                     )
                 )
-        return self._told_apart(tuple(made))
+        return self._with_routes(tuple(programs))
 
-    def _told_apart(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
+    def _with_routes(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
         """Gives routes, so that no two programs of an application take the same shapes: a router sees only these."""
-        taken: dict[tuple[str, str], set[Shapes]] = {}
-        routed = []
+        shapes_by_stage: dict[tuple[str, str], set[Shapes]] = {}
+        result = []
         for program in programs:
-            known = taken.setdefault((program.device, program.stage or program.name), set())
+            other_shapes = shapes_by_stage.setdefault((program.device, program.stage or program.name), set())
             route = 0
-            while known & (shapes := self._shapes(program, route)):
+            while other_shapes & (shapes := self._shapes(program, route)):
                 route += 1
-            known |= shapes
-            routed.append(replace(program, route=route))
-        return tuple(routed)
+            other_shapes |= shapes
+            result.append(replace(program, route=route))
+        return tuple(result)
 
     def _shapes(self, program: PlannedProgram, route: int) -> set[Shapes]:
         """The shapes of all inputs, the routing input's last, at every combination of buckets."""
@@ -133,27 +137,27 @@ class ProgramTable:
         every = program.combinations(self.context.buckets)
         return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
 
-    def _named(self) -> list[str]:
+    def _program_names(self) -> list[str]:
         """Names programs after their stage, with a number where it has several; weightless ones after their edge.
 
         No stage can be called like a numbered or weightless program: ``[`` and ``.`` are no part of a name.
         """
         names: list[str] = []
-        taken: set[str] = set()
+        names_in_use: set[str] = set()
         for signature, (first, *_) in self.users.items():
             base = signature[0] if _is_call(first) else f"adapt {first.label}"
             name, number = base, 1
-            while name in taken:
+            while name in names_in_use:
                 number += 1
                 name = f"{base}[{number}]"
-            taken.add(name)
+            names_in_use.add(name)
             names.append(name)
         return names
 
     def _signature(self, step: LeafStep) -> Signature:
         match step:
             case AdaptStep(inputs=(value,), origin=origin, adapter=adapter):
-                root, before = self.fused.read(value)
+                root, before = self.fused_adapters.read(value)
                 spec = self.context.values[root].spec
                 assert isinstance(spec, TensorSpec)
                 return origin, (ProgramInput("value", spec, (*before, adapter)),)
@@ -163,14 +167,16 @@ class ProgramTable:
 
     def _call_signature(self, step: CallStep) -> Signature:
         call = self.context.calls[step.name]
-        written = self._written(step.name)
+        # A program reads the root of each value and does the fused adapters itself. A Python value is compiled in:
+        # calls share a program only if their constants are equal, so it goes by the first of the equal ones.
+        dtypes = self._port_dtypes(step.name)
         inputs = []
         for (port, _), value in zip(call.inputs, step.inputs, strict=True):
-            root, before = self.fused.read(value)
+            root, before = self.fused_adapters.read(value)
             spec = self.context.values[root].spec
             if isinstance(spec, TensorSpec):
                 plain = TensorSpec(spec.dims, spec.dtype)
-                inputs.append(ProgramInput(port, plain, before, written[port]))
+                inputs.append(ProgramInput(port, plain, before, dtypes[port]))
             else:
                 inputs.append(
                     ProgramInput(port, None, constant=self._constant(self.context.values[root].origin))
@@ -181,7 +187,7 @@ class ProgramTable:
         """The first constant that is equal: calls with equal constants run the same program."""
         return self._constants[name]
 
-    def _written(self, call: str) -> dict[str, Any]:
+    def _port_dtypes(self, call: str) -> dict[str, Any]:
         """The dtypes that a call's stage was written for, by port."""
         return {port: self.context.port_dtypes[call].get(port) for port, _ in self.context.calls[call].inputs}
 
@@ -192,13 +198,15 @@ class ProgramTable:
             assert isinstance(spec, TensorSpec)
             return (ProgramOutput("value", spec),)
         names = [port for port, _ in self.context.calls[calls[0].name].outputs]
-        wanted: dict[Port, int] = {}
+        # Each output once for each chain of adapters that a consumer wants of it, over all calls that share the
+        # program.
+        values: dict[Port, int] = {}
         for step in calls:
-            for port, index in self.fused.outputs_of(step.name).items():
-                wanted.setdefault(port, index)
+            for port, index in self.fused_adapters.outputs_of(step.name).items():
+                values.setdefault(port, index)
         outputs = []
-        for at, adapters in sorted(wanted, key=port_order):
-            spec = self.context.values[wanted[at, adapters]].spec
+        for at, adapters in sorted(values, key=port_order):
+            spec = self.context.values[values[at, adapters]].spec
             assert isinstance(spec, TensorSpec)
             outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
         return tuple(outputs)

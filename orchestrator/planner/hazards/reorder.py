@@ -2,8 +2,8 @@
 
 A *block* runs as one: an adapter, a region, a loop, or a call with the adapters fused into it. ``solve`` keeps the
 order it is given, except where a reader of a value must come before the next run of the program that made it. Each
-such demand is one more edge of the graph of blocks; a demand that would close a cycle is a *clash*, which no order can
-solve.
+such demand is one more edge of the graph of blocks; a demand that would close a cycle is a *conflict*, which no order
+can solve.
 
 In the body of a loop a carry is in the buffer of the program that gave it in the iteration before. What a loop gives
 that may not run at all may also be in the buffer that its carry started in. What enters a branch is read in its body,
@@ -45,17 +45,17 @@ class Conflict:
         earlier: The block that made it.
         later: The block that runs its program again; a call, or a region by its dims.
         reader: The block that reads it too late.
-        made_by: The call that made it.
+        producer: The call that made it.
         readers: The calls and loops in the reading block; None: all that come after.
-        carried: The carry, by its value in the body, whose next value is destroyed before it is read; None: none is.
+        carry: The carry, by its value in the body, whose next value is destroyed before it is read; None: none is.
     """
 
     earlier: str
     later: str
     reader: str
-    made_by: str
+    producer: str
     readers: frozenset[str] | None
-    carried: int | None = None
+    carry: int | None = None
 
 
 class Resolution(enum.Enum):
@@ -75,10 +75,10 @@ class Schedule:
     Args:
         steps: Steps in a legal order.
         run_by: The program a step runs, or None.
-        fused: What is fused into calls.
-        given: Values that are read after the last block.
-        carried: Values that are in the buffer of a program before the first block, with the program and the call that
-            runs it.
+        fused_adapters: What is fused into calls.
+        live_out: Values that are read after the last block.
+        carry_buffers: Values that are in the buffer of a program before the first block, with the program and the call
+            that runs it.
         may_skip: Tells whether a loop may not run at all.
 
     Attributes:
@@ -89,17 +89,18 @@ class Schedule:
         self,
         steps: tuple[Step, ...],
         run_by: Callable[[Step], Hashable | None],
-        fused: FusedAdapters,
-        given: Collection[int] = (),
-        carried: Mapping[int, tuple[Hashable, str]] | None = None,
+        fused_adapters: FusedAdapters,
+        live_out: Collection[int] = (),
+        carry_buffers: Mapping[int, tuple[Hashable, str]] | None = None,
         may_skip: Callable[[Step], bool] = lambda _: False,
     ) -> None:
+        # What each block reads, runs and needs is worked out once: `solve` asks for it at every block.
         self.moves: list[str] = []
         self._blocks = fused_groups(steps)
         self._run_by = run_by
-        self._fused = fused
-        self._given = frozenset(given)
-        self._carried = carried or {}
+        self._fused_adapters = fused_adapters
+        self._live_out = frozenset(live_out)
+        self._carry_buffers = carry_buffers or {}
         #: What a loop that may not run gives, to what its carry starts with.
         self._initials = {
             result: carry.initial
@@ -110,17 +111,17 @@ class Schedule:
         self._maker = {
             index: at for at, block in enumerate(self._blocks) for step in block for index in step.outputs
         }
-        self._needs = [self._needed(block) for block in self._blocks]
-        self._programs = [self._run(block) for block in self._blocks]
-        self._reads = [self._read(block) for block in self._blocks]
+        self._needs = [self._producers(block) for block in self._blocks]
+        self._programs = [self._programs_of(block) for block in self._blocks]
+        self._reads = [self._values_read(block) for block in self._blocks]
         #: What is still to come before each block, and which blocks wait for it.
         self._before: list[set[int]] = [set(needs) for needs in self._needs]
         self._after: list[list[int]] = [[] for _ in self._blocks]
         for at, needs in enumerate(self._needs):
             for other in needs:
                 self._after[other].append(at)
-        #: Blocks that were told to wait for a reader.
-        self._is_told = [False] * len(self._blocks)
+        #: Blocks that wait for a reader by a demand, not by what they need; blocks that are put out already.
+        self._is_waiting = [False] * len(self._blocks)
         self._is_out = [False] * len(self._blocks)
         #: Readers of each value, in the order given; values by the program in whose buffer they are, with their block.
         self._readers: dict[int, deque[int]] = {}
@@ -128,10 +129,10 @@ class Schedule:
             for index in reads:
                 self._readers.setdefault(index, deque()).append(at)
         self._lives: dict[Hashable, list[tuple[int, int]]] = {}
-        for index, (key, _) in self._carried.items():
+        for index, (key, _) in self._carry_buffers.items():
             self._lives.setdefault(key, []).append((_START, index))
         #: Values that will be copied out of their buffer in time.
-        self._saved: set[int] = set()
+        self._copies: set[int] = set()
 
     def solve(self, resolve: Callable[[Conflict], Resolution]) -> tuple[Step, ...] | None:
         """Returns the steps in a safe order; None: they are to be ordered anew.
@@ -142,6 +143,9 @@ class Schedule:
         Args:
             resolve: Says what becomes of a value that no order saves.
         """
+        # Holds before each block: the buffers contain what `_lives` says, and everything in them that is still to be
+        # read has its reader among the blocks to come. A heap gives the earliest ready block of the legal order, so
+        # that blocks move only where they must, and a plan is the same each time.
         order: list[int] = []
         ready = [at for at, before in enumerate(self._before) if not before]
         while ready:
@@ -149,23 +153,30 @@ class Schedule:
             hazard = self._hazard(at)
             if hazard is not None:
                 maker, reader, value = hazard
+                # First way out: the block waits for the reader, one more edge. It leaves the heap, and the reader
+                # brings it back. There is a cycle if the reader is the block itself, needs it, or comes after all
+                # blocks.
                 if reader not in (at, _END) and not self._reaches(at, reader):
-                    self._is_told[at] = True
+                    self._is_waiting[at] = True
                     self._before[at].add(reader)
                     self._after[reader].append(at)
-                    self._tell(maker, at, reader)
+                    self._note_move(maker, at, reader)
                     continue
+                # Else something must give way. The block is looked at again: its other programs, or other values in the
+                # same buffer, may be hazards too. What waited for another program must not have: that order is not
+                # kept.
                 match resolve(self._conflict(maker, at, reader, value)):
                     case Resolution.ANEW:
                         return None
-                    case Resolution.OTHER_PROGRAM if self._is_told[at]:
+                    case Resolution.OTHER_PROGRAM if self._is_waiting[at]:
                         return None  # with the other program it need not have waited
                     case Resolution.OTHER_PROGRAM:
-                        self._programs[at] = self._run(self._blocks[at])
+                        self._programs[at] = self._programs_of(self._blocks[at])
                     case Resolution.COPY:
-                        self._saved.add(value)
+                        self._copies.add(value)
                 heapq.heappush(ready, at)
                 continue
+            # No hazard: it runs, and what it overwrites is read by nobody any more.
             order.append(at)
             self._put_out(at)
             for other in self._after[at]:
@@ -174,7 +185,7 @@ class Schedule:
                     heapq.heappush(ready, other)
         return tuple(step for at in order for step in self._blocks[at])
 
-    def _tell(self, maker: int, later: int, reader: int) -> None:
+    def _note_move(self, maker: int, later: int, reader: int) -> None:
         """Notes that a call was moved; a download by itself has its edge to tell of it."""
         if not isinstance(self._blocks[reader][0], AdaptStep):
             first, second = (_name(self._blocks[at]) for at in (reader, later))
@@ -183,20 +194,23 @@ class Schedule:
                 f"{first!r} comes before {second!r}, whose program overwrites what {read!r} gave."
             )
 
-    def _needed(self, block: tuple[Step, ...]) -> set[int]:
-        made = {index for step in block for index in step.outputs}
-        reads = {index for step in block for index in step.inputs} - made
+    def _producers(self, block: tuple[Step, ...]) -> set[int]:
+        outputs = {index for step in block for index in step.outputs}
+        reads = {index for step in block for index in step.inputs} - outputs
         return {self._maker[index] for index in reads if index in self._maker}
 
-    def _run(self, block: tuple[Step, ...]) -> tuple[Hashable, ...]:
+    def _programs_of(self, block: tuple[Step, ...]) -> tuple[Hashable, ...]:
         """Programs of a block, in the order of running: a plan is the same in every process."""
         keys = (self._run_by(step) for step in iter_steps(block))
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
-    def _read(self, block: tuple[Step, ...]) -> frozenset[int]:
+    def _values_read(self, block: tuple[Step, ...]) -> frozenset[int]:
         """Values whose buffers the block reads: through names that fused adapters gave them, not by giving names."""
-        made = {index for step in iter_steps(block) for index in step.outputs}
-        entered = _entered(block)
+        # Fused adapters move no bytes by themselves: the program of the call reads the root's buffer. A loop hands on
+        # its yields between iterations and its initials before the first: both are reads of buffers, unlike what a body
+        # only names. What is made inside is the body's own matter and was ordered there.
+        outputs = {index for step in iter_steps(block) for index in step.outputs}
+        aliases = _branch_aliases(block)
         reads: set[int] = set()
         for step in iter_steps(block):
             indices: Iterable[int] = step.inputs
@@ -207,22 +221,22 @@ class Schedule:
                     continue  # the steps of its body read
                 case LoopLikeStep():
                     indices = (*step.yields, *(carry.initial for carry in step.carries))
-            reads.update(self._buffer(index, entered) for index in indices)
-        return frozenset(reads - made)
+            reads.update(self._buffer(index, aliases) for index in indices)
+        return frozenset(reads - outputs)
 
-    def _buffer(self, index: int, entered: Mapping[int, int]) -> int:
+    def _buffer(self, index: int, aliases: Mapping[int, int]) -> int:
         """The value whose buffer is read for another name of it."""
-        root, _ = self._fused.read(index)
-        return self._buffer(entered[root], entered) if root in entered else root
+        root, _ = self._fused_adapters.read(index)
+        return self._buffer(aliases[root], aliases) if root in aliases else root
 
     def _hazard(self, at: int) -> tuple[int, int, int] | None:
         """Finds a value, by its block, that a block would overwrite although somebody still reads it."""
         for key in self._programs[at]:
             for maker, value in self._lives.get(key, ()):
-                if value in self._saved:
+                if value in self._copies:
                     continue
                 reader = self._next_reader(value)
-                if reader is not None or value in self._given:
+                if reader is not None or value in self._live_out:
                     return maker, _END if reader is None else reader, value
         return None
 
@@ -238,55 +252,66 @@ class Schedule:
         self._is_out[at] = True
         # What lives in buffers before it runs counts only for a loop that may not run.
         skips = any(index in self._initials for step in self._blocks[at] for index in step.outputs)
-        held = {key: {value for _, value in found} for key, found in self._lives.items()} if skips else {}
+        values_before = (
+            {key: {value for _, value in lives} for key, lives in self._lives.items()} if skips else {}
+        )
         for key in self._programs[at]:
-            self._lives[key] = [(at, index) for index in self._made_in(at, key)]
+            self._lives[key] = [(at, index) for index in self._outputs_in(at, key)]
         if skips:
-            self._let_through(at, held, self._lives)
+            self._let_through(at, values_before, self._lives)
 
     def _let_through(
-        self, at: int, held: Mapping[Hashable, set[int]], lives: dict[Hashable, list[tuple[int, int]]]
+        self,
+        at: int,
+        values_before: Mapping[Hashable, set[int]],
+        lives: dict[Hashable, list[tuple[int, int]]],
     ) -> None:
         """Notes that what a loop gives is still where it started, if the loop did not run."""
         for step in self._blocks[at]:
             for final in step.outputs:
-                start = self._fused.read(self._initials[final])[0] if final in self._initials else None
-                for key in (key for key, values in held.items() if start in values):
+                start = (
+                    self._fused_adapters.read(self._initials[final])[0] if final in self._initials else None
+                )
+                for key in (key for key, values in values_before.items() if start in values):
                     lives.setdefault(key, []).append((at, final))
 
-    def _made_in(self, at: int, key: Hashable) -> Iterator[int]:
+    def _outputs_in(self, at: int, key: Hashable) -> Iterator[int]:
         """Values that a block gives and that live in the buffer of a program."""
         block = self._blocks[at]
-        given = {index for step in block for index in step.outputs}
+        outputs = {index for step in block for index in step.outputs}
         ends = _ends(block[0])
         run = None
         for step in iter_steps(block):
             if place_of(step) != "producer":
                 run = self._run_by(step)
             if run is not None and run == key:
-                yield from (index for index in step.outputs if index in given)
+                yield from (index for index in step.outputs if index in outputs)
                 yield from (ends[index] for index in step.outputs if index in ends)
 
     def _reaches(self, start: int, goal: int) -> bool:
         """Tells whether ``goal`` must come after ``start``."""
-        todo, seen = [goal], {goal}
+        todo, ancestors = [goal], {goal}
         while todo:
             for before in self._before[todo.pop()]:
                 if before == start:
                     return True
-                if before not in seen and not self._is_out[before]:
-                    seen.add(before)
+                if before not in ancestors and not self._is_out[before]:
+                    ancestors.add(before)
                     todo.append(before)
         return False
 
     def _conflict(self, maker: int, later: int, reader: int, value: int) -> Conflict:
+        # The result of a loop that did not run is its carry's initial, through any number of loops. If that is a carry
+        # of the loop around, the way out is double buffering, not another program for this one block.
         start = value
         while start in self._initials:
-            start = self._fused.read(self._initials[start])[0]
-        if start in self._carried:
-            return self._clash_over_carry(later, reader, start)
+            start = self._fused_adapters.read(self._initials[start])[0]
+        if start in self._carry_buffers:
+            return self._carry_conflict(later, reader, start)
         made_by = (
-            self._fused.epilogue[value][0] if value in self._fused.epilogue else _name(self._blocks[maker])
+            self._fused_adapters.epilogue[value][0]
+            if value in self._fused_adapters.epilogue
+            else _name(self._blocks[maker])
         )
         readers = frozenset(
             step.label for kind in (CallStep, LoopLikeStep) for step in iter_steps(self._blocks[reader], kind)
@@ -297,13 +322,13 @@ class Schedule:
         reads = _name(self._blocks[reader])
         return Conflict(earlier, runs, reads, made_by, readers)
 
-    def _clash_over_carry(self, later: int, reader: int, value: int) -> Conflict:
-        made_by = self._carried[value][1]
+    def _carry_conflict(self, later: int, reader: int, value: int) -> Conflict:
+        made_by = self._carry_buffers[value][1]
         reads = "the iteration after" if reader == _END else _name(self._blocks[reader])
         return Conflict("the iteration before", _name(self._blocks[later]), reads, made_by, None, value)
 
 
-def _entered(block: tuple[Step, ...]) -> dict[int, int]:
+def _branch_aliases(block: tuple[Step, ...]) -> dict[int, int]:
     """What the bodies of branches call the values that enter them, which stay in the buffers that they are in."""
     branches = iter_steps(block, BranchStep)
     return {entry.part: entry.whole for branch in branches for entry in branch.slices}

@@ -79,6 +79,7 @@ class _Edges:
         demand(self.plan, holds, what)
 
     def run(self) -> None:
+        # What each port reads, told by the steps alone: outputs, ports of calls, and what enters and leaves loops.
         edges = {edge.target: edge for edge in self.plan.edges}
         self._demand(len(edges) == len(self.plan.edges), "two edges feed one port")
         port_values: dict[str, int] = dict(self.plan.outputs)
@@ -91,6 +92,7 @@ class _Edges:
             set(edges) == set(port_values),
             f"edges and ports differ: {sorted(set(edges) ^ set(port_values))[:2]}",
         )
+        # Then each edge against it: from the value back over its adapters to where it came from.
         largest = {dim.name: dim.buckets[-1] for dim in self.plan.dims}
         for target, edge in edges.items():
             self._demand(

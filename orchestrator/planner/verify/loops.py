@@ -59,11 +59,14 @@ class _LoopChecker:
         return self.plan.values[index]
 
     def run(self) -> None:
+        # Results and stacks pair up with carries and collects by place: first that there are as many.
         step = self.step
         self._demand(len(step.results) == len(step.carries), "does not give all its carries")
         self._demand(len(step.stacks) == len(step.collects), "does not give all it collects")
         own_names = all(self._value(index).origin.startswith(f"{step.name}.") for index in step.arguments)
         self._demand(own_names, "has the arguments of another loop")
+        # A carry is one buffer's form over its whole life: what it starts with, what the body gives, what the loop
+        # gives.
         for carry, result in zip(step.carries, step.results, strict=True):
             for index in (carry.initial, carry.yielded, result):
                 self._same(carry.argument, index)
@@ -156,6 +159,8 @@ class _LoopChecker:
 
     def _slice(self, entry: Slice) -> None:
         one, other = self._value(entry.whole), self._value(entry.part)
+        # A slice is a view, which only a device with eager compute (or the host) can read; and it must be cut from a
+        # value at its own size, or from one that has no other, lest an iteration gets nothing but padding.
         program_memories = {group.memory for group in self.plan.groups if group.runs_programs}
         sound = (
             isinstance(one.spec, TensorSpec)

@@ -77,13 +77,16 @@ class _ProgramChecker(StepVisitor):
         self.programs = {program.name: program for program in plan.programs}
         self.calls = {call.name: call for call in plan.calls}
         self.constants = {(value.origin, value.spec) for value in plan.values if value.constant}
+        # By value: what it is another name of; the output of a program that gave it; the buffers that it may be in.
         self.names: dict[int, Read] = {}
-        self.given: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
+        self.program_outputs: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
         self.owner: dict[int, Owners] = {}
+        # How often each program has run, and whether calls in turns run their second one: a value is gone when its
+        # program has run again.
         self.turn: dict[str, int] = {}
         self.odd = False
         self.passes: dict[tuple[int, Hashable], _Pass] = {}
-        self.used: set[str] = set()
+        self.used_names: set[str] = set()
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -92,7 +95,7 @@ class _ProgramChecker(StepVisitor):
         unique = len(self.programs) == len(self.plan.programs)
         self._demand(unique, "two programs have one name")
         self.visit(self.plan.steps)
-        idle = sorted(set(self.programs) - self.used)
+        idle = sorted(set(self.programs) - self.used_names)
         self._demand(not idle, f"program {idle[:1]} never runs")
         _check_consumers(self.plan, frozenset(self.names))
         _check_buffers(self.plan)
@@ -106,7 +109,7 @@ class _ProgramChecker(StepVisitor):
     def visit_branch(self, step: BranchStep) -> None:
         """Runs a branch; in its body what enters it is where it is outside."""
         for entry in step.slices:
-            self._call_it(entry.part, entry.whole)
+            self._alias(entry.part, entry.whole)
         self._run_loop(step, may_skip=True)
 
     def visit_map(self, step: MapStep) -> None:
@@ -129,8 +132,8 @@ class _ProgramChecker(StepVisitor):
             for name in _programs_of(leaf)
             if name in self.programs
         ]
-        known = self.passes.get(key)
-        if known is None:
+        earlier = self.passes.get(key)
+        if earlier is None:
             before = {name: self.turn.get(name, 0) for name in programs}
             self._iterate(step, may_skip=may_skip)
             self.passes[key] = _Pass(
@@ -138,12 +141,13 @@ class _ProgramChecker(StepVisitor):
                 tuple(self._relative(result) for result in step.results),
             )
             return
-        for name, runs in known.runs.items():
+        # The same again: programs have run as often as then, and results are in the same buffers, as many runs ago.
+        for name, runs in earlier.runs.items():
             if runs:
                 self.turn[name] = self.turn.get(name, 0) + runs
-        for result, (owners, given) in zip(step.results, known.results, strict=True):
-            placed = None if owners is None else tuple((name, self.turn[name] - age) for name, age in owners)
-            self._hold(result, (placed, given))
+        for result, (owners, source) in zip(step.results, earlier.results, strict=True):
+            buffers = None if owners is None else tuple((name, self.turn[name] - age) for name, age in owners)
+            self._set_state(result, (buffers, source))
 
     def _entry(self, step: LoopLikeStep) -> Hashable:
         """What the run of a loop hangs on: the buffers that its inputs are in, and how many runs ago."""
@@ -151,18 +155,20 @@ class _ProgramChecker(StepVisitor):
 
     def _relative(self, index: int) -> tuple[Owners | None, Hashable]:
         """The buffers that a value is in, each with how often its program has run since, and what gave the value."""
-        owners, given = self._held(index)
+        owners, source = self._state(index)
         if owners is None:
-            return None, given
-        return tuple((name, self.turn[name] - turn) for name, turn in owners), given
+            return None, source
+        return tuple((name, self.turn[name] - turn) for name, turn in owners), source
 
     def _iterate(self, step: LoopLikeStep, *, may_skip: bool) -> None:
         """Runs a loop's body often enough for every program that takes turns to come round again."""
+        # Before the first iteration a carry is where it starts, and so is the result of a loop that never runs.
         around = self.odd
         for carry, result in zip(step.carries, step.results, strict=True):
-            self._call_it(carry.argument, carry.initial)
-            self._call_it(result, carry.initial)
-        starts = [self._held(carry.initial)[0] for carry in step.carries]
+            self._alias(carry.argument, carry.initial)
+            self._alias(result, carry.initial)
+        starts = [self._state(carry.initial)[0] for carry in step.carries]
+        # Two programs in turns repeat after two iterations, and a hazard shows one turn after that.
         before = dict(self.turn)
         for turn in range(4):
             self.odd = bool(turn % 2)
@@ -170,10 +176,10 @@ class _ProgramChecker(StepVisitor):
             for index in step.yields:
                 self._reads(step, index)
             # All carries move at once: none may see what another became.
-            fresh = [self._held(carry.yielded) for carry in step.carries]
-            for carry, result, held in zip(step.carries, step.results, fresh, strict=True):
-                self._hold(carry.argument, held)
-                self._hold(result, held)
+            fresh = [self._state(carry.yielded) for carry in step.carries]
+            for carry, result, state in zip(step.carries, step.results, fresh, strict=True):
+                self._set_state(carry.argument, state)
+                self._set_state(result, state)
         self.odd = around
         if may_skip:
             for result, owners in zip(step.results, starts, strict=True):
@@ -185,17 +191,17 @@ class _ProgramChecker(StepVisitor):
         if late:
             self.owner[final] = (*self.owner.get(final, ()), *late)
 
-    def _call_it(self, name: int, index: int) -> None:
-        self._hold(name, self._held(index))
+    def _alias(self, name: int, index: int) -> None:
+        self._set_state(name, self._state(index))
 
-    def _held(self, index: int) -> tuple[Any, Any]:
+    def _state(self, index: int) -> tuple[Any, Any]:
         """The buffer that a value is in, and what gave it."""
         root, _ = self.names.get(index, (index, ()))
-        return self.owner.get(root), self.given.get(root)
+        return self.owner.get(root), self.program_outputs.get(root)
 
-    def _hold(self, index: int, held: tuple[Any, Any]) -> None:
-        tables: tuple[dict[int, Any], ...] = (self.owner, self.given)
-        for table, value in zip(tables, held, strict=True):
+    def _set_state(self, index: int, state: tuple[Any, Any]) -> None:
+        tables: tuple[dict[int, Any], ...] = (self.owner, self.program_outputs)
+        for table, value in zip(tables, state, strict=True):
             if value is None:
                 table.pop(index, None)
             else:
@@ -232,7 +238,7 @@ class _ProgramChecker(StepVisitor):
         _check_outputs(self.plan, program, dict(call.outputs))
         self._starts(step, group, program)
         for (port, _), index in zip(call.outputs, step.outputs, strict=True):
-            self.given[index] = program.name, port, ()
+            self.program_outputs[index] = program.name, port, ()
 
     def _program(self, step: LeafStep, stage: str) -> PlannedProgram:
         match step:
@@ -245,20 +251,20 @@ class _ProgramChecker(StepVisitor):
         assert program is not None
         same = (program.stage, program.device) == (stage, step.device)
         self._demand(same, f"program {program.name!r} is not of {stage or 'adapters'!r} on {step.device}")
-        self.used.add(program.name)
+        self.used_names.add(program.name)
         return program
 
     def _starts(self, step: LeafStep, group: PlannedGroup, program: PlannedProgram) -> None:
         """A program runs: what it gave before is gone."""
         own = [self.names.get(index, (index, ()))[0] for index in step.inputs]
-        watched = group.output_buffers and group.option("hazards", "solve") != "ignore"
+        has_hazards = group.output_buffers and group.option("hazards", "solve") != "ignore"
         self._demand(
-            not watched
+            not has_hazards
             or program.name not in {name for index in own for name, _ in self.owner.get(index, ())},
             f"{step.label!r} reads the buffer that it writes",
         )
         self.turn[program.name] = self.turn.get(program.name, 0) + 1
-        if watched:
+        if has_hazards:
             for index in step.outputs:
                 self.owner[index] = ((program.name, self.turn[program.name]),)
 
@@ -269,23 +275,25 @@ class _ProgramChecker(StepVisitor):
                 self.turn[name] == turn,
                 f"{step.label!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
             )
-        if root in self.given:
+        if root in self.program_outputs:
             self._gives(step, root)
 
     def _gives(self, step: Step, root: int) -> None:
         """A program gives what is read of it, in its form, and to the host alone where it says so."""
-        name, port, after = self.given[root]
+        name, port, after = self.program_outputs[root]
         program, spec = self.programs[name], self.plan.values[root].spec
-        found = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
-        sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in found)
+        forms = [item.spec for item in program.outputs if (item.port, item.adapters) == (port, after)]
+        sound = isinstance(spec, TensorSpec) and any(item.same_form(spec) for item in forms)
         self._demand(sound, f"program {name!r} does not give what {step.label!r} reads")
         adapter = adapter_of(step)
-        moved = adapter is not None and adapter.kind == "download"
+        is_download = adapter is not None and adapter.kind == "download"
         self._demand(
-            moved or not program.to_host, f"{step.label!r} reads on the device what {name!r} gives the host"
+            is_download or not program.to_host,
+            f"{step.label!r} reads on the device what {name!r} gives the host",
         )
 
     def visit_adapter(self, step: AdaptStep) -> None:
+        # Between two values on a device with programs an adapter is part of one; elsewhere it runs by itself.
         (source,), (target,) = step.inputs, step.outputs
         place = step.adapter.place
         group = self.by_memory.get(self.plan.values[source].memory)
@@ -295,15 +303,18 @@ class _ProgramChecker(StepVisitor):
             bool(place) == (inside and not moves),
             f"the adapter '{step.adapter}' of {step.origin!r} has {'a' if place else 'no'} place in a program",
         )
+        # Compiled into a consumer it runs nothing now: its target is another name of what its readers' programs read.
+        # Compiled into a producer it gave its target along with the source, in the same buffer's run.
         if place == "consumer":
             root, before = self.names.get(source, (source, ()))
             self.names[target] = root, (*before, step.adapter)
         elif place == "producer":
             self._demand(
-                source in self.given, f"'{step.adapter}' is folded into a producer that there is not"
+                source in self.program_outputs,
+                f"'{step.adapter}' is folded into a producer that there is not",
             )
-            program, port, after = self.given[source]
-            self.given[target] = program, port, (*after, step.adapter)
+            program, port, after = self.program_outputs[source]
+            self.program_outputs[target] = program, port, (*after, step.adapter)
             if source in self.owner:
                 self._demand(
                     self.owner[source][0][1] == self.turn[program],
@@ -319,19 +330,20 @@ class _ProgramChecker(StepVisitor):
         program, group = self._program(step, ""), self._group(step)
         assert group is not None
         root, before = self.names.get(source, (source, ()))
-        done = (*before, step.adapter)
-        sound = [item.port for item in program.inputs] == ["value"] and program.inputs[0].adapters == done
+        # It is a program of its own, without a stage: one input with all adapters up to here, one output as it is.
+        adapters = (*before, step.adapter)
+        sound = [item.port for item in program.inputs] == ["value"] and program.inputs[0].adapters == adapters
         self._demand(sound, f"program {program.name!r} does not do what '{step.adapter}' says")
         spec = self.plan.values[root].spec
-        wanted = program.inputs[0].spec
-        fits = isinstance(spec, TensorSpec) and wanted is not None and wanted.same_form(spec)
+        input_spec = program.inputs[0].spec
+        fits = isinstance(spec, TensorSpec) and input_spec is not None and input_spec.same_form(spec)
         self._demand(fits, f"program {program.name!r} takes another form than {show_spec(spec)}")
-        made = self.plan.values[step.outputs[0]].spec
+        output_spec = self.plan.values[step.outputs[0]].spec
         plain = len(program.outputs) == 1 and not program.outputs[0].adapters
         self._demand(
             plain, f"program {program.name!r} does not give the one value that '{step.adapter}' makes"
         )
-        _check_outputs(self.plan, program, {"value": made})
+        _check_outputs(self.plan, program, {"value": output_spec})
         self._starts(step, group, program)
 
 
@@ -379,28 +391,33 @@ def _does_adapters(step: Step, groups: Mapping[str, PlannedGroup]) -> bool:
 
 def _check_buffers(plan: Plan) -> None:
     """The bytes of output buffers are those of every program at every combination of its buckets."""
+    # Each output of each combination is a buffer by itself, as long as the program is loaded.
     buckets = {dim.name: dim.buckets for dim in plan.dims}
     groups = {group.device: group for group in plan.groups}
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for program in plan.programs:
         sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
         if groups[program.device].output_buffers:
-            found[program.device] = found.get(program.device, 0) + sum(sizes)
-    told = sorted(plan.buffers)
-    wanted = sorted((device, size) for device, size in found.items() if size)
-    demand(plan, told == wanted, f"it counts {told} bytes of output buffers, its programs have {wanted}")
+            totals[program.device] = totals.get(program.device, 0) + sum(sizes)
+    plan_sizes = sorted(plan.buffers)
+    program_sizes = sorted((device, size) for device, size in totals.items() if size)
+    demand(
+        plan,
+        plan_sizes == program_sizes,
+        f"it counts {plan_sizes} bytes of output buffers, its programs have {program_sizes}",
+    )
 
 
 def _check_routes(plan: Plan) -> None:
     """A router knows the programs of an application by the shapes of their inputs alone."""
     buckets = {dim.name: dim.buckets for dim in plan.dims}
-    known: dict[tuple[object, ...], str] = {}
+    program_names: dict[tuple[object, ...], str] = {}
     for program in plan.programs:
         for at in program.combinations(buckets):
             shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
             shapes += [(program.route,)] if program.route else []
             key = (program.device, program.stage or program.name, *shapes)
-            other = known.setdefault(key, program.name)
+            other = program_names.setdefault(key, program.name)
             demand(
                 plan,
                 other == program.name,

@@ -54,15 +54,16 @@ class _Verifier:
         self.dims = {dim.name: dim for dim in plan.dims}
         self.calls = {call.name: call for call in plan.calls}
         self.memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
-        self.made_by: dict[int, Step] = {}
         self.call_steps: dict[str, CallStep] = {}
         self.within: tuple[str, ...] = ()
 
     def run(self) -> None:
+        # The tables first: the rest looks names and indices up in them.
         check_tables(self.plan)
         inputs = set(range(len(self.plan.inputs)))
         constants = {index for index, value in enumerate(self.plan.values) if value.constant}
         alive = self._replay(self.plan.steps, inputs | self._replay_staging(constants))
+        # What may be alive at the end: outputs, constants, and inputs that nothing read. Anything else is a leak.
         outputs = {index for _, index in self.plan.outputs}
         for name, index in self.plan.outputs:
             value = self._value(index)
@@ -76,6 +77,7 @@ class _Verifier:
         self._demand(not leaks, f"{self._names(leaks)} is never freed")
         missing = [name for name in self.calls if name not in self.call_steps]
         self._demand(not missing, f"call {missing[:1]} never runs")
+        # The replay has shown that the steps are sound; now what the plan says of them.
         check_edges(self.plan, self.call_steps)
         check_programs(self.plan)
 
@@ -102,6 +104,8 @@ class _Verifier:
 
     def _replay(self, steps: tuple[Step, ...], alive: set[int]) -> set[int]:
         """Runs steps on the set of live values; returns what is alive after them."""
+        # The one order in which a step acts: it reads, runs, gives, and frees. So it may free what it reads and gives,
+        # and may not give what it reads.
         alive = set(alive)
         for step in steps:
             for index in step.inputs:
@@ -114,7 +118,6 @@ class _Verifier:
             for index in step.outputs:
                 self._value(index)
                 self._demand(index not in alive, f"{_step(step)} makes {self._names([index])} a second time")
-                self.made_by.setdefault(index, step)
                 alive.add(index)
             for index in step.frees:
                 self._demand(index in alive, f"{_step(step)} frees {index}, which is not there")
@@ -147,12 +150,15 @@ class _Verifier:
     def _region(self, step: RegionStep, alive: set[int]) -> None:
         data_dependent = all(name in self.dims and self.dims[name].decided_by for name in step.dims)
         self._demand(bool(step.dims) and data_dependent, f"region {step.label!r} has dims that are not born")
+        # The region's record against its body: it runs once for each chunk, cut by what the record lists.
         reads = {index for inner in step.body for index in inner.inputs}
         outputs = {index for inner in step.body for index in inner.outputs}
         self._demand(
             sorted(reads - outputs) == sorted(step.inputs),
             f"region {step.label!r} reads other values than it says",
         )
+        # In the body its dims are those of one chunk, which device calls may read. Each chunk leaves what it found, and
+        # its outputs.
         around, self.within = self.within, (*self.within, *step.dims)
         after = self._replay(step.body, alive)
         self.within = around
@@ -163,6 +169,7 @@ class _Verifier:
         self._demand(left == set(step.outputs), f"region {step.label!r} leaves {self._names(left)} behind")
 
     def _call(self, step: CallStep) -> None:
+        # The call is in the table, runs once, on its device.
         call = self.calls.get(step.name)
         self._demand(call is not None, f"a step calls {step.name!r}, which is no call")
         assert call is not None
@@ -177,6 +184,7 @@ class _Verifier:
         self._demand(
             len(step.outputs) == len(call.outputs), f"call {step.name!r} gives another number of values"
         )
+        # Ports and values pair up by place: a value fits its port, and what the call gives bears the port's name.
         for (port, spec), index in zip(call.inputs, step.inputs, strict=True):
             self._reads(call, port, spec, self._value(index))
         for (port, spec), index in zip(call.outputs, step.outputs, strict=True):
@@ -199,6 +207,7 @@ class _Verifier:
         return call.device == HOST or not names or births
 
     def _reads(self, call: PlannedCall, port: str, spec: PortSpec, value: PlannedValue) -> None:
+        # Form, then place, then sizes. A Python value has a form only.
         name = f"{call.name}.{port}"
         if not isinstance(spec, TensorSpec) or not isinstance(value.spec, TensorSpec):
             self._demand(
@@ -211,6 +220,7 @@ class _Verifier:
         )
         at_home = value.memory == self.memory[call.device]
         self._demand(at_home, f"{name!r} reads a value in {value.memory!r} on {call.device!r}")
+        # A dim that data decides has no bucket on a device but in its region; all other values are at buckets there.
         outside = [dim for dim in spec.names if self._runs_in_region(dim) and dim not in self.within]
         self._demand(call.device == HOST or not outside, f"{name!r} has dims {outside} outside their region")
         has_buckets = any(not self.dims[dim].any for dim in spec.names)
@@ -238,6 +248,8 @@ class _Verifier:
         self._demand(len(step.inputs) == len(step.outputs) == 1, f"{_step(step)} takes and gives one value")
         source, target = self._value(step.inputs[0]), self._value(step.outputs[0])
         adapter = step.adapter
+        # An adapter changes form, place and sizes only by its kind; each of the three is worked out anew from the
+        # source.
         self._demand(target.origin == source.origin, f"{_step(step)} adapts nothing")
         if not isinstance(source.spec, TensorSpec) or not isinstance(target.spec, TensorSpec):
             raise wrong(self.plan, f"{_step(step)} adapts a Python value")
@@ -258,6 +270,7 @@ class _Verifier:
             (step.origin, step.device) == (source.origin, at),
             f"{_step(step)} is to adapt {source.origin!r} on {at}, not on {step.device}",
         )
+        # What one kind alone must keep to.
         whole = adapter.kind != "cut" or plain_dims(dims) == plain_dims(source.spec.dims)
         self._demand(whole, f"{_step(step)} turns {source.spec} into {target.spec}, which is no cut")
         if adapter.kind == "cut":

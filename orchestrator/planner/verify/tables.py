@@ -17,6 +17,7 @@ def check_tables(plan: Plan) -> None:
     Raises:
         PlanError: They are not.
     """
+    # Dims: chunks only where independence was promised, buckets that grow, and loose ones at no bucket.
     memory = {HOST: HOST, **{group.device: group.memory for group in plan.groups}}
     dims = {dim.name for dim in plan.dims}
     items = {step.items_dim for step in iter_steps(plan.steps, MapStep)}
@@ -35,6 +36,7 @@ def check_tables(plan: Plan) -> None:
             not dim.loose or not at_bucket,
             f"dim {dim.name!r} is loose, but {at_bucket[:1]} is at a bucket of it",
         )
+    # Names are keys everywhere else: each once.
     for kind, names in (
         ("call", [call.name for call in plan.calls]),
         ("dim", [dim.name for dim in plan.dims]),
@@ -44,6 +46,7 @@ def check_tables(plan: Plan) -> None:
     ):
         twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
         demand(plan, not twice, f"{kind} {sorted(twice)[:1]} is there twice")
+    # What refers to the tables; a request's inputs are the first values, by which the runner numbers them.
     for call in plan.calls:
         demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
     for index, (name, spec) in enumerate(plan.inputs):
