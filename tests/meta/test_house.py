@@ -58,7 +58,8 @@ def test_the_measures_see_what_they_are_for(tmp_path: Path):
     package.mkdir()
     (package / "one.py").write_text("def f():\n    from house.two import g\n    return g\n", encoding="utf-8")
     (package / "two.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house.one\ngiven = g = 1\nloop.kind == 2\nnode.kind == 3\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import house.one\n"
+        "given = g = 1\nloop.kind == 2\nnode.kind == 3\n",
         encoding="utf-8",
     )
     assert circles(package) == [["house.one", "house.two"]]
