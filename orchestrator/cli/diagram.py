@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.report import JobError
+from orchestrator.graph import BranchLoop, Loop, MapLoop
 from orchestrator.specs import show_spec
 
 if TYPE_CHECKING:
-    from orchestrator.graph import Graph, Loop, NodeKey
+    from orchestrator.graph import Graph, NodeKey
 
 __all__ = ["draw", "to_dot", "to_mermaid"]
 
@@ -45,7 +46,8 @@ _MERMAID_CODES = str.maketrans(
 )
 _DOT_CODES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 _SECONDS = 60
-_KINDS = {"loop": "loop", "map": "map", "when": "branch"}
+#: What a frame of the drawing says of its loop.
+_WORDS: dict[type[Loop], str] = {Loop: "loop", MapLoop: "map", BranchLoop: "branch"}
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,16 @@ def _layout(graph: Graph) -> tuple[_LoopFrame, list[_Arrow]]:
     # The graph has no cycle: what a loop hands to its next iteration is an arrow of the drawing alone.
     ends = {key: identity for key, identity in identities.items() if key.kind in ("enter", "exit")}
     for name, loop in graph.loops.items():
-        match loop.kind:
-            case "loop" if loop.carry:
+        match loop:
+            case BranchLoop():
+                continue  # what it gives otherwise goes back to nothing
+            case Loop() if loop.carry:
                 enter, exit_ = (identity for key, identity in ends.items() if key.name == name)
                 arrows.append(_Arrow(exit_, enter, ", ".join(loop.carry), back=True))
     # A frame is made before those within it: loops are listed from the outside in.
     frames = {"": _LoopFrame("", "")}
     for position, (name, loop) in enumerate(graph.loops.items()):
-        frames[name] = _LoopFrame(f"g{position}", f"{_KINDS[loop.kind]} {name}: {_terms(graph, loop)}")
+        frames[name] = _LoopFrame(f"g{position}", f"{_WORDS[type(loop)]} {name}: {_terms(graph, loop)}")
         frames[loop.within].frames.append(frames[name])
     for key, identity in identities.items():
         scope = key.name if key in ends else graph.scope(key)
@@ -190,10 +194,10 @@ def _layout(graph: Graph) -> tuple[_LoopFrame, list[_Arrow]]:
 def _terms(graph: Graph, loop: Loop) -> str:
     """Returns in words how often a body runs."""
     # Maps and branches have terms of their own; what follows them is of loops.
-    match loop.kind:
-        case "map":
+    match loop:
+        case MapLoop():
             return f"in batches over {', '.join(name for name, _ in loop.over)}"
-        case "when":
+        case BranchLoop():
             return f"if {' and '.join(_conditions(graph, loop))}"
     terms = [f"for each {', '.join(loop.each)}"] if loop.each else []
     terms += [f"until {loop.until}"] if loop.until else []

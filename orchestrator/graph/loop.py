@@ -12,9 +12,9 @@ Ports of the loop ``decode``:
     decode.token[]     from the body: one part of what is collected; out of it: the parts, stacked
     decode.done[until] from the body: whether this iteration was the last
 
-Two more kinds of loop have the same form. A *map* runs its body for the items of a list or of a dim, in batches: items
-enter it, and what is collected leaves it, item by item. A *branch* runs its body once or not at all: its carries start
-with what they are otherwise, and what enters it is handed on as it is; ``see[when]`` is its condition.
+Two more classes of loop have the same form. A *map* runs its body for the items of a list or of a dim, in batches:
+items enter it, and what is collected leaves it, item by item. A *branch* runs its body once or not at all: its carries
+start with what they are otherwise, and what enters it is handed on as it is; ``see[when]`` is its condition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from orchestrator.specs import TensorSpec
 
-__all__ = ["CONDITION", "Loop", "next_port", "stacked_port", "until_port"]
+__all__ = ["CONDITION", "BranchLoop", "Loop", "MapLoop", "next_port", "stacked_port", "until_port"]
 
 #: The port of a branch by which its condition enters.
 CONDITION = "[when]"
@@ -31,7 +31,7 @@ CONDITION = "[when]"
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop.
+    """A loop that iterates; maps and branches are classes of their own, with the same ports.
 
     Attributes:
         name: Its name; the calls of its body begin with it.
@@ -42,7 +42,6 @@ class Loop:
         max_steps: Most iterations; None: as many as there are slices.
         check_every: Iterations from one look at ``until`` to the next.
         within: The loop around it; empty: none.
-        kind: ``loop``, ``map`` or ``when``.
         over: (map) Names of which every batch gets some items, with what a batch of them looks like.
         inputs: (when) Names that enter as they are.
         condition: (when) There is a condition that enters by ``[when]``.
@@ -56,7 +55,6 @@ class Loop:
     max_steps: int | None = None
     check_every: int = 1
     within: str = ""
-    kind: str = "loop"
     over: tuple[tuple[str, TensorSpec], ...] = ()
     inputs: tuple[str, ...] = ()
     condition: bool = False
@@ -71,6 +69,14 @@ class Loop:
     def results(self) -> tuple[str, ...]:
         """Ports through which values leave it, first the last carries, then the collected ones."""
         return (*self.carry, *map(stacked_port, self.collect))
+
+
+class MapLoop(Loop):
+    """A map: its body runs once for each batch of the items of ``over``."""
+
+
+class BranchLoop(Loop):
+    """A branch: its body runs once, or not at all, as ``condition`` and optional ``inputs`` decide."""
 
 
 def next_port(name: str) -> str:

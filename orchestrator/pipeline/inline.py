@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
+from orchestrator.graph import BranchLoop, Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value
 from orchestrator.specs import PortSpec, TensorSpec
 
@@ -76,8 +76,8 @@ class _Copy:
     def _loop(self, loop: Loop) -> None:
         """Adds a loop, unless it is a branch that is resolved, or is in one that never runs."""
         within = self._loops[loop.within]
-        match loop.kind:
-            case "when":
+        match loop:
+            case BranchLoop():
                 self._resolve(loop)
         if loop.name in self._resolution or self._is_idle(NodeKey("enter", loop.name)):
             self._loops[loop.name] = within

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.errors import GraphError, nearest
-from orchestrator.graph import CONDITION, Graph, Loop, NodeKey, next_port, stacked_port
+from orchestrator.graph import CONDITION, BranchLoop, Graph, MapLoop, NodeKey, next_port, stacked_port
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
 from orchestrator.pipeline.loops import check_fed, mapping, names_of
@@ -49,7 +49,7 @@ class MapPorts:
                 loop=self.name,
             )
         # Items enter, to come out in batches; what is the same for all is an edge from outside into the body.
-        pipeline.add_loop(Loop(self.name, collect=tuple(names), kind="map", over=tuple(specs.items())))
+        pipeline.add_loop(MapLoop(self.name, collect=tuple(names), over=tuple(specs.items())))
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         body_inputs: dict[str, Value] = {}
         for port, argument in self.over.items():
@@ -127,10 +127,9 @@ class BranchPorts:
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         has_condition = self.condition is not None
         pipeline.add_loop(
-            Loop(
+            BranchLoop(
                 self.name,
                 carry=tuple(self.otherwise),
-                kind="when",
                 inputs=tuple(arguments),
                 condition=has_condition,
             )

@@ -13,7 +13,18 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import CONDITION, Edge, Graph, Loop, NodeKey, next_port, stacked_port, until_port
+from orchestrator.graph import (
+    CONDITION,
+    BranchLoop,
+    Edge,
+    Graph,
+    Loop,
+    MapLoop,
+    NodeKey,
+    next_port,
+    stacked_port,
+    until_port,
+)
 from orchestrator.specs import AnyDim, Dim, Pad, PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
@@ -63,11 +74,15 @@ class ReferenceRun:
             ready = [node for node in waiting if all(map(self._has, self.read(node, loop)))]
             assert ready, f"nothing feeds {waiting}"
             for node in ready:
-                if node.kind == "call":
-                    self._call(node.name)
-                else:
-                    loop_ = self.graph.loops[node.name]
-                    {"loop": self.loop, "map": self.map, "when": self._branch}[loop_.kind](loop_)
+                match self.graph.loops.get(node.name) if node.kind == "enter" else None:
+                    case None:
+                        self._call(node.name)
+                    case MapLoop() as items_map:
+                        self.map(items_map)
+                    case BranchLoop() as branch:
+                        self._branch(branch)
+                    case inner_loop:
+                        self.loop(inner_loop)
             waiting = [node for node in waiting if node not in ready]
 
     def _loops(self) -> list[NodeKey]:

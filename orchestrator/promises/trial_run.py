@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.graph import Edge, Graph, Loop
+from orchestrator.graph import BranchLoop, Edge, Graph, Loop, MapLoop
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedCall
 from orchestrator.plan.steps import HOST
@@ -281,11 +281,15 @@ class TrialRun(ReferenceRun):
         """Tells whether stages directly in a loop, or in none, are tried now."""
         while around:
             loop = self.graph.loops[around]
-            match loop.kind:
-                case "map" if around not in self._maps_in_trial:
-                    return False
-                case "loop" if self.counts.get(around, 0) >= TRIED_ITERATIONS:
-                    return False
+            match loop:
+                case MapLoop():
+                    goes_on = around in self._maps_in_trial
+                case BranchLoop():
+                    goes_on = True
+                case _:
+                    goes_on = self.counts.get(around, 0) < TRIED_ITERATIONS
+            if not goes_on:
+                return False
             around = loop.within
         return True
 
@@ -294,12 +298,12 @@ class TrialRun(ReferenceRun):
         return all(map(self._is_followed, loops))
 
     def _is_followed(self, loop: Loop) -> bool:
-        match loop.kind:
-            case "map":
+        match loop:
+            case MapLoop():
                 return loop.name in self._maps_in_trial
-            case "loop":
-                return bool(loop.until) or self.counts.get(loop.name, 0) < TRIED_ITERATIONS
-        return True
+            case BranchLoop():
+                return True
+        return bool(loop.until) or self.counts.get(loop.name, 0) < TRIED_ITERATIONS
 
     def _with_last_padding(self, name: str, port: str, value: Any) -> Any:
         """A value of an iteration that is not watched, in the padding of the last one that was."""

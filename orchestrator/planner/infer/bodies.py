@@ -13,7 +13,17 @@ from dataclasses import replace
 import torch
 
 from orchestrator.errors import PlanError
-from orchestrator.graph import CONDITION, Edge, Graph, Loop, next_port, stacked_port, until_port
+from orchestrator.graph import (
+    CONDITION,
+    BranchLoop,
+    Edge,
+    Graph,
+    Loop,
+    MapLoop,
+    next_port,
+    stacked_port,
+    until_port,
+)
 from orchestrator.plan.records import DimPlan
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.trials import unlike
@@ -48,8 +58,9 @@ def steps_dim(loop: str) -> StepsDim:
 def limit_of(context: PlanContext, loop: Loop) -> int:
     """Returns the most iterations of a loop, at the largest buckets."""
     name = steps_dim(loop.name)
-    if loop.kind != "loop":
-        return 1
+    match loop:
+        case MapLoop() | BranchLoop():
+            return 1
     if name in context.dims:
         return context.dims[name].buckets[-1]
     # Without a dim of its own the loop runs once for each slice, cut at max_steps: any sliced port tells the number,
@@ -81,8 +92,9 @@ def enter_specs(
     Raises:
         PlanError: A value to be sliced has no dim 0, or another length than the others.
     """
-    if loop.kind != "loop":
-        return (*_single_enter_specs(loop, specs, ports), None)
+    match loop:
+        case MapLoop() | BranchLoop():
+            return (*_single_enter_specs(loop, specs, ports), None)
     # A carry keeps its spec from one iteration to the next; exit_specs checks that the body gives it back so.
     body_specs = {port: specs[port] for port in loop.carry}
     length: tuple[str, AnyDim] | None = None
@@ -194,8 +206,10 @@ def _map_exit_specs(
 
 def is_of_items(graph: Graph, dim: DimPlan) -> bool:
     """Tells whether a dim is one of the items of a map."""
-    loop = graph.loops.get(dim.decided_by.rpartition(".")[0])
-    return loop is not None and loop.kind == "map"
+    match graph.loops.get(dim.decided_by.rpartition(".")[0]):
+        case MapLoop():
+            return True
+    return False
 
 
 def find_item_dims(
@@ -269,8 +283,8 @@ def exit_specs(
     Raises:
         PlanError: A carry changes its shape or dtype, or ``until`` is not one boolean.
     """
-    match loop.kind:
-        case "map":
+    match loop:
+        case MapLoop():
             return _map_exit_specs(loop, specs, ports, count)
     # The next iteration reads the yielded value by the argument's spec, so both must be equal at every bucket.
     for port in loop.carry:
@@ -294,10 +308,10 @@ def _check_carry(
     loop: Loop, port: str, spec: PortSpec, edge: Edge, argument: PortSpec, dims: Mapping[str, DimPlan]
 ) -> None:
     same = _same(spec, argument, dims)
-    match loop.kind:
+    match loop:
         # Both ways of a branch end in one value: a dim fixed on one side and named on the other would be padded on that
         # side alone.
-        case "when" if not (same and _named_alike(spec, argument)):
+        case BranchLoop() if not (same and _named_alike(spec, argument)):
             raise PlanError(
                 f"A branch gives one form, but {port!r} of {loop.name!r} is {show_spec(spec)} from {edge.origin!r} "
                 f"and otherwise {show_spec(argument)}. Let them be equal: named dims are those that every request "
@@ -308,7 +322,7 @@ def _check_carry(
                 otherwise=argument,
                 given=spec,
             )
-        case "loop" if not same:
+        case Loop() if not same:
             raise PlanError(
                 f"A carry keeps its shape and dtype, but {port!r} of loop {loop.name!r} starts as "
                 f"{show_spec(argument)} and {edge.origin!r} gives {show_spec(spec)} for the next iteration. Give "

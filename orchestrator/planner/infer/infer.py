@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import PlanError, nearest
-from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
+from orchestrator.graph import BranchLoop, Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.plan.records import PlannedCall
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.planner.infer.bodies import enter_specs, exit_specs, find_item_dims, named_constant
@@ -127,8 +127,8 @@ class _Inference:
             self.dims |= {} if dim is None else {dim.name: dim}
             self.dims |= find_item_dims(self.graph, loop, self.dims, self.input_dims)
         else:
-            match loop.kind:
-                case "when":
+            match loop:
+                case BranchLoop():
                     self._name_constants(loop, specs)
             arguments = {port: self.values[NodeKey("enter", loop.name), port] for port in loop.carry}
             results = exit_specs(loop, specs, ports, arguments, self.counts[loop.name], self.dims)

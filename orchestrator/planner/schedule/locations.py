@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.graph import Edge, Loop, NodeKey, next_port
+from orchestrator.graph import Edge, Loop, MapLoop, NodeKey, next_port
 from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import EdgeLocations, Location, PlanContext
 from orchestrator.specs import TensorSpec
@@ -135,8 +135,11 @@ class _Locator:
         """Where a collected value is stacked, or an end is read."""
         edge = self._into(loop, port)
         end = self._producer(edge.source, edge.source_port)
-        if port not in loop.results or end.device == HOST or loop.kind == "map":
+        if port not in loop.results or end.device == HOST:
             return _ON_HOST
+        match loop:
+            case MapLoop():
+                return _ON_HOST  # batches are joined, and cut to the items that there were, on the host
         if not isinstance(self.context.counts[loop.name], int):
             return _ON_HOST  # there are as many parts as iterations, and no more up to a bucket
         capabilities = self.context.groups[end.device].capabilities

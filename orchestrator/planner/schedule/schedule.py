@@ -15,7 +15,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.adapter import MOVES, Adapter
-from orchestrator.graph import CONDITION, Edge, Loop, NodeKey, next_port, stacked_port, until_port
+from orchestrator.graph import (
+    CONDITION,
+    BranchLoop,
+    Edge,
+    Loop,
+    MapLoop,
+    NodeKey,
+    next_port,
+    stacked_port,
+    until_port,
+)
 from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import (
     HOST,
@@ -231,10 +241,10 @@ class _StepBuilder:
         outputs = tuple(self._result(loop, leave, port) for port in loop.results)
         parts = inputs, outputs, body, loop.name, carries, slices, collects
         step: LoopLikeStep
-        match loop.kind:
-            case "map":
+        match loop:
+            case MapLoop():
                 step = MapStep(*parts, items_dim=self._count_dim(loop))
-            case "when":
+            case BranchLoop():
                 step = BranchStep(*parts, condition=condition)
             case _:
                 until = yields[until_port(loop.until)] if loop.until else None
