@@ -28,7 +28,7 @@ def check_steps(plan: Plan) -> None:
     verifier = _Verifier(plan)
     inputs = set(range(len(plan.inputs)))
     constants = {index for index, value in enumerate(plan.values) if value.constant}
-    alive = verifier._replay(plan.steps, inputs | verifier._staged(constants))
+    alive = verifier._replay(plan.steps, inputs | verifier._replay_staging(constants))
     outputs = {index for _, index in plan.outputs}
     assert outputs <= alive, "an output is not there at the end"
     reads = {index for step in plan.steps for index in step.inputs}
