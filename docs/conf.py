@@ -36,8 +36,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(dict|list|tuple|set)\[\w+"),
     # Aliases of plain types, and what only the project's own code makes or calls.
     (
-        "py:class",
-        r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|PlanData|Derived|Observer)",
+        "py:(class|obj)",
+        r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|PlanData|Derived|Observer|SessionT|LeafStep|BlockStep|LoopLikeStep)",
     ),
 ]
 

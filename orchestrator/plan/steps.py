@@ -91,7 +91,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        """What texts call this one: the call, the origin of what is adapted, the dims of a region, the loop."""
+        """The name of this step in texts, such as its call, the origin of its edge, its dims or its loop."""
         return ""
 
 
