@@ -186,6 +186,7 @@ class PipelineLoader:
 
     def _load(self, plan: Plan, store: ArtifactStore) -> Session:
         backends = self._backends(plan)
+        has_gradients = torch.is_grad_enabled()
         try:
             with own_modes():
                 builds = compile_stages(plan, self._graph, backends, store)
@@ -194,7 +195,9 @@ class PipelineLoader:
                     if isinstance(backend, CompilingBackend):
                         backend.begin_counting()
                 return Session(executable, self._stage_observers(plan), self._request_observers(plan))
-        except BaseException:  # an interrupt may come anywhere
+        except BaseException:
+            # An interrupt may come anywhere: also where a block of ``no_grad`` has ended and is not left yet.
+            torch.set_grad_enabled(has_gradients)
             for backend in backends.values():
                 backend.close()
             raise

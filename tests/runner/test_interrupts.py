@@ -151,6 +151,21 @@ def test_a_load_that_is_interrupted_anywhere_leaves_no_device_and_no_folder(tmp_
         assert session(x=torch.ones(2, 4))["y"].shape == (2, 4)
 
 
+def test_a_load_that_is_interrupted_at_any_line_leaves_gradients_on():
+    """Kind: Python does not leave a block whose end an interrupt meets, so modes of torch would stay."""
+    pipeline = Pipeline("p")
+    layer = pipeline.add("layer", nn.Linear(4, 4).eval())
+    pipeline.output("y", layer(pipeline.input("x", TensorSpec((2, 4)))))
+    plan = pipeline.plan("cpu")
+    sessions: list[Any] = []
+    places = ("runner/load/load.py",)
+    count = lines(lambda: sessions.append(plan.load()), places)
+    for _ in interrupts_of(lambda: sessions.append(plan.load()), places, count):
+        while sessions:
+            sessions.pop().close()
+        assert torch.is_grad_enabled()
+
+
 def _fail(_: Path) -> None:
     raise ValueError("no")
 
