@@ -6,6 +6,7 @@ frame also holds the inputs of the step, so nothing has to be noted while a requ
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "is_own", "release"]
 
-_HERE = str(Path(__file__).parent)
+#: Folders of the runner, and of what it drives chunks and iterations with.
+_OWN_FOLDERS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("runner", "plan"))
 
 
 def is_own(variant: PlanVariant, error: Exception) -> bool:
@@ -41,7 +43,7 @@ def is_own(variant: PlanVariant, error: Exception) -> bool:
         if frame.f_code in codes:
             is_running = own = True
         elif is_running and own:
-            own = frame.f_code.co_filename.startswith(_HERE)
+            own = frame.f_code.co_filename.startswith(_OWN_FOLDERS)
     return own
 
 

@@ -15,7 +15,7 @@ from tests.properties.fuzz.shrink import shrink
 
 SEEDS = 120
 #: Seeds that found a fault: an optional input that is left out, with a dim of its own, beside one that is cut.
-ONCE = (148,)
+ONCE = (148, 1699)
 GROUPS = 8
 
 
