@@ -14,7 +14,8 @@ from tests.properties.fuzz.recipe import Recipe, script, standalone
 from tests.properties.fuzz.shrink import shrink
 
 SEEDS = 120
-#: Seeds that found a fault: an optional input that is left out, with a dim of its own, beside one that is cut.
+#: Seeds that found a fault: an optional input that is left out, with a dim of its own, beside one that is cut; a
+#: refusal of a region in chunks that was taken for the failure of a stage.
 ONCE = (148, 1699)
 GROUPS = 8
 
