@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import Dim, PlanError
+from orchestrator import Dim, ModelWrapper, PlanError
 from orchestrator.planner.infer import shared_trials
 from orchestrator.planner.infer.probe import Prober
 from tests.kit import new, spec
@@ -88,6 +88,25 @@ def test_a_module_that_was_changed_is_tried_again(runs, change):
     finally:
         torch.set_default_dtype(before)
     assert len(runs) > count
+
+
+def test_planning_builds_no_model_to_describe_it():
+    """Kind: a walk over a stage that builds what it walks over."""
+    built = []
+
+    class Lazy(ModelWrapper):
+        model_cls = Large
+
+        def make_model(self):
+            model = Large().eval()
+            model.table = torch.arange(4)  # without content where the model is made of fake tensors
+            built.append(type(model.table))
+            return model
+
+    wrapper = Lazy()
+    pipeline(wrapper).plan()
+    assert torch.Tensor not in built
+    assert wrapper.__dict__.get("_model") is None
 
 
 def test_a_small_stage_is_tried_by_each_plan(runs):

@@ -2,8 +2,8 @@
 
 A trial is known by the stage's fingerprint, which describes all that an artifact depends on (its code, the globals that
 the code reads, attributes, forms of its weights), by what the fingerprint leaves out (training mode, devices), and by
-torch's defaults of the moment. A stage that holds something that cannot be read is tried in each plan anew; so is a
-small one, whose trials are cheaper than its fingerprint.
+torch's defaults of the moment. A stage that holds something that cannot be read is tried in each plan anew; so is one
+whose model is not built yet, and a small one, whose trials are cheaper than its fingerprint.
 """
 
 from __future__ import annotations
@@ -73,29 +73,24 @@ def _is_plain(value: Any) -> bool:
 
 
 def _describe(stage: Stage) -> Hashable | None:
+    """Returns all that trials of a stage depend on; None: its trials are not shared."""
+    # A model that is not built yet stays so: planning reads no weights, and describing it might build it.
     owner = owner_of(stage.target)
-    wrapper = owner if isinstance(owner, ModelWrapper) else None
-    model = owner if wrapper is None else wrapper.__dict__.get("_model")
-    if model is not None and not isinstance(model, torch.nn.Module):
+    model = owner.__dict__.get("_model") if isinstance(owner, ModelWrapper) else owner
+    if not isinstance(model, torch.nn.Module):
         return None
-    if model is None and (wrapper is None or not wrapper.makes_model):
+    if len(list(itertools.islice(model.modules(), LARGE))) < LARGE:
         return None
-    parts = [] if model is None else list(itertools.islice(model.modules(), LARGE))
-    if model is not None and len(parts) < LARGE:
-        return None
+    # An object without content of its own may have changed since: then the walk has used a token of this process.
     uses = token_uses()
     text = repr(fingerprint(stage))
     if token_uses() != uses + 1:
-        return None  # an object without content of its own may have changed since
-    if wrapper is not None:
-        model = wrapper.__dict__.get("_model")  # describing it may have built it
+        return None
     return (text, _modes(model), torch.get_default_dtype(), str(torch.get_default_device()))
 
 
-def _modes(model: torch.nn.Module | None) -> Hashable:
+def _modes(model: torch.nn.Module) -> Hashable:
     """Training mode and devices of a model, which its fingerprint leaves out."""
-    if model is None:
-        return None
     tensors = itertools.chain(model.parameters(), model.buffers())
     modes = tuple(part.training for part in model.modules())
     return modes, tuple(str(tensor.device) for tensor in tensors)
