@@ -1,0 +1,193 @@
+"""Cache layers whose tensors have one size from the first token to the last, so that a loop can carry them.
+
+A layer of transformers grows with each token, or keeps only a window. Those here have a *slot* for every token that
+there may be. The first forward, over the prompt, attends to the prompt alone, as the library's own layer has it, and
+lays it down in the first slots; every later one writes behind it and attends to all slots, of which the model's mask
+hides the empty ones and those outside of a window.
+
+What holds keys and values of an encoder, or the states of a recurrent layer, has a fixed size in the library as well
+and stays as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["IndexedSlotLayer", "RecurrentSlotLayer", "SlotLayer", "empty_cache", "empty_cross_cache"]
+
+# Typed by nothing: the versions of the library that are supported differ in what they declare.
+cache_utils: Any = importlib.import_module("transformers.cache_utils")
+
+
+class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values ``[batch, heads, slots, size]`` of one layer.
+
+    Args:
+        slots: How many tokens it holds.
+
+    Attributes:
+        position: A scalar, int64: the slot of the next token; None: the layer is empty.
+        in_place: Write into the tensors that it was given, instead of new ones.
+    """
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.slots = slots
+        self.position: Tensor | None = None
+        self.in_place = False
+        self.count = 0
+
+    def lazy_initialization(self, key_states: Tensor, *_: Tensor) -> None:
+        """Notes where and what the tensors are."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Lays new tokens down, and returns what they attend to.
+
+        Args:
+            key_states: ``[batch, heads, tokens, size]``.
+            value_states: The same; its size may differ.
+        """
+        # The prompt attends to itself; only a layer that has a position has anything before.
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.position is None:
+            self.count = key_states.shape[-2]
+            self.keys, self.values = self._first(key_states, 2), self._first(value_states, 2)
+            return key_states, value_states
+        self.keys = self._write(self.keys, key_states, 2, self.position)
+        self.values = self._write(self.values, value_states, 2, self.position)
+        self.count += key_states.shape[-2]
+        return self.keys, self.values
+
+    def _first(self, states: Tensor, dim: int) -> Tensor:
+        """Gives a prompt its slots, and empty ones behind it."""
+        room = self.slots - states.shape[dim]
+        return pad(states, (0, 0) * (states.dim() - 1 - dim) + (0, room))
+
+    def _write(self, tensor: Tensor, states: Tensor, dim: int, position: Tensor) -> Tensor:
+        """Writes states from a slot on."""
+        places = torch.arange(states.shape[dim], device=states.device) + position
+        if self.in_place:
+            return tensor.index_copy_(dim, places, states)
+        return tensor.index_copy(dim, places, states)
+
+    def get_seq_length(self, *_: Any) -> Any:
+        """Returns how many slots are filled: an int over the prompt, a scalar tensor afterwards."""
+        return self.count if self.position is None else self.position + self.count
+
+    def get_mask_sizes(self, query: Any) -> tuple[int, int]:
+        """Returns how many slots a query attends to, and the first of them.
+
+        Args:
+            query: How many tokens it has; in older versions of the library, their places.
+        """
+        if self.position is not None:
+            return self.slots, 0
+        return self.count + (query.shape[0] if isinstance(query, Tensor) else int(query)), 0
+
+    def get_max_length(self) -> int:
+        """Returns how many tokens it holds."""
+        return self.slots
+
+    get_max_cache_shape = get_max_length
+
+
+class SlidingSlotLayer(SlotLayer):
+    """The same for a layer that attends to a window: the mask hides what is outside of it."""
+
+    is_sliding = True
+
+
+class IndexedSlotLayer(SlotLayer):
+    """The same with the keys of an indexer, ``[batch, slots, size]``, which chooses what is attended to.
+
+    Attributes:
+        indexer_keys: Its keys; None: none yet.
+    """
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.indexer_keys: Tensor | None = None
+        self.indexer_position_ids: Tensor | None = None
+        self.is_indexer_initialized = True
+
+    def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+        """Lays keys of the indexer down and returns those to choose from."""
+        if self.position is None or self.indexer_keys is None:
+            self.indexer_keys = self._first(indexer_key_states, 1)
+            return indexer_key_states
+        self.indexer_keys = self._write(self.indexer_keys, indexer_key_states, 1, self.position)
+        return self.indexer_keys
+
+
+def _with_recurrence(base: Any) -> Any:
+    """Returns a layer that has slots and, besides, the states of a recurrent layer of the library."""
+    recurrent: Any = getattr(cache_utils, "LinearAttentionLayer", None)
+    if recurrent is None:  # transformers 4 has models with caches of their own in its place
+        return base
+
+    class RecurrentLayer(recurrent, base):  # type: ignore[misc]
+        is_compileable = True
+
+        def __init__(self, slots: int, number_of_states: int) -> None:
+            base.__init__(self, slots)
+            recurrent.__init__(self, number_of_states=number_of_states)
+
+        def lazy_initialization(self, *states: Tensor, **named: Any) -> None:
+            # The library names what it initialises of a recurrence, and gives keys and values by place.
+            if states:
+                base.lazy_initialization(self, *states)
+            else:
+                recurrent.lazy_initialization(self, **named)
+
+    return RecurrentLayer
+
+
+RecurrentSlotLayer = _with_recurrence(SlotLayer)
+RecurrentSlidingSlotLayer = _with_recurrence(SlidingSlotLayer)
+
+
+def _slot_layer(layer: Any, slots: int) -> Any:
+    """Returns the layer with slots that stands for a layer of the library; itself, if its size is fixed anyway."""
+    # By exact class: a model's own subclass may keep what nobody here knows of.
+    kind = type(layer).__name__ if type(layer).__module__ == cache_utils.__name__ else ""
+    if kind == "DynamicLayer":
+        return SlotLayer(slots)
+    if kind == "DynamicSlidingWindowLayer":
+        return SlidingSlotLayer(slots)
+    if kind == "DynamicIndexedLayer":
+        return IndexedSlotLayer(slots)
+    if kind == "LinearAttentionAndFullAttentionLayer":
+        return RecurrentSlotLayer(slots, layer.number_of_states)
+    if kind == "LinearAttentionAndSlidingWindowAttentionLayer":
+        return RecurrentSlidingSlotLayer(slots, layer.number_of_states)
+    return layer
+
+
+def empty_cache(config: Any, slots: int) -> Any:
+    """Returns the cache that ``generate()`` of the library would make, with slots.
+
+    Args:
+        config: The config of the model.
+        slots: How many tokens it holds.
+    """
+    cache = cache_utils.DynamicCache(config=config)
+    cache.layers = [_slot_layer(layer, slots) for layer in cache.layers]
+    if cache.layer_class_to_replicate is not None:
+        cache.layer_class_to_replicate = lambda: SlotLayer(slots)
+    return cache
+
+
+def empty_cross_cache(config: Any, slots: int) -> Any:
+    """Returns the same for a decoder that attends to an encoder; what it reads of the encoder is kept as it comes."""
+    return cache_utils.EncoderDecoderCache(empty_cache(config, slots), cache_utils.DynamicCache())

@@ -1,0 +1,138 @@
+"""The tensors that a cache holds, by the places where it holds them; and a cache with other tensors in those places.
+
+A loop carries tensors, a model wants a cache. The cache that the first forward leaves is made a template: which layers
+there are, and what they know besides tensors, does not change any more. Scalars count tokens: they follow from the
+position and are no state.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator_stages.generation.cache import SlotLayer, cache_utils
+
+__all__ = ["CacheTemplate", "Place", "state_of"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cache holds a tensor.
+
+    Attributes:
+        cross: In the cache of what the encoder gave.
+        layer: The number of the layer; None: the cache itself.
+        attribute: The attribute of the layer.
+        key: The key or index in the attribute; None: the attribute is the tensor.
+    """
+
+    cross: bool
+    layer: int | None
+    attribute: str
+    key: Any = None
+
+    @property
+    def name(self) -> str:
+        """What the tensor is called as a port: ``keys_0``, ``cross_keys_0``, ``conv_states0_1``, ..."""
+        parts = ["cross" if self.cross else "", self.attribute + ("" if self.key is None else str(self.key))]
+        return "_".join(filter(None, [*parts, "" if self.layer is None else str(self.layer)]))
+
+    def _container(self, cache: Any) -> tuple[Any, Any]:
+        if isinstance(cache, cache_utils.EncoderDecoderCache):
+            cache = cache.cross_attention_cache if self.cross else cache.self_attention_cache
+        attributes = vars(cache if self.layer is None else cache.layers[self.layer])
+        return (attributes, self.attribute) if self.key is None else (attributes[self.attribute], self.key)
+
+    def read(self, cache: Any) -> Any:
+        """Returns what a cache holds here."""
+        container, key = self._container(cache)
+        return container[key]
+
+    def write(self, cache: Any, value: Tensor | None) -> None:
+        """Puts a tensor here."""
+        container, key = self._container(cache)
+        container[key] = value
+
+
+def _places(cache: Any) -> Iterator[Place]:
+    """Where a cache holds tensors, scalars included, in an order that is always the same."""
+    is_pair = isinstance(cache, cache_utils.EncoderDecoderCache)
+    sides = (cache.self_attention_cache, cache.cross_attention_cache) if is_pair else (cache,)
+    for cross, side in zip((False, True), sides, strict=False):
+        for layer, owner in ((None, side), *enumerate(side.layers)):
+            for attribute, value in vars(owner).items():
+                if isinstance(value, Tensor):
+                    yield Place(cross, layer, attribute)
+                elif isinstance(value, (list, dict)):
+                    items = enumerate(value) if isinstance(value, list) else value.items()
+                    yield from (
+                        Place(cross, layer, attribute, key) for key, item in items if isinstance(item, Tensor)
+                    )
+
+
+def _copy(cache: Any) -> Any:
+    """Copies a cache down to its layers and their lists of tensors; the tensors are the same."""
+    duplicate = copy.copy(cache)
+    if isinstance(cache, cache_utils.EncoderDecoderCache):
+        duplicate.self_attention_cache = _copy(cache.self_attention_cache)
+        duplicate.cross_attention_cache = _copy(cache.cross_attention_cache)
+        duplicate.is_updated = dict(cache.is_updated)
+        return duplicate
+    duplicate.layers = [copy.copy(layer) for layer in cache.layers]
+    for owner in (duplicate, *duplicate.layers):
+        for attribute, value in vars(owner).items():
+            if isinstance(value, (list, dict)):
+                setattr(owner, attribute, copy.copy(value))
+    return duplicate
+
+
+def state_of(cache: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a cache by the names of their places."""
+    return {place.name: value for place in _places(cache) if (value := place.read(cache)).dim()}
+
+
+class CacheTemplate:
+    """What caches of a model have in common after the first forward: everything but the tensors.
+
+    Args:
+        cache: The cache that it left, over real or fake tensors.
+
+    Attributes:
+        places: Where the tensors are.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self.places = tuple(place for place in _places(cache) if place.read(cache).dim())
+        self._cache = _copy(cache)
+        for place in tuple(_places(cache)):
+            place.write(self._cache, None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the places, in the order of :func:`state_of`."""
+        return tuple(place.name for place in self.places)
+
+    def cache(self, state: Sequence[Tensor], position: Tensor, *, in_place: bool = False) -> Any:
+        """Returns a cache like the template with these tensors in it.
+
+        Args:
+            state: A tensor for each place, in their order.
+            position: The slot of the next token, int64, of one element.
+            in_place: A forward may write into the tensors; else those of recurrent layers are copied first.
+        """
+        cache = _copy(self._cache)
+        for place, tensor in zip(self.places, state, strict=True):
+            place.write(cache, tensor)
+        own = cache.self_attention_cache if isinstance(cache, cache_utils.EncoderDecoderCache) else cache
+        for layer in own.layers:
+            # A recurrent layer of the library writes its states in place, whatever it is told.
+            for name in () if in_place else ("conv_states", "recurrent_states"):
+                states = vars(layer).get(name) or {}
+                states.update({key: item.clone() for key, item in states.items() if item is not None})
+            if isinstance(layer, SlotLayer):
+                layer.position, layer.count, layer.in_place = position.reshape(()), 0, in_place
+        return cache
