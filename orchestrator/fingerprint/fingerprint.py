@@ -24,7 +24,7 @@ from orchestrator.fingerprint.walk import ObjectWalk
 from orchestrator.isolation import outline
 from orchestrator.stage import ModelWrapper, Stage
 
-__all__ = ["digest", "fingerprint"]
+__all__ = ["digest", "fingerprint", "fingerprint_and_modes"]
 
 #: Goes up when the same stage is described in another way.
 _VERSION = 4
@@ -36,10 +36,23 @@ def fingerprint(stage: Stage) -> list[Any]:
     The content of weights is no part of it: a program is compiled for their shapes and dtypes. That of other tensors
     is, and reading it takes about a second per gigabyte.
     """
-    ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
-    outputs = [(port.name, repr(port.spec)) for port in stage.outputs]
-    roots = (stage.target, dict(sorted(stage.config.items())), *_global_hooks())
-    return [_VERSION, ports, outputs, _digest(roots)]
+    return _describe(stage)[0]
+
+
+def fingerprint_and_modes(stage: Stage) -> tuple[list[Any], list[Any]]:
+    """Describes a stage as :func:`fingerprint` does, and what that leaves out: modes of modules, devices of tensors.
+
+    Returns:
+        The fingerprint; for each module that it describes whether it is in training mode, and where each tensor is.
+    """
+    parts, walk = _describe(stage)
+    # By type: an object may say of its class what it likes, and run code to say so.
+    modes = [
+        str(value.device) if issubclass(type(value), torch.Tensor) else getattr(value, "training", False)
+        for value in walk.objects
+        if issubclass(type(value), (torch.Tensor, torch.nn.Module))
+    ]
+    return parts, modes
 
 
 def digest(value: Any) -> str:
@@ -53,19 +66,32 @@ def _global_hooks() -> list[Any]:
     return [list(hooks.values()) for hooks in hook_tables] if any(hook_tables) else []
 
 
-def _digest(roots: tuple[Any, ...]) -> str:
+def _describe(stage: Stage) -> tuple[list[Any], ObjectWalk]:
+    """The fingerprint of a stage, and the walk that it is of."""
+    ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
+    outputs = [(port.name, repr(port.spec)) for port in stage.outputs]
+    roots = (stage.target, dict(sorted(stage.config.items())), *_global_hooks())
+    text, walk = _digest(roots)
+    return [_VERSION, ports, outputs, text], walk
+
+
+def _digest(roots: tuple[Any, ...]) -> tuple[str, ObjectWalk]:
+    """The digest of objects, and the walk over them."""
     owner = owner_of(roots[0])
     if not isinstance(owner, ModelWrapper):
-        return ObjectWalk(_weights(owner)).digest(*roots)
+        walk = ObjectWalk(_weights(owner))
+        return walk.digest(*roots), walk
     # A model that is not built yet is described by its outline, without content, so that a key needs no weights. Where
     # the outline does not say it all, the model itself is built.
     if owner.__dict__.get("_model") is None:
         with contextlib.suppress(Exception):
-            return _of_wrapper(owner, outline(owner), strict=True).digest(*roots)
+            walk = _of_wrapper(owner, outline(owner), strict=True)
+            return walk.digest(*roots), walk
     model = None
     with contextlib.suppress(Exception):
         model = owner.model
-    return _of_wrapper(owner, model).digest(*roots)
+    walk = _of_wrapper(owner, model)
+    return walk.digest(*roots), walk
 
 
 def _of_wrapper(wrapper: ModelWrapper, model: Any, strict: bool = False) -> ObjectWalk:

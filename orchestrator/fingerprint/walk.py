@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +77,11 @@ class ObjectWalk(Describer):
         self._objects: list[Any] = []
         self._folders = CodeFolders()
         self._uses: dict[tuple[int, frozenset[str]], ModuleUse] = {}
+
+    @property
+    def objects(self) -> Sequence[Any]:
+        """What was described so far, each object once; elements of sets are described apart, and are not among them."""
+        return self._objects
 
     def digest(self, *roots: Any) -> str:
         """Returns the SHA-256 of the description of some objects.

@@ -1,12 +1,15 @@
 """Binding: a finished plan, e.g. one read from a file, is proven again and compared with the graph that it is to run.
 
 What a plan says is somebody's word. So nothing in it may switch off a proof: options that code alone may give are
-refused, memory is compared with that of the devices, and loops must run as the graph says.
+refused, memory is compared with that of the devices, and loops must run as the graph says. To compare a plan is to plan
+again; only a plan that this process has proven before, of the same stages, is spared that (see
+:mod:`orchestrator.planner.proofs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +21,10 @@ from orchestrator.plan.records import PlannedEdge
 from orchestrator.plan.steps import HOST, BranchStep, CallStep, LoopLikeStep, LoopStep, MapStep, iter_steps
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.hazards.programs import equal_constants
-from orchestrator.planner.memory import check_budget
+from orchestrator.planner.memory import check_budget, weigh
+from orchestrator.planner.place import place
 from orchestrator.planner.planner import run_passes
+from orchestrator.planner.proofs import is_proven, note_proof, subject_of
 from orchestrator.planner.verify.steps import verify
 from orchestrator.program import ProgramInput
 
@@ -56,11 +61,31 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
         memory=options.memory,
         backend_options={name: value for group in plan.groups for name, value in group.options},
     )
-    try:
-        fresh = run_passes(PlanContext(graph, plan_options))
-    except PlanOptionError as error:
-        # The passes take for an argument of plan() here what the plan's own text says.
-        raise PlanError(error.message, **error.objects) from error
+    context = PlanContext(graph, plan_options)
+
+    def subject() -> str | None:
+        return subject_of(graph, plan.groups, options, context.descriptions)
+
+    # What trials say of stages like these is known where this very plan came of it. Weights that stages share, which
+    # constants are equal and how much memory there is are no part of that, so they are looked at each time.
+    if is_proven(plan, subject):
+        _check_weights(plan, context)
+        _check_constants(plan, graph)
+    else:
+        _compare(plan, context)
+        note_proof(plan, subject())
+    return plan
+
+
+def _compare(plan: Plan, context: PlanContext) -> None:
+    """Plans the graph as a plan says, and compares the two.
+
+    Raises:
+        PlanError: They differ in more than the order of steps.
+    """
+    graph, options = context.graph, context.options
+    with _as_plan_error():
+        fresh = run_passes(context)
     for what in ("inputs", "optional", "dims", "groups", "weights"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
@@ -71,7 +96,7 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
         if call != mine[call.name]:
             raise _mismatch(plan, graph, f"call {call.name!r} is {call} there and {mine[call.name]} here")
     _check_loops(plan, fresh, graph)
-    _check_memory(plan, fresh)
+    _check_memory(plan, dict(fresh.budget))
     _check_fusions(plan, graph, options)
     _check_constants(plan, graph)
     _check_port_dtypes(plan, fresh, graph)
@@ -86,7 +111,30 @@ def bind_plan(plan: Plan, graph: Graph, options: PlanOptions) -> Plan:
             )
         if edge.adapters == here.adapters and edge.cost != here.cost:
             raise _mismatch(plan, graph, f"the edge '{edge}' costs {edge.cost} there and {here.cost} here")
-    return plan
+
+
+@contextlib.contextmanager
+def _as_plan_error() -> Iterator[None]:
+    """The passes take for an argument of plan() what the plan's own text says: a wrong one is an error of the plan."""
+    try:
+        yield
+    except PlanOptionError as error:
+        raise PlanError(error.message, **error.objects) from error
+
+
+def _check_weights(plan: Plan, context: PlanContext) -> None:
+    """Weights of the graph take the memory that a plan says, and it is there.
+
+    Raises:
+        PlanError: They take more or less, or too much.
+    """
+    dims = {dim.name: dim for dim in plan.dims}
+    with _as_plan_error():
+        memory_use = weigh(replace(place(context), dims=dims, programs=plan.programs))
+    weights = tuple(memory_use.weights.items())
+    if plan.weights != weights:
+        raise _mismatch(plan, context.graph, f"its weights are {plan.weights}, the pipeline's {weights}")
+    _check_memory(plan, memory_use.budget)
 
 
 def _check_options(plan: Plan, options: PlanOptions) -> None:
@@ -163,14 +211,14 @@ def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
     return terms
 
 
-def _check_memory(plan: Plan, fresh: Plan) -> None:
+def _check_memory(plan: Plan, budget: Mapping[str, int]) -> None:
     """The plan fits the memory that its devices have, whatever budget it states.
 
     Raises:
         PlanError: It does not.
     """
     plan_budget = dict(plan.budget)
-    device_budget = {device: min(size, plan_budget.get(device, size)) for device, size in fresh.budget}
+    device_budget = {device: min(size, plan_budget.get(device, size)) for device, size in budget.items()}
     check_budget(replace(plan, budget=tuple({**plan_budget, **device_budget}.items())))
 
 

@@ -20,6 +20,7 @@ from orchestrator.plan.records import (
     Residency,
 )
 from orchestrator.plan.steps import Step
+from orchestrator.planner.infer.descriptions import StageDescriptions
 from orchestrator.specs import AnyDim, PortSpec
 
 __all__ = [
@@ -68,6 +69,7 @@ class PlanContext:
     Attributes:
         graph: The frozen graph.
         options: The arguments of ``Pipeline.plan``.
+        descriptions: What is known of its stages so far, for trials and for the proof of the plan.
         replicas: How many programs of one application may have equal code; each costs a compilation and an output
             buffer.
         groups: (place) device to backend; absent for the host.
@@ -94,6 +96,7 @@ class PlanContext:
 
     graph: Graph
     options: PlanOptions
+    descriptions: StageDescriptions = field(default_factory=StageDescriptions)
     replicas: int = MAX_REPLICAS
     groups: Mapping[str, Backend] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from orchestrator.planner.infer.infer import infer
 from orchestrator.planner.liveness import free_values
 from orchestrator.planner.memory import weigh
 from orchestrator.planner.place import place
+from orchestrator.planner.proofs import note_proof, subject_of
 from orchestrator.planner.residency import decide_residency
 from orchestrator.planner.schedule.locations import locate_edges
 from orchestrator.planner.schedule.padding import padding_notes
@@ -38,14 +39,18 @@ def make_plan(graph: Graph, options: PlanOptions) -> Plan:
     Raises:
         PlanError: It cannot be planned as asked.
     """
-    plan = run_passes(PlanContext(graph, options))
+    context = PlanContext(graph, options)
+    plan = run_passes(context)
     try:
-        return verify(plan)
+        verify(plan)
     except PlanError as error:
         if "table" not in error.objects or not any(program.route for program in plan.programs):
             raise
-    # Second programs take memory; without them values are copied out over the host.
-    return verify(run_passes(PlanContext(graph, options, replicas=1).with_notes(_SINGLE_PROGRAM_NOTE)))
+        # Second programs take memory; without them values are copied out over the host.
+        plan = verify(run_passes(replace(context, replicas=1).with_notes(_SINGLE_PROGRAM_NOTE)))
+    # What was planned and verified need not be proven again where it is bound.
+    note_proof(plan, subject_of(graph, plan.groups, options, context.descriptions))
+    return plan
 
 
 _SINGLE_PROGRAM_NOTE = (

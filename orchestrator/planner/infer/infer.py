@@ -62,7 +62,7 @@ class _Inference:
         self.context = context
         self.graph = context.graph
         self.dims = dict(context.dims)
-        self.prober = Prober()
+        self.prober = Prober(context.descriptions)
         self.padded_dims = padded_names(self.graph, self.dims)
         self.capture_calls: set[str] = set()
         self.shared_memory_calls: set[str] = set()

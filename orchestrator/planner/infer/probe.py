@@ -22,6 +22,7 @@ from torch._subclasses import fake_tensor
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
+from orchestrator.planner.infer.descriptions import StageDescriptions
 from orchestrator.planner.infer.memory_use import MemoryUse, fake_mode, is_held, tensors_of
 from orchestrator.planner.infer.shared_trials import SharedTrials
 from orchestrator.planner.infer.structure import StructureKey, key_of, structure
@@ -71,10 +72,14 @@ class ProbeResult:
 
 
 class Prober:
-    """Runs stages on fake tensors, once for each structure and inputs."""
+    """Runs stages on fake tensors, once for each structure and inputs.
 
-    def __init__(self) -> None:
-        self._process_trials = SharedTrials()
+    Args:
+        descriptions: What the plan knows of its stages; by default nothing yet.
+    """
+
+    def __init__(self, descriptions: StageDescriptions | None = None) -> None:
+        self._process_trials = SharedTrials(descriptions or StageDescriptions())
         self._memo: dict[Any, ProbeResult] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
         self._structures: dict[int, StructureKey] = {}

@@ -1,9 +1,7 @@
 """Trials that all plans of a process share: results of a large stage at some sizes, while it stays unchanged.
 
-A trial is known by the stage's fingerprint, which describes all that an artifact depends on (its code, the globals that
-the code reads, attributes, forms of its weights), by what the fingerprint leaves out (training mode, devices), and by
-torch's defaults of the moment. A stage that holds something that cannot be read is tried in each plan anew; so is one
-whose model is not built yet, and a small one, whose trials are cheaper than its fingerprint.
+A trial is known by the stage's description (:mod:`orchestrator.planner.infer.descriptions`). A stage without one is
+tried in each plan anew, and so is a small one, whose trials are cheaper than its description.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.duplicate import owner_of
-from orchestrator.fingerprint.fingerprint import fingerprint
-from orchestrator.fingerprint.opaque import token_uses
+from orchestrator.planner.infer.descriptions import StageDescriptions
 from orchestrator.stage import ModelWrapper, Stage
 
 __all__ = ["SharedTrials"]
@@ -32,18 +29,23 @@ _RESULTS: dict[Hashable, Any] = {}
 
 
 class SharedTrials:
-    """The view that one plan has of the trials of its process: a stage is described once a plan."""
+    """The view that one plan has of the trials of its process.
 
-    def __init__(self) -> None:
-        self._descriptions: dict[int, Hashable | None] = {}
+    Args:
+        descriptions: Those of the plan.
+    """
+
+    def __init__(self, descriptions: StageDescriptions) -> None:
+        self._descriptions = descriptions
+        self._large: dict[int, bool] = {}
 
     def key(
         self, stage: Stage, arguments: tuple[tuple[str, Any], ...], capture: bool
     ) -> tuple[Hashable, ...] | None:
         """Returns the key of a trial among all of this process; None: it is not shared."""
-        if id(stage) not in self._descriptions:
-            self._descriptions[id(stage)] = _describe(stage)
-        description = self._descriptions[id(stage)]
+        if id(stage) not in self._large:
+            self._large[id(stage)] = _is_large(stage)
+        description = self._descriptions.of(stage) if self._large[id(stage)] else None
         if description is None or not all(_is_plain(value) for _, value in arguments):
             return None
         return (description, tuple((name, type(value), value) for name, value in arguments), capture)
@@ -72,25 +74,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, complex, str, bytes)
 
 
-def _describe(stage: Stage) -> Hashable | None:
-    """Returns all that trials of a stage depend on; None: its trials are not shared."""
-    # A model that is not built yet stays so: planning reads no weights, and describing it might build it.
+def _is_large(stage: Stage) -> bool:
+    """Tells whether trials of a stage cost more than its description."""
     owner = owner_of(stage.target)
     model = owner.__dict__.get("_model") if isinstance(owner, ModelWrapper) else owner
-    if not isinstance(model, torch.nn.Module):
-        return None
-    if len(list(itertools.islice(model.modules(), LARGE))) < LARGE:
-        return None
-    # An object without content of its own may have changed since: then the walk has used a token of this process.
-    uses = token_uses()
-    text = repr(fingerprint(stage))
-    if token_uses() != uses + 1:
-        return None
-    return (text, _modes(model), torch.get_default_dtype(), str(torch.get_default_device()))
-
-
-def _modes(model: torch.nn.Module) -> Hashable:
-    """Training mode and devices of a model, which its fingerprint leaves out."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    modes = tuple(part.training for part in model.modules())
-    return modes, tuple(str(tensor.device) for tensor in tensors)
+    return isinstance(model, torch.nn.Module) and len(list(itertools.islice(model.modules(), LARGE))) == LARGE
