@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.plan.chunks import bucket_for
@@ -28,6 +29,7 @@ from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.maps import body_ends, make_map
 from orchestrator.runner.regions.regions import make_region
 from orchestrator.runner.sharing import Sharing
+from orchestrator.runner.stream.progress import outputs_before_loops
 
 __all__ = ["PlanVariant"]
 
@@ -69,6 +71,8 @@ class PlanVariant:
         self._progress_outputs = tuple(
             loop.progress_outputs for loop in iter_steps(self.plan.steps, LoopStep)
         )
+        # Who takes values of iterations gets what is there before a loop before them.
+        self._early_outputs = outputs_before_loops(self.plan) if any(self._progress_outputs) else {}
         # Most requests are at bucket sizes; the code of others is made when the first one comes.
         self._exact_code = self._whole(exact=True)
         self._padding_code: Code | None = None
@@ -83,6 +87,7 @@ class PlanVariant:
         result: str,
         caller_owned: frozenset[int] = frozenset(),
         plan: Plan | None = None,
+        early_outputs: Mapping[int, tuple[tuple[str, int], ...]] = MappingProxyType({}),
     ) -> Code:
         """Generates one function and keeps it for finding steps in tracebacks."""
         # Chunks have values of their own, copies of what another run would overwrite; what is checked, and what a map
@@ -97,7 +102,7 @@ class PlanVariant:
             observer=self._observer,
             progress_hook=self._progress_hook,
         )
-        code = generator.function(name, arguments, steps, result)
+        code = generator.function(name, arguments, steps, result, early_outputs)
         self.codes.append(code)
         return code
 
@@ -135,7 +140,9 @@ class PlanVariant:
 
     def _whole(self, exact: bool) -> Code:
         inputs = tuple(range(len(self.plan.inputs)))
-        return self.code("run", exact, inputs, self.plan.steps, self._result())
+        return self.code(
+            "run", exact, inputs, self.plan.steps, self._result(), early_outputs=self._early_outputs
+        )
 
     def runner(
         self, inputs: Mapping[str, Any], *, is_reusable: bool = True

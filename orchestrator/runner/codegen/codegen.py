@@ -35,6 +35,7 @@ from orchestrator.plan.steps import (
     RegionStep,
     Step,
     StepVisitor,
+    iter_steps,
 )
 from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
@@ -125,7 +126,14 @@ class Generator:
             values - {index for name in names for index in self.fused_adapters.outputs_of(name).values()}
         )
 
-    def function(self, name: str, arguments: Sequence[int], steps: Iterable[Step], result: str) -> Code:
+    def function(
+        self,
+        name: str,
+        arguments: Sequence[int],
+        steps: Iterable[Step],
+        result: str,
+        early_outputs: Mapping[int, tuple[tuple[str, int], ...]] = MappingProxyType({}),
+    ) -> Code:
         """Generates a function.
 
         Args:
@@ -133,10 +141,12 @@ class Generator:
             arguments: Values that are its parameters.
             steps: What it does.
             result: The expression it returns.
+            early_outputs: Outputs that whoever watches loops is told before a step, by the step's position.
         """
         # The lines are written first: only then is it known whether the function takes sizes, and which globals it has.
         writer = _StepWriter(self)
-        for step in steps:
+        for position, step in enumerate(steps):
+            writer.hand_out(step, early_outputs.get(position, ()))
             writer.step(step)
         takes_sizes = writer.takes_sizes
         head = ", ".join([*(["R", "B"] if takes_sizes else []), *(f"v{index}" for index in arguments)])
@@ -173,6 +183,16 @@ class _StepWriter(CodeWriter, StepVisitor):
                 else:
                     self.visit_step(step)
                 self.free(step)
+        self.mark(step)
+
+    def hand_out(self, step: Step, outputs: Sequence[tuple[str, int]]) -> None:
+        """Tells who watches of outputs that are there before a step; as copies, since later steps may read them."""
+        if not outputs:
+            return
+        self.sync(index for _, index in outputs)
+        loop = next(iter_steps((step,), LoopStep))
+        values = ", ".join(f"{name!a}: own_copy(v{index})" for name, index in outputs)
+        self.line(f"{self.name('watch', self.progress_hook)}({loop.name!a}, 0, 0, {{{values}}})")
         self.mark(step)
 
     def _observe(self, step: Step) -> None:

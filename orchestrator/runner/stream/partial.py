@@ -86,15 +86,19 @@ class _PartialRun:
     cancel: threading.Event
 
     def __call__(self, number: int, request: Mapping[str, Any]) -> dict[str, Any]:
-        def listen(_loop: str, _iterations: int, _most: int, values: dict[str, Any]) -> None:
+        early_names: set[str] = set()
+
+        def listen(_loop: str, iterations: int, _most: int, values: dict[str, Any]) -> None:
             for name, value in values.items():
                 self.channel.put((number, name, value))
+            if not iterations:
+                early_names.update(values)
 
         # The end comes last, and always: who takes values counts the requests that run by it.
         try:
             results = self.run(request, listen, self.cancel)
             for name, value in results.items():
-                if name not in self.names:
+                if name not in self.names and name not in early_names:
                     self.channel.put((number, name, value))
         except BaseException as error:
             self.channel.end(error)

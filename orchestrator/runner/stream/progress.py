@@ -18,9 +18,10 @@ from orchestrator.plan.records import PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, LoopStep, Step, body_of, iter_steps, with_body
 from orchestrator.specs import TensorSpec, plain_dims
 
-__all__ = ["Listener", "ProgressHook", "with_progress_outputs"]
+__all__ = ["Listener", "ProgressHook", "outputs_before_loops", "with_progress_outputs"]
 
-#: Called with loop, iterations that are done, the most there are, and the watched values by name.
+#: Called with loop, iterations that are done, the most there are, and the watched values by name. Before the first
+#: iteration, with 0 of 0, the values are outputs that are there already.
 Listener = Callable[[str, int, int, dict[str, Any]], None]
 
 
@@ -45,8 +46,9 @@ class ProgressHook(threading.local):
             except Exception as error:
                 self.failure = error
         if self.failure is not None or (self.cancel is not None and self.cancel.is_set()):
+            when = f"after iteration {iterations} of {most} of" if iterations else "before"
             raise CancelledError(
-                f"The request was cancelled after iteration {iterations} of {most} of loop {loop!r}.",
+                f"The request was cancelled {when} loop {loop!r}.",
                 loop=loop,
                 done=iterations,
             )
@@ -95,6 +97,24 @@ def with_progress_outputs(plan: Plan, names: Iterable[str]) -> Plan:
     targets = {name: _find(plan, name) for name in names}
     values = list(plan.values)
     return replace(plan, steps=_steps(plan, plan.steps, targets, values), values=tuple(values))
+
+
+def outputs_before_loops(plan: Plan) -> dict[int, tuple[tuple[str, int], ...]]:
+    """Returns what can be handed out before a loop runs: outputs on the host, by the position of the step.
+
+    A step is listed that is a loop or holds one; an output is listed once, before the first of them that runs after it
+    was made.
+    """
+    outputs = {name: index for name, index in plan.outputs if plan.values[index].memory == HOST}
+    available = set(range(len(plan.inputs))) | {at for at, value in enumerate(plan.values) if value.constant}
+    ready: dict[int, tuple[tuple[str, int], ...]] = {}
+    for position, step in enumerate(plan.steps):
+        if any(iter_steps((step,), LoopStep)):
+            pairs = tuple((name, index) for name, index in outputs.items() if index in available)
+            outputs = {name: index for name, index in outputs.items() if index not in available}
+            ready |= {position: pairs} if pairs else {}
+        available |= set(step.outputs)
+    return ready
 
 
 def _ports(plan: Plan) -> dict[str, tuple[str, int]]:
