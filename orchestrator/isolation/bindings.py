@@ -18,6 +18,7 @@ import torch
 
 from orchestrator.isolation.copies import CONTAINERS, HOOKS, LARGE, MAPPINGS, is_library
 from orchestrator.isolation.objects import attributes_of, is_holder, slots_of
+from orchestrator.isolation.referrers import Referrers
 
 __all__ = ["Bindings"]
 
@@ -65,7 +66,7 @@ class Bindings:
             for value in self._save(vars(part) if hasattr(part, "__dict__") else {}):
                 self._value(value, _DEPTH)
 
-    def was_there(self, item: Any, new_ids: Collection[int]) -> bool:
+    def was_there(self, item: Any, new_ids: Collection[int], referrers: Referrers) -> bool:
         """Tells whether an object was there before a run, though the collector saw it for the first time.
 
         A plain dict is seen once it holds more than plain values. It was there if it was bound, or is what an older
@@ -74,20 +75,26 @@ class Bindings:
         Args:
             item: The object.
             new_ids: Identities of all that the run made, and of such dicts.
+            referrers: Tells who refers to what.
         """
         if id(item) in self._contents or id(item) in self._bound:
             return True
         if type(item) is not dict:
             return False
         # No comprehension: its variables would be cells that hold the object.
-        for other in gc.get_referrers(item):
+        for other in referrers.of(item):
             is_noted = id(other) in self._contents or id(other) in self._cells
-            if not is_noted and id(other) not in new_ids and _keeps(other, item):
+            if not is_noted and id(other) not in new_ids and _keeps(other, item, referrers):
                 return True
         return False
 
-    def cut(self, holder: Any, chain: Collection[int]) -> list[str]:
+    def cut(self, holder: Any, chain: Collection[int], referrers: Referrers) -> list[str]:
         """Takes the objects of these identities out of their holder.
+
+        Args:
+            holder: What refers to them.
+            chain: The identities.
+            referrers: Tells who refers to what.
 
         Returns:
             Where the former value is not known.
@@ -95,7 +102,7 @@ class Bindings:
         # Each kind of holder has its own way to give up an entry; only where a name is bound can its former value be
         # unknown. What is left has attributes, slots, or is of a kind that nothing can be taken out of.
         if isinstance(holder, dict):
-            return self._cut_mapping(holder, chain)
+            return self._cut_mapping(holder, chain, referrers)
         if isinstance(holder, (list, collections.deque)):
             self._cut_sequence(holder, chain)
             return []
@@ -103,14 +110,14 @@ class Bindings:
             holder.difference_update([item for item in holder if id(item) in chain])
             return []
         if isinstance(holder, _LRU):
-            self._cut_cache(holder, chain)
+            self._cut_cache(holder, chain, referrers)
             return []
         if isinstance(holder, types.CellType):
             return self._cut_cell(holder)
         space, slots = attributes_of(holder), slots_of(holder)
         if space is None and not slots:
             return [f"a {type(holder).__qualname__}"]
-        places = [] if space is None else self._cut_mapping(space, chain)
+        places = [] if space is None else self._cut_mapping(space, chain, referrers)
         return places + self._cut_slots(holder, slots, chain)
 
     def _module(self, name: str, following: bool) -> None:
@@ -201,7 +208,7 @@ class Bindings:
         self._contents[id(container)] = owner, items
         self._bound.update(id(value) for value in values if type(value) is dict)
 
-    def _cut_mapping(self, space: dict[Any, Any], chain: Collection[int]) -> list[str]:
+    def _cut_mapping(self, space: dict[Any, Any], chain: Collection[int], referrers: Referrers) -> list[str]:
         owner, before = self._contents.get(id(space), (None, None))
         places: list[str] = []
         for key, value in list(space.items()):
@@ -209,14 +216,14 @@ class Bindings:
                 continue
             if before is not None:
                 _bind(owner, space, key, before.get(key, _MISSING))
-            elif (holder := _namespace(space)) is None:
+            elif (holder := _namespace(space, referrers)) is None:
                 del space[key]
             elif isinstance(holder, types.ModuleType) and is_library(holder.__name__):
                 space[key] = None  # what a library makes once is None before
             else:
                 places.append(_show(holder, key))
                 if type(value) is dict:  # an empty one may have been there
-                    self._cut_mapping(value, chain)
+                    self._cut_mapping(value, chain, referrers)
                 else:
                     _bind(holder, space, key, _MISSING)
         return places
@@ -256,14 +263,14 @@ class Bindings:
             cell.cell_contents = content
         return []
 
-    def _cut_cache(self, cache: Any, chain: Collection[int]) -> None:
+    def _cut_cache(self, cache: Any, chain: Collection[int], referrers: Referrers) -> None:
         """Entries of an unbounded ``lru_cache`` can be taken out; a bounded one can be emptied only."""
         entries = [item for item in gc.get_referents(cache) if isinstance(item, dict)]
         info = cache.cache_info()
         if info.maxsize is None:
             for table in entries:
                 if table is not cache.__dict__:
-                    self._cut_mapping(table, chain)
+                    self._cut_mapping(table, chain, referrers)
             return
         cache.cache_clear()
         if info.misses > 1:
@@ -304,12 +311,12 @@ def _home_of(value: Any) -> str:
     return str(value.__module__) if isinstance(value, type) else str(type(value).__module__)
 
 
-def _keeps(other: Any, space: dict[Any, Any]) -> bool:
+def _keeps(other: Any, space: dict[Any, Any], referrers: Referrers) -> bool:
     """Tells whether an object has a dict as its own: for its names, as a variable, or as a default."""
     if isinstance(other, dict):
-        return _is_of_threads(other) or _namespace(other) is not None
+        return _is_of_threads(other) or _namespace(other, referrers) is not None
     if isinstance(other, tuple):
-        return any(isinstance(holder, types.FunctionType) for holder in gc.get_referrers(other))
+        return any(isinstance(holder, types.FunctionType) for holder in referrers.of(other))
     return isinstance(other, (types.CellType, type)) or getattr(other, "__dict__", None) is space
 
 
@@ -319,9 +326,9 @@ def _is_of_threads(space: dict[Any, Any]) -> bool:
     return any(type(key).__qualname__ == "_localdummy" for key in keys)
 
 
-def _namespace(space: dict[Any, Any]) -> Any:
+def _namespace(space: dict[Any, Any], referrers: Referrers) -> Any:
     """The module, class or object whose names a dict holds; None: it is a dict of its own."""
-    for holder in gc.get_referrers(space):
+    for holder in referrers.of(space):
         if isinstance(holder, type):
             if gc.get_referents(vars(holder))[0] is space:
                 return holder

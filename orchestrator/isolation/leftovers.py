@@ -23,6 +23,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from orchestrator.isolation.bindings import Bindings
 from orchestrator.isolation.copies import Isolation
+from orchestrator.isolation.referrers import Referrers
 
 __all__ = ["LeftBehindError", "Leftovers"]
 
@@ -164,24 +165,30 @@ class Leftovers:
 
     def _release(self, suspects: list[Any], own_ids: set[int], new_ids: set[int], places: list[str]) -> None:
         """Follows references from leftovers up to objects that were there before, and cuts them there."""
-        # A level at a time: what the run made is climbed, what was there before is where it hangs, and is cut. The
-        # lists of this very search refer to the objects too, and are no holders.
-        chain = {id(item): item for item in suspects}
-        level = suspects
-        while level:
-            holders = gc.get_referrers(*level)
-            mine = {id(suspects), id(level), id(holders), id(chain), *map(id, self._keepers)}
-            next_level: list[Any] = []
-            for holder in holders:
-                is_ours = id(holder) in own_ids or id(holder) in mine or id(holder) in chain
-                if is_ours or isinstance(holder, (types.FrameType, types.TracebackType, _RunWatch)):
+        referrers = Referrers(new_ids)
+        chain = set(map(id, suspects))
+        waiting = list(suspects)
+        places_to_cut: dict[int, Any] = {}
+        # The lists of this very search refer to the objects too, and are no holders.
+        ours = {*own_ids, id(suspects), id(waiting), id(places_to_cut), *map(id, self._keepers)}
+
+        def is_end(holder: Any) -> bool:
+            return id(holder) in ours or isinstance(holder, (types.FrameType, types.TracebackType, _RunWatch))
+
+        # 1. What the run made is climbed; what was there before is where it hangs.
+        referrers.follow(suspects, is_end)
+        for item in waiting:
+            for holder in referrers.of(item):
+                if id(holder) in chain or is_end(holder):
                     continue
-                if id(holder) in new_ids and not self.bindings.was_there(holder, new_ids):
-                    next_level.append(holder)
+                if id(holder) in new_ids and not self.bindings.was_there(holder, new_ids, referrers):
+                    chain.add(id(holder))
+                    waiting.append(holder)
                 else:
-                    places += self.bindings.cut(holder, chain.keys())
-            chain |= {id(holder): holder for holder in next_level}
-            level = next_level
+                    places_to_cut[id(holder)] = holder
+        # 2. Each place is cut once, when all that has to go is known: a sequence is put back by its length.
+        for holder in places_to_cut.values():
+            places += self.bindings.cut(holder, chain, referrers)
 
 
 def _referents(item: Any) -> list[Any]:
