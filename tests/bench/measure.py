@@ -81,8 +81,8 @@ class Effort:
     quick: bool = False
 
     def rounds(self, full: int) -> int:
-        """Returns the number of rounds."""
-        return 3 if self.quick else full
+        """Returns the number of rounds; two are the least in which each side goes first once."""
+        return 2 if self.quick else full
 
 
 @dataclass(frozen=True)

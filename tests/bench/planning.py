@@ -106,7 +106,9 @@ def _shapes(effort: Effort) -> Iterator[Row]:
         ("nested pipelines", _nested, 400, "cpu"),
     ):
         count = most // 10 if effort.quick else most
-        few, many = (_cpu_seconds(make(size), device) for size in (count // 10, count))
+        few, many = (
+            _cpu_seconds(make(size), device, 1 if effort.quick else 3) for size in (count // 10, count)
+        )
         yield Row("plan", f"{count} {what}", "s", many, None, many, "s")
         each, before = many / count * 1e3, few / (count // 10) * 1e3
         case = f"one of {count} {what}, against one of {count // 10}"
@@ -114,10 +116,10 @@ def _shapes(effort: Effort) -> Iterator[Row]:
         yield Row("plan", case, "ms", each, before, each / before, "x", limit, note=GROWTH)
 
 
-def _cpu_seconds(pipeline: Pipeline, device: str) -> float:
-    """Processor time of the fastest of three plans."""
+def _cpu_seconds(pipeline: Pipeline, device: str, plans: int) -> float:
+    """Processor time of the fastest of some plans."""
     times = []
-    for _ in range(3):
+    for _ in range(plans):
         started = time.process_time()
         pipeline.plan(device)
         times.append(time.process_time() - started)

@@ -17,9 +17,10 @@ def test_all_hooks_are_local():
 
 
 def test_each_check_but_the_build_of_the_pages_has_a_hook():
-    check = MAKEFILE.partition("\ncheck:")[2].partition("\n\n")[0]
-    commands = {
-        tuple(line.split()[:2]) for line in re.findall(r"\$\(BIN\)/(.+)", check) if "sphinx" not in line
-    }
+    parts = re.findall(r"^check[a-z-]*:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    lines = re.findall(r"\$\(BIN\)/(.+)", "".join(parts))
+    commands = {tuple(line.split()[:2]) for line in lines if "sphinx" not in line}
+    assert len(parts) == 4
+    assert len(commands) == 4
     hooks = {tuple(line.split()[:2]) for line in re.findall(r"entry: \.venv/bin/(.+)", CONFIG)}
     assert commands <= hooks

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,46 +91,3 @@ def test_the_key_depends_on_what_a_program_depends_on() -> None:
         key(calls(Affine(seed=1))),
     ]
     assert len(set(keys)) == len(keys)
-
-
-def test_the_key_sees_a_helper_and_is_alike_in_every_process(tmp_path: Path) -> None:
-    """Two processes agree; a change in a function that the stage merely calls is a change."""
-    script = textwrap.dedent(
-        """
-        import torch
-        from orchestrator_neuron.emulated.backend import EmulatedBackend
-        from tests.neuron.programs import application, program, spec
-        from stage import Model
-        form = program({"x": spec(2, 4)}, {"output": spec(2, 4)})
-        print(EmulatedBackend("neuron-emulated").key(application(Model(), form)))
-        """
-    )
-    source = textwrap.dedent(
-        """
-        import torch
-        NAMES = {"a", "b", "c"}
-        def helper(x):
-            return x * FACTOR if "a" in {"a", "b", "c", "d"} else x
-        class Model(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.names = set("abcdef")
-            def forward(self, x):
-                return helper(x)
-        FACTOR = 2
-        """
-    )
-    keys = []
-    for text in (
-        source,
-        source,
-        source.replace("FACTOR = 2", "FACTOR = 3"),
-        source.replace("x * F", "x + F"),
-    ):
-        (tmp_path / "stage.py").write_text(text)
-        command = [sys.executable, "-B", "-c", script]
-        paths = {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}", "PATH": ""}
-        process = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=tmp_path)
-        keys.append(process.stdout.strip())
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3

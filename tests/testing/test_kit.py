@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -178,43 +174,6 @@ def test_a_project_of_its_own_can_subclass_the_suites(pytester):
     outcomes = result.parseoutcomes()
     assert set(outcomes) == {"passed", "skipped"}
     assert outcomes["skipped"] == 2
-
-
-KEYS = """
-import json, functools, torch
-from orchestrator.fingerprint import fingerprint
-from orchestrator.stage import make_stage
-from orchestrator.store import content_key
-from orchestrator.testing import stages
-
-def relu(x):
-    return torch.relu(x)
-
-class Holder:
-    def __init__(self):
-        self.scale, self.handle = 2.0, object()
-    def __call__(self, x):
-        return x * self.scale
-
-targets = [relu, torch.relu, functools.partial(torch.add, other=1), Holder(), Holder().__call__, stages.SplitHalves(),
-           stages.Linear(), stages.SeededLinear(), torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())]
-print(json.dumps([content_key(fingerprint(make_stage("s", target, inputs=("x",)))) for target in targets]))
-"""
-
-
-def test_toy_stages_have_the_same_key_in_every_process():
-    key_lists = []
-    for seed in ("1", "2"):
-        process = subprocess.run(
-            [sys.executable, "-c", KEYS],
-            env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        key_lists.append(json.loads(process.stdout))
-    assert key_lists[0] == key_lists[1]
-    assert len(set(key_lists[0])) == len(key_lists[0]) == 9
 
 
 def test_an_unknown_toy_is_not_guessed(isolated_plugins):
