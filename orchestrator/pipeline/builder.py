@@ -166,8 +166,13 @@ class Pipeline:
                 raise GraphError(
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name
                 )
-        graph = self._builder.import_stages(name, inner._builder, device)
-        return SubPipelineHandle(self._builder, name, graph)
+        # A pipeline of calls alone is laid out when the graph is asked for; one with loops and branches is copied now.
+        part = self._builder.import_part(name, inner._builder, device)
+        if part is not None:
+            return SubPipelineHandle(self._builder, name, part)
+        return SubPipelineHandle(
+            self._builder, name, self._builder.import_stages(name, inner._builder, device)
+        )
 
     def loop(
         self,
@@ -410,5 +415,5 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return (
-            f"<Pipeline {self.name!r}: {len(self._builder.stages)} stages, {self._builder.call_count} calls>"
+            f"<Pipeline {self.name!r}: {self._builder.stage_count} stages, {self._builder.call_count} calls>"
         )

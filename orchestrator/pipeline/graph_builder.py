@@ -10,6 +10,7 @@ import torch
 
 from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
+from orchestrator.pipeline.parts import Body, FlatGraph, Part, PartCall, Source, Statement
 from orchestrator.specs import PortSpec, TensorSpec, check_name
 from orchestrator.stage import Stage
 
@@ -53,6 +54,11 @@ class Value:
 
     def __repr__(self) -> str:
         return f"<Value {self.node.name}.{self.port}>" if self.port else f"<Value {self.node.name}>"
+
+
+def source_of(value: Value) -> Source:
+    """Returns what a value stands for."""
+    return Source(value.node, value.port, value.constraints, value.stage)
 
 
 class Values(Value, tuple[Value, ...]):
@@ -106,22 +112,37 @@ class GraphBuilder:
         self.stages: dict[str, Stage] = {}
         self._inputs: dict[str, PortSpec] = {}
         self._optional: list[str] = []
-        self._constants: dict[str, Any] = {}
-        self._calls: list[Call] = []
+        # Constants by number; those of parts have numbers between.
+        self._constants: dict[int, Any] = {}
+        self._constant_count = 0
+        # Calls, calls of parts and edges, in order; stages and parts, in order.
+        self._statements: list[Statement] = []
+        self._members: list[str | Part] = []
         self._loops: list[Loop] = []
-        self._outputs: list[str] = []
-        self._edges: list[Edge] = []
+        self._outputs: dict[str, Value] = {}
         # How often each stage is called, or loop added. A stage that is missing here was never called.
         self._counts: dict[str, int] = {}
         # Names of inlined pipelines and bodies that brought stages along: "sub" for the stage "sub/enc".
         self._prefixes: set[str] = set()
-        # The frozen graph, until something is added.
+        self._part_stages: dict[str, Stage] = {}
+        self._call_count = 0
+        # The frozen graph, and what another pipeline takes for a part, until something is added.
         self._graph: Graph | None = None
+        self._body: Body | None = None
 
     @property
     def call_count(self) -> int:
         """Number of calls so far."""
-        return len(self._calls)
+        return self._call_count
+
+    @property
+    def stage_count(self) -> int:
+        """Number of stages so far."""
+        return len(self.stages) + sum(part.body.stage_count for part in self._parts)
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [member for member in self._members if isinstance(member, Part)]
 
     def freeze(self) -> Graph:
         """Returns the graph so far, checked and frozen; the same one until something is added.
@@ -131,24 +152,39 @@ class GraphBuilder:
         """
         # Whatever adds to the graph forgets the frozen one. A graph that is refused is not kept: it is checked again.
         if self._graph is None:
-            idle = next((name for name in self.stages if name not in self._counts), None)
-            if idle is not None:
+            idle = self._idle_stage()
+            if idle:
                 raise GraphError(
                     f"Stage {idle!r} is never called; call its handle, or leave it out.",
                     stage=idle,
                     pipeline=self.name,
                 )
+            flat = FlatGraph(self._statements, self._constants, self._part_stages)
             self._graph = Graph(
                 self.name,
                 self._inputs,
-                self._constants,
-                self._calls,
+                flat.constants,
+                flat.calls,
                 self._outputs,
-                self._edges,
+                flat.edges,
                 self._loops,
                 self._optional,
             )
         return self._graph
+
+    def _idle_stage(self) -> str:
+        """The first stage that is never called; empty: all are."""
+        for member in self._members:
+            if isinstance(member, str):
+                if member not in self._counts:
+                    return member
+            elif not member.call_count and member.body.first_stage:
+                return f"{member.name}/{member.body.first_stage}"
+        return ""
+
+    def _forget(self) -> None:
+        """Forgets what was frozen, as something is added."""
+        self._graph = self._body = None
 
     def check_free(self, kind: str, name: str) -> None:
         """Makes sure that a stage or loop may be called so.
@@ -175,7 +211,7 @@ class GraphBuilder:
         spec = object if spec is Any else spec
         if not isinstance(spec, (TensorSpec, type)):
             raise GraphError(f"Input {name!r} takes a TensorSpec or a Python type, not {spec!r}.", input=name)
-        self._graph = None
+        self._forget()
         self._inputs[name] = spec
         if optional:
             self._optional.append(name)
@@ -191,13 +227,14 @@ class GraphBuilder:
         if name in self._outputs:
             raise GraphError(f"Pipeline {self.name!r} has an output {name!r} already.", output=name)
         own = self._own(value, f"output {name!r}")
-        self._outputs.append(name)
+        self._outputs[name] = own
         self.add_edge(own, NodeKey("output", name), "")
 
     def add_stage(self, stage: Stage) -> None:
         """Adds a stage that is not called yet."""
-        self._graph = None
+        self._forget()
         self.stages[stage.name] = stage
+        self._members.append(stage.name)
 
     def import_stages(
         self, name: str, inner: GraphBuilder, device: str | torch.device | None = None
@@ -212,10 +249,7 @@ class GraphBuilder:
         Raises:
             GraphError: It is this pipeline itself, or its graph breaks a rule.
         """
-        if inner is self:
-            raise GraphError(
-                f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
-            )
+        self._check_other(inner)
         # The author of a stage has the last word on where it runs; the device here is for the others.
         graph = inner.freeze()
         for stage in graph.stages.values():
@@ -225,6 +259,77 @@ class GraphBuilder:
             )
             self._prefixes.add(name)
         return graph
+
+    def import_part(self, name: str, inner: GraphBuilder, device: str | torch.device | None) -> Part | None:
+        """Takes another pipeline for a part, where it can be one; None: its stages have to be imported.
+
+        Args:
+            name: What names of its stages begin with here.
+            inner: The other pipeline; it is frozen now.
+            device: Where those run that their author put nowhere.
+
+        Raises:
+            GraphError: It is this pipeline itself, or its graph breaks a rule.
+        """
+        self._check_other(inner)
+        body = inner._as_body()
+        if body is None:
+            return None
+        self._forget()
+        part = Part(name, body, None if device is None else str(device))
+        self._members.append(part)
+        if body.stage_count:
+            self._prefixes.add(name)
+        return part
+
+    def _as_body(self) -> Body | None:
+        """What another pipeline takes for a part; None where this one has loops or optional inputs.
+
+        Raises:
+            GraphError: Its graph breaks a rule.
+        """
+        if self._loops or self._optional:
+            return None
+        if self._body is None:
+            # A call's ports are looked at when it is added, so two rules are left; where one is broken, the graph says
+            # so itself.
+            if self._idle_stage() or not self._outputs:
+                self.freeze()
+            self._body = Body(
+                self.name,
+                dict(self._inputs),
+                self._output_sources(),
+                dict(self._constants),
+                tuple(self._statements),
+                self._first_stage(),
+                self.stage_count,
+                self._call_count,
+                self._constant_count,
+            )
+        return self._body
+
+    def _check_other(self, inner: GraphBuilder) -> None:
+        if inner is self:
+            raise GraphError(
+                f"Pipeline {self.name!r} cannot contain itself: that is a cycle.", pipeline=self.name
+            )
+
+    def _first_stage(self) -> str:
+        """The path of the stage that is called first; empty: none is."""
+        for statement in self._statements:
+            if isinstance(statement, Call):
+                return statement.stage.name
+            if isinstance(statement, PartCall) and statement.body.first_stage:
+                return f"{statement.name}/{statement.body.first_stage}"
+        return ""
+
+    def _output_sources(self) -> dict[str, tuple[Source, int]]:
+        """Sources of outputs, each with the number of calls of the stage there."""
+        sources: dict[str, tuple[Source, int]] = {}
+        for name, value in self._outputs.items():
+            count = self._counts.get(value.node.name.partition("#")[0], 0)
+            sources[name] = (source_of(value), count)
+        return sources
 
     def _own(self, value: Any, where: str) -> Value:
         """Returns a value that is one of this graph.
@@ -258,22 +363,42 @@ class GraphBuilder:
         """Returns a value of this graph, or a constant made of anything else."""
         if isinstance(value, Value):
             return self._own(value, where)
-        self._graph = None
-        name = f"constant#{len(self._constants) + 1}"
-        self._constants[name] = value
-        return Value(self, NodeKey("constant", name), "")
+        self._forget()
+        self._constant_count += 1
+        self._constants[self._constant_count] = value
+        return Value(self, NodeKey("constant", f"constant#{self._constant_count}"), "")
 
     def add_call(self, stage: Stage, arguments: Mapping[str, Value], loop: str = "") -> str:
         """Adds one call of a stage, in the body of a loop if in any, and returns its name."""
         call = self._unique_name(stage.name)
-        self._calls.append(Call(call, stage, loop))
+        self._call_count += 1
+        self._statements.append(Call(call, stage, loop))
         for port, value in arguments.items():
             self.add_edge(value, NodeKey("call", call), port)
         return call
 
+    def add_part_call(self, part: Part, arguments: Mapping[str, Value]) -> dict[str, Value]:
+        """Adds one call of a part, and returns its outputs by name."""
+        self._forget()
+        is_first = part.constant_base is None
+        sources = {port: source_of(value) for port, value in arguments.items()}
+        call, results = part.call(sources, self._constant_count)
+        self._statements.append(call)
+        self._call_count += part.body.call_count
+        self._constant_count += part.body.constant_count if is_first else 0
+        # A pipeline around this one counts its own calls on from here.
+        for source, count in part.body.outputs.values():
+            if source.node.kind == "call":
+                path = f"{part.name}/{source.node.name.partition('#')[0]}"
+                self._counts[path] = part.call_count * count
+        return {
+            name: Value(self, source.node, source.port, source.stage, source.constraints)
+            for name, source in results.items()
+        }
+
     def allow_uncalled(self, stage: str) -> None:
         """Notes that a stage need not be called."""
-        self._graph = None
+        self._forget()
         self._counts.setdefault(stage, 0)
 
     def add_loop(self, loop: Loop) -> str:
@@ -284,11 +409,11 @@ class GraphBuilder:
 
     def add_edge(self, value: Value, node: NodeKey, port: str) -> None:
         """Adds an edge from a value into a port of a node."""
-        self._graph = None
-        self._edges.append(Edge(value.node, value.port, node, port, value.constraints))
+        self._forget()
+        self._statements.append(Edge(value.node, value.port, node, port, value.constraints))
 
     def _unique_name(self, name: str) -> str:
         """Counts one more use of a stage or loop, and returns its name: ``enc``, then ``enc#2``."""
-        self._graph = None
+        self._forget()
         count = self._counts[name] = self._counts.get(name, 0) + 1
         return name if count == 1 else f"{name}#{count}"

@@ -8,6 +8,7 @@ from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import Graph, NodeKey
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
+from orchestrator.pipeline.parts import Part
 from orchestrator.stage import Stage
 
 __all__ = ["StageHandle", "SubPipelineHandle", "feed_ports"]
@@ -91,19 +92,24 @@ class StageHandle:
 class SubPipelineHandle:
     """A pipeline used as a stage of another; calling it inlines its calls under ``name/``."""
 
-    def __init__(self, pipeline: GraphBuilder, name: str, graph: Graph) -> None:
+    def __init__(self, pipeline: GraphBuilder, name: str, inner: Graph | Part) -> None:
         self._pipeline = pipeline
         self.name = name
-        self._graph = graph
+        self._inner = inner
+        self._body = inner.body if isinstance(inner, Part) else inner
         self._constants: dict[str, Value] = {}
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Value:
         """Inlines the pipeline once, fed by position or input name; returns its output, or one value for each."""
-        optional = set(self._graph.optional)
-        values = feed_ports(self._pipeline, self.name, list(self._graph.inputs), optional, args, kwargs)
-        arguments = {port: with_constraint(value, self._graph.inputs[port]) for port, value in values.items()}
-        results = copy_calls(self._pipeline, self.name, self._graph, arguments, self._constants)
+        inputs, optional = self._body.inputs, set(self._body.optional)
+        values = feed_ports(self._pipeline, self.name, list(inputs), optional, args, kwargs)
+        arguments = {port: with_constraint(value, inputs[port]) for port, value in values.items()}
+        match self._inner:
+            case Part() as part:
+                results = self._pipeline.add_part_call(part, arguments)
+            case Graph() as graph:
+                results = copy_calls(self._pipeline, self.name, graph, arguments, self._constants)
         return Values.or_one(results)
 
     def __repr__(self) -> str:
-        return f"<Pipeline {self._graph.name!r} as stage {self.name!r}>"
+        return f"<Pipeline {self._body.name!r} as stage {self.name!r}>"

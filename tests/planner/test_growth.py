@@ -84,6 +84,18 @@ def nested_pipelines(count: int) -> Pipeline:
     return body
 
 
+def nested_stages(count: int) -> Pipeline:
+    """Pipelines in one another, each with a stage of its own."""
+    body = ranked("b0")
+    body.output("x", body.add("s", add_one)(body.input("x", SPEC)))
+    for level in range(1, count):
+        outer = ranked(f"b{level}")
+        x = outer.add("s", add_one)(outer.input("x", SPEC))
+        outer.output("x", outer.add("b", body)(x=x))
+        body = outer
+    return body
+
+
 def calls_of(function: Callable[[], object]) -> int:
     """How many functions of Python are called."""
     count = 0
@@ -121,6 +133,14 @@ def test_four_times_the_graph_takes_four_times_the_calls(make, few, device):
     texts = [calls_of(lambda plan=plan: str(plan)) for plan in plans]
     assert works[1] < 4 * 1.3 * works[0]
     assert texts[1] < 4 * 1.3 * texts[0]
+
+
+@pytest.mark.parametrize("make", [chain, wide, loops, nested_pipelines, nested_stages])
+def test_building_four_times_the_graph_takes_four_times_the_calls(make):
+    """Adding stages, and laying out the graph at the end; a pipeline in another is not copied at each level."""
+    make(2).freeze()
+    few, many = (calls_of(lambda count=count: make(count).freeze()) for count in (50, 200))
+    assert many < 4 * 1.1 * few
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
