@@ -20,8 +20,8 @@ def _shared_trials() -> Iterator[None]:
     stages: dict[int, Any] = {}
     begin, run = Prober.__init__, Prober.run
 
-    def begin_with_memo(self: Prober) -> None:
-        begin(self)
+    def begin_with_memo(self: Prober, *arguments: Any) -> None:
+        begin(self, *arguments)
         self._memo = memo
 
     def run_and_keep(self: Prober, stage: Any, *arguments: Any, **options: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from orchestrator.planner.infer.dtypes import SameDtypes
@@ -127,5 +126,8 @@ def fake_mode() -> fake_tensor.FakeTensorMode:
 
 def _new_mode() -> fake_tensor.FakeTensorMode:
     """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
+    # It imports sympy, which takes as long as all else that building and loading a pipeline needs.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
