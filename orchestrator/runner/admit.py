@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from orchestrator.specs import PortSpec, TensorSpec, plain_dims, show_spec, show
 __all__ = ["admit", "positional_error"]
 
 
-def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
+def admit(plan: Plan, inputs: Mapping[str, Any], on_device: Collection[str] = ()) -> RunRecord:
     """Checks a request.
 
     Args:
         plan: The plan.
         inputs: Names to host tensors and Python values.
+        on_device: Inputs that are handles on the device where the plan wants them.
 
     Returns:
         The size of every named dim of the inputs, and which inputs are left out.
@@ -48,7 +49,7 @@ def admit(plan: Plan, inputs: Mapping[str, Any]) -> RunRecord:
     sizes: dict[str, tuple[str, int]] = {}
     for name, spec in specs.items():
         if name not in absent:
-            _check(name, spec, inputs[name], sizes)
+            _check(name, spec, inputs[name], sizes, name in on_device)
     # Only then whether the plan runs at that size: a bucket, padded up to one, or in chunks.
     for dim in plan.dims:
         if dim.name in sizes:
@@ -64,12 +65,16 @@ def _unfit(name: str, spec: PortSpec, value: Any, text: str) -> InputError:
     )
 
 
-def _check(name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, int]]) -> None:
+def _check(
+    name: str, spec: PortSpec, value: Any, sizes: dict[str, tuple[str, int]], is_on_device: bool
+) -> None:
     if not isinstance(spec, TensorSpec):
         if not isinstance(value, spec):
             raise _unfit(name, spec, value, f"pass a {spec.__name__}.")
         return
-    _check_form(name, spec, value)
+    if not is_on_device:
+        _check_form(name, spec, value)
+    _check_element(name, spec, value)
     # The form has told the rank, so dims and sizes pair up.
     for axis, (dim, size) in enumerate(zip(plain_dims(spec.dims), value.shape, strict=True)):
         if isinstance(dim, int) and dim != size:
@@ -94,12 +99,21 @@ def _check_form(name: str, spec: TensorSpec, value: Any) -> None:
         raise _unfit(
             name, spec, value, "it is of a class of its own; pass .as_subclass(torch.Tensor), or a plain one."
         )
+    if not value.is_cpu:
+        raise _unfit(
+            name,
+            spec,
+            value,
+            "a request's inputs come from the host, or are what keep_on_device left on a device; pass .cpu().",
+        )
+
+
+def _check_element(name: str, spec: TensorSpec, value: Any) -> None:
+    """Checks dtype and rank, which a handle on a device tells as well."""
     if value.dtype != spec.dtype:
         raise _unfit(name, spec, value, f"wrong dtype; convert it with .to({spec.dtype}).")
-    if value.dim() != len(spec.dims):
-        raise _unfit(name, spec, value, f"wrong rank {value.dim()}, it takes {len(spec.dims)} dims.")
-    if not value.is_cpu:
-        raise _unfit(name, spec, value, "a request's inputs come from the host; pass .cpu().")
+    if len(value.shape) != len(spec.dims):
+        raise _unfit(name, spec, value, f"wrong rank {len(value.shape)}, it takes {len(spec.dims)} dims.")
 
 
 def _check_size(plan: Plan, dim: DimPlan, name: str, size: int) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from orchestrator.runner.device_values import device_value_of
+
 __all__ = ["copy_request", "own_copy"]
 
 #: Containers that are made anew from their items; one of a class of its own may hold more than these.
@@ -74,8 +76,13 @@ class _RequestCopier:
         self.is_independent = True
 
     def copy(self, value: Any) -> Any:
-        """Copies a tensor, NumPy array or byte array, or what a container or a dataclass holds of them."""
+        """Copies a tensor, NumPy array or byte array, or what a container or a dataclass holds of them.
+
+        What a session left on a device stays as it is: nobody writes into it.
+        """
         kind = type(value)
+        if device_value_of(value) is not None:
+            return value
         if isinstance(value, torch.Tensor):
             # Of other classes and layouts is what the check of a request refuses.
             is_plain = kind in (torch.Tensor, torch.nn.Parameter) and not value.is_nested

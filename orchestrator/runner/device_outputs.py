@@ -15,7 +15,7 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import HOST, AdaptStep, RegionStep, Step, body_of, iter_steps, with_body
 from orchestrator.specs import PortSpec, TensorSpec
 
-__all__ = ["keep_on_device"]
+__all__ = ["keep_on_device", "with_frees"]
 
 
 def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
@@ -42,7 +42,7 @@ def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
     new_values = set(range(values_before, len(plan.values)))
     dying = (outputs_before | new_values) - {index for _, index in outputs} - unused_values
     return replace(
-        plan, outputs=outputs, steps=_with_frees(_steps(plan.steps, new_outputs, unused_values), dying)
+        plan, outputs=outputs, steps=with_frees(_steps(plan.steps, new_outputs, unused_values), dying)
     )
 
 
@@ -62,7 +62,7 @@ def _steps(steps: Iterable[Step], new_outputs: set[int], unused_values: set[int]
     return tuple(new_steps)
 
 
-def _with_frees(steps: Sequence[Step], indices: set[int]) -> tuple[Step, ...]:
+def with_frees(steps: Sequence[Step], indices: set[int]) -> tuple[Step, ...]:
     """Has the last step that makes or reads a value free it."""
     last = {
         index: at

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
-from orchestrator.plan.steps import Step
+from orchestrator.plan.model import Plan
+from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
 from orchestrator.runner.counters import RequestStats
+from orchestrator.runner.device_inputs import find_device_inputs
 from orchestrator.runner.device_outputs import keep_on_device
+from orchestrator.runner.device_values import DeviceValue, note_device_value
 from orchestrator.runner.exclusive import RequestLock
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.load.load import Executable
@@ -94,8 +97,29 @@ class RequestEntries:
                 plan = with_progress_outputs(plan, partial) if partial else plan
                 hook = None if partial is None else self._progress_hook
                 variant = PlanVariant(replace(self._executable, plan=plan), self._stats, observe, hook)
-                self._entries[kind] = variant, _with_listeners(self._generate(variant, "inputs"), listeners)
+                entry = self._noting(plan, device_outputs, self._generate(variant, "inputs"))
+                self._entries[kind] = variant, _with_listeners(entry, listeners)
             return self._entries[kind][1]
+
+    def _noting(self, plan: Plan, names: frozenset[str], entry: RequestEntry) -> RequestEntry:
+        """Notes outputs that stay on a device, so that a later request may be given them."""
+        # What is on the host anyway is an ordinary tensor; a session whose outputs all are keeps its plain entry.
+        places = {name: plan.values[index].memory for name, index in plan.outputs if name in names}
+        notes = {
+            name: DeviceValue(name, memory, weakref.ref(self._closing))
+            for name, memory in places.items()
+            if memory != HOST
+        }
+        if not notes:
+            return entry
+
+        def call(inputs: Mapping[str, Any]) -> dict[str, Any]:
+            results = entry(inputs)
+            for name, note in notes.items():
+                note_device_value(results[name], note)
+            return results
+
+        return call
 
     def method(self) -> RequestEntry:
         """Returns the plain entry as a method that takes the inputs by keyword."""
@@ -125,7 +149,11 @@ class RequestEntries:
             return self._refuse(inputs)
         if args:
             raise positional_error(self._plan, args)
-        runner = run, count = variant.runner(inputs, is_reusable=len(table) < MAX_FORMS)
+        # Whose a value on a device is, is no part of its form: such a request is looked at each time.
+        places = find_device_inputs(self._plan, inputs, self._closing)
+        is_reusable = not places and len(table) < MAX_FORMS
+        variant = variant.with_device_inputs(places) if places else variant
+        runner = run, count = variant.runner(inputs, is_reusable=is_reusable)
         form = request_form(self._plan, inputs)
 
         def first_run(*values: Any) -> dict[str, Any]:
@@ -134,7 +162,7 @@ class RequestEntries:
             # Only a form that gave right results is remembered, and none once the session is closed: its tables were
             # emptied, and a runner in one of them would hold stages.
             with self.lock:
-                if not self._closing.flag and len(table) < MAX_FORMS:
+                if is_reusable and not self._closing.flag and len(table) < MAX_FORMS:
                     table[form] = runner
                     table[None] = (*runner, *form)
             return results

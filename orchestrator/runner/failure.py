@@ -133,7 +133,7 @@ def release(variant: PlanVariant, error: BaseException) -> None:
     for frame, _ in _frames(codes, error):
         if frame.f_code not in codes:
             continue
-        arguments = codes[frame.f_code].arguments
+        arguments, values = codes[frame.f_code].arguments, codes[frame.f_code].values
         skip |= {id(frame.f_locals.get(f"v{index}")) for index in arguments}
         # What this frame made and did not free yet, each handle once however many names it has.
         for name, handle in frame.f_locals.items():
@@ -141,12 +141,12 @@ def release(variant: PlanVariant, error: BaseException) -> None:
             is_mine = (
                 index >= 0
                 and index not in arguments
-                and plan.values[index].memory in strict
-                and not plan.values[index].constant
+                and values[index].memory in strict
+                and not values[index].constant
             )
             if is_mine and id(handle) not in skip:
                 skip.add(id(handle))
-                executable.backend_of(plan.values[index].memory).free(handle)
+                executable.backend_of(values[index].memory).free(handle)
 
 
 def _describe(error: Exception) -> str:

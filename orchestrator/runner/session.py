@@ -100,7 +100,8 @@ class Session:
 
         Args:
             inputs: Values by input name.
-            keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``.
+            keep_on_device: Outputs to leave on their device; what is returned for them is valid until ``close``, and
+                a later request of this session takes it as an input that is read there.
             progress: Called after each iteration of a loop: its name, iterations done, the most there are. What it
                 raises ends the request.
             cancel: Once it is set, the request ends after the iteration that is running.
@@ -135,13 +136,24 @@ class Session:
         return self._progress_hook.run(lambda: entry(inputs), listener, cancel)
 
     @overload
-    def stream(self, requests: Iterable[Mapping[str, Any]], depth: int = 2) -> Stream: ...
+    def stream(
+        self, requests: Iterable[Mapping[str, Any]], depth: int = 2, *, keep_on_device: Iterable[str] = ()
+    ) -> Stream: ...
     @overload
     def stream(
-        self, requests: Iterable[Mapping[str, Any]], depth: int = 2, *, partial: Iterable[str]
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        depth: int = 2,
+        *,
+        partial: Iterable[str],
+        keep_on_device: Iterable[str] = (),
     ) -> PartialStream: ...
     def stream(
-        self, requests: Iterable[Mapping[str, Any]], depth: int = 2, partial: Iterable[str] = ()
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        depth: int = 2,
+        partial: Iterable[str] = (),
+        keep_on_device: Iterable[str] = (),
     ) -> Stream | PartialStream:
         """Runs requests at the same time and yields their results in order.
 
@@ -151,6 +163,7 @@ class Session:
             depth: How many requests run at once, each in a thread of its own.
             partial: What loops give in each iteration, to be yielded at once: outputs that a loop gives, or its ports
                 (``"decode.token"``).
+            keep_on_device: As for :meth:`run`.
 
         Returns:
             An iterator of results; ``next`` raises a failed request's error at its place, and goes on after it. With
@@ -169,10 +182,14 @@ class Session:
             raise self._refusal()
         if self._request_lock is not None:
             self._request_lock.check()
+        device_outputs = _output_names(self.plan, keep_on_device)
         if not names:
-            return Stream(self.run, requests, depth)
-        self._choose(frozenset(), names)
-        run = functools.partial(self._run_with_progress, frozenset(), names)
+            run_one = (
+                functools.partial(self.run, keep_on_device=device_outputs) if device_outputs else self.run
+            )
+            return Stream(run_one, requests, depth)
+        self._choose(device_outputs, names)
+        run = functools.partial(self._run_with_progress, device_outputs, names)
         return PartialStream(run, requests, depth, names, self._has_waiters)
 
     @property

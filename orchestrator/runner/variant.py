@@ -25,6 +25,7 @@ from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, Generator
 from orchestrator.runner.copies import own_copy
 from orchestrator.runner.counters import RequestStats
+from orchestrator.runner.device_inputs import check_buckets, with_device_inputs
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.regions.maps import body_ends, make_map
 from orchestrator.runner.regions.regions import make_region
@@ -47,6 +48,7 @@ class PlanVariant:
         stats: Where requests are counted.
         observer: Called with every step and its times, or None.
         progress_hook: Called after each iteration of a loop, or None.
+        places: Inputs that are on a device already, each with the device; the plan is the one for that.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PlanVariant:
         stats: RequestStats,
         observer: Callable[[Step, float, float], None] | None = None,
         progress_hook: Callable[..., None] | None = None,
+        places: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.executable = executable
         self.plan = executable.plan
@@ -77,6 +80,8 @@ class PlanVariant:
         self._exact_code = self._whole(exact=True)
         self._padding_code: Code | None = None
         self._part_codes: dict[frozenset[str], PartCodes] = {}
+        self._places = places
+        self._on_devices: dict[frozenset[tuple[str, str]], PlanVariant] = {}
 
     def code(
         self,
@@ -105,6 +110,17 @@ class PlanVariant:
         code = generator.function(name, arguments, steps, result, early_outputs)
         self.codes.append(code)
         return code
+
+    def with_device_inputs(self, places: Mapping[str, str]) -> PlanVariant:
+        """Returns the variant for requests with inputs on devices; its code is looked through for failures here."""
+        key = frozenset(places.items())
+        if key not in self._on_devices:
+            executable = replace(self.executable, plan=with_device_inputs(self.plan, places))
+            variant = PlanVariant(executable, self.stats, self._observer, self._progress_hook, places)
+            self.codes += variant.codes
+            variant.codes = self.codes
+            self._on_devices[key] = variant
+        return self._on_devices[key]
 
     def _driver(self, step: RegionStep | MapStep, exact: bool) -> Callable[..., Any]:
         """The function that runs the body of a region for its chunks, or of a map for its batches."""
@@ -156,7 +172,7 @@ class PlanVariant:
         Raises:
             InputError: The request does not fit the plan.
         """
-        record = admit(self.plan, inputs)
+        record = admit(self.plan, inputs, self._places)
         real = record.sizes
         # No bucket holds what is above the largest one, and 0 stands for that.
         bucket = {
@@ -164,6 +180,8 @@ class PlanVariant:
             for dim in self.outer
             if dim.name in real
         }
+        if self._places:
+            check_buckets(self.plan, self._places, real, bucket)
         if not all(bucket.values()):
             return self._chunk_runner(record)
         # At bucket sizes nothing is padded or cut. The other code is made for the first request that needs it.
@@ -203,7 +221,7 @@ class PlanVariant:
 
     def _kind(self, key: Hashable) -> Hashable:
         """Plans that hand other values out count apart."""
-        return self.plan.outputs, self._progress_outputs, key
+        return self.plan.outputs, self._progress_outputs, tuple(self._places.items()), key
 
     def count(self, key: Hashable, tally: Callable[[], Tally]) -> None:
         """Counts one request, of a kind that is told by a key."""

@@ -68,7 +68,7 @@ class NullHandle:
         is_freed: It was freed, or its device closed.
     """
 
-    __slots__ = ("_content", "_storage", "device", "dtype", "is_freed", "serial", "shape")
+    __slots__ = ("__weakref__", "_content", "_storage", "device", "dtype", "is_freed", "serial", "shape")
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from typing import Any
 
 from orchestrator.adapter import MOVES
 from orchestrator.plan.programs import FusedAdapters
-from orchestrator.plan.records import PlannedCall
+from orchestrator.plan.records import PlannedCall, PlannedValue
 from orchestrator.plan.steps import (
     HOST,
     AdaptStep,
@@ -61,6 +61,7 @@ class Code:
         takes_sizes: Whether it takes ``R`` and ``B``.
         lines: Line number to step.
         arguments: Values that are its parameters; its caller owns them.
+        values: Values of the plan that it was written from.
         source: Its text.
     """
 
@@ -68,6 +69,7 @@ class Code:
     takes_sizes: bool
     lines: dict[int, Step]
     arguments: frozenset[int]
+    values: tuple[PlannedValue, ...] = field(repr=False)
     source: str = field(repr=False)
 
     @property
@@ -160,7 +162,7 @@ class Generator:
         function = scope.pop(name)
         weakref.finalize(function, linecache.cache.pop, filename, None).atexit = False
         steps_by_line = {number + 2: step for number, step in enumerate(writer.steps)}
-        return Code(function, takes_sizes, steps_by_line, frozenset(arguments), source)
+        return Code(function, takes_sizes, steps_by_line, frozenset(arguments), self.plan.values, source)
 
 
 class _StepWriter(CodeWriter, StepVisitor):
