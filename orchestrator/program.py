@@ -1,9 +1,11 @@
 """Programs: what a backend that compiles takes, and what it hands out.
 
 A *program* is compiled code with fixed inputs, one version for each combination of buckets. It runs a stage, with
-adapters *folded* into it before and after, or adapters alone (then it is weightless). Programs of one stage share
-its weights; together they are an *application*. Two programs of an application may be equal but for their *route*: a
-second one exists where the first, which owns a single output buffer, must not run again yet.
+adapters *folded* into it before and after, or adapters alone (then it is weightless). Stages that have weights in
+common, such as the bound methods of one module, are its *entry points*: their programs share those weights, and
+together they are an *application*. Programs of an application that take inputs of the same shapes are told apart by
+their *route*. Two of them may be equal otherwise: a second one exists where the first, which owns a single output
+buffer, must not run again yet.
 """
 
 from __future__ import annotations
@@ -72,8 +74,9 @@ class Program:
         returns: How the stage hands its outputs over: ``single``, ``tuple`` or ``dict``.
         ports: All output ports of the stage, in order.
         keywords: Ports that the stage takes by name.
-        route: Tells apart programs that are equal otherwise.
+        route: Tells apart programs of an application that take inputs of the same shapes.
         to_host: Its one output is read on the host only.
+        stage: Name of the stage that it runs; empty: the only one of its application, or adapters alone.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Program:
     keywords: tuple[str, ...] = ()
     route: int = 0
     to_host: bool = False
+    stage: str = ""
 
     @property
     def tensors(self) -> tuple[ProgramInput, ...]:
@@ -94,17 +98,23 @@ class Program:
 
 @dataclass(frozen=True)
 class Application:
-    """The programs of one stage, compiled and loaded as one; or one weightless program.
+    """The programs of stages that share weights, compiled and loaded as one; or one weightless program.
 
     Attributes:
-        name: The stage's name, or the program's where there is no stage.
-        stage: The stage; ``None``: adapters alone.
+        name: The names of its stages, joined by `` + ``; the program's where there is no stage.
+        stages: Its stages, in the order of the graph; none: adapters alone.
         programs: Its programs.
     """
 
     name: str
-    stage: Stage | None
+    stages: tuple[Stage, ...]
     programs: tuple[Program, ...]
+
+    def stage_of(self, program: Program) -> Stage | None:
+        """Returns the stage that one of its programs runs; ``None``: adapters alone."""
+        if not program.stage:
+            return self.stages[0] if self.stages else None
+        return next(stage for stage in self.stages if stage.name == program.stage)
 
 
 def outputs_of(returns: str, ports: Sequence[str], result: Any) -> tuple[Any, ...]:

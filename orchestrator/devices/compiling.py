@@ -28,13 +28,20 @@ __all__ = ["CompilingBackend"]
 class CompilingBackend(Backend):
     """A device family that runs compiled programs only; it has no eager compute.
 
-    What it is asked to compile are applications: a stage's programs with the adapters folded into them. ``adapt``,
-    ``join`` and ``part`` are called only where no program can do it; here they go over the host.
+    What it is asked to compile are applications: the programs of stages that share weights, with the adapters folded
+    into them. ``adapt``, ``join`` and ``part`` are called only where no program can do it; here they go over the host.
     """
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
         return True
+
+    def can_join(self, one: Stage, other: Stage) -> bool:
+        """Tells whether two stages that share weights can be entry points of one application.
+
+        Its programs are compiled with one set of options, so here stages with options of their own are kept apart.
+        """
+        return self.foldable(one) and self.foldable(other) and not (one.config or other.config)
 
     @abc.abstractmethod
     def key(self, application: Application) -> str:

@@ -13,7 +13,7 @@ What cannot be read in any way makes a fingerprint unique to this process: see :
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +30,17 @@ __all__ = ["digest", "fingerprint", "fingerprint_and_modes"]
 _VERSION = 4
 
 
-def fingerprint(stage: Stage) -> list[Any]:
+def fingerprint(stage: Stage, *others: Stage) -> list[Any]:
     """Describes a stage for a content key, alike in every process: code, config, ports, forms of its weights.
 
     The content of weights is no part of it: a program is compiled for their shapes and dtypes. That of other tensors
     is, and reading it takes about a second per gigabyte.
+
+    Args:
+        stage: The stage.
+        others: Stages that are compiled with it: what they share with it, and with each other, is part of it.
     """
-    return _describe(stage)[0]
+    return _describe(stage, *others)[0]
 
 
 def fingerprint_and_modes(stage: Stage) -> tuple[list[Any], list[Any]]:
@@ -66,37 +70,45 @@ def _global_hooks() -> list[Any]:
     return [list(hooks.values()) for hooks in hook_tables] if any(hook_tables) else []
 
 
-def _describe(stage: Stage) -> tuple[list[Any], ObjectWalk]:
-    """The fingerprint of a stage, and the walk that it is of."""
-    ports = [(port.name, repr(port.spec), port.optional, port.keyword) for port in stage.inputs]
-    outputs = [(port.name, repr(port.spec)) for port in stage.outputs]
-    roots = (stage.target, dict(sorted(stage.config.items())), *_global_hooks())
-    text, walk = _digest(roots)
-    return [_VERSION, ports, outputs, text], walk
+def _describe(*stages: Stage) -> tuple[list[Any], ObjectWalk]:
+    """The fingerprint of stages, and the walk that it is of."""
+    inputs = [
+        (port.name, repr(port.spec), port.optional, port.keyword) for stage in stages for port in stage.inputs
+    ]
+    outputs = [(port.name, repr(port.spec)) for stage in stages for port in stage.outputs]
+    configs = [dict(sorted(stage.config.items())) for stage in stages]
+    text, walk = _digest([stage.target for stage in stages], (*configs, *_global_hooks()))
+    return [_VERSION, inputs, outputs, text], walk
 
 
-def _digest(roots: tuple[Any, ...]) -> tuple[str, ObjectWalk]:
-    """The digest of objects, and the walk over them."""
-    owner = owner_of(roots[0])
-    if not isinstance(owner, ModelWrapper):
-        walk = ObjectWalk(_weights(owner))
-        return walk.digest(*roots), walk
+def _digest(targets: Sequence[Any], others: Sequence[Any]) -> tuple[str, ObjectWalk]:
+    """The digest of what stages run and of other objects, and the walk over them."""
+    owners = [owner_of(target) for target in targets]
+    wrappers = {id(owner): owner for owner in owners if isinstance(owner, ModelWrapper)}
     # A model that is not built yet is described by its outline, without content, so that a key needs no weights. Where
     # the outline does not say it all, the model itself is built.
-    if owner.__dict__.get("_model") is None:
+    if any(wrapper.__dict__.get("_model") is None for wrapper in wrappers.values()):
         with contextlib.suppress(Exception):
-            walk = _of_wrapper(owner, outline(owner), strict=True)
-            return walk.digest(*roots), walk
-    model = None
-    with contextlib.suppress(Exception):
-        model = owner.model
-    walk = _of_wrapper(owner, model)
-    return walk.digest(*roots), walk
+            outlines = {key: _model_or_outline(wrapper) for key, wrapper in wrappers.items()}
+            walk = _walk(owners, outlines, strict=True)
+            return walk.digest(*targets, *others), walk
+    models: dict[int, Any] = dict.fromkeys(wrappers)
+    for key, wrapper in wrappers.items():
+        with contextlib.suppress(Exception):
+            models[key] = wrapper.model
+    walk = _walk(owners, models)
+    return walk.digest(*targets, *others), walk
 
 
-def _of_wrapper(wrapper: ModelWrapper, model: Any, strict: bool = False) -> ObjectWalk:
+def _model_or_outline(wrapper: ModelWrapper) -> Any:
+    model = wrapper.__dict__.get("_model")
+    return outline(wrapper) if model is None else model
+
+
+def _walk(owners: Iterable[Any], models: Mapping[int, Any], strict: bool = False) -> ObjectWalk:
     """A wrapper counts the same before and after its model is built."""
-    return ObjectWalk(_weights(model), {id(wrapper): {"_model": model}}, strict)
+    weights = [tensor for owner in owners for tensor in _weights(models.get(id(owner), owner))]
+    return ObjectWalk(weights, {key: {"_model": model} for key, model in models.items()}, strict)
 
 
 def _weights(owner: Any) -> Iterator[torch.Tensor]:

@@ -85,6 +85,8 @@ def _facts(plan: PlanData) -> Iterator[tuple[str, str]]:
 def _on_devices(plan: PlanData) -> Iterator[tuple[str, str]]:
     for program in plan.programs:
         yield f"program {program.name}", _program(program)
+    for application in plan.applications:
+        yield f"application {application.name}", f"on {application.device}: {application.weights} of weights"
     for what, sizes in (("weights", plan.weights), ("buffers", plan.buffers), ("budget", plan.budget)):
         for device, size in sizes:
             yield f"{what} {device}", str(size)

@@ -27,6 +27,7 @@ from orchestrator.specs import PortSpec, combinations
 __all__ = [
     "DimPlan",
     "PlanData",
+    "PlannedApplication",
     "PlannedCall",
     "PlannedEdge",
     "PlannedGroup",
@@ -168,7 +169,7 @@ class PlannedProgram:
         stage: The stage that it runs; empty: adapters alone.
         inputs: Fed ports, in the order of the stage's; a constant that is compiled in goes by its name.
         outputs: What it gives, in order.
-        route: Tells apart programs that are equal otherwise; above 0 it has a routing input.
+        route: Tells apart programs of an application that take the same shapes; above 0 it has a routing input.
         to_host: Its one output is read on the host only.
     """
 
@@ -186,6 +187,26 @@ class PlannedProgram:
             name for item in self.inputs if item.spec is not None for name in item.spec.names
         )
         return list(combinations(names, buckets))
+
+
+@dataclass(frozen=True)
+class PlannedApplication:
+    """Stages of one device group that share weights: the entry points of one application.
+
+    Attributes:
+        device: The device group.
+        stages: Its stages, two or more, in the order of the graph.
+        weights: Bytes of weights of all of them, each once, one rank.
+    """
+
+    device: str
+    stages: tuple[str, ...]
+    weights: int
+
+    @property
+    def name(self) -> str:
+        """The names of its stages."""
+        return " + ".join(self.stages)
 
 
 @dataclass(frozen=True)
@@ -237,6 +258,7 @@ class PlanData:
         steps: What runs, in order.
         staging: What is done once, at load: constants put where they are read.
         programs: Programs of groups without eager compute.
+        applications: Stages that share weights; one that shares none is an application by itself, and is not here.
         weights: Bytes of weights for each device, one rank.
         buffers: Bytes of the programs' own output buffers for each device that has such, one rank.
         budget: Memory budget for each device in bytes, where there is one.
@@ -254,6 +276,7 @@ class PlanData:
     steps: tuple[Step, ...]
     staging: tuple[Step, ...] = ()
     programs: tuple[PlannedProgram, ...] = ()
+    applications: tuple[PlannedApplication, ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
     buffers: tuple[tuple[str, int], ...] = ()
     budget: tuple[tuple[str, int], ...] = ()
@@ -263,6 +286,11 @@ class PlanData:
     def call(self, name: str) -> PlannedCall:
         """Returns a call by name."""
         return next(call for call in self.calls if call.name == name)
+
+    def application(self, program: PlannedProgram) -> str:
+        """Returns the name of the application that a program is in: with all whose stages share its stage's weights."""
+        shared = (item.name for item in self.applications if program.stage in item.stages)
+        return next(shared, program.stage or program.name)
 
     def program(self, name: str) -> PlannedProgram:
         """Returns a program by name."""

@@ -24,6 +24,7 @@ from orchestrator.plan.count import summarise
 from orchestrator.plan.records import (
     DimPlan,
     PlanData,
+    PlannedApplication,
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
@@ -47,13 +48,14 @@ from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 5
+VERSION = 6
 
 P = TypeVar("P", bound=PlanData)
 
 _RECORDS = (
     Adapter,
     DimPlan,
+    PlannedApplication,
     PlannedCall,
     PlannedEdge,
     PlannedGroup,

@@ -18,7 +18,18 @@ __all__ = ["least_copies", "render", "show_bytes"]
 
 def render(plan: PlanData) -> str:
     """Returns the whole plan as text."""
-    return "\n".join([*_head(plan), "", *_edges(plan), "", *_programs(plan), *_totals(plan), *_notes(plan)])
+    return "\n".join(
+        [
+            *_head(plan),
+            "",
+            *_edges(plan),
+            "",
+            *_programs(plan),
+            *_applications(plan),
+            *_totals(plan),
+            *_notes(plan),
+        ]
+    )
 
 
 def _edges(plan: PlanData) -> list[str]:
@@ -97,6 +108,15 @@ def _programs(plan: PlanData) -> list[str]:
         count = f"{len(sizes)} bucket{'s' if len(sizes) > 1 else ''}" if sizes[0] else "fixed sizes"
         rows.append((program.name, takes, gives, count, "to the host" if program.to_host else "stays ranked"))
     return ["Programs, each with one output buffer for each bucket:", *table(rows), ""]
+
+
+def _applications(plan: PlanData) -> list[str]:
+    """A line for the stages that share weights."""
+    if not plan.applications:
+        return []
+    rows = [("device", "stages", "weights")]
+    rows += [(item.device, ", ".join(item.stages), show_bytes(item.weights)) for item in plan.applications]
+    return ["Applications of several stages, which have one set of weights:", *table(rows), ""]
 
 
 def _port_terms(port: str, adapters: tuple[Adapter, ...]) -> str:

@@ -3,6 +3,7 @@
 place      stage -> device group
 bucket     name -> one set of sizes in the whole graph
 infer      shape and dtype of every port, on fake tensors
+application  which stages share weights, and how many bytes each device holds
 fuse       where adapters between two stages of a compiling device are compiled in
 residency  edge -> device or host, and why
 adapt      adapters where two ends differ; steps in order

@@ -19,6 +19,7 @@ from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedEdge
 from orchestrator.plan.steps import HOST, BranchStep, CallStep, LoopLikeStep, LoopStep, MapStep, iter_steps
+from orchestrator.planner.applications import find_applications
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.hazards.programs import equal_constants
 from orchestrator.planner.memory import check_budget, weigh
@@ -86,7 +87,7 @@ def _compare(plan: Plan, context: PlanContext) -> None:
     graph, options = context.graph, context.options
     with _as_plan_error():
         fresh = run_passes(context)
-    for what in ("inputs", "optional", "dims", "groups", "weights"):
+    for what in ("inputs", "optional", "dims", "groups", "weights", "applications"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
                 plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"
@@ -123,17 +124,21 @@ def _as_plan_error() -> Iterator[None]:
 
 
 def _check_weights(plan: Plan, context: PlanContext) -> None:
-    """Weights of the graph take the memory that a plan says, and it is there.
+    """Weights of the graph take the memory that a plan says, shared by the stages that it says, and it is there.
 
     Raises:
-        PlanError: They take more or less, or too much.
+        PlanError: They take more or less, or too much, or other stages share them.
     """
     dims = {dim.name: dim for dim in plan.dims}
     with _as_plan_error():
-        memory_use = weigh(replace(place(context), dims=dims, programs=plan.programs))
-    weights = tuple(memory_use.weights.items())
-    if plan.weights != weights:
-        raise _mismatch(plan, context.graph, f"its weights are {plan.weights}, the pipeline's {weights}")
+        memory_use = weigh(find_applications(replace(place(context), dims=dims, programs=plan.programs)))
+    for what, here in (
+        ("weights", tuple(memory_use.weights.items())),
+        ("applications", memory_use.applications),
+    ):
+        if getattr(plan, what) != here:
+            there = getattr(plan, what)
+            raise _mismatch(plan, context.graph, f"its {what} are {there}, the pipeline's {here}")
     _check_memory(plan, memory_use.budget)
 
 

@@ -13,6 +13,7 @@ from orchestrator.backend import Backend, CompilingBackend
 from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.plan.records import (
     DimPlan,
+    PlannedApplication,
     PlannedCall,
     PlannedEdge,
     PlannedProgram,
@@ -89,7 +90,8 @@ class PlanContext:
         values, steps, staging, edges, outputs: (adapt) as in the plan; steps are ordered by hazard.
         spills: (hazard) edges that must go over the host, with the reason.
         programs: (hazard) programs of devices without eager compute.
-        weights: (memory) bytes for each device.
+        applications: (application) stages that share weights.
+        weights: (application) bytes for each device.
         buffers: (memory) bytes of output buffers for each device that has such.
         budget: (memory) bytes for each device that has one.
     """
@@ -119,6 +121,7 @@ class PlanContext:
     outputs: tuple[tuple[str, int], ...] = ()
     spills: Mapping[Edge, str] = field(default_factory=dict)
     programs: tuple[PlannedProgram, ...] = ()
+    applications: tuple[PlannedApplication, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
     budget: Mapping[str, int] = field(default_factory=dict)

@@ -6,20 +6,13 @@ It is checked before anything is loaded. A device that knows its memory has a bu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch._subclasses import fake_tensor
 
 from orchestrator.errors import PlanError, PlanOptionError, nearest
-from orchestrator.isolation import outline
 from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import Plan
-from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import PlanContext
-from orchestrator.stage import ModelWrapper, Stage
 from orchestrator.tables import table
 
 __all__ = ["check_budget", "parse_bytes", "weigh"]
@@ -41,33 +34,12 @@ _UNITS = {
 
 
 def weigh(context: PlanContext) -> PlanContext:
-    """Adds up the bytes of weights on each device, each storage once, and reads the budget.
+    """Adds up the bytes of output buffers on each device, and reads the budget.
 
     Raises:
         PlanError: A budget that is no size, or for a device that is not in the plan.
     """
-    storages: dict[str, set[Any]] = {device: set() for device in context.groups}
-    weights = dict.fromkeys(context.groups, 0)
-    owners = []
-    for stage in context.graph.stages.values():
-        device = context.devices[stage.name]
-        if device == HOST:
-            continue
-        # Held until the end: the identity of a tensor that was freed may come again.
-        owners.append(_owner(stage))
-        if context.is_compiled(device):
-            storages[device].clear()  # each stage is an application with weights of its own
-        for key, tensor in _tensors(owners[-1]):
-            if key not in storages[device]:
-                storages[device].add(key)
-                weights[device] += tensor.numel() * _device_dtype(context, stage, tensor.dtype).itemsize
-    return replace(context, weights=weights, buffers=_buffers(context), budget=_budget(context))
-
-
-def _device_dtype(context: PlanContext, stage: Stage, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a weight is on the device: integers stay as they are."""
-    backend = context.groups[context.devices[stage.name]]
-    return backend.held_dtype(stage, dtype) if dtype.is_floating_point else dtype
+    return replace(context, buffers=_buffers(context), budget=_budget(context))
 
 
 def _buffers(context: PlanContext) -> dict[str, int]:
@@ -81,32 +53,6 @@ def _buffers(context: PlanContext) -> dict[str, int]:
         for sizes in program.combinations(context.buckets):
             sizes_by_device[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
     return {device: size for device, size in sizes_by_device.items() if size}
-
-
-def _owner(stage: Stage) -> Any:
-    """The owner of a stage's weights; a wrapper's model that is not built yet is built without memory."""
-    wrapper = stage.wrapper
-    if wrapper is None:
-        return getattr(stage.target, "__self__", stage.target)
-    if not wrapper.makes_model:
-        return None
-    return wrapper.__dict__.get("_model") or _skeleton(wrapper)
-
-
-def _tensors(owner: Any) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Yields identity and tensor of parameters and buffers."""
-    if isinstance(owner, torch.nn.Module):
-        for tensor in (*owner.parameters(), *owner.buffers()):
-            empty = tensor.is_meta or isinstance(tensor, fake_tensor.FakeTensor)
-            yield (id(tensor) if empty else tensor.untyped_storage().data_ptr() or id(tensor)), tensor
-
-
-def _skeleton(wrapper: ModelWrapper) -> Any:
-    """The wrapper's model without content; the real one where its class cannot be built so."""
-    try:
-        return outline(wrapper)
-    except Exception:
-        return wrapper.model
 
 
 def parse_bytes(text: int | str) -> int:

@@ -9,6 +9,7 @@ from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedGroup
 from orchestrator.plan.steps import CallStep, iter_steps
+from orchestrator.planner.applications import find_applications
 from orchestrator.planner.bucket import ANY_SIZES, bucket
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.fuse import fuse
@@ -66,7 +67,7 @@ def run_passes(context: PlanContext) -> Plan:
     """
     context = _infer(bucket(place(context)))
     _check_static(context)
-    context = _schedule(fuse(group_regions(context)))
+    context = _schedule(fuse(group_regions(find_applications(context))))
     return _finish(weigh(free_values(context)))
 
 
@@ -145,6 +146,7 @@ def _finish(context: PlanContext) -> Plan:
         steps=context.steps,
         staging=context.staging,
         programs=context.programs,
+        applications=context.applications,
         weights=tuple(context.weights.items()),
         buffers=tuple(context.buffers.items()),
         budget=tuple(context.budget.items()),

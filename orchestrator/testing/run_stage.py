@@ -62,7 +62,7 @@ def application_key(
     spec = TensorSpec((*sizes.values(), 4))
     inputs = tuple(ProgramInput(port.name, spec, adapters, spec.dtype) for port in stage.inputs)
     program = Program(stage.name, inputs, (ProgramOutput("output", spec),), (sizes,))
-    return backend.key(Application(stage.name, stage, (program,)))
+    return backend.key(Application(stage.name, (stage,), (program,)))
 
 
 def _application(stage: Stage, arguments: Mapping[str, Any], reference: Any) -> Application:
@@ -71,7 +71,7 @@ def _application(stage: Stage, arguments: Mapping[str, Any], reference: Any) -> 
     program_outputs = tuple(ProgramOutput(port, _spec(value)) for port, value in values.items())
     keywords = tuple(arguments)[1:]
     program = Program(stage.name, inputs, program_outputs, ({},), returns, tuple(values), keywords)
-    return Application(stage.name, stage, (program,))
+    return Application(stage.name, (stage,), (program,))
 
 
 def _form(reference: Any) -> tuple[str, dict[str, torch.Tensor]]:

@@ -78,12 +78,12 @@ def application(
     target: Any, *programs: Program, config: Mapping[str, Any] | None = None, name: str = "stage", **add: Any
 ) -> Application:
     """The application of one stage."""
-    return Application(name, make_stage(name, target, config=config, **add), programs)
+    return Application(name, (make_stage(name, target, config=config, **add),), programs)
 
 
 def weightless(item: Program) -> Application:
     """A program of adapters alone."""
-    return Application(item.name, None, (item,))
+    return Application(item.name, (), (item,))
 
 
 @contextlib.contextmanager

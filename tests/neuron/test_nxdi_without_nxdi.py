@@ -132,18 +132,18 @@ def test_one_form_is_compiled_once_and_two_programs_never_share_one():
     assert versions_of(one) == (sizes[0], sizes[2])
     assert [tuple(row[0].shape) for row in version_examples(one)] == [(2, 4), (4, 4)]
     stage = make_stage("net", nn.Identity())
-    check_routes(Application("net", stage, (one, replace(one, name="again", route=1))))
+    check_routes(Application("net", (stage,), (one, replace(one, name="again", route=1))))
     with pytest.raises(CompileError, match="inputs of the same shapes"):
-        check_routes(Application("net", stage, (one, replace(one, name="again"))))
+        check_routes(Application("net", (stage,), (one, replace(one, name="again"))))
     with pytest.raises(CompileError, match="takes no tensor"):
-        check_routes(Application("net", stage, (replace(one, inputs=()),)))
+        check_routes(Application("net", (stage,), (replace(one, inputs=()),)))
 
 
 def test_sizes_that_only_an_adapter_sees_are_told_apart():
     cut = ProgramInput("x", TensorSpec((8,)), (Adapter("slice", ("n",)),))
     one = Program("cut", (cut,), (ProgramOutput("value", TensorSpec(("n",))),), sizes=({"n": 2}, {"n": 4}))
     with pytest.raises(CompileError, match=r"'cut' at n=2 and the program 'cut' at n=4"):
-        check_routes(Application("cut", None, (one,)))
+        check_routes(Application("cut", (), (one,)))
 
 
 def test_compiler_arguments_carry_the_core_configuration():

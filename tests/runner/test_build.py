@@ -44,7 +44,7 @@ class Compiler(
         self.builds[application.name](folder)
 
     def jobs(self) -> list[Job]:
-        return [Job(self, Application(name, None, ()), content_key(name)) for name in self.builds]
+        return [Job(self, Application(name, (), ()), content_key(name)) for name in self.builds]
 
 
 @pytest.fixture

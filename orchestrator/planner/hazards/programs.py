@@ -119,10 +119,12 @@ class ProgramTable:
 
     def _with_routes(self, programs: tuple[PlannedProgram, ...]) -> tuple[PlannedProgram, ...]:
         """Gives routes, so that no two programs of an application take the same shapes: a router sees only these."""
-        shapes_by_stage: dict[tuple[str, str], set[Shapes]] = {}
+        application_of = {stage: item.name for item in self.context.applications for stage in item.stages}
+        shapes_of: dict[tuple[str, str], set[Shapes]] = {}
         result = []
         for program in programs:
-            other_shapes = shapes_by_stage.setdefault((program.device, program.stage or program.name), set())
+            name = application_of.get(program.stage, program.stage or program.name)
+            other_shapes = shapes_of.setdefault((program.device, name), set())
             route = 0
             while other_shapes & (shapes := self._shapes(program, route)):
                 route += 1

@@ -411,12 +411,13 @@ def _check_buffers(plan: Plan) -> None:
 def _check_routes(plan: Plan) -> None:
     """A router knows the programs of an application by the shapes of their inputs alone."""
     buckets = {dim.name: dim.buckets for dim in plan.dims}
+    application_of = {stage: item.name for item in plan.applications for stage in item.stages}
     program_names: dict[tuple[object, ...], str] = {}
     for program in plan.programs:
         for at in program.combinations(buckets):
             shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
             shapes += [(program.route,)] if program.route else []
-            key = (program.device, program.stage or program.name, *shapes)
+            key = (program.device, application_of.get(program.stage, program.stage or program.name), *shapes)
             other = program_names.setdefault(key, program.name)
             demand(
                 plan,

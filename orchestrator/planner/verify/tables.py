@@ -46,6 +46,7 @@ def check_tables(plan: Plan) -> None:
     ):
         twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
         demand(plan, not twice, f"{kind} {sorted(twice)[:1]} is there twice")
+    _check_applications(plan)
     # What refers to the tables; a request's inputs are the first values, by which the runner numbers them.
     for call in plan.calls:
         demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
@@ -60,6 +61,21 @@ def check_tables(plan: Plan) -> None:
             plan, all(name in dims for name in _names(value)), f"{value.origin!r} has a dim the plan lacks"
         )
         demand(plan, value.memory in memory.values(), f"{value.origin!r} is in {value.memory!r}, no memory")
+
+
+def _check_applications(plan: Plan) -> None:
+    """Stages that share weights are there, on the device of their application, and of one application only."""
+    places = {call.stage: call.device for call in plan.calls}
+    weights, seen = dict(plan.weights), set[str]()
+    for item in plan.applications:
+        alone = len(set(item.stages)) < max(2, len(item.stages))
+        demand(plan, not alone, f"the application {item.name!r} has no two stages, or one twice")
+        for stage in item.stages:
+            demand(plan, places.get(stage) == item.device, f"stage {stage!r} is not on {item.device!r}")
+            demand(plan, stage not in seen, f"stage {stage!r} is of two applications")
+            seen.add(stage)
+        fits = 0 <= item.weights <= weights.get(item.device, 0)
+        demand(plan, fits, f"the application {item.name!r} has {item.weights} bytes of weights")
 
 
 def _names(value: PlannedValue) -> tuple[str, ...]:

@@ -131,8 +131,8 @@ def compile_stages(
     applications = applications_of(plan, graph)
     # In the order of the plan, as by hand: models that draw their weights get the same ones.
     with same_random_state():
-        for _, application in applications:
-            _build_model(application.stage)
+        for stage in (stage for _, application in applications for stage in application.stages):
+            _build_model(stage)
     jobs = []
     for device, application in applications:
         compiler = backends[device]
@@ -142,14 +142,14 @@ def compile_stages(
     return tuple(CompiledApplication(job.backend.device, job.application, folders[job.key]) for job in jobs)
 
 
-def _build_model(stage: Stage | None) -> None:
+def _build_model(stage: Stage) -> None:
     """Builds the model of a wrapper that makes one, unless it is there.
 
     Raises:
         CompileError: It cannot be built.
     """
-    wrapper = None if stage is None else stage.wrapper
-    if stage is None or wrapper is None or not wrapper.makes_model:
+    wrapper = stage.wrapper
+    if wrapper is None or not wrapper.makes_model:
         return
     try:
         _ = wrapper.model
@@ -181,7 +181,7 @@ def _static_sizes(plan: Plan, backend: Backend, calls: list[PlannedCall]) -> lis
 
 
 def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
-    """Returns the device and application of each stage that is compiled, and of each weightless program."""
+    """Returns the device and application of all stages that are compiled, and of each weightless program."""
     buckets = {dim.name: dim.buckets for dim in plan.dims}
     stages, uses = graph.stages, _uses(plan)
     by_application: dict[tuple[str, str], list[Program]] = {}
@@ -189,11 +189,13 @@ def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
         program = _plain_program(record, graph, buckets)
         if record.stage:
             program = _of_stage(program, stages[record.stage], uses[record.stage][0])
-        by_application.setdefault((record.device, record.stage or record.name), []).append(program)
-    return [
-        (device, Application(name, stages.get(name), tuple(programs)))
-        for (device, name), programs in by_application.items()
-    ]
+        by_application.setdefault((record.device, plan.application(record)), []).append(program)
+    applications = []
+    for (device, name), programs in by_application.items():
+        names = {program.stage for program in programs}
+        entry_points = tuple(stage for stage in stages.values() if stage.name in names)
+        applications.append((device, Application(name, entry_points, tuple(programs))))
+    return applications
 
 
 def _plain_program(record: PlannedProgram, graph: Graph, buckets: Mapping[str, tuple[int, ...]]) -> Program:
@@ -217,7 +219,7 @@ def _of_stage(program: Program, stage: Stage, call: PlannedCall) -> Program:
     """Adds how a stage is called, as one of its calls tells."""
     ports = tuple(port for port, _ in call.outputs)
     keywords = _keywords(stage, tuple(item.port for item in program.inputs))
-    return replace(program, returns=call.returns, ports=ports, keywords=keywords)
+    return replace(program, returns=call.returns, ports=ports, keywords=keywords, stage=stage.name)
 
 
 def _keywords(stage: Stage, ports: tuple[str, ...]) -> tuple[str, ...]:

@@ -25,11 +25,11 @@ def application_key(application: Application, settings: NeuronSettings, versions
 
     Args:
         application: The application.
-        settings: What is in force for its stage.
+        settings: What is in force for its stages.
         versions: What else its form depends on: compiler, packages, formats.
     """
-    stage = application.stage
-    own = None if stage is None else fingerprint(_without_options(stage))
+    stages = map(_without_options, application.stages)
+    own = fingerprint(*stages) if application.stages else None
     in_force = {
         name: repr(getattr(settings, name)) for name in settings.__dataclass_fields__ if name not in WEIGHTS
     }

@@ -8,11 +8,13 @@ held in that. All stages of a process share one world size, so a family has one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.backend import Capabilities, CompilingBackend, Handle, Link
+from orchestrator.backend import Application, Capabilities, CompilingBackend, Handle, Link
+from orchestrator.duplicate import owner_of
 from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
@@ -100,6 +102,26 @@ class RankedBackend(CompilingBackend):
             return settings_for(self.options, "", {})
         own = stage.wrapper.neuron_options if isinstance(stage.wrapper, NeuronWrapper) else {}
         return settings_for(self.options, stage.name, {**own, **stage.config})
+
+    def application_settings(self, application: Application) -> NeuronSettings:
+        """Returns the options in force for all stages of an application, which :meth:`can_join` has found equal."""
+        return self.settings(next(iter(application.stages), None))
+
+    def can_join(self, one: Stage, other: Stage) -> bool:
+        """Tells whether two stages that share weights have equal options, and get their weights from one place.
+
+        A checkpoint is of one module: stages of several modules have one each, whatever the modules share.
+        """
+        if not (self.foldable(one) and self.foldable(other)):
+            return False
+        first, second = self.settings(one), self.settings(other)
+        if replace(first, checkpoint=None) != replace(second, checkpoint=None):
+            return False
+        if first.checkpoint is None and second.checkpoint is None:
+            return True
+        paths = isinstance(first.checkpoint, str) and first.checkpoint == second.checkpoint
+        same_checkpoint = paths or first.checkpoint is second.checkpoint
+        return same_checkpoint and owner_of(one.target) is owner_of(other.target)
 
     def held_dtype(self, stage: Stage, dtype: torch.dtype) -> torch.dtype:
         """Returns int32 for int64, and the stage's ``torch_dtype`` for a floating-point dtype where it has one."""

@@ -1,65 +1,114 @@
 """The module that is traced for one program and one bucket: folded adapters, the stage, folded adapters.
 
-It takes the program's tensors in order, one more where it has a route, and returns a tuple. The stage's weights are
-found under ``stage.``: a name such as ``model.weight`` becomes ``stage.model.weight``, so that no loader that strips
-``model.`` touches it.
+It takes the program's tensors in order, one more where it has a route, and returns a tuple. The weights of its
+application are found under ``stage.``: a name such as ``model.weight`` becomes ``stage.model.weight``, so that no
+loader that strips ``model.`` touches it. All programs of an application have all of its weights, by the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
 from orchestrator.adapter import Adapter, apply
 from orchestrator.duplicate import duplicate, fill_meta, owner_of
 from orchestrator.errors import CompileError
-from orchestrator.program import Program, ProgramInput, ProgramOutput, outputs_of
+from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, outputs_of
 from orchestrator.stage import Stage
 
-__all__ = ["PREFIX", "ProgramModule", "example_inputs", "stage_module"]
+__all__ = [
+    "PREFIX",
+    "ApplicationModule",
+    "EntryPoints",
+    "ProgramModule",
+    "application_module",
+    "entry_points",
+    "example_inputs",
+]
 
-#: What the stage's weights are found under.
+#: What the weights are found under.
 PREFIX = "stage."
 
 
-def stage_module(
-    stage: Stage | None, dtype: torch.dtype | None = None, has_checkpoint: bool = False
-) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
-    """Returns a private copy of a stage's callable, on the host, and the module that owns its weights, if any.
+@dataclass(frozen=True)
+class ApplicationModule:
+    """Private copies of the callables of an application's stages, on the host, with the weights that they share.
+
+    Attributes:
+        targets: Stage to callable.
+        owner: The module that owns the weights; ``None``: there are none. Where stages are of several modules, one that
+            holds them.
+    """
+
+    targets: Mapping[str, Callable[..., Any]]
+    owner: torch.nn.Module | None
+
+    def target(self, application: Application, program: Program) -> Callable[..., Any] | None:
+        """Returns the callable that a program runs; ``None``: it is weightless."""
+        stage = application.stage_of(program)
+        return None if stage is None else self.targets[stage.name]
+
+
+def application_module(
+    application: Application, dtype: torch.dtype | None = None, has_checkpoint: bool = False
+) -> ApplicationModule:
+    """Copies what an application runs.
 
     Args:
-        stage: The stage; ``None``: there is none.
+        application: The application.
         dtype: Of floating-point weights and buffers; ``None``: they stay as they are.
         has_checkpoint: A checkpoint gives the weights, so that those of the module may be without content.
 
     Raises:
         CompileError: A tensor of the module is on the meta device, and nothing else gives its content.
     """
-    if stage is None:
-        return None, None
+    # One memo for all copies: what stages share, their copies share.
+    memo: dict[int, Any] = {}
+    targets: dict[str, Callable[..., Any]] = {}
+    owners: list[torch.nn.Module] = []
+    for stage in application.stages:
+        targets[stage.name], owner = _copy(stage, memo)
+        if owner is not None:
+            owners.append(owner)
+    owner = _joined(owners)
+    if owner is None:
+        return ApplicationModule(targets, None)
+    # Tensors without content would compile, and give garbage. A checkpoint has weights, but no buffer that the module
+    # computes for itself.
+    for name, is_computed in fill_meta(owner).items():
+        if is_computed or not has_checkpoint:
+            raise _contentless(application.name, name, is_computed)
+    owner = owner.eval().requires_grad_(False).to("cpu")
+    if dtype is not None:
+        _convert(owner, dtype)
+    return ApplicationModule(targets, owner)
+
+
+def _copy(stage: Stage, memo: dict[int, Any]) -> tuple[Callable[..., Any], torch.nn.Module | None]:
+    """A copy of a stage's callable, and the module that owns its weights, if any."""
     # A wrapper that makes its model when first asked makes it in the original, so that it is made once for all copies.
     target = stage.module()
     wrapper = stage.wrapper
     if wrapper is not None and target is wrapper:
         _ = wrapper.model if wrapper.makes_model else None
-    memo: dict[int, Any] = {}
     copy: Any = duplicate(target, memo)
     owner = owner_of(copy)
     if not isinstance(owner, torch.nn.Module) and wrapper is not None:
         owner = copy.__dict__.get("_model")
-    if not isinstance(owner, torch.nn.Module):
-        return copy, None
-    # Tensors without content would compile, and give garbage. A checkpoint has weights, but no buffer that the module
-    # computes for itself.
-    for name, is_computed in fill_meta(owner).items():
-        if is_computed or not has_checkpoint:
-            raise _contentless(stage.name, name, is_computed)
-    owner = owner.eval().requires_grad_(False).to("cpu")
-    if dtype is not None:
-        _convert(owner, dtype)
-    return copy, owner
+    return copy, owner if isinstance(owner, torch.nn.Module) else None
+
+
+def _joined(owners: list[torch.nn.Module]) -> torch.nn.Module | None:
+    """The module of all weights: the one that holds the others, else a new one that holds all which no other does."""
+    distinct = list({id(owner): owner for owner in owners}.values())
+    inner = {id(part) for owner in distinct for part in owner.modules() if part is not owner}
+    outer = [owner for owner in distinct if id(owner) not in inner]
+    if len(outer) < 2:
+        return outer[0] if outer else None
+    return torch.nn.ModuleList(outer)
 
 
 def _contentless(stage: str, name: str, is_computed: bool) -> CompileError:
@@ -80,9 +129,13 @@ def _contentless(stage: str, name: str, is_computed: bool) -> CompileError:
 
 def _convert(owner: torch.nn.Module, dtype: torch.dtype) -> None:
     """Converts floating-point weights and buffers; complex ones stay, other than with ``owner.to(dtype)``."""
+    # By identity, so that a buffer which two modules hold stays one tensor; each is held, so that none is used again.
+    converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if id(tensor) not in converted:
+            converted[id(tensor)] = tensor, tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return converted[id(tensor)][1]
 
     owner._apply(convert)  # type: ignore[no-untyped-call]
 
@@ -91,7 +144,7 @@ class ProgramModule(torch.nn.Module):
     """The module that is traced for one version of a program.
 
     Args:
-        target: The stage's callable, from :func:`stage_module`; ``None``: a weightless program.
+        target: The stage's callable, from :func:`application_module`; ``None``: a weightless program.
         owner: The module that owns the weights, if any.
         program: The program.
         sizes: The combination of buckets.
@@ -110,7 +163,7 @@ class ProgramModule(torch.nn.Module):
         self.stage = owner
         # In a tuple, so that a target that is a module is not registered a second time.
         self._target = (target,)
-        self._program = program
+        self.program = program
         self._sizes = dict(sizes)
         self._checks_overflow = checks_overflow
 
@@ -124,13 +177,13 @@ class ProgramModule(torch.nn.Module):
         values = iter(tensors)
         arguments = {
             item.port: item.constant if item.spec is None else self._enter(item, next(values))
-            for item in self._program.inputs
+            for item in self.program.inputs
         }
         target = self.target
         results = arguments if target is None else self._by_port(self._call(target, arguments))
         return tuple(
             self._adapt(self._narrow(results[item.port], item), item.adapters)
-            for item in self._program.outputs
+            for item in self.program.outputs
         )
 
     def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
@@ -159,13 +212,13 @@ class ProgramModule(torch.nn.Module):
         return value.to(item.spec.dtype)
 
     def _call(self, target: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        keywords = self._program.keywords
+        keywords = self.program.keywords
         positional = [value for port, value in arguments.items() if port not in keywords]
         return target(*positional, **{port: arguments[port] for port in keywords})
 
     def _by_port(self, result: Any) -> Mapping[str, torch.Tensor]:
-        ports = self._program.ports
-        return dict(zip(ports, outputs_of(self._program.returns, ports, result), strict=True))
+        ports = self.program.ports
+        return dict(zip(ports, outputs_of(self.program.returns, ports, result), strict=True))
 
 
 def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
@@ -181,3 +234,23 @@ def example_inputs(program: Program, sizes: Mapping[str, int]) -> tuple[torch.Te
     if program.route:
         tensors.append(torch.zeros(program.route, dtype=torch.int32, device="cpu"))
     return tuple(tensors)
+
+
+#: Stage to the module that is traced for it at its first sizes, and example inputs.
+EntryPoints: TypeAlias = Mapping[str, tuple[ProgramModule, tuple[torch.Tensor, ...]]]
+
+
+def entry_points(application: Application, module: ApplicationModule) -> EntryPoints:
+    """Returns each stage of an application in the first of its programs, at the first of its sizes.
+
+    Args:
+        application: The application.
+        module: What it runs.
+    """
+    points: dict[str, tuple[ProgramModule, tuple[torch.Tensor, ...]]] = {}
+    for program in application.programs:
+        stage, sizes = application.stage_of(program), program.sizes[0]
+        if stage is not None and stage.name not in points:
+            program_module = ProgramModule(module.targets[stage.name], module.owner, program, sizes)
+            points[stage.name] = program_module, example_inputs(program, sizes)
+    return points

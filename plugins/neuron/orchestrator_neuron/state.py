@@ -4,6 +4,9 @@ The first run may fill lazily built attributes. A change of the second one is st
 attribute, a list that grows, a buffer or weight that is written. A tensor that replaces another which nothing has read
 is none: it is left there for somebody outside, such as the attention map of the last run.
 
+Stages of one module may hand each other something behind the plan's back: one puts a tensor into an attribute, and
+another reads it there. A program would read what was there when it was compiled.
+
 A stage that does not run in this way, e.g. since it asks for content, is not checked.
 """
 
@@ -15,9 +18,10 @@ import contextvars
 import enum
 import functools
 import inspect
+import itertools
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +32,9 @@ from torch.utils import _pytree as pytree
 from orchestrator.errors import CompileError
 from orchestrator.isolation import Isolation, LeftBehindError, Leftovers
 from orchestrator_neuron.isolation import default_torch_state, silenced
-from orchestrator_neuron.module import ProgramModule
+from orchestrator_neuron.module import EntryPoints, ProgramModule
 
-__all__ = ["check_state"]
+__all__ = ["check_handover", "check_state"]
 
 #: Levels of objects, containers and functions that are compared; modules are compared as deep as they go.
 _DEPTH = 4
@@ -70,6 +74,87 @@ def check_state(where: str, stage: str, module: ProgramModule, inputs: Sequence[
             attribute=attribute,
         )
     return caches
+
+
+def check_handover(application: str, points: EntryPoints) -> None:
+    """Makes sure that no stage of an application reads what another one leaves in the module that they share.
+
+    Args:
+        application: The application's name.
+        points: Its stages; one alone hands over nothing.
+
+    Raises:
+        CompileError: One reads a tensor that each run of another puts into an attribute.
+    """
+    if len(points) < 2:
+        return
+    with default_torch_state(), silenced():
+        handover = _find_handover(points)
+    if handover is not None:
+        giver, reader, attribute = handover
+        raise CompileError(
+            f"The stages of {application!r} cannot be compiled: each run of {giver!r} puts a tensor into "
+            f"{attribute!r}, and {reader!r} reads it there. A program keeps no state: it would read for ever what "
+            f"was there when it was compiled. Hand it over as an output and an input of the stages, or run them on "
+            f"'cpu'.",
+            application=application,
+            attribute=attribute,
+        )
+
+
+def _find_handover(points: EntryPoints) -> tuple[str, str, str] | None:
+    """Returns the stage that leaves a tensor, the one that reads it, and the path; None: there are none.
+
+    On copies that share what the stages share, and with everything that is bound outside of them put back.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    isolation = Isolation(mode)
+    try:
+        copies: Any = isolation.copy(torch.nn.ModuleList(module for module, _ in points.values()))
+    except Exception:
+        return None
+    leftovers = Leftovers(mode, isolation)
+    for module, _ in points.values():
+        leftovers.bindings.note(module.target)
+    runs = {
+        stage: functools.partial(_run_copy, copy, mode, inputs)
+        for (stage, (_, inputs)), copy in zip(points.items(), copies, strict=True)
+    }
+    handover = None
+    with contextlib.suppress(LeftBehindError), leftovers.watch(copies):
+        handover = contextvars.copy_context().run(_handover_of_copies, copies[0], mode, runs)
+    return handover
+
+
+def _run_copy(copy: Any, mode: FakeTensorMode, inputs: Sequence[torch.Tensor]) -> Any:
+    return copy(*(mode.from_tensor(value.clone()) for value in inputs))
+
+
+def _handover_of_copies(
+    copy: Any, mode: FakeTensorMode, runs: Mapping[str, Callable[[], Any]]
+) -> tuple[str, str, str] | None:
+    """Runs each stage before each other one, and looks whether the second reads what the first has put somewhere."""
+    with mode, torch.compiler.set_stance("force_eager"), contextlib.suppress(Exception):
+        # 1. All caches are filled: what a run puts somewhere from here on, it puts there each time.
+        for run in runs.values():
+            run()
+        for giver, reader in itertools.permutations(runs, 2):
+            before = _Snapshot(copy).marks
+            runs[giver]()
+            left = {
+                id(mark.value): path
+                for path, mark in _Snapshot(copy).marks.items()
+                if isinstance(mark, _Tensor) and _is_filled(before.get(path), mark)
+            }
+            # 2. What the other one reads of it would be a constant of its program. Tensors of the first run live until
+            #    then in their places, so that no identity is another's.
+            uses = _Uses()
+            with uses:
+                uses.read(runs[reader]())
+            attribute = next((path for key, path in left.items() if key in uses.identities), None)
+            if attribute is not None:
+                return giver, reader, attribute
+    return None
 
 
 def _find_state(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[str | None, bool]:

@@ -64,7 +64,8 @@ def input_shapes(program: Program, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
 def version_name(application: Application, program: Program, sizes: Sizes) -> str:
     """Returns the name of a version in messages: ``program 'enc' of stage 'enc' at n=8``."""
     at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    of = f" of stage {application.name!r}" if application.stage is not None else ""
+    stage = application.stage_of(program)
+    of = "" if stage is None else f" of stage {stage.name!r}"
     return f"program {program.name!r}{of}{f' at {at}' if at else ''}"
 
 

@@ -38,7 +38,7 @@ def program(name: str, inputs: dict[str, TensorSpec], outputs: dict[str, TensorS
 
 
 def application(stage: Stage | None, *programs: Program) -> Application:
-    return Application(stage.name if stage else programs[0].name, stage, programs)
+    return Application(stage.name if stage else programs[0].name, (stage,) if stage else (), programs)
 
 
 def stage(name: str, target: Any, **more: Any) -> Stage:

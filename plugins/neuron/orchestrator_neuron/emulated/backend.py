@@ -79,7 +79,7 @@ class EmulatedBackend(RankedBackend):
     def key(self, application: Application) -> str:
         """Returns the content key of an application."""
         versions = ("emulated", FORMAT, torch.__version__, orchestrator_neuron.__version__)
-        return application_key(application, self.settings(application.stage), versions)
+        return application_key(application, self.application_settings(application), versions)
 
     def warm_up(self) -> None:
         """Imports the modules that compiling needs, once for all the processes that do it."""
@@ -91,7 +91,7 @@ class EmulatedBackend(RankedBackend):
         Raises:
             CompileError: It cannot be compiled.
         """
-        compile_application(application, self.settings(application.stage), folder, type(self).COMPILER)
+        compile_application(application, self.application_settings(application), folder, type(self).COMPILER)
 
     def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
         """Loads an application with its weights; returns the callable of each program by name.
@@ -99,7 +99,7 @@ class EmulatedBackend(RankedBackend):
         Raises:
             CompileError: It does not fit the device, or its weights do not fit.
         """
-        return load_application(self.open_device, application, self.settings(application.stage), folder)
+        return load_application(self.open_device, application, self.application_settings(application), folder)
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Copies a host tensor to every rank; each counts."""

@@ -16,12 +16,17 @@ from orchestrator.program import Application, Program
 from orchestrator_neuron.emulated.first_run import FirstRun
 from orchestrator_neuron.emulated.manifest import ApplicationManifest, CompiledVersion, TensorMeta, write
 from orchestrator_neuron.emulated.trace import trace
-from orchestrator_neuron.module import ProgramModule, example_inputs, stage_module
+from orchestrator_neuron.module import (
+    ApplicationModule,
+    ProgramModule,
+    application_module,
+    entry_points,
+)
 from orchestrator_neuron.options import NeuronSettings
-from orchestrator_neuron.state import check_state
+from orchestrator_neuron.state import check_handover, check_state
 from orchestrator_neuron.versions import distinct_versions, version_name
 
-__all__ = ["compile_application", "planned_versions", "stage_on_host"]
+__all__ = ["compile_application", "module_on_host", "planned_versions"]
 
 Compiler = Callable[[bytes], bytes]
 
@@ -33,7 +38,7 @@ def compile_application(
 
     Args:
         application: The application.
-        settings: Those in force for its stage.
+        settings: Those in force for its stages.
         folder: Where it goes; the manifest is written last.
         compiler: A function that each exported program goes through.
 
@@ -42,25 +47,28 @@ def compile_application(
             not what the plan says.
     """
     versions = distinct_versions(application)
-    target, owner = stage_on_host(application, settings)
-    # 1. State shows in two runs, at any sizes: the first version answers for all. It also tells whether exporting
-    #    leaves tensors behind, which the next export would take for constants.
-    caches = False
-    if target is not None:
-        program, sizes = versions[0]
-        module = ProgramModule(target, owner, program, sizes)
-        where = f"The {version_name(application, program, sizes)}"
-        caches = check_state(where, application.name, module, example_inputs(program, sizes))
+    module = module_on_host(application, settings)
+    # 1. State shows in two runs, at any sizes: the first version of a stage answers for all. It also tells whether
+    #    exporting leaves tensors behind, which the next export would take for constants.
+    points = entry_points(application, module)
+    caches = [
+        check_state(f"The program {point[0].program.name!r} of stage {name!r}", name, *point)
+        for name, point in points.items()
+    ]
+    if any(caches):
+        check_handover(application.name, points)
     # 2. Each version is exported in a context of its own, and its file written at once: one is in memory at a time.
     compiled_versions = []
     for number, (program, sizes) in enumerate(versions):
         where = f"The {version_name(application, program, sizes)}"
-        module = ProgramModule(target, owner, program, sizes, checks_overflow=True)
+        target = module.target(application, program)
+        program_module = ProgramModule(target, module.owner, program, sizes, checks_overflow=True)
+        stage = program.stage or application.name
         # Following references takes a second, and most stages put nothing away.
-        cleanup = _without_leftovers(target, owner) if caches else contextlib.nullcontext()
-        with cleanup, FirstRun(where, application.name, owner):
+        cleanup = _without_leftovers(target, module.owner) if any(caches) else contextlib.nullcontext()
+        with cleanup, FirstRun(where, stage, module.owner):
             traced_program = contextvars.copy_context().run(
-                trace, where, application.name, module, program, sizes
+                trace, where, stage, program_module, program, sizes
             )
         (folder / _file_of(number)).write_bytes(compiler(traced_program.data))
         compiled_versions.append(
@@ -73,7 +81,7 @@ def compile_application(
             )
         )
     # 3. The manifest comes last: a folder that lacks it is no compiled application.
-    weights = {} if owner is None else _weight_metas(owner)
+    weights = {} if module.owner is None else _weight_metas(module.owner)
     write(ApplicationManifest(application.name, weights, tuple(compiled_versions)), folder)
 
 
@@ -108,16 +116,14 @@ def _file_of(number: int) -> str:
     return f"{number}.safetensors"
 
 
-def stage_on_host(
-    application: Application, settings: NeuronSettings
-) -> tuple[Callable[..., Any] | None, torch.nn.Module | None]:
-    """Returns a private copy of a stage's callable, in the dtype in force, and the module that owns its weights.
+def module_on_host(application: Application, settings: NeuronSettings) -> ApplicationModule:
+    """Returns private copies of what an application runs, in the dtype in force, and the module of its weights.
 
     Raises:
         CompileError: It cannot be built.
     """
     try:
-        return stage_module(application.stage, settings.torch_dtype, settings.checkpoint is not None)
+        return application_module(application, settings.torch_dtype, settings.checkpoint is not None)
     except CompileError:
         raise
     except Exception as error:

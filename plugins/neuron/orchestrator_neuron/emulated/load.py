@@ -11,7 +11,7 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.program import Application
 from orchestrator_neuron.checkpoint import load_weights, rank_weights
-from orchestrator_neuron.emulated.compile import planned_versions, stage_on_host
+from orchestrator_neuron.emulated.compile import module_on_host, planned_versions
 from orchestrator_neuron.emulated.device import Device
 from orchestrator_neuron.emulated.manifest import ApplicationManifest, TensorMeta, read
 from orchestrator_neuron.emulated.runtime import LoadedProgram, LoadedVersion, Weights, stage_route
@@ -34,7 +34,7 @@ def load_application(
     Args:
         device: An open device.
         application: The application.
-        settings: Those in force for its stage.
+        settings: Those in force for its stages.
         folder: The folder it was compiled into.
 
     Returns:
@@ -45,8 +45,7 @@ def load_application(
     """
     manifest = read(application.name, folder)
     _check_entries(application, manifest)
-    _, owner = stage_on_host(application, settings)
-    weights = load_weights(application.name, owner, settings)
+    weights = load_weights(application.name, module_on_host(application, settings).owner, settings)
     # All weights are compared and weighed on the host before one is on the device: a refusal leaves it as it was.
     rank_tensors = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
     for row in rank_tensors:

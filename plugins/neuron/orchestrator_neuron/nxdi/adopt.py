@@ -190,23 +190,18 @@ class AdoptedStage(NeuronWrapper):
         if not self.has_forward:
             wrapper.forward = lambda *values: wrapper._forward(*wrapper.convert_int64_to_int32(*values))
 
-    def stage_for_bucket(self, config: Any) -> Callable[[int], tuple[Any, torch.nn.Module]]:
+    def model_for_bucket(self, config: Any) -> Callable[[int], torch.nn.Module]:
         """Builds the user's model for tracing; NxD calls it inside its parallel state.
 
         Returns:
-            A function from bucket to the stage's callable and the module that owns its weights.
+            A function from bucket to the model of it.
 
         Raises:
             CompileError: The model keeps state on the device.
         """
         instance = self.instance(config)
         instance.load_module()
-
-        def at(bucket: int) -> tuple[Any, torch.nn.Module]:
-            module, _ = instance.get(bucket)
-            return module, module
-
-        return at
+        return lambda bucket: instance.get(bucket)[0]
 
     def program_wrapper(
         self, config: Any, tag: str, instance: Any, examples: Any, arguments: Any, to_host: bool

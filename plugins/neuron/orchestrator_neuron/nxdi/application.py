@@ -1,4 +1,4 @@
-"""Compiling and loading the programs of one stage as one NxD Inference application.
+"""Compiling and loading the programs of stages that share weights as one NxD Inference application.
 
 What is compiled lands in the artifact's folder as ``model.pt`` (programs for every combination of sizes) and
 ``neuron_config.json``; both may be moved. NxD's work folder, which it empties before each compile, is one for each
@@ -21,16 +21,16 @@ import torch
 
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
-from orchestrator.stage import Stage
 from orchestrator_neuron.checkpoint import load_weights
-from orchestrator_neuron.module import example_inputs, stage_module
+from orchestrator_neuron.module import ApplicationModule, application_module, entry_points, example_inputs
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.calls import ProgramCall
 from orchestrator_neuron.options import NeuronSettings
+from orchestrator_neuron.state import check_handover
 from orchestrator_neuron.versions import distinct_versions, versions_of
 
 if TYPE_CHECKING:
-    from orchestrator_neuron.nxdi.classes import StageForBucket, StageSource
+    from orchestrator_neuron.nxdi.classes import ModuleForBucket, ModuleSource
 
 __all__ = ["as_compile_error", "build_programs", "load_programs", "work_folder"]
 
@@ -38,15 +38,18 @@ WORK_DIR = "BASE_COMPILE_WORK_DIR"
 
 
 def build_programs(application: Application, folder: Path, settings: NeuronSettings) -> None:
-    """Compiles all programs of a stage into a folder.
+    """Compiles all programs of an application into a folder.
 
     Raises:
         CompileError: They cannot be compiled.
     """
     check_routes(application)
+    if len(application.stages) > 1 and adopted_stage(application) is None:
+        module = application_module(application, settings.torch_dtype, settings.checkpoint is not None)
+        check_handover(application.name, entry_points(application, module))
     with as_compile_error(application, "compiled"), work_folder(folder):
         nxdi_application = _stage_application(
-            application, folder, settings, _fresh_source(application.stage, settings)
+            application, folder, settings, _fresh_source(application, settings)
         )
         nxdi_application.compile(str(folder))
 
@@ -80,7 +83,7 @@ def version_examples(program: Program) -> list[tuple[torch.Tensor, ...]]:
 def load_programs(
     application: Application, folder: Path, settings: NeuronSettings
 ) -> dict[str, Callable[..., Any]]:
-    """Puts the weights of a stage on the device; returns the callable of each program.
+    """Puts the weights of an application on the device, once; returns the callable of each program.
 
     There is no warm-up: NxD Inference's runs ``forward``, which is not the ranked way, and writes into aliased state.
 
@@ -88,20 +91,19 @@ def load_programs(
         CompileError: Weights do not fit, or the device refuses.
     """
     # In a list, so that it can be let go of once its weights are on the device, while `source` still refers to it.
-    stage = application.stage
-    stage_copies = [stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)]
+    modules = [application_module(application, settings.torch_dtype, settings.checkpoint is not None)]
     # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
     # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
-    source: StageSource = lambda: lambda _: stage_copies[0]  # noqa: E731
-    if adopted_stage(stage) is not None:
-        source = _fresh_source(stage, settings)
-    weights = load_weights(stage.name if stage else application.name, stage_copies[0][1], settings)
+    source: ModuleSource = lambda: lambda _: modules[0]  # noqa: E731
+    if adopted_stage(application) is not None:
+        source = _fresh_source(application, settings)
+    weights = load_weights(application.name, modules[0].owner, settings)
     with as_compile_error(application, "loaded"):
         nxdi_application = _stage_application(application, folder, settings, source, is_traced=False)
         nxdi_application.use_weights(weights)
         nxdi_application.load(str(folder), skip_warmup=True)
         nxdi_application.forget()
-        stage_copies.clear()
+        modules.clear()
         pairs = zip(application.programs, nxdi_application.models, strict=True)
         ranks = settings.world_size
         return {
@@ -122,14 +124,14 @@ def _stage_application(
     application: Application,
     folder: Path,
     settings: NeuronSettings,
-    source: StageSource,
+    source: ModuleSource,
     is_traced: bool = True,
 ) -> Any:
-    """Makes NxD Inference's application of a stage; without example inputs where nothing is traced."""
+    """Makes NxD Inference's application; without example inputs where nothing is traced."""
     from orchestrator_neuron.nxdi.classes import StageApplication
 
     # Wrappers in the order of programs: whoever loads them pairs both by place.
-    user_stage = adopted_stage(application.stage)
+    user_stage = adopted_stage(application)
     config = _config(user_stage, settings)
     nxdi_application = StageApplication(folder, config, settings)
     for position, program in enumerate(application.programs):
@@ -146,7 +148,7 @@ def _wrapper(
     position: int,
     config: Any,
     settings: NeuronSettings,
-    source: StageSource,
+    source: ModuleSource,
     example_rows: list[tuple[torch.Tensor, ...]],
 ) -> Any:
     from orchestrator_neuron.nxdi.classes import ProgramInstance, ProgramWrapper
@@ -154,8 +156,8 @@ def _wrapper(
     # A user's own forward is kept where it fits the program, which then has the stage's own inputs and outputs; else
     # the program is called directly, with the user's compiler arguments if the plan has none.
     tag = tag_of(program, position)
-    instance = ProgramInstance(source, program, versions_of(program))
-    user_stage = adopted_stage(application.stage)
+    instance = ProgramInstance(source, application, program, versions_of(program))
+    user_stage = adopted_stage(application)
     arguments = compiler_arguments(settings)
     if user_stage is not None and user_stage.has_forward and _plain(application):
         return user_stage.program_wrapper(config, tag, instance, example_rows, arguments, program.to_host)
@@ -173,7 +175,7 @@ def _plain(application: Application) -> bool:
 
 
 def _config(user_stage: AdoptedStage | None, settings: NeuronSettings) -> Any:
-    """Returns a config of the stage's own; a user's object is copied, never written to."""
+    """Returns a config of the application's own; a user's object is copied, never written to."""
     from orchestrator_neuron.nxdi.classes import InferenceConfig, NeuronConfig
 
     if user_stage is None:
@@ -198,24 +200,34 @@ def _config(user_stage: AdoptedStage | None, settings: NeuronSettings) -> Any:
     return config
 
 
-def _fresh_source(stage: Stage | None, settings: NeuronSettings) -> StageSource:
-    """Returns the function that makes the stage anew each time it is traced."""
-    user_stage = adopted_stage(stage)
+def _fresh_source(application: Application, settings: NeuronSettings) -> ModuleSource:
+    """Returns the function that makes what an application runs anew each time it is traced."""
+    user_stage = adopted_stage(application)
     if user_stage is not None:
         config = _config(user_stage, settings)
-        return lambda: user_stage.stage_for_bucket(config)
+        return lambda: _of_user(application, user_stage.model_for_bucket(config))
 
-    def make() -> StageForBucket:
-        stage_copy = stage_module(stage, settings.torch_dtype, settings.checkpoint is not None)
-        return lambda _: stage_copy
+    def make() -> ModuleForBucket:
+        module = application_module(application, settings.torch_dtype, settings.checkpoint is not None)
+        return lambda _: module
 
     return make
 
 
-def adopted_stage(stage: Stage | None) -> AdoptedStage | None:
-    """Returns the wrapper of a stage that a user wrote for NxD Inference, if it is one."""
-    wrapper = stage.wrapper if stage is not None else None
-    return wrapper if isinstance(wrapper, AdoptedStage) else None
+def _of_user(application: Application, module_at: Callable[[int], torch.nn.Module]) -> ModuleForBucket:
+    """The model of a user's wrapper, which every stage of its application runs."""
+
+    def at(bucket: int) -> ApplicationModule:
+        module = module_at(bucket)
+        return ApplicationModule({stage.name: module for stage in application.stages}, module)
+
+    return at
+
+
+def adopted_stage(application: Application) -> AdoptedStage | None:
+    """Returns the wrapper that a user wrote for NxD Inference, if the stages of an application are of one."""
+    wrappers = [stage.wrapper for stage in application.stages]
+    return next((wrapper for wrapper in wrappers if isinstance(wrapper, AdoptedStage)), None)
 
 
 def compiler_arguments(settings: NeuronSettings) -> str | None:

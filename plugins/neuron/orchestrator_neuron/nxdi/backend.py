@@ -22,6 +22,7 @@ from orchestrator.stage import Stage
 from orchestrator_neuron.content import application_key
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
+from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
 from orchestrator_neuron.nxdi.user_application import build_own, load_own
 from orchestrator_neuron.ranked import RankedValue
@@ -64,31 +65,37 @@ class NxdiBackend(RankedBackend):
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether it is not a user's whole application, which compiles itself."""
-        user_stage = adopted_stage(stage)
-        return user_stage is None or user_stage.application is None
+        wrapper = stage.wrapper
+        return not isinstance(wrapper, AdoptedStage) or wrapper.application is None
+
+    def can_join(self, one: Stage, other: Stage) -> bool:
+        """Tells whether two stages can be of one application; of a user's wrapper only those of the same one."""
+        wrappers = [stage.wrapper for stage in (one, other) if isinstance(stage.wrapper, AdoptedStage)]
+        nxdi_wrappers = {id(wrapper.nxdi_wrapper) for wrapper in wrappers}
+        return len(wrappers) in (0, 2) and len(nxdi_wrappers) < 2 and super().can_join(one, other)
 
     def key(self, application: Application) -> str:
         """Returns the content key of an application; see :meth:`CompilingBackend.key`."""
         versions = ("neuron", torch.__version__, orchestrator_neuron.__version__, packages.versions())
-        return application_key(application, self.settings(application.stage), versions)
+        return application_key(application, self.application_settings(application), versions)
 
     def build(self, application: Application, folder: Path) -> None:
         """Compiles an application into a folder; see :meth:`CompilingBackend.build`."""
         packages.require()
-        user_stage = adopted_stage(application.stage)
+        user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
             build_own(application, user_stage, folder)
         else:
-            build_programs(application, folder, self.settings(application.stage))
+            build_programs(application, folder, self.application_settings(application))
 
     def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
         """Loads an application with its weights; see :meth:`CompilingBackend.load_application`."""
         packages.require()
         self._check_world()
-        user_stage = adopted_stage(application.stage)
+        user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
             return load_own(application, user_stage, folder)
-        return load_programs(application, folder, self.settings(application.stage))
+        return load_programs(application, folder, self.application_settings(application))
 
     def _check_world(self) -> None:
         ranks = self.capabilities.ranks

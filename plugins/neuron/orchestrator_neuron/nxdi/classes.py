@@ -1,7 +1,8 @@
 """NxD Inference's base classes, filled in for programs. Importing this module imports NxD Inference.
 
-For each stage there is one :class:`StageApplication`: one set of weights, one compile folder. It holds a wrapper for
-each program, and each wrapper is traced through a :class:`ProgramInstance` at every combination of sizes.
+For all stages that share weights there is one :class:`StageApplication`: one set of weights, one compile folder. It
+holds a wrapper for each program, and each wrapper is traced through a :class:`ProgramInstance` at every combination of
+sizes.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from neuronx_distributed_inference.models.model_wrapper import (  # type: ignore
 )
 
 from orchestrator.errors import CompileError
-from orchestrator.program import Program
+from orchestrator.program import Application, Program
 from orchestrator_neuron.checkpoint import rank_weights
-from orchestrator_neuron.module import PREFIX, ProgramModule, example_inputs
+from orchestrator_neuron.module import PREFIX, ApplicationModule, ProgramModule, example_inputs
 from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.state import check_state
 
@@ -35,41 +36,46 @@ __all__ = [
     "EncoderModelInstance",
     "InferenceConfig",
     "ModelWrapper",
+    "ModuleForBucket",
+    "ModuleSource",
     "NeuronApplicationBase",
     "NeuronConfig",
     "ProgramInstance",
     "ProgramWrapper",
     "StageApplication",
-    "StageCopy",
-    "StageForBucket",
-    "StageSource",
     "StatelessInstance",
 ]
 
-#: A stage's callable, and the module that owns its weights.
-StageCopy: TypeAlias = tuple[Callable[..., Any] | None, torch.nn.Module | None]
-#: From bucket to its copy.
-StageForBucket: TypeAlias = Callable[[int], StageCopy]
+#: From bucket to what an application runs.
+ModuleForBucket: TypeAlias = Callable[[int], ApplicationModule]
 #: Makes it anew: NxD throws weights away once it has traced a program of one bucket.
-StageSource: TypeAlias = Callable[[], StageForBucket]
+ModuleSource: TypeAlias = Callable[[], ModuleForBucket]
 
 
 class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
     """Hands NxD the module of one program, another for each combination of sizes, over the same weights.
 
     Args:
-        source: Makes the stage anew.
+        source: Makes what the application runs anew.
+        application: The application.
         program: The program.
         sizes: Its combinations of sizes, in the order of the example inputs.
     """
 
-    def __init__(self, source: StageSource, program: Program, sizes: Sequence[Mapping[str, int]]) -> None:
-        self._source, self._program, self._sizes = source, program, tuple(sizes)
-        self._stage_for_bucket: StageForBucket | None = None
+    def __init__(
+        self,
+        source: ModuleSource,
+        application: Application,
+        program: Program,
+        sizes: Sequence[Mapping[str, int]],
+    ) -> None:
+        self._source, self._application = source, application
+        self._program, self._sizes = program, tuple(sizes)
+        self._module_for_bucket: ModuleForBucket | None = None
 
     def load_module(self) -> None:
-        """Builds the stage; NxD calls it inside its parallel state."""
-        self._stage_for_bucket = self._source()
+        """Builds what the application runs; NxD calls it inside its parallel state."""
+        self._module_for_bucket = self._source()
 
     def get(self, bucket_rank: int, **_: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
         """Returns the module of one combination of sizes; it has no aliased state.
@@ -77,10 +83,10 @@ class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
         Raises:
             CompileError: It keeps state of its own.
         """
-        stage_for_bucket = self._stage_for_bucket or self._source()
-        target, owner = stage_for_bucket(bucket_rank)
+        application_module = (self._module_for_bucket or self._source())(bucket_rank)
         program, sizes = self._program, self._sizes[bucket_rank]
-        module = ProgramModule(target, owner, program, sizes).eval()
+        target = application_module.target(self._application, program)
+        module = ProgramModule(target, application_module.owner, program, sizes).eval()
         if bucket_rank == 0 and target is not None:
             where = f"The program {program.name!r}"
             check_state(where, program.name, module, example_inputs(program, sizes))
@@ -169,12 +175,12 @@ class ProgramWrapper(ModelWrapper):  # type: ignore[misc]
 
 
 class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
-    """NxD Inference's application of one stage.
+    """NxD Inference's application of stages that share weights.
 
     Args:
         folder: Where it is compiled to or loaded from.
         config: The application's config.
-        settings: Those in force for the stage.
+        settings: Those in force for the stages.
     """
 
     def __init__(self, folder: str | os.PathLike[str], config: Any, settings: NeuronSettings) -> None:
