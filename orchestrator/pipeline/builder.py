@@ -167,7 +167,7 @@ class Pipeline:
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name
                 )
         # A pipeline of calls alone is laid out when the graph is asked for; one with loops and branches is copied now.
-        part = self._builder.import_part(name, inner._builder, device)
+        part = self._builder.import_sub_pipeline(name, inner._builder, device)
         if part is not None:
             return SubPipelineHandle(self._builder, name, part)
         return SubPipelineHandle(

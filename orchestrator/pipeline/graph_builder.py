@@ -10,7 +10,14 @@ import torch
 
 from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import Call, Edge, Graph, Loop, NodeKey
-from orchestrator.pipeline.parts import Body, FlatGraph, Part, PartCall, Source, Statement
+from orchestrator.pipeline.sub_pipelines import (
+    Body,
+    FlatGraph,
+    Source,
+    Statement,
+    SubPipeline,
+    SubPipelineCall,
+)
 from orchestrator.specs import PortSpec, TensorSpec, check_name
 from orchestrator.stage import Stage
 
@@ -117,14 +124,14 @@ class GraphBuilder:
         self._constant_count = 0
         # Calls, calls of parts and edges, in order; stages and parts, in order.
         self._statements: list[Statement] = []
-        self._members: list[str | Part] = []
+        self._members: list[str | SubPipeline] = []
         self._loops: list[Loop] = []
         self._outputs: dict[str, Value] = {}
         # How often each stage is called, or loop added. A stage that is missing here was never called.
         self._counts: dict[str, int] = {}
         # Names of inlined pipelines and bodies that brought stages along: "sub" for the stage "sub/enc".
         self._prefixes: set[str] = set()
-        self._part_stages: dict[str, Stage] = {}
+        self._inlined_stages: dict[str, Stage] = {}
         self._call_count = 0
         # The frozen graph, and what another pipeline takes for a part, until something is added.
         self._graph: Graph | None = None
@@ -138,11 +145,11 @@ class GraphBuilder:
     @property
     def stage_count(self) -> int:
         """Number of stages so far."""
-        return len(self.stages) + sum(part.body.stage_count for part in self._parts)
+        return len(self.stages) + sum(part.body.stage_count for part in self._sub_pipelines)
 
     @property
-    def _parts(self) -> list[Part]:
-        return [member for member in self._members if isinstance(member, Part)]
+    def _sub_pipelines(self) -> list[SubPipeline]:
+        return [member for member in self._members if isinstance(member, SubPipeline)]
 
     def freeze(self) -> Graph:
         """Returns the graph so far, checked and frozen; the same one until something is added.
@@ -159,7 +166,7 @@ class GraphBuilder:
                     stage=idle,
                     pipeline=self.name,
                 )
-            flat = FlatGraph(self._statements, self._constants, self._part_stages)
+            flat = FlatGraph(self._statements, self._constants, self._inlined_stages)
             self._graph = Graph(
                 self.name,
                 self._inputs,
@@ -260,7 +267,9 @@ class GraphBuilder:
             self._prefixes.add(name)
         return graph
 
-    def import_part(self, name: str, inner: GraphBuilder, device: str | torch.device | None) -> Part | None:
+    def import_sub_pipeline(
+        self, name: str, inner: GraphBuilder, device: str | torch.device | None
+    ) -> SubPipeline | None:
         """Takes another pipeline for a part, where it can be one; None: its stages have to be imported.
 
         Args:
@@ -276,7 +285,7 @@ class GraphBuilder:
         if body is None:
             return None
         self._forget()
-        part = Part(name, body, None if device is None else str(device))
+        part = SubPipeline(name, body, None if device is None else str(device))
         self._members.append(part)
         if body.stage_count:
             self._prefixes.add(name)
@@ -319,7 +328,7 @@ class GraphBuilder:
         for statement in self._statements:
             if isinstance(statement, Call):
                 return statement.stage.name
-            if isinstance(statement, PartCall) and statement.body.first_stage:
+            if isinstance(statement, SubPipelineCall) and statement.body.first_stage:
                 return f"{statement.name}/{statement.body.first_stage}"
         return ""
 
@@ -377,7 +386,7 @@ class GraphBuilder:
             self.add_edge(value, NodeKey("call", call), port)
         return call
 
-    def add_part_call(self, part: Part, arguments: Mapping[str, Value]) -> dict[str, Value]:
+    def add_sub_pipeline_call(self, part: SubPipeline, arguments: Mapping[str, Value]) -> dict[str, Value]:
         """Adds one call of a part, and returns its outputs by name."""
         self._forget()
         is_first = part.constant_base is None

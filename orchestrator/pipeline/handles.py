@@ -8,7 +8,7 @@ from orchestrator.errors import GraphError, nearest
 from orchestrator.graph import Graph, NodeKey
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
-from orchestrator.pipeline.parts import Part
+from orchestrator.pipeline.sub_pipelines import SubPipeline
 from orchestrator.stage import Stage
 
 __all__ = ["StageHandle", "SubPipelineHandle", "feed_ports"]
@@ -92,11 +92,11 @@ class StageHandle:
 class SubPipelineHandle:
     """A pipeline used as a stage of another; calling it inlines its calls under ``name/``."""
 
-    def __init__(self, pipeline: GraphBuilder, name: str, inner: Graph | Part) -> None:
+    def __init__(self, pipeline: GraphBuilder, name: str, inner: Graph | SubPipeline) -> None:
         self._pipeline = pipeline
         self.name = name
         self._inner = inner
-        self._body = inner.body if isinstance(inner, Part) else inner
+        self._body = inner.body if isinstance(inner, SubPipeline) else inner
         self._constants: dict[str, Value] = {}
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Value:
@@ -105,8 +105,8 @@ class SubPipelineHandle:
         values = feed_ports(self._pipeline, self.name, list(inputs), optional, args, kwargs)
         arguments = {port: with_constraint(value, inputs[port]) for port, value in values.items()}
         match self._inner:
-            case Part() as part:
-                results = self._pipeline.add_part_call(part, arguments)
+            case SubPipeline() as part:
+                results = self._pipeline.add_sub_pipeline_call(part, arguments)
             case Graph() as graph:
                 results = copy_calls(self._pipeline, self.name, graph, arguments, self._constants)
         return Values.or_one(results)

@@ -19,7 +19,7 @@ from orchestrator.graph import Call, Edge, NodeKey
 from orchestrator.specs import PortSpec, TensorSpec
 from orchestrator.stage import Stage
 
-__all__ = ["Body", "FlatGraph", "Part", "PartCall", "Source", "Statement"]
+__all__ = ["Body", "FlatGraph", "Source", "Statement", "SubPipeline", "SubPipelineCall"]
 
 
 class Source(NamedTuple):
@@ -64,7 +64,7 @@ class Body:
 
 
 @dataclass(eq=False, repr=False)
-class Part:
+class SubPipeline:
     """A pipeline in another, under construction.
 
     Attributes:
@@ -83,7 +83,7 @@ class Part:
 
     def call(
         self, arguments: Mapping[str, Source], constant_count: int
-    ) -> tuple[PartCall, dict[str, Source]]:
+    ) -> tuple[SubPipelineCall, dict[str, Source]]:
         """Says that it is called.
 
         Args:
@@ -100,7 +100,7 @@ class Part:
             name: self._result(source, count, arguments)
             for name, (source, count) in self.body.outputs.items()
         }
-        call = PartCall(self.name, self.body, self.device, self.constant_base, arguments, results)
+        call = SubPipelineCall(self.name, self.body, self.device, self.constant_base, arguments, results)
         self.call_count += 1
         return call, results
 
@@ -118,7 +118,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PartCall:
+class SubPipelineCall:
     """One call of a part.
 
     Attributes:
@@ -138,7 +138,7 @@ class PartCall:
     results: Mapping[str, Source]
 
 
-Statement: TypeAlias = "Call | Edge | PartCall"
+Statement: TypeAlias = "Call | Edge | SubPipelineCall"
 
 
 @dataclass(eq=False, repr=False)
@@ -160,7 +160,7 @@ class _Frame:
     device: str | None = None
     constant_base: int = 0
     inputs: Mapping[str, Source] = field(default_factory=dict)
-    call: PartCall | None = None
+    call: SubPipelineCall | None = None
     names: dict[str, str] = field(default_factory=dict)
 
     def flat(self, source: Source) -> Source:
@@ -211,7 +211,7 @@ class FlatGraph:
                     self._add_call(frame, call)
                 case Edge() as edge:
                     self._add_edge(frame, edge)
-                case PartCall() as part_call:
+                case SubPipelineCall() as part_call:
                     frames.append(self._enter(frame, part_call))
                 case None:
                     frames.pop()
@@ -239,7 +239,7 @@ class FlatGraph:
             target = NodeKey("call", frame.names[edge.target.name])
             self.edges.append(Edge(source.node, source.port, target, edge.target_port, source.constraints))
 
-    def _enter(self, frame: _Frame, call: PartCall) -> _Frame:
+    def _enter(self, frame: _Frame, call: SubPipelineCall) -> _Frame:
         """The frame of a part that is called, with its constants in the graph."""
         base = frame.constant_base + call.constant_base
         self._constants |= {base + number: value for number, value in call.body.constants.items()}
