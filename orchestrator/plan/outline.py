@@ -112,7 +112,13 @@ class LoopDescriber:
         lines = [f"{step.noun} {step.name!r}: {'; '.join(_facts(self._plan, step, self._run))}"]
         if any(not group.host_memory for group in self._plan.groups):
             once, each, never = self._crossings(step)
-            per = {"loop": "in each iteration", "map": "for each batch", "branch": "if it runs"}[step.noun]
+            match step:
+                case LoopStep():
+                    per = "in each iteration"
+                case MapStep():
+                    per = "for each batch"
+                case _:
+                    per = "if it runs"
             carried = f"; {show_bytes(never)} stays on the device from one to the next" if never else ""
             lines.append(f"  over the link: {show_bytes(once)} once, {show_bytes(each)} {per}{carried}")
         return lines
@@ -130,10 +136,11 @@ class LoopDescriber:
                     todo += adapter.inputs
         once = self._counter.steps(tuple(before.values()), self._run)
         # Carries that live on the device would have to cross it in each iteration if the host ran the loop.
-        carries = [self._plan.values[carry.argument] for carry in step.carries] if step.noun == "loop" else []
+        carries = step.carries if isinstance(step, LoopStep) else ()
+        values = [self._plan.values[carry.argument] for carry in carries]
         never = sum(
             value.spec.nbytes(self._run.bucket)
-            for value in carries
+            for value in values
             if isinstance(value.spec, TensorSpec) and value.memory in self._linked
         )
         return once.upload_bytes + once.download_bytes, inner.upload_bytes + inner.download_bytes, never

@@ -12,6 +12,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,9 +44,11 @@ def note_proof(plan: Plan, subject: str | None) -> None:
     """
     if subject is None:
         return
+    # Its loader holds the pipeline, and with it all weights: the data alone is remembered.
+    proof = (subject, replace(plan, loader=None))
     with _LOCK:
-        if (subject, plan) not in _PROOFS:
-            _PROOFS.append((subject, plan))
+        if proof not in _PROOFS:
+            _PROOFS.append(proof)
 
 
 def is_proven(plan: Plan, subject: Callable[[], str | None]) -> bool:

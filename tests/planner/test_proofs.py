@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -164,6 +166,18 @@ def test_weights_that_stages_no_longer_share_take_their_own_memory(runs):
     runs.clear()
     refuses(PlanError, "memory", lambda: twice(shared, shared).bind(plan, memory=60))
     assert not runs
+
+
+def test_a_plan_that_is_remembered_holds_no_model(runs):
+    module = nn.Linear(3, 3)
+    plan = pipeline(module).plan()
+    proofs._PROOFS.clear()
+    pipeline(module).bind(plan)
+    assert len(proofs._PROOFS) == 1
+    reference = weakref.ref(module)
+    del module, plan
+    gc.collect()
+    assert reference() is None
 
 
 def test_only_so_many_plans_are_remembered(runs):
