@@ -26,6 +26,9 @@ from tests.slow import is_slow, slow_tests
 #: Processor seconds that a test may take without the marker ``slow``.
 LIMIT_SECONDS = 5.0
 
+#: What `make test` and `make test-slow` select.
+QUICK, REST = "not slow", "slow or hypothesis"
+
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fixed")
 ENFORCED = "ORCHESTRATOR_TEST_LIMIT" in os.environ
 LENIENT = (HealthCheck.too_slow, HealthCheck.data_too_large)
@@ -51,10 +54,21 @@ def pytest_configure() -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves out files that are slow as a whole where no slow test is wanted: some import large libraries."""
-    if config.option.markexpr != "not slow" or not collection_path.is_relative_to(config.rootpath):
+    """Leaves out files that hold no wanted test, so that each worker reads and imports the others only.
+
+    Where no slow test is wanted those are the files that are slow as a whole; where only slow and random ones are,
+    the files without either.
+    """
+    expression = config.option.markexpr
+    if expression not in (QUICK, REST) or not collection_path.is_relative_to(config.rootpath):
         return None
-    return collection_path.relative_to(config.rootpath).as_posix() in slow_tests() or None
+    file = collection_path.relative_to(config.rootpath).as_posix()
+    if expression == QUICK:
+        return file in slow_tests() or None
+    if not collection_path.name.startswith("test_") or any(test.startswith(file) for test in slow_tests()):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return not any(word in text for word in ("hypothesis", "mark.slow")) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
