@@ -37,7 +37,7 @@ def planned(pipeline: Pipeline, draw: Any, **options: Any) -> Plan:
 
 
 @given(patterns(), st.data())
-@settings(**FIXED, max_examples=80)
+@settings(**FIXED, max_examples=48)
 def test_no_pattern_of_calls_reads_what_was_destroyed(pipeline: Pipeline, data: Any):
     plan = planned(pipeline, data.draw)
     assert is_safe(plan, pipeline)
@@ -46,13 +46,13 @@ def test_no_pattern_of_calls_reads_what_was_destroyed(pipeline: Pipeline, data: 
 
 
 @given(region_patterns(), st.data())
-@settings(**FIXED, max_examples=80)
+@settings(**FIXED, max_examples=48)
 def test_no_pattern_of_calls_in_regions_reads_what_was_destroyed(pipeline: Pipeline, data: Any):
     assert stale_reads(planned(pipeline, data.draw)) == []
 
 
 @given(patterns(), st.data())
-@settings(**FIXED, max_examples=80)
+@settings(**FIXED, max_examples=48)
 def test_the_replay_finds_what_the_pass_is_for(pipeline: Pipeline, data: Any):
     """Where nobody solves hazards, the replay is as strict as the device; where the plans agree, it finds none."""
     ignored, solved = (planned(pipeline, data.draw, hazards=wish) for wish in ("ignore", "solve"))
@@ -71,7 +71,7 @@ def watched(plan: Plan) -> Plan:
 
 
 @given(st.one_of(patterns(), region_patterns()), st.data())
-@settings(**FIXED, max_examples=120)
+@settings(**FIXED, max_examples=72)
 def test_verify_and_the_replay_agree(pipeline: Pipeline, data: Any):
     """They share no code; what one refuses the other finds, and nothing else."""
     plan = watched(planned(pipeline, data.draw, hazards="ignore"))
@@ -87,7 +87,7 @@ def test_verify_and_the_replay_agree(pipeline: Pipeline, data: Any):
 
 
 @given(patterns(), st.data())
-@settings(**FIXED, max_examples=60)
+@settings(**FIXED, max_examples=36)
 def test_verify_and_the_replay_agree_on_other_orders(pipeline: Pipeline, data: Any):
     plan = planned(pipeline, data.draw)
     at = data.draw(st.integers(0, len(plan.steps) - 1))
