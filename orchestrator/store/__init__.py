@@ -6,6 +6,7 @@
     entries        what it holds, and in which state
     cleaning       removing artifacts
     manifest       what a folder must hold to be an artifact
+    seals          files that are finished before all of an artifact is
     files          writing, hashing, moving away
     errors         errors of the file system, as a user can act on them
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator.store.files import remove, sync, write_if_changed
 from orchestrator.store.layout import StoreLayout
 from orchestrator.store.manifest import NAME, write_manifest
 from orchestrator.store.owners import check_private, make_private
+from orchestrator.store.seals import bring_sealed, has_seals, remove_seals
 
 __all__ = ["ArtifactStore", "CleanReport", "StoreEntry"]
 
@@ -74,12 +75,14 @@ class ArtifactStore:
 
         Args:
             key: The content key.
-            build: Fills an empty folder.
+            build: Fills a folder. It is empty, but for what an earlier build of this key has sealed (see
+                :mod:`orchestrator.store.seals`) before it was interrupted or killed.
             about: JSON-like data that says what it is, for a person.
 
         Raises:
             CompileError: The store cannot be written to, somebody else can write to it, or its disk is full.
-            Exception: Whatever ``build`` raises. In both cases nothing of the artifact is left.
+            Exception: Whatever ``build`` raises. In both cases nothing of the artifact is left, but what is sealed
+                where it was interrupted.
         """
         valid_place = self.find(key)
         if valid_place is not None:
@@ -124,20 +127,28 @@ class ArtifactStore:
         """Makes an artifact; the lock of its key is held."""
         place = self._layout.place(key)
         folder = self._layout.staging_path(place)
-        # 1. The place is free and the new folder is ours alone.
+        # 1. The place is free and the new folder is ours alone; what earlier builds have sealed is in it.
         with as_compile_error(what, self.path, key=key):
-            self._make_way(key, place)
+            stale_builds = self._layout.stale_builds(key)
             make_private(folder)
+            bring_sealed(stale_builds, folder)
+            self._make_way(place, stale_builds)
+        is_interrupted = False
         try:
             # 2. What the builder raises is its own error, not one of the store.
             self._fill(folder, build, what, key)
             # 3. The manifest is written last and the folder renamed after it: whoever sees the place sees all of it.
             with as_compile_error(what, self.path, key=key):
+                remove_seals(folder)
                 write_manifest(folder, key, about)
                 folder.replace(place)
                 sync(place.parent)
+        except BaseException as error:
+            is_interrupted = not isinstance(error, Exception)
+            raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not (is_interrupted and has_seals(folder)):
+                shutil.rmtree(folder, ignore_errors=True)
         return place
 
     def _fill(self, folder: Path, build: Callable[[Path], object], what: str, key: str) -> None:
@@ -149,9 +160,9 @@ class ArtifactStore:
                 raise disk_full_error(what, error, self.path, key=key) from error
             raise
 
-    def _make_way(self, key: str, place: Path) -> None:
-        """Removes what is not valid, and what builds of this key left that did not end."""
+    def _make_way(self, place: Path, stale_builds: Iterable[Path]) -> None:
+        """Removes what is not valid, and what builds left that did not end."""
         if place.exists():
             remove(place, self._layout.staging_path(place))
-        for stale_build in self._layout.stale_builds(key):
+        for stale_build in stale_builds:
             shutil.rmtree(stale_build, ignore_errors=True)

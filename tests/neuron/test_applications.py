@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 from orchestrator import CompileError, Pipeline
 from orchestrator.store import ArtifactStore
 from orchestrator_neuron.emulated import load as emulated_load
+from orchestrator_neuron.emulated.backend import EmulatedBackend
 from tests.kit import linear, refuses, spec
 from tests.planner.test_applications import EMULATED, Holder, Made, Speaker, Tied, new, size_of, speaker, two
 
@@ -187,3 +191,34 @@ def test_a_bucketed_entry_point_is_compiled_for_each_bucket(tmp_path: Path):
             prompt = torch.randn(size, 4)
             reference = model.prefill(model.prefill(prompt))
             torch.testing.assert_close(session(prompt=prompt)["y"], reference)
+
+
+def test_a_compile_that_is_killed_goes_on_with_the_next_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    log = tmp_path / "log"
+
+    def compiler(data: bytes) -> bytes:
+        with log.open("a") as file:
+            file.write(f"{hashlib.sha256(data).hexdigest()}\n")
+        if len(log.read_text().splitlines()) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+    monkeypatch.setattr(EmulatedBackend, "COMPILER", staticmethod(compiler))
+    model, store = Speaker(), tmp_path / "store"
+    plan = speaker(model).plan(EMULATED)
+    assert len(plan.programs) == 3
+    refuses(CompileError, ("killed", "'prefill + talk/decode'"), lambda: plan.compile(store))
+    assert ArtifactStore(store).entries() == ()
+    compiled = plan.compile(store)
+    *first, again, last = log.read_text().splitlines()
+    assert len(first) == 2
+    assert again == last
+    (entry,) = ArtifactStore(store).entries()
+    assert not ArtifactStore(store).verify()
+    assert not list(store.glob("artifacts/*/??/.*"))
+    assert not list(entry.path.glob(".*"))
+    prompt = torch.randn(1, 4)
+    with compiled.load() as session:
+        torch.testing.assert_close(session(prompt=prompt)["totals"], talk(model, prompt))

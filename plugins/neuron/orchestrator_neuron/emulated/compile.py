@@ -13,9 +13,10 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.isolation import LeftBehindError, Leftovers
 from orchestrator.program import Application, Program
+from orchestrator.store.seals import seal, sealed_content
 from orchestrator_neuron.emulated.first_run import FirstRun
 from orchestrator_neuron.emulated.manifest import ApplicationManifest, CompiledVersion, TensorMeta, write
-from orchestrator_neuron.emulated.trace import trace
+from orchestrator_neuron.emulated.trace import TracedProgram, trace
 from orchestrator_neuron.module import (
     ApplicationModule,
     ProgramModule,
@@ -24,7 +25,7 @@ from orchestrator_neuron.module import (
 )
 from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.state import check_handover, check_state
-from orchestrator_neuron.versions import distinct_versions, version_name
+from orchestrator_neuron.versions import Sizes, distinct_versions, version_name
 
 __all__ = ["compile_application", "module_on_host", "planned_versions"]
 
@@ -57,32 +58,38 @@ def compile_application(
     ]
     if any(caches):
         check_handover(application.name, points)
-    # 2. Each version is exported in a context of its own, and its file written at once: one is in memory at a time.
+    # 2. Each version is exported in a context of its own, and its file written and sealed at once: one is in memory at
+    #    a time, and a build that was cut short goes on after the last one.
     compiled_versions = []
     for number, (program, sizes) in enumerate(versions):
-        where = f"The {version_name(application, program, sizes)}"
-        target = module.target(application, program)
-        program_module = ProgramModule(target, module.owner, program, sizes, checks_overflow=True)
-        stage = program.stage or application.name
-        # Following references takes a second, and most stages put nothing away.
-        cleanup = _without_leftovers(target, module.owner) if any(caches) else contextlib.nullcontext()
-        with cleanup, FirstRun(where, stage, module.owner):
-            traced_program = contextvars.copy_context().run(
-                trace, where, stage, program_module, program, sizes
-            )
-        (folder / _file_of(number)).write_bytes(compiler(traced_program.data))
-        compiled_versions.append(
-            CompiledVersion(
-                program.name,
-                _file_of(number),
-                tuple(_input_metas(program, sizes)),
-                traced_program.outputs,
-                traced_program.constant_bytes,
-            )
-        )
+        path = folder / _file_of(number)
+        content = sealed_content(path)
+        if content is None:
+            # Following references takes a second, and most stages put nothing away.
+            target = module.target(application, program)
+            cleanup = _without_leftovers(target, module.owner) if any(caches) else contextlib.nullcontext()
+            with cleanup:
+                traced_program = _trace(application, module, program, sizes)
+            path.write_bytes(compiler(traced_program.data))
+            content = {"constant_bytes": traced_program.constant_bytes}
+            seal(path, content)
+        compiled_versions.append(_version(number, program, sizes, content["constant_bytes"]))
     # 3. The manifest comes last: a folder that lacks it is no compiled application.
     weights = {} if module.owner is None else _weight_metas(module.owner)
     write(ApplicationManifest(application.name, weights, tuple(compiled_versions)), folder)
+
+
+def _trace(
+    application: Application, module: ApplicationModule, program: Program, sizes: Sizes
+) -> TracedProgram:
+    """Exports one version in a context of its own."""
+    where = f"The {version_name(application, program, sizes)}"
+    stage = program.stage or application.name
+    program_module = ProgramModule(
+        module.target(application, program), module.owner, program, sizes, checks_overflow=True
+    )
+    with FirstRun(where, stage, module.owner):
+        return contextvars.copy_context().run(trace, where, stage, program_module, program, sizes)
 
 
 @contextlib.contextmanager
@@ -101,15 +108,16 @@ def planned_versions(application: Application) -> list[CompiledVersion]:
     Raises:
         CompileError: Two versions have equal shapes.
     """
-    return [
-        CompiledVersion(
-            program.name,
-            _file_of(number),
-            tuple(_input_metas(program, sizes)),
-            tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs),
-        )
-        for number, (program, sizes) in enumerate(distinct_versions(application))
-    ]
+    versions = enumerate(distinct_versions(application))
+    return [_version(number, program, sizes) for number, (program, sizes) in versions]
+
+
+def _version(number: int, program: Program, sizes: Sizes, constant_bytes: int = 0) -> CompiledVersion:
+    """A version of which tracing has made sure that it gives what the plan says."""
+    outputs = tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
+    return CompiledVersion(
+        program.name, _file_of(number), tuple(_input_metas(program, sizes)), outputs, constant_bytes
+    )
 
 
 def _file_of(number: int) -> str:

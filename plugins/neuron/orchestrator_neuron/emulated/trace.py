@@ -27,12 +27,10 @@ class TracedProgram:
 
     Attributes:
         data: Its graph and constants, as the content of a file; of its weights only the names.
-        outputs: Shape and dtype of each result.
         constant_bytes: Bytes of the tensors that were compiled in.
     """
 
     data: bytes
-    outputs: tuple[TensorMeta, ...]
     constant_bytes: int
 
 
@@ -59,8 +57,7 @@ def trace(
     # A refusal names the user's line, so the graph is checked first: comparing outputs and writing know operators only.
     check_static(where, stage, export.graph, lambda: _run_fake(module, program, sizes))
     check_draws(where, stage, export.graph_module)
-    outputs = _outputs(export)
-    _check_outputs(where, stage, outputs, program, sizes)
+    _check_outputs(where, stage, _outputs(export), program, sizes)
     try:
         data = dump(export)
     except UnstorableError as error:
@@ -69,7 +66,7 @@ def trace(
             f"host stage, pipeline.add(..., device='host', outputs={{...}}).",
             stage=stage,
         ) from error
-    return TracedProgram(data, outputs, _constant_bytes(export))
+    return TracedProgram(data, _constant_bytes(export))
 
 
 def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
