@@ -6,11 +6,12 @@
     slice                    cut to the consumer's fixed size, from the end
     cut                      undo a padding: named dims go back to the real size of the request
     cast                     change the dtype
+    clone                    copy within its memory, so that a stage may update the copy in place
 
 Where a device has no eager compute, an adapter has a *place*: it is folded into the ``producer`` or the ``consumer``
 when that is compiled, or is a ``program`` of its own. Elsewhere it has none: it is an op, or happens on the host.
 
-An adapter is data. :func:`apply` does a ``pad``, ``slice``, ``cut`` or ``cast`` with torch ops and serves
+An adapter is data. :func:`apply` does a ``pad``, ``slice``, ``cut``, ``cast`` or ``clone`` with torch ops and serves
 every backend with eager compute; moves belong to the backends.
 """
 
@@ -24,9 +25,9 @@ import torch
 
 from orchestrator.specs import AnyDim, Derived, Pad, TensorSpec, dtype_name, plain_dims, size_of
 
-__all__ = ["Adapter", "Kind", "Place", "apply", "check_cast", "pad_to", "part_of", "slice_to"]
+__all__ = ["CLONE", "Adapter", "Kind", "Place", "apply", "check_cast", "pad_to", "part_of", "slice_to"]
 
-Kind: TypeAlias = Literal["upload", "download", "copy", "gather", "pad", "slice", "cut", "cast"]
+Kind: TypeAlias = Literal["upload", "download", "copy", "gather", "pad", "slice", "cut", "cast", "clone"]
 Place: TypeAlias = Literal["", "producer", "consumer", "program"]
 
 MOVES = ("upload", "download", "copy", "gather")
@@ -72,6 +73,8 @@ class Adapter:
             return f"{self.kind} to {self.device}"
         if self.kind == "cast":
             return f"cast to {dtype_name(self.dtype)}" if self.dtype else "cast"
+        if self.kind == "clone":
+            return "clone"
         rule = "" if self.kind != "pad" else f" ({'exact fit only' if self.rule is None else self.rule})"
         return f"{self.kind} to [{', '.join(str(dim) for dim in self.dims)}]{rule}"
 
@@ -86,6 +89,10 @@ class Adapter:
             size if isinstance(dim, Derived) and not dim.is_proven(sizes) else size_of(dim, sizes)
             for dim, size in zip(self.dims, actual, strict=True)
         )
+
+
+#: The one adapter of its kind.
+CLONE = Adapter("clone")
 
 
 def pad_to(value: torch.Tensor, shape: tuple[int, ...], rule: Pad) -> torch.Tensor:
@@ -168,7 +175,7 @@ def check_cast(value: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def apply(adapter: Adapter, value: torch.Tensor, sizes: Mapping[str, int]) -> torch.Tensor:
-    """Does a ``pad``, ``slice``, ``cut`` or ``cast`` with torch ops.
+    """Does a ``pad``, ``slice``, ``cut``, ``cast`` or ``clone`` with torch ops.
 
     Args:
         adapter: What to do.
@@ -177,5 +184,7 @@ def apply(adapter: Adapter, value: torch.Tensor, sizes: Mapping[str, int]) -> to
     """
     if adapter.kind == "cast":
         return value.to(adapter.dtype)
+    if adapter.kind == "clone":
+        return value.clone()
     shape = adapter.shape(value.shape, sizes)
     return pad_to(value, shape, adapter.rule) if adapter.kind == "pad" else slice_to(value, shape)

@@ -77,6 +77,7 @@ class Program:
         route: Tells apart programs of an application that take inputs of the same shapes.
         to_host: Its one output is read on the host only.
         stage: Name of the stage that it runs; empty: the only one of its application, or adapters alone.
+        updates: Input ports that the stage writes into; the program hands it copies.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Program:
     route: int = 0
     to_host: bool = False
     stage: str = ""
+    updates: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[ProgramInput, ...]:

@@ -183,6 +183,7 @@ class Stage:
         device: Where the author put it, if anywhere.
         config: Options of the stage, for its backend.
         accepts: Options its registered factory knows, for messages.
+        aliases: Output ports that are an input port, updated: each with that input.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Stage:
     device: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     accepts: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
 
     @property
     def wrapper(self) -> ModelWrapper | None:
@@ -232,6 +234,7 @@ def make_stage(
     device: str | torch.device | None = None,
     inputs: Any = None,
     outputs: Any = None,
+    aliases: Any = None,
 ) -> Stage:
     """Turns a module, function or wrapper into a stage.
 
@@ -242,9 +245,11 @@ def make_stage(
         device: Where it runs; ``"host"``: plain Python.
         inputs: Names of the input ports, or names to specs.
         outputs: Names of the output ports, or names to specs.
+        aliases: Output ports that are an input port, updated: each with that input.
 
     Raises:
-        GraphError: It is not callable, its ports cannot be read from it, or a port is declared that it lacks.
+        GraphError: It is not callable, its ports cannot be read from it, or a port is declared that it lacks; or an
+            alias is none.
     """
     if isinstance(target, type) and issubclass(target, (torch.nn.Module, ModelWrapper)):
         raise GraphError(
@@ -275,7 +280,55 @@ def make_stage(
         host,
         None if host or device is None else str(device),
         dict(config or {}),
+        aliases=_alias_pairs(name, aliases, input_ports, output_ports, host),
     )
+
+
+def _alias_pairs(
+    name: str, aliases: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...], host: bool
+) -> tuple[tuple[str, str], ...]:
+    """Normalises ``aliases=``: output ports to input ports, each known and named once."""
+    if aliases is None:
+        return ()
+    if not isinstance(aliases, Mapping):
+        raise GraphError(
+            f"aliases of stage {name!r} is a dict of output port to the input port that it is, updated: "
+            f"aliases={{'past_next': 'past'}}; not {aliases!r}.",
+            stage=name,
+        )
+    if aliases and host:
+        raise GraphError(
+            f"Stage {name!r} is a host stage, which gets no input that it may write into; aliases= is for stages on "
+            f"a device.",
+            stage=name,
+        )
+    # Output ports that nobody declared are known only once the stage was tried; inference looks at those.
+    input_names, output_names = [port.name for port in inputs], [port.name for port in outputs]
+    outputs_by_input: dict[str, str] = {}
+    for output, port in aliases.items():
+        if output_names and output not in output_names:
+            raise GraphError(
+                f"aliases of stage {name!r} names the output {output!r}, which it does not have."
+                f"{nearest(str(output), output_names)}",
+                stage=name,
+                port=output,
+            )
+        if port not in input_names:
+            raise GraphError(
+                f"aliases of stage {name!r} says that {output!r} is the input {port!r}, which it does not have."
+                f"{nearest(str(port), input_names)}",
+                stage=name,
+                port=port,
+            )
+        if port in outputs_by_input:
+            raise GraphError(
+                f"aliases of stage {name!r} says of two outputs, {outputs_by_input[port]!r} and {output!r}, that they "
+                f"are the input {port!r}; one value is updated into one.",
+                stage=name,
+                port=port,
+            )
+        outputs_by_input[port] = output
+    return tuple((output, port) for port, output in outputs_by_input.items())
 
 
 def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:

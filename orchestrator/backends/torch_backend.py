@@ -159,7 +159,7 @@ class TorchBackend(EagerBackend):
 
     def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
         """Returns the eager op; a target that no name can change is worked out once."""
-        if adapter.kind != "cast" and not TensorSpec(adapter.dims).names:
+        if adapter.kind not in ("cast", "clone") and not TensorSpec(adapter.dims).names:
             shape = TensorSpec(adapter.dims).shape({})
             resolved_adapter = Adapter(adapter.kind, shape, adapter.rule)
             return lambda handle, _sizes: apply(resolved_adapter, handle, {})

@@ -87,6 +87,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         inputs: Ports = None,
         outputs: Ports = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> StageHandle | SubPipelineHandle: ...
     @overload
     def add(
@@ -98,6 +99,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         inputs: Ports = None,
         outputs: Ports = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> StageHandle: ...
     def add(
         self,
@@ -108,6 +110,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         inputs: Ports = None,
         outputs: Ports = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> StageHandle | SubPipelineHandle:
         """Adds a stage; nothing runs it until its handle is called.
 
@@ -118,6 +121,9 @@ class Pipeline:
             device: Where it runs; ``"host"``: plain Python on the host, which declares ``outputs``.
             inputs: Names of its input ports, or names to specs.
             outputs: Names of its output ports, or names to specs.
+            aliases: Output ports that *are* an input port, updated: ``{"past_next": "past"}``. The stage may write into
+                that input, and only there; what it gives under the name is that very tensor. Where somebody else still
+                needs the old value, the plan copies it before and says for whom.
 
         Returns:
             A handle. Calling it with values (or tensors and Python values, as constants), by position or port
@@ -125,7 +131,7 @@ class Pipeline:
             be that of a pipeline, too.
 
         Raises:
-            GraphError: The name is taken, or the stage or a port is none.
+            GraphError: The name is taken, or the stage, a port or an alias is none.
             PluginError: A registered name is unknown, or its plugin is broken.
         """
         self._builder.check_free("stage", name)
@@ -138,12 +144,14 @@ class Pipeline:
         if isinstance(stage, str):
             stage, factory_options, accepts = resolve_stage(self._manager(), stage, options)
         if isinstance(stage, Pipeline):
-            return self._inline(name, stage, options, device, inputs, outputs)
+            return self._inline(name, stage, options, device, inputs, outputs, aliases)
         if not isinstance(stage, ModelWrapper):
             stage = self._manager().adopt(stage)
         # What the factory of a registered stage did not take is for the backend.
         rest = {option: value for option, value in options.items() if option not in factory_options}
-        own = make_stage(name, stage, config=rest, device=device, inputs=inputs, outputs=outputs)
+        own = make_stage(
+            name, stage, config=rest, device=device, inputs=inputs, outputs=outputs, aliases=aliases
+        )
         own = replace(own, accepts=accepts)
         self._builder.add_stage(own)
         return StageHandle(self._builder, own)
@@ -159,9 +167,15 @@ class Pipeline:
         device: str | torch.device | None,
         inputs: Ports,
         outputs: Ports,
+        aliases: Mapping[str, str] | None,
     ) -> SubPipelineHandle:
         # A pipeline brings ports and options of its own along; only where its stages run is left to say.
-        for word, argument in (("config", options), ("inputs", inputs), ("outputs", outputs)):
+        for word, argument in (
+            ("config", options),
+            ("inputs", inputs),
+            ("outputs", outputs),
+            ("aliases", aliases),
+        ):
             if argument:
                 raise GraphError(
                     f"{word}= is for a stage, but {name!r} is a pipeline with its own.", stage=name

@@ -12,11 +12,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
-from orchestrator.adapter import MOVES, Adapter
+from orchestrator.adapter import CLONE, MOVES, Adapter
 from orchestrator.plan.chunks import SizeAssignment, chunk_sizes, combine
 from orchestrator.plan.programs import place_of
 from orchestrator.plan.records import DimPlan, PlanData, PlannedValue
-from orchestrator.plan.steps import HOST, AdaptStep, CallStep, LeafStep, Step, iter_steps
+from orchestrator.plan.steps import (
+    HOST,
+    AdaptStep,
+    BranchStep,
+    CallStep,
+    LeafStep,
+    LoopStep,
+    Step,
+    adapter_of,
+    iter_steps,
+)
+from orchestrator.plan.updated import updatable_inputs
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Part", "Parts", "split"]
@@ -118,8 +129,10 @@ def split(plan: PlanData, cut: frozenset[str]) -> Parts:
         reach.update(dict.fromkeys(step.outputs, dims))
         groups.setdefault(dims, []).append(step)
     aliases = {step.outputs[0]: step for step in plan.steps if place_of(step) == "consumer"}
-    for steps in groups.values():
+    values = list(plan.values)
+    for dims, steps in groups.items():
         _name_again(steps, aliases)
+        groups[dims] = _with_clones(plan, values, steps)
     # From here on a group reads nothing that is no input, its own, or given by a group of fewer dims.
     products = {dims: {index for step in steps for index in step.outputs} for dims, steps in groups.items()}
     outside = {
@@ -128,7 +141,6 @@ def split(plan: PlanData, cut: frozenset[str]) -> Parts:
     }
     read_outside = {index for _, index in plan.outputs}.union(*outside.values())
     # What another group reads is kept, as a copy where a later run would overwrite it.
-    values = list(plan.values)
     parts = []
     for dims in sorted(groups, key=len):
         gives = tuple(sorted(products[dims] & read_outside))
@@ -154,6 +166,51 @@ def _name_again(steps: list[Step], aliases: Mapping[int, Step]) -> None:
         if not lacking:
             return
         steps[:0] = [replace(lacking[0], frees=())]
+
+
+def _with_clones(plan: PlanData, values: list[PlannedValue], steps: Sequence[Step]) -> list[Step]:
+    """Gives every step of a part that may update a value in place a copy of it, for this run alone.
+
+    Chunks share what they do not cut, and parts run in another order than the plan's steps, so that its proof that
+    nobody needs the old value does not hold here.
+
+    Args:
+        plan: The plan.
+        values: Its values; added to.
+        steps: The steps of the part.
+    """
+    calls = {call.name: call for call in plan.calls}
+    makers = {index: step for step in steps for index in step.outputs}
+    result: list[Step] = []
+    for step in steps:
+        for index in updatable_inputs(calls, step):
+            value, adapter = values[index], adapter_of(makers.get(index, step))
+            is_own = index >= len(plan.inputs) and not value.constant and isinstance(value.spec, TensorSpec)
+            if is_own and (adapter is None or adapter.kind != "clone"):
+                values.append(replace(value, constant=False))
+                clone = len(values) - 1
+                result.append(AdaptStep((index,), (clone,), value.origin, CLONE, device=value.memory))
+                step = _with_input(step, index, clone)
+        result.append(step)
+    return result
+
+
+def _with_input(step: Step, index: int, other: int) -> Step:
+    """A step that reads another value where it updates one, and frees that one afterwards."""
+    inputs = tuple(other if item == index else item for item in step.inputs)
+    frees = (*step.frees, other)
+    match step:
+        case LoopStep():
+            carries = tuple(
+                replace(carry, initial=other) if carry.initial == index else carry for carry in step.carries
+            )
+            return replace(step, inputs=tuple(sorted({*step.inputs, other})), carries=carries, frees=frees)
+        case BranchStep():
+            slices = tuple(
+                replace(entry, whole=other) if entry.whole == index else entry for entry in step.slices
+            )
+            return replace(step, inputs=tuple(sorted({*step.inputs, other})), slices=slices, frees=frees)
+    return replace(step, inputs=inputs, frees=frees)
 
 
 class _Copier:

@@ -14,6 +14,7 @@ from orchestrator.plan.run_record import RunRecord
 from orchestrator.plan.steps import (
     AdaptStep,
     BranchStep,
+    CallStep,
     LeafStep,
     LoopStep,
     MapStep,
@@ -22,6 +23,7 @@ from orchestrator.plan.steps import (
     dead_initials,
     iter_steps,
 )
+from orchestrator.plan.updated import updates_of
 from orchestrator.specs import TensorSpec
 
 __all__ = ["ChunkPeaks", "Peaks"]
@@ -57,6 +59,8 @@ class Peaks:
             if (step.program and step.device in devices) or place_of(step) in ("producer", "consumer")
             for index in step.outputs
         }
+
+        self._calls = {call.name: call for call in plan.calls}
 
     def run(self, run: SizeAssignment) -> dict[str, int]:
         """Returns the peak of each device group at these sizes."""
@@ -128,8 +132,14 @@ class Peaks:
                 self._drop(index)
 
     def _output(self, step: LeafStep, index: int, run: SizeAssignment) -> None:
-        """A step's output shares an adapter's input's storage, or has its own."""
+        """A step's output shares an adapter's input's storage, or that of the input it is an update of; or its own."""
         source = self._at.get(step.inputs[0]) if step.inputs else None
+        match step:
+            case CallStep(name=name) if self._calls[name].aliases:
+                source = self._at.get(updates_of(self._calls[name], step).get(index, -1))
+                if source is not None:
+                    self._share(index, source)
+                    return
         if source is not None and self._is_view(step, index, run):
             self._share(index, source)
         else:

@@ -127,7 +127,9 @@ class PlannedCall:
             no strings; a port is called as its key reads), or ``at 0 2`` (a tuple that holds tensors there, and else
             what is no output).
         is_declared: Outputs rest on the author's word (host and opaque stages) and are checked at each call.
-        shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's.
+        shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's; those of
+            ``aliases`` do not count.
+        aliases: Outputs that are an input, updated in place: each with that input's port.
     """
 
     name: str
@@ -138,6 +140,7 @@ class PlannedCall:
     returns: str = "single"
     is_declared: bool = False
     shares: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,11 @@ def _program_inputs(plan: Plan) -> Iterator[tuple[CallStep, tuple[ProgramInput, 
 
 
 def _fits(edge: PlannedEdge) -> list[str]:
-    """The conversions of an edge besides moves; order and places may differ with the residency."""
-    conversions = (adapter for adapter in edge.adapters if adapter.kind not in MOVES)
+    """The conversions of an edge besides moves; order and places may differ with the residency.
+
+    So may what is copied before an update; that it is where it must be was proven by then.
+    """
+    conversions = (adapter for adapter in edge.adapters if adapter.kind not in (*MOVES, "clone"))
     return sorted(str(replace(adapter, place="")) for adapter in conversions)
 
 

@@ -89,6 +89,7 @@ class PlanContext:
         residencies: (residency) edge to residency and reason.
         values, steps, staging, edges, outputs: (adapt) as in the plan; steps are ordered by hazard.
         spills: (hazard) edges that must go over the host, with the reason.
+        clones: (updates) edges whose value is copied before it is updated in place, with the reason.
         programs: (hazard) programs of devices without eager compute.
         applications: (application) stages that share weights.
         weights: (application) bytes for each device.
@@ -120,6 +121,7 @@ class PlanContext:
     edges: tuple[PlannedEdge, ...] = ()
     outputs: tuple[tuple[str, int], ...] = ()
     spills: Mapping[Edge, str] = field(default_factory=dict)
+    clones: Mapping[Edge, str] = field(default_factory=dict)
     programs: tuple[PlannedProgram, ...] = ()
     applications: tuple[PlannedApplication, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from orchestrator.planner.schedule.locations import locate_edges
 from orchestrator.planner.schedule.padding import padding_notes
 from orchestrator.planner.schedule.regions import group_regions
 from orchestrator.planner.schedule.schedule import adapt
+from orchestrator.planner.updates import find_clones
 from orchestrator.planner.verify.steps import verify
 from orchestrator.specs import show_spec
 
@@ -72,12 +73,12 @@ def run_passes(context: PlanContext) -> Plan:
 
 
 def _schedule(context: PlanContext) -> PlanContext:
-    """Makes the steps; again with more edges over the host where no order of steps saves a value."""
+    """Makes the steps; again with more edges over the host, or copied, where no order of steps saves a value."""
     while True:
-        attempt = solve_hazards(adapt(decide_residency(locate_edges(context))))
-        if attempt.spills == context.spills:
+        attempt = find_clones(solve_hazards(adapt(decide_residency(locate_edges(context)))))
+        if (attempt.spills, attempt.clones) == (context.spills, context.clones):
             return attempt
-        context = replace(context, spills=attempt.spills)
+        context = replace(context, spills=attempt.spills, clones=attempt.clones)
 
 
 def _infer(context: PlanContext) -> PlanContext:

@@ -79,7 +79,7 @@ def subject_of(
         None where something has no content that can be read, as an open file has none.
     """
     stages = [
-        (stage.name, stage.device, stage.host, stage.accepts, descriptions.of(stage))
+        (stage.name, stage.device, stage.host, stage.accepts, stage.aliases, descriptions.of(stage))
         for stage in graph.stages.values()
     ]
     if any(description is None for *_, description in stages):

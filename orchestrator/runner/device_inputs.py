@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from orchestrator.adapter import Adapter
+from orchestrator.adapter import CLONE, Adapter
 from orchestrator.errors import InputError
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedValue
@@ -25,9 +26,11 @@ from orchestrator.plan.steps import (
     iter_steps,
     with_body,
 )
+from orchestrator.plan.updated import updatable_inputs
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.device_outputs import with_frees
 from orchestrator.runner.device_values import device_value_of
+from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec
 
 __all__ = ["check_buckets", "find_device_inputs", "with_device_inputs"]
@@ -133,7 +136,10 @@ def _with_device_input(plan: Plan, index: int, device: str) -> Plan:
     first, *others = _uploads(plan, index, device)
     form = plan.values[first.outputs[0]]
     same_form = [step for step in (first, *others) if _has_form(plan.values[step.outputs[0]], form)]
-    targets = {step.outputs[0]: index for step in same_form}
+    # What the plan updates in place is a copy: the input is the caller's.
+    clones = [replace(step, adapter=CLONE) for step in same_form if _is_updated(plan, step.outputs[0])]
+    cloned = {step.outputs[0] for step in clones}
+    targets = {step.outputs[0]: index for step in same_form if step.outputs[0] not in cloned}
     readers = [step for step in plan.steps if step not in same_form]
     # 2. Who reads the input itself, or what the host makes of it, reads a download; what nobody reads is not made.
     values = list(plan.values)
@@ -145,7 +151,7 @@ def _with_device_input(plan: Plan, index: int, device: str) -> Plan:
         downloads, host_index = _download(values, index, form, device)
     # 3. Names change at once, and lives are told anew: the input is the caller's, what the host holds dies here.
     names = {**targets, index: host_index}
-    new_steps = [*downloads, *(_rename(step, names) for step in steps)]
+    new_steps = [*downloads, *clones, *(_rename(step, names) for step in steps)]
     outputs = tuple((name, names.get(at, at)) for name, at in plan.outputs)
     on_host = (host_values - {index}) | set(range(len(plan.values), len(values)))
     caller_owned = {index} | on_host
@@ -158,6 +164,13 @@ def _with_device_input(plan: Plan, index: int, device: str) -> Plan:
     assert isinstance(form.spec, TensorSpec)
     inputs[index] = name, replace(spec, dtype=form.spec.dtype)
     return replace(plan, inputs=tuple(inputs), values=tuple(values), steps=tuple(new_steps), outputs=outputs)
+
+
+def _is_updated(plan: Plan, index: int) -> bool:
+    """Tells whether a step may update the memory of a value in place."""
+    calls = {call.name: call for call in plan.calls}
+    updates = {other for step in plan.steps for other in updatable_inputs(calls, step)}
+    return bool(updates) and any(map(partial(Sharing(plan).is_joined, index), updates))
 
 
 def _has_form(value: PlannedValue, form: PlannedValue) -> bool:

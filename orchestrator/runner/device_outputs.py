@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.adapter import Adapter
+from orchestrator.adapter import CLONE, Adapter
 from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedCall, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, RegionStep, Step, body_of, iter_steps, with_body
+from orchestrator.plan.updated import updatable_inputs
+from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import PortSpec, TensorSpec
 
 __all__ = ["keep_on_device", "with_frees"]
@@ -26,6 +29,8 @@ def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
     if copies:
         plan = _with_copies(plan, copies)
         names = [name for name in names if name not in copies]
+    # What is updated in place after its download is handed out as it was then.
+    plan = _with_clones(plan, {index for name, index in plan.outputs if name in names})
     # The others are handed out as they are before their download, which goes unless somebody else reads what it brings.
     before = {
         step.outputs[0]: step.inputs[0]
@@ -77,6 +82,40 @@ def with_frees(steps: Sequence[Step], indices: set[int]) -> tuple[Step, ...]:
         replace(step, frees=(*step.frees, *frees[at])) if at in frees else step
         for at, step in enumerate(steps)
     )
+
+
+def _with_clones(plan: Plan, indices: Collection[int]) -> Plan:
+    """Puts a copy on the device before downloads, where a later step updates what they read."""
+    calls = {call.name: call for call in plan.calls}
+    if not any(call.aliases for call in plan.calls):
+        return plan
+    values = list(plan.values)
+    steps = _cloning_steps(plan.steps, indices, calls, values, Sharing(plan))
+    return replace(plan, steps=steps, values=tuple(values))
+
+
+def _cloning_steps(
+    steps: Sequence[Step],
+    indices: Collection[int],
+    calls: Mapping[str, PlannedCall],
+    values: list[PlannedValue],
+    sharing: Sharing,
+) -> tuple[Step, ...]:
+    """Steps in which the downloads that give these values read a copy, where a later step updates what they read."""
+    result: list[Step] = []
+    for at, step in enumerate(steps):
+        match step:
+            case AdaptStep(inputs=(source,), outputs=(target,), adapter=adapter) if (
+                target in indices and adapter.kind == "download"
+            ):
+                later = {index for other in steps[at + 1 :] for index in updatable_inputs(calls, other)}
+                if any(sharing.is_joined(source, index) for index in later):
+                    values.append(values[source])
+                    clone = len(values) - 1
+                    result.append(replace(step, outputs=(clone,), adapter=CLONE))
+                    step = replace(step, inputs=(clone,), frees=())
+        result.append(with_body(step, _cloning_steps(body_of(step), indices, calls, values, sharing)))
+    return tuple(result)
 
 
 def _doers(steps: Iterable[Step]) -> Iterator[Step]:

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 
 from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import HOST, AdaptStep, BlockStep, CallStep, LoopLikeStep, MapStep, Step
+from orchestrator.plan.updated import updates_of
 from orchestrator.specs import TensorSpec
 
 __all__ = ["Sharing"]
 
 #: Adapters that make memory of their own.
-_COPYING = ("upload", "download", "gather", "cast")
+_COPYING = ("upload", "download", "gather", "cast", "clone")
 
 #: Types of Python values that nobody can write into.
 _CONSTANT = (bool, int, float, complex, str, bytes, type(None))
@@ -87,6 +88,10 @@ class Sharing:
         is_seen = self._is_in(root, self._external | self._host_outputs) or root in map(self._root, others)
         return self._is_tensor(index) and is_seen
 
+    def is_joined(self, index: int, other: int) -> bool:
+        """Tells whether two values may share memory, wherever it is."""
+        return self._root(index) == self._root(other)
+
     def _is_tensor(self, index: int) -> bool:
         value = self._plan.values[index]
         return value.memory == HOST and isinstance(value.spec, TensorSpec)
@@ -129,8 +134,12 @@ class Sharing:
 
     def _call(self, step: CallStep) -> None:
         call = self._calls[step.name]
+        # What is an input, updated, lies where that input lies, and is the stage's own as little as it is.
+        updates = updates_of(call, step)
+        for index, source in updates.items():
+            self._join((source, index))
         if call.is_declared:
-            self._host_outputs |= set(step.outputs)
+            self._host_outputs |= set(step.outputs) - updates.keys()
         elif call.shares:
             self._join((*step.inputs, *step.outputs))
             self._external |= set(step.outputs)

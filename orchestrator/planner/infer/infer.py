@@ -16,6 +16,7 @@ from orchestrator.errors import PlanError, nearest
 from orchestrator.graph import BranchLoop, Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.plan.records import PlannedCall
 from orchestrator.planner.context import EdgeSpec, PlanContext
+from orchestrator.planner.infer.aliases import check_aliases, check_provable, updates_in_place
 from orchestrator.planner.infer.bodies import enter_specs, exit_specs, find_item_dims, named_constant
 from orchestrator.planner.infer.checks import check_data_dependent, check_mode
 from orchestrator.planner.infer.derived import symbol_for
@@ -190,8 +191,9 @@ class _Inference:
         }
         input_ports, output_ports = (device_ports(self.context, name, ports) for ports in (inputs, outputs))
         shares_memory = name in self.shared_memory_calls
+        aliases = stage.aliases if updates_in_place(self.context, stage) else ()
         self.calls[name] = PlannedCall(
-            name, stage.name, device, input_ports, output_ports, returns, is_declared, shares_memory
+            name, stage.name, device, input_ports, output_ports, returns, is_declared, shares_memory, aliases
         )
 
     def _declared_spec(self, stage: Stage, port: str) -> PortSpec | None:
@@ -209,17 +211,20 @@ class _Inference:
     ) -> tuple[dict[str, PortSpec], str, bool]:
         """Ports to specs, how the stage hands them over, and whether they rest on its author's word."""
         if stage.host or stage.opaque:
+            check_provable(name, stage)
             return self._declared_outputs(name, stage)
         try:
             # Trials say more than a declaration, so a declaration stands alone only where the stage looks at contents;
             # capture is the last resort, since eager runs may then differ from it.
             return _infer_outputs(name, stage, self._samples(name, stage, specs))
         except DataDependentError as error:
-            if stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs):
+            is_complete = stage.outputs and all(isinstance(port.spec, TensorSpec) for port in stage.outputs)
+            if is_complete and not stage.aliases:
                 return self._declared_outputs(name, stage)
             outputs = self._capture_outputs(name, stage, specs)
             if outputs is not None:
                 return outputs
+            check_provable(name, stage)
             raise _cannot_tell(name, stage, error) from error
 
     def _capture_outputs(
@@ -265,12 +270,13 @@ class _Inference:
 
         # Both check for writes at every size: a stage may write into an input at some sizes only.
         def run(sizes: dict[str, int]) -> ProbeResult:
-            result = self.prober.run(stage, self._arguments(name, specs, sizes), capture)
-            return self._check_memory_use(name, stage, result)
+            arguments = self._arguments(name, specs, sizes)
+            return self._check_memory_use(name, stage, arguments, self.prober.run(stage, arguments, capture))
 
         def attempt(sizes: dict[str, int]) -> ProbeResult | None:
-            result = self.prober.attempt(stage, self._arguments(name, specs, sizes), capture)
-            return None if result is None else self._check_memory_use(name, stage, result)
+            arguments = self._arguments(name, specs, sizes)
+            result = self.prober.attempt(stage, arguments, capture)
+            return None if result is None else self._check_memory_use(name, stage, arguments, result)
 
         sampler = Sampler(name, stage, specs, self.dims, run, attempt)
         return sampler.samples(
@@ -291,15 +297,21 @@ class _Inference:
             for port, spec in specs.items()
         )
 
-    def _check_memory_use(self, name: str, stage: Stage, outcome: ProbeResult) -> ProbeResult:
-        """Notes that a call gives memory that is not its own; refuses one that writes into an input."""
-        if outcome.shares_memory:
+    def _check_memory_use(
+        self, name: str, stage: Stage, arguments: tuple[Argument, ...], outcome: ProbeResult
+    ) -> ProbeResult:
+        """Notes that a call gives memory that is not its own; refuses one that writes into an input it may not."""
+        own_keys = check_aliases(name, stage, dict(arguments), outcome) if stage.aliases else set()
+        if set(outcome.shared_outputs) - own_keys:
             self.shared_memory_calls.add(name)
-        if outcome.written_ports:
-            port = outcome.written_ports[0]
+        inputs = {port for _, port in stage.aliases}
+        strange = [port for port in outcome.written_ports if port not in inputs]
+        if strange:
+            port = strange[0]
             raise PlanError(
                 f"Stage {stage.name!r} (call {name!r}) writes into its input {port!r}; another reader of that value, "
-                f"or the caller, would see it. Work on a copy: {port}.clone().",
+                f"or the caller, would see it. Work on a copy: {port}.clone(); or, if an output is this input, "
+                f"updated, say which: add(..., aliases={{'OUTPUT': {port!r}}}).",
                 stage=stage.name,
                 call=name,
                 port=port,

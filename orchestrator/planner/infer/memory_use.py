@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from orchestrator.planner.infer.dtypes import SameDtypes
 
-__all__ = ["MemoryUse", "fake_mode", "is_held", "tensors_of"]
+__all__ = ["MemoryUse", "fake_mode", "foreign_tensors", "tensors_of", "whole_inputs"]
 
 _aten = torch.ops.aten
 
@@ -99,17 +99,33 @@ def tensors_of(result: Any) -> list[torch.Tensor]:
     ]
 
 
-def is_held(holder: list[Any]) -> bool:
-    """Tells whether memory of a result is there still once the result is gone, or is that of two of its tensors.
+def whole_inputs(result: Any, inputs: Mapping[str, torch.Tensor]) -> dict[int, str]:
+    """Returns which tensors of a result, by position, are an input: its memory in its form; with the port."""
+    ports = {_extent(value): port for port, value in inputs.items()}
+    extents = [_extent(tensor) for tensor in tensors_of(result)]
+    return {at: ports[extent] for at, extent in enumerate(extents) if extent in ports}
+
+
+def _extent(value: torch.Tensor) -> tuple[Any, ...]:
+    """Memory of a tensor, and which of its elements it is in what order."""
+    return _place(value), value.storage_offset(), tuple(value.shape), tuple(value.stride()), value.dtype
+
+
+def foreign_tensors(holder: list[Any]) -> set[int]:
+    """Returns which tensors of a result lie in memory that is there still once it is gone, or in that of another.
 
     Args:
         holder: A list with the result alone, to which nothing else refers; the result is removed from it.
     """
     tensors = tensors_of(holder.pop())
     storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
-    twice = len({storage.cdata for storage in storages}) < len(storages)
+    keys = [storage.cdata for storage in storages]
     del tensors
-    return twice or not all(storage.expired() for storage in storages)  # type: ignore[no-untyped-call]
+    return {
+        at
+        for at, storage in enumerate(storages)
+        if keys.count(keys[at]) > 1 or not storage.expired()  # type: ignore[no-untyped-call]
+    }
 
 
 def fake_mode() -> fake_tensor.FakeTensorMode:

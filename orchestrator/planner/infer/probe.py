@@ -23,7 +23,13 @@ from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
 from orchestrator.planner.infer.descriptions import StageDescriptions
-from orchestrator.planner.infer.memory_use import MemoryUse, fake_mode, is_held, tensors_of
+from orchestrator.planner.infer.memory_use import (
+    MemoryUse,
+    fake_mode,
+    foreign_tensors,
+    tensors_of,
+    whole_inputs,
+)
 from orchestrator.planner.infer.shared_trials import SharedTrials
 from orchestrator.planner.infer.structure import StructureKey, key_of, structure
 from orchestrator.stage import ModelWrapper, Stage
@@ -59,7 +65,9 @@ class ProbeResult:
         outputs: Keys (positions for a tuple) to shape and dtype.
         others: Keys of values that are no tensors, with their type.
         written_ports: Ports whose tensor the stage wrote into.
-        shares_memory: An output lies in memory that is not its own: of an input, of the stage, or of another output.
+        shared_outputs: Keys of outputs that lie in memory that is not their own: of an input, of the stage, or of
+            another output.
+        input_outputs: Keys of outputs that are an input, whole and as it came, each with the input's port.
         operations: How many operations of torch it ran.
     """
 
@@ -67,7 +75,8 @@ class ProbeResult:
     outputs: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
     written_ports: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
-    shares_memory: bool = False
+    shared_outputs: tuple[str, ...] = ()
+    input_outputs: tuple[tuple[str, str], ...] = ()
     operations: int = 0
 
 
@@ -250,12 +259,20 @@ class Prober:
                 if inputs[name]._version != old or name in use.written_ports
             )
             outcome = _as_result(result, written_ports)
-            aliases_input = any(map(use.may_be_input, tensors_of(result)))
+            keys = [key for key, _, _ in outcome.outputs]
+            whole = whole_inputs(result, inputs) if keys else {}
+            shared = {at for at, flag in enumerate(map(use.may_be_input, tensors_of(result))) if flag}
             use.forget()
             # The list becomes the only reference to the result: memory that survives it belongs to something else.
             holder = [result]
             del result
-            return replace(outcome, shares_memory=aliases_input or is_held(holder), operations=use.operations)
+            shared |= foreign_tensors(holder)
+            return replace(
+                outcome,
+                shared_outputs=tuple(key for at, key in enumerate(keys) if at in shared),
+                input_outputs=tuple((keys[at], port) for at, port in whole.items()),
+                operations=use.operations,
+            )
         except Exception as error:
             _clear_frames(error)
             raise

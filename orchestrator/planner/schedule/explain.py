@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.adapter import Adapter
+from orchestrator.adapter import CLONE, Adapter
 from orchestrator.graph import Edge, Graph, NodeKey
 from orchestrator.plan.reach import Reach
 from orchestrator.plan.records import DimPlan, PlannedEdge, PlannedValue
@@ -133,9 +133,26 @@ def describe_edge(context: PlanContext, routes: EdgeRoutes, edge: Edge, value: i
     """
     route, spec = routes.route(edge), context.producer_specs[edge]
     residency, reason = context.residencies[edge]
+    reason = "; ".join(filter(None, (reason, _update(context, edge))))
     size = spec.nbytes(context.largest) if isinstance(spec, TensorSpec) else 0
     cost = _cost(context, routes, edge, route, size)
+    if edge in context.clones:
+        route = (*route, CLONE)
     return PlannedEdge(edge.origin, edge.destination, spec, residency, size, route, reason, cost, value)
+
+
+def _update(context: PlanContext, edge: Edge) -> str:
+    """What is said of a value that its consumer updates in place, or gives anew where its author said so."""
+    if edge in context.clones:
+        return f"copied before it is updated in place: {context.clones[edge]}"
+    call = context.calls.get(edge.target.name) if edge.target.kind == "call" else None
+    if call is None:
+        return ""
+    if any(port == edge.target_port for _, port in call.aliases):
+        return "updated in place"
+    if any(port == edge.target_port for _, port in context.graph.calls[call.name].stage.aliases):
+        return f"a program of {call.device} gives its update as a new value"
+    return ""
 
 
 def _cost(

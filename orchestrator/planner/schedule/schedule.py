@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from orchestrator.adapter import MOVES, Adapter
+from orchestrator.adapter import CLONE, MOVES, Adapter
 from orchestrator.graph import (
     CONDITION,
     BranchLoop,
@@ -290,9 +290,14 @@ class _StepBuilder:
         return self.final[edge] if edge in self.final else self._realise(edge)
 
     def _realise(self, edge: Edge) -> int:
-        """Makes the value an edge's consumer reads, in the frame that it belongs to."""
+        """Makes the value an edge's consumer reads, in the frame that it belongs to.
+
+        What the consumer updates in place may be a copy: then it is made right before, for this consumer alone.
+        """
         route = self.routes.route(edge)
-        self.final[edge] = self._walk((edge.source, edge.source_port), route, self._frame(edge))
+        index = self._walk((edge.source, edge.source_port), route, self._frame(edge))
+        is_copied = edge in self.context.clones
+        self.final[edge] = self._adapt(index, CLONE, self.frames[-1]) if is_copied else index
         return self.final[edge]
 
     def _frame(self, edge: Edge) -> _StepFrame:
@@ -338,9 +343,8 @@ class _StepBuilder:
         memory = self._memory(adapter.device) if adapter.kind in MOVES else value.memory
         unpadded = adapter.kind == "cut" or (value.unpadded and not adapter.to_bucket)
         device = adapter.device if adapter.kind in ("upload", "copy") else value.memory
-        self.values.append(
-            PlannedValue(value.origin, adapter.result(value.spec), memory, unpadded, value.constant)
-        )
+        constant, spec = value.constant and adapter is not CLONE, adapter.result(value.spec)
+        self.values.append(PlannedValue(value.origin, spec, memory, unpadded, constant))
         target = len(self.values) - 1
         frame.steps.append(AdaptStep((source,), (target,), value.origin, adapter, device=device))
         return target

@@ -28,6 +28,7 @@ from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wr
 from orchestrator.planner.verify.loops import check_left, check_loop
 from orchestrator.planner.verify.programs import check_programs
 from orchestrator.planner.verify.tables import check_tables
+from orchestrator.planner.verify.updates import check_updates
 from orchestrator.specs import Derived, PortSpec, TensorSpec, combinations, plain_dims, show_spec
 
 __all__ = ["verify"]
@@ -80,6 +81,7 @@ class _Verifier:
         # The replay has shown that the steps are sound; now what the plan says of them.
         check_edges(self.plan, self.call_steps)
         check_programs(self.plan)
+        check_updates(self.plan)
 
     def _replay_staging(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""

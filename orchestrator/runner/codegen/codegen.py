@@ -37,6 +37,7 @@ from orchestrator.plan.steps import (
     StepVisitor,
     iter_steps,
 )
+from orchestrator.plan.updated import updates_of
 from orchestrator.program import outputs_of
 from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
@@ -257,9 +258,14 @@ class _StepWriter(CodeWriter, StepVisitor):
         """
         self.takes_sizes = True
         stage = self.executable.stages[call.stage]
-        # Copies have names of their own: later readers get the value itself.
-        sharing = self.generator.sharing
-        shared_values = [index for index in dict.fromkeys(step.inputs) if sharing.is_shared(index, step)]
+        # Copies have names of their own: later readers get the value itself. What it updates in place is its to write
+        # into.
+        sharing, updated = self.generator.sharing, set(updates_of(call, step).values())
+        shared_values = [
+            index
+            for index in dict.fromkeys(step.inputs)
+            if sharing.is_shared(index, step) and index not in updated
+        ]
         names = {index: f"w{index}" if index in shared_values else f"v{index}" for index in step.inputs}
         for index in shared_values:
             self.line(f"w{index} = own_copy(v{index})")

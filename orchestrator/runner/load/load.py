@@ -219,7 +219,15 @@ def _of_stage(program: Program, stage: Stage, call: PlannedCall) -> Program:
     """Adds how a stage is called, as one of its calls tells."""
     ports = tuple(port for port, _ in call.outputs)
     keywords = _keywords(stage, tuple(item.port for item in program.inputs))
-    return replace(program, returns=call.returns, ports=ports, keywords=keywords, stage=stage.name)
+    updates = tuple(port for _, port in stage.aliases)
+    return replace(
+        program,
+        returns=call.returns,
+        ports=ports,
+        keywords=keywords,
+        stage=stage.name,
+        updates=updates,
+    )
 
 
 def _keywords(stage: Stage, ports: tuple[str, ...]) -> tuple[str, ...]:

@@ -190,7 +190,8 @@ class ProgramModule(torch.nn.Module):
         value = self._adapt(value, item.adapters)
         if item.dtype is not None and not item.dtype.is_floating_point and value.dtype != item.dtype:
             value = value.to(item.dtype)
-        return value
+        # A program gives new values: what a stage updates in place is updated in a copy.
+        return value.clone() if item.port in self.program.updates else value
 
     def _adapt(self, value: torch.Tensor, adapters: tuple[Adapter, ...]) -> torch.Tensor:
         for adapter in adapters:

@@ -35,9 +35,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         in_place: Write into the tensors that it was given, instead of new ones.
     """
 
-    is_compileable = (
-        False  # else the library makes masks of four dims before each forward, of what is not there yet
-    )
+    is_compileable = True
     is_sliding = False
 
     def __init__(self, slots: int) -> None:
@@ -139,7 +137,7 @@ def _with_recurrence(base: Any) -> Any:
         return base
 
     class RecurrentLayer(recurrent, base):  # type: ignore[misc]
-        is_compileable = False
+        is_compileable = True
 
         def __init__(self, slots: int, number_of_states: int) -> None:
             base.__init__(self, slots)
