@@ -24,8 +24,9 @@ QUOTED = re.compile(r"'[^']*'|\"[^\"$`]*\"")
 PRELOADED = [
     "torch",
     "torch._dynamo",
-    "orchestrator.cli.plan",
-    "orchestrator.cli.run",
+    "orchestrator.cli.commands.check",
+    "orchestrator.cli.commands.plan",
+    "orchestrator.cli.commands.run",
     "orchestrator.pipeline",
 ]
 
