@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     # Aliases of plain types, and what only the project's own code makes or calls.
     (
         "py:(class|obj)",
-        r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|PlanData|Derived|Observer|SessionT|LeafStep|BlockStep|LoopLikeStep)",
+        r"(.*\.)?(Any|Handle|Path|PortSpec|Pad|AnyDim|Loader|Executable|GraphBuilder|SubPipeline|PlanData|Derived|Observer|SessionT|LeafStep|BlockStep|LoopLikeStep)",
     ),
 ]
 

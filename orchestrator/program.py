@@ -103,7 +103,7 @@ class Application:
     """The programs of stages that share weights, compiled and loaded as one; or one weightless program.
 
     Attributes:
-        name: The names of its stages, joined by `` + ``; the program's where there is no stage.
+        name: The names of its stages, joined by plus signs; the program's where there is no stage.
         stages: Its stages, in the order of the graph; none: adapters alone.
         programs: Its programs.
     """

@@ -3,6 +3,7 @@
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import (
     DimPlan,
+    PlannedApplication,
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
@@ -33,6 +34,7 @@ __all__ = [
     "LoopStep",
     "MapStep",
     "Plan",
+    "PlannedApplication",
     "PlannedCall",
     "PlannedEdge",
     "PlannedGroup",

@@ -22,7 +22,7 @@ from orchestrator.plan.steps import BranchStep, LoopStep, MapStep, RegionStep, S
 from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
-from orchestrator.runner.codegen.codegen import Code, Generator
+from orchestrator.runner.codegen.codegen import Code, CodeGenerator
 from orchestrator.runner.copies import own_copy
 from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.device_inputs import check_buckets, with_device_inputs
@@ -97,7 +97,7 @@ class PlanVariant:
         """Generates one function and keeps it for finding steps in tracebacks."""
         # Chunks have values of their own, copies of what another run would overwrite; what is checked, and what a map
         # or region is, stays as planned.
-        generator = Generator(
+        generator = CodeGenerator(
             self.executable if plan is None else replace(self.executable, plan=plan),
             exact=exact,
             caller_owned=caller_owned,

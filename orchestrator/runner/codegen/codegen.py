@@ -48,7 +48,7 @@ from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
 from orchestrator.stage import Stage
 
-__all__ = ["Code", "Generator"]
+__all__ = ["Code", "CodeGenerator"]
 
 _serial = itertools.count()
 
@@ -79,7 +79,7 @@ class Code:
         return self.function.__code__
 
 
-class Generator:
+class CodeGenerator:
     """Generates functions for parts of one plan.
 
     Args:
@@ -169,7 +169,7 @@ class Generator:
 class _StepWriter(CodeWriter, StepVisitor):
     """Lines of the steps of one function."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: CodeGenerator) -> None:
         super().__init__(
             generator.executable, generator.sharing, generator.never_freed, generator.progress_hook
         )
