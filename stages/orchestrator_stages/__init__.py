@@ -14,10 +14,10 @@ In ``demos`` lies one module or package for each ready pipeline:
 They are plugins like any other: the hooks below name them by import path, so that registering them imports
 neither torch nor the pipelines.
 
-In ``diffusion`` and ``seq2seq`` lie the importers, which are imported when they are first used:
+In ``diffusion``, ``generation`` and ``seq2seq`` lie the importers, which are imported when they are first used:
 
     from_diffusers      a loaded text-to-image pipeline of diffusers as a pipeline of stages
-    from_transformers   a loaded encoder-decoder model of transformers as a pipeline of stages
+    from_transformers   a loaded model of transformers that generates as a pipeline of stages
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.lazy import lazy_names
 if TYPE_CHECKING:
     from orchestrator.registry import PipelineRegistry, StageRegistry
     from orchestrator_stages.diffusion.convert import from_diffusers
-    from orchestrator_stages.seq2seq.build import from_transformers
+    from orchestrator_stages.generation.build import from_transformers
 
 __all__ = [
     "from_diffusers",
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"from_diffusers": ".diffusion.convert", "from_transformers": ".seq2seq.build"}
+    __name__, {"from_diffusers": ".diffusion.convert", "from_transformers": ".generation.build"}
 )
 
 STAGES = {

@@ -2,6 +2,11 @@
 
     cache           cache layers whose tensors have one size from the first token to the last
     state           the tensors that a cache holds, and a cache that holds other tensors in their places
+    generator       a model as two functions of tensors: the prompt, and one more token
+    choose          the next token, and what the sequences of tokens begin and end with
+    options         what the options of generate() say for a model that goes on with its prompt
+    checks          what is refused: models that generate nothing, or were changed
+    build           `from_transformers`
 
 Nothing here is written for a family: what a model keeps between two tokens is whatever its forward puts into the cache.
 

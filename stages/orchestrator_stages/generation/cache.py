@@ -35,7 +35,9 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         in_place: Write into the tensors that it was given, instead of new ones.
     """
 
-    is_compileable = True
+    is_compileable = (
+        False  # else the library makes masks of four dims before each forward, of what is not there yet
+    )
     is_sliding = False
 
     def __init__(self, slots: int) -> None:
@@ -137,7 +139,7 @@ def _with_recurrence(base: Any) -> Any:
         return base
 
     class RecurrentLayer(recurrent, base):  # type: ignore[misc]
-        is_compileable = True
+        is_compileable = False
 
         def __init__(self, slots: int, number_of_states: int) -> None:
             base.__init__(self, slots)

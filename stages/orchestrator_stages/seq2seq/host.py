@@ -27,11 +27,13 @@ class Tokenise(HostStage):
         batch: The dim of the texts.
         tokens: The dim of the ids; a text that is longer than its largest bucket is refused.
         pad: What fills up the ids.
+        side: Where shorter texts are filled up, ``left`` or ``right``.
     """
 
-    def __init__(self, tokenizer: Any, batch: Dim, tokens: Dim, pad: int) -> None:
+    def __init__(self, tokenizer: Any, batch: Dim, tokens: Dim, pad: int, side: str = "right") -> None:
         super().__init__(tag="tokenise")
         self.tokenizer = tokenizer
+        self.side = side
         self.longest = tokens.buckets[-1]
         self.inputs = {"text": list}
         self.outputs = {
@@ -47,7 +49,7 @@ class Tokenise(HostStage):
         """
         if not text or not all(isinstance(item, str) for item in text):
             raise ValueError(f"text is a list of one or more strings, not {text!r}.")
-        encodings = self.tokenizer(text, padding=True, padding_side="right", return_tensors="pt")
+        encodings = self.tokenizer(text, padding=True, padding_side=self.side, return_tensors="pt")
         lengths = encodings["attention_mask"].sum(1)
         worst = int(lengths.argmax())
         if lengths[worst] > self.longest:

@@ -1,0 +1,58 @@
+"""Refuse models that generate nothing, or that were changed so that what they compute cannot be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from orchestrator import GraphError
+from orchestrator_stages.origin import check_modules
+
+__all__ = ["check_generates"]
+
+
+def check_generates(model: Any) -> None:
+    """Refuses what is no model of transformers that generates as it was loaded.
+
+    Args:
+        model: The model.
+
+    Raises:
+        GraphError: It is none, is wrapped, in training mode, or lacks what it generates with.
+    """
+    # What is no model comes first, then what stands around it, then what was done to it, then what it lacks.
+    if (
+        not isinstance(model, nn.Module)
+        or getattr(getattr(model, "config", None), "model_type", None) is None
+    ):
+        raise GraphError(
+            f"from_transformers takes a loaded model of transformers, not {model!r:.80}.", model=model
+        )
+    name = type(model).__name__
+    if hasattr(model, "peft_config"):
+        raise GraphError(
+            f"{name} is a model in a wrapper of peft; call its merge_and_unload().", model=model, part="peft"
+        )
+    if not callable(getattr(model, "generate", None)) or getattr(model, "generation_config", None) is None:
+        raise GraphError(
+            f"{name} generates nothing: it has no generate() or no generation_config. Take the class of its family "
+            "that ends in ForCausalLM or ForConditionalGeneration.",
+            model=model,
+            part="generation_config",
+        )
+    busy = next((place or "itself" for place, module in model.named_modules() if module.training), None)
+    if busy is not None:
+        raise GraphError(
+            f"The model is in training mode ({busy}); call model.eval() first.", model=model, part=busy
+        )
+    check_modules(model, "the model")
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise GraphError("The model has no projection to its vocabulary.", part="lm_head")
+    legacy: dict[str, Any] = getattr(model.config, "_get_generation_parameters", dict)()
+    if legacy:
+        raise GraphError(
+            f"model.config says how to generate ({', '.join(legacy)}), which generate() refuses as well; put it into "
+            "model.generation_config.",
+            option=next(iter(legacy)),
+        )

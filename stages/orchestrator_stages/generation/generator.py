@@ -1,0 +1,200 @@
+"""A model of transformers that generates, as two functions of tensors: the prompt, and one more token.
+
+Both are the model's own forward. What it keeps between two tokens is found out by one run of it over fake tensors,
+which computes nothing: whatever the cache holds then is what a loop has to carry.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from orchestrator import Dim, GraphError, TensorSpec
+from orchestrator_stages.generation.cache import empty_cache
+from orchestrator_stages.generation.state import CacheTemplate, state_of
+
+__all__ = ["Generator", "own_tree"]
+
+transformers: Any = importlib.import_module("transformers")
+
+CACHES = ("past_key_values", "cache_params")
+"""What models call their cache."""
+
+TRIAL = 5
+"""Tokens of the prompt that is run over fake tensors."""
+
+
+def own_tree(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model's modules and configs over the same weights.
+
+    What is set in it, such as how experts are computed, is not set in the model of the user.
+    """
+    shared = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
+    tree: Any = copy.deepcopy(model, shared)
+    # Experts in a loop look at what was routed where, and grouped products are known to shapes in bfloat16 alone.
+    grouped = next(tree.parameters()).dtype is torch.bfloat16
+    if not grouped and getattr(tree, "_can_set_experts_implementation", bool)():
+        tree.set_experts_implementation("batched_mm")
+    return tree  # type: ignore[no-any-return]
+
+
+class Generator(nn.Module):
+    """Runs a model over a prompt and then token by token.
+
+    Args:
+        model: The model; its forward is called, its weights are used as they are.
+        slots: How many tokens the cache holds, prompt included.
+
+    Attributes:
+        state: What is carried besides the token: names to specs, without the dim of the batch at first.
+
+    Raises:
+        GraphError: The model cannot be followed.
+    """
+
+    def __init__(self, model: Any, slots: int) -> None:
+        super().__init__()
+        self.model = model
+        self.slots = slots
+        self.train(model.training)
+        parameters = inspect.signature(model.forward).parameters
+        self._names = frozenset(parameters)
+        self._cache_name = next((name for name in CACHES if name in parameters), None)
+        if self._cache_name is None:
+            raise GraphError(
+                f"The forward of {type(model).__name__} takes no cache (neither {' nor '.join(CACHES)}), so each token "
+                "would cost as much as the whole sequence before it.",
+                model=model,
+            )
+        own = getattr(type(model), "prepare_inputs_for_generation", None)
+        self._prepares = own is not getattr(
+            transformers.GenerationMixin, "prepare_inputs_for_generation", None
+        )
+        self._template, self._shapes = self._trial(2)
+        self._dims = self._batch_dims(self._trial(3)[1])
+
+    def _trial(self, batch: int) -> tuple[CacheTemplate, dict[str, Tensor]]:
+        """Runs the prompt over fake tensors: the cache that it leaves, and the tensors in it."""
+        cache = empty_cache(self.model.config, self.slots)
+        device = next(self.model.parameters()).device
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
+            self._run({"input_ids": ids}, torch.ones_like(ids), None, cache, 0)
+        return CacheTemplate(cache), state_of(cache)
+
+    def _batch_dims(self, larger: Mapping[str, Tensor]) -> dict[str, int]:
+        """Which dim of each tensor is that of the batch: the one that differs in a batch of three.
+
+        Raises:
+            GraphError: None does, or several, or it is no batch.
+        """
+        dims = {}
+        for name, small in self._shapes.items():
+            large = larger[name].shape if name in larger else torch.Size()
+            differ = [
+                dim for dim, pair in enumerate(zip(small.shape, large, strict=False)) if pair != pair[::-1]
+            ]
+            if len(large) != small.dim() or [(small.shape[dim], large[dim]) for dim in differ] != [(2, 3)]:
+                raise GraphError(
+                    f"{type(self.model).__name__} keeps {name} {tuple(small.shape)} between two tokens, and "
+                    f"{tuple(large)} for three rows in place of two: which dim is that of the batch cannot be told.",
+                    model=self.model,
+                )
+            dims[name] = differ[0]
+        return dims
+
+    def specs(self, rows: Dim) -> dict[str, TensorSpec]:
+        """Returns what is carried from token to token, in the order of :meth:`decode`.
+
+        Args:
+            rows: The dim of the batch.
+        """
+        specs = {"position": TensorSpec((1,), torch.int64), "place": TensorSpec((rows,), torch.int64)}
+        for name, tensor in self._shapes.items():
+            dims: list[Any] = list(tensor.shape)
+            dims[self._dims[name]] = rows
+            specs[name] = TensorSpec(tuple(dims), tensor.dtype)
+        return specs
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Runs a prompt.
+
+        Args:
+            input_ids: ``[batch, tokens]``, int64, padded on the left.
+            attention_mask: The same, 0 where there is padding.
+
+        Returns:
+            ``logits`` ``[batch, vocabulary]`` of the next token, float32; ``mask`` ``[batch, slots]`` over the cache;
+            and what :meth:`decode` takes.
+        """
+        return self._begin({"input_ids": input_ids}, attention_mask)
+
+    def _begin(
+        self, shown: Mapping[str, Tensor], mask: Tensor, places: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        cache = empty_cache(self.model.config, self.slots)
+        logits = self._run(shown, mask, places, cache, 0)
+        behind = mask.new_ones(mask.shape[0], self.slots - mask.shape[1])
+        return {
+            "logits": logits,
+            "mask": torch.cat([mask, behind], 1),
+            "position": torch.full((1,), mask.shape[1], dtype=torch.int64, device=mask.device),
+            "place": mask.sum(1),
+            **state_of(cache),
+        }
+
+    def decode(
+        self, token: Tensor, mask: Tensor, position: Tensor, place: Tensor, *state: Tensor
+    ) -> dict[str, Tensor]:
+        """Runs one token.
+
+        Args:
+            token: ``[batch]``, int64.
+            mask: ``[batch, slots]``, 0 where the prompt has padding.
+            position: ``[1]``, int64: the slot of the token.
+            place: ``[batch]``, int64: how many tokens are before it, without padding.
+            state: The tensors of the cache.
+
+        Returns:
+            ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
+        """
+        cache = self._template.cache(state, position)
+        reached = torch.arange(self.slots, device=mask.device) <= position
+        logits = self._run({"input_ids": token[:, None]}, mask * reached, place[:, None], cache, position)
+        return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}
+
+    def _run(
+        self,
+        shown: Mapping[str, Tensor],
+        mask: Tensor,
+        places: Tensor | None,
+        cache: Any,
+        first: Tensor | int,
+    ) -> Tensor:
+        """Calls the model's forward; returns logits of the last token."""
+        (tokens,) = shown.values()
+        if places is None:
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+        slots = torch.arange(tokens.shape[1], device=mask.device) + first
+        optional = {
+            "position_ids": places,
+            "cache_position": slots,
+            "logits_to_keep": 1,
+            "attention_mask": mask,
+        }
+        more = {name: value for name, value in optional.items() if name in self._names}
+        arguments = {**shown, str(self._cache_name): cache, "use_cache": True, **more}
+        # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
+        if self._prepares:
+            is_first = isinstance(first, int)
+            arguments = self.model.prepare_inputs_for_generation(**arguments, is_first_iteration=is_first)
+        out = self.model(**arguments, return_dict=True)
+        logits: Tensor = out.logits[:, -1].to(torch.float32)
+        return logits
