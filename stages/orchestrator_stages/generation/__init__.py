@@ -4,6 +4,7 @@
     state           the tensors that a cache holds, and a cache that holds other tensors in their places
     generator       a model as two functions of tensors: the prompt, and one more token
     choose          the next token, and what the sequences of tokens begin and end with
+    chat            conversations as prompts, by the chat template of a tokenizer or processor
     options         what the options of generate() say for a model that goes on with its prompt
     checks          what is refused: models that generate nothing, or were changed
     build           `from_transformers`

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator_stages.generation.chat import ChatPrompt, check_template
 from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, token_specs
 from orchestrator_stages.generation.generator import Generator, own_tree
@@ -39,6 +40,7 @@ def from_transformers(
     tokens: Iterable[int] | None = None,
     check_every: int = 1,
     name: str | None = None,
+    messages: bool = False,
     **options: Any,
 ) -> Pipeline:
     """Builds a pipeline that gives what ``model.generate()`` gives.
@@ -58,6 +60,10 @@ def from_transformers(
                 ``[batch, channels, height, width]``
     =========== ============================================ ==================================================
 
+    With ``messages=True`` there is an input ``messages`` in place of ``text``: a conversation, or a list of
+    conversations, read by the chat template of the tokenizer or processor; see
+    :class:`~orchestrator_stages.generation.chat.ChatPrompt`.
+
     With ``do_sample=True`` there is an input ``seed``, an int. A request whose texts are longer than the largest bucket
     is refused. Padding of prompts is moved to the left before a model goes on with them, where ``generate()`` expects
     it; ``tokens`` begins with the prompts as they came.
@@ -72,15 +78,23 @@ def from_transformers(
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
             not depend on it.
         name: The pipeline's name; by default the model's type.
+        messages: Take conversations, not texts.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like.
 
     Raises:
-        GraphError: The model's family or an option is not supported; the message says which are.
+        GraphError: The model's family or an option is not supported, and the message says which are; or there is no
+            chat template for messages.
     """
     bare = unwrap(model)
     config = getattr(bare, "config", None)
     if config is None or getattr(config, "is_encoder_decoder", False) or hasattr(config, "decoder"):
+        if messages:
+            raise GraphError(
+                "messages=True is for models that go on with a prompt; one with an encoder and a decoder has no "
+                "conversation to go on with.",
+                option="messages",
+            )
         return seq2seq.from_transformers(
             model,
             tokenizer,
@@ -94,13 +108,17 @@ def from_transformers(
         )
     check_prepared(tokenizer, processor)
     check_generates(bare)
+    if messages:
+        check_template(processor or tokenizer)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     rules = prompt_rules(bare, options)
     # Numbers are drawn by the place of a row, and results are as wide as the longest one: rows are a batch only where
     # host stages on both sides of the networks see all of them.
-    rows = Dim("batch", buckets=batch, batch=tokenizer is not None)
-    return _Continuation(bare, rules, rows, _prompt_dim(bare, tokens, rules.new), tokenizer).draw(
+    rows = Dim("batch", buckets=batch, batch=tokenizer is not None or messages)
+    chat = processor or tokenizer if messages else None
+    reader = tokenizer or getattr(chat, "tokenizer", chat)
+    return _Continuation(bare, rules, rows, _prompt_dim(bare, tokens, rules.new), reader, chat).draw(
         name or config.model_type, check_every
     )
 
@@ -126,11 +144,14 @@ def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
 class _Continuation:
     """A model that goes on with its prompt, and what its pipeline is drawn of."""
 
-    def __init__(self, model: Any, rules: Rules, rows: Dim, tokens: Dim, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Any, rules: Rules, rows: Dim, tokens: Dim, tokenizer: Any, chat: Any = None
+    ) -> None:
         self.rules = rules
         self.rows = rows
         self.tokens = tokens
         self.tokenizer = tokenizer
+        self.chat = chat
         self.slots = tokens.buckets[-1] + rules.new
         self.generator = Generator(own_tree(model), self.slots)
         vocabulary = model.get_output_embeddings().weight.shape[0]
@@ -170,6 +191,10 @@ class _Continuation:
         return pipeline
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        if self.chat is not None:
+            converse = ChatPrompt(self.chat, self.rows, self.tokens, self.rules.pad)
+            ids, mask = pipeline.add("converse", converse, device="host")(pipeline.input("messages", list))
+            return ids, mask
         if self.tokenizer is not None:
             stage = Tokenise(self.tokenizer, self.rows, self.tokens, self.rules.pad, side="left")
             ids, mask = pipeline.add("tokenise", stage, device="host")(pipeline.input("text", list))
