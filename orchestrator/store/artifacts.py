@@ -76,7 +76,7 @@ class ArtifactStore:
         Args:
             key: The content key.
             build: Fills a folder. It is empty, but for what an earlier build of this key has sealed (see
-                :mod:`orchestrator.store.seals`) before it was interrupted or killed.
+                ``orchestrator.store.seals``) before it was interrupted or killed.
             about: JSON-like data that says what it is, for a person.
 
         Raises:
