@@ -228,7 +228,8 @@ class _Continuation:
             specs["numbers"] = TensorSpec((self.rules.new, self.rows))
         values = {port: body.input(port, spec) for port, spec in specs.items()}
         ports = ("token", "mask", *self.generator.specs(self.rows))
-        token = body.add("decode", self.generator.decode, inputs=ports)(*(values[port] for port in ports))
+        decode = body.add("decode", self.generator.decode, inputs=ports, aliases=self.generator.aliases)
+        token = decode(*(values[port] for port in ports))
         state = [
             values[port] for port in (*token_specs(self.rows, self.rules.new), "numbers") if port in values
         ]

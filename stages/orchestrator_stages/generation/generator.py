@@ -53,7 +53,7 @@ class Generator(nn.Module):
         slots: How many tokens the cache holds, prompt included.
 
     Attributes:
-        state: What is carried besides the token: names to specs, without the dim of the batch at first.
+        aliases: Of what is carried, what :meth:`decode` writes in place: each is itself, updated.
 
     Raises:
         GraphError: The model cannot be followed.
@@ -79,6 +79,7 @@ class Generator(nn.Module):
         )
         self._template, self._shapes = self._trial(2)
         self._dims = self._batch_dims(self._trial(3)[1])
+        self.aliases = self._updated()
 
     def _trial(self, batch: int) -> tuple[CacheTemplate, dict[str, Tensor]]:
         """Runs the prompt over fake tensors: the cache that it leaves, and the tensors in it."""
@@ -88,6 +89,15 @@ class Generator(nn.Module):
             ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
             self._run({"input_ids": ids}, torch.ones_like(ids), None, cache, 0)
         return CacheTemplate(cache), state_of(cache)
+
+    def _updated(self) -> dict[str, str]:
+        """Runs one token over fake tensors: which of what is carried is written in place, each an alias of itself."""
+        device = next(self.model.parameters()).device
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            state = {name: torch.empty_like(tensor, device=device) for name, tensor in self._shapes.items()}
+            ones = torch.ones(2, dtype=torch.int64, device=device)
+            after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], ones, *state.values())
+        return {name: name for name, tensor in state.items() if after[name] is tensor}
 
     def _batch_dims(self, larger: Mapping[str, Tensor]) -> dict[str, int]:
         """Which dim of each tensor is that of the batch: the one that differs in a batch of three.
@@ -165,7 +175,7 @@ class Generator(nn.Module):
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
-        cache = self._template.cache(state, position)
+        cache = self._template.cache(state, position, in_place=True)
         reached = torch.arange(self.slots, device=mask.device) <= position
         logits = self._run({"input_ids": token[:, None]}, mask * reached, place[:, None], cache, position)
         return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}

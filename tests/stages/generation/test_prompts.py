@@ -77,6 +77,14 @@ def test_weights_are_those_of_the_user():
         assert session(**request)["tokens"].equal(expected)
 
 
+def test_the_cache_is_one_buffer_from_the_first_token_to_the_last():
+    for name in ("llama", "mixtral"):
+        plan = from_transformers(tiny(name), max_new_tokens=NEW, batch=(2,), tokens=(5,)).plan()
+        updated = {output for output, port in plan.call("decode/decode").aliases if output == port}
+        assert updated == {"keys_0", "values_0"}
+        assert not [edge for edge in plan.edges if any(part.kind == "clone" for part in edge.adapters)]
+
+
 def test_the_cache_stays_on_the_device():
     pipeline = from_transformers(tiny("llama"), max_new_tokens=NEW, batch=(2,), tokens=(5,))
     plan = pipeline.plan(device="neuron-emulated")
