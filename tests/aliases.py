@@ -43,6 +43,9 @@ def by_hand(x: torch.Tensor, cache: torch.Tensor, steps: int = STEPS) -> tuple[t
 def looped(
     start: Callable[[Pipeline, Any], Any] | None = None,
     body: Callable[[Pipeline, Mapping[str, Any], Any], None] = lambda *_: None,
+    *,
+    make: Callable[..., Pipeline] = new,
+    stage: nn.Module | None = None,
     **loop: Any,
 ) -> Pipeline:
     """A loop of :class:`Write`.
@@ -50,17 +53,19 @@ def looped(
     Args:
         start: Makes the cache that it begins with; None: the request gives it.
         body: Adds to the body, given its inputs and what the stage gives.
+        make: Makes pipelines.
+        stage: What runs in place of :class:`Write`.
         loop: More arguments of the loop.
     """
-    inner = new("body")
+    inner = make("body")
     names = {"x": spec(2), "cache": CACHE, "i": TensorSpec((1,), torch.int64)}
     values = {name: inner.input(name, form) for name, form in names.items()}
-    step = inner.add("write", Write(), outputs=tuple(names), aliases={"cache": "cache"})
+    step = inner.add("write", stage or Write(), outputs=tuple(names), aliases={"cache": "cache"})
     results = step(*values.values())
     body(inner, values, results)
     for name in names:
         inner.output(name, results[name])
-    pipeline = new()
+    pipeline = make()
     x = pipeline.input("x", spec(2))
     cache = pipeline.input("cache", CACHE) if start is None else start(pipeline, x)
     carry = {"x": x, "cache": cache, "i": torch.zeros(1, dtype=torch.int64)}

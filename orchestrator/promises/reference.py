@@ -257,7 +257,12 @@ def _grow(value: torch.Tensor, axis: int, size: int, rule: Pad) -> torch.Tensor:
 
 
 def call_target(stage: Stage, target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Calls a stage's target, or a copy of it, with values by port: by position up to the first port left out."""
+    """Calls a stage's target, or a copy of it, with values by port: by position up to the first port left out.
+
+    What the stage updates in place is updated in a copy: whoever else has the value keeps it as it is.
+    """
+    updated = {port for _, port in stage.aliases}
+    arguments = {name: value.clone() if name in updated else value for name, value in arguments.items()}
     ports = [port for port in stage.inputs if not port.keyword]
     count = next((at for at, port in enumerate(ports) if port.name not in arguments), len(ports))
     positional = [port.name for port in ports[:count]]

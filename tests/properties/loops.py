@@ -129,7 +129,7 @@ class LoopBuilder(Builder):
             return
         pipeline = Pipeline("inner")
         value = pipeline.input("x", slot.spec(pad=0))
-        builder = LoopBuilder(self.draw, pipeline, depth=1, fails=self.fails)
+        builder = type(self)(self.draw, pipeline, depth=1, fails=self.fails)
         builder.give(value, slot)
         builder.grow(self.draw(st.integers(0, 2)))
         builder.loop()
@@ -176,7 +176,7 @@ class _Loop:
         around, draw = self.around, self.around.draw
         around.count += 1
         self.name = f"s{around.count}"
-        self.body = LoopBuilder(draw, Pipeline("body"), depth=around.depth + 1, fails=around.fails)
+        self.body = type(around)(draw, Pipeline("body"), depth=around.depth + 1, fails=around.fails)
         self.body.depth = max(self.body.depth, 1)
         self.asked: dict[str, Any] = {"carry": {}, "each": {}, "inputs": {}}
         self.length = self._length()
@@ -299,10 +299,10 @@ def sizes_in_plan(
 
 
 @st.composite
-def loop_cases(draw: Draw) -> LoopCase:
+def loop_cases(draw: Draw, kind: type[LoopBuilder] = LoopBuilder) -> LoopCase:
     """Random pipelines with at least one loop, with their buckets."""
     pipeline = Pipeline("random", plugins=plugins())
-    builder = LoopBuilder(draw, pipeline)
+    builder = kind(draw, pipeline)
     builder.inputs()
     builder.grow(draw(st.integers(0, 3)))
     builder.loop()
