@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()
@@ -159,6 +159,124 @@ def donut() -> Any:
     return _captioner(transformers.MBartForCausalLM(config))
 
 
+def umt5() -> Any:
+    return _t5(transformers.UMT5Config, transformers.UMT5ForConditionalGeneration)
+
+
+def _longt5(kind: str) -> Any:
+    def config(**options: Any) -> Any:
+        return transformers.LongT5Config(
+            **options, local_radius=3, global_block_size=4, encoder_attention_type=kind
+        )
+
+    return _t5(config, transformers.LongT5ForConditionalGeneration)  # type: ignore[arg-type]
+
+
+def _as_bart(name: str, **options: Any) -> Any:
+    config = getattr(transformers, f"{name}Config")(**{**TEXT, **options})
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
+
+
+def speech_to_text() -> Any:
+    options = {"input_feat_per_channel": 8, "conv_channels": 16, "max_source_positions": 60}
+    tokens = {"pad_token_id": 1, "max_target_positions": 40}
+    config = transformers.Speech2TextConfig(**{**SHAPE, **options, **tokens})
+    return transformers.Speech2TextForConditionalGeneration(config)
+
+
+def moonshine() -> Any:
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        }.items()
+    }
+    config = transformers.MoonshineConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=START,
+        decoder_start_token_id=START,
+        initializer_range=0.3,
+        **sides,
+    )
+    return transformers.MoonshineForConditionalGeneration(config)
+
+
+CROSS = {"is_decoder": True, "add_cross_attention": True}
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+    "pad_token_id": 1,
+    "eos_token_id": EOS,
+    "bos_token_id": START,
+}
+
+
+def _decoder(kind: str, **options: Any) -> Any:
+    """A decoder of any family, as a `VisionEncoderDecoderModel` and an `EncoderDecoderModel` take it."""
+    config, model = DECODERS[kind]
+    base = TEXT if config.startswith(("Bart", "MBart", "Marian", "Pegasus", "Blenderbot")) else BERT
+    return getattr(transformers, model)(
+        getattr(transformers, config)(
+            **{**base, **CROSS, "pad_token_id": PAD if base is TEXT else 1, **options}
+        )
+    )
+
+
+#: Kinds of decoders that may stand behind any encoder.
+DECODERS = {
+    "bert": ("BertConfig", "BertLMHeadModel"),
+    "bert-generation": ("BertGenerationConfig", "BertGenerationDecoder"),
+    "roberta": ("RobertaConfig", "RobertaForCausalLM"),
+    "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaForCausalLM"),
+    "camembert": ("CamembertConfig", "CamembertForCausalLM"),
+    "electra": ("ElectraConfig", "ElectraForCausalLM"),
+    "ernie": ("ErnieConfig", "ErnieForCausalLM"),
+    "bart": ("BartConfig", "BartForCausalLM"),
+    "marian": ("MarianConfig", "MarianForCausalLM"),
+    "pegasus": ("PegasusConfig", "PegasusForCausalLM"),
+    "blenderbot": ("BlenderbotConfig", "BlenderbotForCausalLM"),
+    "blenderbot-small": ("BlenderbotSmallConfig", "BlenderbotSmallForCausalLM"),
+}
+
+
+def _text_pair(decoder: Any) -> Any:
+    encoder = transformers.BertModel(transformers.BertConfig(**BERT))
+    model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.generation_config = transformers.GenerationConfig(
+        decoder_start_token_id=START, pad_token_id=PAD, eos_token_id=EOS
+    )
+    return model
+
+
+#: Families that are called as those of `MODELS` are, but are no others' model.
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "umt5": umt5,
+    "longt5": lambda: _longt5("local"),
+    "longt5-global": lambda: _longt5("transient-global"),
+    "pegasus_x": lambda: _as_bart("PegasusX", num_global_tokens=4, block_size=4),
+    "blenderbot": lambda: _as_bart("Blenderbot"),
+    "blenderbot-small": lambda: _as_bart("BlenderbotSmall"),
+    "m2m_100": lambda: _as_bart("M2M100", pad_token_id=1),
+    "plbart": lambda: _as_bart("PLBart"),
+    "speech_to_text": speech_to_text,
+    "moonshine": moonshine,
+    "bert-bert": lambda: _text_pair(_decoder("bert", hidden_size=32)),
+    "bert-gpt2": lambda: _text_pair(gpt2().decoder),
+    **{f"vit-{kind}": lambda kind=kind: _captioner(_decoder(kind)) for kind in DECODERS},  # type: ignore[misc]
+}
+
 MODELS: dict[str, Callable[[], Any]] = {
     "t5": t5,
     "mt5": mt5,
@@ -184,6 +302,14 @@ SEEDS = {
     "gpt2": 8,
     "trocr": 15,
     "donut": 25,
+    "blenderbot-small": 11,
+    "plbart": 4,
+    "bert-gpt2": 5,
+    "vit-bert": 4,
+    "vit-bert-generation": 4,
+    "vit-roberta": 6,
+    "vit-xlm-roberta": 4,
+    "vit-camembert": 4,
 }
 
 CAPTIONERS = ("gpt2", "trocr", "donut")
@@ -192,8 +318,11 @@ CAPTIONERS = ("gpt2", "trocr", "donut")
 def tiny(name: str) -> Any:
     """The model, in eval mode; the generator of the tests is left alone."""
     with torch.random.fork_rng():
-        torch.manual_seed(SEEDS[name])
-        model: nn.Module = MODELS[name]()
+        torch.manual_seed(SEEDS.get(name, 3))
+        model: Any = {**MODELS, **FAMILIES}[name]()
+    # Blenderbot's own config bans what was said before, which is not followed.
+    model.generation_config.encoder_no_repeat_ngram_size = 0
+    model.generation_config.no_repeat_ngram_size = 0
     return model.eval()
 
 
@@ -210,7 +339,13 @@ def inputs(name: str, rows: int = 3) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     if name == "whisper":
         return {"input_features": torch.randn(rows, 8, 100, generator=generator)}
-    if name in CAPTIONERS:
+    if name == "speech_to_text":
+        mask = (torch.arange(40) < torch.tensor([40, 30, 17])[:rows, None]).long()
+        return {"input_features": torch.randn(rows, 40, 8, generator=generator), "attention_mask": mask}
+    if name == "moonshine":
+        mask = (torch.arange(4000) < torch.tensor([4000, 3100, 2000])[:rows, None]).long()
+        return {"input_values": torch.randn(rows, 4000, generator=generator), "attention_mask": mask}
+    if name in CAPTIONERS or name.startswith("vit-"):
         return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=generator)}
     return texts((9, 5, 2, 12, 1)[:rows])
 

@@ -104,6 +104,15 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
     get_max_cache_shape = get_max_length
 
 
+class DecoderSlotLayer(SlotLayer):
+    """The same for a decoder behind an encoder, whose loop reads the token in the first slot as well.
+
+    The library leaves out the mask of such a token, which hides all other slots, unless it is told of a fixed size.
+    """
+
+    is_compileable = True
+
+
 class SlidingSlotLayer(SlotLayer):
     """The same for a layer that attends to a window: the mask hides what is outside of it."""
 
@@ -192,4 +201,8 @@ def empty_cache(config: Any, slots: int) -> Any:
 
 def empty_cross_cache(config: Any, slots: int) -> Any:
     """Returns the same for a decoder that attends to an encoder; what it reads of the encoder is kept as it comes."""
-    return cache_utils.EncoderDecoderCache(empty_cache(config, slots), cache_utils.DynamicCache())
+    own = empty_cache(config, slots)
+    own.layers = [DecoderSlotLayer(slots) if type(layer) is SlotLayer else layer for layer in own.layers]
+    if own.layer_class_to_replicate is not None:
+        own.layer_class_to_replicate = lambda: DecoderSlotLayer(slots)
+    return cache_utils.EncoderDecoderCache(own, cache_utils.DynamicCache())

@@ -3,11 +3,9 @@
     tables          the options of generate(): followed, refused, without effect
     options         those of a model and its user, as generate() reads them
     rules           what they say, read into rules by position
-    attention       attention of one token over a cache of fixed length
-    decoder         a decoder without state, and what prepares its loop
-    bart t5 gpt2    what families of decoders are made of
-    encoders        encoders of text, audio and pictures
-    families        which models are supported
+    forward         the family's own forward: its encoder, and its decoder over a cache of fixed size
+    trial           both on fake tensors: can they be followed, and what is carried?
+    families        which models are supported, and what they read
     checks          what is refused of them: changes, missing parts
     choose          the next token, most likely or drawn
     loop            the loop

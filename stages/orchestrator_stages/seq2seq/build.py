@@ -2,28 +2,27 @@
 
     text -> tokenise -> encode -> begin -> decode: step, step, ... -> finish -> detokenise -> text
 
-The encoder runs once. ``begin`` makes the keys and values that every layer of the decoder reads of it, once, and an
-empty cache. The loop ``decode`` carries the cache, the last token and which sequences have ended; they stay on the
-device. Only whether all have ended is read by the host in between.
+The encoder runs once. ``begin`` lays down what every layer of the decoder reads of it, once, and makes a cache. The
+loop ``decode`` carries the cache, the last token and which sequences have ended; they stay on the device. Only whether
+all have ended is read by the host in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq.checks import check_prepared
-from orchestrator_stages.seq2seq.families import ModelFamily, dtype_of, family_of
+from orchestrator_stages.seq2seq.families import ModelFamily, family_of, positions_of
 from orchestrator_stages.seq2seq.host import Detokenise, FinishSequences, Numbers, Tokenise
 from orchestrator_stages.seq2seq.loop import Decoding
 from orchestrator_stages.seq2seq.options import length_of, read_options
 from orchestrator_stages.seq2seq.prepare import Extract, Process
-from orchestrator_stages.seq2seq.rules import read_rules
+from orchestrator_stages.seq2seq.rules import Rules, read_rules
+from orchestrator_stages.seq2seq.trial import try_model
 
 __all__ = ["from_transformers"]
 
@@ -55,6 +54,11 @@ def from_transformers(
                 ``[batch, tokens]``, int64, padded on the
                 right
     Whisper     ``input_features`` ``[batch, mels, frames]`` ``audio``, a list of waveforms at 16 kHz
+    Speech2Text ``input_features``                           none
+                ``[batch, length, mels]``, ``attention_mask``
+                ``[batch, length]``
+    Moonshine   ``input_values``, ``attention_mask``         none
+                ``[batch, length]``
     image       ``pixel_values``                             ``image``, a list of pictures
                 ``[batch, channels, height, width]``
     =========== ============================================ ==================================================
@@ -63,13 +67,14 @@ def from_transformers(
     is refused.
 
     Args:
-        model: A model of the T5, BART (Marian, mBART, Pegasus) or Whisper family, or a ``VisionEncoderDecoderModel``
-            with a TrOCR, BART, mBART or GPT-2 decoder, in eval mode. Its weights are used as they are.
+        model: An encoder-decoder model of a family that ``docs/how-to/encoder-decoder.md`` lists, in eval mode. Its
+            weights are used as they are, and numbers of a request have their dtype.
         tokenizer: Its tokenizer.
         processor: Its processor, feature extractor or image processor.
         max_new_tokens: How many tokens are added at most; by default as its generation config says.
         batch: Sizes of a batch that are compiled.
         tokens: Lengths of a text that are compiled; by default powers of two from 16 to 512 that the model can count.
+            Of Speech2Text and Moonshine the one length of recordings, in frames or samples.
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
             not depend on it.
         name: The pipeline's name; by default the model's type.
@@ -79,45 +84,56 @@ def from_transformers(
     Raises:
         GraphError: The model's family or an option is not supported; the message says which are.
     """
+    # Who the model is, then what its options say, then how its forward is called, found on fake tensors.
     check_prepared(tokenizer, processor)
     model = unwrap(model)
     family = family_of(model)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     options = read_options(model, family, options)
-    speech = family.modality == "audio"
+    speech = family.speech
     prompt = family.prompt(options)
     new = length_of(model, family, options, 1 + len(prompt))
     rules = read_rules({**options, "max_new_tokens": new}, prompt, speech=speech)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    rules.check(vocabulary)
-    parts = family.decoder(model, rules.steps)
-    if parts.positions is not None and rules.steps > parts.positions:
-        raise GraphError(
-            f"The decoder counts {parts.positions} tokens, but max_new_tokens={rules.new} asks for {rules.steps} with "
-            f"its prompt.",
-            option="max_new_tokens",
-        )
+    _check_length(positions_of(model.get_decoder()), rules)
     # Numbers are drawn by the place of a row, and results are as wide as the longest one: rows are a batch only where
     # host stages on both sides of the networks see all of them.
     rows = Dim("batch", buckets=batch, batch=_is_prepared(family, tokenizer, processor))
+    length = _length(model, family, tokens)
+    specs = family.inputs(model, rows, length)
+    if "input_ids" in specs:
+        specs["input_ids"] = dataclasses.replace(specs["input_ids"], pad=rules.pad)
+    trial = try_model(model, tuple(specs.values()), rows, length, rules.steps)
+    rules.check(trial.vocabulary)
+
     pipeline = Pipeline(name or model.config.model_type)
-    source = _EncoderInput(model, family, tokenizer, processor, rows, rules.pad)
-    encoding, mask, length = source.draw(pipeline, tokens)
-    decoding = Decoding(parts, rules, vocabulary, dtype_of(model), rows, length)
-    initial_values = pipeline.add("begin", decoding.begin())(encoding, *mask)
+    reader = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+    values = _inputs(pipeline, family, specs, reader, processor)
+    encoded = pipeline.add("encode", trial.encoder, inputs=tuple(specs))(*values.values())
+    readings = {name: values[name] if name in values else encoded[name] for name in trial.readings}
+    decoding = Decoding(trial, rules, rows, length)
+    initial_values = decoding.begin(pipeline, readings)
     numbers = None
     if rules.sampling is not None:
         draw = pipeline.add("numbers", Numbers(rules.steps, rows), device="host")
-        numbers = draw(pipeline.input("seed", int), source.like)
+        numbers = draw(pipeline.input("seed", int), next(iter(values.values())))
     sequences = decoding.draw(pipeline, "decode", initial_values, numbers, check_every)
     finish = pipeline.add("finish", FinishSequences(rules, rows, bare=speech), device="host")
     ids = finish(sequences)
     pipeline.output("tokens", ids)
-    if source.tokenizer is not None:
-        read = pipeline.add("detokenise", Detokenise(source.tokenizer), device="host")
+    if reader is not None:
+        read = pipeline.add("detokenise", Detokenise(reader), device="host")
         pipeline.output("text", read(ids))
     return pipeline
+
+
+def _check_length(positions: int | None, rules: Rules) -> None:
+    if positions is not None and rules.steps > positions:
+        raise GraphError(
+            f"The decoder counts {positions} tokens, but max_new_tokens={rules.new} asks for {rules.steps} with its "
+            "prompt.",
+            option="max_new_tokens",
+        )
 
 
 def _is_prepared(family: ModelFamily, tokenizer: Any, processor: Any) -> bool:
@@ -127,81 +143,54 @@ def _is_prepared(family: ModelFamily, tokenizer: Any, processor: Any) -> bool:
     return processor is not None
 
 
-class _EncoderInput:
-    """What the encoder reads, and where it comes from.
-
-    Attributes:
-        like: A value that has the batch in front, for whom only its size matters.
-        tokenizer: The tokenizer, if there is one.
-    """
-
-    def __init__(
-        self, model: Any, family: ModelFamily, tokenizer: Any, processor: Any, batch: Dim, pad: int
-    ) -> None:
-        self.model = model
-        self.family = family
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
-        self.processor = processor
-        self.batch = batch
-        self.pad = pad
-        self.like: Any = None
-
-    def draw(
-        self, pipeline: Pipeline, tokens: Iterable[int] | None
-    ) -> tuple[Any, tuple[Any, ...], Dim | int]:
-        """Draws inputs and encoder; returns what was encoded, its mask if it has one, and its length."""
-        encode = pipeline.add("encode", self.family.encoder(self.model))
-        if self.family.modality == "text":
-            length = self._tokens(tokens)
-            ids, mask = self._text(pipeline, length)
-            self.like = ids
-            return encode(ids, mask), (mask,), length
-        if tokens is not None:
+def _length(model: Any, family: ModelFamily, sizes: Iterable[int] | None) -> Dim | int:
+    """Returns the dim of what the encoder reads; 0 where its length is fixed."""
+    if not family.has_length:
+        if sizes is not None:
             raise GraphError("tokens= are lengths of texts; this model reads none.", option="tokens")
-        spec = self.family.input(self.model, self.batch)
-        self.like = self._preprocess(pipeline, spec)
-        return encode(self.like), (), _encoded_length(self.family.encoder(self.model), spec)
-
-    def _tokens(self, sizes: Iterable[int] | None) -> Dim:
-        limit = self.family.positions(self.model)
-        most = limit if limit is not None else max(TOKENS)
-        buckets = [size for size in TOKENS if size <= most] or [most] if sizes is None else list(sizes)
-        dim = Dim("tokens", buckets=buckets)
-        if limit is not None and dim.buckets and dim.buckets[-1] > limit:
+        return 0
+    if family.modality == "audio":
+        lengths = list(sizes or ())
+        if len(lengths) != 1:
             raise GraphError(
-                f"The encoder counts {limit} tokens, so tokens= cannot go up to {dim.buckets[-1]}.",
+                f"{type(model).__name__} reads recordings whose end has an influence on the rest, so nothing is added "
+                f"to them: give their one length, tokens=(length,), in place of {sizes!r}.",
                 option="tokens",
             )
-        return dim
-
-    def _text(self, pipeline: Pipeline, length: Dim) -> tuple[Any, Any]:
-        if self.tokenizer is not None:
-            stage = Tokenise(self.tokenizer, self.batch, length, self.pad)
-            ids, mask = pipeline.add("tokenise", stage, device="host")(pipeline.input("text", list))
-            return ids, mask
-        dims = (self.batch, length)
-        return (
-            pipeline.input("input_ids", TensorSpec(dims, torch.int64, pad=self.pad)),
-            pipeline.input("attention_mask", TensorSpec(dims, torch.int64, pad=0)),
+        return int(lengths[0])
+    limit = positions_of(model.get_encoder())
+    most = limit if limit is not None else max(TOKENS)
+    buckets = [size for size in TOKENS if size <= most] or [most] if sizes is None else list(sizes)
+    dim = Dim("tokens", buckets=buckets)
+    if limit is not None and dim.buckets and dim.buckets[-1] > limit:
+        raise GraphError(
+            f"The encoder counts {limit} tokens, so tokens= cannot go up to {dim.buckets[-1]}.",
+            option="tokens",
         )
-
-    def _preprocess(self, pipeline: Pipeline, spec: TensorSpec) -> Any:
-        audio = self.family.modality == "audio"
-        part = "feature_extractor" if audio else "image_processor"
-        preparer = getattr(self.processor, part, self.processor)
-        if preparer is None:
-            return pipeline.input("input_features" if audio else "pixel_values", spec)
-        stage = Extract(preparer, spec) if audio else Process(preparer, spec)
-        items = pipeline.input("audio" if audio else "image", list)
-        return pipeline.add("extract" if audio else "process", stage, device="host")(items)
+    return dim
 
 
-def _encoded_length(encoder: nn.Module, spec: TensorSpec) -> int:
-    """How many tokens an encoder gives, found without computing anything."""
-    state = {
-        name: value.to("meta") for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]
-    }
-    example = torch.empty(spec.shape({"batch": 1}), dtype=spec.dtype, device="meta")
-    with torch.no_grad():
-        encoding: Tensor = torch.func.functional_call(encoder, state, (example,))
-    return encoding.shape[1]
+def _inputs(
+    pipeline: Pipeline, family: ModelFamily, specs: Mapping[str, TensorSpec], tokenizer: Any, processor: Any
+) -> dict[str, Any]:
+    """Draws the inputs of a request, and what makes of them what the encoder reads; returns that by name."""
+    if family.modality == "text":
+        if tokenizer is None:
+            return {name: pipeline.input(name, spec) for name, spec in specs.items()}
+        rows, tokens, pad = (*specs["input_ids"].dims, specs["input_ids"].pad)
+        texts = Tokenise(tokenizer, cast("Dim", rows), cast("Dim", tokens), cast("int", pad))
+        ids, mask = pipeline.add("tokenise", texts, device="host")(pipeline.input("text", list))
+        return {"input_ids": ids, "attention_mask": mask}
+    if family.has_length and processor is not None:
+        raise GraphError(
+            "Recordings of any length are not prepared for this model; leave out processor=, and give what it gives.",
+            option="processor",
+        )
+    if family.has_length or processor is None:
+        return {name: pipeline.input(name, spec) for name, spec in specs.items()}
+    ((name, spec),) = specs.items()
+    is_audio = family.modality == "audio"
+    preparer = getattr(processor, "feature_extractor" if is_audio else "image_processor", processor)
+    stage = Extract(preparer, spec) if is_audio else Process(preparer, spec)
+    items = pipeline.input("audio" if is_audio else "image", list)
+    return {name: pipeline.add("extract" if is_audio else "process", stage, device="host")(items)}

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator_stages.seq2seq.decoder import Decoder, past_names
 from orchestrator_stages.seq2seq.rules import Rules, Sampling, TokenBan
 
-__all__ = ["Choose", "DecodingStep", "sample_tokens"]
+__all__ = ["Choose", "sample_tokens"]
 
 
 def sample_tokens(logits: Tensor, number: Tensor, sampling: Sampling) -> Tensor:
@@ -100,47 +99,3 @@ class Choose(nn.Module):
         if self.prompt:
             ends = ends & (position >= self.prompt)
         return token, is_finished | ends
-
-
-class DecodingStep(nn.Module):
-    """One iteration: a token in, the next one out.
-
-    Args:
-        decoder: The decoder.
-        choose: Chooses from its logits.
-    """
-
-    def __init__(self, decoder: Decoder, choose: Choose) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.choose = choose
-        self.layers = len(decoder.layers)
-
-    def forward(
-        self,
-        token: Tensor,
-        position: Tensor,
-        is_finished: Tensor,
-        tokens: Tensor,
-        memory: Tensor,
-        memory_bias: Tensor,
-        *rest: Tensor,
-    ) -> dict[str, Tensor]:
-        """Returns what the next iteration takes, by the same names, and ``done``: whether there is to be none.
-
-        ``tokens`` ``[batch, steps]``, int64, are the tokens so far. ``rest`` are the pasts of all layers and, where
-        tokens are drawn, the random numbers. :class:`Choose` and
-        :class:`~orchestrator_stages.seq2seq.decoder.Decoder` tell the other shapes.
-        """
-        # Ports of a stage are fixed in number, its layers are not: what differs in number comes last.
-        pasts, numbers = rest[: self.layers], rest[self.layers :]
-        logits, pasts = self.decoder(token, position, pasts, memory, memory_bias)
-        token, is_finished = self.choose(logits, position, is_finished, *numbers)
-        return {
-            "token": token,
-            "position": position + 1,
-            "finished": is_finished,
-            "chosen": tokens.index_copy(1, position, token[:, None]),
-            "done": is_finished.all(0, keepdim=True),
-            **dict(zip(past_names(self.layers), pasts, strict=True)),
-        }

@@ -1,4 +1,4 @@
-"""Which models are supported, and what each is made of: an encoder, a decoder, and what its sequences begin with."""
+"""Which models are supported: what each reads, and what its sequences begin with."""
 
 from __future__ import annotations
 
@@ -12,98 +12,75 @@ from torch import nn
 
 from orchestrator import GraphError, TensorSpec
 from orchestrator.specs import Dim
-from orchestrator_stages.origin import check_unchanged, library_class
-from orchestrator_stages.seq2seq.bart import bart_parts
-from orchestrator_stages.seq2seq.checks import check_model, check_stack
-from orchestrator_stages.seq2seq.decoder import DecoderParts
-from orchestrator_stages.seq2seq.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from orchestrator_stages.seq2seq.gpt2 import gpt2_parts
-from orchestrator_stages.seq2seq.t5 import t5_parts
+from orchestrator_stages.origin import library_class
+from orchestrator_stages.seq2seq.checks import check_model
 
-__all__ = ["SUPPORTED", "ModelFamily", "family_of"]
+__all__ = ["SUPPORTED", "ModelFamily", "dtype_of", "family_of", "positions_of"]
 
 SUPPORTED = (
-    "T5 and mT5, BART, Marian, mBART and Pegasus, Whisper, and VisionEncoderDecoderModel with a TrOCR, BART, mBART or "
-    "GPT-2 decoder"
+    "T5, mT5, UMT5, LongT5, BART, mBART, PLBart, Marian, Pegasus, PEGASUS-X, Blenderbot, M2M100, Whisper, Speech2Text, "
+    "Moonshine, EncoderDecoderModel, and VisionEncoderDecoderModel with any decoder that reads it"
 )
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """How models of a kind are taken apart.
+    """What models of a kind read, and how they generate.
 
     Attributes:
-        modality: What they read: ``text``, ``audio`` or ``image``.
-        encoder: Of a model, the stage that encodes.
-        decoder: Of a model and the length of its past, the parts of its decoder.
-        prompt: Of the generation options, the tokens after the start that the model is given.
-        positions: Of a model, how many tokens its encoder can count; None: any number.
+        inputs: Of a model and the dims of its batch and of what it reads, what a request gives to the encoder: names to
+            specs, the mask last if there is one. Rows of a text that fill up a batch are hidden by its mask; others
+            repeat the first, so that they end when it does.
+        modality: ``text``, ``audio`` or ``image``.
+        has_length: What it reads has a length of its own, which :attr:`inputs` are told.
+        speech: Its ``generate()`` is that of Whisper.
     """
 
+    inputs: Callable[[Any, Dim, Dim | int], dict[str, TensorSpec]]
     modality: str
-    encoder: Callable[[Any], nn.Module]
-    decoder: Callable[[Any, int], DecoderParts]
-    prompt: Callable[[Mapping[str, Any]], tuple[int | None, ...]] = lambda _: ()
-    positions: Callable[[Any], int | None] = lambda _: None
+    has_length: bool = True
+    speech: bool = False
 
-    def input(self, model: Any, batch: Dim) -> TensorSpec:
-        """Returns what a request gives to a model that reads audio or images.
-
-        Rows that fill up a batch repeat the first, so that they end when it does.
-        """
-        if self.modality == "audio":
-            frames = 2 * model.config.max_source_positions
-            return TensorSpec((batch, model.config.num_mel_bins, frames), pad="repeat_first")
-        config = model.encoder.config
-        side = config.image_size
-        height, width = (side, side) if isinstance(side, int) else side
-        return TensorSpec((batch, config.num_channels, height, width), pad="repeat_first")
+    def prompt(self, options: Mapping[str, Any]) -> tuple[int | None, ...]:
+        """Returns the tokens after the start that the model is given, of the options of ``generate()``."""
+        return whisper_prompt(options) if self.speech else ()
 
 
-def _bart(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
-    check_stack(model.model.decoder, dtype_of(model))
-    return bart_parts(model.model.decoder, model.lm_head, getattr(model, "final_logits_bias", None))
+def _text(model: Any, batch: Dim, tokens: Dim | int) -> dict[str, TensorSpec]:  # noqa: ARG001
+    dims = (batch, tokens)
+    return {
+        "input_ids": TensorSpec(dims, torch.int64, pad=0),
+        "attention_mask": TensorSpec(dims, torch.int64, pad=0),
+    }
 
 
-def _t5(model: Any, length: int) -> DecoderParts:
-    check_stack(model.decoder, dtype_of(model))
-    return t5_parts(model, length)
+def _mels(model: Any, batch: Dim, frames: Dim | int) -> dict[str, TensorSpec]:
+    width = model.config.input_feat_per_channel * model.config.input_channels
+    return {
+        "input_features": TensorSpec((batch, frames, width), dtype_of(model), pad="repeat_first"),
+        "attention_mask": TensorSpec((batch, frames), torch.int64, pad="repeat_first"),
+    }
 
 
-def _whisper(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
-    check_stack(model.model.encoder, dtype_of(model), "encoder")
-    check_stack(model.model.decoder, dtype_of(model))
-    return bart_parts(model.model.decoder, model.proj_out)
+def _samples(model: Any, batch: Dim, samples: Dim | int) -> dict[str, TensorSpec]:
+    return {
+        "input_values": TensorSpec((batch, samples), dtype_of(model), pad="repeat_first"),
+        "attention_mask": TensorSpec((batch, samples), torch.int64, pad="repeat_first"),
+    }
 
 
-def _image(model: Any, length: int) -> DecoderParts:  # noqa: ARG001
-    # The decoder is a model of its own, so it is checked as one; only then is its stack of layers looked at.
-    decoder = model.decoder
-    kind = decoder.config.model_type
-    base = library_class(decoder, DECODERS)
-    if base is None:
-        raise _unsupported_model(
-            f"VisionEncoderDecoderModel with a decoder {type(decoder).__name__} of type {kind!r}", decoder
-        )
-    check_unchanged(decoder, base, "the model's decoder")
-    if not decoder.config.add_cross_attention and kind == "gpt2":
-        raise GraphError(
-            "The GPT-2 decoder has no cross-attention; make it with add_cross_attention=True.",
-            option="add_cross_attention",
-        )
-    if kind == "gpt2":
-        check_stack(decoder.transformer, dtype_of(decoder))
-        return gpt2_parts(decoder)
-    stack = decoder.model.decoder
-    if not isinstance(stack.embed_positions, nn.Embedding):
-        raise _unsupported_model("a TrOCR decoder without learned positions", decoder)
-    check_stack(stack, dtype_of(decoder))
-    head = decoder.output_projection if kind == "trocr" else decoder.lm_head
-    return bart_parts(stack, head)
+def _whisper(model: Any, batch: Dim, _: Dim | int) -> dict[str, TensorSpec]:
+    shape = (batch, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+    return {"input_features": TensorSpec(shape, dtype_of(model), pad="repeat_first")}
 
 
-def _text_positions(model: Any) -> int | None:
-    return int(model.config.max_position_embeddings)
+def _pixels(model: Any, batch: Dim, _: Dim | int) -> dict[str, TensorSpec]:
+    config = model.encoder.config
+    side = config.image_size
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    return {
+        "pixel_values": TensorSpec((batch, config.num_channels, *sides), dtype_of(model), pad="repeat_first")
+    }
 
 
 def whisper_prompt(options: Mapping[str, Any]) -> tuple[int | None, ...]:
@@ -159,30 +136,39 @@ def _token_of(what: str, name: str, tokens: Mapping[str, int]) -> int:
     return tokens[name]
 
 
-_TEXT = ModelFamily("text", lambda model: TextEncoder(model.get_encoder()), _bart, positions=_text_positions)
-_T5 = ModelFamily("text", lambda model: TextEncoder(model.get_encoder()), _t5)
-_AUDIO = ModelFamily("audio", lambda model: AudioEncoder(model.model.encoder), _whisper, whisper_prompt)
-_PICTURE = ModelFamily("image", ImageEncoder, _image)
+_TEXT = ModelFamily(_text, "text")
+_PICTURE = ModelFamily(_pixels, "image", has_length=False)
+_SPEECH = ModelFamily(_whisper, "audio", has_length=False, speech=True)
 
 #: Classes of transformers to families.
 FAMILIES: Mapping[str, ModelFamily] = {
-    "transformers.models.t5.modeling_t5:T5ForConditionalGeneration": _T5,
-    "transformers.models.mt5.modeling_mt5:MT5ForConditionalGeneration": _T5,
-    "transformers.models.bart.modeling_bart:BartForConditionalGeneration": _TEXT,
-    "transformers.models.marian.modeling_marian:MarianMTModel": _TEXT,
-    "transformers.models.mbart.modeling_mbart:MBartForConditionalGeneration": _TEXT,
-    "transformers.models.pegasus.modeling_pegasus:PegasusForConditionalGeneration": _TEXT,
-    "transformers.models.whisper.modeling_whisper:WhisperForConditionalGeneration": _AUDIO,
-    "transformers.models.vision_encoder_decoder.modeling_vision_encoder_decoder:VisionEncoderDecoderModel": _PICTURE,
+    f"transformers.models.{path}": family
+    for family, paths in {
+        _TEXT: """
+            bart.modeling_bart:BartForConditionalGeneration
+            blenderbot.modeling_blenderbot:BlenderbotForConditionalGeneration
+            blenderbot_small.modeling_blenderbot_small:BlenderbotSmallForConditionalGeneration
+            encoder_decoder.modeling_encoder_decoder:EncoderDecoderModel
+            longt5.modeling_longt5:LongT5ForConditionalGeneration
+            m2m_100.modeling_m2m_100:M2M100ForConditionalGeneration
+            marian.modeling_marian:MarianMTModel
+            mbart.modeling_mbart:MBartForConditionalGeneration
+            mt5.modeling_mt5:MT5ForConditionalGeneration
+            pegasus.modeling_pegasus:PegasusForConditionalGeneration
+            pegasus_x.modeling_pegasus_x:PegasusXForConditionalGeneration
+            plbart.modeling_plbart:PLBartForConditionalGeneration
+            t5.modeling_t5:T5ForConditionalGeneration
+            umt5.modeling_umt5:UMT5ForConditionalGeneration
+        """,
+        ModelFamily(
+            _mels, "audio"
+        ): "speech_to_text.modeling_speech_to_text:Speech2TextForConditionalGeneration",
+        ModelFamily(_samples, "audio"): "moonshine.modeling_moonshine:MoonshineForConditionalGeneration",
+        _SPEECH: "whisper.modeling_whisper:WhisperForConditionalGeneration",
+        _PICTURE: "vision_encoder_decoder.modeling_vision_encoder_decoder:VisionEncoderDecoderModel",
+    }.items()
+    for path in paths.split()
 }
-
-#: Classes of transformers that may be the decoder of a VisionEncoderDecoderModel.
-DECODERS = (
-    "transformers.models.gpt2.modeling_gpt2:GPT2LMHeadModel",
-    "transformers.models.trocr.modeling_trocr:TrOCRForCausalLM",
-    "transformers.models.bart.modeling_bart:BartForCausalLM",
-    "transformers.models.mbart.modeling_mbart:MBartForCausalLM",
-)
 
 
 def _unsupported_model(what: str, model: object) -> GraphError:
@@ -212,6 +198,24 @@ def family_of(model: Any) -> ModelFamily:
         raise _unsupported_model(description, model)
     check_model(model, base)
     return FAMILIES[f"{base.__module__}:{base.__name__}"]
+
+
+def positions_of(module: nn.Module) -> int | None:
+    """Returns how many tokens an encoder or decoder can count; None: any number.
+
+    Args:
+        module: The encoder or decoder.
+    """
+    for path, part in module.named_modules():
+        if path.rpartition(".")[2] in ("embed_positions", "position_embeddings", "wpe"):
+            weight = getattr(part, "weight", getattr(part, "weights", None))
+            if not isinstance(weight, torch.Tensor):
+                break
+            # Before the first token: those up to the padding of RoBERTa and M2M100, or two of BART.
+            padding = getattr(part, "padding_idx", None)
+            return weight.shape[0] - int(getattr(part, "offset", 0) if padding is None else padding + 1)
+    longest: int | None = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return longest
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

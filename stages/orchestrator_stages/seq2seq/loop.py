@@ -3,76 +3,167 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator.pipeline import Value
-from orchestrator_stages.seq2seq.choose import Choose, DecodingStep
-from orchestrator_stages.seq2seq.decoder import BeginDecoding, Decoder, DecoderParts, past_names
+from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.seq2seq.choose import Choose
+from orchestrator_stages.seq2seq.forward import DecoderForward, visible_tokens
 from orchestrator_stages.seq2seq.rules import Rules
+from orchestrator_stages.seq2seq.trial import Trial
 
-__all__ = ["Decoding"]
+__all__ = ["Decoder", "Decoding"]
+
+TOKENS = ("token", "position", "finished", "chosen")
+"""What an iteration takes and gives besides the cache."""
 
 
-@dataclass(frozen=True)
+class Decoder(nn.Module):
+    """Makes the tokens of a sequence, one in each call; between two calls it keeps nothing.
+
+    Args:
+        forward: Reads a token.
+        template: Of its cache.
+        readings: What it reads of the encoder: ``encoding`` and masks.
+        rules: How tokens are chosen.
+        choose: Chooses them.
+    """
+
+    def __init__(
+        self,
+        forward: DecoderForward,
+        template: CacheTemplate,
+        readings: tuple[str, ...],
+        rules: Rules,
+        choose: Choose,
+    ) -> None:
+        super().__init__()
+        self.read = forward
+        self.template = template
+        self.readings = readings
+        self.start, self.pad, self.steps = rules.start, rules.pad, rules.steps
+        self.choose = choose
+
+    def begin(self, *readings: Tensor) -> dict[str, Tensor]:
+        """Returns what the first call of :meth:`step` takes, and ``visible``, a mask for all of them, if there is one.
+
+        Args:
+            readings: As named. In a mask a row of zeros is a row that pads the batch: it is finished before it begins.
+        """
+        # The first token is read here for what the layers take of the encoder. The loop reads it again, into the same
+        # slot, so that every token comes from an iteration.
+        encoded = dict(zip(self.readings, readings, strict=True))
+        encoding, mask = encoded["encoding"], encoded.get("attention_mask")
+        rows, device = encoding.shape[0], encoding.device
+        token = torch.full((rows,), self.start, dtype=torch.int64, device=device)
+        finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        values = {}
+        if mask is not None:
+            finished = ~mask.bool().any(1)
+            values["visible"] = encoded["attention_mask"] = visible_tokens(mask)
+        _, cache = self.read.first(token, encoded)
+        return values | {
+            "token": token,
+            "position": torch.zeros(1, dtype=torch.int64, device=device),
+            "finished": finished,
+            "chosen": torch.full((rows, self.steps), self.pad, dtype=torch.int64, device=device),
+            **state_of(cache),
+        }
+
+    def step(
+        self, token: Tensor, position: Tensor, is_finished: Tensor, tokens: Tensor, *rest: Tensor
+    ) -> dict[str, Tensor]:
+        """Returns what the next call takes, by the same names, and ``done``: whether there is to be none.
+
+        Args:
+            token: ``[batch]``, int64: the one before.
+            position: ``[1]``, int64: how many came before that.
+            is_finished: ``[batch]``, bool: rows that get nothing but padding.
+            tokens: ``[batch, steps]``, int64: those so far.
+            rest: What was read of the encoder, the cache, and the random numbers where tokens are drawn.
+        """
+        # Ports of a stage are fixed in number, tensors of a cache are not: what differs in number comes last.
+        count = len(self.readings)
+        encoded = dict(zip(self.readings, rest, strict=False))
+        state, numbers = (
+            rest[count : count + len(self.template.places)],
+            rest[count + len(self.template.places) :],
+        )
+        cache = self.template.cache(state, position)
+        logits, cache = self.read.next(token, encoded, cache, position)
+        token, is_finished = self.choose(logits, position, is_finished, *numbers)
+        return {
+            "token": token,
+            "position": position + 1,
+            "finished": is_finished,
+            "chosen": tokens.index_copy(1, position, token[:, None]),
+            "done": is_finished.all(0, keepdim=True),
+            **state_of(cache),
+        }
+
+
 class Decoding:
     """A decoder, the rules by which it chooses, and the dims of what it works on.
 
-    Attributes:
-        parts: The decoder's modules.
+    Args:
+        trial: What the model gave on fake tensors.
         rules: The rules.
-        vocabulary: Number of tokens it knows.
-        dtype: Of its weights.
         batch: The dim of the sequences.
-        tokens: The dim of what the encoder gave, or its size.
+        tokens: The dim of what the encoder reads, or its size.
     """
 
-    parts: DecoderParts
-    rules: Rules
-    vocabulary: int
-    dtype: torch.dtype
-    batch: Dim
-    tokens: Dim | int
+    def __init__(self, trial: Trial, rules: Rules, batch: Dim, tokens: Dim | int) -> None:
+        choose = Choose(rules, trial.vocabulary)
+        self.trial = trial
+        self.rules = rules
+        self.batch = batch
+        self.tokens = tokens
+        self.decoder = Decoder(trial.decoder, trial.template, trial.readings, rules, choose)
 
-    def begin(self) -> BeginDecoding:
-        """Returns the stage that prepares the loop."""
-        return BeginDecoding(self.parts.crosses, self.rules.steps, self.rules.start, self.rules.pad)
-
-    def _carry_specs(self) -> dict[str, TensorSpec]:
-        """What one iteration hands to the next."""
-        past = TensorSpec((2, self.batch, self.parts.heads, self.rules.steps, self.parts.size), self.dtype)
-        return {
+    def _specs(self) -> dict[str, TensorSpec]:
+        """What one iteration takes."""
+        specs = {
             "token": TensorSpec((self.batch,), torch.int64),
             "position": TensorSpec((1,), torch.int64),
             "finished": TensorSpec((self.batch,), torch.bool),
             "chosen": TensorSpec((self.batch, self.rules.steps), torch.int64),
-            **dict.fromkeys(past_names(len(self.parts.layers)), past),
+            **self.trial.specs(self.batch, self.tokens),
         }
-
-    def _input_specs(self) -> dict[str, TensorSpec]:
-        """What is the same in all iterations."""
-        layers, heads, size = len(self.parts.layers), self.parts.heads, self.parts.size
-        return {
-            "memory": TensorSpec((layers, 2, self.batch, heads, self.tokens, size), self.dtype),
-            "masked": TensorSpec((self.batch, 1, 1, self.tokens), self.dtype),
-        }
-
-    def body(self) -> Pipeline:
-        """Returns one iteration as a pipeline."""
-        carry_specs, specs = self._carry_specs(), {**self._carry_specs(), **self._input_specs()}
         if self.rules.sampling is not None:
             specs["numbers"] = TensorSpec((self.rules.steps, self.batch))
-        # In the order of forward: what every step has, the pasts, and the numbers last.
-        names = ("token", "position", "finished", "chosen", "memory", "masked")
-        ports = dict.fromkeys((*names, *specs))
+        return specs
+
+    @property
+    def carries(self) -> tuple[str, ...]:
+        """What one iteration hands to the next; the rest is the same in all."""
+        return (*TOKENS, *(place.name for place in self.trial.template.places if not place.cross))
+
+    def begin(self, pipeline: Pipeline, encoded: Mapping[str, Value]) -> dict[str, Value]:
+        """Draws what prepares the loop; returns what its first iteration takes.
+
+        Args:
+            pipeline: The pipeline.
+            encoded: What is read of the encoder, by name.
+        """
+        begin = pipeline.add("begin", self.decoder.begin, inputs=self.trial.readings)
+        outputs = begin(*[encoded[name] for name in self.trial.readings])
+        values = {name: outputs[name] for name in (*TOKENS, *self.trial.template.names)}
+        values |= {name: encoded[name] for name in self.trial.readings}
+        if "attention_mask" in encoded:
+            values["attention_mask"] = outputs["visible"]
+        return values
+
+    def _body(self) -> Pipeline:
+        """Returns one iteration as a pipeline."""
+        specs = self._specs()
         body = Pipeline("next-token")
-        stage = DecodingStep(Decoder(self.parts), Choose(self.rules, self.vocabulary))
-        step = body.add("step", stage, inputs=tuple(ports))
-        outputs = step(**{name: body.input(name, specs[name]) for name in ports})
-        for name in (*carry_specs, "done"):
+        step = body.add("step", self.decoder.step, inputs=tuple(specs))
+        outputs = step(**{name: body.input(name, spec) for name, spec in specs.items()})
+        for name in (*self.carries, "done"):
             body.output(name, outputs[name])
         return body
 
@@ -80,7 +171,7 @@ class Decoding:
         self,
         pipeline: Pipeline,
         name: str,
-        initial_values: Value | Mapping[str, Value],
+        initial_values: Mapping[str, Value],
         numbers: Any = None,
         check_every: int = 1,
     ) -> Any:
@@ -96,14 +187,14 @@ class Decoding:
         Returns:
             The chosen tokens, ``[batch, steps]``; the pad token after the end of a sequence.
         """
-        # What the encoder gave is an input, not carried: it stays in one place on the device for the whole loop.
-        inputs = {"memory": initial_values["memory"], "masked": initial_values["masked"]}
+        # What is read of the encoder is an input, not carried: it stays in one place on the device for the whole loop.
+        inputs = {port: value for port, value in initial_values.items() if port not in self.carries}
         if numbers is not None:
             inputs["numbers"] = numbers
         return pipeline.loop(
             name,
-            self.body(),
-            carry={port: initial_values[port] for port in self._carry_specs()},
+            self._body(),
+            carry={port: initial_values[port] for port in self.carries},
             inputs=inputs,
             until="done",
             max_steps=self.rules.steps,

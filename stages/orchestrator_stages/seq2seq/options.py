@@ -54,7 +54,7 @@ def read_options(model: Any, family: ModelFamily, user_options: Mapping[str, Any
     Raises:
         GraphError: One is none, or is one that only ``generate()`` has.
     """
-    speech = family.modality == "audio"
+    speech = family.speech
     config = model.generation_config
     library: dict[str, Any] = vars(type(config)())
     names = known_options(speech=speech)
@@ -136,7 +136,7 @@ def length_of(model: Any, family: ModelFamily, options: Mapping[str, Any], befor
     longest = options["max_length"]
     if not isinstance(longest, int):
         raise GraphError(f"max_length is a positive int, not {longest!r}.", option="max_length")
-    if family.modality == "audio":
+    if family.speech:
         most = model.config.max_target_positions
         return min(longest + min(most // 2 - 1, before), most) - before
     if options["default_length"]:

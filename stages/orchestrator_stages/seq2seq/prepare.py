@@ -27,6 +27,7 @@ class Process(HostStage):
     def __init__(self, processor: Any, spec: TensorSpec) -> None:
         super().__init__(tag="process")
         self.processor = processor
+        self.dtype = spec.dtype
         self.inputs = {"image": list}
         self.outputs = {"pixel_values": spec}
 
@@ -34,7 +35,7 @@ class Process(HostStage):
         """Resizes and normalises them."""
         pictures = [item.numpy() if isinstance(item, Tensor) else item for item in image]
         pixels: Tensor = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return pixels
+        return pixels.to(self.dtype)
 
 
 class Extract(HostStage):
@@ -51,6 +52,7 @@ class Extract(HostStage):
     def __init__(self, extractor: Any, spec: TensorSpec) -> None:
         super().__init__(tag="extract")
         self.extractor = extractor
+        self.dtype = spec.dtype
         self.inputs = {"audio": list}
         self.outputs = {"input_features": spec}
 
@@ -69,4 +71,5 @@ class Extract(HostStage):
                 f"{self.extractor.n_samples / rate:.0f} s. Cut it, or use the pipeline 'speech', which does."
             )
         features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="np")
-        return torch.from_numpy(np.ascontiguousarray(features["input_features"], dtype=np.float32))
+        values = np.ascontiguousarray(features["input_features"], dtype=np.float32)
+        return torch.from_numpy(values).to(self.dtype)

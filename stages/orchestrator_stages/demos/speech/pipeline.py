@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator import Dim, GraphError, Pipeline
+from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.demos.speech.checkpoint import load_checkpoint
 from orchestrator_stages.demos.speech.cut import SEGMENTS, TOKENS, Cut
+from orchestrator_stages.demos.speech.encoder import AudioEncoder
 from orchestrator_stages.demos.speech.read import Read
 from orchestrator_stages.demos.speech.recording import Recording
-from orchestrator_stages.seq2seq.encoders import AudioEncoder
 from orchestrator_stages.seq2seq.families import dtype_of, family_of
 from orchestrator_stages.seq2seq.loop import Decoding
 from orchestrator_stages.seq2seq.rules import read_rules
+from orchestrator_stages.seq2seq.trial import try_model
 
 __all__ = ["speech"]
 
@@ -59,9 +60,7 @@ def speech(
     model, config = checkpoint.model, checkpoint.model.config
     arguments = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
     options: dict[str, Any] = {**model.generation_config.to_dict(), **arguments}
-    family = family_of(model)
-    rules = read_rules(options, family.prompt(options), speech=True)
-    parts = family.decoder(model, rules.steps)
+    rules = read_rules(options, family_of(model).prompt(options), speech=True)
     if rules.steps > config.max_target_positions:
         most = config.max_target_positions - len(rules.prompt)
         raise GraphError(
@@ -79,9 +78,11 @@ def speech(
     pipeline = Pipeline("speech")
     cut = Cut(config.num_mel_bins, length.buckets, rows.buckets)
     mel = pipeline.add("cut", cut, device="host")(pipeline.input("audio", Recording))
-    encoding = pipeline.add("encode", AudioEncoder(model.model.encoder))(mel)
-    decoding = Decoding(parts, rules, config.vocab_size, dtype_of(model), rows, length)
-    initial_values = pipeline.add("begin", decoding.begin())(encoding)
+    features = TensorSpec((rows, config.num_mel_bins, length, 2), dtype_of(model))
+    trial = try_model(model, (features,), rows, length, rules.steps, AudioEncoder(model.model.encoder))
+    encoded = pipeline.add("encode", trial.encoder)(mel)
+    decoding = Decoding(trial, rules, rows, length)
+    initial_values = decoding.begin(pipeline, {"encoding": encoded["encoding"]})
     sequences = decoding.draw(pipeline, "decode", initial_values, check_every=check_every)
     read = pipeline.add("read", Read(checkpoint.tokenizer, rules.eos), device="host")
     pipeline.output("text", read(sequences))

@@ -1,0 +1,135 @@
+"""Run a model on fake tensors, which computes nothing: can it be followed, and what does its cache hold?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from orchestrator import Dim, GraphError, TensorSpec
+from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.seq2seq.forward import DecoderForward, Encoder
+
+__all__ = ["Trial", "try_model"]
+
+BATCHES = (2, 3)
+"""Two sizes of a batch: what differs between them is the dim of the batch."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model gave.
+
+    Attributes:
+        encoder: The stage that encodes.
+        decoder: What reads a token.
+        template: Of the decoder's cache.
+        readings: What the decoder reads of the encoder: ``encoding``, and masks.
+        vocabulary: Number of tokens that the decoder tells apart.
+        shapes: Of the readings and the tensors of the cache: shapes at both sizes of batch and tokens, and the dtype.
+        lengths: The two numbers of tokens.
+    """
+
+    encoder: nn.Module
+    decoder: DecoderForward
+    template: CacheTemplate
+    readings: tuple[str, ...]
+    vocabulary: int
+    shapes: dict[str, tuple[torch.Size, torch.Size, torch.dtype]]
+    lengths: tuple[int, int]
+
+    def specs(self, batch: Dim, tokens: Dim | int) -> dict[str, TensorSpec]:
+        """Returns the specs of what is read of the encoder, and of the tensors of the cache.
+
+        Args:
+            batch: The dim of the sequences.
+            tokens: The dim of what the encoder reads, or its size.
+        """
+        names = {BATCHES: batch, self.lengths: tokens}
+        specs = {}
+        for name, (small, large, dtype) in self.shapes.items():
+            dims = [
+                one if one == other else names.get((one, other))
+                for one, other in zip(small, large, strict=True)
+            ]
+            if None in dims:
+                raise GraphError(
+                    f"{name} is {tuple(small)} for {self.lengths[0]} tokens and {tuple(large)} for {self.lengths[1]}, "
+                    "so its length is none that has a name; give one length: tokens=(length,).",
+                    option="tokens",
+                )
+            specs[name] = TensorSpec(tuple(dim for dim in dims if dim is not None), dtype)
+        return specs
+
+
+def try_model(
+    model: Any,
+    specs: Sequence[TensorSpec],
+    batch: Dim,
+    tokens: Dim | int,
+    slots: int,
+    encoder: nn.Module | None = None,
+) -> Trial:
+    """Runs a model on fake tensors.
+
+    Args:
+        model: The model.
+        specs: What its encoder reads, and the mask over that, if there is one.
+        batch: The dim of the rows.
+        tokens: The dim of the length of what is read, or its size.
+        slots: How many tokens the decoder's cache holds.
+        encoder: What encodes, in place of the model's own encoder.
+
+    Raises:
+        GraphError: Its forward cannot be followed.
+    """
+    # Without answers to what a forward asks of values first: most ask nothing, and then nothing comes between.
+    name, longest = (tokens.name, tokens.buckets[-1]) if isinstance(tokens, Dim) else ("", tokens)
+    lengths = (longest, longest - 1) if name and longest > 1 else (longest, longest)
+    reasons = []
+    for is_static in (False, True):
+        encode = encoder or Encoder(model, is_static=is_static)
+        decoder = DecoderForward(model, slots, is_static=is_static)
+        try:
+            runs = [
+                _run(encode, decoder, [spec.shape({batch.name: rows, name: length}) for spec in specs], specs)
+                for rows, length in zip(BATCHES, lengths, strict=True)
+            ]
+        except Exception as error:
+            reasons.append(error)
+            continue
+        (readings, logits, cache), (others, _, other_cache) = runs
+        small, large = readings | state_of(cache), others | state_of(other_cache)
+        shapes = {name: (value.shape, large[name].shape, value.dtype) for name, value in small.items()}
+        template = CacheTemplate(cache)
+        return Trial(encode, decoder, template, tuple(readings), logits.shape[-1], shapes, lengths)
+    raise GraphError(
+        f"The forward of {type(model).__name__} cannot be followed: {type(reasons[-1]).__name__}: {reasons[-1]!s:.300}",
+        model=model,
+    ) from reasons[-1]
+
+
+def _run(
+    encoder: nn.Module,
+    decoder: DecoderForward,
+    shapes: Sequence[tuple[int, ...]],
+    specs: Sequence[TensorSpec],
+) -> tuple[dict[str, Tensor], Tensor, Any]:
+    """Encodes, and reads two tokens; returns what the decoder reads of the encoder, its logits and its cache."""
+    device = next(decoder.parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        values, *masks = (
+            torch.ones(shape, dtype=spec.dtype, device=device)
+            for shape, spec in zip(shapes, specs, strict=True)
+        )
+        readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
+        token = torch.zeros(len(values), dtype=torch.int64, device=device)
+        _, cache = decoder.first(token, readings)
+        position = torch.zeros(1, dtype=torch.int64, device=device)
+        later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
+        logits, _ = decoder.next(token, readings, later, position)
+    return readings, logits, cache

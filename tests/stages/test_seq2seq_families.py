@@ -1,0 +1,39 @@
+"""Every family by one road: its own forward over a cache of fixed size gives the tokens of `generate()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator_stages import from_transformers
+from tests.stages.tiny_models import FAMILIES, MODELS, generated, inputs, tiny
+
+NEW = 8
+LENGTHS = {"speech_to_text": 40, "moonshine": 4000}
+
+
+def run(name: str, model: Any, request: dict[str, Any], device: str = "cpu") -> torch.Tensor:
+    sizes = {"tokens": (LENGTHS.get(name, 16),)} if "attention_mask" in request else {}
+    pipeline = from_transformers(model, max_new_tokens=NEW, batch=(4,), **sizes)
+    with pipeline.plan(device=device).load() as session:
+        return session(**request)["tokens"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_same_as_generate_over_a_batch_of_different_lengths(name: str):
+    model, request = tiny(name), inputs(name)
+    expected = generated(model, request, max_new_tokens=NEW)
+    assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
+    assert run(name, model, request).equal(expected)
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(name for name in FAMILIES if not name.startswith("vit-"))])
+def test_same_in_half_precision_with_inputs_of_the_models_dtype(name: str):
+    model = tiny(name).to(torch.float16)
+    request = {
+        key: value.to(torch.float16) if value.is_floating_point() else value
+        for key, value in inputs(name).items()
+    }
+    assert run(name, model, request).equal(generated(model, request, max_new_tokens=NEW))
