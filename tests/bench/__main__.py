@@ -27,6 +27,7 @@ FIGURES = {
     "plan": "planning",
     "start": "startup",
     "loop": "loops",
+    "state": "state",
     "neuron": "neuron",
     "decode": "decoding",
     "diffusion": "diffusion",
