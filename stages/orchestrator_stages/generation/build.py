@@ -9,7 +9,7 @@ read by the host in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,12 @@ from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import ChatPrompt, check_template
 from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, token_specs
-from orchestrator_stages.generation.generator import Generator, own_tree
+from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
+from orchestrator_stages.generation.generator import Generator
+from orchestrator_stages.generation.items import ArrangeItems, ItemKind, RopePositions, read_item
 from orchestrator_stages.generation.options import prompt_rules
+from orchestrator_stages.generation.selfcheck import check_logits
+from orchestrator_stages.generation.tree import own_tree, text_model
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq import build as seq2seq
 from orchestrator_stages.seq2seq.build import BATCH, TOKENS
@@ -28,6 +32,12 @@ from orchestrator_stages.seq2seq.host import Detokenise, Numbers, Tokenise
 from orchestrator_stages.seq2seq.rules import Rules
 
 __all__ = ["from_transformers"]
+
+AXES = 3
+"""How many dims a position has where it has several: time, height and width."""
+
+ITEMS = (1, 2, 4, 8)
+"""How many pictures or recordings a request may have."""
 
 
 def from_transformers(
@@ -41,6 +51,8 @@ def from_transformers(
     check_every: int = 1,
     name: str | None = None,
     messages: bool = False,
+    example: Mapping[str, Any] | None = None,
+    items: Iterable[int] = ITEMS,
     **options: Any,
 ) -> Pipeline:
     """Builds a pipeline that gives what ``model.generate()`` gives.
@@ -79,6 +91,10 @@ def from_transformers(
             not depend on it.
         name: The pipeline's name; by default the model's type.
         messages: Take conversations, not texts.
+        example: Of a model whose prompts have pictures or recordings among their tokens, what its processor gives for
+            one of them and a prompt; by default a picture of the size that the config says. Numbers are inputs of the
+            pipeline, integers (a grid of patches, sizes) are the same for each picture.
+        items: How many pictures or recordings of all prompts together are compiled for.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like.
 
@@ -118,9 +134,14 @@ def from_transformers(
     rows = Dim("batch", buckets=batch, batch=tokenizer is not None or messages)
     chat = processor or tokenizer if messages else None
     reader = tokenizer or getattr(chat, "tokenizer", chat)
-    return _Continuation(bare, rules, rows, _prompt_dim(bare, tokens, rules.new), reader, chat).draw(
-        name or config.model_type, check_every
-    )
+    prompts = _prompt_dim(bare, tokens, rules.new)
+    kind = None if messages else read_item(bare, example)
+    if kind is None:
+        text_only = _Continuation(bare, rules, rows, prompts, reader, chat)
+        return text_only.draw(name or config.model_type, check_every)
+    rows = Dim("batch", buckets=batch)
+    follower = _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, Dim("items", buckets=items))
+    return follower.draw(name or config.model_type, check_every)
 
 
 def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
@@ -153,18 +174,31 @@ class _Continuation:
         self.tokenizer = tokenizer
         self.chat = chat
         self.slots = tokens.buckets[-1] + rules.new
-        self.generator = Generator(own_tree(model), self.slots)
+        self.model = model
+        self.tree: Any = own_tree(model)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         rules.check(vocabulary)
+        self.generator = self._follow(vocabulary)
         self.choose = NextToken(rules, vocabulary)
+
+    def _follow(self, vocabulary: int) -> Generator:
+        """The model as functions of tensors, which give what it gives by itself."""
+        generator = Generator(self.tree, self.slots)
+        check_logits(own_tree(self.model), generator, vocabulary)
+        return generator
+
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
+        """Draws what runs the prompt; returns what its sequences begin with, and what comes of it."""
+        begin = pipeline.add("begin", BeginTokens(self.rules.new, self.rules.pad))(ids, mask)
+        prefill = pipeline.add("prefill", self.generator.prefill)
+        return begin, prefill(begin["input_ids"], begin["attention_mask"])
 
     def draw(self, name: str, check_every: int) -> Pipeline:
         """Draws the pipeline."""
         # The prompt, and the first token after it; then a loop for all others.
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
-        begin = pipeline.add("begin", BeginTokens(self.rules.new, self.rules.pad))(ids, mask)
-        prompt = pipeline.add("prefill", self.generator.prefill)(begin["input_ids"], begin["attention_mask"])
+        begin, prompt = self._prefill(pipeline, ids, mask)
         numbers = []
         if self.rules.sampling is not None:
             draw = pipeline.add("numbers", Numbers(self.rules.new, self.rows), device="host")
@@ -237,3 +271,62 @@ class _Continuation:
         for port in (*self._carries, "done"):
             body.output(port, (token if port in self.generator.specs(self.rows) else following)[port])
         return body
+
+
+class _ItemContinuation(_Continuation):
+    """The same with pictures or recordings among the tokens of the prompt."""
+
+    def __init__(
+        self, model: Any, rules: Rules, rows: Dim, tokens: Dim, tokenizer: Any, kind: ItemKind, items: Dim
+    ) -> None:
+        self.kind = kind
+        self.items = items
+        self.encoders: list[ItemEncoder] = []
+        owners = (getattr(model, "model", None), model)
+        self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
+        super().__init__(model, rules, rows, tokens, tokenizer)
+
+    def _follow(self, vocabulary: int) -> Generator:
+        """The model as functions of tensors, which give what it gives by itself, features included."""
+        kind = self.kind
+        graph = trace_features(self.tree, kind.token, kind.count, kind.values, self.constants())
+        self.encoders = [ItemEncoder(part) for part in graph.stages]
+        take_deep_features(self.tree)
+        generator = Generator(text_model(self.tree), self.slots, kind, AXES if self.rope is not None else 0)
+        check_logits(own_tree(self.model), generator, vocabulary, kind, self.encoders, self.rope)
+        return generator
+
+    def constants(self) -> dict[str, Any]:
+        """What forward takes of one item besides its numbers."""
+        return self.kind.arguments(torch.full((1, self.kind.count), self.kind.token))
+
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
+        """Draws the encoder, what puts its features into the prompt, and what runs that."""
+        # The values come as the processor gives them; features stay where they were made until they are merged.
+        values = {
+            name: pipeline.input(
+                name, TensorSpec((Dim.dynamic(f"{name} rows"), *value.shape[1:]), value.dtype)
+            )
+            for name, value in self.kind.values.items()
+        }
+        arrange = pipeline.add("arrange", ArrangeItems(self.kind, self.items), device="host")
+        arranged = arrange(ids, *values.values())
+        features: list[Any] = [arranged[name] for name in values] if len(values) > 1 else [arranged]
+        names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
+        for name, encoder in zip(names, self.encoders, strict=False):
+            features = [pipeline.add(name, encoder, inputs=self._ports(name))(*features)]
+        more = []
+        if self.rope is not None:
+            positions = RopePositions(self.rope, self.kind, (self.rows, self.tokens), AXES)
+            more = [pipeline.add("positions", positions, device="host")(ids, mask)]
+        ports = ("input_ids", "attention_mask", *["position_ids"] * len(more))
+        begin_tokens = BeginTokens(self.rules.new, self.rules.pad)
+        begin = pipeline.add("begin", begin_tokens, inputs=ports)(ids, mask, *more)
+        merged = pipeline.add("merge", self.generator.merge)(begin["input_ids"], features[0])
+        places = [begin["position_ids"]] if more else []
+        prefill = pipeline.add("prefill", self.generator.prefill_merged)
+        return begin, prefill(merged["inputs_embeds"], begin["attention_mask"], merged["types"], *places)
+
+    def _ports(self, name: str) -> tuple[str, ...]:
+        """What a stage of the encoder takes."""
+        return ("states",) if name == "projector" else tuple(self.kind.values)

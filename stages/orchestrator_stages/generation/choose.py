@@ -60,19 +60,21 @@ class BeginTokens(nn.Module):
         self.new = new
         self.pad = pad
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *more: Tensor) -> dict[str, Tensor]:
         """Returns the prompt padded on the left and what :class:`NextToken` starts with.
 
         Args:
             input_ids: ``[batch, tokens]``, int64.
             attention_mask: The same, 0 where there is padding. A row of zeros fills up the batch: it is finished
                 before it begins.
+            more: ``position_ids`` ``[axes, batch, tokens]``, int64, where a position has several dims.
         """
         rows, device = input_ids.shape[0], input_ids.device
-        input_ids, mask = to_the_left(attention_mask, input_ids, attention_mask)
+        input_ids, mask, *more_left = to_the_left(attention_mask, input_ids, attention_mask, *more)
         return {
             "input_ids": input_ids,
             "attention_mask": mask,
+            **dict(zip(("position_ids",), more_left, strict=False)),
             "step": torch.zeros(1, dtype=torch.int64, device=device),
             "finished": ~mask.to(torch.bool).any(1),
             "chosen": torch.full((rows, self.new), self.pad, dtype=torch.int64, device=device),

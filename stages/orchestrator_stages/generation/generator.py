@@ -6,7 +6,6 @@ which computes nothing: whatever the cache holds then is what a loop has to carr
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -18,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
+from orchestrator_stages.generation.items import ItemKind
 from orchestrator_stages.generation.state import CacheTemplate, state_of
 
-__all__ = ["Generator", "own_tree"]
+__all__ = ["Generator"]
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -31,26 +31,15 @@ TRIAL = 5
 """Tokens of the prompt that is run over fake tensors."""
 
 
-def own_tree(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model's modules and configs over the same weights.
-
-    What is set in it, such as how experts are computed, is not set in the model of the user.
-    """
-    shared = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
-    tree: Any = copy.deepcopy(model, shared)
-    # Experts in a loop look at what was routed where, and grouped products are known to shapes in bfloat16 alone.
-    grouped = next(tree.parameters()).dtype is torch.bfloat16
-    if not grouped and getattr(tree, "_can_set_experts_implementation", bool)():
-        tree.set_experts_implementation("batched_mm")
-    return tree  # type: ignore[no-any-return]
-
-
 class Generator(nn.Module):
     """Runs a model over a prompt and then token by token.
 
     Args:
         model: The model; its forward is called, its weights are used as they are.
         slots: How many tokens the cache holds, prompt included.
+
+        kind: The items among the tokens of its prompts; None: there are none.
+        axes: How many dims the position of a token has; 0: it is a number.
 
     Attributes:
         aliases: Of what is carried, what :meth:`decode` writes in place: each is itself, updated.
@@ -59,10 +48,13 @@ class Generator(nn.Module):
         GraphError: The model cannot be followed.
     """
 
-    def __init__(self, model: Any, slots: int) -> None:
+    def __init__(self, model: Any, slots: int, kind: ItemKind | None = None, axes: int = 0) -> None:
         super().__init__()
         self.model = model
         self.slots = slots
+        self.item_token = -1 if kind is None else kind.token
+        self.types = () if kind is None else kind.types
+        self.axes = axes
         self.train(model.training)
         parameters = inspect.signature(model.forward).parameters
         self._names = frozenset(parameters)
@@ -87,7 +79,8 @@ class Generator(nn.Module):
         device = next(self.model.parameters()).device
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
-            self._run({"input_ids": ids}, torch.ones_like(ids), None, cache, 0)
+            places = torch.zeros_like(ids).expand(*[self.axes] * (self.axes > 0), *ids.shape)
+            self._run({"input_ids": ids}, torch.ones_like(ids), places, cache, 0)
         return CacheTemplate(cache), state_of(cache)
 
     def _updated(self) -> dict[str, str]:
@@ -96,7 +89,8 @@ class Generator(nn.Module):
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             state = {name: torch.empty_like(tensor, device=device) for name, tensor in self._shapes.items()}
             ones = torch.ones(2, dtype=torch.int64, device=device)
-            after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], ones, *state.values())
+            place = ones.expand(self.axes, 2) if self.axes else ones
+            after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], place, *state.values())
         return {name: name for name, tensor in state.items() if after[name] is tensor}
 
     def _batch_dims(self, larger: Mapping[str, Tensor]) -> dict[str, int]:
@@ -126,12 +120,59 @@ class Generator(nn.Module):
         Args:
             rows: The dim of the batch.
         """
-        specs = {"position": TensorSpec((1,), torch.int64), "place": TensorSpec((rows,), torch.int64)}
+        place = TensorSpec((self.axes, rows) if self.axes else (rows,), torch.int64)
+        specs = {"position": TensorSpec((1,), torch.int64), "place": place}
         for name, tensor in self._shapes.items():
             dims: list[Any] = list(tensor.shape)
             dims[self._dims[name]] = rows
             specs[name] = TensorSpec(tuple(dims), tensor.dtype)
         return specs
+
+    @property
+    def specs_names(self) -> tuple[str, ...]:
+        """What :meth:`decode` takes after token and mask, by name and in order."""
+        return ("position", "place", *self._template.names)
+
+    def merge(self, input_ids: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Puts features into the embeddings of a prompt, where its tokens stand for them.
+
+        Args:
+            input_ids: ``[batch, tokens]``, int64.
+            features: ``[items, count, width]``: one for each such token of all prompts, in their order; what is left
+                over is read by nothing.
+
+        Returns:
+            ``inputs_embeds`` ``[batch, tokens, width]``, and ``types`` ``[batch, tokens]``, int64, 1 where there are
+            features.
+        """
+        is_item = input_ids == self.item_token
+        text = self.model.get_input_embeddings()(torch.where(is_item, 0, input_ids))
+        rows = features.flatten(0, 1).to(text.dtype)
+        place = (is_item.flatten().cumsum(0) - 1).clamp(min=0, max=rows.shape[0] - 1)
+        parts = rows.index_select(0, place).view(*text.shape[:2], rows.shape[1])
+        # Features for layers of the decoder come behind those in place of tokens; text has none.
+        text = torch.nn.functional.pad(text, (0, rows.shape[1] - text.shape[2]))
+        return {
+            "inputs_embeds": torch.where(is_item[..., None], parts, text),
+            "types": is_item.to(torch.int64),
+        }
+
+    def prefill_merged(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, types: Tensor, places: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Runs a prompt that is embedded already; arguments as :meth:`merge` gives them.
+
+        Args:
+            inputs_embeds: ``[batch, tokens, width]``.
+            attention_mask: ``[batch, tokens]``, int64, padded on the left.
+            types: The same, 1 where there are features.
+            places: ``[axes, batch, tokens]``, int64: positions in several dims.
+
+        Returns:
+            As :meth:`prefill`.
+        """
+        more = dict.fromkeys(self.types, types)
+        return self._begin({"inputs_embeds": inputs_embeds}, attention_mask, places, more)
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Runs a prompt.
@@ -147,16 +188,23 @@ class Generator(nn.Module):
         return self._begin({"input_ids": input_ids}, attention_mask)
 
     def _begin(
-        self, shown: Mapping[str, Tensor], mask: Tensor, places: Tensor | None = None
+        self,
+        shown: Mapping[str, Tensor],
+        mask: Tensor,
+        places: Tensor | None = None,
+        more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        if places is None:
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            places = places.expand(self.axes, *places.shape) if self.axes else places
         cache = empty_cache(self.model.config, self.slots)
-        logits = self._run(shown, mask, places, cache, 0)
+        logits = self._run(shown, mask, places, cache, 0, more)
         behind = mask.new_ones(mask.shape[0], self.slots - mask.shape[1])
         return {
             "logits": logits,
             "mask": torch.cat([mask, behind], 1),
             "position": torch.full((1,), mask.shape[1], dtype=torch.int64, device=mask.device),
-            "place": mask.sum(1),
+            "place": places[..., -1] + 1,
             **state_of(cache),
         }
 
@@ -169,7 +217,8 @@ class Generator(nn.Module):
             token: ``[batch]``, int64.
             mask: ``[batch, slots]``, 0 where the prompt has padding.
             position: ``[1]``, int64: the slot of the token.
-            place: ``[batch]``, int64: how many tokens are before it, without padding.
+            place: ``[batch]``, int64: how many tokens are before it, without padding; ``[axes, batch]`` where a
+                position has several dims.
             state: The tensors of the cache.
 
         Returns:
@@ -177,21 +226,20 @@ class Generator(nn.Module):
         """
         cache = self._template.cache(state, position, in_place=True)
         reached = torch.arange(self.slots, device=mask.device) <= position
-        logits = self._run({"input_ids": token[:, None]}, mask * reached, place[:, None], cache, position)
+        logits = self._run({"input_ids": token[:, None]}, mask * reached, place[..., None], cache, position)
         return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}
 
     def _run(
         self,
         shown: Mapping[str, Tensor],
         mask: Tensor,
-        places: Tensor | None,
+        places: Tensor,
         cache: Any,
         first: Tensor | int,
+        more: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Calls the model's forward; returns logits of the last token."""
         (tokens,) = shown.values()
-        if places is None:
-            places = (mask.cumsum(1) - 1).clamp(min=0)
         slots = torch.arange(tokens.shape[1], device=mask.device) + first
         optional = {
             "position_ids": places,
@@ -199,11 +247,12 @@ class Generator(nn.Module):
             "logits_to_keep": 1,
             "attention_mask": mask,
         }
-        more = {name: value for name, value in optional.items() if name in self._names}
-        arguments = {**shown, str(self._cache_name): cache, "use_cache": True, **more}
+        optional = {name: value for name, value in optional.items() if name in self._names}
+        arguments = {**shown, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
         # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
         if self._prepares:
             is_first = isinstance(first, int)
+            arguments = {"input_ids": None, **arguments}
             arguments = self.model.prepare_inputs_for_generation(**arguments, is_first_iteration=is_first)
         out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)

@@ -1,0 +1,86 @@
+"""Pictures and recordings among the tokens of a prompt: pipelines give the tokens that the models generate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator import GraphError, InputError
+from orchestrator_stages import from_transformers
+from tests.stages.generation.tiny import PAD
+from tests.stages.generation.tiny_items import ITEM, MODELS, item_of, items_in, tiny_with_items
+
+NEW = 4
+
+
+def pipeline_of(name: str, model: Any, **options: Any) -> Any:
+    count = MODELS[name][-1]
+    sizes = {"batch": (2,), "tokens": (2 * count + 3,), "items": (2,), "example": item_of(name)}
+    return from_transformers(model, **{"max_new_tokens": NEW, **sizes, **options})
+
+
+def prompts_with_items(count: int) -> dict[str, Tensor]:
+    """One prompt with two items and one with none, which is shorter."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 90, (2, 2 * count + 3), generator=generator)
+    ids[0, 1 : 1 + count] = ITEM
+    ids[0, 2 + count : 2 + 2 * count] = ITEM
+    mask = torch.ones_like(ids)
+    ids[1, :2], mask[1, :2] = PAD, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def numbers_of(request: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in request.items() if value.is_floating_point()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: str):
+    model, prompts = tiny_with_items(name), prompts_with_items(MODELS[name][-1])
+    items, others = (items_in(name, prompts["input_ids"], seed) for seed in (0, 1))
+    expected, other = (
+        model.generate(**prompts, **each, max_new_tokens=NEW, do_sample=False) for each in (items, others)
+    )
+    assert not expected.equal(other), "pictures that change nothing show nothing"
+    with pipeline_of(name, model).plan().load() as session:
+        assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
+
+
+def test_what_an_encoder_gave_stays_on_the_device():
+    model = tiny_with_items("llava")
+    plan = pipeline_of("llava", model).plan(device="neuron-emulated")
+    edges = {edge.source: edge.residency.value for edge in plan.edges}
+    assert edges["vision.output"] == "device"
+    assert edges["projector.output"] == "device"
+    assert edges["merge.inputs_embeds"] == "device"
+
+
+def test_an_encoder_has_a_placement_of_its_own():
+    plan = pipeline_of("llava", tiny_with_items("llava")).plan(
+        placement={"vision": "meta", "projector": "meta"}
+    )
+    places = {call.name: str(call.device) for call in plan.calls}
+    assert places["vision"] == places["projector"] != places["prefill"]
+
+
+def test_items_and_their_tokens_have_to_match():
+    prompts = prompts_with_items(4)
+    with pipeline_of("llava", tiny_with_items("llava")).plan().load() as session:
+        with pytest.raises(InputError, match="8 tokens 98 that stand for images of 4 each"):
+            session(**prompts, pixel_values=torch.randn(1, 3, 16, 16))
+        without = {**prompts, "input_ids": prompts["input_ids"].masked_fill(prompts["input_ids"] == ITEM, 5)}
+        expected = tiny_with_items("llava").generate(**without, max_new_tokens=NEW, do_sample=False)
+        none = session(**without, pixel_values=torch.zeros(0, 3, 16, 16))
+        assert none["tokens"].equal(expected)
+
+
+def test_an_example_says_what_the_config_does_not():
+    with pytest.raises(GraphError, match="example="):
+        from_transformers(tiny_with_items("qwen2-vl"))
+    with pytest.raises(GraphError, match="'pixel_values'"):
+        from_transformers(tiny_with_items("llava"), example={"input_ids": torch.ones(1, 4)})
+    with pytest.raises(GraphError, match="tokens="):
+        pipeline_of("llava", tiny_with_items("llava"), tokens=(4,), max_new_tokens=1)
