@@ -2,10 +2,14 @@
 
     cache           cache layers whose tensors have one size from the first token to the last
     state           the tensors that a cache holds, and a cache that holds other tensors in their places
+    tree            a copy of a model's modules over the same weights
+    items           pictures and recordings among the tokens of a prompt
+    encoder         what a model makes of one of them, as graphs: the encoder, and the projector behind it
     generator       a model as two functions of tensors: the prompt, and one more token
     choose          the next token, and what the sequences of tokens begin and end with
     chat            conversations as prompts, by the chat template of a tokenizer or processor
     options         what the options of generate() say for a model that goes on with its prompt
+    selfcheck       whether a model generates here what it generates by itself
     checks          what is refused: models that generate nothing, or were changed
     build           `from_transformers`
 

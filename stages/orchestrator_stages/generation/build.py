@@ -289,26 +289,17 @@ class _ItemContinuation(_Continuation):
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors, which give what it gives by itself, features included."""
         kind = self.kind
-        graph = trace_features(self.tree, kind.token, kind.count, kind.values, self.constants())
+        graph = trace_features(self.tree, kind)
         self.encoders = [ItemEncoder(part) for part in graph.stages]
         take_deep_features(self.tree)
         generator = Generator(text_model(self.tree), self.slots, kind, AXES if self.rope is not None else 0)
         check_logits(own_tree(self.model), generator, vocabulary, kind, self.encoders, self.rope)
         return generator
 
-    def constants(self) -> dict[str, Any]:
-        """What forward takes of one item besides its numbers."""
-        return self.kind.arguments(torch.full((1, self.kind.count), self.kind.token))
-
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
         """Draws the encoder, what puts its features into the prompt, and what runs that."""
         # The values come as the processor gives them; features stay where they were made until they are merged.
-        values = {
-            name: pipeline.input(
-                name, TensorSpec((Dim.dynamic(f"{name} rows"), *value.shape[1:]), value.dtype)
-            )
-            for name, value in self.kind.values.items()
-        }
+        values = {name: pipeline.input(name, torch.Tensor) for name in self.kind.values}
         arrange = pipeline.add("arrange", ArrangeItems(self.kind, self.items), device="host")
         arranged = arrange(ids, *values.values())
         features: list[Any] = [arranged[name] for name in values] if len(values) > 1 else [arranged]
@@ -319,9 +310,7 @@ class _ItemContinuation(_Continuation):
         if self.rope is not None:
             positions = RopePositions(self.rope, self.kind, (self.rows, self.tokens), AXES)
             more = [pipeline.add("positions", positions, device="host")(ids, mask)]
-        ports = ("input_ids", "attention_mask", *["position_ids"] * len(more))
-        begin_tokens = BeginTokens(self.rules.new, self.rules.pad)
-        begin = pipeline.add("begin", begin_tokens, inputs=ports)(ids, mask, *more)
+        begin = pipeline.add("begin", BeginTokens(self.rules.new, self.rules.pad))(ids, mask, *more)
         merged = pipeline.add("merge", self.generator.merge)(begin["input_ids"], features[0])
         places = [begin["position_ids"]] if more else []
         prefill = pipeline.add("prefill", self.generator.prefill_merged)

@@ -60,16 +60,19 @@ class BeginTokens(nn.Module):
         self.new = new
         self.pad = pad
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, *more: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Returns the prompt padded on the left and what :class:`NextToken` starts with.
 
         Args:
             input_ids: ``[batch, tokens]``, int64.
             attention_mask: The same, 0 where there is padding. A row of zeros fills up the batch: it is finished
                 before it begins.
-            more: ``position_ids`` ``[axes, batch, tokens]``, int64, where a position has several dims.
+            position_ids: ``[axes, batch, tokens]``, int64, where a position has several dims.
         """
         rows, device = input_ids.shape[0], input_ids.device
+        more = () if position_ids is None else (position_ids,)
         input_ids, mask, *more_left = to_the_left(attention_mask, input_ids, attention_mask, *more)
         return {
             "input_ids": input_ids,

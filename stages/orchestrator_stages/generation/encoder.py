@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from orchestrator import GraphError
+from orchestrator_stages.generation.items import ItemKind
 from orchestrator_stages.generation.tree import own_tree
 
 __all__ = ["FeatureGraph", "ItemEncoder", "trace_features"]
@@ -139,17 +140,12 @@ def take_deep_features(model: Any) -> None:
             module.register_forward_pre_hook(part, with_kwargs=True)
 
 
-def trace_features(
-    model: Any, token: int, count: int, items: Mapping[str, Tensor], constants: Mapping[str, Tensor]
-) -> FeatureGraph:
+def trace_features(model: Any, kind: ItemKind) -> FeatureGraph:
     """Traces what a model makes of one item.
 
     Args:
         model: The model.
-        token: The token that features stand for.
-        count: How many of them an item has.
-        items: What a request gives of one item, by argument of forward.
-        constants: What is the same for all items.
+        kind: What an item is.
 
     Raises:
         GraphError: The model's forward cannot be traced so far.
@@ -160,8 +156,9 @@ def trace_features(
     projector = _projector(tree)
     if projector is not None:
         projector.register_forward_pre_hook(lambda _, values: (torch.ops.aten.alias(values[0]), *values[1:]))
-    ids = torch.full((1, count), token, dtype=torch.int64)
-    fixed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **constants}
+    items, ids = kind.values, torch.full((1, kind.count), kind.token, dtype=torch.int64)
+    fixed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kind.constants}
+    types = dict.fromkeys(kind.types, torch.ones_like(ids))
 
     def features(*values: Tensor) -> Tensor:
         try:
@@ -174,21 +171,32 @@ def trace_features(
             model=model,
         )
 
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = make_fx(features, pre_dispatch=True, _error_on_data_dependent_ops=False)(*items.values())
-            shape, dtype = features(*items.values()).shape, features(*items.values()).dtype
-    except GraphError:
-        raise
-    except Exception as error:
+    # Which tokens stand for items is told by the tokens; some forwards have to be told twice.
+    graph: fx.GraphModule | None = None
+    errors: list[Exception] = []
+    for more in ({}, types):
+        fixed |= more
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = features(*items.values())
+                graph = make_fx(features, pre_dispatch=True, _error_on_data_dependent_ops=False)(
+                    *items.values()
+                )
+            break
+        except Exception as error:
+            errors.append(error)
+    if graph is None:
+        cause = errors[-1]
+        if isinstance(cause, GraphError):
+            raise cause
         raise GraphError(
             f"What {type(model).__name__} makes of {', '.join(items)} cannot be traced: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}",
             model=model,
-        ) from error
+        ) from cause
     _simplify(graph, tuple(items.values()))
-    return FeatureGraph(_parts(graph), (shape[0], shape[1]), dtype)
+    return FeatureGraph(_parts(graph), (result.shape[0], result.shape[1]), result.dtype)
 
 
 class MaskValues(fx.Interpreter):

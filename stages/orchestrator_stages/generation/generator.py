@@ -37,7 +37,6 @@ class Generator(nn.Module):
     Args:
         model: The model; its forward is called, its weights are used as they are.
         slots: How many tokens the cache holds, prompt included.
-
         kind: The items among the tokens of its prompts; None: there are none.
         axes: How many dims the position of a token has; 0: it is a number.
 

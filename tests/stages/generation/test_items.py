@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator import GraphError, InputError
+from orchestrator import GraphError, StageError
 from orchestrator_stages import from_transformers
 from tests.stages.generation.tiny import PAD
 from tests.stages.generation.tiny_items import ITEM, MODELS, item_of, items_in, tiny_with_items
@@ -59,17 +59,17 @@ def test_what_an_encoder_gave_stays_on_the_device():
 
 
 def test_an_encoder_has_a_placement_of_its_own():
-    plan = pipeline_of("llava", tiny_with_items("llava")).plan(
-        placement={"vision": "meta", "projector": "meta"}
-    )
+    placement = dict.fromkeys(("vision", "projector"), "neuron-emulated")
+    plan = pipeline_of("llava", tiny_with_items("llava")).plan(placement=placement)
     places = {call.name: str(call.device) for call in plan.calls}
-    assert places["vision"] == places["projector"] != places["prefill"]
+    assert places["vision"] == places["projector"] == "neuron-emulated"
+    assert places["merge"] == places["prefill"] == "cpu"
 
 
 def test_items_and_their_tokens_have_to_match():
     prompts = prompts_with_items(4)
     with pipeline_of("llava", tiny_with_items("llava")).plan().load() as session:
-        with pytest.raises(InputError, match="8 tokens 98 that stand for images of 4 each"):
+        with pytest.raises(StageError, match="8 tokens 98 that stand for images of 4 each"):
             session(**prompts, pixel_values=torch.randn(1, 3, 16, 16))
         without = {**prompts, "input_ids": prompts["input_ids"].masked_fill(prompts["input_ids"] == ITEM, 5)}
         expected = tiny_with_items("llava").generate(**without, max_new_tokens=NEW, do_sample=False)

@@ -96,7 +96,7 @@ MODELS: Mapping[str, tuple[str, Any, str, Any, Any, Any, int]] = {
         {**SIGLIP, "image_size": 32},
         "gemma3_text",
         WINDOW,
-        {"mm_tokens_per_image": 4},
+        {"mm_tokens_per_image": 4, "tie_word_embeddings": False},
         {"pixel_values": (1, 3, 32, 32), "token_type_ids": []},
         4,
     ),
