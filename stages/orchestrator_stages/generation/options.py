@@ -24,7 +24,7 @@ def prompt_rules(model: Any, user_options: Mapping[str, Any]) -> Rules:
         GraphError: An option asks for what is not supported.
     """
     # Lengths that count the prompt differ from request to request, so only those that count new tokens are rules.
-    options = read_options(model, cast(Any, SimpleNamespace(modality="text")), user_options)
+    options = read_options(model, cast(Any, SimpleNamespace(speech=False)), user_options)
     new = options["max_new_tokens"]
     if new is None and not options["default_length"]:
         raise GraphError(
