@@ -326,7 +326,8 @@ def page(rows: list[dict[str, str]]) -> str:
         "",
         wrapped(
             "`from_transformers` takes a model by its own forward, so there is no list of families in it. This page "
-            f"says what became of the classes of transformers {transformers.__version__} that generate, each in a small "
+            f"says what became of the classes of transformers {transformers.__version__} that generate, each in a "
+            "small "
             "configuration with random weights, two prompts of different lengths and greedy choice. It is made by "
             "`python -m tests.stages.generation.sweep`."
         ),
