@@ -4,14 +4,14 @@ Backend, EagerBackend, CompilingBackend    what a device family must offer; subc
 Capabilities, Link                         what the planner must know of a device
 Stage, Port, TensorSpec, ModelWrapper      what a device is asked to run
 Application, Program, ProgramInput,
-ProgramOutput                              what a device that compiles is asked to compile
+ProgramOutput, ProgramState                what a device that compiles is asked to compile
 Adapter, apply, part_of                    what is done to a value on its way, and how torch does it
 """
 
 from orchestrator.adapter import Adapter, apply, part_of
 from orchestrator.devices.base import Backend, Capabilities, EagerBackend, Handle, Link
 from orchestrator.devices.compiling import CompilingBackend
-from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
+from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, ProgramState
 from orchestrator.specs import PortSpec, TensorSpec
 from orchestrator.stage import ModelWrapper, Port, Stage
 
@@ -30,6 +30,7 @@ __all__ = [
     "Program",
     "ProgramInput",
     "ProgramOutput",
+    "ProgramState",
     "Stage",
     "TensorSpec",
     "apply",

@@ -22,7 +22,7 @@ from orchestrator.specs import TensorSpec
 if TYPE_CHECKING:
     from orchestrator.stage import Stage
 
-__all__ = ["Application", "Program", "ProgramInput", "ProgramOutput", "outputs_of"]
+__all__ = ["Application", "Program", "ProgramInput", "ProgramOutput", "ProgramState", "outputs_of"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ProgramInput:
         adapters: What is done to it before the stage sees it, in order.
         dtype: What the stage was written for; integers are converted to it inside the program.
         constant: The Python constant; in a plan its name.
+        state: The state of its application that the port gets; empty: a tensor is handed over.
     """
 
     port: str
@@ -42,6 +43,7 @@ class ProgramInput:
     adapters: tuple[Adapter, ...] = ()
     dtype: torch.dtype | None = None
     constant: Any = None
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,28 @@ class ProgramOutput:
         port: The stage's output port; ``value`` in a weightless program.
         spec: What leaves, adapters done.
         adapters: What is done to the output of the stage, in order.
+        state: The state of its application that is written; empty: it is handed over.
     """
 
     port: str
     spec: TensorSpec
     adapters: tuple[Adapter, ...] = ()
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """Memory of an application, which its programs read and write in place; one for all of them.
+
+    It has no content until a program writes it.
+
+    Attributes:
+        name: Unique in its plan.
+        spec: Its form, without named dims.
+    """
+
+    name: str
+    spec: TensorSpec
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class Program:
     """One program.
 
     Its loaded callable takes the handles of :attr:`tensors` in order and returns a tuple of handles, one for each of
-    :attr:`outputs`.
+    :attr:`results`.
 
     Attributes:
         name: Unique in its plan.
@@ -94,8 +113,13 @@ class Program:
 
     @property
     def tensors(self) -> tuple[ProgramInput, ...]:
-        """Inputs that are tensors, in order."""
-        return tuple(item for item in self.inputs if item.spec is not None)
+        """Inputs that are tensors which are handed over, in order."""
+        return tuple(item for item in self.inputs if item.spec is not None and not item.state)
+
+    @property
+    def results(self) -> tuple[ProgramOutput, ...]:
+        """Outputs that are handed over, in order."""
+        return tuple(item for item in self.outputs if not item.state)
 
 
 @dataclass(frozen=True)
@@ -106,11 +130,14 @@ class Application:
         name: The names of its stages, joined by plus signs; the program's where there is no stage.
         stages: Its stages, in the order of the graph; none: adapters alone.
         programs: Its programs.
+        states: Its states: there are some only where :attr:`CompilingBackend.keeps_states
+            <orchestrator.backend.CompilingBackend.keeps_states>` is true.
     """
 
     name: str
     stages: tuple[Stage, ...]
     programs: tuple[Program, ...]
+    states: tuple[ProgramState, ...] = ()
 
     def stage_of(self, program: Program) -> Stage | None:
         """Returns the stage that one of its programs runs; ``None``: adapters alone."""

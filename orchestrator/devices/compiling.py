@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -31,6 +31,9 @@ class CompilingBackend(Backend):
     What it is asked to compile are applications: the programs of stages that share weights, with the adapters folded
     into them. ``adapt``, ``join`` and ``part`` are called only where no program can do it; here they go over the host.
     """
+
+    #: Whether programs can read and write memory of their application (``Application.states``) in place.
+    keeps_states: ClassVar[bool] = False
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""

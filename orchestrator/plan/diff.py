@@ -87,6 +87,11 @@ def _on_devices(plan: PlanData) -> Iterator[tuple[str, str]]:
         yield f"program {program.name}", _program(program)
     for application in plan.applications:
         yield f"application {application.name}", f"on {application.device}: {application.weights} of weights"
+    for state in plan.states:
+        yield (
+            f"state {state.name}",
+            f"{show_spec(state.spec)} on {state.device}, from {state.start} by {state.output}",
+        )
     for what, sizes in (("weights", plan.weights), ("buffers", plan.buffers), ("budget", plan.budget)):
         for device, size in sizes:
             yield f"{what} {device}", str(size)

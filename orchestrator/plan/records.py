@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.adapter import Adapter
 from orchestrator.plan.steps import HOST, Step
 from orchestrator.program import ProgramInput, ProgramOutput
-from orchestrator.specs import PortSpec, combinations
+from orchestrator.specs import PortSpec, TensorSpec, combinations
 
 __all__ = [
     "DimPlan",
@@ -32,6 +32,7 @@ __all__ = [
     "PlannedEdge",
     "PlannedGroup",
     "PlannedProgram",
+    "PlannedState",
     "PlannedValue",
     "Residency",
 ]
@@ -213,6 +214,32 @@ class PlannedApplication:
 
 
 @dataclass(frozen=True)
+class PlannedState:
+    """A carry that lives in an application, and is updated there: it is never handed over.
+
+    Attributes:
+        name: The carry, ``loop.name``.
+        device: The device group.
+        spec: Its form.
+        start: Where what it begins with comes from, ``call.port``; that call writes it.
+        port: The port of the call that reads it in each iteration.
+        output: The output of that call that it is afterwards.
+    """
+
+    name: str
+    device: str
+    spec: TensorSpec
+    start: str
+    port: str
+    output: str
+
+    @property
+    def origins(self) -> tuple[str, str, str]:
+        """Origins of the values that it is, one after another."""
+        return self.start, self.name, self.output
+
+
+@dataclass(frozen=True)
 class PlannedEdge:
     """One edge, decided and explained.
 
@@ -262,8 +289,9 @@ class PlanData:
         staging: What is done once, at load: constants put where they are read.
         programs: Programs of groups without eager compute.
         applications: Stages that share weights; one that shares none is an application by itself, and is not here.
+        states: Carries that live in an application.
         weights: Bytes of weights for each device, one rank.
-        buffers: Bytes of the programs' own output buffers for each device that has such, one rank.
+        buffers: Bytes of the programs' own output buffers, and of states, for each device that has such, one rank.
         budget: Memory budget for each device in bytes, where there is one.
         notes: What the planner warns of, a sentence each.
     """
@@ -280,6 +308,7 @@ class PlanData:
     staging: tuple[Step, ...] = ()
     programs: tuple[PlannedProgram, ...] = ()
     applications: tuple[PlannedApplication, ...] = ()
+    states: tuple[PlannedState, ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
     buffers: tuple[tuple[str, int], ...] = ()
     budget: tuple[tuple[str, int], ...] = ()

@@ -29,6 +29,7 @@ from orchestrator.plan.records import (
     PlannedEdge,
     PlannedGroup,
     PlannedProgram,
+    PlannedState,
     PlannedValue,
     Residency,
 )
@@ -60,6 +61,7 @@ _RECORDS = (
     PlannedEdge,
     PlannedGroup,
     PlannedProgram,
+    PlannedState,
     PlannedValue,
     ProgramInput,
     ProgramOutput,

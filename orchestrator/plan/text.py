@@ -102,8 +102,8 @@ def _programs(plan: PlanData) -> list[str]:
         return []
     rows: list[tuple[str, ...]] = [("program", "takes", "gives", "compiled for", "result")]
     for program in plan.programs:
-        takes = ", ".join(_port_terms(item.port, item.adapters) for item in program.inputs) or "-"
-        gives = ", ".join(_port_terms(item.port, item.adapters) for item in program.outputs)
+        takes = ", ".join(_port_terms(item.port, item.adapters, item.state) for item in program.inputs) or "-"
+        gives = ", ".join(_port_terms(item.port, item.adapters, item.state) for item in program.outputs)
         sizes = program.combinations({dim.name: dim.buckets for dim in plan.dims})
         count = f"{len(sizes)} bucket{'s' if len(sizes) > 1 else ''}" if sizes[0] else "fixed sizes"
         rows.append((program.name, takes, gives, count, "to the host" if program.to_host else "stays ranked"))
@@ -111,16 +111,26 @@ def _programs(plan: PlanData) -> list[str]:
 
 
 def _applications(plan: PlanData) -> list[str]:
-    """A line for the stages that share weights."""
+    """A line for the stages that share weights, and for each state that they keep."""
     if not plan.applications:
         return []
     rows = [("device", "stages", "weights")]
     rows += [(item.device, ", ".join(item.stages), show_bytes(item.weights)) for item in plan.applications]
-    return ["Applications of several stages, which have one set of weights:", *table(rows), ""]
+    states = [("state", "form", "bytes", "begins with", "updated in place by")]
+    states += [
+        (item.name, show_spec(item.spec), show_bytes(item.spec.nbytes({})), item.start, item.output)
+        for item in plan.states
+    ]
+    more = (
+        ["States, each in its application, where a loop updates it:", *table(states), ""]
+        if plan.states
+        else []
+    )
+    return ["Applications of several stages, which have one set of weights:", *table(rows), "", *more]
 
 
-def _port_terms(port: str, adapters: tuple[Adapter, ...]) -> str:
-    terms = " and ".join(str(replace(adapter, place="")) for adapter in adapters)
+def _port_terms(port: str, adapters: tuple[Adapter, ...], state: str) -> str:
+    terms = "a state" if state else " and ".join(str(replace(adapter, place="")) for adapter in adapters)
     return f"{port} ({terms})" if terms else port
 
 

@@ -6,6 +6,7 @@ infer      shape and dtype of every port, on fake tensors
 application  which stages share weights, and how many bytes each device holds
 fuse       where adapters between two stages of a compiling device are compiled in
 residency  edge -> device or host, and why
+states     which carries live in an application, updated in place
 adapt      adapters where two ends differ; steps in order
 hazards    no value is read after it was overwritten: steps are ordered anew
 liveness   a value is freed right after its last reader

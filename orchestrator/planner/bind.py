@@ -87,7 +87,7 @@ def _compare(plan: Plan, context: PlanContext) -> None:
     graph, options = context.graph, context.options
     with _as_plan_error():
         fresh = run_passes(context)
-    for what in ("inputs", "optional", "dims", "groups", "weights", "applications"):
+    for what in ("inputs", "optional", "dims", "groups", "weights", "applications", "states"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
                 plan, graph, f"its {what} are {getattr(plan, what)}, the pipeline's {getattr(fresh, what)}"

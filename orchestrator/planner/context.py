@@ -17,6 +17,7 @@ from orchestrator.plan.records import (
     PlannedCall,
     PlannedEdge,
     PlannedProgram,
+    PlannedState,
     PlannedValue,
     Residency,
 )
@@ -92,6 +93,7 @@ class PlanContext:
         clones: (updates) edges whose value is copied before it is updated in place, with the reason.
         programs: (hazard) programs of devices without eager compute.
         applications: (application) stages that share weights.
+        states: (states) carries that live in an application.
         weights: (application) bytes for each device.
         buffers: (memory) bytes of output buffers for each device that has such.
         budget: (memory) bytes for each device that has one.
@@ -124,6 +126,7 @@ class PlanContext:
     clones: Mapping[Edge, str] = field(default_factory=dict)
     programs: tuple[PlannedProgram, ...] = ()
     applications: tuple[PlannedApplication, ...] = ()
+    states: tuple[PlannedState, ...] = ()
     weights: Mapping[str, int] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
     budget: Mapping[str, int] = field(default_factory=dict)

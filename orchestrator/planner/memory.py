@@ -43,7 +43,7 @@ def weigh(context: PlanContext) -> PlanContext:
 
 
 def _buffers(context: PlanContext) -> dict[str, int]:
-    """Bytes of the output buffers of each program, one for each combination of buckets."""
+    """Bytes of states, and of the output buffers of each program, one for each combination of buckets."""
     sizes_by_device = {
         device: 0 for device, backend in context.groups.items() if backend.capabilities.output_buffers
     }
@@ -51,7 +51,10 @@ def _buffers(context: PlanContext) -> dict[str, int]:
         if program.device not in sizes_by_device:
             continue
         for sizes in program.combinations(context.buckets):
-            sizes_by_device[program.device] += sum(item.spec.nbytes(sizes) for item in program.outputs)
+            results = (item for item in program.outputs if not item.state)
+            sizes_by_device[program.device] += sum(item.spec.nbytes(sizes) for item in results)
+    for state in context.states:
+        sizes_by_device[state.device] = sizes_by_device.get(state.device, 0) + state.spec.nbytes({})
     return {device: size for device, size in sizes_by_device.items() if size}
 
 

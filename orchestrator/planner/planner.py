@@ -24,6 +24,7 @@ from orchestrator.planner.schedule.locations import locate_edges
 from orchestrator.planner.schedule.padding import padding_notes
 from orchestrator.planner.schedule.regions import group_regions
 from orchestrator.planner.schedule.schedule import adapt
+from orchestrator.planner.states import find_states
 from orchestrator.planner.updates import find_clones
 from orchestrator.planner.verify.steps import verify
 from orchestrator.specs import show_spec
@@ -75,7 +76,7 @@ def run_passes(context: PlanContext) -> Plan:
 def _schedule(context: PlanContext) -> PlanContext:
     """Makes the steps; again with more edges over the host, or copied, where no order of steps saves a value."""
     while True:
-        attempt = find_clones(solve_hazards(adapt(decide_residency(locate_edges(context)))))
+        attempt = find_clones(solve_hazards(adapt(find_states(decide_residency(locate_edges(context))))))
         if (attempt.spills, attempt.clones) == (context.spills, context.clones):
             return attempt
         context = replace(context, spills=attempt.spills, clones=attempt.clones)
@@ -148,6 +149,7 @@ def _finish(context: PlanContext) -> Plan:
         staging=context.staging,
         programs=context.programs,
         applications=context.applications,
+        states=context.states,
         weights=tuple(context.weights.items()),
         buffers=tuple(context.buffers.items()),
         budget=tuple(context.budget.items()),

@@ -81,5 +81,5 @@ def main(parts: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     sys.exit(main(sys.argv[1:]))

@@ -152,6 +152,8 @@ class _Solver:
         # value is kept was decided with that in mind (schedule/locations.py).
         buffers = {}
         for carry in carries:
+            if self.context.values[carry.argument].origin in self.programs.state_of:
+                continue  # it is in no buffer
             name = self.programs.fused_adapters.epilogue.get(carry.yielded, ("", ()))[0]
             key = (
                 self._run_by(calls[name], devices) if name in calls and name not in self.alternates else None

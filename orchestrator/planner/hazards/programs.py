@@ -69,6 +69,8 @@ class ProgramTable:
         self.context = context
         self.fused_adapters = FusedAdapters.of(context.steps, (index for _, index in context.outputs))
         self._constants = _first_equal(context.graph)
+        #: Origin of a value to the state that it is; such a value is handed over by nobody.
+        self.state_of = {origin: state.name for state in context.states for origin in state.origins}
         self.numbers: dict[int, int] = {}
         self.users: dict[Signature, list[LeafStep]] = {}
         for step in iter_steps(context.steps, LeafStep):
@@ -135,7 +137,7 @@ class ProgramTable:
     def _shapes(self, program: PlannedProgram, route: int) -> set[Shapes]:
         """The shapes of all inputs, the routing input's last, at every combination of buckets."""
         extra = ((route,),) if route else ()
-        specs = [item.spec for item in program.inputs if item.spec is not None]
+        specs = [item.spec for item in program.inputs if item.spec is not None and not item.state]
         every = program.combinations(self.context.buckets)
         return {(*(spec.shape(sizes) for spec in specs), *extra) for sizes in every}
 
@@ -178,7 +180,8 @@ class ProgramTable:
             spec = self.context.values[root].spec
             if isinstance(spec, TensorSpec):
                 plain = TensorSpec(spec.dims, spec.dtype)
-                inputs.append(ProgramInput(port, plain, before, dtypes[port]))
+                state = self.state_of.get(self.context.values[root].origin, "")
+                inputs.append(ProgramInput(port, plain, before, dtypes[port], state=state))
             else:
                 inputs.append(
                     ProgramInput(port, None, constant=self._constant(self.context.values[root].origin))
@@ -208,9 +211,10 @@ class ProgramTable:
                 values.setdefault(port, index)
         outputs = []
         for at, adapters in sorted(values, key=port_order):
-            spec = self.context.values[values[at, adapters]].spec
-            assert isinstance(spec, TensorSpec)
-            outputs.append(ProgramOutput(names[at], replace(spec, pad=None), adapters))
+            value = self.context.values[values[at, adapters]]
+            assert isinstance(value.spec, TensorSpec)
+            spec, state = replace(value.spec, pad=None), self.state_of.get(value.origin, "")
+            outputs.append(ProgramOutput(names[at], spec, adapters, state))
         return tuple(outputs)
 
     def _is_read_on_host(self, steps: list[LeafStep]) -> bool:

@@ -150,6 +150,8 @@ def _update(context: PlanContext, edge: Edge) -> str:
         return ""
     if any(port == edge.target_port for _, port in call.aliases):
         return "updated in place"
+    if any(state.port == edge.destination for state in context.states):
+        return "updated in place, a state of its application"
     if any(port == edge.target_port for _, port in context.graph.calls[call.name].stage.aliases):
         return f"a program of {call.device} gives its update as a new value"
     return ""

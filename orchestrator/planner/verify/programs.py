@@ -26,6 +26,7 @@ from orchestrator.plan.steps import (
     adapter_of,
     iter_steps,
 )
+from orchestrator.planner.verify.buffers import check_buffers, check_routes
 from orchestrator.planner.verify.edges import demand
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 
@@ -76,6 +77,7 @@ class _ProgramChecker(StepVisitor):
         self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
         self.programs = {program.name: program for program in plan.programs}
         self.calls = {call.name: call for call in plan.calls}
+        self.states = {origin for state in plan.states for origin in state.origins}
         self.constants = {(value.origin, value.spec) for value in plan.values if value.constant}
         # By value: what it is another name of; the output of a program that gave it; the buffers that it may be in.
         self.names: dict[int, Read] = {}
@@ -98,8 +100,8 @@ class _ProgramChecker(StepVisitor):
         idle = sorted(set(self.programs) - self.used_names)
         self._demand(not idle, f"program {idle[:1]} never runs")
         _check_consumers(self.plan, frozenset(self.names))
-        _check_buffers(self.plan)
-        _check_routes(self.plan)
+        check_buffers(self.plan)
+        check_routes(self.plan)
 
     def visit_region(self, step: RegionStep) -> None:
         """Runs the body twice: the next chunk comes after every chunk."""
@@ -207,11 +209,8 @@ class _ProgramChecker(StepVisitor):
             else:
                 table[index] = value
 
-    def _group(self, step: LeafStep) -> PlannedGroup | None:
-        return self.groups.get(step.device)
-
     def visit_call(self, step: CallStep) -> None:
-        group = self._group(step)
+        group = self.groups.get(step.device)
         for index in step.inputs:
             self._reads(step, index)
         if group is None or not group.runs_programs:
@@ -265,8 +264,9 @@ class _ProgramChecker(StepVisitor):
         )
         self.turn[program.name] = self.turn.get(program.name, 0) + 1
         if has_hazards:
-            for index in step.outputs:
-                self.owner[index] = ((program.name, self.turn[program.name]),)
+            owners = ((program.name, self.turn[program.name]),)
+            outputs = (index for index in step.outputs if self.plan.values[index].origin not in self.states)
+            self.owner |= dict.fromkeys(outputs, owners)
 
     def _reads(self, step: Step, index: int) -> None:
         root, _ = self.names.get(index, (index, ()))
@@ -327,7 +327,7 @@ class _ProgramChecker(StepVisitor):
                 self._weightless(step, source)
 
     def _weightless(self, step: AdaptStep, source: int) -> None:
-        program, group = self._program(step, ""), self._group(step)
+        program, group = self._program(step, ""), self.groups.get(step.device)
         assert group is not None
         root, before = self.names.get(source, (source, ()))
         # It is a program of its own, without a stage: one input with all adapters up to here, one output as it is.
@@ -387,40 +387,3 @@ def _does_adapters(step: Step, groups: Mapping[str, PlannedGroup]) -> bool:
         case BlockStep(body=body):
             return bool(body)
     return False
-
-
-def _check_buffers(plan: Plan) -> None:
-    """The bytes of output buffers are those of every program at every combination of its buckets."""
-    # Each output of each combination is a buffer by itself, as long as the program is loaded.
-    buckets = {dim.name: dim.buckets for dim in plan.dims}
-    groups = {group.device: group for group in plan.groups}
-    totals: dict[str, int] = {}
-    for program in plan.programs:
-        sizes = [item.spec.nbytes(at) for at in program.combinations(buckets) for item in program.outputs]
-        if groups[program.device].output_buffers:
-            totals[program.device] = totals.get(program.device, 0) + sum(sizes)
-    plan_sizes = sorted(plan.buffers)
-    program_sizes = sorted((device, size) for device, size in totals.items() if size)
-    demand(
-        plan,
-        plan_sizes == program_sizes,
-        f"it counts {plan_sizes} bytes of output buffers, its programs have {program_sizes}",
-    )
-
-
-def _check_routes(plan: Plan) -> None:
-    """A router knows the programs of an application by the shapes of their inputs alone."""
-    buckets = {dim.name: dim.buckets for dim in plan.dims}
-    application_of = {stage: item.name for item in plan.applications for stage in item.stages}
-    program_names: dict[tuple[object, ...], str] = {}
-    for program in plan.programs:
-        for at in program.combinations(buckets):
-            shapes = [item.spec.shape(at) for item in program.inputs if item.spec is not None]
-            shapes += [(program.route,)] if program.route else []
-            key = (program.device, application_of.get(program.stage, program.stage or program.name), *shapes)
-            other = program_names.setdefault(key, program.name)
-            demand(
-                plan,
-                other == program.name,
-                f"programs {other!r} and {program.name!r} take the same shapes {shapes}",
-            )

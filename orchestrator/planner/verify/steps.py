@@ -27,6 +27,7 @@ from orchestrator.planner.memory import check_budget
 from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify.loops import check_left, check_loop
 from orchestrator.planner.verify.programs import check_programs
+from orchestrator.planner.verify.states import check_states
 from orchestrator.planner.verify.tables import check_tables
 from orchestrator.planner.verify.updates import check_updates
 from orchestrator.specs import Derived, PortSpec, TensorSpec, combinations, plain_dims, show_spec
@@ -82,6 +83,7 @@ class _Verifier:
         check_edges(self.plan, self.call_steps)
         check_programs(self.plan)
         check_updates(self.plan)
+        check_states(self.plan)
 
     def _replay_staging(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""

@@ -287,7 +287,9 @@ class _StepWriter(CodeWriter, StepVisitor):
         program = self.generator.programs[step.program]
         function = self._program_name(step)
         pairs = zip(program.inputs, step.inputs, strict=True)
-        arguments = ", ".join(f"v{index}" for item, index in pairs if item.spec is not None)
+        arguments = ", ".join(
+            f"v{index}" for item, index in pairs if item.spec is not None and not item.state
+        )
         # Calls of one stage share its programs, so a program may give what nobody reads after this call.
         indices: list[int | None] = list(step.outputs)
         match step:
@@ -295,9 +297,15 @@ class _StepWriter(CodeWriter, StepVisitor):
                 ports = {port: at for at, (port, _) in enumerate(self.generator.calls[name].outputs)}
                 outputs = self.generator.fused_adapters.outputs_of(name)
                 indices = [outputs.get((ports[item.port], item.adapters)) for item in program.outputs]
-        targets = "".join("_, " if index is None else f"v{index}, " for index in indices)
-        self.line(f"{targets.rstrip()} = {function}({arguments})")
-        if None in indices:
+        # A state is handed over by nobody: what stands for it in the code is nothing.
+        states = [bool(item.state) for item in program.outputs]
+        results = [index for index, is_state in zip(indices, states, strict=True) if not is_state]
+        targets = "".join("_, " if index is None else f"v{index}, " for index in results).rstrip()
+        self.line(f"{targets} = {function}({arguments})" if results else f"{function}({arguments})")
+        for index, is_state in zip(indices, states, strict=True):
+            if is_state and index is not None:
+                self.line(f"v{index} = None")
+        if None in results:
             self.line("del _")
 
     def _program_name(self, step: LeafStep) -> str:

@@ -17,7 +17,7 @@ from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedProgram, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, iter_steps
-from orchestrator.program import Application, Program
+from orchestrator.program import Application, Program, ProgramState
 from orchestrator.runner.load.compile import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
 from orchestrator.stage import Stage
@@ -194,7 +194,9 @@ def applications_of(plan: Plan, graph: Graph) -> list[tuple[str, Application]]:
     for (device, name), programs in by_application.items():
         names = {program.stage for program in programs}
         entry_points = tuple(stage for stage in stages.values() if stage.name in names)
-        applications.append((device, Application(name, entry_points, tuple(programs))))
+        names = {item.state for program in programs for item in program.outputs}
+        states = tuple(ProgramState(state.name, state.spec) for state in plan.states if state.name in names)
+        applications.append((device, Application(name, entry_points, tuple(programs), states)))
     return applications
 
 

@@ -62,6 +62,7 @@ class RankedBackend(CompilingBackend):
 
     family: ClassVar[str]
     option_types: ClassVar[Mapping[str, type | tuple[type, ...]]] = OPTION_TYPES
+    keeps_states: ClassVar[bool] = True
     code_options: ClassVar[Mapping[str, Any]] = {"hazards": "solve", "compiler_args": ""}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:

@@ -16,7 +16,7 @@ import torch
 from orchestrator.adapter import Adapter, apply
 from orchestrator.duplicate import duplicate, fill_meta, owner_of
 from orchestrator.errors import CompileError
-from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, outputs_of
+from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, ProgramState, outputs_of
 from orchestrator.stage import Stage
 
 __all__ = [
@@ -149,6 +149,8 @@ class ProgramModule(torch.nn.Module):
         program: The program.
         sizes: The combination of buckets.
         checks_overflow: Integers beyond the 32 bits in which the device holds them raise when it runs; else they wrap.
+        states: The states of the application, which are there as parameters ``states.0`` and so on. They follow the
+            program's results, those that it does not write as they were.
     """
 
     def __init__(
@@ -158,8 +160,14 @@ class ProgramModule(torch.nn.Module):
         program: Program,
         sizes: Mapping[str, int],
         checks_overflow: bool = False,
+        states: tuple[ProgramState, ...] = (),
     ) -> None:
         super().__init__()
+        self._state_names = tuple(state.name for state in states)
+        self.states = torch.nn.ParameterList(
+            torch.nn.Parameter(torch.zeros(state.spec.shape({}), dtype=state.spec.dtype), requires_grad=False)
+            for state in states
+        )
         self.stage = owner
         # In a tuple, so that a target that is a module is not registered a second time.
         self._target = (target,)
@@ -175,16 +183,22 @@ class ProgramModule(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the program once."""
         values = iter(tensors)
+        states: dict[str, torch.Tensor] = dict(zip(self._state_names, self.states, strict=True))
         arguments = {
-            item.port: item.constant if item.spec is None else self._enter(item, next(values))
+            item.port: item.constant
+            if item.spec is None
+            else self._enter(item, states[item.state] if item.state else next(values))
             for item in self.program.inputs
         }
         target = self.target
         results = arguments if target is None else self._by_port(self._call(target, arguments))
-        return tuple(
-            self._adapt(self._narrow(results[item.port], item), item.adapters)
+        outputs = [
+            (item.state, self._adapt(self._narrow(results[item.port], item), item.adapters))
             for item in self.program.outputs
-        )
+        ]
+        # First what is handed over, then the states, in the order of the application.
+        after = states | {state: value for state, value in outputs if state}
+        return (*(value for state, value in outputs if not state), *after.values())
 
     def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
         value = self._adapt(value, item.adapters)
@@ -252,6 +266,8 @@ def entry_points(application: Application, module: ApplicationModule) -> EntryPo
     for program in application.programs:
         stage, sizes = application.stage_of(program), program.sizes[0]
         if stage is not None and stage.name not in points:
-            program_module = ProgramModule(module.targets[stage.name], module.owner, program, sizes)
+            program_module = ProgramModule(
+                module.targets[stage.name], module.owner, program, sizes, states=application.states
+            )
             points[stage.name] = program_module, example_inputs(program, sizes)
     return points

@@ -12,6 +12,7 @@ from torch import nn
 from on_nxdi.kit import RANKS, close, count_traffic
 from orchestrator import CompileError, Pipeline, TensorSpec
 from orchestrator.store import ArtifactStore
+from tests.states import STEPS, Writer, generation, prompt, words_by_hand
 
 OPTIONS = {"tp_degree": RANKS}
 
@@ -90,3 +91,26 @@ def check_what_one_entry_point_leaves_for_another_is_refused():
     pipeline.output("y", pipeline.add("other", model.recall)(x))
     with pytest.raises(CompileError, match=r"'seen'.*an output and an input"):
         pipeline.plan("neuron", options=OPTIONS).load()
+
+
+def check_a_cache_is_aliased_state_of_the_application():
+    model = Writer()
+    plan = generation(model).plan("neuron", options=OPTIONS)
+    (state,) = plan.states
+    with plan.load() as session:
+        for seed in range(3):
+            words = prompt(seed)
+            with count_traffic() as traffic:
+                close(session(prompt=words)["tokens"], words_by_hand(model, words))
+            # Nothing but tokens: the cache never crosses the link.
+            assert traffic.up_bytes == RANKS * words.nbytes < state.spec.nbytes({})
+            assert (traffic.down, traffic.down_bytes) == (STEPS, STEPS * 4)
+            assert traffic.down_bytes == plan.summary["download_bytes"]
+
+
+def check_a_cache_that_somebody_else_reads_is_handed_over():
+    model = Writer()
+    plan = generation(model, collect=("token", "cache")).plan("neuron", options=OPTIONS)
+    assert plan.states == ()
+    with plan.load() as session:
+        close(session(prompt=prompt())["tokens"], words_by_hand(model, prompt()))

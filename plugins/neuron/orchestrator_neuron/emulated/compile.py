@@ -86,7 +86,12 @@ def _trace(
     where = f"The {version_name(application, program, sizes)}"
     stage = program.stage or application.name
     program_module = ProgramModule(
-        module.target(application, program), module.owner, program, sizes, checks_overflow=True
+        module.target(application, program),
+        module.owner,
+        program,
+        sizes,
+        checks_overflow=True,
+        states=application.states,
     )
     with FirstRun(where, stage, module.owner):
         return contextvars.copy_context().run(trace, where, stage, program_module, program, sizes)
@@ -114,7 +119,7 @@ def planned_versions(application: Application) -> list[CompiledVersion]:
 
 def _version(number: int, program: Program, sizes: Sizes, constant_bytes: int = 0) -> CompiledVersion:
     """A version of which tracing has made sure that it gives what the plan says."""
-    outputs = tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
+    outputs = tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.results)
     return CompiledVersion(
         program.name, _file_of(number), tuple(_input_metas(program, sizes)), outputs, constant_bytes
     )

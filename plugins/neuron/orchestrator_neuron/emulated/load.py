@@ -14,7 +14,13 @@ from orchestrator_neuron.checkpoint import load_weights, rank_weights
 from orchestrator_neuron.emulated.compile import module_on_host, planned_versions
 from orchestrator_neuron.emulated.device import Device
 from orchestrator_neuron.emulated.manifest import ApplicationManifest, TensorMeta, read
-from orchestrator_neuron.emulated.runtime import LoadedProgram, LoadedVersion, Weights, stage_route
+from orchestrator_neuron.emulated.runtime import (
+    LoadedProgram,
+    LoadedState,
+    LoadedVersion,
+    Weights,
+    stage_route,
+)
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
 from orchestrator_neuron.options import NeuronSettings
 
@@ -69,16 +75,18 @@ def _check_entries(application: Application, manifest: ApplicationManifest) -> N
 def _programs(
     device: Device, application: Application, manifest: ApplicationManifest, folder: Path, weights: Weights
 ) -> dict[str, LoadedProgram]:
-    # All of a program's versions behind one callable, which finds one by the shapes of its inputs.
+    # All of a program's versions behind one callable, which finds one by the shapes of its inputs; and one memory for
+    # each state, whichever program writes it.
+    states = [LoadedState(device, application.name, state) for state in application.states]
     versions: dict[str, list[LoadedVersion]] = {program.name: [] for program in application.programs}
     for version in manifest.versions:
         if version.program in versions:
             versions[version.program].append(
-                LoadedVersion(device, application.name, version, folder / version.file, weights)
+                LoadedVersion(device, application.name, version, folder / version.file, weights, states)
             )
     return {
         program.name: LoadedProgram(
-            device, application.name, program, versions[program.name], stage_route(device, program)
+            device, application.name, program, versions[program.name], stage_route(device, program), states
         )
         for program in application.programs
     }
@@ -128,17 +136,19 @@ def _check_memory(
     )
     constants = sum(version.constant_bytes for version in manifest.versions)
     buffers = sum(meta.nbytes for version in manifest.versions for meta in version.outputs)
+    states = sum(state.spec.nbytes({}) for state in application.states)
     routes = sum(program.route * torch.int32.itemsize for program in application.programs)
     name, in_use, total = (
         application.name,
         max(device.allocated_bytes),
-        weight_bytes + constants + buffers + routes,
+        weight_bytes + constants + buffers + states + routes,
     )
     if device.budget and in_use + total + device.reserved > device.budget:
         raise CompileError(
             f"{name!r} takes {total:,} bytes of each rank (weights {weight_bytes:,}, constants {constants:,}, output "
-            f"buffers of {len(manifest.versions)} programs {buffers:,}, routing inputs {routes:,}), but {in_use:,} of "
-            f"{device.budget:,} are taken and requests take {device.reserved:,}; nothing was loaded of it."
+            f"buffers of {len(manifest.versions)} programs {buffers:,}, states {states:,}, routing inputs {routes:,}), "
+            f"but {in_use:,} of {device.budget:,} are taken and requests take {device.reserved:,}; nothing was loaded "
+            f"of it."
             f"{_CONSTANTS if constants else ''} Plan with smaller or fewer buckets, a larger tp_degree, or a larger "
             f"budget (memory=).",
             stage=name,

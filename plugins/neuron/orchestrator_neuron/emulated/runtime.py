@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from orchestrator.errors import CompileError
-from orchestrator.program import Program
+from orchestrator.program import Program, ProgramState
 from orchestrator_neuron.emulated.device import Device, DeviceError, MemoryBlock, poison
 from orchestrator_neuron.emulated.graph_file import StoredGraph, load
 from orchestrator_neuron.emulated.manifest import CompiledVersion, TensorMeta, show_shapes
@@ -24,7 +24,7 @@ from orchestrator_neuron.isolation import default_torch_state
 from orchestrator_neuron.module import PREFIX
 from orchestrator_neuron.ranked import RankedValue, is_ranked, split_outputs
 
-__all__ = ["LoadedProgram", "LoadedVersion"]
+__all__ = ["LoadedProgram", "LoadedState", "LoadedVersion"]
 
 Weights = Sequence[dict[str, EmulatedTensor]]
 
@@ -38,20 +38,28 @@ class LoadedVersion:
         version: Its inputs and outputs.
         file: The exported program.
         weights: For each rank, weights by name.
+        states: The states of the application, in its order.
 
     Raises:
-        CompileError: The file is damaged, or keeps state.
+        CompileError: The file is damaged, or keeps state of its own.
     """
 
     def __init__(
-        self, device: Device, application: str, version: CompiledVersion, file: Path, weights: Weights
+        self,
+        device: Device,
+        application: str,
+        version: CompiledVersion,
+        file: Path,
+        weights: Weights,
+        states: Sequence[LoadedState] = (),
     ) -> None:
+        self._states = tuple(states)
         self.signature = version
         self._what = f"program {version.program!r} of {application!r}"
         # Everything that may be refused comes first: no memory is taken for a file that is damaged.
         graph = self._read(file, weights[0])
         self._run: Callable[..., Any] = graph.run
-        self._leading = [self._leading_arguments(graph, weights[rank]) for rank in range(device.ranks)]
+        self._leading = [self._leading_arguments(graph, weights[rank], rank) for rank in range(device.ranks)]
         # The graph runs on payloads, which do not own their memory: the blocks live as long as this object.
         self._memory = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
         self._dtypes = tuple(meta.dtype for meta in version.inputs)
@@ -77,7 +85,7 @@ class LoadedVersion:
         constant_bytes = sum(constant.nbytes for constant in graph.constants.values())
         if (inputs, graph.outputs, constant_bytes) != (
             len(self.signature.inputs),
-            len(self.signature.outputs),
+            len(self.signature.outputs) + len(self._states),
             self.signature.constant_bytes,
         ):
             raise self._damage_error(file, "it is not what the manifest says")
@@ -85,7 +93,9 @@ class LoadedVersion:
         strange = [
             name
             for kind, name in graph.takes
-            if kind == "weight" and name.removeprefix(PREFIX) not in weights
+            if kind == "weight"
+            and name.removeprefix(PREFIX) not in weights
+            and name not in self._state_names()
         ]
         if strange:
             raise self._damage_error(file, f"the stage has no weight {strange[0]!r}")
@@ -94,13 +104,20 @@ class LoadedVersion:
     def _damage_error(self, file: Path, why: str) -> CompileError:
         return CompileError(f"The {self._what} cannot be read from {str(file)!r} ({why}); compile it again.")
 
+    def _state_names(self) -> dict[str, LoadedState]:
+        """States by the name that a graph takes them by."""
+        return {f"states.{number}": state for number, state in enumerate(self._states)}
+
     def _leading_arguments(
-        self, graph: StoredGraph, weights: dict[str, EmulatedTensor]
+        self, graph: StoredGraph, weights: dict[str, EmulatedTensor], rank: int
     ) -> list[torch.Tensor]:
-        """Returns the weights and constants that the graph takes before its inputs, on one rank."""
+        """Returns the weights, states and constants that the graph takes before its inputs, on one rank."""
         arguments: list[torch.Tensor] = []
+        states = self._state_names()
         for kind, name in graph.takes:
-            if kind == "weight":
+            if kind == "weight" and name in states:
+                arguments.append(states[name].tensors[rank].payload)
+            elif kind == "weight":
                 arguments.append(weights[name.removeprefix(PREFIX)].payload)
             elif kind == "constant":
                 arguments.append(graph.constants[name])
@@ -117,7 +134,10 @@ class LoadedVersion:
         # A program that reads its own output buffer reads what it is writing: on the device the result is undefined.
         block = self._blocks[rank]
         own = block is not None and any(tensor.block is block for tensor in tensors)
-        for buffer, result in zip(self._buffers[rank], results, strict=True):
+        handed_over = results[: len(self._buffers[rank])]
+        for state, result in zip(self._states, results[len(handed_over) :], strict=True):
+            state.tensors[rank].payload.copy_(result)
+        for buffer, result in zip(self._buffers[rank], handed_over, strict=True):
             if own:
                 _spoil(buffer.payload, result)
             else:
@@ -170,13 +190,33 @@ class LoadedVersion:
             return  # zeros may be no legal input, as NxD Inference takes into account too
         except Exception as error:
             raise self._damage_error(file, f"{type(error).__name__} when it runs: {error}") from error
-        if [TensorMeta.of(result) for result in results] != list(self.signature.outputs):
+        states = [TensorMeta.of(state.tensors[0].payload) for state in self._states]
+        if [TensorMeta.of(result) for result in results] != [*self.signature.outputs, *states]:
             raise self._damage_error(file, "it gives other shapes or dtypes than the manifest says")
         if before != [tensor._version for tensor in arguments]:
             raise CompileError(
                 f"The {self._what} writes into a weight, a buffer or an input. A program keeps no state: what it "
                 f"writes is lost. Hand state over as an output, e.g. as the carry of a loop."
             )
+
+
+class LoadedState:
+    """Memory of an application on every rank, without content until a program writes it.
+
+    Attributes:
+        name: Its name in the plan.
+        tensors: Of each rank.
+        is_written: A program has written it since it was loaded.
+    """
+
+    def __init__(self, device: Device, application: str, state: ProgramState) -> None:
+        self.name = state.name
+        meta, what = (
+            TensorMeta(state.spec.shape({}), state.spec.dtype),
+            f"The state {state.name!r} of {application!r}",
+        )
+        self.tensors = [_buffer(device, rank, [meta], what)[0] for rank in range(device.ranks)]
+        self.is_written = False
 
 
 class LoadedProgram:
@@ -188,6 +228,7 @@ class LoadedProgram:
         program: The program.
         versions: Its versions.
         route: The staged input that tells it from an equal program, if it has one.
+        states: The states of its application.
     """
 
     def __init__(
@@ -197,7 +238,10 @@ class LoadedProgram:
         program: Program,
         versions: Sequence[LoadedVersion],
         route: RankedValue | None,
+        states: Sequence[LoadedState] = (),
     ) -> None:
+        self._reads = [state for state in states if state.name in {item.state for item in program.inputs}]
+        self._writes = [state for state in states if state.name in {item.state for item in program.outputs}]
         self._device = device
         self._what = f"program {program.name!r} of {application!r}"
         self._ports = tuple(item.port for item in program.tensors)
@@ -225,6 +269,9 @@ class LoadedProgram:
         if version is None:
             self._refuse_shapes(arguments)
         version.check(device, arguments)
+        for state in self._reads:
+            if not state.is_written:
+                self._refuse_state(state)
         # 3. Sessions run under no_grad and outside of any mode, so the guard is entered for strangers only.
         if (
             torch.is_autocast_enabled("cpu")
@@ -236,6 +283,8 @@ class LoadedProgram:
                 self._on_all_ranks(version, arguments)
         else:
             self._on_all_ranks(version, arguments)
+        for state in self._writes:
+            state.is_written = True
         # 4. One program start for all ranks, counted once its results are there.
         device.count_dispatch()
         return version.outputs()
@@ -243,6 +292,12 @@ class LoadedProgram:
     def _on_all_ranks(self, version: LoadedVersion, arguments: Sequence[RankedValue]) -> None:
         for rank in range(self._device.ranks):
             version.run(rank, [handle[rank][0] for handle in arguments])  # type: ignore[misc]
+
+    def _refuse_state(self, state: LoadedState) -> NoReturn:
+        raise DeviceError(
+            f"The {self._what} reads the state {state.name!r}, which no program has written since it was loaded: its "
+            f"content is undefined. Run the program first that begins it."
+        )
 
     def _refuse_default(self) -> NoReturn:
         """Refuses: a graph names no dtype where an operation takes the default one, such as ``torch.ones(3)``."""

@@ -57,7 +57,7 @@ def trace(
     # A refusal names the user's line, so the graph is checked first: comparing outputs and writing know operators only.
     check_static(where, stage, export.graph, lambda: _run_fake(module, program, sizes))
     check_draws(where, stage, export.graph_module)
-    _check_outputs(where, stage, _outputs(export), program, sizes)
+    _check_outputs(where, stage, _outputs(export), module, sizes)
     try:
         data = dump(export)
     except UnstorableError as error:
@@ -89,16 +89,19 @@ def _outputs(export: torch.export.ExportedProgram) -> tuple[TensorMeta, ...]:
 
 
 def _check_outputs(
-    where: str, stage: str, outputs: tuple[TensorMeta, ...], program: Program, sizes: Mapping[str, int]
+    where: str, stage: str, outputs: tuple[TensorMeta, ...], module: ProgramModule, sizes: Mapping[str, int]
 ) -> None:
-    plan_outputs = tuple(TensorMeta(item.spec.shape(sizes), item.spec.dtype) for item in program.outputs)
-    for item, output, plan_output in zip(program.outputs, outputs, plan_outputs, strict=True):
+    plan_outputs = [
+        (item.port, TensorMeta(item.spec.shape(sizes), item.spec.dtype)) for item in module.program.results
+    ]
+    plan_outputs += [(f"state {at}", TensorMeta.of(state)) for at, state in enumerate(module.states)]
+    for (port, plan_output), output in zip(plan_outputs, outputs, strict=True):
         if output != plan_output:
             raise CompileError(
-                f"{where} gives {output} at its output {item.port!r}, but the plan says {plan_output}. Plan again: the "
+                f"{where} gives {output} at its output {port!r}, but the plan says {plan_output}. Plan again: the "
                 f"stage has changed, or what its wrapper declares is not what it gives.",
                 stage=stage,
-                port=item.port,
+                port=port,
             )
 
 

@@ -32,7 +32,7 @@ class ProgramCall:
         self, program: Program, wrapper: Any, run: Callable[..., Any], extra: tuple[Any, ...] = ()
     ) -> None:
         self.name = program.name
-        self._count = len(program.outputs)
+        self._count = len(program.results)
         self._wrapper, self._run, self._extra = wrapper, run, extra
 
     def __call__(self, *handles: Any) -> tuple[Any, ...]:

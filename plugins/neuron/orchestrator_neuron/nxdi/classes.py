@@ -78,7 +78,7 @@ class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
         self._module_for_bucket = self._source()
 
     def get(self, bucket_rank: int, **_: Any) -> tuple[torch.nn.Module, dict[Any, int]]:
-        """Returns the module of one combination of sizes; it has no aliased state.
+        """Returns the module of one combination of sizes, and its states with the place of each among its outputs.
 
         Raises:
             CompileError: It keeps state of its own.
@@ -86,11 +86,14 @@ class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
         application_module = (self._module_for_bucket or self._source())(bucket_rank)
         program, sizes = self._program, self._sizes[bucket_rank]
         target = application_module.target(self._application, program)
-        module = ProgramModule(target, application_module.owner, program, sizes).eval()
+        states = self._application.states
+        module = ProgramModule(target, application_module.owner, program, sizes, states=states).eval()
         if bucket_rank == 0 and target is not None:
             where = f"The program {program.name!r}"
             check_state(where, program.name, module, example_inputs(program, sizes))
-        return module, {}
+        # NxD makes the memory of states for the first program alone, so that every program gives all of them back.
+        first = len(program.results)
+        return module, {state: first + number for number, state in enumerate(module.states)}
 
 
 class StatelessInstance(BaseModelInstance):  # type: ignore[misc]

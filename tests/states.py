@@ -1,0 +1,113 @@
+"""A model that generates over a cache that it updates in place, and its pipeline, for tests of several folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import orchestrator_neuron
+from orchestrator import Pipeline, TensorSpec
+from orchestrator.testing.pytest_plugin import make_plugins
+from tests.kit import spec
+
+__all__ = ["CACHE", "LENGTH", "STEPS", "WORDS", "Writer", "generation", "prompt", "words_by_hand"]
+
+LENGTH, STEPS, WORDS = 6, 4, 11
+CACHE = spec(1, LENGTH, 4)
+TOKEN = TensorSpec((1,), torch.int32)
+FORMS = {"token": TOKEN, "cache": CACHE, "place": TOKEN}
+
+
+class Writer(nn.Module):
+    """Embeds a word, notes it in its cache, and gives the word that the whole cache makes likely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.words, self.note, self.head = nn.Embedding(WORDS, 4), nn.Linear(4, 4), nn.Linear(4, WORDS)
+        self.eval()
+
+    def _next(self, hidden: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden + cache.sum(1)).argmax(-1).to(torch.int32)
+
+    def prefill(self, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.words(prompt)
+        cache = torch.zeros(1, LENGTH, 4, dtype=hidden.dtype)
+        cache[:, :2] = self.note(hidden)
+        return self._next(hidden[:, -1], cache), cache
+
+    def decode(
+        self, token: torch.Tensor, cache: torch.Tensor, place: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden = self.words(token)
+        cache.index_copy_(1, place.long(), self.note(hidden)[:, None])
+        return self._next(hidden, cache), cache, place + 1
+
+
+def generation(
+    model: Writer,
+    *,
+    placement: Mapping[str, str] | None = None,
+    collect: tuple[str, ...] = ("token",),
+    outputs: tuple[str, ...] | None = None,
+    start: Any = None,
+) -> Pipeline:
+    """Prefill, then a loop that decodes.
+
+    Args:
+        model: The model.
+        placement: Where ``prefill`` and ``decode`` run.
+        collect: What the loop collects.
+        outputs: What the loop gives.
+        start: What the cache begins with; None: what prefill gives.
+    """
+    plugins, placement = make_plugins(), placement or {}
+    plugins.register(orchestrator_neuron)
+    body = Pipeline("step", plugins=plugins)
+    values = {name: body.input(name, form) for name, form in FORMS.items()}
+    decode = body.add(
+        "decode",
+        model.decode,
+        outputs=tuple(FORMS),
+        aliases={"cache": "cache"},
+        device=placement.get("decode"),
+    )
+    results = decode(*values.values())
+    for name in FORMS:
+        body.output(name, results[name])
+    pipeline = Pipeline("writer", plugins=plugins)
+    prefill = pipeline.add(
+        "prefill", model.prefill, outputs=("token", "cache"), device=placement.get("prefill")
+    )
+    token, cache = prefill(pipeline.input("prompt", TensorSpec((1, 2), torch.int32)))
+    carry = {
+        "token": token,
+        "cache": cache if start is None else start,
+        "place": torch.tensor([2], dtype=torch.int32),
+    }
+    loop = pipeline.loop("talk", body, carry=carry, max_steps=STEPS, collect=collect, outputs=outputs)
+    names = outputs or collect
+    for name in names:
+        pipeline.output(f"{name}s", loop[name] if len(names) > 1 else loop)
+    return pipeline
+
+
+def prompt(seed: int = 0) -> torch.Tensor:
+    """A prompt of two words."""
+    return torch.randint(0, WORDS, (1, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+
+
+def words_by_hand(model: Writer, words: torch.Tensor) -> torch.Tensor:
+    """What the pipeline gives, by hand."""
+    given = []
+    with torch.no_grad():
+        token, cache = model.prefill(words)
+        place = torch.tensor([2], dtype=torch.int32)
+        for _ in range(STEPS):
+            token, cache, place = model.decode(token, cache, place)
+            given.append(token)
+    return torch.stack(given)
