@@ -126,7 +126,8 @@ class GraphBuilder:
         self._statements: list[Statement] = []
         self._members: list[str | SubPipeline] = []
         self._loops: list[Loop] = []
-        self._outputs: dict[str, Value] = {}
+        # What each output comes from; no value, which holds its builder: the two would wait for the cyclic collector.
+        self._outputs: dict[str, Source] = {}
         # How often each stage is called, or loop added. A stage that is missing here was never called.
         self._counts: dict[str, int] = {}
         # Names of inlined pipelines and bodies that brought stages along: "sub" for the stage "sub/enc".
@@ -234,7 +235,7 @@ class GraphBuilder:
         if name in self._outputs:
             raise GraphError(f"Pipeline {self.name!r} has an output {name!r} already.", output=name)
         own = self._own(value, f"output {name!r}")
-        self._outputs[name] = own
+        self._outputs[name] = source_of(own)
         self.add_edge(own, NodeKey("output", name), "")
 
     def add_stage(self, stage: Stage) -> None:
@@ -335,9 +336,8 @@ class GraphBuilder:
     def _output_sources(self) -> dict[str, tuple[Source, int]]:
         """Sources of outputs, each with the number of calls of the stage there."""
         sources: dict[str, tuple[Source, int]] = {}
-        for name, value in self._outputs.items():
-            count = self._counts.get(value.node.name.partition("#")[0], 0)
-            sources[name] = (source_of(value), count)
+        for name, source in self._outputs.items():
+            sources[name] = (source, self._counts.get(source.node.name.partition("#")[0], 0))
         return sources
 
     def _own(self, value: Any, where: str) -> Value:
