@@ -5,9 +5,8 @@
 
 Nobody's data are needed: pictures, questions and answers are made by chance, and no picture is seen twice.
 
-First the vision tower and the projector learn to see: a head that is thrown away afterwards tells for each patch the
-shape that has its middle there, if any. Then the whole model learns to talk: a conversation has several questions about
-one picture, and the answers are what is learned.
+First the vision tower and the projector learn to see: a head that is thrown away afterwards tells of each patch where
+it is, and which shape it shows, if any. Then the text model learns to answer questions about what they see.
 
 Everything is seeded. The same torch and transformers on the same kind of processor give the same bytes again.
 """
@@ -29,15 +28,12 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from orchestrator_stages.demos.chat.model import FOLDER, PATCH, SIDE, WIDTH, make_config, make_processor
 from orchestrator_stages.demos.chat.questions import random_question
-from orchestrator_stages.demos.chat.scenes import COLOURS, KINDS, SIZES, Scene, draw, random_scene
+from orchestrator_stages.demos.chat.scenes import COLOURS, GROUNDS, KINDS, SIZES, Scene, draw, random_scene
 
 NOTICE = """\
 model.safetensors was trained by stages/scripts/train_chat.py of Stage Orchestrator and comes under its licence,
 Apache-2.0. It was trained on pictures, questions and answers that the script makes itself, and on nothing else.
 """
-
-TURNS = 4
-"""Questions of a conversation."""
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -85,44 +81,59 @@ class Trainer:
             )
 
 
-TRAITS: tuple[tuple[str, ...], ...] = (KINDS, tuple(COLOURS), tuple(SIZES))
-"""What the head tells of a shape: one of each."""
+ACROSS = SIDE // PATCH
+"""Patches in a row, and rows."""
+
+TRAITS = {
+    "kind": 1 + len(KINDS),
+    "colour": 1 + len(COLOURS),
+    "size": 1 + len(SIZES),
+    "ground": len(GROUNDS),
+    "column": ACROSS,
+    "row": ACROSS,
+}
+"""What the head tells of a patch, and how many there are of each: those of its shape begin with none."""
 
 
 def traits_of(scenes: list[Scene]) -> Tensor:
-    """Returns kind, colour and size of the shape in the middle of each patch, from 1, else 0: ``[n, patches, 3]``."""
-    across = SIDE // PATCH
-    traits = torch.zeros(len(scenes), across * across, len(TRAITS), dtype=torch.int64)
-    for row, scene in enumerate(scenes):
+    """Returns the number of each of ``TRAITS`` for each patch, ``[n, patches, traits]``."""
+    traits = torch.zeros(len(scenes), ACROSS, ACROSS, len(TRAITS), dtype=torch.int64)
+    traits[..., 4] = torch.arange(ACROSS)
+    traits[..., 5] = torch.arange(ACROSS)[:, None]
+    for number, scene in enumerate(scenes):
+        traits[number, ..., 3] = tuple(GROUNDS).index(scene.ground)
         for shape in scene.shapes:
-            column, line = (int(place * across) for place in shape.place)
-            pairs = zip(TRAITS, (shape.kind, shape.colour, shape.size), strict=True)
-            traits[row, line * across + column] = torch.tensor(
-                [1 + names.index(name) for names, name in pairs]
-            )
-    return traits
+            column, row = (int(place * ACROSS) for place in shape.place)
+            names = ((KINDS, shape.kind), (tuple(COLOURS), shape.colour), (tuple(SIZES), shape.size))
+            traits[number, row, column, :3] = torch.tensor([1 + every.index(name) for every, name in names])
+    return traits.flatten(1, 2)
 
 
 def train_sight(model: LlavaForConditionalGeneration, steps: int, batch: int) -> None:
-    """Trains the vision tower and the projector to tell what each patch shows."""
+    """Trains the vision tower and the projector to tell what each patch shows and where it is."""
     chance = random.Random(1)
-    head = nn.Linear(WIDTH, sum(1 + len(names) for names in TRAITS))
+    head = nn.Linear(WIDTH, sum(TRAITS.values()))
     trainer = Trainer(
         "sight", [model.model.vision_tower, model.model.multi_modal_projector, head], 2e-3, steps
     )
     for _ in range(steps):
         scenes = [random_scene(chance) for _ in range(batch)]
-        features = model.get_image_features(pixel_values=random_pictures(scenes)).pooler_output
-        scores = head(torch.stack(list(features))).split([1 + len(names) for names in TRAITS], -1)
+        features = torch.stack(
+            list(model.get_image_features(pixel_values=random_pictures(scenes)).pooler_output)
+        )
+        # The text model normalises what it reads, so the head does; sizes about one keep both kinds of tokens alike.
+        scores = head(functional.rms_norm(features, (WIDTH,))).split(list(TRAITS.values()), -1)
         losses = [
             functional.cross_entropy(of_trait.flatten(0, 1), traits.flatten())
             for of_trait, traits in zip(scores, traits_of(scenes).unbind(-1), strict=True)
         ]
-        trainer.step(torch.stack(losses).sum())
+        trainer.step(torch.stack(losses).sum() + (features.square().mean() - 1).square())
 
 
 class Conversations:
-    """Makes conversations about pictures by chance.
+    """Makes questions about pictures by chance, with their answers; the picture comes after the question.
+
+    So what the text model knows of each part of the picture may depend on what is asked.
 
     Args:
         tokenizer: Of the words they are made of.
@@ -133,7 +144,7 @@ class Conversations:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, patches: int, seed: int) -> None:
         self.chance = random.Random(seed)
         self.encode = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
-        self.head = [tokenizer.bos_token_id, *self.encode("<user>"), *[tokenizer.image_token_id] * patches]
+        self.picture = "<image>" * patches
         self.pad: int = tokenizer.pad_token_id
 
     def batch(self, size: int) -> dict[str, Tensor]:
@@ -149,21 +160,18 @@ class Conversations:
 
     def row(self, scene: Scene) -> tuple[list[int], list[int]]:
         """Returns the tokens of a conversation about a scene, and their labels."""
-        ids, labels = list(self.head), [IGNORED] * len(self.head)
-        for turn in range(TURNS):
-            question, answer = random_question(scene, self.chance)
-            prompt = self.encode(f"{'<user>' if turn else ''}{question}<assistant>")
-            reply = self.encode(f"{answer}<eos>")
-            ids += [*prompt, *reply]
-            labels += [*[IGNORED] * len(prompt), *reply]
-        return ids, labels
+        question, answer = random_question(scene, self.chance)
+        prompt = self.encode(f"<bos><user>{question}{self.picture}<assistant>")
+        reply = self.encode(f"{answer}<eos>")
+        return [*prompt, *reply], [*[IGNORED] * len(prompt), *reply]
 
 
 def train_speech(
     model: LlavaForConditionalGeneration, conversations: Conversations, steps: int, batch: int
 ) -> None:
-    """Trains the whole model to answer."""
-    trainer = Trainer("speech", [model], 1.5e-3, steps)
+    """Trains the text model to answer; what sees stays as it is."""
+    torch.manual_seed(0)  # so that it can be repeated from what the model sees, without learning that again
+    trainer = Trainer("speech", [model.model.language_model], 2e-3, steps)
     for _ in range(steps):
         data = conversations.batch(batch)
         logits = model(input_ids=data["input_ids"], pixel_values=data["pixel_values"], use_cache=False).logits
@@ -180,8 +188,8 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=FOLDER, help="folder to write to (default: the package's)"
     )
-    parser.add_argument("--sight-steps", type=int, default=600)
-    parser.add_argument("--speech-steps", type=int, default=1800)
+    parser.add_argument("--sight-steps", type=int, default=300)
+    parser.add_argument("--speech-steps", type=int, default=1600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -190,8 +198,10 @@ def main() -> None:
     model = LlavaForConditionalGeneration(config)
     model.set_attn_implementation("eager")  # on one core, faster than the fused one at these sizes
     train_sight(model, arguments.sight_steps, batch=48)
+    model.model.vision_tower.requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(False)
     conversations = Conversations(processor.tokenizer, config.image_seq_length, seed=0)
-    train_speech(model, conversations, arguments.speech_steps, batch=16)
+    train_speech(model, conversations, arguments.speech_steps, batch=32)
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)

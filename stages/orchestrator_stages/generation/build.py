@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
-from orchestrator_stages.generation.chat import ChatPrompt, check_template
+from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template, of_messages
 from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, token_specs
 from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
@@ -135,13 +135,22 @@ def from_transformers(
     chat = processor or tokenizer if messages else None
     reader = tokenizer or getattr(chat, "tokenizer", chat)
     prompts = _prompt_dim(bare, tokens, rules.new)
-    kind = None if messages else read_item(bare, example)
+    # Conversations come with pictures only where there is a processor that reads them.
+    kind = read_item(bare, example) if not messages or processor is not None else None
     if kind is None:
         text_only = _Continuation(bare, rules, rows, prompts, reader, chat)
         return text_only.draw(name or config.model_type, check_every)
-    rows = Dim("batch", buckets=batch)
-    follower = _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, Dim("items", buckets=items))
-    return follower.draw(name or config.model_type, check_every)
+    name = name or config.model_type
+    rows, every = Dim("batch", buckets=batch), Dim("items", buckets=items)
+    if not messages:
+        return _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, every).draw(name, check_every)
+    # A conversation is filled up to the largest sizes, so the model runs at these alone.
+    rows, prompts = (Dim(dim.name, buckets=dim.buckets[-1:]) for dim in (rows, prompts))
+    model_pipeline = _ItemContinuation(bare, rules, rows, prompts, None, kind, every).draw(
+        "model", check_every
+    )
+    converse = PictureChatPrompt(processor, rows.buckets[-1], prompts.buckets[-1], rules.pad, kind.values)
+    return of_messages(name, converse, model_pipeline)
 
 
 def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:

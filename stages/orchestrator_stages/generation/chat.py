@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from orchestrator import Dim, GraphError, HostStage, TensorSpec
+from orchestrator import Dim, GraphError, HostStage, Pipeline, TensorSpec
 
-__all__ = ["ChatPrompt", "check_template"]
+__all__ = ["ChatPrompt", "PictureChatPrompt", "check_template", "of_messages"]
+
+_AS_GENERATE_TAKES: Mapping[str, Any] = {
+    "padding_side": "left",
+    "return_tensors": "pt",
+    "add_special_tokens": False,
+}
+"""How the text of a template becomes ids: special tokens are in it, and a model goes on with what is on the right."""
 
 
 def check_template(preparer: Any) -> None:
@@ -40,79 +48,181 @@ def check_template(preparer: Any) -> None:
 
 
 class ChatPrompt(HostStage):
-    """Host stage: conversations to ids and mask, and to what the model takes of their pictures.
+    """Host stage: conversations to ids and mask.
 
     Takes ``messages``: a list of messages, or a list of such lists, one for each row. A message is a dict of ``role``
-    and ``content``, as ``apply_chat_template`` of transformers takes it; a content may be a list of parts, such as
-    ``{"type": "text", "text": ...}`` and ``{"type": "image", "image": ...}``, with a picture of Pillow, or a tensor
-    ``[height, width, 3]`` uint8. The answer is written after the last message. Gives ``input_ids`` and
-    ``attention_mask`` ``[batch, tokens]``, int64, padded on the left, and the tensors of pictures.
+    and ``content``, as ``apply_chat_template`` of transformers takes it. The answer is written after the last message.
+    Gives ``input_ids`` and ``attention_mask`` ``[batch, tokens]``, int64, padded on the left.
 
     Args:
-        preparer: A tokenizer, or a processor where there may be pictures.
+        tokenizer: A tokenizer with a chat template.
         batch: The dim of the conversations.
         tokens: The dim of the ids; a conversation that is longer than its largest bucket is refused.
         pad: What fills up the ids.
-        pictures: What the model takes of pictures, by name; they are in no conversation where this is empty.
     """
 
-    def __init__(
-        self,
-        preparer: Any,
-        batch: Dim,
-        tokens: Dim,
-        pad: int,
-        pictures: Mapping[str, TensorSpec] | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: Any, batch: Dim, tokens: Dim, pad: int) -> None:
         super().__init__(tag="converse")
-        self.preparer = preparer
+        self.tokenizer = tokenizer
         self.longest = tokens.buckets[-1]
-        self.pictures = tuple(pictures or {})
         self.inputs = {"messages": list}
         self.outputs = {
             "input_ids": TensorSpec((batch, tokens), torch.int64, pad=pad),
             "attention_mask": TensorSpec((batch, tokens), torch.int64, pad=0),
-            **(pictures or {}),
+        }
+
+    def forward(self, messages: list[Any]) -> tuple[Tensor, Tensor]:
+        """Reads the conversations.
+
+        Raises:
+            ValueError: There is none, one is not made as the template takes it, one has pictures, or one is longer than
+                the largest bucket.
+        """
+        conversations = read_conversations(messages)
+        texts = [_text(self.tokenizer, conversation) for conversation in conversations]
+        if any(list(_images(conversation)) for conversation in conversations):
+            raise ValueError(
+                "A message holds a picture, but nothing here reads pictures; give from_transformers the processor of a "
+                "model that does."
+            )
+        inputs = self.tokenizer(text=texts, padding=True, **_AS_GENERATE_TAKES)
+        _check_length(inputs["attention_mask"], self.longest)
+        return inputs["input_ids"], inputs["attention_mask"]
+
+
+class PictureChatPrompt(HostStage):
+    """Host stage: conversations with pictures to what the model takes, filled up to one size.
+
+    Takes ``messages`` as :class:`ChatPrompt` does; a content may be a list of parts, such as ``{"type": "text", "text":
+    ...}`` and ``{"type": "image", "image": ...}``, with a picture of Pillow or a tensor ``[height, width, 3]`` uint8.
+    Gives ``input_ids`` and ``attention_mask`` ``[rows, tokens]``, int64, and what the processor makes of all pictures.
+
+    Args:
+        processor: A processor with a chat template.
+        rows: How many conversations there are at most; rows without one are all padding.
+        tokens: How long one is at most, the tokens of its pictures included.
+        pad: What fills up the ids.
+        pictures: What the model takes of one picture, by name.
+    """
+
+    def __init__(
+        self, processor: Any, rows: int, tokens: int, pad: int, pictures: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(tag="converse")
+        self.processor = processor
+        self.rows = rows
+        self.longest = tokens
+        self.pad = pad
+        self.pictures = dict(pictures)
+        self.inputs = {"messages": list}
+        self.outputs = {
+            "input_ids": TensorSpec((rows, tokens), torch.int64),
+            "attention_mask": TensorSpec((rows, tokens), torch.int64),
+            **dict.fromkeys(self.pictures, torch.Tensor),
         }
 
     def forward(self, messages: list[Any]) -> dict[str, Tensor]:
         """Reads the conversations.
 
         Raises:
-            ValueError: There is none, one is not made as the template takes it, one has pictures that the model does
-                not, or one is longer than the largest bucket.
+            ValueError: There is none, or there are too many, one is not made as the template takes it, or one is too
+                long.
         """
-        # One conversation or several: from here on several. Pictures come in the order in which the texts name them.
-        is_single = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = [messages] if is_single else messages
-        for conversation in conversations:
-            _check_messages(conversation)
-        if not conversations:
-            raise ValueError("messages holds no conversation; give one message of the user at least.")
-        texts = [_text(self.preparer, conversation) for conversation in conversations]
-        images = [list(_images(conversation)) for conversation in conversations]
-        if any(images) and not self.pictures:
-            raise ValueError("A message holds a picture, but the model reads text alone.")
-        options: dict[str, Any] = {
-            "padding": True,
-            "padding_side": "left",
-            "return_tensors": "pt",
-            "add_special_tokens": False,
-        }
-        if self.pictures:
-            options["images"] = images if any(images) else None
-        inputs = self.preparer(text=texts, **options)
-        self._check_length(inputs["attention_mask"])
-        return {name: inputs[name] for name in ("input_ids", "attention_mask", *self.pictures)}
-
-    def _check_length(self, mask: Tensor) -> None:
-        lengths = mask.sum(1)
-        worst = int(lengths.argmax())
-        if lengths[worst] > self.longest:
+        # The processor fills up on the left as far as the longest one needs; what is missing of both sizes comes here.
+        conversations = read_conversations(messages)
+        if len(conversations) > self.rows:
             raise ValueError(
-                f"Conversation {worst} has {int(lengths[worst])} tokens, but the largest bucket is {self.longest}. "
-                "Leave out its first messages, or give from_transformers larger buckets: tokens=(...)."
+                f"There are {len(conversations)} conversations, but the largest batch is {self.rows}. Give "
+                "from_transformers a larger one: batch=(...)."
             )
+        texts = [_text(self.processor, conversation) for conversation in conversations]
+        images = [list(_images(conversation)) for conversation in conversations]
+        inputs = self.processor(
+            text=texts, images=images if any(images) else None, padding=True, **_AS_GENERATE_TAKES
+        )
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        _check_length(mask, self.longest)
+        missing = (self.longest - ids.shape[1], 0, 0, self.rows - len(ids))
+        return {
+            "input_ids": functional.pad(ids, missing, value=self.pad),
+            "attention_mask": functional.pad(mask, missing),
+            **{name: inputs.get(name, item[:0]) for name, item in self.pictures.items()},
+        }
+
+
+class Reply(HostStage):
+    """Host stage: the tokens of prompts with their answers to the answers of the conversations.
+
+    Takes ``tokens`` ``[rows, length]`` and ``messages``. Gives ``text``, a list of strings without special tokens.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        longest: How long a prompt is.
+    """
+
+    def __init__(self, tokenizer: Any, longest: int) -> None:
+        super().__init__(tag="reply")
+        self.tokenizer = tokenizer
+        self.longest = longest
+        self.inputs = {"tokens": None, "messages": list}
+        self.outputs = {"text": list}
+
+    def forward(self, tokens: Tensor, messages: list[Any]) -> list[str]:
+        """Reads them."""
+        rows = tokens[: len(read_conversations(messages)), self.longest :]
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def of_messages(name: str, converse: PictureChatPrompt, model: Pipeline) -> Pipeline:
+    """Puts a model that takes prompts with pictures between conversations and their answers.
+
+    Args:
+        name: The name of the pipeline.
+        converse: What reads conversations.
+        model: The pipeline of the model, which gives ``tokens``; what it takes besides is an input here as well.
+    """
+    pipeline = Pipeline(name)
+    messages = pipeline.input("messages", list)
+    prompt = pipeline.add("converse", converse, device="host")(messages)
+    inputs = {
+        port: prompt[port] if port in converse.outputs else pipeline.input(port, spec)
+        for port, spec in model.freeze().inputs.items()
+    }
+    tokens = pipeline.add("model", model)(**inputs)
+    reply = Reply(converse.processor.tokenizer, converse.longest)
+    pipeline.output("tokens", tokens)
+    pipeline.output("text", pipeline.add("reply", reply, device="host")(tokens, messages))
+    return pipeline
+
+
+def read_conversations(messages: list[Any]) -> list[Any]:
+    """Returns one conversation or several as several.
+
+    Raises:
+        ValueError: There is none, or one is not made of messages.
+    """
+    is_single = bool(messages) and isinstance(messages[0], Mapping)
+    conversations = [messages] if is_single else messages
+    if not conversations:
+        raise ValueError("messages holds no conversation; give one message of the user at least.")
+    for conversation in conversations:
+        _check_messages(conversation)
+    return conversations
+
+
+def _check_length(mask: Tensor, longest: int) -> None:
+    """Makes sure that no conversation has more tokens than there is room for.
+
+    Raises:
+        ValueError: One has.
+    """
+    lengths = mask.sum(1)
+    worst = int(lengths.argmax())
+    if lengths[worst] > longest:
+        raise ValueError(
+            f"Conversation {worst} has {int(lengths[worst])} tokens, but the largest bucket is {longest}. "
+            "Leave out its first messages, or give from_transformers larger buckets: tokens=(...)."
+        )
 
 
 def _check_messages(conversation: Any) -> None:

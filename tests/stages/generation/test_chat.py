@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from orchestrator import GraphError, StageError
 from orchestrator_stages import from_transformers
 from tests.kit import refuses
-from tests.stages.generation.tiny import tiny
+from tests.stages.generation.tiny import tiny, transformers
 from tests.stages.tiny_models import tiny as tiny_encoder_decoder
 
 words = pytest.importorskip("orchestrator_stages.demos.chat.words")
@@ -60,7 +62,7 @@ def test_a_conversation_is_answered_as_by_hand():
         (["hello"], "is a list of one or more messages"),
         ([{"role": "user"}], "role and content"),
         ([{"role": "nobody", "content": "red"}], "not of nobody"),
-        ([{"role": "user", "content": [{"type": "image", "image": 1}]}], "reads text alone"),
+        ([{"role": "user", "content": [{"type": "image", "image": 1}]}], "nothing here reads pictures"),
         ([{"role": "user", "content": [{"type": "image"}]}], "has no picture"),
         ([{"role": "user", "content": "red " * 30}], "largest bucket is 24"),
     ],
@@ -82,3 +84,51 @@ def test_a_tokenizer_without_a_template_is_refused_with_a_way_out():
 def test_a_model_with_an_encoder_has_no_conversations():
     model = tiny_encoder_decoder("t5")
     refuses(GraphError, "go on with a prompt", lambda: from_transformers(model, messages=True))
+
+
+def picture(seed: int) -> torch.Tensor:
+    return torch.randint(
+        0, 255, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def asked(text: str, *pictures: torch.Tensor) -> list[Any]:
+    parts = [{"type": "image", "image": one} for one in pictures]
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *parts]}]
+
+
+@pytest.fixture(scope="module")
+def seeing() -> tuple[Any, Any]:
+    """A small model of LLaVA's kind with random weights, and its processor."""
+    from orchestrator_stages.demos.chat import model
+
+    processor = model.make_processor()
+    torch.manual_seed(0)
+    config = model.make_config(processor.tokenizer)
+    config.text_config.initializer_range = 0.5
+    return transformers.LlavaForConditionalGeneration(config).eval(), processor
+
+
+def test_conversations_with_pictures_are_answered_as_by_hand(seeing: tuple[Any, Any]):
+    model, processor = seeing
+    options: dict[str, Any] = {"batch": (2,), "tokens": (40,), "items": (1, 2), "max_new_tokens": NEW}
+    pipeline = from_transformers(model, processor=processor, messages=True, **options)
+    one, other = asked("what is red?", picture(0)), asked("how many?", picture(1))
+    texts = processor.apply_chat_template([one, other], add_generation_prompt=True)
+    images = [Image.fromarray(picture(seed).numpy()) for seed in (0, 1)]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    expected = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+    assert len(set(expected)) == 2, "answers that are the same show nothing"
+    with pipeline.plan().load() as session:
+        assert session(messages=[one, other])["text"] == expected
+        assert session(messages=one)["text"] == expected[:1]
+        assert len(session(messages=ONE)["text"]) == 1
+        items = list(session.stream([{"messages": one}], partial=("token",)))
+        assert [name for _, name, _ in items].count("token") > 1
+        refuses(StageError, "largest batch is 2", lambda: session(messages=[one] * 3))
+        refuses(
+            StageError,
+            "has no picture",
+            lambda: session(messages=[{"role": "user", "content": [{"type": "image"}]}]),
+        )

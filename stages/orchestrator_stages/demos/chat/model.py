@@ -17,14 +17,14 @@ transformers: Any = importlib.import_module("transformers")
 
 FOLDER = Path(__file__).with_name("checkpoint")
 
-SIDE, PATCH = 48, 8
+SIDE, PATCH = 48, 16
 """Height and width of a picture as the model sees it, and of each patch of it, in pixels."""
 
 WIDTH, HEADS, LAYERS = 96, 4, 3
 """Of the vision tower and of the text model alike."""
 
 TOKENS = 512
-"""Length of a conversation, at most: 36 tokens of the picture and about ten for each question with its answer."""
+"""Length of a conversation, at most: nine tokens of the picture and about ten for each question with its answer."""
 
 
 def make_config(tokenizer: Any) -> Any:

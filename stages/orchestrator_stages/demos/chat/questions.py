@@ -57,7 +57,11 @@ def _unless_one(shapes: Sequence[Shape], kind: str, colour: str = "") -> str:
 def colour_of(scene: Scene, kind: str) -> str:
     """Answers: what colour is the circle?"""
     shapes = _of_kind(scene, kind)
-    return listing([shape.colour for shape in shapes]) if shapes else _unless_one(shapes, kind)
+    return (
+        listing(list(dict.fromkeys(shape.colour for shape in shapes)))
+        if shapes
+        else _unless_one(shapes, kind)
+    )
 
 
 def size_of(scene: Scene, kind: str) -> str:

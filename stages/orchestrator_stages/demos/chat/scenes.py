@@ -22,17 +22,17 @@ COLOURS = {
     "purple": (0.60, 0.20, 0.75),
     "orange": (0.98, 0.55, 0.10),
 }
-SIZES = {"small": 0.11, "large": 0.18}
+SIZES = {"small": 0.09, "large": 0.145}
 """The radius of a shape, of the circle around it."""
 
 GROUNDS = {"black": 0.04, "white": 0.96}
-MOST = 3
-"""Shapes of a picture, at most."""
-
-CELLS = 6
+CELLS = 3
 """Rows and columns of the grid."""
 
-JITTER = 0.03
+MOST = CELLS
+"""Shapes of a picture, at most: one in each row and each column."""
+
+JITTER = 0.01
 """How far from the middle of its cell a shape is at most, to the right as well as down."""
 
 SHARES = (1, 2, 3)
@@ -97,7 +97,7 @@ def _random_shape(chance: random.Random) -> Shape:
 def _are_apart(one: Shape, other: Shape) -> bool:
     """Tells whether two shapes neither touch nor are level."""
     right, down = (abs(a - b) for a, b in zip(one.place, other.place, strict=True))
-    return min(right, down) > 2 * JITTER and max(right, down) > one.radius + other.radius + 0.02
+    return min(right, down) > 2 * JITTER and max(right, down) > one.radius + other.radius
 
 
 def draw(scenes: Sequence[Scene], side: int) -> Tensor:
