@@ -262,6 +262,12 @@ def test_what_is_no_dense_tensor_is_made_one_by_the_copy():
     assert torch.equal(result["cache"], by_hand(x, torch.zeros(2, LENGTH))[1])
 
 
+def test_what_a_stage_expands_is_copied_before_it_is_updated():
+    pipeline = looped(lambda p, x: p.add("expand", lambda x: x[:, None].clone().expand(2, LENGTH))(x))
+    assert list(clones(pipeline.plan())) == ["expand.output -> loop.cache"]
+    equal_by_hand(pipeline, {"x": requests()["x"]})
+
+
 class Chatty(nn.Module):
     """Looks at contents unless it is captured, as many models do."""
 

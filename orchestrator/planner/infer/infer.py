@@ -67,6 +67,7 @@ class _Inference:
         self.padded_dims = padded_names(self.graph, self.dims)
         self.capture_calls: set[str] = set()
         self.shared_memory_calls: set[str] = set()
+        self.has_aliases = any(stage.aliases for stage in self.graph.stages.values())
         self.values: dict[tuple[NodeKey, str], PortSpec] = {}
         self.consumer_specs: dict[Edge, EdgeSpec] = {}
         self.calls: dict[str, PlannedCall] = {}
@@ -302,7 +303,8 @@ class _Inference:
     ) -> ProbeResult:
         """Notes that a call gives memory that is not its own; refuses one that writes into an input it may not."""
         own_keys = check_aliases(name, stage, dict(arguments), outcome) if stage.aliases else set()
-        if set(outcome.shared_outputs) - own_keys:
+        # Nobody can write into what is expanded: where something is updated in place, it counts as not its own.
+        if set(outcome.shared_outputs) - own_keys or (self.has_aliases and outcome.expanded_outputs):
             self.shared_memory_calls.add(name)
         inputs = {port for _, port in stage.aliases}
         strange = [port for port in outcome.written_ports if port not in inputs]

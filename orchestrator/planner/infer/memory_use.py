@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from orchestrator.planner.infer.dtypes import SameDtypes
 
-__all__ = ["MemoryUse", "fake_mode", "foreign_tensors", "tensors_of", "whole_inputs"]
+__all__ = ["MemoryUse", "fake_mode", "foreign_tensors", "is_expanded", "tensors_of", "whole_inputs"]
 
 _aten = torch.ops.aten
 
@@ -109,6 +109,13 @@ def whole_inputs(result: Any, inputs: Mapping[str, torch.Tensor]) -> dict[int, s
 def _extent(value: torch.Tensor) -> tuple[Any, ...]:
     """Memory of a tensor, and which of its elements it is in what order."""
     return _place(value), value.storage_offset(), tuple(value.shape), tuple(value.stride()), value.dtype
+
+
+def is_expanded(value: torch.Tensor) -> bool:
+    """Tells whether several elements of a tensor are one place in memory, so that torch refuses to write into it."""
+    return value.layout is torch.strided and any(
+        size > 1 and not stride for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def foreign_tensors(holder: list[Any]) -> set[int]:

@@ -27,6 +27,7 @@ from orchestrator.planner.infer.memory_use import (
     MemoryUse,
     fake_mode,
     foreign_tensors,
+    is_expanded,
     tensors_of,
     whole_inputs,
 )
@@ -68,6 +69,7 @@ class ProbeResult:
         shared_outputs: Keys of outputs that lie in memory that is not their own: of an input, of the stage, or of
             another output.
         input_outputs: Keys of outputs that are an input, whole and as it came, each with the input's port.
+        expanded_outputs: Keys of outputs in which several elements are one place in memory, as ``expand`` makes them.
         operations: How many operations of torch it ran.
     """
 
@@ -77,6 +79,7 @@ class ProbeResult:
     others: tuple[tuple[str, str], ...] = ()
     shared_outputs: tuple[str, ...] = ()
     input_outputs: tuple[tuple[str, str], ...] = ()
+    expanded_outputs: tuple[str, ...] = ()
     operations: int = 0
 
 
@@ -261,6 +264,7 @@ class Prober:
             outcome = _as_result(result, written_ports)
             keys = [key for key, _, _ in outcome.outputs]
             whole = whole_inputs(result, inputs) if keys else {}
+            expanded = [at for at, value in enumerate(tensors_of(result)) if is_expanded(value)]
             shared = {at for at, flag in enumerate(map(use.may_be_input, tensors_of(result))) if flag}
             use.forget()
             # The list becomes the only reference to the result: memory that survives it belongs to something else.
@@ -271,6 +275,7 @@ class Prober:
                 outcome,
                 shared_outputs=tuple(key for at, key in enumerate(keys) if at in shared),
                 input_outputs=tuple((keys[at], port) for at, port in whole.items()),
+                expanded_outputs=tuple(key for at, key in enumerate(keys) if at in expanded),
                 operations=use.operations,
             )
         except Exception as error:
