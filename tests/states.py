@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import orchestrator_neuron
-from orchestrator import Pipeline, TensorSpec
+from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator.testing.pytest_plugin import make_plugins
 from tests.kit import spec
 
@@ -17,8 +17,8 @@ __all__ = ["CACHE", "LENGTH", "STEPS", "WORDS", "Writer", "generation", "prompt"
 
 LENGTH, STEPS, WORDS = 6, 4, 11
 CACHE = spec(1, LENGTH, 4)
-TOKEN = TensorSpec((1,), torch.int32)
-FORMS = {"token": TOKEN, "cache": CACHE, "place": TOKEN}
+PLACE = TensorSpec((1,), torch.int32)
+PORTS = ("token", "cache", "place")
 
 
 class Writer(nn.Module):
@@ -36,7 +36,7 @@ class Writer(nn.Module):
 
     def prefill(self, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self.words(prompt)
-        cache = torch.zeros(1, LENGTH, 4, dtype=hidden.dtype)
+        cache = torch.zeros(len(prompt), LENGTH, 4, dtype=hidden.dtype)
         cache[:, :2] = self.note(hidden)
         return self._next(hidden[:, -1], cache), cache
 
@@ -55,6 +55,7 @@ def generation(
     collect: tuple[str, ...] = ("token",),
     outputs: tuple[str, ...] | None = None,
     start: Any = None,
+    batch: int | Dim = 1,
 ) -> Pipeline:
     """Prefill, then a loop that decodes.
 
@@ -64,26 +65,28 @@ def generation(
         collect: What the loop collects.
         outputs: What the loop gives.
         start: What the cache begins with; None: what prefill gives.
+        batch: Prompts in a request.
     """
     plugins, placement = make_plugins(), placement or {}
     plugins.register(orchestrator_neuron)
     body = Pipeline("step", plugins=plugins)
-    values = {name: body.input(name, form) for name, form in FORMS.items()}
+    forms = {"token": TensorSpec((batch,), torch.int32), "cache": spec(batch, LENGTH, 4), "place": PLACE}
+    values = {name: body.input(name, form) for name, form in forms.items()}
     decode = body.add(
         "decode",
         model.decode,
-        outputs=tuple(FORMS),
+        outputs=PORTS,
         aliases={"cache": "cache"},
         device=placement.get("decode"),
     )
     results = decode(*values.values())
-    for name in FORMS:
+    for name in PORTS:
         body.output(name, results[name])
     pipeline = Pipeline("writer", plugins=plugins)
     prefill = pipeline.add(
         "prefill", model.prefill, outputs=("token", "cache"), device=placement.get("prefill")
     )
-    token, cache = prefill(pipeline.input("prompt", TensorSpec((1, 2), torch.int32)))
+    token, cache = prefill(pipeline.input("prompt", TensorSpec((batch, 2), torch.int32)))
     carry = {
         "token": token,
         "cache": cache if start is None else start,

@@ -18,7 +18,7 @@ from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.graph.loop import BranchLoop, MapLoop
 from orchestrator.plan.records import PlannedState, Residency
 from orchestrator.planner.context import PlanContext
-from orchestrator.specs import TensorSpec
+from orchestrator.specs import TensorSpec, show_spec
 
 __all__ = ["find_states"]
 
@@ -130,10 +130,12 @@ def _change(context: PlanContext, edges: tuple[Edge, ...]) -> str:
     """Why a value is not one and the same from end to end of its edges, at all sizes."""
     for edge in edges:
         spec, consumer = context.producer_specs[edge], context.consumer_specs[edge]
-        if not isinstance(spec, TensorSpec) or spec.names:
-            return f"its form hangs on the request ({spec})"
+        dims = [context.dims[name] for name in getattr(spec, "names", ())]
+        if not isinstance(spec, TensorSpec) or any(dim.any or len(dim.buckets) > 1 for dim in dims):
+            return f"its form hangs on the request ({show_spec(spec)})"
         is_plain = not consumer.conversions and edge not in context.fusions
-        if not is_plain or context.residencies[edge][0] is not Residency.DEVICE:
+        at_bucket = not any(end.unpadded for end in context.locations[edge])
+        if not (is_plain and at_bucket) or context.residencies[edge][0] is not Residency.DEVICE:
             return f"something is done to it on '{edge}'"
     return ""
 
@@ -150,7 +152,7 @@ def _state(context: PlanContext, loop: Loop, carry: str, read: Edge, yielded: Ed
     return PlannedState(
         name=f"{loop.name}.{carry}",
         device=context.device_of(read.target.name),
-        spec=TensorSpec(spec.dims, spec.dtype),
+        spec=TensorSpec(spec.shape(context.largest), spec.dtype),
         start=_start(context.graph, loop, carry).origin,
         port=read.destination,
         output=yielded.origin,

@@ -12,8 +12,12 @@ import torch
 from torch import nn
 
 from orchestrator import Dim, Pipeline, Plan, Residency, TensorSpec
+from orchestrator.backends.torch_backend import TorchBackend
+from orchestrator.duplicate import owner_of
 from orchestrator.fingerprint.walk import ObjectWalk
+from orchestrator.stage import make_stage
 from tests.devices.models import Encoder, Head, two_towers
+from tests.planner.test_applications import Speaker
 
 
 def by_hand(
@@ -40,6 +44,24 @@ def test_a_full_bucket_gives_the_bits_that_hand_written_calls_give(device: str):
     image, text = torch.randn(8, 3, 16, 16), torch.randn(8, 12)
     with pipeline.plan(device=device).load() as session:
         assert torch.equal(session(image=image, text=text)["logits"], by_hand(modules, device, image, text))
+
+
+def test_methods_of_one_module_have_one_copy_on_a_device(device: str, monkeypatch: pytest.MonkeyPatch):
+    """Also where nothing is in place yet; here the processor stands in for a device of its own."""
+    monkeypatch.setattr(TorchBackend, "_is_here", lambda *_: False)
+    model = Speaker()
+    backend = TorchBackend(device)
+    stages = [
+        make_stage(name, target)
+        for name, target in (("a", model.prefill), ("b", model.decode), ("c", model.body))
+    ]
+    first, second, third = map(backend.load, stages)
+    owner = owner_of(first)
+    assert owner is owner_of(second) is not model
+    assert owner.body is third
+    prompt = torch.randn(1, 4)
+    with torch.no_grad():
+        assert torch.equal(first(prompt.to(device)).cpu(), model.prefill(prompt))
 
 
 def test_stages_on_two_devices_agree_with_one(device: str):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import Plan, PlanError, Residency
+from orchestrator import Dim, Plan, PlanError, Residency
 from orchestrator.plan.records import PlannedState
 from orchestrator.planner.verify.steps import verify
 from tests.kit import refuses
@@ -73,6 +73,17 @@ def test_what_stands_in_the_way_of_a_state_is_said(how: Any, options: Any, reaso
     assert plan.states == ()
     assert any("'talk/decode.cache'" in note and reason in note for note in plan.notes), plan.notes
     assert not any(item.state for program in plan.programs for item in (*program.inputs, *program.outputs))
+
+
+def test_a_cache_along_a_dim_with_several_buckets_is_no_state():
+    batch = Dim("batch", (1, 2))
+    states = {
+        sizes: generation(Writer(), batch=batch).plan(EMULATED, sizes={"batch": sizes})
+        for sizes in ((1, 2), (1,))
+    }
+    assert any("hangs on the request ([batch, 6, 4] float32)" in note for note in states[1, 2].notes)
+    assert [len(plan.states) for plan in states.values()] == [0, 1]
+    assert states[1,].states[0].spec == CACHE
 
 
 def test_states_survive_json_and_binding():

@@ -7,6 +7,7 @@ from orchestrator.plan.records import PlannedProgram, PlannedState
 from orchestrator.plan.steps import CallStep, LoopStep, iter_steps
 from orchestrator.planner.verify.edges import demand
 from orchestrator.program import ProgramInput, ProgramOutput
+from orchestrator.specs import TensorSpec
 
 __all__ = ["check_states"]
 
@@ -84,8 +85,17 @@ def _check_state(plan: Plan, state: PlannedState) -> None:
         ports = [f"{updates[0].name}.{item.port}" for item in taken]
         check(ports in ([], [state.port]), f"comes in by {ports}")
         for item in _ends(program):
-            is_same = item.spec is not None and item.spec.same_form(state.spec) and not item.adapters
-            check(item.state != state.name or is_same, "has several forms")
+            if item.state == state.name:
+                check(not item.adapters and _has_form(plan, item.spec, state.spec), "has several forms")
+
+
+def _has_form(plan: Plan, spec: TensorSpec | None, state: TensorSpec) -> bool:
+    """Tells whether a value has the one form of a state, at every bucket of its dims."""
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    if spec is None or state.names or any(len(buckets[name]) > 1 for name in spec.names):
+        return False
+    sizes = {name: buckets[name][0] for name in spec.names}
+    return spec.shape(sizes) == state.shape({}) and spec.dtype == state.dtype
 
 
 def _ends(program: PlannedProgram) -> tuple[ProgramInput | ProgramOutput, ...]:
