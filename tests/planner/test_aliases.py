@@ -290,3 +290,86 @@ def test_a_stage_keeps_its_alias_in_a_pipeline_that_is_inlined():
     plan = outer.plan()
     assert plan.call("sub/one").aliases == (("output", "past"),)
     assert not clones(plan)
+
+
+def test_a_plan_cannot_say_of_itself_what_is_updated():
+    pipeline = chain(lambda x: x + 1, nn.ReLU())
+    plan = pipeline.plan()
+    call, *others = plan.calls
+    for aliases, words in (
+        ((("output", "x"),), "may be somebody else's"),
+        ((("y", "x"),), "which it cannot"),
+        ((("output", "x"), ("output", "x")), "which it cannot"),
+    ):
+        edited = replace(plan, calls=(replace(call, aliases=aliases), *others))
+        refuses(PlanError, words, lambda edited=edited: verify(edited))
+    # Of a value of the plan's own it would be sound, but the stage says nothing of it.
+    first, second = plan.calls
+    edited = replace(plan, calls=(first, replace(second, aliases=(("output", second.inputs[0][0]),))))
+    verify(edited)
+    refuses(PlanError, "call 'b' is", lambda: pipeline.bind(edited))
+
+
+def test_two_carries_of_one_start_need_one_copy():
+    def step(a, b):
+        return a.add_(1), b.mul_(2)
+
+    inner = new("body")
+    names = ("a", "b")
+    results = inner.add("step", step, outputs=names, aliases={"a": "a", "b": "b"})(
+        *(inner.input(name, spec(2)) for name in names)
+    )
+    for name in names:
+        inner.output(name, results[name])
+    pipeline = new()
+    start = pipeline.add("make", lambda x: x * 2)(pipeline.input("x", spec(2)))
+    ends = pipeline.loop("loop", inner, carry={"a": start, "b": start}, max_steps=3)
+    for name in names:
+        pipeline.output(name, ends[name])
+    plan = pipeline.plan()
+    assert len(clones(plan)) == 1
+    with plan.load() as session:
+        result = session(x=torch.ones(2))
+    assert (result["a"].tolist(), result["b"].tolist()) == ([5, 5], [16, 16])
+
+
+def test_carries_that_change_places_keep_their_buffers():
+    def step(a, b):
+        return a.add_(b), b
+
+    inner = new("body")
+    a, b = (inner.input(name, spec(2)) for name in ("a", "b"))
+    results = inner.add("step", step, outputs=("a", "b"), aliases={"a": "a", "b": "b"})(a, b)
+    inner.output("a", results["b"])
+    inner.output("b", results["a"])
+    pipeline = new()
+    x = pipeline.input("x", spec(2))
+    starts = {name: pipeline.add(f"make_{name}", lambda x: x * 2)(x) for name in ("a", "b")}
+    ends = pipeline.loop("loop", inner, carry=starts, max_steps=5)
+    for name in ("a", "b"):
+        pipeline.output(name, ends[name])
+    plan = pipeline.plan()
+    assert not clones(plan)
+    with plan.load() as session:
+        result = session(x=torch.ones(2))
+    a, b = torch.full((2,), 2.0), torch.full((2,), 2.0)
+    for _ in range(5):
+        a, b = b, a + b
+    assert torch.equal(result["a"], a)
+    assert torch.equal(result["b"], b)
+
+
+def test_a_loop_in_a_loop_has_one_buffer():
+    inner = new("inner")
+    inner.output("past", inner.add("one", add_one, aliases={"output": "past"})(inner.input("past", spec(2))))
+    outer = new("outer")
+    value = outer.input("past", spec(2))
+    outer.output("past", outer.loop("inner", inner, carry={"past": value}, max_steps=3))
+    pipeline = new()
+    start = pipeline.add("make", lambda x: x * 2)(pipeline.input("x", spec(2)))
+    pipeline.output("y", pipeline.loop("outer", outer, carry={"past": start}, max_steps=4))
+    plan = pipeline.plan()
+    assert not clones(plan)
+    assert plan.summary["peak_bytes"]["cpu"] == 2 * 8  # the request's input, and the one buffer
+    with plan.load() as session:
+        assert session(x=torch.ones(2))["y"].tolist() == [14, 14]
