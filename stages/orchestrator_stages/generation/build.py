@@ -16,7 +16,7 @@ import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template, of_messages
-from orchestrator_stages.generation.checks import check_generates
+from orchestrator_stages.generation.checks import check_generates, following
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, token_specs
 from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
 from orchestrator_stages.generation.generator import Generator
@@ -187,7 +187,8 @@ class _Continuation:
         self.tree: Any = own_tree(model)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         rules.check(vocabulary)
-        self.generator = self._follow(vocabulary)
+        with following(model):
+            self.generator = self._follow(vocabulary)
         self.choose = NextToken(rules, vocabulary)
 
     def _follow(self, vocabulary: int) -> Generator:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from orchestrator import GraphError
+from orchestrator import GraphError, OrchestratorError
 from orchestrator_stages.origin import check_modules
 
-__all__ = ["check_generates"]
+__all__ = ["check_generates", "following"]
 
 
 def check_generates(model: Any) -> None:
@@ -56,3 +59,33 @@ def check_generates(model: Any) -> None:
             "model.generation_config.",
             option=next(iter(legacy)),
         )
+
+
+@contextlib.contextmanager
+def following(model: Any) -> Iterator[None]:
+    """Refuses a model whose forward ends in an error where it is run over a cache of fixed size.
+
+    Args:
+        model: The model.
+
+    Raises:
+        GraphError: It did, and the message says in which.
+    """
+    # What is refused in words already stays; a forward of the library may raise anything else.
+    try:
+        yield
+    except OrchestratorError:
+        raise
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise GraphError(
+            f"The forward of {type(model).__name__} cannot be followed: it looks at the values of tensors "
+            f"({error.func}), which are not known before it runs.",
+            model=model,
+        ) from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason"])[0]
+        raise GraphError(
+            f"The forward of {type(model).__name__} cannot be followed over a cache of fixed size: "
+            f"{type(error).__name__}: {reason:.300}",
+            model=model,
+        ) from error

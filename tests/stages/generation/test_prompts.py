@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orchestrator import GraphError, InputError, StageError
 from orchestrator_stages import from_transformers
+from orchestrator_stages.generation.checks import following
 from tests.stages.generation.tiny import DECODERS, PAD, SHAPE, VOCABULARY, prompts, tiny, transformers
 
 NEW = 5
@@ -130,6 +131,12 @@ def test_models_that_cannot_be_followed_are_refused():
     model.register_forward_hook(lambda module, inputs, output: output)
     with pytest.raises(GraphError, match="hook"):
         from_transformers(model)
+
+
+def test_a_forward_that_ends_in_an_error_is_refused():
+    refusal = pytest.raises(GraphError, match=r"GPT2LMHeadModel cannot be followed .* IndexError: slot 9")
+    with refusal, following(tiny("gpt2")):
+        raise IndexError("slot 9")
 
 
 def test_a_prompt_longer_than_the_largest_bucket_is_refused():
