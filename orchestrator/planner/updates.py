@@ -72,16 +72,16 @@ class _Walk:
     Attributes:
         clones: Edges that get a copy, with the reason; those of the context are in its steps already.
         buffers: Where each value may lie.
-        pinned: Buffers of carries that are needed beyond their iteration, with the reason.
-        written: Buffers that were updated.
+        pins: Buffers of carries that are needed beyond their iteration, with the reason.
+        writes: Buffers that were updated.
     """
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
         self.clones: dict[Edge, str] = dict(context.clones)
         self.buffers: dict[int, _Buffers] = {}
-        self.pinned: dict[_Buffer, str] = {}
-        self.written: set[_Buffer] = set()
+        self.pins: dict[_Buffer, str] = {}
+        self.writes: set[_Buffer] = set()
         self._edges = {edge.destination: edge for edge in context.graph.edges}
         self._readers = _Readers(context)
 
@@ -100,25 +100,25 @@ class _Walk:
     def _steps(self, steps: Sequence[Step], alive: set[int]) -> None:
         alive = set(alive)
         for step in steps:
-            kept = alive - set(step.frees)
+            survivors = alive - set(step.frees)
             match step:
                 case CallStep():
-                    self._call(step, kept)
+                    self._call(step, survivors)
                 case AdaptStep(inputs=(source,), outputs=(target,), adapter=adapter):
-                    shared = _Buffers() if adapter.kind in _FRESH else self.buffers[source]
-                    self.buffers[target] = shared | _own(target)
+                    views = _Buffers() if adapter.kind in _FRESH else self.buffers[source]
+                    self.buffers[target] = views | _own(target)
                 case LoopStep():
-                    self._loop(step, kept)
+                    self._loop(step, survivors)
                 case BranchStep():
-                    self._branch(step, kept)
+                    self._branch(step, survivors)
                 case MapStep():
                     self._map(step, alive)
                 case RegionStep():  # another chunk reads what is outside, whatever dies after the last one
                     self._steps(step.body, alive)
                     self.buffers |= {index: self.buffers[index] | _own(index) for index in step.outputs}
-            alive = kept | (set(step.outputs) - set(step.frees))
+            alive = survivors | (set(step.outputs) - set(step.frees))
 
-    def _call(self, step: CallStep, kept: set[int]) -> None:
+    def _call(self, step: CallStep, survivors: set[int]) -> None:
         """Places what a call gives: in memory of its own, of its inputs, of its stage, or in that of an alias."""
         call = self.context.calls[step.name]
         inputs = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
@@ -136,52 +136,56 @@ class _Walk:
         for output, port in call.aliases:
             index = inputs[port]
             beside = {f"{step.name}.{name}": other for name, other in inputs.items() if name != port}
-            if self._update(f"{step.name}.{port}", step, index, kept, beside):
+            if self._update(f"{step.name}.{port}", step, index, survivors, beside):
                 self.buffers[outputs[output]] = self.buffers[index]
             else:
                 self.buffers[outputs[output]] = _own(outputs[output])
 
-    def _update(self, port: str, step: Step, index: int, kept: set[int], beside: Mapping[str, int]) -> bool:
+    def _update(
+        self, port: str, step: Step, index: int, survivors: set[int], beside: Mapping[str, int]
+    ) -> bool:
         """Notes that a step updates a value in place; False: a copy of it.
 
         Args:
             port: The port that it comes in by.
             step: The step.
             index: The value.
-            kept: Values that must keep their content.
+            survivors: Values that must keep their content.
             beside: Values that the step reads beside it, by port.
         """
         edge = self._edges[port]
         is_copied = edge in self.clones and edge not in self.context.clones
-        reason = "" if is_copied else self._conflict(port, step, index, kept, beside)
+        reason = "" if is_copied else self._conflict(port, step, index, survivors, beside)
         if reason:
             self.clones[edge] = reason
         if is_copied or reason:
             return False
-        self.written |= self.buffers[index]
+        self.writes |= self.buffers[index]
         return True
 
-    def _conflict(self, port: str, step: Step, index: int, kept: set[int], beside: Mapping[str, int]) -> str:
+    def _conflict(
+        self, port: str, step: Step, index: int, survivors: set[int], beside: Mapping[str, int]
+    ) -> str:
         """Why a value may not be updated as it is, a clause; empty: it may."""
         buffers = self.buffers[index]
         for buffer in sorted(buffers, key=lambda item: item.index):
-            if buffer.owner or buffer in self.pinned:
-                return buffer.owner or self.pinned[buffer]
+            if buffer.owner or buffer in self.pins:
+                return buffer.owner or self.pins[buffer]
         for name, other in beside.items():
             if self.buffers[other] & buffers:
                 return f"{name!r} reads it, too"
-        for other in sorted(kept):
+        for other in sorted(survivors):
             if self.buffers[other] & buffers:
                 return f"{self._readers.after(step, other, port)} reads the old value afterwards"
         return ""
 
-    def _loop(self, step: LoopStep, kept: set[int]) -> None:
+    def _loop(self, step: LoopStep, survivors: set[int]) -> None:
         """Walks over the body until it is known which carries are needed beyond their iteration, then as one step."""
-        during = kept | _read_from_outside(step) | {entry.whole for entry in step.slices}
+        during = survivors | _read_from_outside(step) | {entry.whole for entry in step.slices}
         entries = {carry.argument: _Buffer(carry.argument) for carry in step.carries}
-        written_before, pinned_before = self.written, -1
-        while len(self.pinned) != pinned_before:
-            pinned_before, self.written = len(self.pinned), set()
+        writes_before, pins_before = self.writes, -1
+        while len(self.pins) != pins_before:
+            pins_before, self.writes = len(self.pins), set()
             self.buffers |= {argument: frozenset({entry}) for argument, entry in entries.items()}
             self.buffers |= {entry.part: self.buffers[entry.whole] for entry in step.slices}
             self._steps(step.body, during | set(step.arguments))
@@ -189,9 +193,9 @@ class _Walk:
         # From outside, the loop updates the starts of its carries, those among them that later become another carry.
         yields = {carry.argument: self.buffers[carry.yielded] for carry in step.carries}
         sources = {argument: _sources(argument, yields, entries) for argument in entries}
-        updates = {argument for argument, entry in entries.items() if entry in self.written}
+        updates = {argument for argument, entry in entries.items() if entry in self.writes}
         updates = set().union(*(sources[argument] for argument in updates))
-        self.written = written_before | (self.written - set(entries.values()))
+        self.writes = writes_before | (self.writes - set(entries.values()))
         starts: dict[int, _Buffers] = {}
         for carry in step.carries:
             port = self._port(carry.argument)
@@ -213,11 +217,13 @@ class _Walk:
 
     def _pin(self, step: LoopStep, entries: Mapping[int, _Buffer], during: set[int]) -> None:
         """Notes the carries whose next iteration may not update them: somebody else needs what they begin with."""
-        collected = _Buffers().union(*(self.buffers[index] for index in step.collects))
+        # Whose memory it is comes first, then what outlives the iteration: what is collected, other carries, values
+        # from outside. A reason goes along with a buffer from carry to carry, since this is asked until nothing is new.
+        collections = _Buffers().union(*(self.buffers[index] for index in step.collects))
         for carry in step.carries:
             buffers = self.buffers[carry.yielded]
-            reasons = [buffer.owner or self.pinned.get(buffer, "") for buffer in buffers]
-            if buffers & collected:
+            reasons = [buffer.owner or self.pins.get(buffer, "") for buffer in buffers]
+            if buffers & collections:
                 reasons.append(f"loop {step.name!r} collects it")
             reasons += [
                 f"{self._port(other.argument)!r} goes on with the same tensor"
@@ -231,14 +237,14 @@ class _Walk:
             ]
             reason = next(filter(None, reasons), "")
             if reason:
-                self.pinned.setdefault(entries[carry.argument], reason)
+                self.pins.setdefault(entries[carry.argument], reason)
 
-    def _branch(self, step: BranchStep, kept: set[int]) -> None:
+    def _branch(self, step: BranchStep, survivors: set[int]) -> None:
         """Walks over a body that runs once or not at all: what it is otherwise is read only where it does not run."""
         self.buffers |= {entry.part: self.buffers[entry.whole] for entry in step.slices}
         self.buffers |= {carry.argument: self.buffers[carry.initial] for carry in step.carries}
         parts = {entry.part for entry in step.slices}
-        self._steps(step.body, kept | _read_from_outside(step) | parts)
+        self._steps(step.body, survivors | _read_from_outside(step) | parts)
         for carry, result in zip(step.carries, step.results, strict=True):
             both = self.buffers[carry.initial] | self.buffers[carry.yielded]
             self.buffers[result] = both | _own(result)

@@ -102,6 +102,7 @@ def _cloning_steps(
     sharing: Sharing,
 ) -> tuple[Step, ...]:
     """Steps in which the downloads that give these values read a copy, where a later step updates what they read."""
+    # What is read later in these steps is told by their order alone; a body has values of its own.
     result: list[Step] = []
     for at, step in enumerate(steps):
         match step:

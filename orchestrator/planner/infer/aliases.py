@@ -24,6 +24,7 @@ def updates_in_place(context: PlanContext, stage: Stage) -> bool:
     Raises:
         PlanError: The device frees values by call, so that no two may be one, or compiles the stage as it is.
     """
+    # A device that compiles gives new values, or keeps states; one that is eager must let two values be one.
     backend = context.groups.get(context.devices[stage.name])
     if not stage.aliases or backend is None:
         return False
@@ -79,6 +80,7 @@ def check_aliases(name: str, stage: Stage, arguments: Mapping[str, Any], outcome
     Raises:
         PlanError: One is none, or another tensor.
     """
+    # Both ends must be there, then have one form, and only then be one tensor: so each fault is told by its own name.
     keys = [key for key, _, _ in outcome.outputs]
     key_of = dict(zip(port_names(name, stage, outcome), keys, strict=True))
     forms = {key: (shape, dtype) for key, shape, dtype in outcome.outputs}
@@ -88,18 +90,18 @@ def check_aliases(name: str, stage: Stage, arguments: Mapping[str, Any], outcome
             raise _alias_error(name, stage, output, port, f"names the output {output!r}, {what}")
         if port not in arguments:
             raise _alias_error(name, stage, output, port, f"names the input {port!r}, which is not fed")
-        given, form = arguments[port], forms[key_of[output]]
-        if not isinstance(given, tuple) or not isinstance(given[1], torch.dtype):
+        argument, form = arguments[port], forms[key_of[output]]
+        if not isinstance(argument, tuple) or not isinstance(argument[1], torch.dtype):
             what = f"says that {output!r} is the input {port!r}, which is a Python constant, not a tensor"
             raise _alias_error(name, stage, output, port, what)
-        if form != given:
+        if form != argument:
             raise _alias_error(
                 name,
                 stage,
                 output,
                 port,
                 f"says that '{name}.{output}' is '{name}.{port}', updated, but the output is {_show(form)} and the "
-                f"input {_show(given)}",
+                f"input {_show(argument)}",
             )
         if (key_of[output], port) not in outcome.input_outputs:
             raise _alias_error(

@@ -92,8 +92,9 @@ class _Memory:
                     self._call(step)
                 case AdaptStep(inputs=(source,), outputs=(target,), adapter=adapter):
                     cells = self._read(source, f"adapter {adapter} of {step.origin!r}")
-                    kept = cells if adapter.kind in ("pad", "slice", "cut") else {}
-                    self.values[target] = {**kept, **self._new()}
+                    # These three hand a value on as it is where there is nothing to do.
+                    views = cells if adapter.kind in ("pad", "slice", "cut") else {}
+                    self.values[target] = {**views, **self._new()}
                 case LoopStep():
                     self._loop(step)
                 case BranchStep():
@@ -108,8 +109,8 @@ class _Memory:
             read |= self._read(index, f"call {step.name!r}")
         for index in step.outputs:
             foreign = {_FOREIGN: 0} if call.shares or call.is_declared else {}
-            shared = read if call.shares else {}
-            self.values[index] = {**shared, **foreign, **self._new()}
+            views = read if call.shares else {}
+            self.values[index] = {**views, **foreign, **self._new()}
         # All that is updated is updated while the others of its inputs are read.
         inputs = dict(zip((port for port, _ in call.inputs), step.inputs, strict=True))
         outputs = dict(zip((port for port, _ in call.outputs), step.outputs, strict=True))
@@ -135,7 +136,7 @@ class _Memory:
         name = f"loop {step.name!r}"
         initials = [self._read(carry.initial, name) for carry in step.carries]
         states = initials
-        collected: list[_Cells] = []
+        parts: list[_Cells] = []
         for _ in range(len(step.carries) + 2 if _updates(self, step) else 1):
             for carry, cells in zip(step.carries, states, strict=True):
                 self.values[carry.argument] = cells
@@ -143,8 +144,8 @@ class _Memory:
                 self.values[entry.part] = self._read(entry.whole, name)
             self._run(step.body)
             states = [self._read(carry.yielded, name) for carry in step.carries]
-            collected += [self._read(index, name) for index in step.collects]
-        for cells in collected:
+            parts += [self._read(index, name) for index in step.collects]
+        for cells in parts:
             whole = all(cell == _FOREIGN or self.counts[cell] == count for cell, count in cells.items())
             demand(self.plan, whole, f"{name} collects what it updates in place afterwards")
         # A loop that does not run gives what its carries start with, which nobody has written into then.
@@ -166,7 +167,8 @@ class _Memory:
 
     def _twice(self, step: MapStep | RegionStep) -> None:
         """What chunks and batches give is read once all have run."""
-        given: list[tuple[int, _Cells]] = []
+        # The body first, each time with ends of its own; then all ends together, as the step after it finds them.
+        results: list[tuple[int, _Cells]] = []
         for _ in range(2):
             match step:
                 case MapStep():
@@ -177,10 +179,10 @@ class _Memory:
                 case RegionStep():
                     ends = {index: index for index in step.outputs}
             self._run(step.body)
-            given += [(index, self._read(end, f"{step.op} {step.label!r}")) for index, end in ends.items()]
+            results += [(index, self._read(end, f"{step.op} {step.label!r}")) for index, end in ends.items()]
         for index in step.outputs:
             self.values[index] = self._new()
-        for index, cells in given:
+        for index, cells in results:
             self.values[index] |= cells
             self._read(index, f"{step.op} {step.label!r}")
 
