@@ -199,7 +199,8 @@ def _terms(graph: Graph, loop: Loop) -> str:
             return f"in batches over {', '.join(name for name, _ in loop.over)}"
         case BranchLoop():
             return f"if {' and '.join(_conditions(graph, loop))}"
-    terms = [f"for each {', '.join(loop.each)}"] if loop.each else []
+    terms = ["if its condition holds"] if loop.condition else []
+    terms += [f"for each {', '.join(loop.each)}"] if loop.each else []
     terms += [f"until {loop.until}"] if loop.until else []
     if loop.max_steps is not None:
         terms.append(f"{'at most ' if terms else ''}{loop.max_steps} times")

@@ -14,7 +14,8 @@ Ports of the loop ``decode``:
 
 Two more classes of loop have the same form. A *map* runs its body for the items of a list or of a dim, in batches:
 items enter it, and what is collected leaves it, item by item. A *branch* runs its body once or not at all: its carries
-start with what they are otherwise, and what enters it is handed on as it is; ``see[when]`` is its condition.
+start with what they are otherwise, and what enters it is handed on as it is; ``see[when]`` is its condition. A loop
+that ``until`` ends may have a condition as well: where it does not hold, no iteration runs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Loop:
         within: The loop around it; empty: none.
         over: (map) Names of which every batch gets some items, with what a batch of them looks like.
         inputs: (when) Names that enter as they are.
-        condition: (when) There is a condition that enters by ``[when]``.
+        condition: (when, and loops with ``until``) There is a condition that enters by ``[when]``.
     """
 
     name: str

@@ -197,6 +197,7 @@ class Pipeline:
         each: Mapping[str, Any] | None = None,
         inputs: Mapping[str, Any] | None = None,
         until: str | None = None,
+        condition: Value | None = None,
         max_steps: int | None = None,
         check_every: int = 1,
         collect: Sequence[str] = (),
@@ -214,6 +215,8 @@ class Pipeline:
             each: Inputs of the body that get one slice for each iteration, along dim 0; all of one length.
             inputs: Inputs of the body that are the same in all iterations.
             until: An output of the body, one boolean; once it is true no further iteration runs.
+            condition: One boolean, read before the first iteration: unless it is true, none runs. For a loop with
+                ``until`` that another one may have made needless.
             max_steps: Most iterations; zero gives the start of each carry.
             check_every: Iterations from one look at ``until`` to the next; the body may run up to so many less one
                 times too often, what is collected is cut.
@@ -227,7 +230,9 @@ class Pipeline:
             GraphError: A name is taken or unknown, an input of the body is fed twice or never, or a number is none.
         """
         inner = self._body("loop", name, body)
-        ports = LoopPorts(name, carry, each, inputs, until, max_steps, check_every, collect, outputs)
+        ports = LoopPorts(
+            name, carry, each, inputs, until, condition, max_steps, check_every, collect, outputs
+        )
         return ports.add_to(self._builder, self._builder.import_stages(name, inner))
 
     def map(

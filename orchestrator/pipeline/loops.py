@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import GraphError, nearest
-from orchestrator.graph import Graph, Loop, NodeKey, next_port, stacked_port, until_port
+from orchestrator.graph import CONDITION, Graph, Loop, NodeKey, next_port, stacked_port, until_port
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value, Values
 from orchestrator.pipeline.inline import copy_calls, with_constraint
 
@@ -27,6 +27,7 @@ class LoopPorts:
         each: Any,
         inputs: Any,
         until: str | None,
+        condition: Value | None,
         max_steps: int | None,
         check_every: int,
         collect: Any,
@@ -37,6 +38,7 @@ class LoopPorts:
         self.each = mapping(name, "each", each)
         self.inputs = mapping(name, "inputs", inputs)
         self.until = until or ""
+        self.condition = condition
         self.collect = names_of(name, "collect", collect)
         self.max_steps = max_steps
         self.check_every = check_every
@@ -54,12 +56,16 @@ class LoopPorts:
             self.until,
             self.max_steps,
             self.check_every,
+            condition=self.condition is not None,
         )
         result_ports = self._result_ports(loop)
         pipeline.add_loop(loop)
         enter, exit_ = NodeKey("enter", self.name), NodeKey("exit", self.name)
         # Into the loop: a carry meets the body's spec before it enters, since every iteration hands it on in that
         # form; of what is sliced only the slice meets it.
+        if self.condition is not None:
+            condition = pipeline.as_value(self.condition, f"condition of {self.name!r}")
+            pipeline.add_edge(condition, enter, CONDITION)
         body_inputs: dict[str, Value] = {}
         for port, start in {**self.carry, **self.each}.items():
             value = pipeline.as_value(start, f"port '{self.name}.{port}'")
@@ -88,6 +94,12 @@ class LoopPorts:
             self._check_outputs(graph, what, names)
         if self.until:
             self._check_outputs(graph, "until", (self.until,))
+        elif self.condition is not None:
+            raise GraphError(
+                f"condition= of loop {self.name!r} is for a loop that until= ends. For one that runs a number of times "
+                f"or not at all, put it into the body of a branch: when(..., condition=...).",
+                loop=self.name,
+            )
         # ... every number is one ...
         for what, number, least in (
             ("max_steps", self.max_steps, 0),

@@ -79,7 +79,7 @@ def may_skip(
         dims: Named dims.
     """
     match loop:
-        case BranchStep() | LoopStep(max_steps=0):
+        case BranchStep() | LoopStep(max_steps=0) | LoopStep(condition=int()):
             return True
     for entry in loop.slices:
         spec = values[entry.whole].spec

@@ -182,6 +182,8 @@ def _loop_facts(plan: PlanData, loop: LoopStep, slices: list[str], run: SizeAssi
     # A dim of the request decides the number, or the loop itself on its way: then it is the most.
     is_open = loop.steps_dim or (isinstance(sliced_spec, TensorSpec) and sliced_spec.names[:1])
     yield f"{'at most ' if is_open else ''}{count} iteration{'s' if count != 1 else ''}"
+    if loop.condition is not None:
+        yield f"none unless {plan.values[loop.condition].origin!r}"
     if loop.until is not None:
         every = "" if loop.check_every == 1 else f", looked at every {loop.check_every} iterations"
         yield f"until {plan.values[loop.until].origin!r}{every}"

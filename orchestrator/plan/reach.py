@@ -100,7 +100,8 @@ class Reach(StepVisitor):
             if isinstance(spec, TensorSpec) and self.dim in dim_names(spec.dims[0]):
                 self._object(f"it is how often loop {step.name!r} runs")
         self._iterate(step)
-        if step.until is not None and step.until in self.values:  # each chunk runs as often as its items need
+        # Each chunk runs as often as its items need, be it never.
+        if {step.until, step.condition} & self.values:
             self._reach(step.outputs)
             self._loop_dims.add(step.steps_dim)
         self._leave(step)
@@ -111,7 +112,6 @@ class Reach(StepVisitor):
         if step.condition is not None and step.condition in self.values:
             condition = self._all[step.condition].origin
             self._object(f"the condition of branch {step.name!r} ({condition!r}) depends on it")
-        self._leave(step)
 
     def _iterate(self, step: LoopLikeStep) -> None:
         before = -1

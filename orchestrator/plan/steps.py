@@ -233,6 +233,7 @@ class LoopStep(LoopLikeStep):
         check_every: Iterations from one look at ``until`` to the next.
         steps_dim: The dim that is the number of iterations, where the loop decides it; else empty.
         progress_outputs: Names of values of an iteration that are handed out while the loop runs, each with the value.
+        condition: What must hold for any iteration to run; None: nothing.
     """
 
     noun: ClassVar[str] = "loop"
@@ -242,6 +243,7 @@ class LoopStep(LoopLikeStep):
     check_every: int = 1
     steps_dim: str = ""
     progress_outputs: tuple[tuple[str, int], ...] = ()
+    condition: int | None = None
 
     @property
     def yields(self) -> tuple[int, ...]:

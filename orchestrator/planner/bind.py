@@ -211,6 +211,7 @@ def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
                 "check_every": loop.check_every,
                 "dim": loop.steps_dim,
                 "until": origin(loop.until),
+                "condition": origin(loop.condition),
                 "progress_outputs": loop.progress_outputs,
             }
     return terms

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.graph import Graph, NodeKey, until_port
+from orchestrator.graph import CONDITION, Graph, NodeKey, until_port
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedCall
 from orchestrator.promises.batches import Axes
@@ -60,12 +60,11 @@ class CheckContext:
         }
         pads = [adapter for edge in plan.edges for adapter in edge.adapters if adapter.rule == "repeat_first"]
         self._repeat_dims = {name for adapter in pads for name in TensorSpec(adapter.dims).names}
-        # An output is an ender if every edge out of it goes to an `until`; with one other reader it counts as a result.
-        ends = {
-            (NodeKey("exit", loop.name), until_port(loop.until))
-            for loop in graph.loops.values()
-            if loop.until
-        }
+        # An output is an ender if every edge out of it goes to an `until`, or says whether such a loop runs at all;
+        # with one other reader it counts as a result.
+        loops = [loop for loop in graph.loops.values() if loop.until]
+        ends = {(NodeKey("exit", loop.name), until_port(loop.until)) for loop in loops}
+        ends |= {(NodeKey("enter", loop.name), CONDITION) for loop in loops}
         self._enders: dict[tuple[str, str], bool] = {}
         for edge in graph.edges:
             if edge.source.kind == "call":

@@ -154,7 +154,8 @@ class ReferenceRun:
         bounds += [] if loop.max_steps is None else [loop.max_steps]
         parts: dict[str, list[Any]] = {port: [] for port in loop.collect}
         until_values: list[bool] = []
-        for at in range(min(bounds)):
+        runs = not loop.condition or bool(self.fetch(edges[CONDITION], None))
+        for at in range(min(bounds) if runs else 0):
             self.counts[loop.name] = at
             self.iterate(
                 loop, {**carries, **{port: self.slice(value, at) for port, value in sequences.items()}}

@@ -21,6 +21,7 @@ from orchestrator.plan.steps import (
     AdaptStep,
     BranchStep,
     LoopLikeStep,
+    LoopStep,
     Step,
     body_of,
     iter_steps,
@@ -253,7 +254,7 @@ def _rename(step: Step, names: Mapping[int, int]) -> Step:
                 slices=tuple(replace(entry, whole=name(entry.whole)) for entry in slices),
             )
     match step:
-        case BranchStep(condition=int(condition)):
+        case BranchStep(condition=int(condition)) | LoopStep(condition=int(condition)):
             step = replace(step, condition=name(condition))
     return step
 

@@ -95,6 +95,8 @@ def enter_specs(
     match loop:
         case MapLoop() | BranchLoop():
             return (*_single_enter_specs(loop, specs, ports), None)
+    if loop.condition:
+        _check_boolean(f"The condition of loop {loop.name!r}", specs[CONDITION], ports[CONDITION])
     # A carry keeps its spec from one iteration to the next; exit_specs checks that the body gives it back so.
     body_specs = {port: specs[port] for port in loop.carry}
     length: tuple[str, AnyDim] | None = None

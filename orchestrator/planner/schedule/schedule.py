@@ -249,7 +249,7 @@ class _StepBuilder:
             case _:
                 until = yields[until_port(loop.until)] if loop.until else None
                 dim = self._count_dim(loop)
-                step = LoopStep(*parts, until, loop.max_steps, loop.check_every, dim)
+                step = LoopStep(*parts, until, loop.max_steps, loop.check_every, dim, condition=condition)
         self.frames[-1].steps.append(step)
 
     def _count_dim(self, loop: Loop) -> str:

@@ -120,8 +120,9 @@ class _Edges:
         pairs = zip(step.collects, step.stacks, strict=True)
         ports |= {values[index].origin: part for part, index in pairs}
         match step:
-            case BranchStep(condition=int(condition)):
+            case BranchStep(condition=int(condition)) | LoopStep(condition=int(condition)):
                 ports[f"{step.name}.[when]"] = condition
+        match step:
             case LoopStep(until=int(until)):
                 ends = [edge.target for edge in self.plan.edges if edge.target.endswith("[until]")]
                 ports[next(end for end in ends if end.startswith(f"{step.name}."))] = until

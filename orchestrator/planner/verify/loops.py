@@ -133,6 +133,9 @@ class _LoopChecker:
         self._demand(sound, f"runs {step.max_steps} times at most, and is checked every {step.check_every}")
         if step.until is not None:
             self._demand(self._boolean(step.until), "is ended by what is not one boolean on the host")
+        if step.condition is not None:
+            self._demand(self._boolean(step.condition), "has a condition that is not one boolean on the host")
+            self._demand(step.until is not None, "has a condition, but nothing ends it")
         decides = step.until is not None or (bool(step.steps_dim) and step.max_steps is not None)
         births = (dim for dim in self.plan.dims if dim.decided_by == f"{step.name}.steps")
         name = next((dim.name for dim in births if isinstance(dim.name, StepsDim)), "")
@@ -193,6 +196,6 @@ class _LoopChecker:
         entries = {*(carry.initial for carry in step.carries), *(entry.whole for entry in step.slices)}
         inputs = entries | (read - own)
         match step:
-            case BranchStep(condition=int(condition)):
+            case BranchStep(condition=int(condition)) | LoopStep(condition=int(condition)):
                 inputs.add(condition)
         self._demand(sorted(inputs) == sorted(step.inputs), "reads other values than it says")

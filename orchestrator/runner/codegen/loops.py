@@ -114,7 +114,8 @@ class LoopWriter:
             case LoopStep(slices=slices, max_steps=max_steps):
                 bounds = [self._slices(slices[0].whole)] if slices else []
                 bounds += [] if max_steps is None else [str(max_steps)]
-                return bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
+                bound = bounds[0] if len(bounds) == 1 else f"min({', '.join(bounds)})"
+                return bound if self.step.condition is None else f"{bound} if v{self.step.condition} else 0"
 
     def _decision(self, branch: BranchStep) -> str:
         """The expression for whether a branch runs: all that may be missing is there, and its condition holds."""

@@ -5,6 +5,9 @@
 The prompt runs once, in a bucket of its length, and lays down its keys and values in a cache. The loop ``decode``
 carries the cache, the last token and which rows have ended; they stay on the device. Only whether all have ended is
 read by the host in between.
+
+A cache that may become long is read in buckets of its length: there is a loop for each, ``decode-256``, ``decode-512``
+and so on, over one buffer. Each runs while what is filled fits into its bucket, and not at all if it never does.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ import torch
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template, of_messages
 from orchestrator_stages.generation.checks import check_generates, following
-from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, token_specs
+from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, WithinReach, token_specs
 from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
-from orchestrator_stages.generation.generator import Generator
+from orchestrator_stages.generation.generator import Generator, ShortDecode
 from orchestrator_stages.generation.items import ArrangeItems, ItemKind, RopePositions, read_item
 from orchestrator_stages.generation.options import prompt_rules
 from orchestrator_stages.generation.selfcheck import check_logits
@@ -36,6 +39,9 @@ __all__ = ["from_transformers"]
 AXES = 3
 """How many dims a position has where it has several: time, height and width."""
 
+READ = 256
+"""Below so many tokens, how much of the cache is read makes no difference to speak of."""
+
 ITEMS = (1, 2, 4, 8)
 """How many pictures or recordings a request may have."""
 
@@ -48,6 +54,7 @@ def from_transformers(
     max_new_tokens: int | None = None,
     batch: Iterable[int] = BATCH,
     tokens: Iterable[int] | None = None,
+    cache: Iterable[int] | None = None,
     check_every: int = 1,
     name: str | None = None,
     messages: bool = False,
@@ -87,8 +94,11 @@ def from_transformers(
         max_new_tokens: How many tokens are added at most; by default as its generation config says.
         batch: Sizes of a batch that are compiled.
         tokens: Lengths of a text that are compiled; by default powers of two from 16 to 512 that the model can count.
+        cache: How many tokens of the cache are read: each new token reads the fewest of these that hold all before it.
+            The longest prompt with what is added is always one. By default doublings from 256 on. A model that has an
+            encoder reads all.
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
-            not depend on it.
+            not depend on it. Where the cache is read in several lengths, it is looked at for each token.
         name: The pipeline's name; by default the model's type.
         messages: Take conversations, not texts.
         example: Of a model whose prompts have pictures or recordings among their tokens, what its processor gives for
@@ -137,20 +147,18 @@ def from_transformers(
     prompts = _prompt_dim(bare, tokens, rules.new)
     # Conversations come with pictures only where there is a processor that reads them.
     kind = read_item(bare, example) if not messages or processor is not None else None
-    if kind is None:
-        text_only = _Continuation(bare, rules, rows, prompts, reader, chat)
-        return text_only.draw(name or config.model_type, check_every)
     name = name or config.model_type
+    if kind is None:
+        return _Continuation(bare, rules, rows, prompts, reader, chat).draw(name, cache, check_every)
     rows, every = Dim("batch", buckets=batch), Dim("items", buckets=items)
     if not messages:
-        return _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, every).draw(name, check_every)
+        follower = _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, every)
+        return follower.draw(name, cache, check_every)
     # A conversation is filled up to the largest sizes, so the model runs at these alone.
     rows, prompts = (Dim(dim.name, buckets=dim.buckets[-1:]) for dim in (rows, prompts))
-    model_pipeline = _ItemContinuation(bare, rules, rows, prompts, None, kind, every).draw(
-        "model", check_every
-    )
+    follower = _ItemContinuation(bare, rules, rows, prompts, None, kind, every)
     converse = PictureChatPrompt(processor, rows.buckets[-1], prompts.buckets[-1], rules.pad, kind.values)
-    return of_messages(name, converse, model_pipeline)
+    return of_messages(name, converse, follower.draw("model", cache, check_every))
 
 
 def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
@@ -169,6 +177,23 @@ def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
             option="tokens",
         )
     return Dim("tokens", buckets=buckets)
+
+
+def _reaches(sizes: Iterable[int] | None, prompts: Dim, new: int) -> list[int]:
+    """How much of the cache is read, loop by loop; the last is all of it.
+
+    Raises:
+        GraphError: A size is none.
+    """
+    longest = prompts.buckets[-1] + new
+    if sizes is None:
+        sizes = (READ << power for power in range((longest // READ).bit_length()))
+    sizes = list(sizes)
+    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
+    if wrong:
+        raise GraphError(f"cache= has lengths, ints of at least 1, not {wrong[0]!r}.", option="cache")
+    # The first token after the prompt is read by the first loop at the earliest, in the slot behind it.
+    return [*sorted({size for size in sizes if prompts.buckets[0] < size < longest}), longest]
 
 
 class _Continuation:
@@ -203,9 +228,16 @@ class _Continuation:
         prefill = pipeline.add("prefill", self.generator.prefill)
         return begin, prefill(begin["input_ids"], begin["attention_mask"])
 
-    def draw(self, name: str, check_every: int) -> Pipeline:
-        """Draws the pipeline."""
-        # The prompt, and the first token after it; then a loop for all others.
+    def draw(self, name: str, cache: Iterable[int] | None, check_every: int) -> Pipeline:
+        """Draws the pipeline.
+
+        Args:
+            name: Its name.
+            cache: How much of the cache may be read by itself; None: as usual.
+            check_every: Iterations between two looks at what ends a loop; of several loops none may run too often, so
+                each iteration is looked at.
+        """
+        # The prompt, and the first token after it; then loops for all others.
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
         begin, prompt = self._prefill(pipeline, ids, mask)
@@ -215,16 +247,23 @@ class _Continuation:
             numbers = [draw(pipeline.input("seed", int), ids)]
         state = [begin[port] for port in token_specs(self.rows, self.rules.new)]
         first = pipeline.add("choose", self.choose)(prompt["logits"], *state, *numbers)
-        chosen = pipeline.loop(
-            "decode",
-            self._body(),
-            carry={port: (first if port in self._choice else prompt)[port] for port in self._carries},
-            inputs={"mask": prompt["mask"], **dict(zip(("numbers",), numbers, strict=False))},
-            until="done",
-            max_steps=self.rules.new - 1,
-            check_every=check_every,
-            outputs=("chosen",),
-        )
+        reaches = _reaches(cache, self.tokens, self.rules.new)
+        inputs = {"mask": prompt["mask"], **dict(zip(("numbers",), numbers, strict=False))}
+        carries = {port: (first if port in self._choice else prompt)[port] for port in self._carries}
+        if len(reaches) == 1:
+            body, most = self._body(), self.rules.new - 1
+            chosen = pipeline.loop(
+                "decode",
+                body,
+                carry=carries,
+                inputs=inputs,
+                until="done",
+                max_steps=most,
+                check_every=check_every,
+                outputs=("chosen",),
+            )
+        else:
+            chosen = self._chain(pipeline, {**carries, "done": first["done"]}, inputs, reaches)
         # What comes out is as generate() returns it, prompts first.
         finish = pipeline.add("finish", JoinPrompt(self.rules, self.rows), device="host")
         sequences, added = finish(ids, chosen)
@@ -233,6 +272,31 @@ class _Continuation:
             read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
             pipeline.output("text", read(added))
         return pipeline
+
+    def _chain(
+        self,
+        pipeline: Pipeline,
+        carries: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        reaches: Sequence[int],
+    ) -> Any:
+        """Draws a loop for each bucket of the cache, one after the other; returns what was chosen."""
+        # A loop begins where the one before it ended, or behind the prompt: it has no more slots of its own than that.
+        start = self.tokens.buckets[0]
+        for reach in reaches:
+            enters = pipeline.add(f"within-{reach}", WithinReach(reach))(carries["done"], carries["position"])
+            results = pipeline.loop(
+                f"decode-{reach}",
+                self._body(reach),
+                carry=carries,
+                inputs=inputs,
+                until="leave",
+                condition=enters,
+                max_steps=min(reach - start, self.rules.new - 1),
+                outputs=tuple(carries),
+            )
+            carries, start = {port: results[port] for port in carries}, reach
+        return carries["chosen"]
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         if self.chat is not None:
@@ -259,8 +323,12 @@ class _Continuation:
         """What one iteration gives to the next."""
         return (*self._choice, *self.generator.specs(self.rows))
 
-    def _body(self) -> Pipeline:
-        """One iteration: a token in, the next one out."""
+    def _body(self, reach: int | None = None) -> Pipeline:
+        """One iteration: a token in, the next one out.
+
+        Args:
+            reach: How many slots of the cache are read; None: all, and it is left when all rows are done.
+        """
         body = Pipeline("next-token")
         specs = {
             "token": TensorSpec((self.rows,), torch.int64),
@@ -270,15 +338,19 @@ class _Continuation:
         }
         if self.rules.sampling is not None:
             specs["numbers"] = TensorSpec((self.rules.new, self.rows))
+        if reach is not None:
+            specs["done"] = TensorSpec((1,), torch.bool)
         values = {port: body.input(port, spec) for port, spec in specs.items()}
         ports = ("token", "mask", *self.generator.specs(self.rows))
-        decode = body.add("decode", self.generator.decode, inputs=ports, aliases=self.generator.aliases)
+        run = self.generator.decode if reach is None else ShortDecode(self.generator, reach)
+        decode = body.add("decode", run, inputs=ports, aliases=self.generator.aliases)
         token = decode(*(values[port] for port in ports))
         state = [
             values[port] for port in (*token_specs(self.rows, self.rules.new), "numbers") if port in values
         ]
-        following = body.add("choose", self.choose)(token["logits"], *state)
-        for port in (*self._carries, "done"):
+        full = {} if reach is None else {"is_full": token["full"]}
+        following = body.add("choose", self.choose)(token["logits"], *state, **full)
+        for port in (*self._carries, "done", *["leave"] * (reach is not None)):
             body.output(port, (token if port in self.generator.specs(self.rows) else following)[port])
         return body
 

@@ -33,6 +33,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
     Attributes:
         position: A scalar, int64: the slot of the next token; None: the layer is empty.
         in_place: Write into the tensors that it was given, instead of new ones.
+        reach: How many slots, from the first, are read; None: all.
     """
 
     is_compileable = (
@@ -45,6 +46,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         self.slots = slots
         self.position: Tensor | None = None
         self.in_place = False
+        self.reach: int | None = None
         self.count = 0
 
     def lazy_initialization(self, key_states: Tensor, *_: Tensor) -> None:
@@ -69,7 +71,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         self.keys = self._write(self.keys, key_states, 2, self.position)
         self.values = self._write(self.values, value_states, 2, self.position)
         self.count += key_states.shape[-2]
-        return self.keys, self.values
+        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
 
     def _first(self, states: Tensor, dim: int) -> Tensor:
         """Gives a prompt its slots, and empty ones behind it."""
@@ -94,12 +96,12 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
             query: How many tokens it has; in older versions of the library, their places.
         """
         if self.position is not None:
-            return self.slots, 0
+            return self.get_max_length(), 0
         return self.count + (query.shape[0] if isinstance(query, Tensor) else int(query)), 0
 
     def get_max_length(self) -> int:
-        """Returns how many tokens it holds."""
-        return self.slots
+        """Returns how many tokens it holds, of those that are read."""
+        return self.slots if self.reach is None else self.reach
 
     get_max_cache_shape = get_max_length
 
@@ -138,7 +140,7 @@ class IndexedSlotLayer(SlotLayer):
             self.indexer_keys = self._first(indexer_key_states, 1)
             return indexer_key_states
         self.indexer_keys = self._write(self.indexer_keys, indexer_key_states, 1, self.position)
-        return self.indexer_keys
+        return self.indexer_keys[:, : self.reach]
 
 
 def _with_recurrence(base: Any) -> Any:

@@ -9,7 +9,7 @@ from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.seq2seq.choose import Choose
 from orchestrator_stages.seq2seq.rules import Rules
 
-__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "token_specs"]
+__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "token_specs"]
 
 LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
@@ -103,8 +103,11 @@ class NextToken(nn.Module):
         is_finished: Tensor,
         chosen: Tensor,
         numbers: Tensor | None = None,
+        is_full: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``token`` ``[batch]``, ``done`` (whether there is to be none after it) and what the next call takes.
+
+        With ``is_full`` there is ``leave``, too: whether this loop has no further iteration.
 
         Args:
             logits: ``[batch, vocabulary]``, float32.
@@ -112,15 +115,42 @@ class NextToken(nn.Module):
             is_finished: ``[batch]``, bool: rows that get nothing but padding.
             chosen: ``[batch, new]``, int64: the tokens.
             numbers: ``[new, batch]``, uniform in [0, 1); needed where tokens are drawn.
+            is_full: ``[1]``, bool: the next token needs more of the cache than was read.
         """
         token, is_finished = self.choose(logits, step, is_finished, numbers)
-        return {
+        result = {
             "token": token,
             "step": step + 1,
             "finished": is_finished,
             "chosen": chosen.index_copy(1, step, token[:, None]),
             "done": is_finished.all(0, keepdim=True),
         }
+        if is_full is None:
+            return result
+        # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
+        done = result["done"] | (result["step"] >= chosen.shape[1])
+        return {**result, "done": done, "leave": done | is_full}
+
+
+class WithinReach(nn.Module):
+    """Tells whether a loop that reads the first slots of the cache is to run.
+
+    Args:
+        reach: How many slots it reads.
+    """
+
+    def __init__(self, reach: int) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, done: Tensor, position: Tensor) -> Tensor:
+        """Returns ``[1]``, bool.
+
+        Args:
+            done: ``[1]``, bool: no row gets a further token.
+            position: ``[1]``, int64: the slot of the next one.
+        """
+        return ~done & (position < self.reach)
 
 
 class JoinPrompt(HostStage):

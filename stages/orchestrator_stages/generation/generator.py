@@ -20,7 +20,7 @@ from orchestrator_stages.generation.cache import empty_cache
 from orchestrator_stages.generation.items import ItemKind
 from orchestrator_stages.generation.state import CacheTemplate, state_of
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "ShortDecode"]
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -208,7 +208,13 @@ class Generator(nn.Module):
         }
 
     def decode(
-        self, token: Tensor, mask: Tensor, position: Tensor, place: Tensor, *state: Tensor
+        self,
+        token: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        place: Tensor,
+        *state: Tensor,
+        reach: int | None = None,
     ) -> dict[str, Tensor]:
         """Runs one token.
 
@@ -219,12 +225,14 @@ class Generator(nn.Module):
             place: ``[batch]``, int64: how many tokens are before it, without padding; ``[axes, batch]`` where a
                 position has several dims.
             state: The tensors of the cache.
+            reach: How many of its slots are read, more than ``position``; None: all.
 
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
-        cache = self._template.cache(state, position, in_place=True)
-        reached = torch.arange(self.slots, device=mask.device) <= position
+        cache = self._template.cache(state, position, in_place=True, reach=reach)
+        mask = mask[:, :reach]
+        reached = torch.arange(mask.shape[1], device=mask.device) <= position
         logits = self._run({"input_ids": token[:, None]}, mask * reached, place[..., None], cache, position)
         return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}
 
@@ -256,3 +264,25 @@ class Generator(nn.Module):
         out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits
+
+
+class ShortDecode(nn.Module):
+    """Runs one token over the first slots of the cache, while no more are filled.
+
+    Args:
+        generator: What runs it.
+        reach: How many slots are read.
+    """
+
+    def __init__(self, generator: Generator, reach: int) -> None:
+        super().__init__()
+        self.generator = generator
+        self.reach = reach
+        self.train(generator.training)
+
+    def forward(
+        self, token: Tensor, mask: Tensor, position: Tensor, place: Tensor, *state: Tensor
+    ) -> dict[str, Tensor]:
+        """Returns what :meth:`Generator.decode` does, and ``full``, whether the next token needs more slots."""
+        result = self.generator.decode(token, mask, position, place, *state, reach=self.reach)
+        return {**result, "full": result["position"] >= self.reach}

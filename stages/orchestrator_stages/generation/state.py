@@ -116,12 +116,15 @@ class CacheTemplate:
         """The names of the places, in the order of :func:`state_of`."""
         return tuple(place.name for place in self.places)
 
-    def cache(self, state: Sequence[Tensor], position: Tensor, *, in_place: bool = False) -> Any:
+    def cache(
+        self, state: Sequence[Tensor], position: Tensor, *, in_place: bool = False, reach: int | None = None
+    ) -> Any:
         """Returns a cache like the template with these tensors in it.
 
         Args:
             state: A tensor for each place, in their order.
             position: The slot of the next token, int64, of one element.
+            reach: How many slots are read, from the first; None: all.
             in_place: A forward may write into the tensors; else those of recurrent layers are copied first.
         """
         cache = _copy(self._cache)
@@ -134,5 +137,6 @@ class CacheTemplate:
                 states = vars(layer).get(name) or {}
                 states.update({key: item.clone() for key, item in states.items() if item is not None})
             if isinstance(layer, SlotLayer):
-                layer.position, layer.count, layer.in_place = position.reshape(()), 0, in_place
+                layer.position, layer.count = position.reshape(()), 0
+                layer.in_place, layer.reach = in_place, reach
         return cache

@@ -1,0 +1,82 @@
+"""A cache that is read in buckets of its length gives the tokens that one read as a whole gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from orchestrator import GraphError, Plan
+from orchestrator_stages import from_transformers
+from tests.stages.generation.tiny import PAD, prompts, tiny
+
+NEW, CACHE = 7, (6, 7, 9, 50)
+
+
+def plan_of(model: Any, device: str = "cpu", **options: Any) -> Plan[Any]:
+    options = {"max_new_tokens": NEW, "batch": (2,), "tokens": (4, 8), "cache": CACHE, **options}
+    return from_transformers(model, **options).plan(device=device)
+
+
+def generated(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
+    return model.generate(**request, max_new_tokens=NEW, do_sample=False, **options)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_tokens_are_those_of_generate_across_every_border(name: str):
+    """Prompts that enter the first loop, or skip some; rows of different lengths."""
+    model = tiny(name)
+    with plan_of(model).load() as session:
+        for lengths in ((4, 2), (8, 3)):
+            request = prompts(*lengths)
+            assert session(**request)["tokens"].equal(generated(model, request))
+
+
+def iterations(session: Any, request: dict[str, Tensor]) -> tuple[dict[str, int], Tensor]:
+    """How often each loop ran, where it ran at all, and the tokens."""
+    counts: dict[str, int] = {}
+    result = session.run(request, progress=lambda loop, count, _: counts.update({loop: count}))
+    return counts, result["tokens"]
+
+
+def test_each_loop_runs_what_its_bucket_holds_and_later_ones_not_once_all_are_done():
+    model, request = tiny("llama"), prompts(4, 2)
+    tokens = generated(model, request)
+    ended = {"eos_token_id": [int(tokens[0, 5]), int(tokens[1, 5])], "pad_token_id": PAD}
+    expected = generated(model, request, **ended)
+    assert expected.shape[1] == 6, "all rows end in the first bucket"
+    with plan_of(model).load() as session:
+        assert iterations(session, request)[0] == {
+            "decode-6": 2,
+            "decode-7": 1,
+            "decode-9": 2,
+            "decode-15": 1,
+        }
+        assert iterations(session, prompts(8, 3))[0] == {"decode-9": 1, "decode-15": 5}
+    with plan_of(model, **ended).load() as session:
+        counts, tokens = iterations(session, request)
+        assert counts == {"decode-6": 1}
+        assert tokens.equal(expected)
+
+
+def test_all_loops_share_one_buffer_and_the_plan_says_when_each_runs():
+    plan = plan_of(tiny("llama"))
+    assert not [edge for edge in plan.edges if any(part.kind == "clone" for part in edge.adapters)]
+    text = str(plan)
+    for name in ("decode-6", "decode-7", "decode-9", "decode-15"):
+        assert plan.call(f"{name}/decode").aliases == (("keys_0", "keys_0"), ("values_0", "values_0"))
+        assert f"none unless 'within-{name[7:]}" in text
+
+
+def test_a_device_that_compiles_has_a_program_for_each_bucket():
+    model, request = tiny("llama"), prompts(4, 2)
+    plan = plan_of(model, "neuron-emulated", tokens=(4,), cache=(6,))
+    with plan.load() as session:
+        assert session(**request)["tokens"].equal(generated(model, request))
+
+
+@pytest.mark.parametrize("cache", [(0,), (2.5,), (True,)])
+def test_lengths_that_are_none_are_refused(cache: Any):
+    with pytest.raises(GraphError, match="cache="):
+        from_transformers(tiny("llama"), max_new_tokens=NEW, batch=(1,), tokens=(4,), cache=cache)
