@@ -8,6 +8,7 @@ from orchestrator.plan.records import (
     PlannedEdge,
     PlannedGroup,
     PlannedProgram,
+    PlannedState,
     PlannedValue,
     Residency,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PlannedEdge",
     "PlannedGroup",
     "PlannedProgram",
+    "PlannedState",
     "PlannedValue",
     "RegionStep",
     "Residency",

@@ -62,9 +62,11 @@ class Session:
         self._traces: tuple[Trace, ...] = ()
         self._progress_hook = ProgressHook()
         self._closing = Closing()
-        # One output buffer for each program: the next request would overwrite what this one still reads.
+        # One output buffer for each program, one memory for each state: the next request would overwrite what this one
+        # still reads.
         has_buffers = any(backend.capabilities.output_buffers for backend in executable.backends.values())
-        self._request_lock = RequestLock(self.plan.pipeline) if has_buffers else None
+        is_exclusive = has_buffers or bool(self.plan.states)
+        self._request_lock = RequestLock(self.plan.pipeline) if is_exclusive else None
         self._entries = RequestEntries(
             executable,
             self._stats,
