@@ -79,6 +79,8 @@ class Decoder(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns what the next call takes, by the same names, and ``done``: whether there is to be none.
 
+        The cache and the tokens so far are written in place.
+
         Args:
             token: ``[batch]``, int64: the one before.
             position: ``[1]``, int64: how many came before that.
@@ -93,16 +95,16 @@ class Decoder(nn.Module):
             rest[count : count + len(self.template.places)],
             rest[count + len(self.template.places) :],
         )
-        cache = self.template.cache(state, position)
+        cache = self.template.cache(state, position, in_place=True)
         logits, cache = self.read.next(token, encoded, cache, position)
         token, is_finished = self.choose(logits, position, is_finished, *numbers)
         return {
             "token": token,
             "position": position + 1,
             "finished": is_finished,
-            "chosen": tokens.index_copy(1, position, token[:, None]),
+            "chosen": tokens.index_copy_(1, position, token[:, None]),
             "done": is_finished.all(0, keepdim=True),
-            **state_of(cache),
+            **{place.name: place.read(cache) for place in self.template.places if not place.cross},
         }
 
 
@@ -161,7 +163,8 @@ class Decoding:
         """Returns one iteration as a pipeline."""
         specs = self._specs()
         body = Pipeline("next-token")
-        step = body.add("step", self.decoder.step, inputs=tuple(specs))
+        aliases = {name: name for name in self.carries if name not in TOKENS or name == "chosen"}
+        step = body.add("step", self.decoder.step, inputs=tuple(specs), aliases=aliases)
         outputs = step(**{name: body.input(name, spec) for name, spec in specs.items()})
         for name in (*self.carries, "done"):
             body.output(name, outputs[name])
