@@ -1,5 +1,6 @@
 """Models of transformers that generate, as pipelines: by the model's own forward and a cache of fixed size.
 
+    versions        what versions of transformers do in different ways
     cache           cache layers whose tensors have one size from the first token to the last
     state           the tensors that a cache holds, and a cache that holds other tensors in their places
     tree            a copy of a model's modules over the same weights
@@ -10,6 +11,7 @@
     chat            conversations as prompts, by the chat template of a tokenizer or processor
     options         what the options of generate() say for a model that goes on with its prompt
     selfcheck       whether a model generates here what it generates by itself
+    static_forward  a forward that looks at no value
     checks          what is refused: models that generate nothing, or were changed
     build           `from_transformers`
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from orchestrator import GraphError, OrchestratorError
+from orchestrator_stages.generation.versions import options_in_config
 from orchestrator_stages.origin import check_modules
 
 __all__ = ["check_generates", "following"]
@@ -52,7 +53,7 @@ def check_generates(model: Any) -> None:
     check_modules(model, "the model")
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise GraphError("The model has no projection to its vocabulary.", part="lm_head")
-    legacy: dict[str, Any] = getattr(model.config, "_get_generation_parameters", dict)()
+    legacy = options_in_config(model)
     if legacy:
         raise GraphError(
             f"model.config says how to generate ({', '.join(legacy)}), which generate() refuses as well; put it into "

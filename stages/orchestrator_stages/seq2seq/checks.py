@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from orchestrator import GraphError
+from orchestrator_stages.generation.versions import options_in_config
 from orchestrator_stages.origin import check_modules, check_unchanged
 
 __all__ = ["check_model", "check_prepared"]
@@ -43,7 +44,7 @@ def check_model(model: nn.Module, base: type) -> None:
             option="add_cross_attention",
         )
     _check_attention(model)
-    legacy = config._get_generation_parameters()
+    legacy = options_in_config(model)
     if legacy:
         raise GraphError(
             f"model.config says how to generate ({', '.join(legacy)}), which generate() refuses as well; put it into "

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator import GraphError
 from orchestrator.errors import nearest
+from orchestrator_stages.generation.versions import default_options, has_default_length
 from orchestrator_stages.origin import check_config
 from orchestrator_stages.seq2seq.families import ModelFamily
 from orchestrator_stages.seq2seq.rules import NEW
@@ -62,10 +63,10 @@ def read_options(model: Any, family: ModelFamily, user_options: Mapping[str, Any
         if option not in names and option not in library:
             _check_argument(model, option, value, names | library.keys())
     own = {option: value for option, value in config.to_dict().items() if value is not None}
-    options = {**library, **config._get_default_generation_params(), **own, **user_options}
+    options = {**library, **default_options(config), **own, **user_options}
     check_config(options, library, names, "The generation config")
     # The default is a number of tokens to add, any other max_length is one of all tokens.
-    options["default_length"] = user_options.get("max_length") is None and config.max_length is None
+    options["default_length"] = user_options.get("max_length") is None and has_default_length(config)
     if user_options.get("max_length") is None and config.max_length is not None:
         options["max_length"] = config.max_length
     return _of_speech(model, options, user_options) if speech else options
