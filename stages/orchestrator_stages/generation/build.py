@@ -18,21 +18,25 @@ from typing import Any
 import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator_stages.generation.beams import BeamStep, beam_specs
 from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template, of_messages
 from orchestrator_stages.generation.checks import check_generates, following
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, WithinReach, token_specs
 from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
 from orchestrator_stages.generation.generator import Generator, ShortDecode
 from orchestrator_stages.generation.items import ArrangeItems, ItemKind, RopePositions, read_item
-from orchestrator_stages.generation.options import prompt_rules
+from orchestrator_stages.generation.lanes import SpreadState, lane_specs
+from orchestrator_stages.generation.options import prompt_selection
+from orchestrator_stages.generation.processors import HostProcessors
+from orchestrator_stages.generation.sampling import Noise, SeedState, random_spec
+from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.selfcheck import check_logits
 from orchestrator_stages.generation.tree import own_tree, text_model
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq import build as seq2seq
 from orchestrator_stages.seq2seq.build import BATCH, TOKENS
 from orchestrator_stages.seq2seq.checks import check_prepared
-from orchestrator_stages.seq2seq.host import Detokenise, Numbers, Tokenise
-from orchestrator_stages.seq2seq.rules import Rules
+from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
 
 __all__ = ["from_transformers"]
 
@@ -44,6 +48,8 @@ READ = 256
 
 ITEMS = (1, 2, 4, 8)
 """How many pictures or recordings a request may have."""
+BUCKET = -1
+"""What fills a prompt up to its bucket: less than any token."""
 
 
 def from_transformers(
@@ -138,26 +144,27 @@ def from_transformers(
         check_template(processor or tokenizer)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    rules = prompt_rules(bare, options)
-    # Numbers are drawn by the place of a row, and results are as wide as the longest one: rows are a batch only where
-    # host stages on both sides of the networks see all of them.
-    rows = Dim("batch", buckets=batch, batch=tokenizer is not None or messages)
+    selection = prompt_selection(bare, options)
+    # Numbers are drawn for all rows one after another, and results are as wide as the longest one: rows are a batch
+    # only where host stages on both sides of the networks see all of them, and none between them.
+    is_prepared = (tokenizer is not None or messages) and not selection.is_sampling
+    rows = Dim("batch", buckets=batch, batch=is_prepared)
     chat = processor or tokenizer if messages else None
     reader = tokenizer or getattr(chat, "tokenizer", chat)
-    prompts = _prompt_dim(bare, tokens, rules.new)
+    prompts = _prompt_dim(bare, tokens, selection.new)
     # Conversations come with pictures only where there is a processor that reads them.
     kind = read_item(bare, example) if not messages or processor is not None else None
     name = name or config.model_type
     if kind is None:
-        return _Continuation(bare, rules, rows, prompts, reader, chat).draw(name, cache, check_every)
+        return _Continuation(bare, selection, rows, prompts, reader, chat).draw(name, cache, check_every)
     rows, every = Dim("batch", buckets=batch), Dim("items", buckets=items)
     if not messages:
-        follower = _ItemContinuation(bare, rules, rows, prompts, tokenizer, kind, every)
+        follower = _ItemContinuation(bare, selection, rows, prompts, tokenizer, kind, every)
         return follower.draw(name, cache, check_every)
     # A conversation is filled up to the largest sizes, so the model runs at these alone.
     rows, prompts = (Dim(dim.name, buckets=dim.buckets[-1:]) for dim in (rows, prompts))
-    follower = _ItemContinuation(bare, rules, rows, prompts, None, kind, every)
-    converse = PictureChatPrompt(processor, rows.buckets[-1], prompts.buckets[-1], rules.pad, kind.values)
+    follower = _ItemContinuation(bare, selection, rows, prompts, None, kind, every)
+    converse = PictureChatPrompt(processor, rows.buckets[-1], prompts.buckets[-1], selection.pad, kind.values)
     return of_messages(name, converse, follower.draw("model", cache, check_every))
 
 
@@ -200,21 +207,21 @@ class _Continuation:
     """A model that goes on with its prompt, and what its pipeline is drawn of."""
 
     def __init__(
-        self, model: Any, rules: Rules, rows: Dim, tokens: Dim, tokenizer: Any, chat: Any = None
+        self, model: Any, selection: Selection, rows: Dim, tokens: Dim, tokenizer: Any, chat: Any = None
     ) -> None:
-        self.rules = rules
+        self.selection = selection
         self.rows = rows
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.chat = chat
-        self.slots = tokens.buckets[-1] + rules.new
+        self.slots = tokens.buckets[-1] + selection.new
         self.model = model
         self.tree: Any = own_tree(model)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        rules.check(vocabulary)
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
         with following(model):
-            self.generator = self._follow(vocabulary)
-        self.choose = NextToken(rules, vocabulary)
+            self.generator = self._follow(self.vocabulary)
+        self.processors = selection.follow(self.vocabulary)
+        self.choose = (BeamStep if selection.has_beams else NextToken)(selection, self.processors)
 
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors, which give what it gives by itself."""
@@ -224,7 +231,7 @@ class _Continuation:
 
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
         """Draws what runs the prompt; returns what its sequences begin with, and what comes of it."""
-        begin = pipeline.add("begin", BeginTokens(self.rules.new, self.rules.pad))(ids, mask)
+        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask)
         prefill = pipeline.add("prefill", self.generator.prefill)
         return begin, prefill(begin["input_ids"], begin["attention_mask"])
 
@@ -241,17 +248,31 @@ class _Continuation:
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
         begin, prompt = self._prefill(pipeline, ids, mask)
-        numbers = []
-        if self.rules.sampling is not None:
-            draw = pipeline.add("numbers", Numbers(self.rules.new, self.rows), device="host")
-            numbers = [draw(pipeline.input("seed", int), ids)]
-        state = [begin[port] for port in token_specs(self.rows, self.rules.new)]
-        first = pipeline.add("choose", self.choose)(prompt["logits"], *state, *numbers)
-        reaches = _reaches(cache, self.tokens, self.rules.new)
-        inputs = {"mask": prompt["mask"], **dict(zip(("numbers",), numbers, strict=False))}
-        carries = {port: (first if port in self._choice else prompt)[port] for port in self._carries}
-        if len(reaches) == 1:
-            body, most = self._body(), self.rules.new - 1
+        values = {port: begin[port] for port in ("filler", *self._choice_specs)} | {"ids": ids, "seen": mask}
+        values["mask"] = prompt["mask"]
+        if "before" in self._constants:
+            values["before"] = begin["before"]
+        if self.selection.is_sampling:
+            values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
+        values |= self._choose(pipeline, prompt["logits"], values)
+        names = tuple(self.generator.specs(self.rows))
+        state = [prompt[port] for port in names]
+        if self.selection.lanes > 1:
+            dims = self.generator.batch_dims()
+            spread = pipeline.add("spread", SpreadState(names, dims, self.selection.lanes), inputs=names)
+            outputs = spread(*state)
+            state = [outputs[port] for port in names]
+        values |= dict(zip(names, state, strict=True))
+        results = ("sequences", "beams") if self.selection.has_beams else ("chosen",)
+        inputs = {port: values[port] for port in self._constants}
+        carries = {port: values[port] for port in self._carries}
+        # Beams, lanes and what the host does in between read all of the cache.
+        is_plain = (
+            self.selection.lanes == 1 and self.processors is not None and not self.selection.is_sampling
+        )
+        reaches = _reaches(cache, self.tokens, self.selection.new)
+        if len(reaches) == 1 or not is_plain:
+            body, most = self._body(), self.selection.new - 1
             chosen = pipeline.loop(
                 "decode",
                 body,
@@ -260,13 +281,13 @@ class _Continuation:
                 until="done",
                 max_steps=most,
                 check_every=check_every,
-                outputs=("chosen",),
+                outputs=results,
             )
         else:
-            chosen = self._chain(pipeline, {**carries, "done": first["done"]}, inputs, reaches)
+            chosen = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
         # What comes out is as generate() returns it, prompts first.
-        finish = pipeline.add("finish", JoinPrompt(self.rules, self.rows), device="host")
-        sequences, added = finish(ids, chosen)
+        finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
+        sequences, added = finish(ids, *(chosen if len(results) > 1 else (chosen,)))
         pipeline.output("tokens", sequences)
         if self.tokenizer is not None:
             read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
@@ -292,36 +313,95 @@ class _Continuation:
                 inputs=inputs,
                 until="leave",
                 condition=enters,
-                max_steps=min(reach - start, self.rules.new - 1),
+                max_steps=min(reach - start, self.selection.new - 1),
                 outputs=tuple(carries),
             )
             carries, start = {port: results[port] for port in carries}, reach
         return carries["chosen"]
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        # What a bucket adds to a request is no padding of its own: it is below every id.
         if self.chat is not None:
-            converse = ChatPrompt(self.chat, self.rows, self.tokens, self.rules.pad)
+            converse = ChatPrompt(self.chat, self.rows, self.tokens, BUCKET)
             ids, mask = pipeline.add("converse", converse, device="host")(pipeline.input("messages", list))
             return ids, mask
         if self.tokenizer is not None:
-            stage = Tokenise(self.tokenizer, self.rows, self.tokens, self.rules.pad, side="left")
+            stage = Tokenise(self.tokenizer, self.rows, self.tokens, BUCKET, side="left")
             ids, mask = pipeline.add("tokenise", stage, device="host")(pipeline.input("text", list))
             return ids, mask
         dims = (self.rows, self.tokens)
         return (
-            pipeline.input("input_ids", TensorSpec(dims, torch.int64, pad=self.rules.pad)),
+            pipeline.input("input_ids", TensorSpec(dims, torch.int64, pad=BUCKET)),
             pipeline.input("attention_mask", TensorSpec(dims, torch.int64, pad=0)),
         )
 
     @property
-    def _choice(self) -> Sequence[str]:
-        """What the choice of a token gives to the next iteration."""
-        return ("token", *token_specs(self.rows, self.rules.new))
+    def _choice_specs(self) -> dict[str, TensorSpec]:
+        """What the choice of a token takes besides logits, and gives to the next one."""
+        return (beam_specs if self.selection.has_beams else token_specs)(self.selection, self.rows)
 
     @property
     def _carries(self) -> Sequence[str]:
         """What one iteration gives to the next."""
-        return (*self._choice, *self.generator.specs(self.rows))
+        given = ("token", "origin") if self.selection.has_beams else ("token",)
+        random = ("random",) if self.selection.is_sampling else ()
+        return (*given, *self._choice_specs, *random, *self.generator.specs(self.rows))
+
+    @property
+    def _constants(self) -> dict[str, TensorSpec]:
+        """What every iteration reads."""
+        prompts = TensorSpec((self.rows, self.tokens), torch.int64)
+        constants = {"mask": TensorSpec((self.rows, self.slots), torch.int64)}
+        if self.selection.has_beams:
+            constants["filler"] = TensorSpec((self.rows,), torch.bool)
+        if self.selection.is_sampling or self.processors is None:
+            constants["ids"] = prompts
+        if self.processors is None:
+            constants["seen"] = prompts
+        elif self.processors.reads_ids:
+            constants["before"] = prompts
+        return constants
+
+    def _choose(self, pipeline: Pipeline, logits: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the choice of a token; returns what it gives by name.
+
+        Args:
+            pipeline: The pipeline, or the body of its loop.
+            logits: The logits.
+            values: What is there by name: what the choice takes, the prompts, ``random``, and ``is_full`` in a loop
+                that reads a part of the cache.
+        """
+        # What only the host can do comes first: random numbers, and processors that no device follows.
+        lanes = (self.selection.lanes,) if self.selection.lanes > 1 else ()
+        shape = TensorSpec((self.rows, *lanes, self.vocabulary), pad=1)
+        more: list[tuple[str, Any]] = []
+        random = {}
+        if self.processors is None:
+            stage = HostProcessors(
+                self.selection.processors,
+                shape,
+                self.selection.lanes,
+                self.selection.before,
+                is_normal=self.selection.has_beams,
+            )
+            process = pipeline.add("process", stage, device="host")
+            logits = process(logits, *(values[port] for port in ("step", "chosen", "ids", "seen")))
+        elif self.processors.reads_ids:
+            more += [(port, values[port]) for port in ("before", "mask")]
+        if self.selection.is_sampling:
+            noise = pipeline.add("noise", Noise(shape), device="host")(values["random"], values["ids"])
+            more.append(("noise", noise["noise"]))
+            random = {"random": noise["random"]}
+        leave: tuple[str, ...] = ()
+        if "is_full" in values:
+            more.append(("is_full", values["is_full"]))
+            leave = ("leave",)
+        names = (*(("filler",) if self.selection.has_beams else ()), *self._choice_specs)
+        ports = ("logits", *names, *(name for name, _ in more))
+        step = pipeline.add("choose", self.choose, inputs=ports)
+        result = step(logits, *(values[name] for name in names), *(value for _, value in more))
+        given = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
+        return {port: result[port] for port in (*given, *leave, *self._choice_specs)} | random
 
     def _body(self, reach: int | None = None) -> Pipeline:
         """One iteration: a token in, the next one out.
@@ -330,28 +410,29 @@ class _Continuation:
             reach: How many slots of the cache are read; None: all, and it is left when all rows are done.
         """
         body = Pipeline("next-token")
-        specs = {
-            "token": TensorSpec((self.rows,), torch.int64),
-            "mask": TensorSpec((self.rows, self.slots), torch.int64),
-            **self.generator.specs(self.rows),
-            **token_specs(self.rows, self.rules.new),
-        }
-        if self.rules.sampling is not None:
-            specs["numbers"] = TensorSpec((self.rules.new, self.rows))
+        lanes = self.selection.lanes
+        given = TensorSpec((self.rows, lanes) if lanes > 1 else (self.rows,), torch.int64)
+        state = lane_specs(self.generator.specs(self.rows), self.rows, lanes)
+        specs = {"token": given, "origin": given, **self._constants, **state, **self._choice_specs}
+        if self.selection.is_sampling:
+            specs["random"] = random_spec()
         if reach is not None:
             specs["done"] = TensorSpec((1,), torch.bool)
-        values = {port: body.input(port, spec) for port, spec in specs.items()}
-        ports = ("token", "mask", *self.generator.specs(self.rows))
-        run = self.generator.decode if reach is None else ShortDecode(self.generator, reach)
-        decode = body.add("decode", run, inputs=ports, aliases=self.generator.aliases)
-        token = decode(*(values[port] for port in ports))
-        state = [
-            values[port] for port in (*token_specs(self.rows, self.rules.new), "numbers") if port in values
-        ]
+        names = (*self._carries, *self._constants, *["done"] * (reach is not None))
+        values: dict[str, Any] = {port: body.input(port, specs[port]) for port in names}
+        has_beams = self.selection.has_beams
+        several = self.generator.decode_beams if has_beams else self.generator.decode_lanes
+        decode: Any = self.generator.decode if lanes == 1 else several
+        if reach is not None:
+            decode = ShortDecode(self.generator, reach)
+        ports = ("token", *(("origin",) if has_beams else ()), "mask", *state)
+        aliases = {} if has_beams else self.generator.aliases
+        step = body.add("decode", decode, inputs=ports, aliases=aliases)
+        token = step(*(values[port] for port in ports))
         full = {} if reach is None else {"is_full": token["full"]}
-        following = body.add("choose", self.choose)(token["logits"], *state, **full)
+        following = self._choose(body, token["logits"], {**values, **full})
         for port in (*self._carries, "done", *["leave"] * (reach is not None)):
-            body.output(port, (token if port in self.generator.specs(self.rows) else following)[port])
+            body.output(port, token[port] if port in state else following[port])
         return body
 
 
@@ -359,14 +440,21 @@ class _ItemContinuation(_Continuation):
     """The same with pictures or recordings among the tokens of the prompt."""
 
     def __init__(
-        self, model: Any, rules: Rules, rows: Dim, tokens: Dim, tokenizer: Any, kind: ItemKind, items: Dim
+        self,
+        model: Any,
+        selection: Selection,
+        rows: Dim,
+        tokens: Dim,
+        tokenizer: Any,
+        kind: ItemKind,
+        items: Dim,
     ) -> None:
         self.kind = kind
         self.items = items
         self.encoders: list[ItemEncoder] = []
         owners = (getattr(model, "model", None), model)
         self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
-        super().__init__(model, rules, rows, tokens, tokenizer)
+        super().__init__(model, selection, rows, tokens, tokenizer)
 
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors, which give what it gives by itself, features included."""
@@ -392,7 +480,7 @@ class _ItemContinuation(_Continuation):
         if self.rope is not None:
             positions = RopePositions(self.rope, self.kind, (self.rows, self.tokens), AXES)
             more = [pipeline.add("positions", positions, device="host")(ids, mask)]
-        begin = pipeline.add("begin", BeginTokens(self.rules.new, self.rules.pad))(ids, mask, *more)
+        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask, *more)
         merged = pipeline.add("merge", self.generator.merge)(begin["input_ids"], features[0])
         places = [begin["position_ids"]] if more else []
         prefill = pipeline.add("prefill", self.generator.prefill_merged)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.seq2seq.choose import Choose
-from orchestrator_stages.seq2seq.rules import Rules
+from orchestrator_stages.generation.beams import begin_beams
+from orchestrator_stages.generation.processors import ProcessorChain, to_the_left
+from orchestrator_stages.generation.sampling import draw_tokens
+from orchestrator_stages.generation.selection import Selection
 
 __all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "token_specs"]
 
@@ -15,86 +19,96 @@ LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
 
 
-def token_specs(rows: Dim, new: int) -> dict[str, TensorSpec]:
+def token_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
     """Returns what :class:`NextToken` takes besides logits and gives again.
 
     Args:
+        selection: How tokens are chosen.
         rows: The dim of the batch.
-        new: How many tokens are added at most.
     """
+    dims = (rows, selection.lanes) if selection.lanes > 1 else (rows,)
     return {
         "step": TensorSpec((1,), torch.int64),
-        "finished": TensorSpec((rows,), torch.bool),
-        "chosen": TensorSpec((rows, new), torch.int64),
+        "finished": TensorSpec(dims, torch.bool),
+        "chosen": TensorSpec((*dims, selection.new), torch.int64),
     }
-
-
-def to_the_left(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Moves padding to the left, wherever it is; the order of tokens stays.
-
-    Args:
-        mask: ``[batch, tokens]``, 0 where there is padding.
-        tensors: ``[..., batch, tokens]``.
-    """
-    # The place of a token counts those behind it, that of padding the padding before it: a permutation of each row.
-    is_token = mask.to(torch.bool)
-    padding = (~is_token).to(torch.int64)
-    places = torch.where(
-        is_token,
-        mask.shape[1] - 1 - is_token.to(torch.int64).flip(1).cumsum(1).flip(1) + 1,
-        padding.cumsum(1) - 1,
-    )
-    return tuple(tensor.scatter(-1, places.expand(tensor.shape), tensor) for tensor in tensors)
 
 
 class BeginTokens(nn.Module):
     """Brings a prompt into the form in which a model generates, and begins the sequences of new tokens.
 
     Args:
-        new: How many tokens are added at most.
-        pad: What stands where there is no token yet.
+        selection: How tokens are chosen.
+        filler: What stands before a prompt that is shorter than its bucket, for processors that look at tokens.
     """
 
-    def __init__(self, new: int, pad: int) -> None:
+    def __init__(self, selection: Selection, filler: int) -> None:
         super().__init__()
-        self.new = new
-        self.pad = pad
+        self.selection = selection
+        self.filler = filler
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Returns the prompt padded on the left and what :class:`NextToken` starts with.
+        """Returns the prompt padded on the left, and what the choice of the first token takes.
 
         Args:
-            input_ids: ``[batch, tokens]``, int64.
+            input_ids: ``[batch, tokens]``, int64, below 0 where the bucket is larger than the request.
             attention_mask: The same, 0 where there is padding. A row of zeros fills up the batch: it is finished
                 before it begins.
             position_ids: ``[axes, batch, tokens]``, int64, where a position has several dims.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``; ``before`` ``[batch, tokens]``: the prompt with its own padding, as
+            ``generate()`` gets it, and the filler before it; ``filler`` ``[batch]``, bool: rows that fill up the batch;
+            and what :func:`token_specs` or :func:`~orchestrator_stages.generation.beams.beam_specs` name.
         """
-        rows, device = input_ids.shape[0], input_ids.device
+        # Padding goes to the left, and what only the bucket adds to the left of that.
+        selection = self.selection
         more = () if position_ids is None else (position_ids,)
-        input_ids, mask, *more_left = to_the_left(attention_mask, input_ids, attention_mask, *more)
-        return {
-            "input_ids": input_ids,
+        ids, mask, *more_left = to_the_left(attention_mask, input_ids, attention_mask, *more)
+        is_own = (ids >= 0).to(torch.int64)
+        own, before = to_the_left(is_own, is_own, ids)
+        before = torch.where(own.to(torch.bool), before, self.filler)
+        is_filler = ~mask.to(torch.bool).any(1)
+        values = {
+            "input_ids": torch.where(ids < 0, selection.pad, ids),
             "attention_mask": mask,
+            "before": before,
+            "filler": is_filler,
             **dict(zip(("position_ids",), more_left, strict=False)),
-            "step": torch.zeros(1, dtype=torch.int64, device=device),
-            "finished": ~mask.to(torch.bool).any(1),
-            "chosen": torch.full((rows, self.new), self.pad, dtype=torch.int64, device=device),
+        }
+        if selection.has_beams:
+            return values | begin_beams(selection, is_filler)
+        finished = is_filler
+        if selection.lanes > 1:
+            finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
+        shape = (*finished.shape, selection.new)
+        return values | {
+            "step": torch.zeros(1, dtype=torch.int64, device=ids.device),
+            "finished": finished,
+            "chosen": torch.full(shape, selection.pad, dtype=torch.int64, device=ids.device),
         }
 
 
 class NextToken(nn.Module):
-    """Chooses the next token of each row and writes it down.
+    """Chooses the next token of each sequence and writes it down.
 
     Args:
-        rules: How.
-        vocabulary: Number of tokens.
+        selection: How.
+        processors: Change its scores; None: it was done before.
     """
 
-    def __init__(self, rules: Rules, vocabulary: int) -> None:
+    eos: Tensor
+
+    def __init__(self, selection: Selection, processors: ProcessorChain | None) -> None:
         super().__init__()
-        self.choose = Choose(rules, vocabulary)
+        self.pad = selection.pad
+        self.lanes = selection.lanes
+        self.is_sampling = selection.is_sampling
+        self.processors = processors
+        self.reads_ids = processors is not None and processors.reads_ids
+        self.register_buffer("eos", torch.tensor(selection.eos, dtype=torch.int64), persistent=False)
 
     def forward(
         self,
@@ -102,34 +116,48 @@ class NextToken(nn.Module):
         step: Tensor,
         is_finished: Tensor,
         chosen: Tensor,
-        numbers: Tensor | None = None,
-        is_full: Tensor | None = None,
+        *more: Tensor,
     ) -> dict[str, Tensor]:
-        """Returns ``token`` ``[batch]``, ``done`` (whether there is to be none after it) and what the next call takes.
+        """Returns ``token``, ``done`` (whether there is to be none after it) and what the next call takes.
+
+        Where several sequences are made of each row, ``lanes`` comes behind ``batch`` in all shapes.
 
         With ``is_full`` there is ``leave``, too: whether this loop has no further iteration.
 
         Args:
-            logits: ``[batch, vocabulary]``, float32.
+            logits: ``[batch, vocabulary]``, float32; of a prompt for all lanes.
             step: ``[1]``, int64: how many tokens were chosen before.
-            is_finished: ``[batch]``, bool: rows that get nothing but padding.
+            is_finished: ``[batch]``, bool: sequences that get nothing but padding.
             chosen: ``[batch, new]``, int64: the tokens.
-            numbers: ``[new, batch]``, uniform in [0, 1); needed where tokens are drawn.
-            is_full: ``[1]``, bool: the next token needs more of the cache than was read.
+            more: ``before`` and ``mask`` where a processor looks at tokens, see :class:`BeginTokens`; ``noise``
+                ``[batch, vocabulary]`` where they are drawn; ``is_full`` ``[1]``, bool, in a loop that reads a part of
+                the cache: the next token needs more of it than was read.
         """
-        token, is_finished = self.choose(logits, step, is_finished, numbers)
+        # Lanes are rows while a token is chosen.
+        if logits.dim() < chosen.dim():
+            logits = logits[:, None].expand(-1, self.lanes, -1)
+        scores = logits.reshape(-1, logits.shape[-1])
+        if self.processors is not None:
+            prompts = [one.repeat_interleave(self.lanes, 0) for one in more[: 2 * self.reads_ids]]
+            scores = self.processors(scores, step, chosen.flatten(0, -2), *prompts)
+        if self.is_sampling:
+            token = draw_tokens(torch.softmax(scores, -1), more[2 * self.reads_ids].reshape_as(scores))[:, 0]
+        else:
+            token = scores.argmax(-1)
+        token = torch.where(is_finished, self.pad, token.view(is_finished.shape))
+        is_finished = is_finished | torch.isin(token, self.eos)
         result = {
             "token": token,
             "step": step + 1,
             "finished": is_finished,
-            "chosen": chosen.index_copy(1, step, token[:, None]),
-            "done": is_finished.all(0, keepdim=True),
+            "chosen": chosen.index_copy(-1, step, token[..., None]),
+            "done": is_finished.all().reshape(1),
         }
-        if is_full is None:
+        if len(more) == 2 * self.reads_ids + self.is_sampling:
             return result
         # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
         done = result["done"] | (result["step"] >= chosen.shape[1])
-        return {**result, "done": done, "leave": done | is_full}
+        return {**result, "done": done, "leave": done | more[-1]}
 
 
 class WithinReach(nn.Module):
@@ -156,26 +184,39 @@ class WithinReach(nn.Module):
 class JoinPrompt(HostStage):
     """Host stage: prompts and what was added, as ``generate()`` returns them.
 
-    Takes ``input_ids`` ``[batch, tokens]`` and ``chosen`` ``[batch, new]``. Gives ``tokens`` ``[batch, length]``,
-    int64, with as many new columns as the longest row needs, and ``added``, these columns alone.
+    Takes ``input_ids`` ``[batch, tokens]``, ``chosen`` ``[batch, new]`` or ``[batch, lanes, new]``, and of beam search
+    ``beams`` of the same shape, below 0 behind the end. Gives ``tokens`` ``[sequences, length]``, int64, with as many
+    new columns as the longest sequence needs, and ``added``, these columns alone.
 
     Args:
-        rules: How the tokens were chosen.
+        selection: How the tokens were chosen.
         rows: The dim of the batch.
     """
 
-    def __init__(self, rules: Rules, rows: Dim) -> None:
+    def __init__(self, selection: Selection, rows: Dim) -> None:
         super().__init__(tag="finish")
-        self.rules = rules
-        self.inputs = {"input_ids": None, "chosen": None}
+        self.selection = selection
+        self.inputs: dict[str, Any] = {"input_ids": None, "chosen": None}
+        if selection.has_beams:
+            self.inputs["beams"] = None
+        sequences = rows if selection.results == 1 else Dim.dynamic("sequences")
         self.outputs = {
-            "tokens": TensorSpec((rows, LENGTH), torch.int64),
-            "added": TensorSpec((rows, Dim.dynamic("added")), torch.int64),
+            "tokens": TensorSpec((sequences, LENGTH), torch.int64),
+            "added": TensorSpec((sequences, Dim.dynamic("added")), torch.int64),
         }
 
-    def forward(self, input_ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, chosen: Tensor, beams: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Joins them."""
-        is_end = (chosen[:, :, None] == torch.tensor(self.rules.eos, dtype=torch.int64)).any(2)
-        before = is_end.cumsum(1) - is_end.long()
-        added = chosen[:, : int((before == 0).sum(1).max())]
-        return torch.cat([input_ids, added], 1), added
+        # The best sequences of each row, one row for each, as long as the longest of them.
+        results = self.selection.results
+        if beams is not None:
+            lengths = (beams[:, :results] >= 0).sum(-1).flatten()
+            chosen = chosen[:, :results].flatten(0, 1)
+        else:
+            chosen = chosen.flatten(0, -2)
+            is_end = torch.isin(chosen, torch.tensor(self.selection.eos, dtype=torch.int64))
+            lengths = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
+        added = chosen[:, : int(lengths.max())]
+        return torch.cat([input_ids.repeat_interleave(results, 0), added], 1), added

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
 from orchestrator_stages.generation.items import ItemKind
+from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_lanes
 from orchestrator_stages.generation.state import CacheTemplate, state_of
 
 __all__ = ["Generator", "ShortDecode"]
@@ -26,6 +27,9 @@ transformers: Any = importlib.import_module("transformers")
 
 CACHES = ("past_key_values", "cache_params")
 """What models call their cache."""
+
+ROWS = Dim("rows", buckets=(1,))
+"""A dim that stands for that of the batch."""
 
 TRIAL = 5
 """Tokens of the prompt that is run over fake tensors."""
@@ -235,6 +239,53 @@ class Generator(nn.Module):
         reached = torch.arange(mask.shape[1], device=mask.device) <= position
         logits = self._run({"input_ids": token[:, None]}, mask * reached, place[..., None], cache, position)
         return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}
+
+    def decode_lanes(
+        self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor
+    ) -> dict[str, Tensor]:
+        """Runs one token of several sequences of each row.
+
+        Args:
+            token: ``[batch, lanes]``, int64.
+            mask: ``[batch, slots]``, as of :meth:`decode`.
+            position: ``[1]``, int64, likewise.
+            state: ``place`` and the tensors of the cache, with a dim of lanes behind that of the batch.
+
+        Returns:
+            As :meth:`decode`, with that dim.
+        """
+        # Each lane is a row while the token is run. What is written in place is given back as it came.
+        lanes, dims = token.shape[1], self.batch_dims()
+        rows = [join_lanes(tensor, dim) for tensor, dim in zip(state, dims[1:], strict=True)]
+        result = self.decode(token.flatten(), mask.repeat_interleave(lanes, 0), position, *rows)
+        names = self.specs(ROWS)
+        places = dict(zip(names, dims, strict=True)) | {"logits": 0}
+        came = dict(zip(list(names)[1:], state, strict=True))
+        return {
+            name: came[name] if name in self.aliases else split_lanes(value, places[name], lanes)
+            for name, value in result.items()
+        }
+
+    def decode_beams(
+        self, token: Tensor, origin: Tensor, mask: Tensor, position: Tensor, *state: Tensor
+    ) -> dict[str, Tensor]:
+        """Runs one token of each beam: :meth:`decode_lanes` on a state that is put into the order of the beams first.
+
+        Args:
+            token: ``[batch, lanes]``, int64.
+            origin: The same: which lane of its row each one goes on with.
+            mask: ``[batch, slots]``.
+            position: ``[1]``, int64.
+            state: As of :meth:`decode_lanes`.
+        """
+        dims = self.batch_dims()[1:]
+        ordered = [order_lanes(tensor, dim, origin) for tensor, dim in zip(state, dims, strict=True)]
+        return self.decode_lanes(token, mask, position, *ordered)
+
+    def batch_dims(self) -> list[int | None]:
+        """Returns which dim of each tensor of :meth:`specs` is that of the batch."""
+        specs = self.specs(ROWS).values()
+        return [spec.dims.index(ROWS) if ROWS in spec.dims else None for spec in specs]
 
     def _run(
         self,

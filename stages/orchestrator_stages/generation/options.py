@@ -7,14 +7,39 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from orchestrator import GraphError
+from orchestrator_stages.generation.selection import Selection, read_selection
 from orchestrator_stages.seq2seq.options import read_options
-from orchestrator_stages.seq2seq.rules import NEW, Rules, read_rules
+from orchestrator_stages.seq2seq.rules import NEW, refuse_options
 
-__all__ = ["prompt_rules"]
+__all__ = ["prompt_selection"]
+
+PROMPT = 2
+"""Tokens of a prompt that stands for all: what an option counts from the first token on is refused."""
+
+FOLLOWED = frozenset(
+    {
+        *(
+            "diversity_penalty",
+            "encoder_no_repeat_ngram_size",
+            "encoder_repetition_penalty",
+            "epsilon_cutoff",
+        ),
+        *("eta_cutoff", "exponential_decay_length_penalty", "min_p", "no_repeat_ngram_size", "num_beams"),
+        *(
+            "num_return_sequences",
+            "repetition_penalty",
+            "sequence_bias",
+            "top_h",
+            "typical_p",
+            "bad_words_ids",
+        ),
+    }
+)
+"""Options that the classes of transformers follow."""
 
 
-def prompt_rules(model: Any, user_options: Mapping[str, Any]) -> Rules:
-    """Returns the rules by which a model chooses tokens after its prompt.
+def prompt_selection(model: Any, user_options: Mapping[str, Any]) -> Selection:
+    """Returns how a model chooses the tokens after its prompt.
 
     Args:
         model: The model.
@@ -44,5 +69,11 @@ def prompt_rules(model: Any, user_options: Mapping[str, Any]) -> Rules:
             "forced_bos_token_id=None.",
             option="forced_bos_token_id",
         )
-    # A sequence begins with what is before its first new token; which token that is matters to no rule.
-    return read_rules({**options, "decoder_start_token_id": 0, "max_new_tokens": NEW if new is None else new})
+    refuse_options(options, speech=False, followed=FOLLOWED)
+    new = NEW if new is None else new
+    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+        raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")
+    own = {
+        option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
+    }
+    return read_selection(model, own, PROMPT, new)

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator import GraphError
 from orchestrator_stages.seq2seq.tables import REFUSED, REFUSED_SPEECH
 
-__all__ = ["Rules", "Sampling", "TokenBan", "read_rules"]
+__all__ = ["Rules", "Sampling", "TokenBan", "read_rules", "refuse_options"]
 
 NEW = 20
 """Tokens that are added at most where the config does not say; what ``generate()`` takes."""
@@ -201,7 +201,19 @@ def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
     return [word[0] for word in words or () if word[0] not in eos]
 
 
-def _refuse(options: Mapping[str, Any], *, speech: bool) -> None:
+def refuse_options(
+    options: Mapping[str, Any], *, speech: bool, followed: frozenset[str] = frozenset()
+) -> None:
+    """Refuses options that change tokens in ways that are not supported.
+
+    Args:
+        options: All options.
+        speech: They are those of Whisper.
+        followed: Options that are followed nevertheless.
+
+    Raises:
+        GraphError: One has a value that changes something.
+    """
     # An option may stand there with a value that changes nothing, as `num_beams=1` does.
     words = options.get("bad_words_ids")
     table = {**REFUSED, **(REFUSED_SPEECH if speech else {})}
@@ -210,7 +222,7 @@ def _refuse(options: Mapping[str, Any], *, speech: bool) -> None:
         requests["bad_words_ids"] = words
     for name, value in requests.items():
         neutral = table.get(name, ())
-        if value in neutral:
+        if value in neutral or name in followed:
             continue
         raise GraphError(
             f"The generation config says {name}={value!r}{', which is beam search' * (name == 'num_beams')}. That is "
@@ -235,7 +247,7 @@ def read_rules(
         GraphError: An option asks for what is not supported, or contradicts another.
     """
     # What cannot be followed is refused first, so that no later message blames an option that would be refused anyway.
-    _refuse(options, speech=speech)
+    refuse_options(options, speech=speech)
     start, pad, eos = _special(options, speech=speech)
     before = 1 + len(prompt)
     new = _new_tokens(options, before)

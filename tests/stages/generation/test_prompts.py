@@ -111,7 +111,7 @@ def test_the_cache_stays_on_the_device():
         ({"max_length": 9}, "max_new_tokens"),
         ({"min_length": 9}, "min_new_tokens"),
         ({"tokens": (64,)}, "counts 64 tokens"),
-        ({"num_beams": 2}, "beam"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "num_beam_groups"),
         ({"image_token": 3}, "no option"),
     ],
 )

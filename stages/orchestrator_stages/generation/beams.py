@@ -1,0 +1,207 @@
+"""Beam search on the device: the steps of transformers, over tensors whose size does not change from token to token.
+
+What ``generate()`` does with a Python int, the length so far, is done here with a tensor: scores are divided by the
+power of a length before they go to a step of the library, and tokens are written by us. The steps are the library's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator import Dim, TensorSpec
+from orchestrator_stages.generation.processors import ProcessorChain
+from orchestrator_stages.generation.sampling import draw_tokens
+from orchestrator_stages.generation.selection import Selection
+
+__all__ = ["BeamStep", "beam_specs"]
+
+steps: Any = importlib.import_module("transformers.generation.utils").GenerationMixin
+
+WORST = -1.0e9
+"""The score of a beam that is none, as in ``generate()``."""
+
+
+def beam_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
+    """Returns what :class:`BeamStep` takes besides logits and gives again, in this order.
+
+    Args:
+        selection: How tokens are chosen.
+        rows: The dim of the batch.
+    """
+    beams, new = selection.lanes, selection.new
+    return {
+        "step": TensorSpec((1,), torch.int64),
+        "chosen": TensorSpec((rows, beams, new), torch.int64),
+        "running_scores": TensorSpec((rows, beams)),
+        "running_beams": TensorSpec((rows, beams, new), torch.int32),
+        "sequences": TensorSpec((rows, beams, new), torch.int64),
+        "scores": TensorSpec((rows, beams)),
+        "beams": TensorSpec((rows, beams, new), torch.int32),
+        "ended": TensorSpec((rows, beams), torch.bool),
+        "improvable": TensorSpec((rows, 1), torch.bool),
+    }
+
+
+def begin_beams(selection: Selection, is_filler: Tensor) -> dict[str, Tensor]:
+    """Returns what the first step takes.
+
+    Args:
+        selection: How tokens are chosen.
+        is_filler: ``[batch]``, bool: rows that fill up the batch.
+    """
+    device, rows, beams = is_filler.device, is_filler.shape[0], selection.lanes
+    empty = torch.full((rows, beams, selection.new), selection.gap, dtype=torch.int64, device=device)
+    nowhere = torch.full_like(empty, -1, dtype=torch.int32)
+    # All beams are the same at first, so only the first one counts.
+    first = torch.arange(beams, device=device) == 0
+    return {
+        "step": torch.zeros(1, dtype=torch.int64, device=device),
+        "chosen": empty,
+        "running_scores": torch.where(first, 0.0, WORST).expand(rows, -1).contiguous(),
+        "running_beams": nowhere,
+        "sequences": empty.clone(),
+        "scores": torch.full((rows, beams), WORST, device=device),
+        "beams": nowhere.clone(),
+        "ended": is_filler[:, None].expand(-1, beams).contiguous(),
+        "improvable": ~is_filler[:, None],
+    }
+
+
+class BeamStep(nn.Module):
+    """Goes on with the best beams of each row.
+
+    Args:
+        selection: How tokens are chosen.
+        processors: Change the logarithms of probabilities; None: it was done before.
+    """
+
+    divisors: Tensor
+    eos: Tensor
+    is_top: Tensor
+
+    def __init__(self, selection: Selection, processors: ProcessorChain | None) -> None:
+        super().__init__()
+        self.beams, self.new = selection.lanes, selection.new
+        self.candidates = max(2, 1 + len(selection.eos)) * self.beams
+        self.is_sampling = selection.is_sampling
+        self.early_stopping = selection.config.early_stopping
+        self.processors = processors
+        self.reads_ids = processors is not None and processors.reads_ids
+        penalty = float(selection.config.length_penalty)
+        divisors = [length**penalty for length in range(1, self.new + 1)]
+        # What a running beam may still become is judged by its length now, or by the longest there can be.
+        best = [divisors[-1]] * self.new if self.early_stopping == "never" and penalty > 0 else divisors
+        self.register_buffer("divisors", torch.tensor([divisors, best]), persistent=False)
+        self.register_buffer("eos", torch.tensor(selection.eos, dtype=torch.int64), persistent=False)
+        is_top = torch.arange(self.candidates) < self.beams
+        self.register_buffer("is_top", is_top, persistent=False)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the step that keeps ended beams takes in every call: scores are divided already."""
+        numbers = {"num_beams": self.beams, "cur_len": 0, "decoder_prompt_len": 0, "length_penalty": 0.0}
+        return {**numbers, "top_num_beam_mask": self.is_top, "early_stopping": self.early_stopping}
+
+    def forward(
+        self,
+        logits: Tensor,
+        is_filler: Tensor,
+        step: Tensor,
+        chosen: Tensor,
+        running_scores: Tensor,
+        running_beams: Tensor,
+        sequences: Tensor,
+        scores: Tensor,
+        beams: Tensor,
+        ended: Tensor,
+        improvable: Tensor,
+        *more: Tensor,
+    ) -> dict[str, Tensor]:
+        """Returns ``token`` and ``origin`` ``[batch, beams]``, ``done`` ``[1]`` and what the next call takes.
+
+        ``origin`` says which beam of its row each beam goes on with: the cache has to be put into this order.
+
+        Args:
+            logits: ``[batch, beams, vocabulary]``, or ``[batch, vocabulary]`` for all beams, float32.
+            is_filler: ``[batch]``, bool: rows that fill up the batch.
+            step: See :func:`beam_specs`, like all that follow.
+            chosen: The tokens of the beams that run.
+            running_scores: Their scores.
+            running_beams: Which beam each of their tokens came from.
+            sequences: The tokens of the best beams that ended.
+            scores: Their scores.
+            beams: Which beam each of their tokens came from.
+            ended: Whether there are so many that ended.
+            improvable: Whether a running beam may still become better than those.
+            more: ``before`` and ``mask`` where a processor looks at tokens, ``noise`` where they are drawn.
+        """
+        best, token, source = self._continuations(logits, step, chosen, running_scores, more)
+        offsets = torch.arange(chosen.shape[0], device=step.device)[:, None] * self.beams
+        continued = steps._gather_beams(chosen, source).index_copy(2, step, token[..., None])
+        path = steps._gather_beams(running_beams, source)
+        path = path.index_copy(2, step, (source + offsets).to(torch.int32)[..., None])
+        # Those that end, of which the best are kept, and those that run on.
+        is_last = step + 1 >= self.new
+        hits = torch.isin(token, self.eos) | is_last | is_filler[:, None]
+        chosen, running_scores, running_beams = steps._get_running_beams_for_next_iteration(
+            steps, best, continued, path, hits, self.beams
+        )
+        now, longest = self.divisors[:, step].unbind(0)
+        kept = {
+            "sequences": sequences,
+            "beam_scores": scores,
+            "beam_indices": beams,
+            "is_sent_finished": ended,
+        }
+        sequences, scores, beams, ended = steps._update_finished_beams(
+            steps,
+            **kept,
+            topk_running_sequences=continued,
+            topk_log_probs=best / now,
+            topk_running_beam_indices=path,
+            is_early_stop_heuristic_unsatisfied=improvable,
+            next_token_hits_stopping_criteria=hits,
+            **self.constants,
+        )
+        # Whether any row may still get better; rows that fill up the batch neither can nor hold up others.
+        improvable = steps._check_early_stop_heuristic(
+            improvable, running_scores / longest, scores, ended, 1, 1, 0, self.early_stopping, 0.0
+        )
+        improvable = improvable & ~is_filler[:, None]
+        ended = ended | is_filler[:, None]
+        goes_on = steps._beam_search_has_unfinished_sequences(improvable, ended, hits, self.early_stopping)
+        origin = running_beams.index_select(2, step)[..., 0].to(torch.int64) - offsets
+        return {
+            "token": chosen.index_select(2, step)[..., 0],
+            "origin": origin,
+            **{"step": step + 1, "chosen": chosen},
+            **{"running_scores": running_scores, "running_beams": running_beams},
+            **{"sequences": sequences, "scores": scores, "beams": beams},
+            **{"ended": ended, "improvable": improvable},
+            "done": ~goes_on.reshape(1),
+        }
+
+    def _continuations(
+        self, logits: Tensor, step: Tensor, chosen: Tensor, running_scores: Tensor, more: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, tokens and beams of the best continuations ``[batch, candidates]``, or of those that are drawn."""
+        # Scores of all continuations, then more of them than there are beams, in case some end.
+        rows, vocabulary = chosen.shape[0], logits.shape[-1]
+        if logits.dim() < chosen.dim():
+            logits = logits[:, None].expand(-1, self.beams, -1)
+        values = logits.flatten(0, 1)
+        if self.processors is not None:
+            values = torch.log_softmax(values, -1)
+            prompts = [one.repeat_interleave(self.beams, 0) for one in more[: 2 * self.reads_ids]]
+            values = self.processors(values, step, chosen.flatten(0, 1), *prompts)
+        values = (values.view(rows, self.beams, vocabulary) + running_scores[..., None]).flatten(1)
+        if self.is_sampling:
+            places = draw_tokens(torch.softmax(values, -1), more[-1].flatten(1), self.candidates)
+            best = values.gather(1, places)
+        else:
+            best, places = values.topk(self.candidates)
+        return best, places % vocabulary, places // vocabulary

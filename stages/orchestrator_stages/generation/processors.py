@@ -1,0 +1,329 @@
+"""Logits processors of transformers as a module of static shape: their own classes, called with what they look at.
+
+A processor looks at scores, at how many tokens there are, or at the tokens so far. The first is called as it is. The
+second is called with as many ids as there are, one call for each kind of what it does there. The third gets the ids in
+a buffer of fixed length, the last token at its end and before the first one an id that no token has; whether it is
+right there is tried with ids of several lengths when a pipeline is built. What is not, runs on the host.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from orchestrator import HostStage, TensorSpec
+
+__all__ = ["HostProcessors", "ProcessorChain", "follow_processors", "ids_so_far", "to_the_left"]
+
+library: Any = importlib.import_module("transformers.generation.logits_process")
+
+SCORES = (
+    *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TopHLogitsWarper"),
+    *("MinPLogitsWarper", "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper"),
+    *("SuppressTokensLogitsProcessor", "InfNanRemoveLogitsProcessor", "LogitNormalization"),
+)
+"""Classes that look at scores only."""
+
+LENGTH = (
+    *("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor", "ForcedBOSTokenLogitsProcessor"),
+    *("ForcedEOSTokenLogitsProcessor", "SuppressTokensAtBeginLogitsProcessor"),
+)
+"""Classes that look at how many tokens there are, besides."""
+
+IDS = (
+    *("RepetitionPenaltyLogitsProcessor", "NoRepeatNGramLogitsProcessor", "SequenceBiasLogitsProcessor"),
+    "NoBadWordsLogitsProcessor",
+)
+"""Classes that look at the tokens so far, from the last one back."""
+
+COUNTED = (*LENGTH, "ExponentialDecayLengthPenalty")
+"""Classes that look at no id, only at how many there are; here they count from the first new token."""
+
+KINDS = 4
+"""Effects by length that a processor may have on the device: each costs a call in every iteration."""
+
+TRIED = (1, 2, 3, 5, 9)
+"""Numbers of tokens with which a processor is tried on a buffer."""
+
+
+def to_the_left(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Moves padding to the left, wherever it is; the order of tokens stays.
+
+    Args:
+        mask: ``[batch, tokens]``, 0 where there is padding.
+        tensors: ``[..., batch, tokens]``.
+    """
+    # The place of a token counts those behind it, that of padding the padding before it: a permutation of each row.
+    is_token = mask.to(torch.bool)
+    padding = (~is_token).to(torch.int64)
+    places = torch.where(
+        is_token,
+        mask.shape[1] - 1 - is_token.to(torch.int64).flip(1).cumsum(1).flip(1) + 1,
+        padding.cumsum(1) - 1,
+    )
+    return tuple(tensor.scatter(-1, places.expand(tensor.shape), tensor) for tensor in tensors)
+
+
+def ids_so_far(before: Tensor, chosen: Tensor, step: Tensor, filler: int) -> Tensor:
+    """Returns the tokens so far ``[rows, length + new]``, the last one at the end, ``filler`` before the first.
+
+    Args:
+        before: ``[rows, length]``: those before the first new one, filled up on the left in the same way.
+        chosen: ``[rows, new]``: new ones, of which those from ``step`` on are not there yet.
+        step: ``[1]``, int64.
+        filler: An id that no token has.
+    """
+    gap = torch.full_like(chosen, filler)
+    places = torch.arange(before.shape[1] + chosen.shape[1], device=step.device) + step
+    return torch.cat([gap, before, chosen], 1).index_select(1, places)
+
+
+class LibraryProcessor(nn.Module):
+    """A processor of transformers whose tensors are buffers of a module.
+
+    Args:
+        processor: The processor, as ``generate()`` makes it.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        super().__init__()
+        self.kind = type(processor)
+        leaves, self._tree = pytree.tree_flatten(dict(vars(processor)))
+        self._values = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        for place in self._places:
+            self.register_buffer(f"tensor{place}", leaves[place], persistent=False)
+
+    def forward(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns the scores ``[rows, vocabulary]`` as the class changes them.
+
+        Args:
+            ids: ``[rows, length]``.
+            scores: ``[rows, vocabulary]``, float32.
+        """
+        values: list[Any] = list(self._values)
+        for place in self._places:
+            values[place] = getattr(self, f"tensor{place}")
+        processor = object.__new__(self.kind)
+        vars(processor).update(pytree.tree_unflatten(values, self._tree))
+        result: Tensor = processor(ids, scores.clone())
+        return result
+
+
+class LengthProcessor(nn.Module):
+    """A processor that does the same at most lengths.
+
+    Args:
+        processor: The processor.
+        rows: By iteration, which of ``lengths`` it is; -1: it does nothing.
+        lengths: Numbers of tokens, one for each kind of what it does.
+    """
+
+    rows: Tensor
+
+    def __init__(self, processor: LibraryProcessor, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.processor = processor
+        self.lengths = tuple(lengths)
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+
+    def forward(self, scores: Tensor, step: Tensor) -> Tensor:
+        """Returns the scores as the class changes them at an iteration ``step`` ``[1]``, int64."""
+        row = self.rows[step]
+        result = scores
+        for kind, length in enumerate(self.lengths):
+            ids = torch.zeros(scores.shape[0], length, dtype=torch.int64, device=scores.device)
+            result = torch.where(row == kind, self.processor(ids, scores), result)
+        return result
+
+
+class ProcessorChain(nn.Module):
+    """Processors in the order of ``generate()``.
+
+    Args:
+        processors: Modules, each with what its class looks at: ``scores``, ``length``, ``ids``, or ``tokens``: ids
+            without the padding of a prompt.
+        filler: The id that no token has.
+
+    Attributes:
+        reads_ids: Whether one looks at the tokens so far.
+    """
+
+    def __init__(self, processors: Sequence[tuple[str, nn.Module]], filler: int) -> None:
+        super().__init__()
+        self.reads = tuple(reads for reads, _ in processors)
+        self.processors = nn.ModuleList(processor for _, processor in processors)
+        self.filler = filler
+        self.reads_ids = "ids" in self.reads or "tokens" in self.reads
+
+    def forward(self, scores: Tensor, step: Tensor, chosen: Tensor, *prompts: Tensor) -> Tensor:
+        """Returns processed scores.
+
+        Args:
+            scores: ``[rows, vocabulary]``, float32.
+            step: ``[1]``, int64: how many tokens were chosen.
+            chosen: ``[rows, new]``, int64: these.
+            prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``mask``, with a
+                column for each of it, 0 where there is padding.
+        """
+        ids = {"scores": scores.new_zeros(0)}
+        if self.reads_ids:
+            before, mask = prompts
+            bare = torch.where(mask[:, : before.shape[1]] == 0, self.filler, before)
+            for name, prompt in (("ids", before), ("tokens", bare)):
+                if name in self.reads:
+                    ids[name] = ids_so_far(prompt, chosen, step, self.filler)
+        for reads, processor in zip(self.reads, self.processors, strict=True):
+            scores = processor(scores, step) if reads == "length" else processor(ids[reads], scores)
+        return scores
+
+
+def follow_processors(
+    processors: Sequence[Any], before: int, steps: int, vocabulary: int
+) -> ProcessorChain | None:
+    """Returns processors as one module, or None where one of them has to run on the host.
+
+    Args:
+        processors: As ``generate()`` makes them.
+        before: How many tokens there are before the first new one.
+        steps: How many new ones at most.
+        vocabulary: Number of tokens.
+    """
+    chain: list[tuple[str, nn.Module]] = []
+    for processor in processors:
+        name = type(processor).__name__
+        if getattr(library, name, None) is not type(processor):
+            return None
+        # The first call of some classes lays down tensors for this vocabulary; a module has them from the beginning.
+        if name in IDS:
+            processor(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, vocabulary))
+        # Padding that a class leaves out itself, by a tensor of this request, is put out of its sight instead.
+        reads = "ids"
+        if isinstance(vars(processor).get("prompt_ignore_length"), Tensor):
+            processor, reads = copy.copy(processor), "tokens"
+            processor.prompt_ignore_length = None
+        module = LibraryProcessor(processor)
+        if not _is_static(module, vocabulary):
+            return None
+        if name in SCORES:
+            chain.append(("scores", module))
+        elif name in LENGTH:
+            kinds = _kinds(module, before, steps, vocabulary)
+            if kinds is None:
+                return None
+            chain += [("length", LengthProcessor(module, *kinds))] if kinds[1] else []
+        elif name in IDS and _is_right_on_a_buffer(processor, module, vocabulary):
+            chain.append((reads, module))
+        else:
+            return None
+    return ProcessorChain(chain, vocabulary)
+
+
+def _is_static(processor: LibraryProcessor, vocabulary: int) -> bool:
+    """Whether a processor asks no tensor for its content."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        try:
+            processor(torch.zeros(2, max(TRIED), dtype=torch.int64), torch.zeros(2, vocabulary))
+        except Exception:
+            return False
+    return True
+
+
+def _kinds(
+    processor: LibraryProcessor, before: int, steps: int, vocabulary: int
+) -> tuple[list[int], list[int]] | None:
+    """By iteration which kind of effect a processor has, and a length for each; None: too many of them."""
+    probe = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0))
+    effects: list[Tensor] = []
+    lengths: list[int] = []
+    rows = []
+    for step in range(steps):
+        effect = processor(torch.zeros(1, before + step, dtype=torch.int64), probe)
+        row = -1 if effect.equal(probe) else next((k for k, e in enumerate(effects) if e.equal(effect)), None)
+        if row is None:
+            row = len(effects)
+            effects.append(effect)
+            lengths.append(before + step)
+        if len(effects) > KINDS:
+            return None
+        rows.append(row)
+    return rows, lengths
+
+
+def _is_right_on_a_buffer(processor: Any, module: LibraryProcessor, vocabulary: int) -> bool:
+    """Whether a processor does with filled up ids what it does with the ids alone, whatever their number."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, vocabulary, generator=generator)
+    space = max(TRIED) + 2
+    try:
+        for length in TRIED:
+            # Few different tokens, so that they repeat; and the last ones there are, so that no edge is left out.
+            low = torch.randint(max(vocabulary - 3, 0), vocabulary, (2, length), generator=generator)
+            ids = torch.nn.functional.pad(low, (space - length, 0), value=vocabulary)
+            if not module(ids, scores).equal(processor(low, scores.clone())):
+                return False
+    except (RuntimeError, IndexError):
+        return False
+    return True
+
+
+class HostProcessors(HostStage):
+    """Host stage: processors that look at the tokens so far in ways that no device follows.
+
+    Takes ``logits`` ``[batch, ..., vocabulary]``, ``step`` ``[1]``, ``chosen`` ``[batch, ..., new]``, and ``ids`` and
+    ``seen`` ``[batch, tokens]``, the prompts of the request and their mask. Gives ``scores`` like ``logits``.
+
+    Args:
+        processors: The processors.
+        spec: Of the scores.
+        lanes: How many sequences a row has.
+        before: How many tokens the processors think that a prompt has.
+        is_normal: They change logarithms of probabilities, which the logits are made first.
+    """
+
+    def __init__(
+        self, processors: Sequence[Any], spec: TensorSpec, lanes: int, before: int, *, is_normal: bool
+    ) -> None:
+        super().__init__(tag="process")
+        self.processors = tuple(processors)
+        self.lanes = lanes
+        self.before = before
+        self.is_normal = is_normal
+        self.inputs = dict.fromkeys(("logits", "step", "chosen", "ids", "seen"))
+        self.outputs = {"scores": spec}
+
+    def forward(self, logits: Tensor, step: Tensor, chosen: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
+        """Calls them one after another with exactly the tokens that there are."""
+        if self.lanes > 1 and logits.dim() == 2:
+            logits = logits[:, None].expand(-1, self.lanes, -1)
+        scores = logits.flatten(0, -2)
+        ids, seen = to_the_left(seen, ids, seen)
+        padding = (seen != 0).to(torch.int64).argmax(1).repeat_interleave(self.lanes, 0)
+        new = chosen.flatten(0, -2)[:, : int(step)]
+        whole = torch.cat([ids.repeat_interleave(self.lanes, 0), new], 1)
+        scores = scores.log_softmax(-1) if self.is_normal else scores
+        count = whole.new_zeros(len(whole), self.before + int(step))
+        for processor in self.processors:
+            seen_ids = count if type(processor).__name__ in COUNTED else whole
+            scores = bind_request(processor, ids, padding)(seen_ids, scores)
+        return scores.view_as(logits)
+
+
+def bind_request(processor: Any, ids: Tensor, padding: Tensor) -> Any:
+    """Returns a processor that knows the prompts of this request, or what was encoded, and their padding."""
+    # generate() makes processors for each request, of its tensors; these are all that hold one.
+    if isinstance(processor, library.EncoderNoRepeatNGramLogitsProcessor):
+        return type(processor)(processor.ngram_size, ids)
+    bound = copy.copy(processor)
+    if isinstance(processor, library.EncoderRepetitionPenaltyLogitsProcessor):
+        bound.encoder_input_ids = ids
+    if isinstance(vars(processor).get("prompt_ignore_length"), Tensor):
+        bound.prompt_ignore_length = padding
+    return bound

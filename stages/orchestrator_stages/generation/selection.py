@@ -1,0 +1,131 @@
+"""How the next token is chosen: a generation config as ``generate()`` prepares it, and processors made of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from orchestrator import GraphError
+from orchestrator_stages.generation.processors import ProcessorChain, follow_processors
+
+__all__ = ["Selection", "read_selection"]
+
+MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
+"""Ways to choose tokens that are followed."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How tokens are chosen.
+
+    Attributes:
+        config: The generation config, as ``generate()`` prepares it.
+        processors: The processors that ``generate()`` makes of it.
+        before: How many tokens there are before the first new one; of a prompt, which may have any number, an example.
+        new: How many tokens are added at most.
+        pad: What follows the end of a sequence.
+        eos: Tokens that end it.
+    """
+
+    config: Any
+    processors: tuple[Any, ...]
+    before: int
+    new: int
+    pad: int
+    eos: tuple[int, ...]
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether tokens are drawn."""
+        return bool(self.config.do_sample)
+
+    @property
+    def has_beams(self) -> bool:
+        """Whether several sequences of a row compete."""
+        return bool((self.config.num_beams or 1) > 1)
+
+    @property
+    def lanes(self) -> int:
+        """How many sequences are made of each row at the same time."""
+        return max(self.config.num_beams or 1, self.results)
+
+    @property
+    def results(self) -> int:
+        """How many sequences of each row are given back."""
+        return self.config.num_return_sequences or 1
+
+    @property
+    def gap(self) -> int:
+        """What fills a sequence that ended, in beam search: the end where the pad is token 0, as in ``generate()``."""
+        return (self.pad or self.eos[0]) if self.eos else -1
+
+    def follow(self, vocabulary: int) -> ProcessorChain | None:
+        """Returns the processors as a module, or None if they have to run on the host.
+
+        Args:
+            vocabulary: Number of tokens.
+
+        Raises:
+            GraphError: A token that is to be in every sequence is none.
+        """
+        for option in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = getattr(self.config, option)
+            ids = forced if isinstance(forced, list) else [] if forced is None else [forced]
+            unknown = [token for token in ids if not 0 <= token < vocabulary]
+            if unknown:
+                raise GraphError(
+                    f"{option} is {unknown[0]}, but the model knows {vocabulary} tokens.", option=option
+                )
+        return follow_processors(self.processors, self.before, self.new, vocabulary)
+
+
+def read_selection(model: Any, options: Mapping[str, Any], before: int, new: int) -> Selection:
+    """Returns how ``generate()`` of a model would choose tokens.
+
+    Args:
+        model: The model.
+        options: The options of the user.
+        before: How many tokens there are before the first new one.
+        new: How many are added at most.
+
+    Raises:
+        GraphError: In a way that is not followed, or an option has a value that ``generate()`` refuses.
+    """
+    # The steps of generate(), by its own methods: what the config says, which tokens are special, how long it gets.
+    try:
+        config, _ = model._prepare_generation_config(None, **{**options, "max_new_tokens": new})
+        mode = config.get_generation_mode()
+        if mode.value not in MODES:
+            raise GraphError(
+                f"The options ask for {mode.value.replace('_', ' ')}, which is not supported; followed are "
+                f"{', '.join(name.replace('_', ' ') for name in MODES)}.",
+                option="num_beams",
+            )
+        model._prepare_special_tokens(config, True, device=torch.device("cpu"))
+        example = torch.zeros(1, before, dtype=torch.int64)
+        config = model._prepare_generated_length(config, True, True, "input_ids", before, example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            processors = model._get_logits_processor(
+                generation_config=config,
+                input_ids_seq_length=before,
+                encoder_input_ids=example,
+                device=torch.device("cpu"),
+                model_kwargs={"attention_mask": torch.arange(before)[None] > 0},
+            )
+    except (TypeError, ValueError) as error:
+        raise GraphError(
+            f"generate() refuses these options: {error}", option=_culprit(options, error)
+        ) from error
+    eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
+    pad = config._pad_token_tensor
+    return Selection(config, tuple(processors), before, new, 0 if pad is None else int(pad), tuple(eos))
+
+
+def _culprit(options: Mapping[str, Any], error: Exception) -> str | None:
+    """The option that an error of the library is about, if it names one."""
+    return next((option for option in options if option in str(error)), None)
