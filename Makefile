@@ -15,10 +15,10 @@ OUTPUT_OF_EACH := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all check fuzz bench docs architecture clean \
-  check-docs check-types check-code
+  check-docs check-types check-code test-transformers-457
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # torch comes first: asked for by another package, pip would take its newest build instead of the pinned one.
 $(STAMP): pyproject.toml stages/pyproject.toml plugins/neuron/pyproject.toml constraints.txt
@@ -41,6 +41,18 @@ test: $(STAMP) ## run the tests that are quick, on all cores: a few minutes
 
 test-slow: $(STAMP) ## run what `make test` leaves out: slow tests, and all examples of the random ones
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or hypothesis"
+
+# What NxD Inference pins. It lies before the newer version on the path; all other packages are those of the first one.
+OLD_TRANSFORMERS := $(VENV)/transformers-4.57/site-packages
+
+$(OLD_TRANSFORMERS)/.installed: $(STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --upgrade --target $(OLD_TRANSFORMERS) \
+	  'transformers==4.57.6' 'huggingface-hub==0.36.2' 'tokenizers==0.22.2'
+	@touch $@
+
+test-transformers-457: $(OLD_TRANSFORMERS)/.installed ## try a model of each kind on the oldest transformers that is supported
+	PYTHONPATH=$(CURDIR)/$(OLD_TRANSFORMERS) $(BIN)/python -m pytest -q -p no:cacheprovider -m versions \
+	  tests/stages/test_seq2seq_families.py
 
 test-all: test test-slow ## run every test with all examples, as CI does
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from orchestrator_stages import from_transformers
-from tests.stages.tiny_models import FAMILIES, MODELS, generated, inputs, tiny
+from orchestrator_stages.generation.versions import check_version
+from tests.stages.tiny_models import FAMILIES, MODELS, generated, inputs, tiny, transformers
 
 NEW = 8
 LENGTHS = {"speech_to_text": 40, "moonshine": 4000}
@@ -27,6 +29,26 @@ def test_same_as_generate_over_a_batch_of_different_lengths(name: str):
     expected = generated(model, request, max_new_tokens=NEW)
     assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
     assert run(name, model, request).equal(expected)
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("name", ["t5", "marian", "whisper", "gpt2", "trocr", "moonshine", "m2m_100"])
+def test_one_of_each_kind_on_every_version_of_transformers(name: str):
+    """`make test-transformers-457` runs it on the oldest version that is supported."""
+    model, request = tiny(name), inputs(name)
+    assert run(name, model, request).equal(generated(model, request, max_new_tokens=NEW))
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("version", ["4.56.2", "4.9.0", "3.0.2"])
+def test_an_older_version_is_refused_in_words(version: str):
+    with pytest.raises(ImportError, match=rf"needs transformers 4\.57 or newer, but {re.escape(version)} is"):
+        check_version(version)
+
+
+def test_versions_that_are_supported_are_taken():
+    for version in ("4.57.0", "4.57.6", "5.0.0", "5.23.0", "5.24.0.dev0", transformers.__version__):
+        check_version(version)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *(name for name in FAMILIES if not name.startswith("vit-"))])

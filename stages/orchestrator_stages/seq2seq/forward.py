@@ -120,11 +120,13 @@ class DecoderForward(nn.Module):
         self.config = self.model.config if self.is_composite else model.get_decoder().config
         self.slots = slots
         self.is_static = is_static
+        self.own_mask = "attention_mask" if self.is_composite else "decoder_attention_mask"
         self.known = frozenset(inspect.signature(self.model.forward).parameters)
 
     def first(self, token: Tensor, encoded: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Returns the logits after the first token of a sequence, and a cache that holds it and the encoder's part."""
-        return self._read(token, encoded, empty_cross_cache(self.config, self.slots), {})
+        cache = empty_cross_cache(self.config, self.slots)
+        return self._read(token, encoded, cache, {self.own_mask: torch.ones_like(token)[:, None]})
 
     def next(
         self, token: Tensor, encoded: Mapping[str, Tensor], cache: Any, position: Tensor
@@ -140,9 +142,7 @@ class DecoderForward(nn.Module):
         # The mask says which slots are filled; a version of the library that counts for itself is told the position.
         slots = torch.arange(self.slots, device=token.device)
         filled = (slots <= position).to(torch.int64).expand(token.shape[0], -1)
-        own = "attention_mask" if self.is_composite else "decoder_attention_mask"
-        options = {own: filled, "cache_position": position}
-        return self._read(token, encoded, cache, options)
+        return self._read(token, encoded, cache, {self.own_mask: filled, "cache_position": position})
 
     def _read(
         self, token: Tensor, encoded: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
