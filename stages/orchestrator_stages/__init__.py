@@ -7,6 +7,7 @@ In ``demos`` lies one module or package for each ready pipeline:
     faces         a photo in, the faces it shows out
     digits        a prompt in, a picture of a handwritten digit out
     speech        a recording in, what is said in it out
+    chat          a picture of shapes and a question in, the answer in words out
     translate     a text in, its translation out
     scene-text    a photo in, the words it shows out
     sign          a photo of a sign in, what it says in another language out
@@ -62,6 +63,8 @@ STAGES = {
     "digits.painter": ("digits.trained:painter", "latents to pictures"),
     "digits.sheet": ("digits.sheets:Sheet", "host: pictures side by side"),
     "digits.strip": ("digits.sheets:Strip", "host: how pictures came to be, step by step"),
+    "chat.ask": ("chat.ask:Ask", "host: a picture and a question to what a vision-text model takes"),
+    "chat.answer": ("chat.ask:Answer", "host: the tokens of an answer to words"),
     "translate.tokenize": ("translate.tokens:Tokenize", "host: a text to the token ids of its sentences"),
     "translate.encode": ("translate.trained:encode", "sentences to what their translations look up"),
     "translate.begin": ("translate.student:Begin", "what the first token of a translation starts from"),
@@ -85,6 +88,7 @@ PIPELINES = {
     "faces": ("faces.pipeline:faces", "a photo to an annotated photo and its faces"),
     "digits": ("digits.pipeline:digits", "a prompt to a picture of a handwritten digit"),
     "speech": ("speech.pipeline:speech", "a recording to what is said in it"),
+    "chat": ("chat.pipeline:chat", "a picture of shapes and a question to the answer in words"),
     "translate": ("translate.pipeline:translate", "a text to its translation, English and Portuguese"),
     "scene-text": ("scene_text.pipeline:scene_text", "a photo to the words and lines it shows"),
     "sign": ("sign:sign", "a photo of an English sign to what it says in Portuguese"),

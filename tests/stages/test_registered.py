@@ -42,15 +42,17 @@ def load(path: str) -> Any:
 
 def test_the_families_are_there():
     assert set(PIPELINES) == {
-        *("vision-text", "model5", "faces", "digits", "speech"),
+        *("vision-text", "model5", "faces", "digits", "speech", "chat"),
         *("translate", "scene-text", "sign"),
     }
     families = {name.partition(".")[0] for name in STAGES}
-    assert families == {"vision-text", "faces", "digits", "translate", "scene-text", "speech"}
+    assert families == {"vision-text", "faces", "digits", "translate", "scene-text", "speech", "chat"}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_needs_no_options(name):
+    if name.startswith("chat."):
+        pytest.importorskip("transformers")
     assert isinstance(load(STAGES[name])(), ModelWrapper | torch.nn.Module)
 
 
@@ -58,6 +60,8 @@ def test_a_stage_needs_no_options(name):
 def test_a_pipeline_needs_no_options(name):
     if name == "speech" and find_package() is None:
         pytest.skip("its weights are in a package that is not installed")
+    if name == "chat":
+        pytest.importorskip("transformers")
     pipeline = load(PIPELINES[name])()
     assert isinstance(pipeline, Pipeline)
     pipeline.freeze()
