@@ -224,10 +224,10 @@ def refuse_options(
         neutral = table.get(name, ())
         if value in neutral or name in followed:
             continue
+        ways = "" if followed else ": tokens are chosen greedily, or drawn by temperature, top_k and top_p"
         raise GraphError(
             f"The generation config says {name}={value!r}{', which is beam search' * (name == 'num_beams')}. That is "
-            f"not supported: tokens are chosen greedily, or drawn by temperature, top_k and top_p. To go without, "
-            f"pass {name}={neutral[0] if neutral else None!r}.",
+            f"not supported{ways}. To go without, pass {name}={neutral[0] if neutral else None!r}.",
             option=name,
             value=value,
         )
