@@ -144,6 +144,18 @@ def test_the_picture_may_be_of_any_shape():
     model.generation_config = tiny("donut").generation_config
     request = {"pixel_values": torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(0))}
     assert run(model, request).equal(generated(model, request, max_new_tokens=NEW))
+    task = torch.tensor([[7, 8, 9]])
+    expected = generated(model, request, max_new_tokens=NEW, decoder_input_ids=task.expand(2, -1))
+    assert expected[:, :3].equal(task.expand(2, -1))
+    assert run(model, request, decoder_input_ids=task).equal(expected)
+
+
+@pytest.mark.parametrize("beginning", [[[7, 8]], [[START, 7]]])
+def test_sequences_begin_with_what_generate_is_given(beginning: list[list[int]]):
+    model, request = tiny("bart"), inputs("bart")
+    rows = torch.tensor(beginning).expand(3, -1)
+    expected = generated(model, request, max_new_tokens=NEW, decoder_input_ids=rows)
+    assert run(model, request, decoder_input_ids=beginning, batch=(4,), tokens=(16,)).equal(expected)
 
 
 def test_a_model_in_double_precision_is_computed_in_it():

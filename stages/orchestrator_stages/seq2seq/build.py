@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import torch
+
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq.checks import check_prepared
@@ -79,7 +81,8 @@ def from_transformers(
             not depend on it.
         name: The pipeline's name; by default the model's type.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
-            ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like.
+            ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like; and
+            ``decoder_input_ids``, one row that all sequences begin with, such as the task of Donut.
 
     Raises:
         GraphError: The model's family or an option is not supported; the message says which are.
@@ -90,11 +93,14 @@ def from_transformers(
     family = family_of(model)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
+    beginning = None if family.speech else options.pop("decoder_input_ids", None)
     options = read_options(model, family, options)
-    speech = family.speech
     prompt = family.prompt(options)
+    if beginning is not None:
+        options["decoder_start_token_id"], *rest = _beginning(model, options, beginning)
+        prompt = tuple(rest)
     new = length_of(model, family, options, 1 + len(prompt))
-    rules = read_rules({**options, "max_new_tokens": new}, prompt, speech=speech)
+    rules = read_rules({**options, "max_new_tokens": new}, prompt, speech=family.speech)
     _check_length(positions_of(model.get_decoder()), rules)
     # Numbers are drawn by the place of a row, and results are as wide as the longest one: rows are a batch only where
     # host stages on both sides of the networks see all of them.
@@ -118,13 +124,29 @@ def from_transformers(
         draw = pipeline.add("numbers", Numbers(rules.steps, rows), device="host")
         numbers = draw(pipeline.input("seed", int), next(iter(values.values())))
     sequences = decoding.draw(pipeline, "decode", initial_values, numbers, check_every)
-    finish = pipeline.add("finish", FinishSequences(rules, rows, bare=speech), device="host")
+    finish = pipeline.add("finish", FinishSequences(rules, rows, bare=family.speech), device="host")
     ids = finish(sequences)
     pipeline.output("tokens", ids)
     if reader is not None:
         read = pipeline.add("detokenise", Detokenise(reader), device="host")
         pipeline.output("text", read(ids))
     return pipeline
+
+
+def _beginning(model: Any, options: Mapping[str, Any], ids: Any) -> list[int]:
+    """Returns the tokens that every sequence begins with, as ``generate()`` reads ``decoder_input_ids``."""
+    tokens = torch.as_tensor(ids)
+    if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1] or tokens.is_floating_point():
+        raise GraphError(
+            f"decoder_input_ids is one row of ids that all sequences begin with, such as [[5, 6]], not {ids!r:.80}.",
+            option="decoder_input_ids",
+        )
+    row: list[int] = tokens[0].tolist()
+    # Donut begins with its task alone; all others with their start, whether it was given or not.
+    start = options.get("decoder_start_token_id")
+    start = options.get("bos_token_id") if start is None else start
+    is_donut = "donut" in getattr(getattr(model.config, "encoder", None), "model_type", "")
+    return row if is_donut or row[0] == start or not isinstance(start, int) else [start, *row]
 
 
 def _check_length(positions: int | None, rules: Rules) -> None:

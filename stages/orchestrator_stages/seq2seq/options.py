@@ -31,7 +31,7 @@ INPUTS = frozenset({"inputs", "input_ids", "attention_mask", "input_features", "
 
 INSTEAD: Mapping[str, str] = {
     "generation_config": "Set model.generation_config, or pass its options one by one",
-    "decoder_input_ids": "Every sequence begins with decoder_start_token_id, and for Whisper with language and task",
+    "decoder_input_ids": "A sequence of Whisper begins with language and task",
     "streamer": "Watch the tokens with session.stream(requests, partial=('decode.token',))",
     "tokenizer": "Pass it as tokenizer=",
 }
