@@ -15,7 +15,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import torch
 
-from tests.bench import decoding, diffusion, peers, report
+from tests.bench import decoding, diffusion, generation, peers, report
 from tests.bench.measure import Effort, Row
 
 #: Figure to its module; the order of the table.
@@ -30,6 +30,7 @@ FIGURES = {
     "state": "state",
     "neuron": "neuron",
     "decode": "decoding",
+    "generate": "generation",
     "diffusion": "diffusion",
     "peers": "peers",
 }
@@ -76,6 +77,8 @@ def skipped(options: argparse.Namespace) -> list[str]:
         said.append("CUDA: there is no such device here")
     if "decode" in names:
         said += [f"decoding: {name} is not installed" for name in decoding.absent()]
+    if "generate" in names:
+        said += [f"generation: {name} is not installed" for name in generation.absent()]
     if "diffusion" in names:
         said += [f"diffusion: {name} is not installed" for name in diffusion.absent()]
     if "peers" in names:

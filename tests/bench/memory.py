@@ -82,7 +82,7 @@ def _note(kept: str, planned: int) -> str:
     return "the input is made in the call: hand-written code can free it early"
 
 
-class _Peak:
+class Peak:
     """The most memory in use since the object was made, in bytes above what was in use then."""
 
     def __init__(self, device: str) -> None:
@@ -144,7 +144,7 @@ def _one_side(side: str, kept: str, megabytes: int, device: str) -> dict[str, An
 def _kept(
     run: Callable[[Tensor], Tensor], _side: str, _session: Any, _hand: Any, size: int, device: str
 ) -> int:
-    peak = _Peak(device)
+    peak = Peak(device)
     x = torch.zeros(size)
     x.fill_(1)
     for _ in range(REQUESTS):
@@ -154,7 +154,7 @@ def _kept(
 
 def _given_up(_run: Any, side: str, session: Any, hand: Any, size: int, device: str) -> int:
     """No variable and no wrapper holds the input: it is made in the call itself."""
-    peak = _Peak(device)
+    peak = Peak(device)
     for _ in range(REQUESTS):
         if side == "session":
             session(x=torch.ones(size))

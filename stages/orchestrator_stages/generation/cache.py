@@ -80,7 +80,9 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
 
     def _write(self, tensor: Tensor, states: Tensor, dim: int, position: Tensor) -> Tensor:
         """Writes states from a slot on."""
-        places = torch.arange(states.shape[dim], device=states.device) + position
+        places = position.reshape(1)
+        if states.shape[dim] > 1:
+            places = torch.arange(states.shape[dim], device=states.device) + position
         if self.in_place:
             return tensor.index_copy_(dim, places, states)
         return tensor.index_copy(dim, places, states)
