@@ -25,6 +25,7 @@ from tests.stages.generation.small_fields import (
     OVERRIDES,
     PAD,
     SIZES,
+    START,
     WIDTH,
 )
 
@@ -184,6 +185,8 @@ def small_model(entry: GeneratingClass) -> Any:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
         model.generation_config.forced_eos_token_id = None
+        if getattr(config, "is_encoder_decoder", False) and model.generation_config.decoder_start_token_id is None:
+            model.generation_config.decoder_start_token_id = START
         model.generation_config.pad_token_id = PAD
     return model
 
