@@ -135,8 +135,8 @@ def _compare(model: Any, number: int, ours: Tensor, expected: Tensor) -> None:
     difference = (ours - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
     if ours.shape != expected.shape or not difference <= tolerance:
         raise GraphError(
-            f"{type(model).__name__} keeps something between two tokens that its cache does not show: logits of token "
-            f"{number + 1} after a short prompt differ from those of generate() by {float(difference):.2g} of the "
-            "largest.",
+            f"The forward of {type(model).__name__} over a cache of fixed size gives other logits than its generate(): "
+            f"those of token {number + 1} after a short prompt differ by {float(difference):.2g} of the largest. It "
+            "keeps or counts something that the cache does not show.",
             model=model,
         )

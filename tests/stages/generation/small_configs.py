@@ -158,11 +158,12 @@ def small_config(entry: GeneratingClass) -> Any:
     return kind(**values)
 
 
-def small_model(entry: GeneratingClass) -> Any:
+def small_model(entry: GeneratingClass, seed: int = 0) -> Any:
     """Returns a small model of a class, with seeded weights large enough that tokens vary, in eval mode.
 
     Args:
         entry: The class.
+        seed: Of the weights; they are larger with a larger one.
 
     Raises:
         ValueError: It would not be small.
@@ -177,15 +178,18 @@ def small_model(entry: GeneratingClass) -> Any:
         size = sum(weight.numel() for weight in cls(config).parameters())
     if size > MOST_WEIGHTS:
         raise ValueError(f"it has {size} weights")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = cls(small_config(entry)).eval()
     for weight in model.parameters():
         if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=1.7 / math.sqrt(WIDTH))
+            torch.nn.init.normal_(weight, std=(1.7 + seed) / math.sqrt(WIDTH))
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
         model.generation_config.forced_eos_token_id = None
-        if getattr(config, "is_encoder_decoder", False) and model.generation_config.decoder_start_token_id is None:
+        if (
+            getattr(config, "is_encoder_decoder", False)
+            and model.generation_config.decoder_start_token_id is None
+        ):
             model.generation_config.decoder_start_token_id = START
         model.generation_config.pad_token_id = PAD
     return model
@@ -225,6 +229,11 @@ def small_items(entry: GeneratingClass, model: Any) -> dict[str, Any] | None:
     if main != "pixel_values":
         raise ValueError(f"what an item of {main} is")
     vision = getattr(model.config, "vision_config", model.config)
+    types: dict[str, Any] = {name: [] for name in ("token_type_ids", "mm_token_type_ids") if name in names}
+    if "image_grid_thw" in names:
+        merge, frames = getattr(vision, "spatial_merge_size", 1), getattr(vision, "temporal_patch_size", 2)
+        patch = 3 * frames * vision.patch_size**2
+        return {"pixel_values": (16, patch), "image_grid_thw": [[1, 4, 4]], **types, "count": 16 // merge**2}
     side = getattr(vision, "image_size", None)
     if side is None:
         raise ValueError("the size of a picture")
@@ -238,5 +247,4 @@ def small_items(entry: GeneratingClass, model: Any) -> dict[str, Any] | None:
         else features
     )
     parts = [features] if isinstance(features, torch.Tensor) else list(features)
-    types = {name: [] for name in ("token_type_ids", "mm_token_type_ids") if name in names}
     return {"pixel_values": picture, **types, "count": sum(part.shape[:-1].numel() for part in parts)}

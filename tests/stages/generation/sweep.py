@@ -151,22 +151,18 @@ def attempt(entry: GeneratingClass, seeds: int = 4) -> Outcome:
     # A model that this test cannot make or run says nothing; from there on each error but a refusal is a defect.
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
-    try:
-        model = small_model(entry)
-    except Exception as error:
-        return _outcome("untried", f"no small configuration: {type(error).__name__}: {error}")
-    if not callable(getattr(model, "generate", None)):
-        return _outcome("untried", "it has no generate()")
     for seed in range(seeds):
         try:
-            trial = _Trial(entry, model, seed)
-            expected = model.generate(
-                **trial.request, **trial.arguments, max_new_tokens=NEW, do_sample=False, num_beams=1
-            )
+            model = small_model(entry, seed)
         except Exception as error:
-            return _outcome(
-                "untried", f"generate() of its small configuration fails: {type(error).__name__}: {error}"
-            )
+            return _outcome("untried", f"no small configuration: {type(error).__name__}: {error}")
+        try:
+            trial = _Trial(entry, model, seed)
+            options = {"max_new_tokens": NEW, "do_sample": False, "num_beams": 1}
+            expected = model.generate(**trial.request, **trial.arguments, **options)
+        except Exception as error:
+            reason = f"generate() of its small configuration fails: {type(error).__name__}: {error}"
+            return _unsupported(model) or _outcome("untried", reason)
         if not isinstance(expected, Tensor):
             return _outcome("untried", "generate() returns no tokens")
         if len(expected[:, -NEW:].unique()) > 2:
@@ -174,6 +170,17 @@ def attempt(entry: GeneratingClass, seeds: int = 4) -> Outcome:
     else:
         return _outcome("untried", "its small configuration gives the same token again and again")
     return _compare(model, trial, expected)
+
+
+def _unsupported(model: Any) -> Outcome | None:
+    """What says of a class that it is not supported, whatever it is given; None: nothing does."""
+    try:
+        from_transformers(model, batch=(2,), max_new_tokens=NEW)
+    except OrchestratorError as error:
+        return _outcome("refused", error) if "does not support" in str(error) else None
+    except Exception:
+        traceback.print_exc()
+    return None
 
 
 def _compare(model: Any, trial: _Trial, expected: Tensor) -> Outcome:
