@@ -19,6 +19,7 @@ In ``diffusion``, ``generation`` and ``seq2seq`` lie the importers, which are im
 
     from_diffusers      a loaded text-to-image pipeline of diffusers as a pipeline of stages
     from_transformers   a loaded model of transformers that generates as a pipeline of stages
+    register_family     how models of a type are followed, where that differs from all others
 """
 
 from __future__ import annotations
@@ -32,16 +33,25 @@ if TYPE_CHECKING:
     from orchestrator.registry import PipelineRegistry, StageRegistry
     from orchestrator_stages.diffusion.convert import from_diffusers
     from orchestrator_stages.generation.build import from_transformers
+    from orchestrator_stages.generation.families import Family, register_family
 
 __all__ = [
+    "Family",
     "from_diffusers",
     "from_transformers",
     "orchestrator_register_pipelines",
     "orchestrator_register_stages",
+    "register_family",
 ]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"from_diffusers": ".diffusion.convert", "from_transformers": ".generation.build"}
+    __name__,
+    {
+        "Family": ".generation.families",
+        "from_diffusers": ".diffusion.convert",
+        "from_transformers": ".generation.build",
+        "register_family": ".generation.families",
+    },
 )
 
 STAGES = {

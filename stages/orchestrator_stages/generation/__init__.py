@@ -10,6 +10,8 @@
     choose          the next token, and what the sequences of tokens begin and end with
     chat            conversations as prompts, by the chat template of a tokenizer or processor
     options         what the options of generate() say for a model that goes on with its prompt
+    families        exceptions to the one way in which models are followed
+    follow          a model as functions of tensors, as it is or with answers to what its forward asks
     selfcheck       whether a model generates here what it generates by itself
     static_forward  a forward that looks at no value
     checks          what is refused: models that generate nothing, or were changed

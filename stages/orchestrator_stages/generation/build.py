@@ -1,6 +1,6 @@
 """Turn a loaded model of transformers that generates into a pipeline.
 
-    text -> tokenise -> begin -> prefill -> choose -> decode: decode, choose, decode, choose, ... -> finish -> text
+    text -> tokenise -> prefill -> choose -> decode: decode, choose, decode, choose, ... -> finish -> text
 
 The prompt runs once, in a bucket of its length, and lays down its keys and values in a cache. The loop ``decode``
 carries the cache, the last token and which rows have ended; they stay on the device. Only whether all have ended is
@@ -19,19 +19,26 @@ import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.beams import BeamStep, beam_specs
-from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template, of_messages
-from orchestrator_stages.generation.checks import check_generates, following
+from orchestrator_stages.generation.chat import ChatPrompt, PictureChatPrompt, check_template
+from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, WithinReach, token_specs
-from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
+from orchestrator_stages.generation.encoder import ItemEncoder
+from orchestrator_stages.generation.families import family_of
+from orchestrator_stages.generation.follow import AXES, follow
 from orchestrator_stages.generation.generator import Generator, ShortDecode
-from orchestrator_stages.generation.items import ArrangeItems, ItemKind, RopePositions, read_item
+from orchestrator_stages.generation.items import (
+    ArrangeItems,
+    ItemKind,
+    ReadPrompts,
+    RopePositions,
+    read_item,
+    show_item,
+)
 from orchestrator_stages.generation.lanes import SpreadState, lane_specs
 from orchestrator_stages.generation.options import prompt_selection
 from orchestrator_stages.generation.processors import HostProcessors
 from orchestrator_stages.generation.sampling import Noise, SeedState, random_spec
 from orchestrator_stages.generation.selection import Selection
-from orchestrator_stages.generation.selfcheck import check_logits
-from orchestrator_stages.generation.tree import own_tree, text_model
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq import build as seq2seq
 from orchestrator_stages.seq2seq.build import BATCH, TOKENS
@@ -39,9 +46,6 @@ from orchestrator_stages.seq2seq.checks import check_prepared
 from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
 
 __all__ = ["from_transformers"]
-
-AXES = 3
-"""How many dims a position has where it has several: time, height and width."""
 
 READ = 256
 """Below so many tokens, how much of the cache is read makes no difference to speak of."""
@@ -83,6 +87,10 @@ def from_transformers(
     Whisper     ``input_features`` ``[batch, mels, frames]`` ``audio``, a list of waveforms at 16 kHz
     image       ``pixel_values``                             ``image``, a list of pictures
                 ``[batch, channels, height, width]``
+    text with   as its processor gives them: ``input_ids``,  ``text``, with the processor's mark for each picture
+    pictures    ``attention_mask`` and the numbers of all    or recording, and ``image`` or ``audio``, a list of
+    or sound    pictures or recordings, such as              all of them in the order of their marks
+                ``pixel_values``
     =========== ============================================ ==================================================
 
     With ``messages=True`` there is an input ``messages`` in place of ``text``: a conversation, or a list of
@@ -153,19 +161,25 @@ def from_transformers(
     reader = tokenizer or getattr(chat, "tokenizer", chat)
     prompts = _prompt_dim(bare, tokens, selection.new)
     # Conversations come with pictures only where there is a processor that reads them.
-    kind = read_item(bare, example) if not messages or processor is not None else None
-    name = name or config.model_type
+    reads_items = not messages or processor is not None
+    kind = read_item(bare, _example(bare, processor, example)) if reads_items else None
     if kind is None:
-        return _Continuation(bare, selection, rows, prompts, reader, chat).draw(name, cache, check_every)
-    rows, every = Dim("batch", buckets=batch), Dim("items", buckets=items)
-    if not messages:
-        follower = _ItemContinuation(bare, selection, rows, prompts, tokenizer, kind, every)
-        return follower.draw(name, cache, check_every)
-    # A conversation is filled up to the largest sizes, so the model runs at these alone.
-    rows, prompts = (Dim(dim.name, buckets=dim.buckets[-1:]) for dim in (rows, prompts))
-    follower = _ItemContinuation(bare, selection, rows, prompts, None, kind, every)
-    converse = PictureChatPrompt(processor, rows.buckets[-1], prompts.buckets[-1], selection.pad, kind.values)
-    return of_messages(name, converse, follower.draw("model", cache, check_every))
+        text_only = _Continuation(bare, selection, rows, prompts, reader, chat)
+        return text_only.draw(name or config.model_type, cache, check_every)
+    name = name or config.model_type
+    rows, every = Dim("batch", buckets=batch, batch=processor is not None), Dim("items", buckets=items)
+    reader = tokenizer or getattr(processor, "tokenizer", None)
+    preparer = processor if messages else None
+    follower = _ItemContinuation(bare, selection, rows, prompts, reader, preparer, processor, kind, every)
+    return follower.draw(name, cache, check_every)
+
+
+def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What the processor gives for one item: as the user says, else as the model's family does, else as it does."""
+    known = family_of(model).example
+    if example is None and known is not None:
+        return known(model)
+    return show_item(processor, model) if example is None and processor is not None else example
 
 
 def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
@@ -216,24 +230,18 @@ class _Continuation:
         self.chat = chat
         self.slots = tokens.buckets[-1] + selection.new
         self.model = model
-        self.tree: Any = own_tree(model)
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        with following(model):
-            self.generator = self._follow(self.vocabulary)
+        self.generator = self._follow(self.vocabulary)
         self.processors = selection.follow(self.vocabulary)
         self.choose = (BeamStep if selection.has_beams else NextToken)(selection, self.processors)
 
     def _follow(self, vocabulary: int) -> Generator:
-        """The model as functions of tensors, which give what it gives by itself."""
-        generator = Generator(self.tree, self.slots)
-        check_logits(own_tree(self.model), generator, vocabulary)
-        return generator
+        """The model as functions of tensors."""
+        return follow(self.model, self.slots, vocabulary).generator
 
-    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
-        """Draws what runs the prompt; returns what its sequences begin with, and what comes of it."""
-        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask)
-        prefill = pipeline.add("prefill", self.generator.prefill)
-        return begin, prefill(begin["input_ids"], begin["attention_mask"])
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
+        """Draws what runs the prompt, and returns what comes of it."""
+        return pipeline.add("prefill", self.generator.prefill)(ids, mask)
 
     def draw(self, name: str, cache: Iterable[int] | None, check_every: int) -> Pipeline:
         """Draws the pipeline.
@@ -247,7 +255,8 @@ class _Continuation:
         # The prompt, and the first token after it; then loops for all others.
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
-        begin, prompt = self._prefill(pipeline, ids, mask)
+        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask)
+        prompt = self._prefill(pipeline, ids, mask)
         values = {port: begin[port] for port in ("filler", *self._choice_specs)} | {"ids": ids, "seen": mask}
         values["mask"] = prompt["mask"]
         if "before" in self._constants:
@@ -446,45 +455,76 @@ class _ItemContinuation(_Continuation):
         rows: Dim,
         tokens: Dim,
         tokenizer: Any,
+        chat: Any,
+        processor: Any,
         kind: ItemKind,
         items: Dim,
     ) -> None:
         self.kind = kind
+        self.processor = processor
+        self._read: list[Any] = []
         self.items = items
-        self.encoders: list[ItemEncoder] = []
+        self.encoders: tuple[ItemEncoder, ...] = ()
         owners = (getattr(model, "model", None), model)
         self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
-        super().__init__(model, selection, rows, tokens, tokenizer)
+        super().__init__(model, selection, rows, tokens, tokenizer, chat)
 
     def _follow(self, vocabulary: int) -> Generator:
-        """The model as functions of tensors, which give what it gives by itself, features included."""
-        kind = self.kind
-        graph = trace_features(self.tree, kind)
-        self.encoders = [ItemEncoder(part) for part in graph.stages]
-        take_deep_features(self.tree)
-        generator = Generator(text_model(self.tree), self.slots, kind, AXES if self.rope is not None else 0)
-        check_logits(own_tree(self.model), generator, vocabulary, kind, self.encoders, self.rope)
-        return generator
+        """The model as functions of tensors, the encoder of items among them."""
+        stages = follow(self.model, self.slots, vocabulary, self.kind, self.rope)
+        self.encoders = stages.encoders
+        shape, dtype = stages.features
+        self.features = TensorSpec((self.items, *shape), dtype, pad=0)
+        return stages.generator
 
-    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[Any, Any]:
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws the encoder, what puts its features into the prompt, and what runs that."""
-        # The values come as the processor gives them; features stay where they were made until they are merged.
-        values = {name: pipeline.input(name, torch.Tensor) for name in self.kind.values}
-        arrange = pipeline.add("arrange", ArrangeItems(self.kind, self.items), device="host")
-        arranged = arrange(ids, *values.values())
-        features: list[Any] = [arranged[name] for name in values] if len(values) > 1 else [arranged]
+        # Features stay where they were made until they are merged into what the tokens of text are embedded as.
+        first, *features = self._read or self._arrange(pipeline, ids)
         names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
         for name, encoder in zip(names, self.encoders, strict=False):
             features = [pipeline.add(name, encoder, inputs=self._ports(name))(*features)]
-        more = []
+        # What was cut to a request's own size between host stages grows again as a prompt does: by padding.
+        dims = (self.rows, self.tokens)
+        padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad)
+        ports = {"input_ids": padded_ids, "first": None, "features": self.features}
+        merged = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
+        padded_mask = TensorSpec(dims, torch.int64, pad=0)
+        embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0)
+        ports = {"inputs_embeds": embeds, "attention_mask": padded_mask, "types": padded_mask}
+        places = []
         if self.rope is not None:
-            positions = RopePositions(self.rope, self.kind, (self.rows, self.tokens), AXES)
-            more = [pipeline.add("positions", positions, device="host")(ids, mask)]
-        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask, *more)
-        merged = pipeline.add("merge", self.generator.merge)(begin["input_ids"], features[0])
-        places = [begin["position_ids"]] if more else []
-        prefill = pipeline.add("prefill", self.generator.prefill_merged)
-        return begin, prefill(merged["inputs_embeds"], begin["attention_mask"], merged["types"], *places)
+            ports["places"] = TensorSpec((AXES, *dims), torch.int64, pad=0)
+            positions = RopePositions(self.rope, self.kind, dims, AXES)
+            places = [pipeline.add("positions", positions, device="host")(ids, mask)]
+        prefill = pipeline.add("prefill", self.generator.prefill_merged, inputs=ports)
+        return prefill(merged["inputs_embeds"], mask, merged["types"], *places)
+
+    def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        """Draws what reads prompts and items together where there is a processor for both."""
+        if self.processor is None:
+            return super()._prompt(pipeline)
+        if "before" in self._constants:
+            raise GraphError(
+                "Logits processors that look at the prompt are not supported where a processor reads pictures; leave "
+                "out processor= and give the pipeline what it gives.",
+                option="processor",
+            )
+        arguments = (self.processor, self.kind, self.rows, self.tokens, self.items, self.selection.pad)
+        if self.chat is not None:
+            converse = pipeline.add("converse", PictureChatPrompt(*arguments), device="host")
+            ids, mask, *self._read = converse(pipeline.input("messages", list))
+            return ids, mask
+        read = pipeline.add("read", ReadPrompts(*arguments), device="host")
+        values = pipeline.input("text", list), pipeline.input(self.kind.label, list)
+        ids, mask, *self._read = read(*values)
+        return ids, mask
+
+    def _arrange(self, pipeline: Pipeline, ids: Any) -> list[Any]:
+        """Draws what takes items as a processor gave them."""
+        values = [pipeline.input(name, torch.Tensor) for name in self.kind.values]
+        stage = ArrangeItems(self.kind, self.rows, self.items)
+        return list(pipeline.add("arrange", stage, device="host")(ids, *values))
 
     def _ports(self, name: str) -> tuple[str, ...]:
         """What a stage of the encoder takes."""

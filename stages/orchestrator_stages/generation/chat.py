@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
-from orchestrator import Dim, GraphError, HostStage, Pipeline, TensorSpec
+from orchestrator import Dim, GraphError, HostStage, TensorSpec
+from orchestrator_stages.generation.items import ReadPrompts
 
-__all__ = ["ChatPrompt", "PictureChatPrompt", "check_template", "of_messages"]
+__all__ = ["ChatPrompt", "PictureChatPrompt", "check_template"]
 
 _AS_GENERATE_TAKES: Mapping[str, Any] = {
     "padding_side": "left",
@@ -90,109 +90,28 @@ class ChatPrompt(HostStage):
         return inputs["input_ids"], inputs["attention_mask"]
 
 
-class PictureChatPrompt(HostStage):
-    """Host stage: conversations with pictures to what the model takes, filled up to one size.
+class PictureChatPrompt(ReadPrompts):
+    """Host stage: conversations with pictures, to tokens and what an encoder takes.
 
     Takes ``messages`` as :class:`ChatPrompt` does; a content may be a list of parts, such as ``{"type": "text", "text":
     ...}`` and ``{"type": "image", "image": ...}``, with a picture of Pillow or a tensor ``[height, width, 3]`` uint8.
-    Gives ``input_ids`` and ``attention_mask`` ``[rows, tokens]``, int64, and what the processor makes of all pictures.
-
-    Args:
-        processor: A processor with a chat template.
-        rows: How many conversations there are at most; rows without one are all padding.
-        tokens: How long one is at most, the tokens of its pictures included.
-        pad: What fills up the ids.
-        pictures: What the model takes of one picture, by name.
+    Gives what :class:`~orchestrator_stages.generation.items.ReadPrompts` gives.
     """
 
-    def __init__(
-        self, processor: Any, rows: int, tokens: int, pad: int, pictures: Mapping[str, Tensor]
-    ) -> None:
-        super().__init__(tag="converse")
-        self.processor = processor
-        self.rows = rows
-        self.longest = tokens
-        self.pad = pad
-        self.pictures = dict(pictures)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.inputs = {"messages": list}
-        self.outputs = {
-            "input_ids": TensorSpec((rows, tokens), torch.int64),
-            "attention_mask": TensorSpec((rows, tokens), torch.int64),
-            **dict.fromkeys(self.pictures, torch.Tensor),
-        }
 
-    def forward(self, messages: list[Any]) -> dict[str, Tensor]:
+    def forward(self, messages: list[Any]) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Reads the conversations.
 
         Raises:
-            ValueError: There is none, or there are too many, one is not made as the template takes it, or one is too
-                long.
+            ValueError: There is none, one is not made as the template takes it, or one is too long.
         """
-        # The processor fills up on the left as far as the longest one needs; what is missing of both sizes comes here.
         conversations = read_conversations(messages)
-        if len(conversations) > self.rows:
-            raise ValueError(
-                f"There are {len(conversations)} conversations, but the largest batch is {self.rows}. Give "
-                "from_transformers a larger one: batch=(...)."
-            )
         texts = [_text(self.processor, conversation) for conversation in conversations]
         images = [list(_images(conversation)) for conversation in conversations]
-        inputs = self.processor(
-            text=texts, images=images if any(images) else None, padding=True, **_AS_GENERATE_TAKES
-        )
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        _check_length(mask, self.longest)
-        missing = (self.longest - ids.shape[1], 0, 0, self.rows - len(ids))
-        return {
-            "input_ids": functional.pad(ids, missing, value=self.pad),
-            "attention_mask": functional.pad(mask, missing),
-            **{name: inputs.get(name, item[:0]) for name, item in self.pictures.items()},
-        }
-
-
-class Reply(HostStage):
-    """Host stage: the tokens of prompts with their answers to the answers of the conversations.
-
-    Takes ``tokens`` ``[rows, length]`` and ``messages``. Gives ``text``, a list of strings without special tokens.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        longest: How long a prompt is.
-    """
-
-    def __init__(self, tokenizer: Any, longest: int) -> None:
-        super().__init__(tag="reply")
-        self.tokenizer = tokenizer
-        self.longest = longest
-        self.inputs = {"tokens": None, "messages": list}
-        self.outputs = {"text": list}
-
-    def forward(self, tokens: Tensor, messages: list[Any]) -> list[str]:
-        """Reads them."""
-        rows = tokens[: len(read_conversations(messages)), self.longest :]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-
-
-def of_messages(name: str, converse: PictureChatPrompt, model: Pipeline) -> Pipeline:
-    """Puts a model that takes prompts with pictures between conversations and their answers.
-
-    Args:
-        name: The name of the pipeline.
-        converse: What reads conversations.
-        model: The pipeline of the model, which gives ``tokens``; what it takes besides is an input here as well.
-    """
-    pipeline = Pipeline(name)
-    messages = pipeline.input("messages", list)
-    prompt = pipeline.add("converse", converse, device="host")(messages)
-    inputs = {
-        port: prompt[port] if port in converse.outputs else pipeline.input(port, spec)
-        for port, spec in model.freeze().inputs.items()
-    }
-    tokens = pipeline.add("model", model)(**inputs)
-    reply = Reply(converse.processor.tokenizer, converse.longest)
-    pipeline.output("tokens", tokens)
-    pipeline.output("text", pipeline.add("reply", reply, device="host")(tokens, messages))
-    return pipeline
+        return self.read(texts, images if any(images) else [], add_special_tokens=False)
 
 
 def read_conversations(messages: list[Any]) -> list[Any]:

@@ -35,7 +35,7 @@ def token_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
 
 
 class BeginTokens(nn.Module):
-    """Brings a prompt into the form in which a model generates, and begins the sequences of new tokens.
+    """Begins the sequences of new tokens.
 
     Args:
         selection: How tokens are chosen.
@@ -47,36 +47,29 @@ class BeginTokens(nn.Module):
         self.selection = selection
         self.filler = filler
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Returns the prompt padded on the left, and what the choice of the first token takes.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Returns what the choice of the first token takes.
 
         Args:
             input_ids: ``[batch, tokens]``, int64, below 0 where the bucket is larger than the request.
             attention_mask: The same, 0 where there is padding. A row of zeros fills up the batch: it is finished
                 before it begins.
-            position_ids: ``[axes, batch, tokens]``, int64, where a position has several dims.
 
         Returns:
-            ``input_ids`` and ``attention_mask``; ``before`` ``[batch, tokens]``: the prompt with its own padding, as
+            ``before`` ``[batch, tokens]``: the prompt with its own padding, as
             ``generate()`` gets it, and the filler before it; ``filler`` ``[batch]``, bool: rows that fill up the batch;
             and what :func:`token_specs` or :func:`~orchestrator_stages.generation.beams.beam_specs` name.
         """
         # Padding goes to the left, and what only the bucket adds to the left of that.
         selection = self.selection
-        more = () if position_ids is None else (position_ids,)
-        ids, mask, *more_left = to_the_left(attention_mask, input_ids, attention_mask, *more)
+        ids, mask = to_the_left(attention_mask, input_ids, attention_mask)
         is_own = (ids >= 0).to(torch.int64)
         own, before = to_the_left(is_own, is_own, ids)
         before = torch.where(own.to(torch.bool), before, self.filler)
         is_filler = ~mask.to(torch.bool).any(1)
         values = {
-            "input_ids": torch.where(ids < 0, selection.pad, ids),
-            "attention_mask": mask,
             "before": before,
             "filler": is_filler,
-            **dict(zip(("position_ids",), more_left, strict=False)),
         }
         if selection.has_beams:
             return values | begin_beams(selection, is_filler)

@@ -6,9 +6,10 @@ which computes nothing: whatever the cache holds then is what a loop has to carr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
 from orchestrator_stages.generation.items import ItemKind
 from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_lanes
+from orchestrator_stages.generation.processors import to_the_left
 from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.generation.static_forward import StaticForward
 
 __all__ = ["Generator", "ShortDecode"]
 
@@ -43,6 +46,8 @@ class Generator(nn.Module):
         slots: How many tokens the cache holds, prompt included.
         kind: The items among the tokens of its prompts; None: there are none.
         axes: How many dims the position of a token has; 0: it is a number.
+        is_static: See :class:`~orchestrator_stages.generation.static_forward.StaticForward`.
+        empty_cache: Of the model's config and a number of slots, a cache that keeps one size.
 
     Attributes:
         aliases: Of what is carried, what :meth:`decode` writes in place: each is itself, updated.
@@ -51,10 +56,21 @@ class Generator(nn.Module):
         GraphError: The model cannot be followed.
     """
 
-    def __init__(self, model: Any, slots: int, kind: ItemKind | None = None, axes: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        kind: ItemKind | None = None,
+        axes: int = 0,
+        *,
+        is_static: bool = False,
+        empty_cache: Callable[[Any, int], Any] = empty_cache,
+    ) -> None:
         super().__init__()
         self.model = model
         self.slots = slots
+        self.is_static = is_static
+        self._empty_cache = empty_cache
         self.item_token = -1 if kind is None else kind.token
         self.types = () if kind is None else kind.types
         self.axes = axes
@@ -78,7 +94,7 @@ class Generator(nn.Module):
 
     def _trial(self, batch: int) -> tuple[CacheTemplate, dict[str, Tensor]]:
         """Runs the prompt over fake tensors: the cache that it leaves, and the tensors in it."""
-        cache = empty_cache(self.model.config, self.slots)
+        cache = self._empty_cache(self.model.config, self.slots)
         device = next(self.model.parameters()).device
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
@@ -132,15 +148,22 @@ class Generator(nn.Module):
         return specs
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings of tokens."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.dtype
+
+    @property
     def specs_names(self) -> tuple[str, ...]:
         """What :meth:`decode` takes after token and mask, by name and in order."""
         return ("position", "place", *self._template.names)
 
-    def merge(self, input_ids: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def merge(self, input_ids: Tensor, first: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Puts features into the embeddings of a prompt, where its tokens stand for them.
 
         Args:
             input_ids: ``[batch, tokens]``, int64.
+            first: ``[batch]``, int64: how many such tokens are in the rows before.
             features: ``[items, count, width]``: one for each such token of all prompts, in their order; what is left
                 over is read by nothing.
 
@@ -149,10 +172,10 @@ class Generator(nn.Module):
             features.
         """
         is_item = input_ids == self.item_token
-        text = self.model.get_input_embeddings()(torch.where(is_item, 0, input_ids))
+        text = self.model.get_input_embeddings()(torch.where(is_item, 0, input_ids).clamp(min=0))
         rows = features.flatten(0, 1).to(text.dtype)
-        place = (is_item.flatten().cumsum(0) - 1).clamp(min=0, max=rows.shape[0] - 1)
-        parts = rows.index_select(0, place).view(*text.shape[:2], rows.shape[1])
+        place = (first[:, None] + is_item.cumsum(1) - 1).clamp(min=0, max=rows.shape[0] - 1)
+        parts = rows.index_select(0, place.flatten()).view(*text.shape[:2], rows.shape[1])
         # Features for layers of the decoder come behind those in place of tokens; text has none.
         text = torch.nn.functional.pad(text, (0, rows.shape[1] - text.shape[2]))
         return {
@@ -167,7 +190,7 @@ class Generator(nn.Module):
 
         Args:
             inputs_embeds: ``[batch, tokens, width]``.
-            attention_mask: ``[batch, tokens]``, int64, padded on the left.
+            attention_mask: ``[batch, tokens]``, int64, 0 where there is padding, on any side.
             types: The same, 1 where there are features.
             places: ``[axes, batch, tokens]``, int64: positions in several dims.
 
@@ -181,14 +204,14 @@ class Generator(nn.Module):
         """Runs a prompt.
 
         Args:
-            input_ids: ``[batch, tokens]``, int64, padded on the left.
-            attention_mask: The same, 0 where there is padding.
+            input_ids: ``[batch, tokens]``, int64, below 0 where a bucket is larger than a request.
+            attention_mask: The same, 0 where there is padding, on any side.
 
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32; ``mask`` ``[batch, slots]`` over the cache;
             and what :meth:`decode` takes.
         """
-        return self._begin({"input_ids": input_ids}, attention_mask)
+        return self._begin({"input_ids": input_ids.clamp(min=0)}, attention_mask)
 
     def _begin(
         self,
@@ -197,10 +220,18 @@ class Generator(nn.Module):
         places: Tensor | None = None,
         more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        # Prompts come padded on either side, and at a bucket's end; a model goes on with the last token.
+        ((name, tokens),) = shown.items()
+        tokens = tokens if tokens.dim() == 2 else tokens.movedim(-1, 0)
+        (tokens,) = to_the_left(mask, tokens)
+        shown = {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}
+        more = {name: to_the_left(mask, value)[0] for name, value in (more or {}).items()}
+        places = None if places is None else to_the_left(mask, places)[0]
+        (mask,) = to_the_left(mask, mask)
         if places is None:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             places = places.expand(self.axes, *places.shape) if self.axes else places
-        cache = empty_cache(self.model.config, self.slots)
+        cache = self._empty_cache(self.model.config, self.slots)
         logits = self._run(shown, mask, places, cache, 0, more)
         behind = mask.new_ones(mask.shape[0], self.slots - mask.shape[1])
         return {
@@ -312,7 +343,8 @@ class Generator(nn.Module):
             is_first = isinstance(first, int)
             arguments = {"input_ids": None, **arguments}
             arguments = self.model.prepare_inputs_for_generation(**arguments, is_first_iteration=is_first)
-        out = self.model(**arguments, return_dict=True)
+        with StaticForward() if self.is_static else contextlib.nullcontext():
+            out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits
 

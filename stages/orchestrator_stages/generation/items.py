@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orchestrator import Dim, GraphError, HostStage, InputError, TensorSpec
 
-__all__ = ["ArrangeItems", "ItemKind", "RopePositions", "read_item"]
+__all__ = ["ArrangeItems", "ItemKind", "ReadPrompts", "RopePositions", "read_item", "show_item"]
 
 TOKENS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 """By the argument of forward that has the numbers of an item, what its tokens are called in configs."""
@@ -80,6 +80,17 @@ def _default_item(model: Any) -> dict[str, Tensor]:
         )
     height, width = (side, side) if isinstance(side, int) else side
     return {"pixel_values": torch.zeros(1, getattr(vision, "num_channels", 3), height, width)}
+
+
+def show_item(processor: Any, model: Any) -> dict[str, Any] | None:
+    """Returns what a processor gives for one grey picture and a prompt; None: it has no mark for one."""
+    mark = getattr(processor, "image_token", None)
+    if not isinstance(mark, str) or "pixel_values" not in inspect.signature(model.forward).parameters:
+        return None
+    side = getattr(getattr(model.config, "vision_config", None), "image_size", None)
+    height, width = (side, side) if isinstance(side, int) else side or (224, 224)
+    picture = torch.full((height, width, 3), 127, dtype=torch.uint8).numpy()
+    return dict(processor(text=[mark], images=[picture], return_tensors="pt"))
 
 
 def read_item(model: Any, example: Mapping[str, Any] | None) -> ItemKind | None:
@@ -149,33 +160,42 @@ def _count(model: Any, label: str, arguments: Mapping[str, Tensor]) -> int:
     return sum(part.shape[:-1].numel() for part in parts)
 
 
+def arranged_specs(kind: ItemKind, rows: Dim, items: Dim) -> dict[str, TensorSpec]:
+    """What :class:`ArrangeItems` gives, by name."""
+    return {
+        "first": TensorSpec((rows,), torch.int64, pad=0),
+        **{
+            name: TensorSpec((items, *value.shape), value.dtype, pad=0) for name, value in kind.values.items()
+        },
+    }
+
+
 class ArrangeItems(HostStage):
     """Host stage: what a processor gave for all items, one after the other, with a dim for the items in front.
 
-    Takes ``input_ids`` and the values. Gives the values ``[items, ...]``; where a request has none, one of zeros, which
-    nothing reads.
+    Takes ``input_ids`` and the values. Gives ``first`` ``[batch]``, int64: how many of the tokens that stand for items
+    are in the rows before; and the values ``[items, ...]``, one of zeros, which nothing reads, where there is none.
 
     Args:
         kind: What the items are.
-        items: Their dim.
+        rows: The dim of the prompts.
+        items: The dim of the items.
     """
 
-    def __init__(self, kind: ItemKind, items: Dim) -> None:
+    def __init__(self, kind: ItemKind, rows: Dim, items: Dim) -> None:
         super().__init__(tag="arrange")
         self.kind = kind
         self.inputs = {"input_ids": None, **dict.fromkeys(kind.values)}
-        self.outputs = {
-            name: TensorSpec((items, *value.shape), value.dtype, pad=0) for name, value in kind.values.items()
-        }
+        self.outputs = arranged_specs(kind, rows, items)
 
-    def forward(self, input_ids: Tensor, *values: Tensor) -> tuple[Tensor, ...] | Tensor:
+    def forward(self, input_ids: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         """Arranges them.
 
         Raises:
             InputError: The prompts have places for more of them, or for fewer.
         """
-        places = int((input_ids == self.kind.token).sum())
-        results = []
+        numbers = (input_ids == self.kind.token).sum(1)
+        places, results = int(numbers.sum()), [numbers.cumsum(0) - numbers]
         for (name, item), value in zip(self.kind.values.items(), values, strict=True):
             number, rest = divmod(value.shape[0], item.shape[0])
             if rest or number * self.kind.count != places:
@@ -187,7 +207,74 @@ class ArrangeItems(HostStage):
                 )
             arranged = value.reshape(number, *item.shape).to(item.dtype)
             results.append(arranged if number else torch.zeros(1, *item.shape, dtype=item.dtype))
-        return tuple(results) if len(results) > 1 else results[0]
+        return tuple(results)
+
+
+class ReadPrompts(HostStage):
+    """Host stage: texts with pictures or recordings among them, to tokens and what an encoder takes.
+
+    Takes ``text``, a list of strings with a mark for each item, as the processor has it, and ``image`` or ``audio``, a
+    list of all items in the order of their marks, or a list of such lists, one for each text. Gives ``input_ids`` and
+    ``attention_mask`` ``[batch, tokens]``, int64, padded on the left, and the values ``[items, ...]``.
+
+    Args:
+        processor: A processor of transformers.
+        kind: What the items are.
+        rows: The dim of the texts.
+        tokens: The dim of the ids; a prompt that is longer than its largest bucket is refused.
+        items: The dim of the items.
+        pad: What fills up the ids.
+    """
+
+    def __init__(self, processor: Any, kind: ItemKind, rows: Dim, tokens: Dim, items: Dim, pad: int) -> None:
+        super().__init__(tag="read")
+        self.processor = processor
+        self.arrange = ArrangeItems(kind, rows, items)
+        self.longest = tokens.buckets[-1]
+        self.inputs = {"text": list, kind.label: list}
+        self.outputs = {
+            "input_ids": TensorSpec((rows, tokens), torch.int64, pad=pad),
+            "attention_mask": TensorSpec((rows, tokens), torch.int64, pad=0),
+            **arranged_specs(kind, rows, items),
+        }
+
+    def forward(self, text: list[str], items: list[Any]) -> tuple[Tensor, ...]:
+        """Reads them; raises as :meth:`read` does."""
+        return self.read(text, items)
+
+    def read(self, text: list[str], items: list[Any], **more: Any) -> tuple[Tensor, ...]:
+        """Reads prompts.
+
+        Args:
+            text: The prompts.
+            items: Their items.
+            more: Options of the tokenizer.
+
+        Raises:
+            ValueError: A prompt is longer than the largest bucket, or an item has another grid or size than others.
+            InputError: The prompts have marks for more items, or for fewer.
+        """
+        # The processor sees everything at once; what it says of the items has to be what the pipeline was made for.
+        kind = self.arrange.kind
+        label = "images" if kind.label == "image" else kind.label
+        options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **more}
+        result = self.processor(text=text, **({label: items} if items else {}), **options)
+        ids, mask = result["input_ids"], result["attention_mask"]
+        if ids.shape[1] > self.longest:
+            raise ValueError(
+                f"The longest prompt has {ids.shape[1]} tokens with its {kind.label}s, but the largest bucket is "
+                f"{self.longest}. Shorten it, or give from_transformers larger buckets: tokens=(...)."
+            )
+        for name, value in kind.constants.items() if items else ():
+            rows = result[name].reshape(-1, *value.shape[1:])
+            if not all(part.equal(value) for part in rows.split(value.shape[0])):
+                raise ValueError(
+                    f"{name} of the {kind.label}s is {rows.tolist()}, but the pipeline was made for {value.tolist()} "
+                    "each. Bring them to one size, or make a pipeline for these: example=processor(...)."
+                )
+        none = {name: item.new_zeros(0, *item.shape[1:]) for name, item in kind.values.items()}
+        values = (result[name] if items else none[name] for name in kind.values)
+        return (ids, mask, *self.arrange.forward(ids, *values))
 
 
 class RopePositions(HostStage):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from orchestrator import GraphError, StageError
-from orchestrator_stages import from_transformers
-from tests.stages.generation.tiny import PAD
+from orchestrator_stages import Family, from_transformers, register_family
+from orchestrator_stages.generation import families
+from tests.stages.generation.tiny import PAD, transformers
 from tests.stages.generation.tiny_items import ITEM, MODELS, item_of, items_in, tiny_with_items
 
 NEW = 4
@@ -84,3 +85,59 @@ def test_an_example_says_what_the_config_does_not():
         from_transformers(tiny_with_items("llava"), example={"input_ids": torch.ones(1, 4)})
     with pytest.raises(GraphError, match="tokens="):
         pipeline_of("llava", tiny_with_items("llava"), tokens=(4,), max_new_tokens=1)
+
+
+def llava_processor() -> Any:
+    """The library's own processor of Llava, with words that are numbers."""
+    words = {"<pad>": PAD, "<image>": ITEM, **{str(token): token for token in range(2, 90)}}
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>")
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    pictures = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    return transformers.LlavaProcessor(
+        pictures,
+        fast,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+
+
+def test_texts_and_pictures_go_in_with_a_processor():
+    model, processor = tiny_with_items("llava"), llava_processor()
+    generator = torch.Generator().manual_seed(0)
+    pictures = [
+        torch.randint(0, 256, (20, 24, 3), dtype=torch.uint8, generator=generator).numpy() for _ in range(2)
+    ]
+    text = ["5 <image> 6 <image> 7", "8 9"]
+    request = processor(text=text, images=pictures, return_tensors="pt", padding=True, padding_side="left")
+    expected = model.generate(**request, max_new_tokens=NEW, do_sample=False)
+    pipeline = from_transformers(
+        model, None, processor, max_new_tokens=NEW, batch=(2,), tokens=(12,), items=(2,)
+    )
+    with pipeline.plan().load() as session:
+        result = session(text=text, image=pictures)
+        assert result["tokens"].equal(expected)
+        assert result["text"] == processor.batch_decode(expected[:, request["input_ids"].shape[1] :])
+        with pytest.raises(StageError, match="largest bucket is 12"):
+            session(text=["<image> <image> <image> 5"], image=[*pictures, pictures[0]])
+
+
+def test_a_family_may_say_how_its_models_are_followed():
+    trees = []
+    family = Family(prepare=lambda tree: trees.append(tree) or tree, example=lambda _: item_of("llava"))
+    register_family("llava", family)
+    try:
+        model = tiny_with_items("llava")
+        from_transformers(model, batch=(1,), tokens=(8,), max_new_tokens=2)
+        assert [type(tree) for tree in trees] == [type(model)]
+        assert trees[0] is not model
+        with pytest.raises(GraphError, match="'llava' have a family already"):
+            register_family("llava", family)
+    finally:
+        families._FAMILIES.pop("llava")
