@@ -15,6 +15,8 @@
     selfcheck       whether a model generates here what it generates by itself
     static_forward  a forward that looks at no value
     checks          what is refused: models that generate nothing, or were changed
+    continuation    a model that goes on with its prompt, as a pipeline
+    item_continuation    the same with pictures or recordings in the prompt
     build           `from_transformers`
 
 Nothing here is written for a family: what a model keeps between two tokens is whatever its forward puts into the cache.

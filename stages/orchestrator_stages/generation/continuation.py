@@ -1,0 +1,273 @@
+"""Draw a model that goes on with its prompt: the prompt, the first token, and a loop for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator_stages.generation.beams import BeamStep, beam_specs
+from orchestrator_stages.generation.chat import ChatPrompt
+from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextToken, WithinReach, token_specs
+from orchestrator_stages.generation.follow import follow
+from orchestrator_stages.generation.generator import Generator, ShortDecode
+from orchestrator_stages.generation.lanes import SpreadState, lane_specs
+from orchestrator_stages.generation.processors import HostProcessors
+from orchestrator_stages.generation.sampling import Noise, SeedState, random_spec
+from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
+
+__all__ = ["Continuation"]
+
+BUCKET = -1
+"""What fills a prompt up to its bucket: less than any token."""
+
+READ = 256
+"""Below so many tokens, how much of the cache is read makes no difference to speak of."""
+
+
+def _reaches(sizes: Iterable[int] | None, prompts: Dim, new: int) -> list[int]:
+    """How much of the cache is read, loop by loop; the last is all of it.
+
+    Raises:
+        GraphError: A size is none.
+    """
+    longest = prompts.buckets[-1] + new
+    if sizes is None:
+        sizes = (READ << power for power in range((longest // READ).bit_length()))
+    sizes = list(sizes)
+    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
+    if wrong:
+        raise GraphError(f"cache= has lengths, ints of at least 1, not {wrong[0]!r}.", option="cache")
+    # The first token after the prompt is read by the first loop at the earliest, in the slot behind it.
+    return [*sorted({size for size in sizes if prompts.buckets[0] < size < longest}), longest]
+
+
+class Continuation:
+    """A model that goes on with its prompt, and what its pipeline is drawn of."""
+
+    def __init__(
+        self, model: Any, selection: Selection, rows: Dim, tokens: Dim, tokenizer: Any, chat: Any = None
+    ) -> None:
+        self.selection = selection
+        self.rows = rows
+        self.tokens = tokens
+        self.tokenizer = tokenizer
+        self.chat = chat
+        self.slots = tokens.buckets[-1] + selection.new
+        self.model = model
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.generator = self._follow(self.vocabulary)
+        self.processors = selection.follow(self.vocabulary)
+        self.choose = (BeamStep if selection.has_beams else NextToken)(selection, self.processors)
+
+    def _follow(self, vocabulary: int) -> Generator:
+        """The model as functions of tensors."""
+        return follow(self.model, self.slots, vocabulary).generator
+
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
+        """Draws what runs the prompt, and returns what comes of it."""
+        return pipeline.add("prefill", self.generator.prefill)(ids, mask)
+
+    def draw(self, name: str, cache: Iterable[int] | None, check_every: int) -> Pipeline:
+        """Draws the pipeline.
+
+        Args:
+            name: Its name.
+            cache: How much of the cache may be read by itself; None: as usual.
+            check_every: Iterations between two looks at what ends a loop; of several loops none may run too often, so
+                each iteration is looked at.
+        """
+        # The prompt, and the first token after it; then loops for all others.
+        pipeline = Pipeline(name)
+        ids, mask = self._prompt(pipeline)
+        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask)
+        prompt = self._prefill(pipeline, ids, mask)
+        values = {port: begin[port] for port in ("filler", *self._choice_specs)} | {"ids": ids, "seen": mask}
+        values["mask"] = prompt["mask"]
+        if "before" in self._constants:
+            values["before"] = begin["before"]
+        if self.selection.is_sampling:
+            values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
+        values |= self._choose(pipeline, prompt["logits"], values)
+        names = tuple(self.generator.specs(self.rows))
+        state = [prompt[port] for port in names]
+        if self.selection.lanes > 1:
+            dims = self.generator.batch_dims()
+            spread = pipeline.add("spread", SpreadState(names, dims, self.selection.lanes), inputs=names)
+            outputs = spread(*state)
+            state = [outputs[port] for port in names]
+        values |= dict(zip(names, state, strict=True))
+        results = ("sequences", "beams") if self.selection.has_beams else ("chosen",)
+        inputs = {port: values[port] for port in self._constants}
+        carries = {port: values[port] for port in self._carries}
+        # Beams, lanes and what the host does in between read all of the cache.
+        is_plain = (
+            self.selection.lanes == 1 and self.processors is not None and not self.selection.is_sampling
+        )
+        reaches = _reaches(cache, self.tokens, self.selection.new)
+        if len(reaches) == 1 or not is_plain:
+            body, most = self._body(), self.selection.new - 1
+            chosen = pipeline.loop(
+                "decode",
+                body,
+                carry=carries,
+                inputs=inputs,
+                until="done",
+                max_steps=most,
+                check_every=check_every,
+                outputs=results,
+            )
+        else:
+            chosen = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
+        # What comes out is as generate() returns it, prompts first.
+        finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
+        sequences, added = finish(ids, *(chosen if len(results) > 1 else (chosen,)))
+        pipeline.output("tokens", sequences)
+        if self.tokenizer is not None:
+            read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
+            pipeline.output("text", read(added))
+        return pipeline
+
+    def _chain(
+        self,
+        pipeline: Pipeline,
+        carries: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        reaches: Sequence[int],
+    ) -> Any:
+        """Draws a loop for each bucket of the cache, one after the other; returns what was chosen."""
+        # A loop begins where the one before it ended, or behind the prompt: it has no more slots of its own than that.
+        start = self.tokens.buckets[0]
+        for reach in reaches:
+            enters = pipeline.add(f"within-{reach}", WithinReach(reach))(carries["done"], carries["position"])
+            results = pipeline.loop(
+                f"decode-{reach}",
+                self._body(reach),
+                carry=carries,
+                inputs=inputs,
+                until="leave",
+                condition=enters,
+                max_steps=min(reach - start, self.selection.new - 1),
+                outputs=tuple(carries),
+            )
+            carries, start = {port: results[port] for port in carries}, reach
+        return carries["chosen"]
+
+    def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        # What a bucket adds to a request is no padding of its own: it is below every id.
+        if self.chat is not None:
+            converse = ChatPrompt(self.chat, self.rows, self.tokens, BUCKET)
+            ids, mask = pipeline.add("converse", converse, device="host")(pipeline.input("messages", list))
+            return ids, mask
+        if self.tokenizer is not None:
+            stage = Tokenise(self.tokenizer, self.rows, self.tokens, BUCKET, side="left")
+            ids, mask = pipeline.add("tokenise", stage, device="host")(pipeline.input("text", list))
+            return ids, mask
+        dims = (self.rows, self.tokens)
+        return (
+            pipeline.input("input_ids", TensorSpec(dims, torch.int64, pad=BUCKET)),
+            pipeline.input("attention_mask", TensorSpec(dims, torch.int64, pad=0)),
+        )
+
+    @property
+    def _choice_specs(self) -> dict[str, TensorSpec]:
+        """What the choice of a token takes besides logits, and gives to the next one."""
+        return (beam_specs if self.selection.has_beams else token_specs)(self.selection, self.rows)
+
+    @property
+    def _carries(self) -> Sequence[str]:
+        """What one iteration gives to the next."""
+        given = ("token", "origin") if self.selection.has_beams else ("token",)
+        random = ("random",) if self.selection.is_sampling else ()
+        return (*given, *self._choice_specs, *random, *self.generator.specs(self.rows))
+
+    @property
+    def _constants(self) -> dict[str, TensorSpec]:
+        """What every iteration reads."""
+        prompts = TensorSpec((self.rows, self.tokens), torch.int64)
+        constants = {"mask": TensorSpec((self.rows, self.slots), torch.int64)}
+        if self.selection.has_beams:
+            constants["filler"] = TensorSpec((self.rows,), torch.bool)
+        if self.selection.is_sampling or self.processors is None:
+            constants["ids"] = prompts
+        if self.processors is None:
+            constants["seen"] = prompts
+        elif self.processors.reads_ids:
+            constants["before"] = prompts
+        return constants
+
+    def _choose(self, pipeline: Pipeline, logits: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the choice of a token; returns what it gives by name.
+
+        Args:
+            pipeline: The pipeline, or the body of its loop.
+            logits: The logits.
+            values: What is there by name: what the choice takes, the prompts, ``random``, and ``is_full`` in a loop
+                that reads a part of the cache.
+        """
+        # What only the host can do comes first: random numbers, and processors that no device follows.
+        lanes = (self.selection.lanes,) if self.selection.lanes > 1 else ()
+        shape = TensorSpec((self.rows, *lanes, self.vocabulary), pad=1)
+        more: list[tuple[str, Any]] = []
+        random = {}
+        if self.processors is None:
+            stage = HostProcessors(
+                self.selection.processors,
+                shape,
+                self.selection.lanes,
+                self.selection.before,
+                is_normal=self.selection.has_beams,
+            )
+            process = pipeline.add("process", stage, device="host")
+            logits = process(logits, *(values[port] for port in ("step", "chosen", "ids", "seen")))
+        elif self.processors.reads_ids:
+            more += [(port, values[port]) for port in ("before", "mask")]
+        if self.selection.is_sampling:
+            noise = pipeline.add("noise", Noise(shape), device="host")(values["random"], values["ids"])
+            more.append(("noise", noise["noise"]))
+            random = {"random": noise["random"]}
+        leave: tuple[str, ...] = ()
+        if "is_full" in values:
+            more.append(("is_full", values["is_full"]))
+            leave = ("leave",)
+        names = (*(("filler",) if self.selection.has_beams else ()), *self._choice_specs)
+        ports = ("logits", *names, *(name for name, _ in more))
+        step = pipeline.add("choose", self.choose, inputs=ports)
+        result = step(logits, *(values[name] for name in names), *(value for _, value in more))
+        given = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
+        return {port: result[port] for port in (*given, *leave, *self._choice_specs)} | random
+
+    def _body(self, reach: int | None = None) -> Pipeline:
+        """One iteration: a token in, the next one out.
+
+        Args:
+            reach: How many slots of the cache are read; None: all, and it is left when all rows are done.
+        """
+        body = Pipeline("next-token")
+        lanes = self.selection.lanes
+        given = TensorSpec((self.rows, lanes) if lanes > 1 else (self.rows,), torch.int64)
+        state = lane_specs(self.generator.specs(self.rows), self.rows, lanes)
+        specs = {"token": given, "origin": given, **self._constants, **state, **self._choice_specs}
+        if self.selection.is_sampling:
+            specs["random"] = random_spec()
+        if reach is not None:
+            specs["done"] = TensorSpec((1,), torch.bool)
+        names = (*self._carries, *self._constants, *["done"] * (reach is not None))
+        values: dict[str, Any] = {port: body.input(port, specs[port]) for port in names}
+        has_beams = self.selection.has_beams
+        several = self.generator.decode_beams if has_beams else self.generator.decode_lanes
+        decode: Any = self.generator.decode if lanes == 1 else several
+        if reach is not None:
+            decode = ShortDecode(self.generator, reach)
+        ports = ("token", *(("origin",) if has_beams else ()), "mask", *state)
+        aliases = {} if has_beams else self.generator.aliases
+        step = body.add("decode", decode, inputs=ports, aliases=aliases)
+        token = step(*(values[port] for port in ports))
+        full = {} if reach is None else {"is_full": token["full"]}
+        following = self._choose(body, token["logits"], {**values, **full})
+        for port in (*self._carries, "done", *["leave"] * (reach is not None)):
+            body.output(port, token[port] if port in state else following[port])
+        return body

@@ -1,0 +1,109 @@
+"""Draw a model whose prompts have pictures or recordings among their tokens: the encoder as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator_stages.generation.chat import PictureChatPrompt
+from orchestrator_stages.generation.continuation import Continuation
+from orchestrator_stages.generation.encoder import ItemEncoder
+from orchestrator_stages.generation.follow import AXES, follow
+from orchestrator_stages.generation.generator import Generator
+from orchestrator_stages.generation.items import (
+    ArrangeItems,
+    ItemKind,
+    ReadPrompts,
+    RopePositions,
+)
+from orchestrator_stages.generation.selection import Selection
+
+__all__ = ["ItemContinuation"]
+
+
+class ItemContinuation(Continuation):
+    """The same with pictures or recordings among the tokens of the prompt."""
+
+    def __init__(
+        self,
+        model: Any,
+        selection: Selection,
+        rows: Dim,
+        tokens: Dim,
+        tokenizer: Any,
+        chat: Any,
+        processor: Any,
+        kind: ItemKind,
+        items: Dim,
+    ) -> None:
+        self.kind = kind
+        self.processor = processor
+        self._read: list[Any] = []
+        self.items = items
+        self.encoders: tuple[ItemEncoder, ...] = ()
+        owners = (getattr(model, "model", None), model)
+        self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
+        super().__init__(model, selection, rows, tokens, tokenizer, chat)
+
+    def _follow(self, vocabulary: int) -> Generator:
+        """The model as functions of tensors, the encoder of items among them."""
+        stages = follow(self.model, self.slots, vocabulary, self.kind, self.rope)
+        self.encoders = stages.encoders
+        shape, dtype = stages.features
+        self.features = TensorSpec((self.items, *shape), dtype, pad=0)
+        return stages.generator
+
+    def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
+        """Draws the encoder, what puts its features into the prompt, and what runs that."""
+        # Features stay where they were made until they are merged into what the tokens of text are embedded as.
+        first, *features = self._read or self._arrange(pipeline, ids)
+        names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
+        for name, encoder in zip(names, self.encoders, strict=False):
+            features = [pipeline.add(name, encoder, inputs=self._ports(name))(*features)]
+        # What was cut to a request's own size between host stages grows again as a prompt does: by padding.
+        dims = (self.rows, self.tokens)
+        padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad)
+        ports = {"input_ids": padded_ids, "first": None, "features": self.features}
+        merged = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
+        padded_mask = TensorSpec(dims, torch.int64, pad=0)
+        embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0)
+        ports = {"inputs_embeds": embeds, "attention_mask": padded_mask, "types": padded_mask}
+        places = []
+        if self.rope is not None:
+            ports["places"] = TensorSpec((AXES, *dims), torch.int64, pad=0)
+            positions = RopePositions(self.rope, self.kind, dims, AXES)
+            places = [pipeline.add("positions", positions, device="host")(ids, mask)]
+        prefill = pipeline.add("prefill", self.generator.prefill_merged, inputs=ports)
+        return prefill(merged["inputs_embeds"], mask, merged["types"], *places)
+
+    def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        """Draws what reads prompts and items together where there is a processor for both."""
+        if self.processor is None:
+            return super()._prompt(pipeline)
+        if "before" in self._constants:
+            raise GraphError(
+                "Logits processors that look at the prompt are not supported where a processor reads pictures; leave "
+                "out processor= and give the pipeline what it gives.",
+                option="processor",
+            )
+        arguments = (self.processor, self.kind, self.rows, self.tokens, self.items, self.selection.pad)
+        if self.chat is not None:
+            converse = pipeline.add("converse", PictureChatPrompt(*arguments), device="host")
+            ids, mask, *self._read = converse(pipeline.input("messages", list))
+            return ids, mask
+        read = pipeline.add("read", ReadPrompts(*arguments), device="host")
+        values = pipeline.input("text", list), pipeline.input(self.kind.label, list)
+        ids, mask, *self._read = read(*values)
+        return ids, mask
+
+    def _arrange(self, pipeline: Pipeline, ids: Any) -> list[Any]:
+        """Draws what takes items as a processor gave them."""
+        values = [pipeline.input(name, torch.Tensor) for name in self.kind.values]
+        stage = ArrangeItems(self.kind, self.rows, self.items)
+        return list(pipeline.add("arrange", stage, device="host")(ids, *values))
+
+    def _ports(self, name: str) -> tuple[str, ...]:
+        """What a stage of the encoder takes."""
+        return ("states",) if name == "projector" else tuple(self.kind.values)
