@@ -112,6 +112,7 @@ class Reach(StepVisitor):
         if step.condition is not None and step.condition in self.values:
             condition = self._all[step.condition].origin
             self._object(f"the condition of branch {step.name!r} ({condition!r}) depends on it")
+        self._leave(step)
 
     def _iterate(self, step: LoopLikeStep) -> None:
         before = -1
