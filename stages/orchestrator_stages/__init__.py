@@ -73,7 +73,7 @@ STAGES = {
     "digits.painter": ("digits.trained:painter", "latents to pictures"),
     "digits.sheet": ("digits.sheets:Sheet", "host: pictures side by side"),
     "digits.strip": ("digits.sheets:Strip", "host: how pictures came to be, step by step"),
-    "chat.ask": ("chat.ask:Ask", "host: a picture and a question to what a vision-text model takes"),
+    "chat.ask": ("chat.ask:AskQuestion", "host: a picture and a question to what a vision-text model takes"),
     "chat.answer": ("chat.ask:Answer", "host: the tokens of an answer to words"),
     "translate.tokenize": ("translate.tokens:Tokenize", "host: a text to the token ids of its sentences"),
     "translate.encode": ("translate.trained:encode", "sentences to what their translations look up"),

@@ -35,13 +35,13 @@ def beam_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
     beams, new = selection.lanes, selection.new
     return {
         "step": TensorSpec((1,), torch.int64),
-        "chosen": TensorSpec((rows, beams, new), torch.int64),
+        "new_ids": TensorSpec((rows, beams, new), torch.int64),
         "running_scores": TensorSpec((rows, beams)),
         "running_beams": TensorSpec((rows, beams, new), torch.int32),
         "sequences": TensorSpec((rows, beams, new), torch.int64),
         "scores": TensorSpec((rows, beams)),
         "beams": TensorSpec((rows, beams, new), torch.int32),
-        "ended": TensorSpec((rows, beams), torch.bool),
+        "is_complete": TensorSpec((rows, beams), torch.bool),
         "improvable": TensorSpec((rows, 1), torch.bool),
     }
 
@@ -60,13 +60,13 @@ def begin_beams(selection: Selection, is_filler: Tensor) -> dict[str, Tensor]:
     first = torch.arange(beams, device=device) == 0
     return {
         "step": torch.zeros(1, dtype=torch.int64, device=device),
-        "chosen": empty,
+        "new_ids": empty,
         "running_scores": torch.where(first, 0.0, WORST).expand(rows, -1).contiguous(),
         "running_beams": nowhere,
         "sequences": empty.clone(),
         "scores": torch.full((rows, beams), WORST, device=device),
         "beams": nowhere.clone(),
-        "ended": is_filler[:, None].expand(-1, beams).contiguous(),
+        "is_complete": is_filler[:, None].expand(-1, beams).contiguous(),
         "improvable": ~is_filler[:, None],
     }
 
@@ -111,13 +111,13 @@ class BeamStep(nn.Module):
         logits: Tensor,
         is_filler: Tensor,
         step: Tensor,
-        chosen: Tensor,
+        new_ids: Tensor,
         running_scores: Tensor,
         running_beams: Tensor,
         sequences: Tensor,
         scores: Tensor,
         beams: Tensor,
-        ended: Tensor,
+        is_complete: Tensor,
         improvable: Tensor,
         *more: Tensor,
     ) -> dict[str, Tensor]:
@@ -129,38 +129,38 @@ class BeamStep(nn.Module):
             logits: ``[batch, beams, vocabulary]``, or ``[batch, vocabulary]`` for all beams, float32.
             is_filler: ``[batch]``, bool: rows that fill up the batch.
             step: See :func:`beam_specs`, like all that follow.
-            chosen: The tokens of the beams that run.
+            new_ids: The tokens of the beams that run.
             running_scores: Their scores.
             running_beams: Which beam each of their tokens came from.
             sequences: The tokens of the best beams that ended.
             scores: Their scores.
             beams: Which beam each of their tokens came from.
-            ended: Whether there are so many that ended.
+            is_complete: Whether there are so many that ended.
             improvable: Whether a running beam may still become better than those.
             more: ``before`` and ``mask`` where a processor looks at tokens, ``noise`` where they are drawn.
         """
-        best, token, source = self._continuations(logits, step, chosen, running_scores, more)
-        offsets = torch.arange(chosen.shape[0], device=step.device)[:, None] * self.beams
-        continued = steps._gather_beams(chosen, source).index_copy(2, step, token[..., None])
+        best, token, source = self._continuations(logits, step, new_ids, running_scores, more)
+        offsets = torch.arange(new_ids.shape[0], device=step.device)[:, None] * self.beams
+        continuations = steps._gather_beams(new_ids, source).index_copy(2, step, token[..., None])
         path = steps._gather_beams(running_beams, source)
         path = path.index_copy(2, step, (source + offsets).to(torch.int32)[..., None])
         # Those that end, of which the best are kept, and those that run on.
         is_last = step + 1 >= self.new
         hits = torch.isin(token, self.eos) | is_last | is_filler[:, None]
-        chosen, running_scores, running_beams = steps._get_running_beams_for_next_iteration(
-            steps, best, continued, path, hits, self.beams
+        new_ids, running_scores, running_beams = steps._get_running_beams_for_next_iteration(
+            steps, best, continuations, path, hits, self.beams
         )
         now, longest = self.divisors[:, step].unbind(0)
-        kept = {
+        best_beams = {
             "sequences": sequences,
             "beam_scores": scores,
             "beam_indices": beams,
-            "is_sent_finished": ended,
+            "is_sent_finished": is_complete,
         }
-        sequences, scores, beams, ended = steps._update_finished_beams(
+        sequences, scores, beams, is_complete = steps._update_finished_beams(
             steps,
-            **kept,
-            topk_running_sequences=continued,
+            **best_beams,
+            topk_running_sequences=continuations,
             topk_log_probs=best / now,
             topk_running_beam_indices=path,
             is_early_stop_heuristic_unsatisfied=improvable,
@@ -169,35 +169,37 @@ class BeamStep(nn.Module):
         )
         # Whether any row may still get better; rows that fill up the batch neither can nor hold up others.
         improvable = steps._check_early_stop_heuristic(
-            improvable, running_scores / longest, scores, ended, 1, 1, 0, self.early_stopping, 0.0
+            improvable, running_scores / longest, scores, is_complete, 1, 1, 0, self.early_stopping, 0.0
         )
         improvable = improvable & ~is_filler[:, None]
-        ended = ended | is_filler[:, None]
-        goes_on = steps._beam_search_has_unfinished_sequences(improvable, ended, hits, self.early_stopping)
+        is_complete = is_complete | is_filler[:, None]
+        goes_on = steps._beam_search_has_unfinished_sequences(
+            improvable, is_complete, hits, self.early_stopping
+        )
         origin = running_beams.index_select(2, step)[..., 0].to(torch.int64) - offsets
         return {
-            "token": chosen.index_select(2, step)[..., 0],
+            "token": new_ids.index_select(2, step)[..., 0],
             "origin": origin,
-            **{"step": step + 1, "chosen": chosen},
+            **{"step": step + 1, "new_ids": new_ids},
             **{"running_scores": running_scores, "running_beams": running_beams},
             **{"sequences": sequences, "scores": scores, "beams": beams},
-            **{"ended": ended, "improvable": improvable},
+            **{"is_complete": is_complete, "improvable": improvable},
             "done": ~goes_on.reshape(1),
         }
 
     def _continuations(
-        self, logits: Tensor, step: Tensor, chosen: Tensor, running_scores: Tensor, more: tuple[Tensor, ...]
+        self, logits: Tensor, step: Tensor, new_ids: Tensor, running_scores: Tensor, more: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, tokens and beams of the best continuations ``[batch, candidates]``, or of those that are drawn."""
         # Scores of all continuations, then more of them than there are beams, in case some end.
-        rows, vocabulary = chosen.shape[0], logits.shape[-1]
-        if logits.dim() < chosen.dim():
+        rows, vocabulary = new_ids.shape[0], logits.shape[-1]
+        if logits.dim() < new_ids.dim():
             logits = logits[:, None].expand(-1, self.beams, -1)
         values = logits.flatten(0, 1)
         if self.processors is not None:
             values = torch.log_softmax(values, -1)
             prompts = [one.repeat_interleave(self.beams, 0) for one in more[: 2 * self.reads_ids]]
-            values = self.processors(values, step, chosen.flatten(0, 1), *prompts)
+            values = self.processors(values, step, new_ids.flatten(0, 1), *prompts)
         values = (values.view(rows, self.beams, vocabulary) + running_scores[..., None]).flatten(1)
         if self.is_sampling:
             places = draw_tokens(torch.softmax(values, -1), more[-1].flatten(1), self.candidates)

@@ -157,9 +157,9 @@ def from_transformers(
 
 def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """What the processor gives for one item: as the user says, else as the model's family does, else as it does."""
-    known = family_of(model).example
-    if example is None and known is not None:
-        return known(model)
+    make_example = family_of(model).example
+    if example is None and make_example is not None:
+        return make_example(model)
     return show_item(processor, model) if example is None and processor is not None else example
 
 

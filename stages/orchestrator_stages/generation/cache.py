@@ -158,12 +158,12 @@ def _with_recurrence(base: Any) -> Any:
             base.__init__(self, slots)
             recurrent.__init__(self, number_of_states=number_of_states)
 
-        def lazy_initialization(self, *states: Tensor, **named: Any) -> None:
+        def lazy_initialization(self, *states: Tensor, **options: Any) -> None:
             # The library names what it initialises of a recurrence, and gives keys and values by place.
             if states:
                 base.lazy_initialization(self, *states)
             else:
-                recurrent.lazy_initialization(self, **named)
+                recurrent.lazy_initialization(self, **options)
 
     return RecurrentLayer
 

@@ -30,7 +30,7 @@ def token_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
     return {
         "step": TensorSpec((1,), torch.int64),
         "finished": TensorSpec(dims, torch.bool),
-        "chosen": TensorSpec((*dims, selection.new), torch.int64),
+        "new_ids": TensorSpec((*dims, selection.new), torch.int64),
     }
 
 
@@ -73,14 +73,14 @@ class BeginTokens(nn.Module):
         }
         if selection.has_beams:
             return values | begin_beams(selection, is_filler)
-        finished = is_filler
+        is_finished = is_filler
         if selection.lanes > 1:
-            finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
-        shape = (*finished.shape, selection.new)
+            is_finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
+        shape = (*is_finished.shape, selection.new)
         return values | {
             "step": torch.zeros(1, dtype=torch.int64, device=ids.device),
-            "finished": finished,
-            "chosen": torch.full(shape, selection.pad, dtype=torch.int64, device=ids.device),
+            "finished": is_finished,
+            "new_ids": torch.full(shape, selection.pad, dtype=torch.int64, device=ids.device),
         }
 
 
@@ -108,7 +108,7 @@ class NextToken(nn.Module):
         logits: Tensor,
         step: Tensor,
         is_finished: Tensor,
-        chosen: Tensor,
+        new_ids: Tensor,
         *more: Tensor,
     ) -> dict[str, Tensor]:
         """Returns ``token``, ``done`` (whether there is to be none after it) and what the next call takes.
@@ -121,18 +121,18 @@ class NextToken(nn.Module):
             logits: ``[batch, vocabulary]``, float32; of a prompt for all lanes.
             step: ``[1]``, int64: how many tokens were chosen before.
             is_finished: ``[batch]``, bool: sequences that get nothing but padding.
-            chosen: ``[batch, new]``, int64: the tokens.
+            new_ids: ``[batch, new]``, int64: the tokens.
             more: ``before`` and ``mask`` where a processor looks at tokens, see :class:`BeginTokens`; ``noise``
                 ``[batch, vocabulary]`` where they are drawn; ``is_full`` ``[1]``, bool, in a loop that reads a part of
                 the cache: the next token needs more of it than was read.
         """
         # Lanes are rows while a token is chosen.
-        if logits.dim() < chosen.dim():
+        if logits.dim() < new_ids.dim():
             logits = logits[:, None].expand(-1, self.lanes, -1)
         scores = logits.reshape(-1, logits.shape[-1])
         if self.processors is not None:
             prompts = [one.repeat_interleave(self.lanes, 0) for one in more[: 2 * self.reads_ids]]
-            scores = self.processors(scores, step, chosen.flatten(0, -2), *prompts)
+            scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts)
         if self.is_sampling:
             token = draw_tokens(torch.softmax(scores, -1), more[2 * self.reads_ids].reshape_as(scores))[:, 0]
         else:
@@ -143,13 +143,13 @@ class NextToken(nn.Module):
             "token": token,
             "step": step + 1,
             "finished": is_finished,
-            "chosen": chosen.index_copy(-1, step, token[..., None]),
+            "new_ids": new_ids.index_copy(-1, step, token[..., None]),
             "done": is_finished.all().reshape(1),
         }
         if len(more) == 2 * self.reads_ids + self.is_sampling:
             return result
         # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
-        done = result["done"] | (result["step"] >= chosen.shape[1])
+        done = result["done"] | (result["step"] >= new_ids.shape[1])
         return {**result, "done": done, "leave": done | more[-1]}
 
 
@@ -177,7 +177,7 @@ class WithinReach(nn.Module):
 class JoinPrompt(HostStage):
     """Host stage: prompts and what was added, as ``generate()`` returns them.
 
-    Takes ``input_ids`` ``[batch, tokens]``, ``chosen`` ``[batch, new]`` or ``[batch, lanes, new]``, and of beam search
+    Takes ``input_ids`` ``[batch, tokens]``, ``new_ids`` ``[batch, new]`` or ``[batch, lanes, new]``, and of beam search
     ``beams`` of the same shape, below 0 behind the end. Gives ``tokens`` ``[sequences, length]``, int64, with as many
     new columns as the longest sequence needs, and ``added``, these columns alone.
 
@@ -189,7 +189,7 @@ class JoinPrompt(HostStage):
     def __init__(self, selection: Selection, rows: Dim) -> None:
         super().__init__(tag="finish")
         self.selection = selection
-        self.inputs: dict[str, Any] = {"input_ids": None, "chosen": None}
+        self.inputs: dict[str, Any] = {"input_ids": None, "new_ids": None}
         if selection.has_beams:
             self.inputs["beams"] = None
         sequences = rows if selection.results == 1 else Dim.dynamic("sequences")
@@ -199,17 +199,17 @@ class JoinPrompt(HostStage):
         }
 
     def forward(
-        self, input_ids: Tensor, chosen: Tensor, beams: Tensor | None = None
+        self, input_ids: Tensor, new_ids: Tensor, beams: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Joins them."""
         # The best sequences of each row, one row for each, as long as the longest of them.
         results = self.selection.results
         if beams is not None:
             lengths = (beams[:, :results] >= 0).sum(-1).flatten()
-            chosen = chosen[:, :results].flatten(0, 1)
+            new_ids = new_ids[:, :results].flatten(0, 1)
         else:
-            chosen = chosen.flatten(0, -2)
-            is_end = torch.isin(chosen, torch.tensor(self.selection.eos, dtype=torch.int64))
+            new_ids = new_ids.flatten(0, -2)
+            is_end = torch.isin(new_ids, torch.tensor(self.selection.eos, dtype=torch.int64))
             lengths = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
-        added = chosen[:, : int(lengths.max())]
-        return torch.cat([input_ids.repeat_interleave(results, 0), added], 1), added
+        columns = new_ids[:, : int(lengths.max())]
+        return torch.cat([input_ids.repeat_interleave(results, 0), columns], 1), columns

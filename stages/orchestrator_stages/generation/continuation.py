@@ -15,7 +15,7 @@ from orchestrator_stages.generation.follow import follow
 from orchestrator_stages.generation.generator import Generator, ShortDecode
 from orchestrator_stages.generation.lanes import SpreadState, lane_specs
 from orchestrator_stages.generation.processors import HostProcessors
-from orchestrator_stages.generation.sampling import Noise, SeedState, random_spec
+from orchestrator_stages.generation.sampling import SampleNoise, SeedState, random_spec
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
 
@@ -100,7 +100,7 @@ class Continuation:
             outputs = spread(*state)
             state = [outputs[port] for port in names]
         values |= dict(zip(names, state, strict=True))
-        results = ("sequences", "beams") if self.selection.has_beams else ("chosen",)
+        results = ("sequences", "beams") if self.selection.has_beams else ("new_ids",)
         inputs = {port: values[port] for port in self._constants}
         carries = {port: values[port] for port in self._carries}
         # Beams, lanes and what the host does in between read all of the cache.
@@ -110,7 +110,7 @@ class Continuation:
         reaches = _reaches(cache, self.tokens, self.selection.new)
         if len(reaches) == 1 or not is_plain:
             body, most = self._body(), self.selection.new - 1
-            chosen = pipeline.loop(
+            choices = pipeline.loop(
                 "decode",
                 body,
                 carry=carries,
@@ -121,14 +121,14 @@ class Continuation:
                 outputs=results,
             )
         else:
-            chosen = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
+            choices = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
         # What comes out is as generate() returns it, prompts first.
         finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
-        sequences, added = finish(ids, *(chosen if len(results) > 1 else (chosen,)))
+        sequences, new_tokens = finish(ids, *(choices if len(results) > 1 else (choices,)))
         pipeline.output("tokens", sequences)
         if self.tokenizer is not None:
             read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
-            pipeline.output("text", read(added))
+            pipeline.output("text", read(new_tokens))
         return pipeline
 
     def _chain(
@@ -154,7 +154,7 @@ class Continuation:
                 outputs=tuple(carries),
             )
             carries, start = {port: results[port] for port in carries}, reach
-        return carries["chosen"]
+        return carries["new_ids"]
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         # What a bucket adds to a request is no padding of its own: it is below every id.
@@ -180,9 +180,9 @@ class Continuation:
     @property
     def _carries(self) -> Sequence[str]:
         """What one iteration gives to the next."""
-        given = ("token", "origin") if self.selection.has_beams else ("token",)
+        tokens = ("token", "origin") if self.selection.has_beams else ("token",)
         random = ("random",) if self.selection.is_sampling else ()
-        return (*given, *self._choice_specs, *random, *self.generator.specs(self.rows))
+        return (*tokens, *self._choice_specs, *random, *self.generator.specs(self.rows))
 
     @property
     def _constants(self) -> dict[str, TensorSpec]:
@@ -222,11 +222,11 @@ class Continuation:
                 is_normal=self.selection.has_beams,
             )
             process = pipeline.add("process", stage, device="host")
-            logits = process(logits, *(values[port] for port in ("step", "chosen", "ids", "seen")))
+            logits = process(logits, *(values[port] for port in ("step", "new_ids", "ids", "seen")))
         elif self.processors.reads_ids:
             more += [(port, values[port]) for port in ("before", "mask")]
         if self.selection.is_sampling:
-            noise = pipeline.add("noise", Noise(shape), device="host")(values["random"], values["ids"])
+            noise = pipeline.add("noise", SampleNoise(shape), device="host")(values["random"], values["ids"])
             more.append(("noise", noise["noise"]))
             random = {"random": noise["random"]}
         leave: tuple[str, ...] = ()
@@ -237,8 +237,8 @@ class Continuation:
         ports = ("logits", *names, *(name for name, _ in more))
         step = pipeline.add("choose", self.choose, inputs=ports)
         result = step(logits, *(values[name] for name in names), *(value for _, value in more))
-        given = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
-        return {port: result[port] for port in (*given, *leave, *self._choice_specs)} | random
+        tokens = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
+        return {port: result[port] for port in (*tokens, *leave, *self._choice_specs)} | random
 
     def _body(self, reach: int | None = None) -> Pipeline:
         """One iteration: a token in, the next one out.
@@ -248,9 +248,9 @@ class Continuation:
         """
         body = Pipeline("next-token")
         lanes = self.selection.lanes
-        given = TensorSpec((self.rows, lanes) if lanes > 1 else (self.rows,), torch.int64)
+        token_spec = TensorSpec((self.rows, lanes) if lanes > 1 else (self.rows,), torch.int64)
         state = lane_specs(self.generator.specs(self.rows), self.rows, lanes)
-        specs = {"token": given, "origin": given, **self._constants, **state, **self._choice_specs}
+        specs = {"token": token_spec, "origin": token_spec, **self._constants, **state, **self._choice_specs}
         if self.selection.is_sampling:
             specs["random"] = random_spec()
         if reach is not None:

@@ -157,12 +157,12 @@ def trace_features(model: Any, kind: ItemKind) -> FeatureGraph:
     if projector is not None:
         projector.register_forward_pre_hook(lambda _, values: (torch.ops.aten.alias(values[0]), *values[1:]))
     items, ids = kind.values, torch.full((1, kind.count), kind.token, dtype=torch.int64)
-    fixed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kind.constants}
+    constants = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **kind.constants}
     types = dict.fromkeys(kind.types, torch.ones_like(ids))
 
     def features(*values: Tensor) -> Tensor:
         try:
-            tree(**fixed, **dict(zip(items, values, strict=True)), use_cache=False)
+            tree(**constants, **dict(zip(items, values, strict=True)), use_cache=False)
         except DecoderCallError as call:
             return call.features()
         raise GraphError(
@@ -175,7 +175,7 @@ def trace_features(model: Any, kind: ItemKind) -> FeatureGraph:
     graph: fx.GraphModule | None = None
     errors: list[Exception] = []
     for more in ({}, types):
-        fixed |= more
+        constants |= more
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -248,8 +248,8 @@ def _simplify(graph: fx.GraphModule, items: tuple[Tensor, ...]) -> None:
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.masked_scatter.default:
             text, _, source = node.args
-            shape, given = text.meta["tensor_meta"].shape, source.meta["tensor_meta"].shape
-            if shape.numel() == given.numel():
+            shape, source_shape = text.meta["tensor_meta"].shape, source.meta["tensor_meta"].shape
+            if shape.numel() == source_shape.numel():
                 with graph.graph.inserting_before(node):
                     replacement = graph.graph.call_function(
                         torch.ops.aten.reshape.default, (source, list(shape))
@@ -271,8 +271,8 @@ def _fold(graph: fx.GraphModule) -> None:
                 values[node] = constant
         elif node.op == "call_function" and all(arg in values for arg in node.all_input_nodes):
             arguments = fx.node.map_arg(node.args, lambda arg: values[arg])
-            named = fx.node.map_arg(node.kwargs, lambda arg: values[arg])
-            values[node] = node.target(*arguments, **named)
+            options = fx.node.map_arg(node.kwargs, lambda arg: values[arg])
+            values[node] = node.target(*arguments, **options)
     for number, (node, value) in enumerate(values.items()):
         if not isinstance(value, Tensor) or not any(user not in values for user in node.users):
             continue

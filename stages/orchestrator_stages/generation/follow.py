@@ -63,8 +63,8 @@ def follow(
             encoders = () if graph is None else tuple(ItemEncoder(part) for part in graph.stages)
             take_deep_features(tree)
             axes = AXES if kind is not None and rope is not None else 0
-            followed = family.prepare(text_model(tree))
-            generator = Generator(followed, slots, kind, axes, is_static=is_static, empty_cache=family.cache)
+            text_tree = family.prepare(text_model(tree))
+            generator = Generator(text_tree, slots, kind, axes, is_static=is_static, empty_cache=family.cache)
             check_logits(own_tree(model), generator, vocabulary, kind, encoders, rope)
             return (
                 ModelStages(generator)

@@ -215,16 +215,16 @@ class Generator(nn.Module):
 
     def _begin(
         self,
-        shown: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         mask: Tensor,
         places: Tensor | None = None,
         more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         # Prompts come padded on either side, and at a bucket's end; a model goes on with the last token.
-        ((name, tokens),) = shown.items()
+        ((name, tokens),) = inputs.items()
         tokens = tokens if tokens.dim() == 2 else tokens.movedim(-1, 0)
         (tokens,) = to_the_left(mask, tokens)
-        shown = {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}
+        inputs = {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}
         more = {name: to_the_left(mask, value)[0] for name, value in (more or {}).items()}
         places = None if places is None else to_the_left(mask, places)[0]
         (mask,) = to_the_left(mask, mask)
@@ -232,7 +232,7 @@ class Generator(nn.Module):
             places = (mask.cumsum(1) - 1).clamp(min=0)
             places = places.expand(self.axes, *places.shape) if self.axes else places
         cache = self._empty_cache(self.model.config, self.slots)
-        logits = self._run(shown, mask, places, cache, 0, more)
+        logits = self._run(inputs, mask, places, cache, 0, more)
         behind = mask.new_ones(mask.shape[0], self.slots - mask.shape[1])
         return {
             "logits": logits,
@@ -310,8 +310,8 @@ class Generator(nn.Module):
             state: As of :meth:`decode_lanes`.
         """
         dims = self.batch_dims()[1:]
-        ordered = [order_lanes(tensor, dim, origin) for tensor, dim in zip(state, dims, strict=True)]
-        return self.decode_lanes(token, mask, position, *ordered)
+        state_in_order = [order_lanes(tensor, dim, origin) for tensor, dim in zip(state, dims, strict=True)]
+        return self.decode_lanes(token, mask, position, *state_in_order)
 
     def batch_dims(self) -> list[int | None]:
         """Returns which dim of each tensor of :meth:`specs` is that of the batch."""
@@ -320,7 +320,7 @@ class Generator(nn.Module):
 
     def _run(
         self,
-        shown: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
         mask: Tensor,
         places: Tensor,
         cache: Any,
@@ -328,7 +328,7 @@ class Generator(nn.Module):
         more: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Calls the model's forward; returns logits of the last token."""
-        (tokens,) = shown.values()
+        (tokens,) = inputs.values()
         slots = torch.arange(tokens.shape[1], device=mask.device) + first
         optional = {
             "position_ids": places,
@@ -337,7 +337,7 @@ class Generator(nn.Module):
             "attention_mask": mask,
         }
         optional = {name: value for name, value in optional.items() if name in self._names}
-        arguments = {**shown, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
+        arguments = {**inputs, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
         # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
         if self._prepares:
             is_first = isinstance(first, int)

@@ -66,7 +66,7 @@ class ItemContinuation(Continuation):
         dims = (self.rows, self.tokens)
         padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad)
         ports = {"input_ids": padded_ids, "first": None, "features": self.features}
-        merged = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
+        embeddings = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
         padded_mask = TensorSpec(dims, torch.int64, pad=0)
         embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0)
         ports = {"inputs_embeds": embeds, "attention_mask": padded_mask, "types": padded_mask}
@@ -76,7 +76,7 @@ class ItemContinuation(Continuation):
             positions = RopePositions(self.rope, self.kind, dims, AXES)
             places = [pipeline.add("positions", positions, device="host")(ids, mask)]
         prefill = pipeline.add("prefill", self.generator.prefill_merged, inputs=ports)
-        return prefill(merged["inputs_embeds"], mask, merged["types"], *places)
+        return prefill(embeddings["inputs_embeds"], mask, embeddings["types"], *places)
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         """Draws what reads prompts and items together where there is a processor for both."""

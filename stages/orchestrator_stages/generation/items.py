@@ -303,11 +303,11 @@ class RopePositions(HostStage):
 
 def rope_positions(owner: Any, kind: ItemKind, ids: Tensor, mask: Tensor) -> Tensor:
     """Returns the positions ``[dims, batch, tokens]`` of prompts by the model's ``get_rope_index``."""
-    known = inspect.signature(owner.get_rope_index).parameters
+    parameters = inspect.signature(owner.get_rope_index).parameters
     arguments = {**kind.arguments(ids), "attention_mask": mask}
-    if "mm_token_type_ids" in known:
+    if "mm_token_type_ids" in parameters:
         arguments["mm_token_type_ids"] = (ids == kind.token).to(torch.int64)
     places: Tensor = owner.get_rope_index(
-        ids, **{name: value for name, value in arguments.items() if name in known}
+        ids, **{name: value for name, value in arguments.items() if name in parameters}
     )[0]
     return places

@@ -53,8 +53,8 @@ def order_lanes(tensor: Tensor, dim: int | None, origin: Tensor) -> Tensor:
         return tensor
     rows, lanes = origin.shape
     places = torch.arange(rows, device=origin.device)[:, None] * lanes + origin
-    ordered = join_lanes(tensor, dim).index_select(dim, places.flatten())
-    return split_lanes(ordered, dim, lanes)
+    state_in_order = join_lanes(tensor, dim).index_select(dim, places.flatten())
+    return split_lanes(state_in_order, dim, lanes)
 
 
 class SpreadState(nn.Module):

@@ -69,7 +69,7 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any]) -> Selection:
             "forced_bos_token_id=None.",
             option="forced_bos_token_id",
         )
-    refuse_options(options, speech=False, followed=FOLLOWED)
+    refuse_options(options, speech=False, exceptions=FOLLOWED)
     new = NEW if new is None else new
     if isinstance(new, bool) or not isinstance(new, int) or new < 1:
         raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")

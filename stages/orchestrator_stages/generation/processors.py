@@ -43,13 +43,13 @@ IDS = (
 )
 """Classes that look at the tokens so far, from the last one back."""
 
-COUNTED = (*LENGTH, "ExponentialDecayLengthPenalty")
+COUNTING = (*LENGTH, "ExponentialDecayLengthPenalty")
 """Classes that look at no id, only at how many there are; here they count from the first new token."""
 
 KINDS = 4
 """Effects by length that a processor may have on the device: each costs a call in every iteration."""
 
-TRIED = (1, 2, 3, 5, 9)
+LENGTHS_TO_TRY = (1, 2, 3, 5, 9)
 """Numbers of tokens with which a processor is tried on a buffer."""
 
 
@@ -71,18 +71,18 @@ def to_the_left(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.scatter(-1, places.expand(tensor.shape), tensor) for tensor in tensors)
 
 
-def ids_so_far(before: Tensor, chosen: Tensor, step: Tensor, filler: int) -> Tensor:
+def ids_so_far(before: Tensor, new_ids: Tensor, step: Tensor, filler: int) -> Tensor:
     """Returns the tokens so far ``[rows, length + new]``, the last one at the end, ``filler`` before the first.
 
     Args:
         before: ``[rows, length]``: those before the first new one, filled up on the left in the same way.
-        chosen: ``[rows, new]``: new ones, of which those from ``step`` on are not there yet.
+        new_ids: ``[rows, new]``: new ones, of which those from ``step`` on are not there yet.
         step: ``[1]``, int64.
         filler: An id that no token has.
     """
-    gap = torch.full_like(chosen, filler)
-    places = torch.arange(before.shape[1] + chosen.shape[1], device=step.device) + step
-    return torch.cat([gap, before, chosen], 1).index_select(1, places)
+    gap = torch.full_like(new_ids, filler)
+    places = torch.arange(before.shape[1] + new_ids.shape[1], device=step.device) + step
+    return torch.cat([gap, before, new_ids], 1).index_select(1, places)
 
 
 class LibraryProcessor(nn.Module):
@@ -163,13 +163,13 @@ class ProcessorChain(nn.Module):
         self.filler = filler
         self.reads_ids = "ids" in self.reads or "tokens" in self.reads
 
-    def forward(self, scores: Tensor, step: Tensor, chosen: Tensor, *prompts: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, step: Tensor, new_ids: Tensor, *prompts: Tensor) -> Tensor:
         """Returns processed scores.
 
         Args:
             scores: ``[rows, vocabulary]``, float32.
             step: ``[1]``, int64: how many tokens were chosen.
-            chosen: ``[rows, new]``, int64: these.
+            new_ids: ``[rows, new]``, int64: these.
             prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``mask``, with a
                 column for each of it, 0 where there is padding.
         """
@@ -179,7 +179,7 @@ class ProcessorChain(nn.Module):
             bare = torch.where(mask[:, : before.shape[1]] == 0, self.filler, before)
             for name, prompt in (("ids", before), ("tokens", bare)):
                 if name in self.reads:
-                    ids[name] = ids_so_far(prompt, chosen, step, self.filler)
+                    ids[name] = ids_so_far(prompt, new_ids, step, self.filler)
         for reads, processor in zip(self.reads, self.processors, strict=True):
             scores = processor(scores, step) if reads == "length" else processor(ids[reads], scores)
         return scores
@@ -230,7 +230,7 @@ def _is_static(processor: LibraryProcessor, vocabulary: int) -> bool:
     """Whether a processor asks no tensor for its content."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         try:
-            processor(torch.zeros(2, max(TRIED), dtype=torch.int64), torch.zeros(2, vocabulary))
+            processor(torch.zeros(2, max(LENGTHS_TO_TRY), dtype=torch.int64), torch.zeros(2, vocabulary))
         except Exception:
             return False
     return True
@@ -261,9 +261,9 @@ def _is_right_on_a_buffer(processor: Any, module: LibraryProcessor, vocabulary: 
     """Whether a processor does with filled up ids what it does with the ids alone, whatever their number."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(2, vocabulary, generator=generator)
-    space = max(TRIED) + 2
+    space = max(LENGTHS_TO_TRY) + 2
     try:
-        for length in TRIED:
+        for length in LENGTHS_TO_TRY:
             # Few different tokens, so that they repeat; and the last ones there are, so that no edge is left out.
             low = torch.randint(max(vocabulary - 3, 0), vocabulary, (2, length), generator=generator)
             ids = torch.nn.functional.pad(low, (space - length, 0), value=vocabulary)
@@ -277,7 +277,7 @@ def _is_right_on_a_buffer(processor: Any, module: LibraryProcessor, vocabulary: 
 class HostProcessors(HostStage):
     """Host stage: processors that look at the tokens so far in ways that no device follows.
 
-    Takes ``logits`` ``[batch, ..., vocabulary]``, ``step`` ``[1]``, ``chosen`` ``[batch, ..., new]``, and ``ids`` and
+    Takes ``logits`` ``[batch, ..., vocabulary]``, ``step`` ``[1]``, ``new_ids`` ``[batch, ..., new]``, and ``ids`` and
     ``seen`` ``[batch, tokens]``, the prompts of the request and their mask. Gives ``scores`` like ``logits``.
 
     Args:
@@ -296,22 +296,22 @@ class HostProcessors(HostStage):
         self.lanes = lanes
         self.before = before
         self.is_normal = is_normal
-        self.inputs = dict.fromkeys(("logits", "step", "chosen", "ids", "seen"))
+        self.inputs = dict.fromkeys(("logits", "step", "new_ids", "ids", "seen"))
         self.outputs = {"scores": spec}
 
-    def forward(self, logits: Tensor, step: Tensor, chosen: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, step: Tensor, new_ids: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
         """Calls them one after another with exactly the tokens that there are."""
         if self.lanes > 1 and logits.dim() == 2:
             logits = logits[:, None].expand(-1, self.lanes, -1)
         scores = logits.flatten(0, -2)
         ids, seen = to_the_left(seen, ids, seen)
         padding = (seen != 0).to(torch.int64).argmax(1).repeat_interleave(self.lanes, 0)
-        new = chosen.flatten(0, -2)[:, : int(step)]
+        new = new_ids.flatten(0, -2)[:, : int(step)]
         whole = torch.cat([ids.repeat_interleave(self.lanes, 0), new], 1)
         scores = scores.log_softmax(-1) if self.is_normal else scores
         count = whole.new_zeros(len(whole), self.before + int(step))
         for processor in self.processors:
-            seen_ids = count if type(processor).__name__ in COUNTED else whole
+            seen_ids = count if type(processor).__name__ in COUNTING else whole
             scores = bind_request(processor, ids, padding)(seen_ids, scores)
         return scores.view_as(logits)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orchestrator import HostStage, TensorSpec
 
-__all__ = ["Noise", "SeedState", "draw_tokens", "random_spec"]
+__all__ = ["SampleNoise", "SeedState", "draw_tokens", "random_spec"]
 
 
 def random_spec() -> TensorSpec:
@@ -45,7 +45,7 @@ class SeedState(HostStage):
         return torch.Generator().manual_seed(seed).get_state()
 
 
-class Noise(HostStage):
+class SampleNoise(HostStage):
     """Host stage: the random numbers of one token of each row.
 
     Takes ``random``, the state of a generator, and ``like``, any tensor with the batch in front. Gives ``noise``

@@ -64,14 +64,14 @@ def check_logits(
             for encoder in encoders:
                 features = [encoder(*features)]
             items = (ids == kind.token).sum(1)
-            merged = generator.merge(ids, items.cumsum(0) - items, features[0])
-            out = generator.prefill_merged(merged["inputs_embeds"], mask, merged["types"], *more)
+            embeddings = generator.merge(ids, items.cumsum(0) - items, features[0])
+            out = generator.prefill_merged(embeddings["inputs_embeds"], mask, embeddings["types"], *more)
         state = list(generator.specs_names)
         # A cache that is full has no room for what would be compared next.
-        for number, expected in enumerate(right[: generator.slots - ids.shape[1] + 1]):
+        for number, reference in enumerate(right[: generator.slots - ids.shape[1] + 1]):
             if number:
                 out |= generator.decode(tokens[:, number - 1], out["mask"], *(out[name] for name in state))
-            _compare(model, number, out["logits"], expected)
+            _compare(model, number, out["logits"], reference)
 
 
 def _prompts(slots: int, vocabulary: int, kind: ItemKind | None, device: Any) -> tuple[Tensor, Tensor]:
@@ -131,11 +131,11 @@ def _generate(
     return result.sequences[:, -len(result.logits) :], result.logits
 
 
-def _compare(model: Any, number: int, ours: Tensor, expected: Tensor) -> None:
-    expected = expected.to(torch.float32)
+def _compare(model: Any, number: int, ours: Tensor, reference: Tensor) -> None:
+    reference = reference.to(torch.float32)
     tolerance = TOLERANCES.get(next(model.parameters()).dtype, 1e-3)
-    difference = (ours - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    if ours.shape != expected.shape or not difference <= tolerance:
+    difference = (ours - reference).abs().max() / reference.abs().max().clamp(min=1e-6)
+    if ours.shape != reference.shape or not difference <= tolerance:
         raise GraphError(
             f"The forward of {type(model).__name__} over a cache of fixed size gives other logits than its generate(): "
             f"those of token {number + 1} after a short prompt differ by {float(difference):.2g} of the largest. It "

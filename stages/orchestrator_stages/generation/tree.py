@@ -29,7 +29,7 @@ def own_tree(model: nn.Module) -> nn.Module:
 def text_model(tree: Any) -> Any:
     """Returns what goes on with embeddings: the model itself, or the one in it that it only hands them to."""
     inner = getattr(tree, "language_model", None)
-    known = inspect.signature(tree.forward).parameters
-    if "past_key_values" not in known and callable(getattr(inner, "generate", None)):
+    parameters = inspect.signature(tree.forward).parameters
+    if "past_key_values" not in parameters and callable(getattr(inner, "generate", None)):
         return inner
     return tree

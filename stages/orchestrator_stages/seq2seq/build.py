@@ -115,8 +115,8 @@ def from_transformers(
     pipeline = Pipeline(name or model.config.model_type)
     reader = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
     values = _inputs(pipeline, family, specs, reader, processor)
-    encoded = pipeline.add("encode", trial.encoder, inputs=tuple(specs))(*values.values())
-    readings = {name: values[name] if name in values else encoded[name] for name in trial.readings}
+    encodings = pipeline.add("encode", trial.encoder, inputs=tuple(specs))(*values.values())
+    readings = {name: values[name] if name in values else encodings[name] for name in trial.readings}
     decoding = Decoding(trial, rules, rows, length)
     initial_values = decoding.begin(pipeline, readings)
     numbers = None

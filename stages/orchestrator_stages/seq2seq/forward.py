@@ -121,43 +121,45 @@ class DecoderForward(nn.Module):
         self.slots = slots
         self.is_static = is_static
         self.own_mask = "attention_mask" if self.is_composite else "decoder_attention_mask"
-        self.known = frozenset(inspect.signature(self.model.forward).parameters)
+        self.parameter_names = frozenset(inspect.signature(self.model.forward).parameters)
 
-    def first(self, token: Tensor, encoded: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    def first(self, token: Tensor, encodings: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
         """Returns the logits after the first token of a sequence, and a cache that holds it and the encoder's part."""
         cache = empty_cross_cache(self.config, self.slots)
-        return self._read(token, encoded, cache, {self.own_mask: torch.ones_like(token)[:, None]})
+        return self._read(token, encodings, cache, {self.own_mask: torch.ones_like(token)[:, None]})
 
     def next(
-        self, token: Tensor, encoded: Mapping[str, Tensor], cache: Any, position: Tensor
+        self, token: Tensor, encodings: Mapping[str, Tensor], cache: Any, position: Tensor
     ) -> tuple[Tensor, Any]:
         """Returns the logits after a token, ``[batch, vocabulary]``, float32, and the cache with it.
 
         Args:
             token: ``[batch]``, int64.
-            encoded: What :class:`Encoder` gave, and its ``attention_mask``.
+            encodings: What :class:`Encoder` gave, and its ``attention_mask``.
             cache: The cache.
             position: ``[1]``, int64: how many tokens came before.
         """
         # The mask says which slots are filled; a version of the library that counts for itself is told the position.
         slots = torch.arange(self.slots, device=token.device)
         filled = (slots <= position).to(torch.int64).expand(token.shape[0], -1)
-        return self._read(token, encoded, cache, {self.own_mask: filled, "cache_position": position})
+        return self._read(token, encodings, cache, {self.own_mask: filled, "cache_position": position})
 
     def _read(
-        self, token: Tensor, encoded: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
+        self, token: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
     ) -> tuple[Tensor, Any]:
-        mask = encoded.get("attention_mask")
-        arguments: dict[str, Any] = {name: item for name, item in options.items() if name in self.known}
+        mask = encodings.get("attention_mask")
+        arguments: dict[str, Any] = {
+            name: item for name, item in options.items() if name in self.parameter_names
+        }
         if self.is_composite:
-            arguments |= {"input_ids": token[:, None], "encoder_hidden_states": encoded["encoding"]}
+            arguments |= {"input_ids": token[:, None], "encoder_hidden_states": encodings["encoding"]}
             arguments["encoder_attention_mask"] = mask
         else:
             arguments["decoder_input_ids"] = token[:, None]
             arguments["encoder_outputs"] = EncoderOutput(
-                last_hidden_state=encoded["encoding"], attention_mask=encoded.get("encoding_mask")
+                last_hidden_state=encodings["encoding"], attention_mask=encodings.get("encoding_mask")
             )
-            if "attention_mask" in self.known:
+            if "attention_mask" in self.parameter_names:
                 arguments["attention_mask"] = mask
         with StaticForward() if self.is_static else contextlib.nullcontext():
             result = self.model(**arguments, past_key_values=cache, use_cache=True)

@@ -86,7 +86,7 @@ class Numbers(HostStage):
 class FinishSequences(HostStage):
     """Host stage: what the loop chose, as ``generate()`` of transformers returns it.
 
-    Takes ``chosen`` ``[batch, steps]``. Gives ``tokens`` ``[batch, length]``, int64: as many columns as the longest
+    Takes ``sequences`` ``[batch, steps]``. Gives ``tokens`` ``[batch, length]``, int64: as many columns as the longest
     sequence needs.
 
     Args:
@@ -99,19 +99,19 @@ class FinishSequences(HostStage):
         super().__init__(tag="finish")
         self.rules = rules
         self.bare = bare
-        self.inputs = {"chosen": None}
+        self.inputs = {"sequences": None}
         self.outputs = {"tokens": TensorSpec((batch, LENGTH), torch.int64)}
 
-    def forward(self, chosen: Tensor) -> Tensor:
+    def forward(self, sequences: Tensor) -> Tensor:
         """Completes and cuts them."""
-        is_end = (chosen[:, :, None] == torch.tensor(self.rules.eos)).any(2)
+        is_end = (sequences[:, :, None] == torch.tensor(self.rules.eos)).any(2)
         is_end[:, : len(self.rules.prompt)] = False
         before = is_end.cumsum(1) - is_end.long()
         longest = int((before == 0).sum(1).max())
         if self.bare:
-            return self._bare(chosen[:, len(self.rules.prompt) : longest].tolist())
-        first = chosen.new_full((len(chosen), 1), self.rules.start)
-        return torch.cat([first, chosen[:, :longest]], 1)
+            return self._bare(sequences[:, len(self.rules.prompt) : longest].tolist())
+        first = sequences.new_full((len(sequences), 1), self.rules.start)
+        return torch.cat([first, sequences[:, :longest]], 1)
 
     def _bare(self, rows: list[list[int]]) -> Tensor:
         """Cuts what was added as Whisper's ``generate()`` does: as many pads as there are, then one end."""

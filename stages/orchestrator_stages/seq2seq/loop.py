@@ -56,20 +56,20 @@ class Decoder(nn.Module):
         """
         # The first token is read here for what the layers take of the encoder. The loop reads it again, into the same
         # slot, so that every token comes from an iteration.
-        encoded = dict(zip(self.readings, readings, strict=True))
-        encoding, mask = encoded["encoding"], encoded.get("attention_mask")
+        encodings = dict(zip(self.readings, readings, strict=True))
+        encoding, mask = encodings["encoding"], encodings.get("attention_mask")
         rows, device = encoding.shape[0], encoding.device
         token = torch.full((rows,), self.start, dtype=torch.int64, device=device)
-        finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        is_finished = torch.zeros(rows, dtype=torch.bool, device=device)
         values = {}
         if mask is not None:
-            finished = ~mask.bool().any(1)
-            values["visible"] = encoded["attention_mask"] = visible_tokens(mask)
-        _, cache = self.read.first(token, encoded)
+            is_finished = ~mask.bool().any(1)
+            values["visible"] = encodings["attention_mask"] = visible_tokens(mask)
+        _, cache = self.read.first(token, encodings)
         return values | {
             "token": token,
             "position": torch.zeros(1, dtype=torch.int64, device=device),
-            "finished": finished,
+            "finished": is_finished,
             "chosen": torch.full((rows, self.steps), self.pad, dtype=torch.int64, device=device),
             **state_of(cache),
         }
@@ -90,13 +90,13 @@ class Decoder(nn.Module):
         """
         # Ports of a stage are fixed in number, tensors of a cache are not: what differs in number comes last.
         count = len(self.readings)
-        encoded = dict(zip(self.readings, rest, strict=False))
+        encodings = dict(zip(self.readings, rest, strict=False))
         state, numbers = (
             rest[count : count + len(self.template.places)],
             rest[count + len(self.template.places) :],
         )
         cache = self.template.cache(state, position, in_place=True)
-        logits, cache = self.read.next(token, encoded, cache, position)
+        logits, cache = self.read.next(token, encodings, cache, position)
         token, is_finished = self.choose(logits, position, is_finished, *numbers)
         return {
             "token": token,
@@ -144,18 +144,18 @@ class Decoding:
         """What one iteration hands to the next; the rest is the same in all."""
         return (*TOKENS, *(place.name for place in self.trial.template.places if not place.cross))
 
-    def begin(self, pipeline: Pipeline, encoded: Mapping[str, Value]) -> dict[str, Value]:
+    def begin(self, pipeline: Pipeline, encodings: Mapping[str, Value]) -> dict[str, Value]:
         """Draws what prepares the loop; returns what its first iteration takes.
 
         Args:
             pipeline: The pipeline.
-            encoded: What is read of the encoder, by name.
+            encodings: What is read of the encoder, by name.
         """
         begin = pipeline.add("begin", self.decoder.begin, inputs=self.trial.readings)
-        outputs = begin(*[encoded[name] for name in self.trial.readings])
+        outputs = begin(*[encodings[name] for name in self.trial.readings])
         values = {name: outputs[name] for name in (*TOKENS, *self.trial.template.names)}
-        values |= {name: encoded[name] for name in self.trial.readings}
-        if "attention_mask" in encoded:
+        values |= {name: encodings[name] for name in self.trial.readings}
+        if "attention_mask" in encodings:
             values["attention_mask"] = outputs["visible"]
         return values
 

@@ -202,14 +202,14 @@ def _words(words: Any, eos: tuple[int, ...]) -> list[int]:
 
 
 def refuse_options(
-    options: Mapping[str, Any], *, speech: bool, followed: frozenset[str] = frozenset()
+    options: Mapping[str, Any], *, speech: bool, exceptions: frozenset[str] = frozenset()
 ) -> None:
     """Refuses options that change tokens in ways that are not supported.
 
     Args:
         options: All options.
         speech: They are those of Whisper.
-        followed: Options that are followed nevertheless.
+        exceptions: Options that are followed nevertheless.
 
     Raises:
         GraphError: One has a value that changes something.
@@ -222,9 +222,9 @@ def refuse_options(
         requests["bad_words_ids"] = words
     for name, value in requests.items():
         neutral = table.get(name, ())
-        if value in neutral or name in followed:
+        if value in neutral or name in exceptions:
             continue
-        ways = "" if followed else ": tokens are chosen greedily, or drawn by temperature, top_k and top_p"
+        ways = "" if exceptions else ": tokens are chosen greedily, or drawn by temperature, top_k and top_p"
         raise GraphError(
             f"The generation config says {name}={value!r}{', which is beam search' * (name == 'num_beams')}. That is "
             f"not supported{ways}. To go without, pass {name}={neutral[0] if neutral else None!r}.",

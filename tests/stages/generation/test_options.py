@@ -36,7 +36,7 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
     wide = [torch.nn.functional.pad(one, (0, bucket), value=value) for one, value in ((ids, -1), (mask, 0))]
     state = begin(*wide)
     shape = sampling_room.TensorSpec((len(ids), *[selection.lanes] * (selection.lanes > 1), VOCABULARY))
-    noise = sampling_room.Noise(shape)
+    noise = sampling_room.SampleNoise(shape)
     random = sampling_room.SeedState().forward(SEED)
     names = list(
         (beams_room.beam_specs if selection.has_beams else choose_room.token_specs)(selection, len(ids))
@@ -48,7 +48,7 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
     lanes = selection.lanes
     for step in range(selection.new):
         # The model reads everything again: the prompt and what was chosen.
-        new = state["chosen"].flatten(0, -2)[:, :step]
+        new = state["new_ids"].flatten(0, -2)[:, :step]
         whole = torch.cat([ids.repeat_interleave(lanes, 0), new], 1)
         seen = torch.cat([mask.repeat_interleave(lanes, 0), torch.ones_like(new)], 1)
         places = (seen.cumsum(1) - 1).clamp(min=0)
@@ -56,9 +56,9 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
         logits = logits.view(len(ids), *[lanes] * (lanes > 1), VOCABULARY)
         more = []
         if chain is None:
-            logits = host.forward(logits, state["step"], state["chosen"], ids, mask)
+            logits = host.forward(logits, state["step"], state["new_ids"], ids, mask)
         elif chain.reads_ids:
-            more += [state["before"], state["attention_mask"]]
+            more += [state["before"], *processors_room.to_the_left(wide[1], wide[1])]
         if selection.is_sampling:
             drawn, random = noise.forward(random, ids)
             more.append(drawn)
@@ -67,7 +67,7 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
         if bool(state["done"]):
             break
     finish = choose_room.JoinPrompt(selection, len(ids))
-    results = [state["sequences"], state["beams"]] if selection.has_beams else [state["chosen"]]
+    results = [state["sequences"], state["beams"]] if selection.has_beams else [state["new_ids"]]
     tokens: Tensor = finish.forward(ids, *results)[0]
     return tokens
 
@@ -194,7 +194,7 @@ def test_a_processor_on_a_buffer_is_the_class_on_the_ids(seed: int, length: int,
 def test_drawing_is_multinomial_after_the_same_seed(seed: int, rows: int, count: int):
     weights = torch.randn(rows, 50, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(1)
     torch.manual_seed(seed)
-    noise = sampling_room.Noise(sampling_room.TensorSpec((1, 50)))
+    noise = sampling_room.SampleNoise(sampling_room.TensorSpec((1, 50)))
     random = sampling_room.SeedState().forward(seed)
     for _ in range(2):
         drawn, random = noise.forward(random, weights)

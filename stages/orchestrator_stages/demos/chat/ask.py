@@ -18,7 +18,7 @@ LONGEST = 32
 """Tokens of a picture with its question, at most; nine are the picture's."""
 
 
-class Ask(HostStage):
+class AskQuestion(HostStage):
     """Host stage: ``image`` and ``question`` to ``input_ids``, ``attention_mask`` and ``pixel_values``.
 
     The picture may have any size; it is brought to ``SIDE`` by ``SIDE`` pixels, as the model learned to see.

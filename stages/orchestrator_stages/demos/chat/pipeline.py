@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from orchestrator import Pipeline
-from orchestrator_stages.demos.chat.ask import LONGEST, Answer, Ask
+from orchestrator_stages.demos.chat.ask import LONGEST, Answer, AskQuestion
 from orchestrator_stages.demos.chat.model import load_model
 from orchestrator_stages.demos.chat.scenes import draw, random_scene
 from orchestrator_stages.demos.faces.letterbox import PHOTO
@@ -51,7 +51,7 @@ def chat(*, max_new_tokens: int = WORDS_OF_AN_ANSWER, check_every: int = 1) -> P
     pipeline = Pipeline("chat")
     pipeline.example_inputs = example_inputs
     image, question = pipeline.input("image", PHOTO), pipeline.input("question", str)
-    prompt = pipeline.add("ask", Ask(), device="host")(image, question)
+    prompt = pipeline.add("ask", AskQuestion(), device="host")(image, question)
     model = from_transformers(
         load_model(),
         max_new_tokens=max_new_tokens,

@@ -34,11 +34,11 @@ def example_inputs(sizes: Mapping[str, int]) -> dict[str, Any]:
 def seeding() -> Pipeline:
     """Builds what reads the seed of a request that gives one."""
 
-    def given(seed: int) -> int:
+    def user_seed(seed: int) -> int:
         return seed
 
     body = Pipeline("seed")
-    read = body.add("given", given, device="host", outputs={"seed": int})
+    read = body.add("given", user_seed, device="host", outputs={"seed": int})
     body.output("chosen", read(body.input("seed", int)))
     return body
 

@@ -14,7 +14,7 @@ __all__ = ["Read"]
 class Read(HostStage):
     """Host stage: tokens to text.
 
-    Takes ``chosen`` ``[segments, steps]``. Gives ``text``, a string; segments are joined by a blank.
+    Takes ``tokens`` ``[segments, steps]``. Gives ``text``, a string; segments are joined by a blank.
 
     Args:
         tokenizer: A ``tokenizers.Tokenizer``.
@@ -25,12 +25,12 @@ class Read(HostStage):
         super().__init__(tag="read")
         self.tokenizer = tokenizer
         self.eos = eos
-        self.inputs = {"chosen": None}
+        self.inputs = {"tokens": None}
         self.outputs = {"text": str}
 
-    def forward(self, chosen: Tensor) -> str:
+    def forward(self, tokens: Tensor) -> str:
         """Reads them."""
-        texts = [self._segment(row) for row in chosen.tolist()]
+        texts = [self._segment(row) for row in tokens.tolist()]
         return " ".join(text for text in texts if text)
 
     def _segment(self, tokens: list[int]) -> str:
