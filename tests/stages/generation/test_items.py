@@ -41,7 +41,7 @@ def numbers_of(request: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: str):
     model, prompts = tiny_with_items(name), prompts_with_items(MODELS[name][-1])
-    items, others = (items_in(name, prompts["input_ids"], seed) for seed in (0, 1))
+    items, others = (items_in(name, prompts["input_ids"], seed) for seed in (0, 3))
     expected, other = (
         model.generate(**prompts, **each, max_new_tokens=NEW, do_sample=False) for each in (items, others)
     )
