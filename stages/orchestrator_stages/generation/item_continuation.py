@@ -62,13 +62,15 @@ class ItemContinuation(Continuation):
         names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
         for name, encoder in zip(names, self.encoders, strict=False):
             features = [pipeline.add(name, encoder, inputs=self._ports(name))(*features)]
-        # What was cut to a request's own size between host stages grows again as a prompt does: by padding.
+        # Where the host works on prompts in between, they were cut to a request's own size, and grow again as a prompt
+        # does: by padding. Elsewhere they keep the size that they came with, which may be one fixed size.
         dims = (self.rows, self.tokens)
-        padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad)
+        is_cut = self.processor is not None or self.rope is not None
+        padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad) if is_cut else None
         ports = {"input_ids": padded_ids, "first": None, "features": self.features}
         embeddings = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
-        padded_mask = TensorSpec(dims, torch.int64, pad=0)
-        embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0)
+        padded_mask = TensorSpec(dims, torch.int64, pad=0) if is_cut else None
+        embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0) if is_cut else None
         ports = {"inputs_embeds": embeds, "attention_mask": padded_mask, "types": padded_mask}
         places = []
         if self.rope is not None:
@@ -101,7 +103,9 @@ class ItemContinuation(Continuation):
     def _arrange(self, pipeline: Pipeline, ids: Any) -> list[Any]:
         """Draws what takes items as a processor gave them."""
         values = [pipeline.input(name, torch.Tensor) for name in self.kind.values]
-        stage = ArrangeItems(self.kind, self.rows, self.items)
+        # One prompt is one in a pipeline around this one, too, which need not call it a dim.
+        rows = 1 if self.rows.buckets == (1,) else self.rows
+        stage = ArrangeItems(self.kind, rows, self.items)
         return list(pipeline.add("arrange", stage, device="host")(ids, *values))
 
     def _ports(self, name: str) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ def _count(model: Any, label: str, arguments: Mapping[str, Tensor]) -> int:
     return sum(part.shape[:-1].numel() for part in parts)
 
 
-def arranged_specs(kind: ItemKind, rows: Dim, items: Dim) -> dict[str, TensorSpec]:
+def arranged_specs(kind: ItemKind, rows: Dim | int, items: Dim) -> dict[str, TensorSpec]:
     """What :class:`ArrangeItems` gives, by name."""
     return {
         "first": TensorSpec((rows,), torch.int64, pad=0),
@@ -178,11 +178,11 @@ class ArrangeItems(HostStage):
 
     Args:
         kind: What the items are.
-        rows: The dim of the prompts.
+        rows: The dim of the prompts, or how many there always are.
         items: The dim of the items.
     """
 
-    def __init__(self, kind: ItemKind, rows: Dim, items: Dim) -> None:
+    def __init__(self, kind: ItemKind, rows: Dim | int, items: Dim) -> None:
         super().__init__(tag="arrange")
         self.kind = kind
         self.inputs = {"input_ids": None, **dict.fromkeys(kind.values)}
