@@ -121,6 +121,7 @@ class _WeightGroups:
 
 def _copy_notes(context: PlanContext, weights: Mapping[str, _Weights]) -> Iterator[str]:
     """Yields a note for each two devices that have copies of the same weights."""
+    # Within one device stages that share a weight are one application, so copies are only between two devices.
     stages: dict[str, list[str]] = {device: [] for device in context.groups}
     for name in weights:
         stages[context.devices[name]].append(name)

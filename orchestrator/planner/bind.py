@@ -87,6 +87,7 @@ def _compare(plan: Plan, context: PlanContext) -> None:
     graph, options = context.graph, context.options
     with _as_plan_error():
         fresh = run_passes(context)
+    # What the graph alone decides must be equal; from the calls on, both plans have the same names to look up.
     for what in ("inputs", "optional", "dims", "groups", "weights", "applications", "states"):
         if getattr(plan, what) != getattr(fresh, what):
             raise _mismatch(
@@ -101,6 +102,7 @@ def _compare(plan: Plan, context: PlanContext) -> None:
     _check_fusions(plan, graph, options)
     _check_constants(plan, graph)
     _check_port_dtypes(plan, fresh, graph)
+    # Edges may differ in where their adapters stand, which a plan may choose, but not in what these do.
     edges = {str(edge): edge for edge in fresh.edges}
     for edge in plan.edges:
         here = edges[str(edge)]

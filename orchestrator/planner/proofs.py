@@ -84,6 +84,8 @@ def subject_of(
     ]
     if any(description is None for *_, description in stages):
         return None
+    # What cannot be read by content is named by a token of this moment, which one of another time would not equal: its
+    # use, beyond the one that counting makes, shows that there is such a thing.
     uses = token_uses()
     parts = (
         torch.__version__,
