@@ -1,5 +1,8 @@
 """What a stage's exception becomes: a :class:`~orchestrator.errors.StageError` that names stage and inputs.
 
+A host stage that reads the request alone may refuse it, as the plan itself does: an
+:class:`~orchestrator.errors.InputError` of its own stays one.
+
 The step that raised is found from the traceback: the innermost frame of a generated function, by its line. That
 frame also holds the inputs of the step, so nothing has to be noted while a request runs.
 """
@@ -13,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import OrchestratorError, StageError
+from orchestrator.errors import InputError, OrchestratorError, StageError
 from orchestrator.plan.steps import HOST, CallStep, Step, adapter_of
 from orchestrator.runner.codegen.request_entry import is_entry
 from orchestrator.specs import show_tensor
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from orchestrator.runner.variant import PlanVariant
 
 __all__ = ["explain", "is_own", "release"]
+
+#: The folder of this project: what is raised in it was raised by no stage.
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 #: Folders of the runner, and of what it drives chunks and iterations with.
 _OWN_FOLDERS = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("runner", "plan"))
@@ -72,6 +78,8 @@ def explain(variant: PlanVariant, error: Exception) -> OrchestratorError:
     variables = {**frame.f_globals, **frame.f_locals}  # a constant is a global of the generated function
     values = {index: variables.get(f"v{index}") for index in step.inputs}
     match step:
+        case CallStep() if isinstance(error, InputError) and _refuses_request(variant, step, error):
+            return InputError(f"Stage {step.name!r} refuses the request: {error.message}", **error.objects)
         case CallStep():
             return _call_error(variant, step, values, error)
     return _step_error(step, values, error)
@@ -86,6 +94,21 @@ def _find(variant: PlanVariant, error: BaseException) -> tuple[Step, FrameType] 
         if code is not None and line in code.lines:
             origin = code.lines[line], frame
     return origin
+
+
+def _refuses_request(variant: PlanVariant, step: CallStep, error: InputError) -> bool:
+    """Tells whether an error that a stage raised is about what it got of the request, as it came, and nothing else."""
+    # An error of a session in the stage, or of another stage's value, is that stage's failure, whatever it says.
+    plan = variant.plan
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    names = {name for name, _ in plan.inputs}
+    return (
+        step in plan.steps
+        and plan.call(step.name).device == HOST
+        and all(plan.values[index].origin in names for index in step.inputs)
+        and not is_entry(frame.f_code)
+        and not frame.f_code.co_filename.startswith(_PACKAGE)
+    )
 
 
 def _call_error(

@@ -104,6 +104,32 @@ def test_every_size_is_refused_again_and_again(session):
     assert session.stats["requests"] == 0
 
 
+def test_a_host_stage_that_reads_the_request_alone_may_refuse_it():
+    """One that reads what another stage gave, or that asks a session of its own, fails for itself."""
+
+    def positive(x):
+        if x[0] < 0:
+            raise InputError("x begins below 0; pass its abs().", input="x")
+        return x.clone()
+
+    pipeline = new()
+    x, y = pipeline.input("x", spec(2)), pipeline.input("y", spec(2))
+    pipeline.output("a", host(pipeline, "first", positive, a=spec(2))(x))
+    pipeline.output("b", host(pipeline, "second", positive, b=spec(2))(pipeline.add("double", Double())(y)))
+    inner = pipeline.plan().load()
+    asking = new()
+    ask = host(asking, "ask", lambda x: inner(x=x, y=x)["b"], a=spec(2))
+    asking.output("a", ask(asking.input("x", spec(2))))
+    good = torch.ones(2)
+    with inner as session, asking.plan().load() as outer:
+        for _ in range(2):
+            error = refuses(InputError, ("'first'", "pass its abs()"), lambda: session(x=-good, y=good))
+            assert (error.input, type(error.__cause__)) == ("x", InputError)
+            refuses(StageError, "'second'", lambda: session(x=good, y=-good))
+            refuses(StageError, "'ask'", lambda: outer(x=-good))
+            assert session(x=good, y=good)["b"].tolist() == [2, 2]
+
+
 class Grumpy(torch.nn.Module):
     """Raises where its input's first element is negative, which no fake tensor tells."""
 

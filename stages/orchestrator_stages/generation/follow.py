@@ -14,7 +14,7 @@ from orchestrator_stages.generation.families import family_of
 from orchestrator_stages.generation.generator import Generator
 from orchestrator_stages.generation.items import ItemKind
 from orchestrator_stages.generation.selfcheck import check_logits
-from orchestrator_stages.generation.tree import own_tree, text_model
+from orchestrator_stages.generation.tree import embed_any_item, own_tree, text_model
 
 __all__ = ["AXES", "ModelStages", "follow"]
 
@@ -58,14 +58,17 @@ def follow(
     errors: list[Exception] = []
     for is_static in (False, True):
         try:
-            tree: Any = own_tree(model)
+            tree, reference = own_tree(model), own_tree(model)
+            if kind is not None:
+                embed_any_item(tree, kind.token)
+                embed_any_item(reference, kind.token)
             graph = None if kind is None else trace_features(tree, kind)
             encoders = () if graph is None else tuple(ItemEncoder(part) for part in graph.stages)
             take_deep_features(tree)
             axes = AXES if kind is not None and rope is not None else 0
             text_tree = family.prepare(text_model(tree))
             generator = Generator(text_tree, slots, kind, axes, is_static=is_static, empty_cache=family.cache)
-            check_logits(own_tree(model), generator, vocabulary, kind, encoders, rope)
+            check_logits(reference, generator, vocabulary, kind, encoders, rope)
             return (
                 ModelStages(generator)
                 if graph is None

@@ -58,7 +58,7 @@ class ItemContinuation(Continuation):
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws the encoder, what puts its features into the prompt, and what runs that."""
         # Features stay where they were made until they are merged into what the tokens of text are embedded as.
-        first, *features = self._read or self._arrange(pipeline, ids)
+        first, *features = self._read
         names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
         for name, encoder in zip(names, self.encoders, strict=False):
             features = [pipeline.add(name, encoder, inputs=self._ports(name))(*features)]
@@ -83,7 +83,10 @@ class ItemContinuation(Continuation):
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         """Draws what reads prompts and items together where there is a processor for both."""
         if self.processor is None:
-            return super()._prompt(pipeline)
+            # Whether items and their tokens match is known from the request alone: before anything else is run.
+            ids, mask = super()._prompt(pipeline)
+            self._read = self._arrange(pipeline, ids)
+            return ids, mask
         if "before" in self._constants:
             raise GraphError(
                 "Logits processors that look at the prompt are not supported where a processor reads pictures; leave "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["own_tree", "text_model"]
+__all__ = ["embed_any_item", "own_tree", "text_model"]
 
 
 def own_tree(model: nn.Module) -> nn.Module:
@@ -24,6 +24,20 @@ def own_tree(model: nn.Module) -> nn.Module:
     if not grouped and getattr(tree, "_can_set_experts_implementation", bool)():
         tree.set_experts_implementation("batched_mm")
     return tree  # type: ignore[no-any-return]
+
+
+def embed_any_item(tree: Any, token: int) -> None:
+    """Makes a model embed a token that stands for items as some other, if it lies beyond the vocabulary.
+
+    Features replace what it is embedded as, so nothing reads that; models of some families do the same by themselves.
+
+    Args:
+        tree: A tree of one's own.
+        token: The token.
+    """
+    embedding = tree.get_input_embeddings()
+    if token >= embedding.weight.shape[0]:
+        embedding.register_forward_pre_hook(lambda _, ids: (ids[0].masked_fill(ids[0] == token, 0),))
 
 
 def text_model(tree: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator import GraphError, StageError
+from orchestrator import GraphError, InputError, StageError
 from orchestrator_stages import Family, from_transformers, register_family
 from orchestrator_stages.generation import families
 from tests.stages.generation.tiny import PAD, transformers
@@ -50,12 +50,33 @@ def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: s
         assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
 
 
-def test_what_an_encoder_gave_stays_on_the_device():
-    model = tiny_with_items("llava")
-    plan = pipeline_of("llava", model).plan(device="neuron-emulated")
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_a_token_for_items_may_lie_beyond_the_vocabulary(name: str):
+    """Features replace it, so the tokens are those of the same model with any other token in its place."""
+    model, prompts = tiny_with_items(name), prompts_with_items(MODELS[name][-1])
+    items, example = items_in(name, prompts["input_ids"]), item_of(name)
+    expected = model.generate(**prompts, **items, max_new_tokens=NEW, do_sample=False)
+    model.config.image_token_id = model.model.config.image_token_id = 32000
+    for ids in (prompts, example):
+        ids["input_ids"] = ids["input_ids"].masked_fill(ids["input_ids"] == ITEM, 32000)
+    with pipeline_of(name, model, example=example).plan().load() as session:
+        tokens = session(**prompts, **numbers_of(items))["tokens"]
+    length = prompts["input_ids"].shape[1]
+    assert tokens[:, :length].equal(prompts["input_ids"])
+    assert tokens[:, length:].equal(expected[:, length:])
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
+def test_what_an_encoder_gave_stays_on_the_device(name: str):
+    model, prompts = tiny_with_items(name), prompts_with_items(MODELS[name][-1])
+    items = items_in(name, prompts["input_ids"])
+    plan = pipeline_of(name, model).plan(device="neuron-emulated")
+    with plan.load() as session:
+        expected = model.generate(**prompts, **items, max_new_tokens=NEW, do_sample=False)
+        assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
     edges = {edge.source: edge.residency.value for edge in plan.edges}
     assert edges["vision.output"] == "device"
-    assert edges["projector.output"] == "device"
+    assert edges.get("projector.output", "device") == "device"
     assert edges["merge.inputs_embeds"] == "device"
 
 
@@ -70,7 +91,8 @@ def test_an_encoder_has_a_placement_of_its_own():
 def test_items_and_their_tokens_have_to_match():
     prompts = prompts_with_items(4)
     with pipeline_of("llava", tiny_with_items("llava")).plan().load() as session:
-        with pytest.raises(StageError, match="8 tokens 98 that stand for images of 4 each"):
+        # Nothing is run yet, so this is about the request.
+        with pytest.raises(InputError, match=r"8 tokens 98 that stand for images of 4 each.* holds 1 of 1"):
             session(**prompts, pixel_values=torch.randn(1, 3, 16, 16))
         without = {**prompts, "input_ids": prompts["input_ids"].masked_fill(prompts["input_ids"] == ITEM, 5)}
         expected = tiny_with_items("llava").generate(**without, max_new_tokens=NEW, do_sample=False)
