@@ -44,6 +44,11 @@ class SameDtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled while a stage is tried, and torch's guard against it would take a tenth of a trial.
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

@@ -6,9 +6,10 @@ buckets above a limit hide the limit. So a stage is tried at sizes that are no b
 :data:`EXHAUSTIVE`, above that at those that tell the laws apart that models have (constants, limits from below and
 above, rounding to a multiple or to a power of two, windows, strides, squeezed dims).
 
-Where combinations of buckets are more than :data:`COMBINATIONS`, several dims change at once: every size of every dim
-is tried, but not with every size of the others. That is enough where each size that the stage gives is constant or that
-of one name; else all combinations are tried.
+Several dims change at once where that is enough: every size of every dim is tried, but not with every size of the
+others, as long as each size that the stage gives is constant or that of one name. Where one is not, or where the stage
+refuses a size, dims change one after another, and then together. Combinations of buckets are all tried, up to
+:data:`COMBINATIONS` of them; above that they are joined in the same way.
 
 A batch runs in chunks above its largest bucket, so it is tried above it too. A dim that only runs at its buckets is
 tried there, and at a second size where it has one bucket alone: that tells a size that follows the dim from one that is
@@ -124,20 +125,22 @@ class Sampler:
             PlanError: It refuses a combination of buckets, or every other size of a dim with one bucket.
         """
         base = {name: sizes[-1] for name, sizes in self.buckets.items()}
-        rotations = self._try_rotations(base, padded_dims)
-        if rotations is not None:
-            largest, *_ = samples = rotations
-            variables = {name for name in self.names if len({at[name] for at, _ in rotations}) > 1}
-        else:
-            # At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
+        between = {name: trial_sizes(self.buckets[name]) for name in self.names if name in padded_dims}
+        # 1. At buckets the stage has to run; what it gives at the largest ones is what the others are compared with.
+        samples = self._few_at_buckets(base)
+        if samples is None:
             samples = self._at_buckets(refuse)
-            largest, variables = samples[-1], {name for name in self.names if len(self.buckets[name]) > 1}
-            # At sizes that are no buckets it may refuse: those give no sample.
-            for name in self.names:
-                trials = list(self._sweep(base, name)) if name in padded_dims else []
-                variables |= {name} if trials else set()
-                samples += trials
-            samples += self._joint(base, [name for name in self.names if name in padded_dims])
+        largest = next(sample for sample in samples if sample[0] == base)
+        # 2. At sizes that are no buckets it may refuse: those give no sample.
+        joint = self._rotate(base, between)
+        if joint is not None and self._is_simple([*samples, *joint]):
+            samples += joint
+        else:
+            for name in between:
+                samples += self._sweep(base, name)
+            samples += self._joint(base, list(between))
+        variables = {name for name in self.names if len({at[name] for at, _ in samples}) > 1}
+        # 3. A batch runs in chunks, so it is tried above its largest bucket too.
         for name in self.names:
             trials = list(self._above(largest, name)) if name in self.batches else []
             variables |= {name} if trials else set()
@@ -158,31 +161,38 @@ class Sampler:
                 raise refuse(at, error) from error.__cause__
         return samples
 
-    def _try_rotations(self, base: Sizes, padded_dims: frozenset[str]) -> list[Trial] | None:
-        """Tries every size of every dim, but several dims at once, where all combinations would be too many.
+    def _few_at_buckets(self, base: Sizes) -> list[Trial] | None:
+        """Tries every bucket of every dim, but several dims at once, where all combinations would be too many.
 
         Returns:
-            The results, at the largest buckets first; None where these do not say enough: combinations are
-            few, the stage refuses one, or gives a size that is neither constant nor that of one name.
+            The results; None where these do not say enough: combinations are few, the stage refuses one, or gives
+            a size that is neither constant nor that of one name.
         """
         if math.prod(len(sizes) for sizes in self.buckets.values()) <= COMBINATIONS:
             return None
-        rows = [base]
-        for columns in (
-            {name: self.buckets[name][:-1] for name in self.names},
-            {name: trial_sizes(self.buckets[name]) for name in self.names if name in padded_dims},
-        ):
-            # Small sizes of one dim meet large ones of the next, so that no two of them grow alike.
-            rotations = {
-                name: sizes[::-1] if place % 2 else (*sizes[place:], *sizes[:place])
-                for place, (name, sizes) in enumerate(columns.items())
-                if sizes
-            }
-            for turn in range(max(map(len, rotations.values()), default=0)):
-                rows.append({**base, **{name: sizes[turn % len(sizes)] for name, sizes in rotations.items()}})
-        samples = [self._try(at) for at in rows]
-        trials = [sample for sample in samples if sample is not None]
-        return trials if len(trials) == len(rows) and self._is_simple(trials) else None
+        largest = self._try(base)
+        others = self._rotate(base, {name: sizes[:-1] for name, sizes in self.buckets.items()})
+        if largest is None or others is None:
+            return None
+        return [largest, *others] if self._is_simple([largest, *others]) else None
+
+    def _rotate(self, base: Sizes, columns: Mapping[str, tuple[int, ...]]) -> list[Trial] | None:
+        """Tries every size of some dims, all of these dims at once; None where the stage refuses one."""
+        # Small sizes of one dim meet large ones of the next, so that no two of them grow alike.
+        rotations = {
+            name: sizes[::-1] if place % 2 else (*sizes[place:], *sizes[:place])
+            for place, (name, sizes) in enumerate(columns.items())
+            if sizes
+        }
+        samples: list[Trial] = []
+        for turn in range(max(map(len, rotations.values()), default=0)):
+            sample = self._try(
+                {**base, **{name: sizes[turn % len(sizes)] for name, sizes in rotations.items()}}
+            )
+            if sample is None:
+                return None
+            samples.append(sample)
+        return samples
 
     def _is_simple(self, samples: list[Trial]) -> bool:
         """Tells whether each size that a stage gives is always the same, or always that of one name."""
@@ -190,7 +200,10 @@ class Sampler:
             (result.returns, tuple((key, len(shape), dtype) for key, shape, dtype in result.outputs))
             for _, result in samples
         }
-        if len(forms) > 1:
+        courses = [tuple(at[name] for at, _ in samples) for name in self.names]
+        varied = [course for course in courses if len(set(course)) > 1]
+        # Of two names that grew alike nobody could tell which one a size follows.
+        if len(forms) > 1 or len(set(varied)) < len(varied):
             return False
         # One column for each axis of each output, over all samples; a size of two names would need all combinations to
         # show its law.
