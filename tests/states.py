@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ def generation(
     outputs: tuple[str, ...] | None = None,
     start: Any = None,
     batch: int | Dim = 1,
+    loops: Sequence[int] = (STEPS,),
 ) -> Pipeline:
-    """Prefill, then a loop that decodes.
+    """Prefill, then loops that decode, one after another.
 
     Args:
         model: The model.
@@ -66,6 +67,7 @@ def generation(
         outputs: What the loop gives.
         start: What the cache begins with; None: what prefill gives.
         batch: Prompts in a request.
+        loops: How many words each loop adds.
     """
     plugins, placement = make_plugins(), placement or {}
     plugins.register(orchestrator_neuron)
@@ -92,16 +94,28 @@ def generation(
         "cache": cache if start is None else start,
         "place": torch.tensor([2], dtype=torch.int32),
     }
-    loop = pipeline.loop("talk", body, carry=carry, max_steps=STEPS, collect=collect, outputs=outputs)
-    names = outputs or collect
-    for name in names:
-        pipeline.output(f"{name}s", loop[name] if len(names) > 1 else loop)
+    # Of each loop what it collects is an output; of the last one also what else is asked for.
+    for number, steps in enumerate(loops):
+        mark = f"-{number}" if number else ""
+        parts = tuple(f"{name}[]" for name in collect)
+        is_last = number == len(loops) - 1
+        names = (*carry, *parts) if not is_last else outputs or parts
+        results = pipeline.loop(
+            f"talk{mark}", body, carry=carry, max_steps=steps, collect=collect, outputs=names
+        )
+        for name in names if is_last else parts:
+            plural = f"{name.removesuffix('[]')}s{mark}"
+            pipeline.output(plural, results[name] if len(names) > 1 else results)
+        if not is_last:
+            carry = {name: results[name] for name in carry}
     return pipeline
 
 
-def prompt(seed: int = 0) -> torch.Tensor:
-    """A prompt of two words."""
-    return torch.randint(0, WORDS, (1, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+def prompt(seed: int = 0, batch: int = 1) -> torch.Tensor:
+    """Prompts of two words."""
+    return torch.randint(
+        0, WORDS, (batch, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def words_by_hand(model: Writer, words: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from orchestrator.plan.records import (
     PlannedState,
     PlannedValue,
     Residency,
+    StateUpdate,
 )
 from orchestrator.plan.steps import (
     HOST,
@@ -45,5 +46,6 @@ __all__ = [
     "RegionStep",
     "Residency",
     "Slice",
+    "StateUpdate",
     "Step",
 ]

@@ -90,7 +90,8 @@ def _on_devices(plan: PlanData) -> Iterator[tuple[str, str]]:
     for state in plan.states:
         yield (
             f"state {state.name}",
-            f"{show_spec(state.spec)} on {state.device}, from {state.start} by {state.output}",
+            f"{show_spec(state.spec)} on {state.device}, from {state.start} by "
+            f"{', '.join(update.output for update in state.updates)}",
         )
     for what, sizes in (("weights", plan.weights), ("buffers", plan.buffers), ("budget", plan.budget)):
         for device, size in sizes:

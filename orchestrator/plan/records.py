@@ -35,6 +35,7 @@ __all__ = [
     "PlannedState",
     "PlannedValue",
     "Residency",
+    "StateUpdate",
 ]
 
 
@@ -214,29 +215,42 @@ class PlannedApplication:
 
 
 @dataclass(frozen=True)
+class StateUpdate:
+    """What one loop does to a state.
+
+    Attributes:
+        carry: The carry that it is in this loop, ``loop.name``.
+        port: The port of the call in the body that reads it in each iteration.
+        output: The output of that call that it is afterwards.
+    """
+
+    carry: str
+    port: str
+    output: str
+
+
+@dataclass(frozen=True)
 class PlannedState:
     """A carry that lives in an application, and is updated there: it is never handed over.
 
     Attributes:
-        name: The carry, ``loop.name``.
+        name: The carry of the first loop, ``loop.name``.
         device: The device group.
-        spec: Its form.
+        spec: Its form at the largest buckets; smaller requests use a corner of it.
         start: Where what it begins with comes from, ``call.port``; that call writes it.
-        port: The port of the call that reads it in each iteration.
-        output: The output of that call that it is afterwards.
+        updates: What is done to it by each loop, in order: all but the first begin with what the one before it left.
     """
 
     name: str
     device: str
     spec: TensorSpec
     start: str
-    port: str
-    output: str
+    updates: tuple[StateUpdate, ...]
 
     @property
-    def origins(self) -> tuple[str, str, str]:
+    def origins(self) -> tuple[str, ...]:
         """Origins of the values that it is, one after another."""
-        return self.start, self.name, self.output
+        return self.start, *(part for update in self.updates for part in (update.carry, update.output))
 
 
 @dataclass(frozen=True)

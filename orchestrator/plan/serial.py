@@ -32,6 +32,7 @@ from orchestrator.plan.records import (
     PlannedState,
     PlannedValue,
     Residency,
+    StateUpdate,
 )
 from orchestrator.plan.steps import (
     AdaptStep,
@@ -49,7 +50,7 @@ from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 6
+VERSION = 7
 
 P = TypeVar("P", bound=PlanData)
 
@@ -62,6 +63,7 @@ _RECORDS = (
     PlannedGroup,
     PlannedProgram,
     PlannedState,
+    StateUpdate,
     PlannedValue,
     ProgramInput,
     ProgramOutput,

@@ -118,13 +118,17 @@ def _applications(plan: PlanData) -> list[str]:
     rows += [(item.device, ", ".join(item.stages), show_bytes(item.weights)) for item in plan.applications]
     states = [("state", "form", "bytes", "begins with", "updated in place by")]
     states += [
-        (item.name, show_spec(item.spec), show_bytes(item.spec.nbytes({})), item.start, item.output)
+        (
+            item.name,
+            show_spec(item.spec),
+            show_bytes(item.spec.nbytes({})),
+            item.start,
+            ", ".join(update.output for update in item.updates),
+        )
         for item in plan.states
     ]
     more = (
-        ["States, each in its application, where a loop updates it:", *table(states), ""]
-        if plan.states
-        else []
+        ["States, each in its application, where loops update it:", *table(states), ""] if plan.states else []
     )
     return ["Applications of several stages, which have one set of weights:", *table(rows), "", *more]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator import Dim
 from orchestrator.program import Application, ProgramState
 from orchestrator.runner.load.load import applications_of
 from orchestrator.store import ArtifactStore
@@ -37,6 +38,20 @@ def test_a_token_is_all_that_crosses_the_link(tmp_path: Path):
     assert counts["upload_bytes"] == 2 * prompt().nbytes
     assert counts["download_bytes"] == STEPS * 4
     assert counts["download_bytes"] == plan.summary["download_bytes"]
+
+
+def test_loops_after_one_another_go_on_with_one_cache_at_every_size():
+    model = Writer()
+    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2))).plan(EMULATED)
+    with plan.load() as session:
+        for size in (2, 1, 2):
+            words = prompt(size, size)
+            results = session(prompt=words)
+            tokens = torch.cat([results["tokens"], results["tokens-1"]])
+            assert torch.equal(tokens, words_by_hand(model, words))
+        # Of the five prompts in all of them nothing but words crosses the link.
+        for counts in (session.stats, session.stats["measured"][EMULATED]):
+            assert (counts["upload_bytes"], counts["download_bytes"]) == (5 * prompt().nbytes, 5 * STEPS * 4)
 
 
 def test_requests_of_several_threads_have_their_own_words():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from orchestrator import Dim, Plan, PlanError, Residency
-from orchestrator.plan.records import PlannedState
+from orchestrator.plan.records import PlannedState, StateUpdate
 from orchestrator.planner.verify.steps import verify
 from tests.kit import refuses
 from tests.states import CACHE, Writer, generation
 
 EMULATED = "neuron-emulated"
-STATE = PlannedState("talk.cache", EMULATED, CACHE, "prefill.cache", "talk/decode.cache", "talk/decode.cache")
+UPDATE = StateUpdate("talk.cache", "talk/decode.cache", "talk/decode.cache")
+STATE = PlannedState("talk.cache", EMULATED, CACHE, "prefill.cache", (UPDATE,))
 
 
 def buffers(plan: Plan) -> int:
@@ -75,15 +76,56 @@ def test_what_stands_in_the_way_of_a_state_is_said(how: Any, options: Any, reaso
     assert not any(item.state for program in plan.programs for item in (*program.inputs, *program.outputs))
 
 
-def test_a_cache_along_a_dim_with_several_buckets_is_no_state():
-    batch = Dim("batch", (1, 2))
-    states = {
-        sizes: generation(Writer(), batch=batch).plan(EMULATED, sizes={"batch": sizes})
-        for sizes in ((1, 2), (1,))
-    }
-    assert any("hangs on the request ([batch, 6, 4] float32)" in note for note in states[1, 2].notes)
-    assert [len(plan.states) for plan in states.values()] == [0, 1]
-    assert states[1,].states[0].spec == CACHE
+def test_a_cache_is_as_large_as_the_largest_bucket_and_there_once():
+    plan = generation(Writer(), batch=Dim("batch", (1, 2))).plan(EMULATED)
+    (state,) = plan.states
+    assert state.spec.shape({}) == (2, *CACHE.shape({})[1:])
+    assert dict(plan.buffers)[EMULATED] == 2 * CACHE.nbytes({}) + sum(
+        item.spec.nbytes({"batch": size})
+        for program in plan.programs
+        for item in program.outputs
+        for size in (1, 2)
+        if not item.state
+    )
+
+
+def test_loops_after_one_another_update_one_state():
+    plan = generation(Writer(), loops=(1, 2, 1)).plan(EMULATED)
+    (state,) = plan.states
+    loops = ["talk", "talk-1", "talk-2"]
+    assert state == replace(
+        STATE, updates=tuple(StateUpdate(f"{name}.cache", *[f"{name}/decode.cache"] * 2) for name in loops)
+    )
+    assert dict(plan.buffers)[EMULATED] == CACHE.nbytes({}) + buffers(plan)
+    text = " ".join(str(plan).split())
+    assert "prefill.cache talk/decode.cache, talk-1/decode.cache, talk-2/decode.cache" in text
+    plan = generation(Writer(), loops=(1, 2), outputs=("token[]", "cache")).plan(EMULATED)
+    assert plan.states == ()
+    reasons = [note for note in plan.notes if "'caches-1' reads it, too" in note]
+    assert [reason[: reason.index(" is")] for reason in reasons] == [
+        "'talk/decode.cache'",
+        "'talk-1/decode.cache'",
+    ]
+
+
+CHAINS = {
+    "a loop less": lambda state: replace(state, updates=state.updates[:1]),
+    "another order": lambda state: replace(state, updates=state.updates[::-1]),
+    "each by itself": None,
+}
+
+
+@pytest.mark.parametrize("damage", CHAINS.values(), ids=CHAINS.keys())
+def test_a_chain_that_cannot_be_is_refused(damage: Any):
+    plan = generation(Writer(), loops=(1, 2)).plan(EMULATED)
+    (state,) = plan.states
+    first, second = state.updates
+    apart = (
+        replace(state, updates=(first,)),
+        replace(state, name=second.carry, start="talk.cache", updates=(second,)),
+    )
+    states = apart if damage is None else (damage(state),)
+    refuses(PlanError, "", lambda: verify(replace(plan, states=states)))
 
 
 def test_states_survive_json_and_binding():
@@ -92,6 +134,10 @@ def test_states_survive_json_and_binding():
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert pipeline.bind(again).states == plan.states
+
+
+def _updated(**changes: str) -> PlannedState:
+    return replace(STATE, updates=(replace(UPDATE, **changes),))
 
 
 def _without_marks(plan: Plan, inputs: bool, outputs: bool) -> Plan:
@@ -111,8 +157,9 @@ BROKEN = {
     "twice": lambda plan: replace(plan, states=(STATE, STATE)),
     "another name": lambda plan: replace(plan, states=(replace(STATE, name="talk.token"),)),
     "another start": lambda plan: replace(plan, states=(replace(STATE, start="prefill.token"),)),
-    "another port": lambda plan: replace(plan, states=(replace(STATE, port="talk/decode.token"),)),
-    "another output": lambda plan: replace(plan, states=(replace(STATE, output="talk/decode.token"),)),
+    "another port": lambda plan: replace(plan, states=(_updated(port="talk/decode.token"),)),
+    "another output": lambda plan: replace(plan, states=(_updated(output="talk/decode.token"),)),
+    "another carry": lambda plan: replace(plan, states=(_updated(carry="talk.token"),)),
     "another device": lambda plan: replace(plan, states=(replace(STATE, device="cpu"),)),
     "another form": lambda plan: replace(plan, states=(replace(STATE, spec=replace(CACHE, dims=(1, 6, 5))),)),
     "nobody reads it": lambda plan: _without_marks(plan, True, False),

@@ -150,7 +150,7 @@ def _update(context: PlanContext, edge: Edge) -> str:
         return ""
     if any(port == edge.target_port for _, port in call.aliases):
         return "updated in place"
-    if any(state.port == edge.destination for state in context.states):
+    if any(edge.destination == update.port for state in context.states for update in state.updates):
         return "updated in place, a state of its application"
     if any(port == edge.target_port for _, port in context.graph.calls[call.name].stage.aliases):
         return f"a program of {call.device} gives its update as a new value"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedProgram, PlannedState
-from orchestrator.plan.steps import CallStep, LoopStep, iter_steps
+from orchestrator.plan.steps import CallStep, Carry, LoopStep, Step, iter_steps
 from orchestrator.planner.verify.edges import demand
 from orchestrator.program import ProgramInput, ProgramOutput
-from orchestrator.specs import TensorSpec
+from orchestrator.specs import combinations
 
 __all__ = ["check_states"]
 
@@ -23,80 +25,139 @@ def check_states(plan: Plan) -> None:
     demand(plan, len(set(names)) == len(names), "two states have one name")
     demand(plan, uses == set(names), f"its programs use the states {sorted(uses)}, not {names}")
     for state in plan.states:
-        _check_state(plan, state)
+        _StateChecker(plan, state).run()
 
 
-def _check_state(plan: Plan, state: PlannedState) -> None:
+class _StateChecker:
     """Follows a state through the steps: written once, then read and written once in each iteration, then forgotten."""
 
-    def check(holds: bool, what: str) -> None:
-        demand(plan, holds, f"the state {state.name!r} {what}")
+    def __init__(self, plan: Plan, state: PlannedState) -> None:
+        self.plan = plan
+        self.state = state
+        #: Calls that write it, with whether they read it before.
+        self.calls: list[tuple[CallStep, bool]] = []
 
-    loops = [
-        (step, carry)
-        for step in iter_steps(plan.steps, LoopStep)
-        for carry in step.carries
-        if plan.values[carry.argument].origin == state.name
-    ]
-    check(
-        len(loops) == 1 and loops[0][0] in plan.steps,
-        "is the carry of no loop, or of several, or of one that may run several times",
-    )
-    (loop, carry), *_ = loops
-    # Who makes each of its values: a call before the loop, directly in the plan, and one directly in the body.
-    before = plan.steps[: plan.steps.index(loop)]
-    starts = [step for step in iter_steps(before, CallStep) if carry.initial in step.outputs]
-    updates = [step for step in iter_steps(loop.body, CallStep) if carry.yielded in step.outputs]
-    check(
-        {*starts} <= {*before} and {*updates} <= {*loop.body},
-        "is made or updated in something that may repeat",
-    )
-    check(len(starts) == 1 and len(updates) == 1, "is not made by one call and updated by another")
-    origins = [plan.values[index].origin for index in (carry.initial, carry.yielded)]
-    check(origins == [state.start, state.output], f"is said to be {state.start!r}, then {state.output!r}")
-    # Who reads them: the loop its start, the one call its carry, the next iteration what that gives.
-    for index, readers in ((carry.initial, 1), (carry.argument, 1), (carry.yielded, 0)):
-        reads = sum(step.inputs.count(index) for step in iter_steps(plan.steps))
-        check(reads == readers, "is read by somebody else")
-    check(carry.argument in updates[0].inputs, "is not read by the call that updates it")
-    ends = [result for other, result in zip(loop.carries, loop.results, strict=True) if other is carry]
-    results = {index for _, index in plan.outputs}
-    check(
-        not any(end in step.inputs for end in ends for step in iter_steps(plan.steps)), "is read at its end"
-    )
-    check(not results & {*ends, carry.initial}, "is an output")
-    check(loop.yields.count(carry.yielded) == 1, "is carried or collected twice")
-    # What the programs of these calls do with it, and nobody else; a call in turns has two.
-    writers = {
-        starts[0].program: 0,
-        **dict.fromkeys(filter(None, (updates[0].program, updates[0].alternate)), 1),
-    }
-    applications = {plan.application(plan.program(name)) for name in writers}
-    check(len(applications) == 1, f"is of several applications, {sorted(applications)}")
-    for program in plan.programs:
-        taken = [item for item in program.inputs if item.state == state.name]
-        given = [item for item in program.outputs if item.state == state.name]
-        expected = (writers[program.name], 1) if program.name in writers else (0, 0)
-        check(
-            (len(taken), len(given)) == expected,
-            f"is not taken and given by {program.name!r} as it should be",
+    def _check(self, holds: bool, what: str) -> None:
+        demand(self.plan, holds, f"the state {self.state.name!r} {what}")
+
+    def run(self) -> None:
+        # 1. The steps: who makes each of its values, and who reads it. A value is read by the next step that updates
+        #    it and by nobody else, so that its memory never holds anything that somebody still needs.
+        carries = [update.carry for update in self.state.updates]
+        loops = [
+            (step, carry)
+            for step in iter_steps(self.plan.steps, LoopStep)
+            for carry in step.carries
+            if self.plan.values[carry.argument].origin in carries
+        ]
+        origins = [self.plan.values[carry.argument].origin for _, carry in loops]
+        self._check(carries[:1] == [self.state.name], "is not called like its first carry")
+        self._check(
+            origins == carries and all(loop in self.plan.steps for loop, _ in loops),
+            f"is the carries {origins}, not {carries}, or one of a loop that may run several times",
         )
-        check(not taken or program.device == state.device, f"is not on {program.device!r}")
-        ports = [f"{updates[0].name}.{item.port}" for item in taken]
-        check(ports in ([], [state.port]), f"comes in by {ports}")
-        for item in _ends(program):
-            if item.state == state.name:
-                check(not item.adapters and _has_form(plan, item.spec, state.spec), "has several forms")
+        value = loops[0][1].initial
+        self._start(value, self.plan.steps[: self.plan.steps.index(loops[0][0])])
+        for (loop, carry), update in zip(loops, self.state.updates, strict=True):
+            self._check(carry.initial == value, f"is not what {loop.name!r} begins with")
+            self._iteration(loop, carry, update.output)
+            value = next(end for other, end in zip(loop.carries, loop.results, strict=True) if other is carry)
+        self._read(value, 0)
+        # 2. The programs: those that these calls run take and give it, in one form, and no others do; they run for
+        #    nobody else.
+        self._programs()
+
+    def _start(self, value: int, before: tuple[Step, ...]) -> None:
+        """Checks who makes the first value."""
+        starts = [step for step in iter_steps(before, CallStep) if value in step.outputs]
+        self._check(len(starts) == 1 and {*starts} <= {*before}, "is not made by one call, before its loops")
+        origin = self.plan.values[value].origin
+        self._check(origin == self.state.start, f"is said to begin with {self.state.start!r}, not {origin!r}")
+        self.calls.append((starts[0], False))
+
+    def _iteration(self, loop: LoopStep, carry: Carry, output: str) -> None:
+        """Checks who reads and makes it in an iteration."""
+        updates = [step for step in iter_steps(loop.body, CallStep) if carry.yielded in step.outputs]
+        self._check(
+            len(updates) == 1 and {*updates} <= {*loop.body}, f"is not updated by one call of {loop.name!r}"
+        )
+        origin = self.plan.values[carry.yielded].origin
+        self._check(origin == output, f"is said to become {output!r}, not {origin!r}")
+        for index, readers in ((carry.initial, 1), (carry.argument, 1), (carry.yielded, 0)):
+            self._read(index, readers)
+        self._check(carry.argument in updates[0].inputs, "is not read by the call that updates it")
+        self._check(loop.yields.count(carry.yielded) == 1, "is carried or collected twice")
+        self.calls.append((updates[0], True))
+
+    def _read(self, index: int, readers: int) -> None:
+        reads = sum(step.inputs.count(index) for step in iter_steps(self.plan.steps))
+        self._check(reads == readers, "is read by somebody else")
+        self._check(index not in {value for _, value in self.plan.outputs}, "is an output")
+
+    def _programs(self) -> None:
+        # A call in turns has two programs.
+        writers = {
+            name: (call, reads)
+            for call, reads in self.calls
+            for name in filter(None, (call.program, call.alternate))
+        }
+        users = [
+            step
+            for step in iter_steps(self.plan.steps, CallStep)
+            if not writers.keys().isdisjoint((step.program, step.alternate))
+        ]
+        self._check(
+            all(any(step is call for call, _ in self.calls) for step in users), "is updated by others"
+        )
+        applications = {self.plan.application(self.plan.program(name)) for name in writers}
+        self._check(len(applications) == 1, f"is of several applications, {sorted(applications)}")
+        ports = {update.port.rpartition(".")[2] for update in self.state.updates}
+        for program in self.plan.programs:
+            taken = [item for item in program.inputs if item.state == self.state.name]
+            given = [item for item in program.outputs if item.state == self.state.name]
+            expected = (int(writers[program.name][1]), 1) if program.name in writers else (0, 0)
+            self._check(
+                (len(taken), len(given)) == expected,
+                f"is not taken and given by {program.name!r} as it should be",
+            )
+            self._check(not taken or program.device == self.state.device, f"is not on {program.device!r}")
+            names = {
+                name for item in program.inputs if item.spec and not item.state for name in item.spec.names
+            }
+            loose = {name for item in taken if item.spec for name in item.spec.names} - names
+            fixed = all(len(dim.buckets) == 1 for dim in self.plan.dims if dim.name in loose)
+            self._check(fixed, f"is all that tells the sizes {sorted(loose)} to {program.name!r}")
+            self._check({item.port for item in taken} <= ports, f"comes into {program.name!r} by other ports")
+        for update, (call, _) in zip(self.state.updates, self.calls[1:], strict=True):
+            self._check(update.port.rpartition(".")[0] == call.name, f"does not come in by {update.port!r}")
+        self._forms()
+
+    def _forms(self) -> None:
+        """Checks that its value has one form everywhere, for which its memory suffices."""
+        items = [
+            item for program in self.plan.programs for item in _ends(program) if item.state == self.state.name
+        ]
+        specs = [item.spec for item in items if item.spec is not None]
+        self._check(
+            len(specs) == len(items)
+            and all(spec.same_form(specs[0]) for spec in specs)
+            and not any(item.adapters for item in items),
+            "has several forms",
+        )
+        dims = {dim.name: dim for dim in self.plan.dims}
+        self._check(not any(dims[name].any for name in specs[0].names), "is of any size")
+        shapes = [
+            specs[0].shape(sizes)
+            for sizes in combinations(specs[0].names, {name: dim.buckets for name, dim in dims.items()})
+        ]
+        largest = tuple(map(max, zip(*shapes, strict=True)))
+        self._check(
+            not self.state.spec.names
+            and (largest, specs[0].dtype) == (self.state.spec.shape({}), self.state.spec.dtype),
+            "is not as large as the largest of its values",
+        )
 
 
-def _has_form(plan: Plan, spec: TensorSpec | None, state: TensorSpec) -> bool:
-    """Tells whether a value has the one form of a state, at every bucket of its dims."""
-    buckets = {dim.name: dim.buckets for dim in plan.dims}
-    if spec is None or state.names or any(len(buckets[name]) > 1 for name in spec.names):
-        return False
-    sizes = {name: buckets[name][0] for name in spec.names}
-    return spec.shape(sizes) == state.shape({}) and spec.dtype == state.dtype
-
-
-def _ends(program: PlannedProgram) -> tuple[ProgramInput | ProgramOutput, ...]:
-    return (*program.inputs, *program.outputs)
+def _ends(program: PlannedProgram) -> Iterator[ProgramInput | ProgramOutput]:
+    yield from program.inputs
+    yield from program.outputs

@@ -164,6 +164,12 @@ class ProgramModule(torch.nn.Module):
     ) -> None:
         super().__init__()
         self._state_names = tuple(state.name for state in states)
+        ends: tuple[ProgramInput | ProgramOutput, ...] = (*program.inputs, *program.outputs)
+        self._state_places = {
+            end.state: tuple(map(slice, end.spec.shape(sizes)))
+            for end in ends
+            if end.state and end.spec is not None
+        }
         self.states = torch.nn.ParameterList(
             torch.nn.Parameter(torch.zeros(state.spec.shape({}), dtype=state.spec.dtype), requires_grad=False)
             for state in states
@@ -187,7 +193,7 @@ class ProgramModule(torch.nn.Module):
         arguments = {
             item.port: item.constant
             if item.spec is None
-            else self._enter(item, states[item.state] if item.state else next(values))
+            else self._enter(item, self._part(item.state, states) if item.state else next(values))
             for item in self.program.inputs
         }
         target = self.target
@@ -197,8 +203,20 @@ class ProgramModule(torch.nn.Module):
             for item in self.program.outputs
         ]
         # First what is handed over, then the states, in the order of the application.
-        after = states | {state: value for state, value in outputs if state}
+        after = states | {state: self._whole(state, value, states) for state, value in outputs if state}
         return (*(value for state, value in outputs if not state), *after.values())
+
+    def _part(self, state: str, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The corner of a state that a request of these sizes uses."""
+        return states[state][self._state_places[state]]
+
+    def _whole(self, state: str, value: torch.Tensor, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """A state with that corner replaced."""
+        if value.shape == states[state].shape:
+            return value
+        whole = states[state].clone()
+        whole[self._state_places[state]] = value
+        return whole
 
     def _enter(self, item: ProgramInput, value: torch.Tensor) -> torch.Tensor:
         value = self._adapt(value, item.adapters)

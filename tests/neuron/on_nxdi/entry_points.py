@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from on_nxdi.kit import RANKS, close, count_traffic
-from orchestrator import CompileError, Pipeline, TensorSpec
+from orchestrator import CompileError, Dim, Pipeline, TensorSpec
 from orchestrator.store import ArtifactStore
 from tests.states import STEPS, Writer, generation, prompt, words_by_hand
 
@@ -106,6 +106,20 @@ def check_a_cache_is_aliased_state_of_the_application():
             assert traffic.up_bytes == RANKS * words.nbytes < state.spec.nbytes({})
             assert (traffic.down, traffic.down_bytes) == (STEPS, STEPS * 4)
             assert traffic.down_bytes == plan.summary["download_bytes"]
+
+
+def check_loops_after_one_another_update_one_state_at_every_size():
+    model = Writer()
+    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2))).plan("neuron", options=OPTIONS)
+    assert [len(state.updates) for state in plan.states] == [2]
+    with plan.load() as session:
+        for size in (2, 1, 2):
+            words = prompt(size, size)
+            with count_traffic() as traffic:
+                results = session(prompt=words)
+            close(torch.cat([results["tokens"], results["tokens-1"]]), words_by_hand(model, words))
+            assert traffic.up_bytes == RANKS * words.nbytes
+            assert traffic.down_bytes == STEPS * size * 4
 
 
 def check_a_cache_that_somebody_else_reads_is_handed_over():

@@ -72,6 +72,7 @@ def test_all_loops_share_one_buffer_and_the_plan_says_when_each_runs():
 def test_a_device_that_compiles_has_a_program_for_each_bucket():
     model, request = tiny("llama"), prompts(4, 2)
     plan = plan_of(model, "neuron-emulated", tokens=(4,), cache=(6,))
+    assert [len(state.updates) for state in plan.states] == [2, 2], "keys and values, each in two loops"
     with plan.load() as session:
         assert session(**request)["tokens"].equal(generated(model, request))
 
