@@ -77,7 +77,7 @@ def test_a_plan_that_was_read_and_bound_runs_the_same():
 
 def test_the_json_is_for_programs_too():
     data = json.loads(TEXT)
-    assert data["version"] == 6
+    assert data["version"] == 7
     assert data["summary"]["uploads"] == PLAN.summary["uploads"]
     assert {edge["source"] for edge in data["edges"]} == {edge.source for edge in PLAN.edges}
 
