@@ -112,24 +112,24 @@ class Start(nn.Module):
             **values,
             "position": torch.full((1,), filled),
             "place": torch.full((token.shape[0],), filled),
-            "mask": torch.ones(token.shape[0], self.length, dtype=torch.int64),
+            "mask": torch.ones_like(values["mask"]),
         }
 
 
 def decoder(model: Any, length: int, batch: int, new: int, buckets: tuple[int, ...] | None) -> Pipeline:
     """The loops that `from_transformers` draws, without prompt and the token that follows it."""
-    build = importlib.import_module("orchestrator_stages.generation.build")
-    dims = Dim("batch", buckets=(batch,)), Dim("tokens", buckets=(length - new - 1,))
-    rules = build.prompt_rules(model, {"max_new_tokens": new + 1})
-    drawing = build._Continuation(model, rules, *dims, None)
+    continuation = importlib.import_module("orchestrator_stages.generation.continuation")
+    options = importlib.import_module("orchestrator_stages.generation.options")
+    rows, tokens = Dim("batch", buckets=(batch,)), Dim("tokens", buckets=(length - new - 1,))
+    selection = options.prompt_selection(model, {"max_new_tokens": new + 1})
+    drawing = continuation.Continuation(model, selection, rows, tokens, None)
     pipeline = Pipeline("decode")
-    token = pipeline.input("token", TensorSpec((dims[0],), torch.int64, pad=0))
-    specs = {**drawing.generator.specs(dims[0]), **build.token_specs(dims[0], new + 1)}
-    specs["done"] = TensorSpec((1,), torch.bool)
+    token = pipeline.input("token", TensorSpec((rows,), torch.int64, pad=0))
+    specs = {**drawing.carries, **drawing.constants, "done": TensorSpec((1,), torch.bool)}
+    del specs["token"]
     start = pipeline.add("start", Start(specs, new, length))(token)
-    carries = {"token": token, **{name: start[name] for name in specs}}
-    reaches = build._reaches(buckets, dims[1], new + 1)
-    pipeline.output("tokens", drawing._chain(pipeline, carries, {"mask": start["mask"]}, reaches))
+    values = {"token": token, **{name: start[name] for name in specs}}
+    pipeline.output("tokens", drawing.draw_loops(pipeline, values, buckets)[0])
     return pipeline
 
 

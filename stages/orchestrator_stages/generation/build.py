@@ -90,8 +90,8 @@ def from_transformers(
         batch: Sizes of a batch that are compiled.
         tokens: Lengths of a text that are compiled; by default powers of two from 16 to 512 that the model can count.
         cache: How many tokens of the cache are read: each new token reads the fewest of these that hold all before it.
-            The longest prompt with what is added is always one. By default doublings from 256 on. A model that has an
-            encoder reads all.
+            The longest prompt with what is added is always one. By default doublings from 256 on. On the CPU what is
+            filled is read, and no more, whatever is said here. A model that has an encoder reads all.
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
             not depend on it. Where the cache is read in several lengths, it is looked at for each token.
         name: The pipeline's name; by default the model's type.

@@ -2,8 +2,9 @@
 
 A layer of transformers grows with each token, or keeps only a window. Those here have a *slot* for every token that
 there may be. The first forward, over the prompt, attends to the prompt alone, as the library's own layer has it, and
-lays it down in the first slots; every later one writes behind it and attends to all slots, of which the model's mask
-hides the empty ones and those outside of a window.
+lays it down in the first slots; every later one writes behind it. Where its position is a number, it attends to what is
+filled, within a window if there is one: what the library's own layer does, without its copies. Where the position is a
+tensor, it attends to all slots, of which the model's mask hides the empty ones and those outside of a window.
 
 What holds keys and values of an encoder, or the states of a recurrent layer, has a fixed size in the library as well
 and stays as it is.
@@ -31,7 +32,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         slots: How many tokens it holds.
 
     Attributes:
-        position: A scalar, int64: the slot of the next token; None: the layer is empty.
+        position: The slot of the next token: a scalar, int64, or a number; None: the layer is empty.
         in_place: Write into the tensors that it was given, instead of new ones.
         reach: How many slots, from the first, are read; None: all.
     """
@@ -44,7 +45,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, slots: int) -> None:
         super().__init__()
         self.slots = slots
-        self.position: Tensor | None = None
+        self.position: Tensor | int | None = None
         self.in_place = False
         self.reach: int | None = None
         self.count = 0
@@ -71,15 +72,26 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         self.keys = self._write(self.keys, key_states, 2, self.position)
         self.values = self._write(self.values, value_states, 2, self.position)
         self.count += key_states.shape[-2]
-        return self.keys[:, :, : self.reach], self.values[:, :, : self.reach]
+        readable = self._readable()
+        return self.keys[:, :, readable], self.values[:, :, readable]
+
+    def _readable(self, more: int = 0) -> slice:
+        """Which slots are read when so many tokens more are laid down."""
+        if isinstance(self.position, int):
+            return slice(self.position + self.count + more)
+        return slice(self.reach)
 
     def _first(self, states: Tensor, dim: int) -> Tensor:
         """Gives a prompt its slots, and empty ones behind it."""
         room = self.slots - states.shape[dim]
         return pad(states, (0, 0) * (states.dim() - 1 - dim) + (0, room))
 
-    def _write(self, tensor: Tensor, states: Tensor, dim: int, position: Tensor) -> Tensor:
+    def _write(self, tensor: Tensor, states: Tensor, dim: int, position: Tensor | int) -> Tensor:
         """Writes states from a slot on."""
+        if isinstance(position, int):
+            slots = tensor if self.in_place else tensor.clone()
+            slots.narrow(dim, position, states.shape[dim]).copy_(states)
+            return slots
         places = position.reshape(1)
         if states.shape[dim] > 1:
             places = torch.arange(states.shape[dim], device=states.device) + position
@@ -88,7 +100,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         return tensor.index_copy(dim, places, states)
 
     def get_seq_length(self, *_: Any) -> Any:
-        """Returns how many slots are filled: an int over the prompt, a scalar tensor afterwards."""
+        """Returns how many slots are filled: an int over the prompt, afterwards what the position is."""
         return self.count if self.position is None else self.position + self.count
 
     def get_mask_sizes(self, query: Any) -> tuple[int, int]:
@@ -97,9 +109,11 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         Args:
             query: How many tokens it has; in older versions of the library, their places.
         """
-        if self.position is not None:
-            return self.get_max_length(), 0
-        return self.count + (query.shape[0] if isinstance(query, Tensor) else int(query)), 0
+        tokens = query.shape[0] if isinstance(query, Tensor) else int(query)
+        if self.position is None:
+            return self.count + tokens, 0
+        first, end, _ = self._readable(tokens).indices(self.slots)
+        return end - first, first
 
     def get_max_length(self) -> int:
         """Returns how many tokens it holds, of those that are read."""
@@ -118,9 +132,25 @@ class DecoderSlotLayer(SlotLayer):
 
 
 class SlidingSlotLayer(SlotLayer):
-    """The same for a layer that attends to a window: the mask hides what is outside of it."""
+    """The same for a layer that attends to a window: the mask hides what is outside of it, or it is not read.
+
+    Args:
+        slots: How many tokens it holds.
+        window: To how many tokens, itself among them, a token attends.
+    """
 
     is_sliding = True
+
+    def __init__(self, slots: int, window: int) -> None:
+        super().__init__(slots)
+        self.window = window
+
+    def _readable(self, more: int = 0) -> slice:
+        filled = super()._readable(more)
+        if not isinstance(self.position, int):
+            return filled
+        # The first of the tokens that are added attends to those before it, too.
+        return slice(max(0, self.position + 1 - self.window), filled.stop)
 
 
 class IndexedSlotLayer(SlotLayer):
@@ -142,7 +172,10 @@ class IndexedSlotLayer(SlotLayer):
             self.indexer_keys = self._first(indexer_key_states, 1)
             return indexer_key_states
         self.indexer_keys = self._write(self.indexer_keys, indexer_key_states, 1, self.position)
-        return self.indexer_keys[:, : self.reach]
+        is_number = isinstance(self.position, int)
+        return self.indexer_keys[
+            :, : self.position + indexer_key_states.shape[1] if is_number else self.reach
+        ]
 
 
 def _with_recurrence(base: Any) -> Any:
@@ -154,8 +187,8 @@ def _with_recurrence(base: Any) -> Any:
     class RecurrentLayer(recurrent, base):  # type: ignore[misc]
         is_compileable = False
 
-        def __init__(self, slots: int, number_of_states: int) -> None:
-            base.__init__(self, slots)
+        def __init__(self, number_of_states: int, *arguments: int) -> None:
+            base.__init__(self, *arguments)
             recurrent.__init__(self, number_of_states=number_of_states)
 
         def lazy_initialization(self, *states: Tensor, **options: Any) -> None:
@@ -179,13 +212,13 @@ def _slot_layer(layer: Any, slots: int) -> Any:
     if kind == "DynamicLayer":
         return SlotLayer(slots)
     if kind == "DynamicSlidingWindowLayer":
-        return SlidingSlotLayer(slots)
+        return SlidingSlotLayer(slots, layer.sliding_window)
     if kind == "DynamicIndexedLayer":
         return IndexedSlotLayer(slots)
     if kind == "LinearAttentionAndFullAttentionLayer":
-        return RecurrentSlotLayer(slots, layer.number_of_states)
+        return RecurrentSlotLayer(layer.number_of_states, slots)
     if kind == "LinearAttentionAndSlidingWindowAttentionLayer":
-        return RecurrentSlidingSlotLayer(slots, layer.number_of_states)
+        return RecurrentSlidingSlotLayer(layer.number_of_states, slots, layer.sliding_window)
     return layer
 
 

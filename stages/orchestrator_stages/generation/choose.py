@@ -39,38 +39,37 @@ class BeginTokens(nn.Module):
 
     Args:
         selection: How tokens are chosen.
-        filler: What stands before a prompt that is shorter than its bucket, for processors that look at tokens.
+        filler: What stands before a prompt that is shorter than its bucket, for processors that look at tokens; None:
+            there are none, and no ``before``.
     """
 
-    def __init__(self, selection: Selection, filler: int) -> None:
+    def __init__(self, selection: Selection, filler: int | None) -> None:
         super().__init__()
         self.selection = selection
         self.filler = filler
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, attention_mask: Tensor, input_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Returns what the choice of the first token takes.
 
         Args:
-            input_ids: ``[batch, tokens]``, int64, below 0 where the bucket is larger than the request.
-            attention_mask: The same, 0 where there is padding. A row of zeros fills up the batch: it is finished
-                before it begins.
+            attention_mask: ``[batch, tokens]``, int64, 0 where there is padding. A row of zeros fills up the batch: it
+                is finished before it begins.
+            input_ids: The same, below 0 where the bucket is larger than the request; where there is a filler.
 
         Returns:
-            ``before`` ``[batch, tokens]``: the prompt with its own padding, as
-            ``generate()`` gets it, and the filler before it; ``filler`` ``[batch]``, bool: rows that fill up the batch;
+            ``filler`` ``[batch]``, bool: rows that fill up the batch; where there is a filler, ``before``
+            ``[batch, tokens]``: the prompt with its own padding, as ``generate()`` gets it, and the filler before it;
             and what :func:`token_specs` or :func:`~orchestrator_stages.generation.beams.beam_specs` name.
         """
-        # Padding goes to the left, and what only the bucket adds to the left of that.
         selection = self.selection
-        ids, mask = to_the_left(attention_mask, input_ids, attention_mask)
-        is_own = (ids >= 0).to(torch.int64)
-        own, before = to_the_left(is_own, is_own, ids)
-        before = torch.where(own.to(torch.bool), before, self.filler)
-        is_filler = ~mask.to(torch.bool).any(1)
-        values = {
-            "before": before,
-            "filler": is_filler,
-        }
+        is_filler = ~attention_mask.to(torch.bool).any(1)
+        values = {"filler": is_filler}
+        if input_ids is not None and self.filler is not None:
+            # Padding goes to the left, and what only the bucket adds to the left of that.
+            (ids,) = to_the_left(attention_mask, input_ids)
+            is_own = (ids >= 0).to(torch.int64)
+            own, before = to_the_left(is_own, is_own, ids)
+            values["before"] = torch.where(own.to(torch.bool), before, self.filler)
         if selection.has_beams:
             return values | begin_beams(selection, is_filler)
         is_finished = is_filler
@@ -78,9 +77,9 @@ class BeginTokens(nn.Module):
             is_finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
         shape = (*is_finished.shape, selection.new)
         return values | {
-            "step": torch.zeros(1, dtype=torch.int64, device=ids.device),
+            "step": torch.zeros(1, dtype=torch.int64, device=attention_mask.device),
             "finished": is_finished,
-            "new_ids": torch.full(shape, selection.pad, dtype=torch.int64, device=ids.device),
+            "new_ids": torch.full(shape, selection.pad, dtype=torch.int64, device=attention_mask.device),
         }
 
 
@@ -130,7 +129,7 @@ class NextToken(nn.Module):
         if logits.dim() < new_ids.dim():
             logits = logits[:, None].expand(-1, self.lanes, -1)
         scores = logits.reshape(-1, logits.shape[-1])
-        if self.processors is not None:
+        if self.processors is not None and self.processors.reads:
             prompts = [one.repeat_interleave(self.lanes, 0) for one in more[: 2 * self.reads_ids]]
             scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts)
         if self.is_sampling:

@@ -83,11 +83,15 @@ class Continuation:
         # The prompt, and the first token after it; then loops for all others.
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
-        begin = pipeline.add("begin", BeginTokens(self.selection, self.vocabulary))(ids, mask)
+        reads_prompt = "before" in self.constants
+        ports = ("attention_mask", "input_ids") if reads_prompt else ("attention_mask",)
+        filler = self.vocabulary if reads_prompt else None
+        begin_tokens = pipeline.add("begin", BeginTokens(self.selection, filler), inputs=ports)
+        begin = begin_tokens(*(mask, ids)[: len(ports)])
         prompt = self._prefill(pipeline, ids, mask)
         values = {port: begin[port] for port in ("filler", *self._choice_specs)} | {"ids": ids, "seen": mask}
         values["mask"] = prompt["mask"]
-        if "before" in self._constants:
+        if reads_prompt:
             values["before"] = begin["before"]
         if self.selection.is_sampling:
             values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
@@ -100,36 +104,49 @@ class Continuation:
             outputs = spread(*state)
             state = [outputs[port] for port in names]
         values |= dict(zip(names, state, strict=True))
-        results = ("sequences", "beams") if self.selection.has_beams else ("new_ids",)
-        inputs = {port: values[port] for port in self._constants}
-        carries = {port: values[port] for port in self._carries}
-        # Beams, lanes and what the host does in between read all of the cache.
-        is_plain = (
-            self.selection.lanes == 1 and self.processors is not None and not self.selection.is_sampling
-        )
-        reaches = _reaches(cache, self.tokens, self.selection.new)
-        if len(reaches) == 1 or not is_plain:
-            body, most = self._body(), self.selection.new - 1
-            choices = pipeline.loop(
-                "decode",
-                body,
-                carry=carries,
-                inputs=inputs,
-                until="done",
-                max_steps=most,
-                check_every=check_every,
-                outputs=results,
-            )
-        else:
-            choices = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
+        choices = self.draw_loops(pipeline, values, cache, check_every)
         # What comes out is as generate() returns it, prompts first.
         finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
-        sequences, new_tokens = finish(ids, *(choices if len(results) > 1 else (choices,)))
+        sequences, new_tokens = finish(ids, *choices)
         pipeline.output("tokens", sequences)
         if self.tokenizer is not None:
             read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
             pipeline.output("text", read(new_tokens))
         return pipeline
+
+    def draw_loops(
+        self, pipeline: Pipeline, values: Mapping[str, Any], cache: Iterable[int] | None, check_every: int = 1
+    ) -> tuple[Any, ...]:
+        """Draws what chooses all tokens after the first; returns the tokens and, of beam search, the beams.
+
+        Args:
+            pipeline: The pipeline.
+            values: What is there after the first token, by name: ``done``, and what :attr:`carries` and
+                :attr:`constants` name.
+            cache: As of :meth:`draw`.
+            check_every: Likewise.
+        """
+        inputs = {port: values[port] for port in self.constants}
+        carries = {port: values[port] for port in self.carries}
+        # Beams, lanes and what the host does in between read all of the cache.
+        is_plain = (
+            self.selection.lanes == 1 and self.processors is not None and not self.selection.is_sampling
+        )
+        reaches = _reaches(cache, self.tokens, self.selection.new)
+        if len(reaches) > 1 and is_plain:
+            return (self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches),)
+        results = ("sequences", "beams") if self.selection.has_beams else ("new_ids",)
+        choices = pipeline.loop(
+            "decode",
+            self._body(),
+            carry=carries,
+            inputs=inputs,
+            until="done",
+            max_steps=self.selection.new - 1,
+            check_every=check_every,
+            outputs=results,
+        )
+        return tuple(choices) if len(results) > 1 else (choices,)
 
     def _chain(
         self,
@@ -178,14 +195,21 @@ class Continuation:
         return (beam_specs if self.selection.has_beams else token_specs)(self.selection, self.rows)
 
     @property
-    def _carries(self) -> Sequence[str]:
+    def carries(self) -> dict[str, TensorSpec]:
         """What one iteration gives to the next."""
+        rows, lanes = self.rows, self.selection.lanes
         tokens = ("token", "origin") if self.selection.has_beams else ("token",)
-        random = ("random",) if self.selection.is_sampling else ()
-        return (*tokens, *self._choice_specs, *random, *self.generator.specs(self.rows))
+        specs = dict.fromkeys(tokens, TensorSpec((rows, lanes) if lanes > 1 else (rows,), torch.int64))
+        random = {"random": random_spec()} if self.selection.is_sampling else {}
+        return {
+            **specs,
+            **self._choice_specs,
+            **random,
+            **lane_specs(self.generator.specs(rows), rows, lanes),
+        }
 
     @property
-    def _constants(self) -> dict[str, TensorSpec]:
+    def constants(self) -> dict[str, TensorSpec]:
         """What every iteration reads."""
         prompts = TensorSpec((self.rows, self.tokens), torch.int64)
         constants = {"mask": TensorSpec((self.rows, self.slots), torch.int64)}
@@ -247,18 +271,14 @@ class Continuation:
             reach: How many slots of the cache are read; None: all, and it is left when all rows are done.
         """
         body = Pipeline("next-token")
-        lanes = self.selection.lanes
-        token_spec = TensorSpec((self.rows, lanes) if lanes > 1 else (self.rows,), torch.int64)
-        state = lane_specs(self.generator.specs(self.rows), self.rows, lanes)
-        specs = {"token": token_spec, "origin": token_spec, **self._constants, **state, **self._choice_specs}
-        if self.selection.is_sampling:
-            specs["random"] = random_spec()
+        specs = {**self.carries, **self.constants}
         if reach is not None:
             specs["done"] = TensorSpec((1,), torch.bool)
-        names = (*self._carries, *self._constants, *["done"] * (reach is not None))
-        values: dict[str, Any] = {port: body.input(port, specs[port]) for port in names}
+        state = self.generator.specs(self.rows)
+        values: dict[str, Any] = {port: body.input(port, spec) for port, spec in specs.items()}
         has_beams = self.selection.has_beams
         several = self.generator.decode_beams if has_beams else self.generator.decode_lanes
+        lanes = self.selection.lanes
         decode: Any = self.generator.decode if lanes == 1 else several
         if reach is not None:
             decode = ShortDecode(self.generator, reach)
@@ -268,6 +288,6 @@ class Continuation:
         token = step(*(values[port] for port in ports))
         full = {} if reach is None else {"is_full": token["full"]}
         following = self._choose(body, token["logits"], {**values, **full})
-        for port in (*self._carries, "done", *["leave"] * (reach is not None)):
+        for port in (*self.carries, "done", *["leave"] * (reach is not None)):
             body.output(port, token[port] if port in state else following[port])
         return body

@@ -223,11 +223,11 @@ class Generator(nn.Module):
         # Prompts come padded on either side, and at a bucket's end; a model goes on with the last token.
         ((name, tokens),) = inputs.items()
         tokens = tokens if tokens.dim() == 2 else tokens.movedim(-1, 0)
-        (tokens,) = to_the_left(mask, tokens)
+        along = [tensor for tensor in (*(more or {}).values(), places) if tensor is not None]
+        tokens, mask, *along = to_the_left(mask, tokens, mask, *along)
         inputs = {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}
-        more = {name: to_the_left(mask, value)[0] for name, value in (more or {}).items()}
-        places = None if places is None else to_the_left(mask, places)[0]
-        (mask,) = to_the_left(mask, mask)
+        more = dict(zip(more or {}, along, strict=False))
+        places = None if places is None else along[-1]
         if places is None:
             places = (mask.cumsum(1) - 1).clamp(min=0)
             places = places.expand(self.axes, *places.shape) if self.axes else places
@@ -250,6 +250,7 @@ class Generator(nn.Module):
         place: Tensor,
         *state: Tensor,
         reach: int | None = None,
+        is_masked: bool = False,
     ) -> dict[str, Tensor]:
         """Runs one token.
 
@@ -260,16 +261,23 @@ class Generator(nn.Module):
             place: ``[batch]``, int64: how many tokens are before it, without padding; ``[axes, batch]`` where a
                 position has several dims.
             state: The tensors of the cache.
-            reach: How many of its slots are read, more than ``position``; None: all.
+            reach: How many of its slots are read, more than ``position``, where no number can be had of that; None:
+                all.
+            is_masked: Read them in any case, as a device does that compiles.
 
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
-        cache = self._template.cache(state, position, in_place=True, reach=reach)
-        mask = mask[:, :reach]
-        reached = torch.arange(mask.shape[1], device=mask.device) <= position
-        logits = self._run({"input_ids": token[:, None]}, mask * reached, place[..., None], cache, position)
-        return {"logits": logits, "position": position + 1, "place": place + 1, **state_of(cache)}
+        # A number where it can be had: then only what is filled is read, and no mask has to hide the rest.
+        slot = position if is_masked else _number(position)
+        cache = self._template.cache(state, slot, in_place=True, reach=reach)
+        if isinstance(slot, int):
+            mask = mask[:, : slot + 1]
+        else:
+            mask = mask[:, :reach]
+            mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= position)
+        logits = self._run({"input_ids": token[:, None]}, mask, place[..., None], cache, position)
+        return {"logits": logits, "position": position + 1, "place": place + 1, **self._template.state(cache)}
 
     def decode_lanes(
         self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor
@@ -329,14 +337,10 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Calls the model's forward; returns logits of the last token."""
         (tokens,) = inputs.values()
-        slots = torch.arange(tokens.shape[1], device=mask.device) + first
-        optional = {
-            "position_ids": places,
-            "cache_position": slots,
-            "logits_to_keep": 1,
-            "attention_mask": mask,
-        }
+        optional: dict[str, Any] = {"position_ids": places, "logits_to_keep": 1, "attention_mask": mask}
         optional = {name: value for name, value in optional.items() if name in self._names}
+        if "cache_position" in self._names:
+            optional["cache_position"] = torch.arange(tokens.shape[1], device=mask.device) + first
         arguments = {**inputs, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
         # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
         if self._prepares:
@@ -347,6 +351,12 @@ class Generator(nn.Module):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits
+
+
+def _number(position: Tensor) -> Tensor | int:
+    """Returns the number in a tensor, or the tensor where that would wait for a device or cannot be traced."""
+    is_plain = type(position) is Tensor and position.device.type == "cpu"
+    return int(position) if is_plain and not torch.compiler.is_compiling() else position
 
 
 class ShortDecode(nn.Module):

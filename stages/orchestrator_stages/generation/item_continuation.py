@@ -87,7 +87,7 @@ class ItemContinuation(Continuation):
             ids, mask = super()._prompt(pipeline)
             self._read = self._arrange(pipeline, ids)
             return ids, mask
-        if "before" in self._constants:
+        if "before" in self.constants:
             raise GraphError(
                 "Logits processors that look at the prompt are not supported where a processor reads pictures; leave "
                 "out processor= and give the pipeline what it gives.",

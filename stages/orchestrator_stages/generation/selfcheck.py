@@ -67,10 +67,12 @@ def check_logits(
             embeddings = generator.merge(ids, items.cumsum(0) - items, features[0])
             out = generator.prefill_merged(embeddings["inputs_embeds"], mask, embeddings["types"], *more)
         state = list(generator.specs_names)
-        # A cache that is full has no room for what would be compared next.
+        # A cache that is full has no room for what would be compared next. One token is made as a device makes it that
+        # compiles, the next as it is made where the position can be read.
         for number, reference in enumerate(right[: generator.slots - ids.shape[1] + 1]):
             if number:
-                out |= generator.decode(tokens[:, number - 1], out["mask"], *(out[name] for name in state))
+                token, after = tokens[:, number - 1], [out[name] for name in state]
+                out |= generator.decode(token, out["mask"], *after, is_masked=number % 2 == 1)
             _compare(model, number, out["logits"], reference)
 
 

@@ -103,31 +103,38 @@ class CacheTemplate:
 
     Attributes:
         places: Where the tensors are.
+        names: The names of the places, in the order of :func:`state_of`.
     """
 
     def __init__(self, cache: Any) -> None:
         self.places = tuple(place for place in _places(cache) if place.read(cache).dim())
+        self.names = tuple(place.name for place in self.places)
         self._cache = _copy(cache)
         for place in tuple(_places(cache)):
             place.write(self._cache, None)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the places, in the order of :func:`state_of`."""
-        return tuple(place.name for place in self.places)
+    def state(self, cache: Any) -> dict[str, Tensor]:
+        """Returns what :func:`state_of` does of a cache like the template."""
+        return {name: place.read(cache) for name, place in zip(self.names, self.places, strict=True)}
 
     def cache(
-        self, state: Sequence[Tensor], position: Tensor, *, in_place: bool = False, reach: int | None = None
+        self,
+        state: Sequence[Tensor],
+        position: Tensor | int,
+        *,
+        in_place: bool = False,
+        reach: int | None = None,
     ) -> Any:
         """Returns a cache like the template with these tensors in it.
 
         Args:
             state: A tensor for each place, in their order.
-            position: The slot of the next token, int64, of one element.
-            reach: How many slots are read, from the first; None: all.
+            position: The slot of the next token: int64, of one element; or a number, and only what is filled is read.
+            reach: How many slots are read where it is a tensor, from the first; None: all.
             in_place: A forward may write into the tensors; else those of recurrent layers are copied first.
         """
         cache = _copy(self._cache)
+        slot = position.reshape(()) if isinstance(position, Tensor) else position
         for place, tensor in zip(self.places, state, strict=True):
             place.write(cache, tensor)
         own = cache.self_attention_cache if isinstance(cache, cache_utils.EncoderDecoderCache) else cache
@@ -137,6 +144,6 @@ class CacheTemplate:
                 states = vars(layer).get(name) or {}
                 states.update({key: item.clone() for key, item in states.items() if item is not None})
             if isinstance(layer, SlotLayer):
-                layer.position, layer.count = position.reshape(()), 0
+                layer.position, layer.count = slot, 0
                 layer.in_place, layer.reach = in_place, reach
         return cache

@@ -71,9 +71,13 @@ def test_slots_give_the_logits_of_a_cache_that_grows(name: str, config: str, opt
         where = places if number == 0 else places[:, -1:] + number
         common = {"input_ids": token, "position_ids": where, "use_cache": True}
         right = model(**common, attention_mask=full[:, : PROMPT + number], past_key_values=growing)
+        # A position is a number or a tensor: what is filled is read then, or all, with a mask that hides the rest.
+        is_number = number % 2 == 1
         if number:
-            slots = template.cache(state, torch.tensor([PROMPT + number - 1]), in_place=in_place)
-        seen = full[:, :PROMPT] if number == 0 else full
+            slot = PROMPT + number - 1
+            position = slot if is_number else torch.tensor([slot])
+            slots = template.cache(state, position, in_place=in_place)
+        seen = full[:, : PROMPT + number] if number == 0 or is_number else full
         ours = model(**common, attention_mask=seen, past_key_values=slots)
         torch.testing.assert_close(ours.logits[:, -1], right.logits[:, -1], rtol=1e-4, atol=1e-4)
         if number == 0:

@@ -34,7 +34,7 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
     ids, mask = request["input_ids"], request["attention_mask"]
     begin = choose_room.BeginTokens(selection, VOCABULARY)
     wide = [torch.nn.functional.pad(one, (0, bucket), value=value) for one, value in ((ids, -1), (mask, 0))]
-    state = begin(*wide)
+    state = begin(wide[1], wide[0])
     shape = sampling_room.TensorSpec((len(ids), *[selection.lanes] * (selection.lanes > 1), VOCABULARY))
     noise = sampling_room.SampleNoise(shape)
     random = sampling_room.SeedState().forward(SEED)
