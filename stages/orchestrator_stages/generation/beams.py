@@ -7,15 +7,17 @@ power of a length before they go to a step of the library, and tokens are writte
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, TensorSpec
-from orchestrator_stages.generation.processors import ProcessorChain
+from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.generation.stopping import StopStrings
 
 __all__ = ["BeamStep", "beam_specs"]
 
@@ -77,20 +79,28 @@ class BeamStep(nn.Module):
     Args:
         selection: How tokens are chosen.
         processors: Change the logarithms of probabilities; None: it was done before.
+        stop: Looks for stop strings; None: there are none.
+
+    Attributes:
+        ports: What it takes behind the state of the beams, see
+            :class:`~orchestrator_stages.generation.choose.NextToken`.
     """
 
     divisors: Tensor
     eos: Tensor
     is_top: Tensor
 
-    def __init__(self, selection: Selection, processors: ProcessorChain | None) -> None:
+    def __init__(
+        self, selection: Selection, processors: ProcessorChain | None, stop: StopStrings | None = None
+    ) -> None:
         super().__init__()
         self.beams, self.new = selection.lanes, selection.new
         self.candidates = max(2, 1 + len(selection.eos)) * self.beams
         self.is_sampling = selection.is_sampling
         self.early_stopping = selection.config.early_stopping
         self.processors = processors
-        self.reads_ids = processors is not None and processors.reads_ids
+        self.stop = stop
+        self.ports = selection.ports(processors, stop)
         penalty = float(selection.config.length_penalty)
         divisors = [length**penalty for length in range(1, self.new + 1)]
         # What a running beam may still become is judged by its length now, or by the longest there can be.
@@ -137,16 +147,16 @@ class BeamStep(nn.Module):
             beams: Which beam each of their tokens came from.
             is_complete: Whether there are so many that ended.
             improvable: Whether a running beam may still become better than those.
-            more: ``before`` and ``mask`` where a processor looks at tokens, ``noise`` where they are drawn.
+            more: :attr:`ports`.
         """
-        best, token, source = self._continuations(logits, step, new_ids, running_scores, more)
+        values = dict(zip(self.ports, more, strict=True))
+        best, token, source = self._continuations(logits, step, new_ids, running_scores, values)
         offsets = torch.arange(new_ids.shape[0], device=step.device)[:, None] * self.beams
         continuations = steps._gather_beams(new_ids, source).index_copy(2, step, token[..., None])
         path = steps._gather_beams(running_beams, source)
         path = path.index_copy(2, step, (source + offsets).to(torch.int32)[..., None])
         # Those that end, of which the best are kept, and those that run on.
-        is_last = step + 1 >= self.new
-        hits = torch.isin(token, self.eos) | is_last | is_filler[:, None]
+        hits = torch.isin(token, self.eos) | is_filler[:, None] | self._stops(continuations, step, values)
         new_ids, running_scores, running_beams = steps._get_running_beams_for_next_iteration(
             steps, best, continuations, path, hits, self.beams
         )
@@ -187,8 +197,24 @@ class BeamStep(nn.Module):
             "done": ~goes_on.reshape(1),
         }
 
+    def _stops(self, continuations: Tensor, step: Tensor, more: Mapping[str, Tensor]) -> Tensor:
+        """Whether continuations end by something else than their last token, like ``[batch, candidates]``."""
+        hits = step + 1 >= self.new
+        if "is_over" in more:
+            hits = hits | more["is_over"]
+        if self.stop is not None:
+            before = more["before"].repeat_interleave(self.candidates, 0)
+            has_stopped = self.stop(before, continuations.flatten(0, 1), step + 1)
+            hits = hits | has_stopped.view(-1, self.candidates)
+        return hits
+
     def _continuations(
-        self, logits: Tensor, step: Tensor, new_ids: Tensor, running_scores: Tensor, more: tuple[Tensor, ...]
+        self,
+        logits: Tensor,
+        step: Tensor,
+        new_ids: Tensor,
+        running_scores: Tensor,
+        more: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, tokens and beams of the best continuations ``[batch, candidates]``, or of those that are drawn."""
         # Scores of all continuations, then more of them than there are beams, in case some end.
@@ -198,11 +224,11 @@ class BeamStep(nn.Module):
         values = logits.flatten(0, 1)
         if self.processors is not None:
             values = torch.log_softmax(values, -1)
-            prompts = [one.repeat_interleave(self.beams, 0) for one in more[: 2 * self.reads_ids]]
+            prompts = [more[name].repeat_interleave(self.beams, 0) for name in PROMPTS if name in more]
             values = self.processors(values, step, new_ids.flatten(0, 1), *prompts)
         values = (values.view(rows, self.beams, vocabulary) + running_scores[..., None]).flatten(1)
         if self.is_sampling:
-            places = draw_tokens(torch.softmax(values, -1), more[-1].flatten(1), self.candidates)
+            places = draw_tokens(torch.softmax(values, -1), more["noise"].flatten(1), self.candidates)
             best = values.gather(1, places)
         else:
             best, places = values.topk(self.candidates)

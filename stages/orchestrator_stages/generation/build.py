@@ -133,25 +133,24 @@ def from_transformers(
         check_template(processor or tokenizer)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    selection = prompt_selection(bare, options)
-    # Numbers are drawn for all rows one after another, and results are as wide as the longest one: rows are a batch
-    # only where host stages on both sides of the networks see all of them, and none between them.
-    is_prepared = (tokenizer is not None or messages) and not selection.is_sampling
-    rows = Dim("batch", buckets=batch, batch=is_prepared)
     chat = processor or tokenizer if messages else None
-    reader = tokenizer or getattr(chat, "tokenizer", chat)
+    reader = tokenizer or getattr(processor, "tokenizer", processor)
+    selection = prompt_selection(bare, options, reader)
     prompts = _prompt_dim(bare, tokens, selection.new)
+    name = name or config.model_type
     # Conversations come with pictures only where there is a processor that reads them.
     reads_items = not messages or processor is not None
     kind = read_item(bare, _example(bare, processor, example)) if reads_items else None
+    # Results are as wide as the longest one: rows are a batch only where host stages on both sides of the networks see
+    # all of them, and nothing between them does.
+    reader = reader if messages or kind is not None else tokenizer
+    is_prepared = reader is not None if kind is None else processor is not None
+    rows = Dim("batch", buckets=batch, batch=is_prepared and selection.is_by_row)
     if kind is None:
         text_only = Continuation(bare, selection, rows, prompts, reader, chat)
-        return text_only.draw(name or config.model_type, cache, check_every)
-    name = name or config.model_type
-    rows, every = Dim("batch", buckets=batch, batch=processor is not None), Dim("items", buckets=items)
-    reader = tokenizer or getattr(processor, "tokenizer", None)
-    preparer = processor if messages else None
-    follower = ItemContinuation(bare, selection, rows, prompts, reader, preparer, processor, kind, every)
+        return text_only.draw(name, cache, check_every)
+    every = Dim("items", buckets=items)
+    follower = ItemContinuation(bare, selection, rows, prompts, reader, chat, processor, kind, every)
     return follower.draw(name, cache, check_every)
 
 

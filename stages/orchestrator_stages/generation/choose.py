@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.generation.beams import begin_beams
-from orchestrator_stages.generation.processors import ProcessorChain, to_the_left
+from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, to_the_left
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.generation.stopping import StopStrings
 
 __all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "token_specs"]
 
@@ -31,6 +33,7 @@ def token_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
         "step": TensorSpec((1,), torch.int64),
         "finished": TensorSpec(dims, torch.bool),
         "new_ids": TensorSpec((*dims, selection.new), torch.int64),
+        **({"lengths": TensorSpec(dims, torch.int64)} if selection.counts_lengths else {}),
     }
 
 
@@ -39,14 +42,16 @@ class BeginTokens(nn.Module):
 
     Args:
         selection: How tokens are chosen.
-        filler: What stands before a prompt that is shorter than its bucket, for processors that look at tokens; None:
-            there are none, and no ``before``.
+        filler: What stands before a prompt that is shorter than others, for processors that look at tokens; None: there
+            are none, and no ``before``.
+        longest: How many tokens a prompt has at most.
     """
 
-    def __init__(self, selection: Selection, filler: int | None) -> None:
+    def __init__(self, selection: Selection, filler: int | None, longest: int) -> None:
         super().__init__()
         self.selection = selection
         self.filler = filler
+        self.longest = longest
 
     def forward(self, attention_mask: Tensor, input_ids: Tensor | None = None) -> dict[str, Tensor]:
         """Returns what the choice of the first token takes.
@@ -58,24 +63,31 @@ class BeginTokens(nn.Module):
 
         Returns:
             ``filler`` ``[batch]``, bool: rows that fill up the batch; where there is a filler, ``before``
-            ``[batch, tokens]``: the prompt with its own padding, as ``generate()`` gets it, and the filler before it;
-            and what :func:`token_specs` or :func:`~orchestrator_stages.generation.beams.beam_specs` name.
+            ``[batch, longest]``: the prompt with its own padding, as ``generate()`` gets it, and the filler before it,
+            and ``is_token`` of the same shape, bool: neither the one nor the other; and what :func:`token_specs` or
+            :func:`~orchestrator_stages.generation.beams.beam_specs` name.
         """
         selection = self.selection
         is_filler = ~attention_mask.to(torch.bool).any(1)
         values = {"filler": is_filler}
         if input_ids is not None and self.filler is not None:
-            # Padding goes to the left, and what only the bucket adds to the left of that.
-            (ids,) = to_the_left(attention_mask, input_ids)
+            # Padding goes to the left, and what only the bucket adds to the left of that; then there is one size for
+            # all buckets, so that nothing has to be cut off behind it.
+            ids, mask = to_the_left(attention_mask, input_ids, attention_mask)
             is_own = (ids >= 0).to(torch.int64)
-            own, before = to_the_left(is_own, is_own, ids)
-            values["before"] = torch.where(own.to(torch.bool), before, self.filler)
+            own, before, is_token = to_the_left(is_own, is_own, ids, mask)
+            room = (self.longest - ids.shape[1], 0)
+            before = torch.where(own.to(torch.bool), before, self.filler)
+            values["before"] = pad(before, room, value=self.filler)
+            values["is_token"] = pad((own * is_token).to(torch.bool), room)
         if selection.has_beams:
             return values | begin_beams(selection, is_filler)
         is_finished = is_filler
         if selection.lanes > 1:
             is_finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
         shape = (*is_finished.shape, selection.new)
+        if selection.counts_lengths:
+            values["lengths"] = torch.zeros_like(is_finished, dtype=torch.int64)
         return values | {
             "step": torch.zeros(1, dtype=torch.int64, device=attention_mask.device),
             "finished": is_finished,
@@ -89,17 +101,27 @@ class NextToken(nn.Module):
     Args:
         selection: How.
         processors: Change its scores; None: it was done before.
+        stop: Looks for stop strings; None: there are none.
+
+    Attributes:
+        ports: What it takes behind the state of the tokens, in this order: ``before`` and ``is_token`` where the
+            tokens so far are looked at, see :class:`BeginTokens`; ``noise`` ``[batch, vocabulary]`` where they are
+            drawn; ``is_over`` ``[1]``, bool, where time is limited.
     """
 
     eos: Tensor
 
-    def __init__(self, selection: Selection, processors: ProcessorChain | None) -> None:
+    def __init__(
+        self, selection: Selection, processors: ProcessorChain | None, stop: StopStrings | None = None
+    ) -> None:
         super().__init__()
         self.pad = selection.pad
         self.lanes = selection.lanes
         self.is_sampling = selection.is_sampling
+        self.counts_lengths = selection.counts_lengths
         self.processors = processors
-        self.reads_ids = processors is not None and processors.reads_ids
+        self.stop = stop
+        self.ports = selection.ports(processors, stop)
         self.register_buffer("eos", torch.tensor(selection.eos, dtype=torch.int64), persistent=False)
 
     def forward(
@@ -121,31 +143,43 @@ class NextToken(nn.Module):
             step: ``[1]``, int64: how many tokens were chosen before.
             is_finished: ``[batch]``, bool: sequences that get nothing but padding.
             new_ids: ``[batch, new]``, int64: the tokens.
-            more: ``before`` and ``mask`` where a processor looks at tokens, see :class:`BeginTokens`; ``noise``
-                ``[batch, vocabulary]`` where they are drawn; ``is_full`` ``[1]``, bool, in a loop that reads a part of
-                the cache: the next token needs more of it than was read.
+            more: ``lengths`` ``[batch]``, int64, how many tokens came before the end of each sequence, where they are
+                counted; :attr:`ports`; and ``is_full`` ``[1]``, bool, in a loop that reads a part of the cache: the
+                next token needs more of it than was read.
         """
         # Lanes are rows while a token is chosen.
+        values = dict(zip(self.ports, more[self.counts_lengths :], strict=False))
+        prompts = [values[name].repeat_interleave(self.lanes, 0) for name in PROMPTS if name in values]
         if logits.dim() < new_ids.dim():
             logits = logits[:, None].expand(-1, self.lanes, -1)
         scores = logits.reshape(-1, logits.shape[-1])
         if self.processors is not None and self.processors.reads:
-            prompts = [one.repeat_interleave(self.lanes, 0) for one in more[: 2 * self.reads_ids]]
             scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts)
         if self.is_sampling:
-            token = draw_tokens(torch.softmax(scores, -1), more[2 * self.reads_ids].reshape_as(scores))[:, 0]
+            token = draw_tokens(torch.softmax(scores, -1), values["noise"].reshape_as(scores))[:, 0]
         else:
             token = scores.argmax(-1)
-        token = torch.where(is_finished, self.pad, token.view(is_finished.shape))
+        # Where no token ends a sequence, those that a string ended go on as long as others do, as in generate().
+        token = token.view(is_finished.shape)
+        if len(self.eos) or not self.counts_lengths:
+            token = torch.where(is_finished, self.pad, token)
+        new_ids = new_ids.index_copy(-1, step, token[..., None])
+        counts = {"lengths": more[0] + ~is_finished} if self.counts_lengths else {}
         is_finished = is_finished | torch.isin(token, self.eos)
+        if self.stop is not None:
+            has_stopped = self.stop(prompts[0], new_ids.flatten(0, -2), step + 1)
+            is_finished = is_finished | has_stopped.view(is_finished.shape)
+        if "is_over" in values:
+            is_finished = is_finished | values["is_over"]
         result = {
             "token": token,
             "step": step + 1,
             "finished": is_finished,
-            "new_ids": new_ids.index_copy(-1, step, token[..., None]),
+            "new_ids": new_ids,
+            **counts,
             "done": is_finished.all().reshape(1),
         }
-        if len(more) == 2 * self.reads_ids + self.is_sampling:
+        if len(more) == self.counts_lengths + len(self.ports):
             return result
         # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
         done = result["done"] | (result["step"] >= new_ids.shape[1])
@@ -176,9 +210,10 @@ class WithinReach(nn.Module):
 class JoinPrompt(HostStage):
     """Host stage: prompts and what was added, as ``generate()`` returns them.
 
-    Takes ``input_ids`` ``[batch, tokens]``, ``new_ids`` ``[batch, new]`` or ``[batch, lanes, new]``, and of beam search
-    ``beams`` of the same shape, below 0 behind the end. Gives ``tokens`` ``[sequences, length]``, int64, with as many
-    new columns as the longest sequence needs, and ``added``, these columns alone.
+    Takes ``input_ids`` ``[batch, tokens]``, ``new_ids`` ``[batch, new]`` or ``[batch, lanes, new]``, of beam search
+    ``beams`` of the same shape, below 0 behind the end, and ``lengths`` where they are counted. Gives ``tokens``
+    ``[sequences, length]``, int64, with as many new columns as the longest sequence needs, and ``added``, these columns
+    alone.
 
     Args:
         selection: How the tokens were chosen.
@@ -189,23 +224,24 @@ class JoinPrompt(HostStage):
         super().__init__(tag="finish")
         self.selection = selection
         self.inputs: dict[str, Any] = {"input_ids": None, "new_ids": None}
-        if selection.has_beams:
-            self.inputs["beams"] = None
+        self.inputs |= dict.fromkeys(
+            ("beams",) if selection.has_beams else ("lengths",) * selection.counts_lengths
+        )
         sequences = rows if selection.results == 1 else Dim.dynamic("sequences")
         self.outputs = {
             "tokens": TensorSpec((sequences, LENGTH), torch.int64),
             "added": TensorSpec((sequences, Dim.dynamic("added")), torch.int64),
         }
 
-    def forward(
-        self, input_ids: Tensor, new_ids: Tensor, beams: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, new_ids: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Joins them."""
         # The best sequences of each row, one row for each, as long as the longest of them.
         results = self.selection.results
-        if beams is not None:
-            lengths = (beams[:, :results] >= 0).sum(-1).flatten()
+        if self.selection.has_beams:
+            lengths = (more[0][:, :results] >= 0).sum(-1).flatten()
             new_ids = new_ids[:, :results].flatten(0, 1)
+        elif more:
+            lengths, new_ids = more[0].flatten(), new_ids.flatten(0, -2)
         else:
             new_ids = new_ids.flatten(0, -2)
             is_end = torch.isin(new_ids, torch.tensor(self.selection.eos, dtype=torch.int64))

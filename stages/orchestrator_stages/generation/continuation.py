@@ -14,15 +14,19 @@ from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, NextT
 from orchestrator_stages.generation.follow import follow
 from orchestrator_stages.generation.generator import Generator, ShortDecode
 from orchestrator_stages.generation.lanes import SpreadState, lane_specs
-from orchestrator_stages.generation.processors import HostProcessors
+from orchestrator_stages.generation.processors import PROMPTS, HostProcessors
 from orchestrator_stages.generation.sampling import SampleNoise, SeedState, random_spec
 from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.generation.stopping import StartClock, TimeLimit
 from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
 
 __all__ = ["Continuation"]
 
 BUCKET = -1
 """What fills a prompt up to its bucket: less than any token."""
+
+FULL = ("finished", "is_complete", "filler", "noise", "mask")
+"""What is 1 in a row that fills up a batch: it ended before it began; all else is 0."""
 
 READ = 256
 """Below so many tokens, how much of the cache is read makes no difference to speak of."""
@@ -56,12 +60,14 @@ class Continuation:
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.chat = chat
-        self.slots = tokens.buckets[-1] + selection.new
+        self.longest = tokens.buckets[-1]
+        self.slots = self.longest + selection.new
         self.model = model
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.generator = self._follow(self.vocabulary)
         self.processors = selection.follow(self.vocabulary)
-        self.choose = (BeamStep if selection.has_beams else NextToken)(selection, self.processors)
+        stop = selection.follow_stop(self.vocabulary)
+        self.choose = (BeamStep if selection.has_beams else NextToken)(selection, self.processors, stop)
 
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors."""
@@ -83,24 +89,25 @@ class Continuation:
         # The prompt, and the first token after it; then loops for all others.
         pipeline = Pipeline(name)
         ids, mask = self._prompt(pipeline)
-        reads_prompt = "before" in self.constants
-        ports = ("attention_mask", "input_ids") if reads_prompt else ("attention_mask",)
-        filler = self.vocabulary if reads_prompt else None
-        begin_tokens = pipeline.add("begin", BeginTokens(self.selection, filler), inputs=ports)
-        begin = begin_tokens(*(mask, ids)[: len(ports)])
+        clock = {}
+        if self.selection.max_time is not None:
+            clock["started"] = pipeline.add("clock", StartClock(), device="host")(ids)
+        prompts = PROMPTS if "before" in self.constants else ()
+        ports = ("attention_mask", "input_ids") if prompts else ("attention_mask",)
+        start = BeginTokens(self.selection, self.vocabulary if prompts else None, self.longest)
+        begin = pipeline.add("begin", start, inputs=ports)(*(mask, ids)[: len(ports)])
         prompt = self._prefill(pipeline, ids, mask)
-        values = {port: begin[port] for port in ("filler", *self._choice_specs)} | {"ids": ids, "seen": mask}
-        values["mask"] = prompt["mask"]
-        if reads_prompt:
-            values["before"] = begin["before"]
+        values = {port: begin[port] for port in ("filler", *prompts, *self._choice_specs)}
+        values |= {"ids": ids, "seen": mask, "mask": prompt["mask"], **clock}
         if self.selection.is_sampling:
             values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
-        values |= self._choose(pipeline, prompt["logits"], values)
-        names = tuple(self.generator.specs(self.rows))
+        values |= self._choose(pipeline, prompt["logits"], values | {"position": prompt["position"]})
+        specs = self._filled(self.generator.specs(self.rows))
+        names = tuple(specs)
         state = [prompt[port] for port in names]
         if self.selection.lanes > 1:
             dims = self.generator.batch_dims()
-            spread = pipeline.add("spread", SpreadState(names, dims, self.selection.lanes), inputs=names)
+            spread = pipeline.add("spread", SpreadState(names, dims, self.selection.lanes), inputs=specs)
             outputs = spread(*state)
             state = [outputs[port] for port in names]
         values |= dict(zip(names, state, strict=True))
@@ -117,7 +124,7 @@ class Continuation:
     def draw_loops(
         self, pipeline: Pipeline, values: Mapping[str, Any], cache: Iterable[int] | None, check_every: int = 1
     ) -> tuple[Any, ...]:
-        """Draws what chooses all tokens after the first; returns the tokens and, of beam search, the beams.
+        """Draws what chooses all tokens after the first; returns the tokens, the beams of beam search, and lengths.
 
         Args:
             pipeline: The pipeline.
@@ -129,13 +136,14 @@ class Continuation:
         inputs = {port: values[port] for port in self.constants}
         carries = {port: values[port] for port in self.carries}
         # Beams, lanes and what the host does in between read all of the cache.
-        is_plain = (
-            self.selection.lanes == 1 and self.processors is not None and not self.selection.is_sampling
-        )
+        is_on_device = self.processors is not None and not {"noise", "is_over"} & {*self.choose.ports}
+        is_plain = self.selection.lanes == 1 and is_on_device
+        counts = ("lengths",) * self.selection.counts_lengths
+        results = ("sequences", "beams") if self.selection.has_beams else ("new_ids", *counts)
         reaches = _reaches(cache, self.tokens, self.selection.new)
         if len(reaches) > 1 and is_plain:
-            return (self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches),)
-        results = ("sequences", "beams") if self.selection.has_beams else ("new_ids",)
+            carries = self._chain(pipeline, {**carries, "done": values["done"]}, inputs, reaches)
+            return tuple(carries[port] for port in results)
         choices = pipeline.loop(
             "decode",
             self._body(),
@@ -154,13 +162,13 @@ class Continuation:
         carries: Mapping[str, Any],
         inputs: Mapping[str, Any],
         reaches: Sequence[int],
-    ) -> Any:
-        """Draws a loop for each bucket of the cache, one after the other; returns what was chosen."""
+    ) -> dict[str, Any]:
+        """Draws a loop for each bucket of the cache, one after the other; returns what the last one gives, by name."""
         # A loop begins where the one before it ended, or behind the prompt: it has no more slots of its own than that.
         start = self.tokens.buckets[0]
         for reach in reaches:
             enters = pipeline.add(f"within-{reach}", WithinReach(reach))(carries["done"], carries["position"])
-            results = pipeline.loop(
+            outputs = pipeline.loop(
                 f"decode-{reach}",
                 self._body(reach),
                 carry=carries,
@@ -170,8 +178,8 @@ class Continuation:
                 max_steps=min(reach - start, self.selection.new - 1),
                 outputs=tuple(carries),
             )
-            carries, start = {port: results[port] for port in carries}, reach
-        return carries["new_ids"]
+            carries, start = {port: outputs[port] for port in carries}, reach
+        return dict(carries)
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         # What a bucket adds to a request is no padding of its own: it is below every id.
@@ -219,9 +227,21 @@ class Continuation:
             constants["ids"] = prompts
         if self.processors is None:
             constants["seen"] = prompts
-        elif self.processors.reads_ids:
-            constants["before"] = prompts
+        if "before" in self.choose.ports:
+            constants["before"] = TensorSpec((self.rows, self.longest), torch.int64)
+            constants["is_token"] = TensorSpec((self.rows, self.longest), torch.bool)
+        if "is_over" in self.choose.ports:
+            constants["started"] = TensorSpec((1,), torch.float64)
         return constants
+
+    def _filled(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """Returns specs that say what fills up rows; where these are a batch, any of them does."""
+        if self.rows.batch:
+            return specs
+        return {
+            name: TensorSpec(spec.dims, spec.dtype, pad=int(name in FULL)) if self.rows in spec.dims else spec
+            for name, spec in specs.items()
+        }
 
     def _choose(self, pipeline: Pipeline, logits: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """Draws the choice of a token; returns what it gives by name.
@@ -229,13 +249,13 @@ class Continuation:
         Args:
             pipeline: The pipeline, or the body of its loop.
             logits: The logits.
-            values: What is there by name: what the choice takes, the prompts, ``random``, and ``is_full`` in a loop
-                that reads a part of the cache.
+            values: What is there by name: what the choice takes, the prompts, ``random``, ``started``, ``position`` of
+                what ran last, and ``is_full`` in a loop that reads a part of the cache.
         """
-        # What only the host can do comes first: random numbers, and processors that no device follows.
+        # What only the host can do comes first: random numbers, processors that no device follows, and the clock.
         lanes = (self.selection.lanes,) if self.selection.lanes > 1 else ()
         shape = TensorSpec((self.rows, *lanes, self.vocabulary), pad=1)
-        more: list[tuple[str, Any]] = []
+        values = dict(values)
         random = {}
         if self.processors is None:
             stage = HostProcessors(
@@ -247,20 +267,24 @@ class Continuation:
             )
             process = pipeline.add("process", stage, device="host")
             logits = process(logits, *(values[port] for port in ("step", "new_ids", "ids", "seen")))
-        elif self.processors.reads_ids:
-            more += [(port, values[port]) for port in ("before", "mask")]
         if self.selection.is_sampling:
             noise = pipeline.add("noise", SampleNoise(shape), device="host")(values["random"], values["ids"])
-            more.append(("noise", noise["noise"]))
+            values["noise"] = noise["noise"]
             random = {"random": noise["random"]}
-        leave: tuple[str, ...] = ()
-        if "is_full" in values:
-            more.append(("is_full", values["is_full"]))
-            leave = ("leave",)
-        names = (*(("filler",) if self.selection.has_beams else ()), *self._choice_specs)
-        ports = ("logits", *names, *(name for name, _ in more))
-        step = pipeline.add("choose", self.choose, inputs=ports)
-        result = step(logits, *(values[name] for name in names), *(value for _, value in more))
+        if self.selection.max_time is not None:
+            limit = pipeline.add("time", TimeLimit(self.selection.max_time), device="host")
+            values["is_over"] = limit(values["started"], values["position"])
+        full, leave = (("is_full",), ("leave",)) if "is_full" in values else ((), ())
+        filler = ("filler",) if self.selection.has_beams else ()
+        names = (*filler, *self._choice_specs, *self.choose.ports, *full)
+        # Before the loop all lanes have the logits of the prompt.
+        has_lanes = "token" in values or self.processors is None
+        specs = {"logits": shape if has_lanes else TensorSpec((self.rows, self.vocabulary)), "noise": shape}
+        specs = self._filled({**specs, **self.constants, **self._choice_specs})
+        step = pipeline.add(
+            "choose", self.choose, inputs={name: specs.get(name) for name in ("logits", *names)}
+        )
+        result = step(logits, *(values[name] for name in names))
         tokens = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
         return {port: result[port] for port in (*tokens, *leave, *self._choice_specs)} | random
 
@@ -274,8 +298,8 @@ class Continuation:
         specs = {**self.carries, **self.constants}
         if reach is not None:
             specs["done"] = TensorSpec((1,), torch.bool)
+        values: dict[str, Any] = {port: body.input(port, spec) for port, spec in self._filled(specs).items()}
         state = self.generator.specs(self.rows)
-        values: dict[str, Any] = {port: body.input(port, spec) for port, spec in specs.items()}
         has_beams = self.selection.has_beams
         several = self.generator.decode_beams if has_beams else self.generator.decode_lanes
         lanes = self.selection.lanes
@@ -286,7 +310,7 @@ class Continuation:
         aliases = {} if has_beams else self.generator.aliases
         step = body.add("decode", decode, inputs=ports, aliases=aliases)
         token = step(*(values[port] for port in ports))
-        full = {} if reach is None else {"is_full": token["full"]}
+        full = {"position": token["position"], **({} if reach is None else {"is_full": token["full"]})}
         following = self._choose(body, token["logits"], {**values, **full})
         for port in (*self.carries, "done", *["leave"] * (reach is not None)):
             body.output(port, token[port] if port in state else following[port])

@@ -25,6 +25,7 @@ FOLLOWED = frozenset(
             "epsilon_cutoff",
         ),
         *("eta_cutoff", "exponential_decay_length_penalty", "min_p", "no_repeat_ngram_size", "num_beams"),
+        *("max_time", "stop_strings"),
         *(
             "num_return_sequences",
             "repetition_penalty",
@@ -38,12 +39,13 @@ FOLLOWED = frozenset(
 """Options that the classes of transformers follow."""
 
 
-def prompt_selection(model: Any, user_options: Mapping[str, Any]) -> Selection:
+def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any = None) -> Selection:
     """Returns how a model chooses the tokens after its prompt.
 
     Args:
         model: The model.
         user_options: The options of the user, over those of the model's generation config.
+        tokenizer: The tokenizer of the model, for stop strings.
 
     Raises:
         GraphError: An option asks for what is not supported.
@@ -76,4 +78,4 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any]) -> Selection:
     own = {
         option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
     }
-    return read_selection(model, own, PROMPT, new)
+    return read_selection(model, own, PROMPT, new, tokenizer)

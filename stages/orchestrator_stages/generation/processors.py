@@ -20,7 +20,15 @@ from torch.utils import _pytree as pytree
 
 from orchestrator import HostStage, TensorSpec
 
-__all__ = ["HostProcessors", "ProcessorChain", "follow_processors", "ids_so_far", "to_the_left"]
+__all__ = [
+    "PROMPTS",
+    "HostProcessors",
+    "LibraryObject",
+    "ProcessorChain",
+    "follow_processors",
+    "ids_so_far",
+    "to_the_left",
+]
 
 library: Any = importlib.import_module("transformers.generation.logits_process")
 
@@ -45,6 +53,9 @@ IDS = (
 
 COUNTING = (*LENGTH, "ExponentialDecayLengthPenalty")
 """Classes that look at no id, only at how many there are; here they count from the first new token."""
+
+PROMPTS = ("before", "is_token")
+"""What is read of prompts where the tokens so far are looked at."""
 
 KINDS = 4
 """Effects by length that a processor may have on the device: each costs a call in every iteration."""
@@ -85,21 +96,34 @@ def ids_so_far(before: Tensor, new_ids: Tensor, step: Tensor, filler: int) -> Te
     return torch.cat([gap, before, new_ids], 1).index_select(1, places)
 
 
-class LibraryProcessor(nn.Module):
-    """A processor of transformers whose tensors are buffers of a module.
+class LibraryObject(nn.Module):
+    """A processor or stopping criterion of transformers whose tensors are buffers of a module.
 
     Args:
-        processor: The processor, as ``generate()`` makes it.
+        original: It, as ``generate()`` makes it.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.kind = type(processor)
-        leaves, self._tree = pytree.tree_flatten(dict(vars(processor)))
+        self.kind = type(original)
+        leaves, self._tree = pytree.tree_flatten(dict(vars(original)))
         self._values = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         for place in self._places:
             self.register_buffer(f"tensor{place}", leaves[place], persistent=False)
+
+    def restore(self) -> Any:
+        """Returns the object with the buffers as its tensors, where they are now."""
+        values: list[Any] = list(self._values)
+        for place in self._places:
+            values[place] = getattr(self, f"tensor{place}")
+        result = object.__new__(self.kind)
+        vars(result).update(pytree.tree_unflatten(values, self._tree))
+        return result
+
+
+class LibraryProcessor(LibraryObject):
+    """A processor of transformers as a module."""
 
     def forward(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the scores ``[rows, vocabulary]`` as the class changes them.
@@ -108,12 +132,7 @@ class LibraryProcessor(nn.Module):
             ids: ``[rows, length]``.
             scores: ``[rows, vocabulary]``, float32.
         """
-        values: list[Any] = list(self._values)
-        for place in self._places:
-            values[place] = getattr(self, f"tensor{place}")
-        processor = object.__new__(self.kind)
-        vars(processor).update(pytree.tree_unflatten(values, self._tree))
-        result: Tensor = processor(ids, scores.clone())
+        result: Tensor = self.restore()(ids, scores.clone())
         return result
 
 
@@ -170,13 +189,13 @@ class ProcessorChain(nn.Module):
             scores: ``[rows, vocabulary]``, float32.
             step: ``[1]``, int64: how many tokens were chosen.
             new_ids: ``[rows, new]``, int64: these.
-            prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``mask``, with a
-                column for each of it, 0 where there is padding.
+            prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``is_token``, the
+                same, bool, False where there is padding.
         """
         ids = {"scores": scores.new_zeros(0)}
         if self.reads_ids:
-            before, mask = prompts
-            bare = torch.where(mask[:, : before.shape[1]] == 0, self.filler, before)
+            before, is_token = prompts
+            bare = torch.where(is_token, before, self.filler)
             for name, prompt in (("ids", before), ("tokens", bare)):
                 if name in self.reads:
                     ids[name] = ids_so_far(prompt, new_ids, step, self.filler)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from orchestrator import GraphError
-from orchestrator_stages.generation.processors import ProcessorChain, follow_processors
+from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, follow_processors
+from orchestrator_stages.generation.stopping import StopStrings, make_stop_criterion
 
 __all__ = ["Selection", "read_selection"]
 
@@ -29,6 +30,7 @@ class Selection:
         new: How many tokens are added at most.
         pad: What follows the end of a sequence.
         eos: Tokens that end it.
+        stop_criterion: What ``generate()`` makes of stop strings; None: there are none.
     """
 
     config: Any
@@ -37,6 +39,7 @@ class Selection:
     new: int
     pad: int
     eos: tuple[int, ...]
+    stop_criterion: Any = None
 
     @property
     def is_sampling(self) -> bool:
@@ -57,6 +60,24 @@ class Selection:
     def results(self) -> int:
         """How many sequences of each row are given back."""
         return self.config.num_return_sequences or 1
+
+    @property
+    def max_time(self) -> float | None:
+        """After how many seconds no further token is made; None: that does not matter."""
+        return self.config.max_time  # type: ignore[no-any-return]
+
+    @property
+    def counts_lengths(self) -> bool:
+        """Whether how long a sequence is shows by counting alone: another thing than its last token may end it."""
+        return not self.has_beams and (self.stop_criterion is not None or self.max_time is not None)
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether the tokens of a row do not depend on which others are in a request."""
+        # Numbers are drawn for one row after the other, time is that of all, and without a token that ends a sequence
+        # generate() goes on with those that ended by a string as long as there are others.
+        has_no_end = self.stop_criterion is not None and not self.eos and not self.has_beams
+        return not self.is_sampling and self.max_time is None and not has_no_end
 
     @property
     def gap(self) -> int:
@@ -82,8 +103,32 @@ class Selection:
                 )
         return follow_processors(self.processors, self.before, self.new, vocabulary)
 
+    def ports(self, processors: ProcessorChain | None, stop: StopStrings | None) -> tuple[str, ...]:
+        """Returns what the choice of a token takes besides logits and its own state.
 
-def read_selection(model: Any, options: Mapping[str, Any], before: int, new: int) -> Selection:
+        Args:
+            processors: As :meth:`follow` gives them.
+            stop: As :meth:`follow_stop` gives it.
+        """
+        reads_ids = (processors is not None and processors.reads_ids) or stop is not None
+        return (
+            *(PROMPTS if reads_ids else ()),
+            *(("noise",) if self.is_sampling else ()),
+            *(("is_over",) if self.max_time is not None else ()),
+        )
+
+    def follow_stop(self, vocabulary: int) -> StopStrings | None:
+        """Returns what looks for stop strings as a module, or None if there are none.
+
+        Args:
+            vocabulary: Number of tokens.
+        """
+        return None if self.stop_criterion is None else StopStrings(self.stop_criterion, vocabulary)
+
+
+def read_selection(
+    model: Any, options: Mapping[str, Any], before: int, new: int, tokenizer: Any = None
+) -> Selection:
     """Returns how ``generate()`` of a model would choose tokens.
 
     Args:
@@ -91,6 +136,7 @@ def read_selection(model: Any, options: Mapping[str, Any], before: int, new: int
         options: The options of the user.
         before: How many tokens there are before the first new one.
         new: How many are added at most.
+        tokenizer: The tokenizer of the model, for stop strings.
 
     Raises:
         GraphError: In a way that is not followed, or an option has a value that ``generate()`` refuses.
@@ -117,13 +163,36 @@ def read_selection(model: Any, options: Mapping[str, Any], before: int, new: int
                 device=torch.device("cpu"),
                 model_kwargs={"attention_mask": torch.arange(before)[None] > 0},
             )
+        stop = _stop_criterion(config, tokenizer)
     except (TypeError, ValueError) as error:
         raise GraphError(
             f"generate() refuses these options: {error}", option=_culprit(options, error)
         ) from error
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = config._pad_token_tensor
-    return Selection(config, tuple(processors), before, new, 0 if pad is None else int(pad), tuple(eos))
+    pad_id = 0 if pad is None else int(pad)
+    return Selection(config, tuple(processors), before, new, pad_id, tuple(eos), stop)
+
+
+def _stop_criterion(config: Any, tokenizer: Any) -> Any:
+    """What ends sequences by a string, and whether the time that ends them is one.
+
+    Raises:
+        GraphError: There are strings and no tokenizer, or the time is none.
+        ValueError: ``generate()`` refuses the strings.
+    """
+    limit = config.max_time
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float))):
+        raise GraphError(f"max_time is a number of seconds, not {limit!r}.", option="max_time")
+    if config.stop_strings is None:
+        return None
+    if tokenizer is None:
+        raise GraphError(
+            "stop_strings needs the tokenizer of the model, or its processor: from_transformers(model, tokenizer, "
+            "stop_strings=...).",
+            option="stop_strings",
+        )
+    return make_stop_criterion(tokenizer, config.stop_strings)
 
 
 def _culprit(options: Mapping[str, Any], error: Exception) -> str | None:

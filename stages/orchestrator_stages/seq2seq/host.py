@@ -139,7 +139,8 @@ class FinishSequences(HostStage):
 class Detokenise(HostStage):
     """Host stage: tokens to texts.
 
-    Takes ``tokens`` ``[batch, length]``. Gives ``text``, a list of strings without special tokens.
+    Takes ``tokens`` ``[batch, length]``, below 0 behind the end of a sequence where no token stands for that. Gives
+    ``text``, a list of strings without special tokens.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -153,4 +154,4 @@ class Detokenise(HostStage):
 
     def forward(self, tokens: Tensor) -> list[str]:
         """Reads them."""
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
+        return [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in tokens]

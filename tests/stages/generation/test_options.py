@@ -12,27 +12,29 @@ from torch import Tensor
 
 from orchestrator import GraphError
 from orchestrator_stages import from_transformers
-from tests.stages.generation.tiny import PAD, VOCABULARY, prompts, tiny, transformers
+from tests.stages.generation.tiny import PAD, VOCABULARY, letters, prompts, tiny, transformers
 
 processors_room = pytest.importorskip("orchestrator_stages.generation.processors")
 options_room = pytest.importorskip("orchestrator_stages.generation.options")
 choose_room = pytest.importorskip("orchestrator_stages.generation.choose")
 beams_room = pytest.importorskip("orchestrator_stages.generation.beams")
+stopping_room = pytest.importorskip("orchestrator_stages.generation.stopping")
 sampling_room = pytest.importorskip("orchestrator_stages.generation.sampling")
 library = transformers.generation.logits_process
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 NEW, SEED = 6, 3
-MODEL = tiny("llama")
+MODEL, TOKENIZER = tiny("llama"), letters()
+STOPS = ["ab", "bbb", "cab", "ababa", "d"]
 
 
 def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tensor:
     """The tokens, by the stages of a pipeline called one after another, the model without a cache."""
-    selection = options_room.prompt_selection(MODEL, {"max_new_tokens": NEW, **options})
+    selection = options_room.prompt_selection(MODEL, {"max_new_tokens": NEW, **options}, TOKENIZER)
     chain = selection.follow(VOCABULARY)
     ids, mask = request["input_ids"], request["attention_mask"]
-    begin = choose_room.BeginTokens(selection, VOCABULARY)
+    begin = choose_room.BeginTokens(selection, VOCABULARY, 20)
     wide = [torch.nn.functional.pad(one, (0, bucket), value=value) for one, value in ((ids, -1), (mask, 0))]
     state = begin(wide[1], wide[0])
     shape = sampling_room.TensorSpec((len(ids), *[selection.lanes] * (selection.lanes > 1), VOCABULARY))
@@ -41,7 +43,8 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
     names = list(
         (beams_room.beam_specs if selection.has_beams else choose_room.token_specs)(selection, len(ids))
     )
-    choose = (beams_room.BeamStep if selection.has_beams else choose_room.NextToken)(selection, chain)
+    stop = selection.follow_stop(VOCABULARY)
+    choose = (beams_room.BeamStep if selection.has_beams else choose_room.NextToken)(selection, chain, stop)
     host = processors_room.HostProcessors(
         selection.processors, shape, selection.lanes, selection.before, is_normal=selection.has_beams
     )
@@ -54,27 +57,25 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
         places = (seen.cumsum(1) - 1).clamp(min=0)
         logits = MODEL(input_ids=whole, attention_mask=seen, position_ids=places).logits[:, -1].float()
         logits = logits.view(len(ids), *[lanes] * (lanes > 1), VOCABULARY)
-        more = []
         if chain is None:
             logits = host.forward(logits, state["step"], state["new_ids"], ids, mask)
-        elif chain.reads_ids:
-            more += [state["before"], *processors_room.to_the_left(wide[1], wide[1])]
         if selection.is_sampling:
-            drawn, random = noise.forward(random, ids)
-            more.append(drawn)
-        given_names = [*(["filler"] if selection.has_beams else []), *names]
-        state |= choose(logits, *(state[name] for name in given_names), *more)
+            state["noise"], random = noise.forward(random, ids)
+        ports = [*(["filler"] if selection.has_beams else []), *names, *choose.ports]
+        state |= choose(logits, *(state[name] for name in ports))
         if bool(state["done"]):
             break
     finish = choose_room.JoinPrompt(selection, len(ids))
-    results = [state["sequences"], state["beams"]] if selection.has_beams else [state["new_ids"]]
+    results = [state[name] for name in finish.inputs if name in state and name != "new_ids"]
+    results = [state["sequences"] if selection.has_beams else state["new_ids"], *results]
     tokens: Tensor = finish.forward(ids, *results)[0]
     return tokens
 
 
 def generated(request: dict[str, Tensor], **options: Any) -> Tensor:
     torch.manual_seed(SEED)
-    tokens: Tensor = MODEL.generate(**request, **{"max_new_tokens": NEW, "do_sample": False, **options})
+    options = {"max_new_tokens": NEW, "do_sample": False, "tokenizer": TOKENIZER, **options}
+    tokens: Tensor = MODEL.generate(**request, **options)
     return tokens
 
 
@@ -108,6 +109,8 @@ CASES: list[dict[str, Any]] = [
     {"do_sample": True, "typical_p": 0.5, "min_p": 0.05, "top_k": None},
     {"do_sample": True, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02, "top_h": 0.7},
     {"min_p": 0.5, "temperature": 0.1, "top_p": 0.1},
+    {"stop_strings": STOPS[1:]},
+    {"stop_strings": "cab", "num_beams": 3, "num_return_sequences": 2, "eos_token_id": MANY},
 ]
 
 
@@ -130,6 +133,47 @@ def test_a_pipeline_gives_the_tokens_of_generate(options: dict[str, Any]):
         assert session(**request, **seed)["tokens"].equal(expected)
 
 
+class Clock:
+    """A clock that goes on by a second each time it is read, once it is started."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ({}, 3),
+        ({"num_beams": 2}, 3),
+        ({"do_sample": True, "num_return_sequences": 2, "eos_token_id": MANY}, 4),
+    ],
+    ids=str,
+)
+def test_a_request_ends_by_strings_and_by_time(
+    options: dict[str, Any], seconds: int, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"stop_strings": ["abcabc", "bbba", "cc"], "max_time": seconds, **options}
+    texts = ["ab b c a", "b", "aab cab"]
+    request = TOKENIZER(texts, padding=True, padding_side="left", return_tensors="pt")
+    request.pop("token_type_ids", None)
+    pipeline = from_transformers(
+        MODEL, TOKENIZER, max_new_tokens=NEW, batch=(4,), tokens=(8,), check_every=4, **options
+    )
+    plan = pipeline.plan()
+    steps = [call.name for call in plan.calls]
+    assert steps.index("clock") < steps.index("prefill")
+    monkeypatch.setattr(stopping_room.library, "time", Clock())
+    monkeypatch.setattr(stopping_room, "time", Clock())
+    expected = generated(request, **options)
+    seed = {"seed": SEED} if options.get("do_sample") else {}
+    with plan.load() as session:
+        assert session(text=texts, **seed)["tokens"].equal(expected)
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     options=st.fixed_dictionaries(
@@ -150,6 +194,7 @@ def test_a_pipeline_gives_the_tokens_of_generate(options: dict[str, Any]):
             "temperature": st.sampled_from([0.5, 2.0]),
             "top_k": st.sampled_from([None, 2, 30]),
             "top_p": st.sampled_from([0.3, 0.9]),
+            "stop_strings": st.lists(st.sampled_from(STOPS), min_size=1, max_size=3),
         },
     ),
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
@@ -185,7 +230,7 @@ def test_a_processor_on_a_buffer_is_the_class_on_the_ids(seed: int, length: int,
         for before in range(1, length + 1):
             new = torch.nn.functional.pad(ids[:, before:], (0, 10 - length + before), value=3)
             filled = torch.nn.functional.pad(ids[:, :before], (2, 0), value=20)
-            result = chain(scores, torch.tensor([length - before]), new, filled, torch.ones_like(filled))
+            result = chain(scores, torch.tensor([length - before]), new, filled, filled >= 0)
             assert result.equal(processor(ids, scores.clone()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,3 +87,16 @@ def prompts(*lengths: int, side: str = "left", seed: int = 0) -> dict[str, Tenso
         ids[row, place] = torch.randint(START + 1, VOCABULARY, (length,), generator=generator)
         mask[row, place] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def letters() -> Any:
+    """A tokenizer whose words are of few letters, so that texts of any tokens hold most short strings."""
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = ["".join(word) for length in range(1, 6) for word in itertools.product("ab", repeat=length)]
+    texts += ["".join(word) for length in range(1, 4) for word in itertools.product("abc", repeat=length)]
+    words = dict.fromkeys(["<pad>", "<end>", "<start>", "abcdef", *texts, *"defghijk"])
+    model = tokenizers.models.WordLevel({word: place for place, word in enumerate(words)}, "<end>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
