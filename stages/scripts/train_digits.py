@@ -16,12 +16,7 @@ Everything is seeded. The same torch on the same kind of processor gives the sam
 
 from __future__ import annotations
 
-import hashlib
 import random
-import sys
-import time
-from argparse import ArgumentParser
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +25,7 @@ from safetensors.torch import save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
+from weights import Trainer, option_parser, write_papers
 
 from orchestrator_stages.demos.digits.nets import (
     LATENT,
@@ -133,15 +129,6 @@ def augment(pictures: Tensor) -> Tensor:
     return functional.grid_sample(pictures, grid, align_corners=False)
 
 
-def progress(name: str, steps: int) -> Iterator[int]:
-    """Counts ``steps``, and says on stderr now and then how far it is."""
-    begun = time.monotonic()
-    for step in range(steps):
-        yield step
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            sys.stderr.write(f"{name}: step {step + 1} of {steps}, {time.monotonic() - begun:.0f} s\n")
-
-
 class Encoder(nn.Module):
     """The other half of the autoencoder: pictures to the mean and the log variance of their latents."""
 
@@ -162,35 +149,11 @@ class Encoder(nn.Module):
         return mean, spread.clamp(-8, 4)
 
 
-class Trainer:
-    """AdamW with a learning rate that rises and falls once.
-
-    Args:
-        modules: What is trained.
-        rate: The highest learning rate.
-        steps: How often :meth:`step` will be called.
-        warm_up: Share of the steps in which the rate rises.
-    """
-
-    def __init__(self, *modules: nn.Module, rate: float, steps: int, warm_up: float) -> None:
-        self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, rate, betas=(0.9, 0.99), weight_decay=0.01)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, steps, pct_start=warm_up)
-
-    def step(self, loss: Tensor) -> None:
-        """Moves the parameters against the slope of the loss."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-
-
 def train_autoencoder(digits: Digits, steps: int, batch: int = 64) -> tuple[Encoder, LatentDecoder]:
     """Returns an encoder and a decoder whose latents have a mean of 0 and a deviation of 1."""
     encoder, decoder = Encoder(), LatentDecoder()
-    trainer = Trainer(encoder, decoder, rate=2e-3, steps=steps, warm_up=0.3)
-    for _ in progress("autoencoder", steps):
+    trainer = Trainer("autoencoder", (encoder, decoder), 2e-3, steps, warm_up=0.3, weight_decay=0.01)
+    for _ in range(steps):
         pictures = augment(digits.pictures[torch.randint(len(digits.pictures), (batch,))])
         mean, spread = encoder(pictures)
         again = decoder(mean + torch.randn_like(mean) * (spread / 2).exp())
@@ -229,11 +192,11 @@ def train_denoiser(
 ) -> tuple[PromptEncoder, DigitDenoiser]:
     """Returns a text encoder and a denoiser for the latents of the autoencoder."""
     reader, denoiser = PromptEncoder(), DigitDenoiser()
-    trainer = Trainer(reader, denoiser, rate=1.5e-3, steps=steps, warm_up=0.05)
+    trainer = Trainer("denoiser", (reader, denoiser), 1.5e-3, steps, warm_up=0.05, weight_decay=0.01)
     average = Average(trainer.parameters)
     chance = random.Random(0)
     shares = SCHEDULE.shares()
-    for step in progress("denoiser", steps):
+    for step in range(steps):
         chosen = torch.randint(len(digits.pictures), (batch,))
         clean = (encoder(augment(digits.pictures[chosen]))[0] - decoder.mean) / decoder.deviation
         told = [caption(digits, index, chance) if chance.random() > 0.12 else "" for index in chosen.tolist()]
@@ -249,31 +212,22 @@ def train_denoiser(
 
 
 def write(nets: dict[str, nn.Module], folder: Path) -> None:
-    """Writes the weights as float16, with a ``NOTICE`` and a ``SHA256SUMS``."""
-    sums = []
+    """Writes the weights as float16, with their papers."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, net in nets.items():
         content = save({key: value.half().contiguous() for key, value in net.state_dict().items()})
         (folder / f"{name}.safetensors").write_bytes(content)
-        sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}.safetensors\n")
-    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
-    (folder / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    write_papers(folder, NOTICE, *(f"{name}.safetensors" for name in nets))
 
 
 def main() -> None:
     """Train all networks and write them."""
-    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write to (default: the package's)"
-    )
-    parser.add_argument("--autoencoder-steps", type=int, default=1500)
-    parser.add_argument("--denoiser-steps", type=int, default=4500)
-    arguments = parser.parse_args()
+    arguments = option_parser(__doc__, FOLDER, autoencoder=1500, denoiser=4500).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     digits = read_digits()
     encoder, decoder = train_autoencoder(digits, arguments.autoencoder_steps)
     reader, denoiser = train_denoiser(digits, encoder, decoder, arguments.denoiser_steps)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     write({"text": reader, "denoiser": denoiser, "decoder": decoder}, arguments.out)
 
 

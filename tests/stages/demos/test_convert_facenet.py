@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import sys
 import zipfile
@@ -16,19 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orchestrator_stages.demos.faces.nets import ONet, PNet, RNet
+from tests.stages.demos.scripts import import_script
 
-SCRIPT = Path(__file__).parents[3] / "stages" / "scripts" / "convert_facenet.py"
 NETS: dict[str, type[nn.Module]] = {"pnet": PNet, "rnet": RNet, "onet": ONet}
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_facenet", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script("convert_facenet")
 
 
 def original(script: ModuleType, net: str) -> dict[str, Tensor]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,21 +13,15 @@ from safetensors.torch import load_file
 
 from orchestrator_stages.demos.digits.nets import DigitDenoiser, LatentDecoder, PromptEncoder
 from orchestrator_stages.demos.digits.words import NUMBERS, encode
+from tests.stages.demos.scripts import import_script
 
 pytest.importorskip("sklearn")
-SCRIPT = Path(__file__).parents[3] / "stages" / "scripts" / "train_digits.py"
 NETS = {"text": PromptEncoder, "denoiser": DigitDenoiser, "decoder": LatentDecoder}
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_digits"] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    return import_script("train_digits")
 
 
 @pytest.fixture
