@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import PictureChatPrompt
-from orchestrator_stages.generation.continuation import Continuation
+from orchestrator_stages.generation.continuation import BUCKET, Continuation
 from orchestrator_stages.generation.encoder import ItemEncoder
 from orchestrator_stages.generation.follow import AXES, follow
 from orchestrator_stages.generation.generator import Generator
@@ -66,7 +66,7 @@ class ItemContinuation(Continuation):
         # does: by padding. Elsewhere they keep the size that they came with, which may be one fixed size.
         dims = (self.rows, self.tokens)
         is_cut = self.processor is not None or self.rope is not None
-        padded_ids = TensorSpec(dims, torch.int64, pad=self.selection.pad) if is_cut else None
+        padded_ids = TensorSpec(dims, torch.int64, pad=BUCKET) if is_cut else None
         ports = {"input_ids": padded_ids, "first": None, "features": self.features}
         embeddings = pipeline.add("merge", self.generator.merge, inputs=ports)(ids, first, features[0])
         padded_mask = TensorSpec(dims, torch.int64, pad=0) if is_cut else None
@@ -87,13 +87,7 @@ class ItemContinuation(Continuation):
             ids, mask = super()._prompt(pipeline)
             self._read = self._arrange(pipeline, ids)
             return ids, mask
-        if "before" in self.constants:
-            raise GraphError(
-                "Logits processors that look at the prompt are not supported where a processor reads pictures; leave "
-                "out processor= and give the pipeline what it gives.",
-                option="processor",
-            )
-        arguments = (self.processor, self.kind, self.rows, self.tokens, self.items, self.selection.pad)
+        arguments = (self.processor, self.kind, self.rows, self.tokens, self.items, BUCKET)
         if self.chat is not None:
             converse = pipeline.add("converse", PictureChatPrompt(*arguments), device="host")
             ids, mask, *self._read = converse(pipeline.input("messages", list))

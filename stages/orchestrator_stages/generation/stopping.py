@@ -34,7 +34,12 @@ def make_stop_criterion(tokenizer: Any, strings: Any) -> Any:
         )
     if not texts:
         raise ValueError("stop_strings holds no string; pass stop_strings=None")
-    return library.StopStringCriteria(tokenizer=tokenizer, stop_strings=list(texts))
+    try:
+        return library.StopStringCriteria(tokenizer=tokenizer, stop_strings=list(texts))
+    except ValueError as error:
+        raise ValueError(
+            f"StopStringCriteria cannot tell the texts of the tokens of {type(tokenizer).__name__} ({error})"
+        ) from error
 
 
 class StopStrings(LibraryObject):

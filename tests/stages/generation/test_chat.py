@@ -131,3 +131,29 @@ def test_conversations_with_pictures_are_answered_as_by_hand(seeing: tuple[Any, 
             "has no picture",
             lambda: session(messages=[{"role": "user", "content": [{"type": "image"}]}]),
         )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "num_return_sequences": 2, "top_k": 9, "repetition_penalty": 1.5},
+        {"num_beams": 2, "num_return_sequences": 2, "no_repeat_ngram_size": 2},
+    ],
+    ids=str,
+)
+def test_several_answers_to_questions_about_pictures_are_those_of_generate(
+    seeing: tuple[Any, Any], options: dict[str, Any]
+):
+    model, processor = seeing
+    conversations = [asked("what is red?", picture(0)), asked("how many squares are there?", picture(1))]
+    texts = processor.apply_chat_template(conversations, add_generation_prompt=True)
+    images = [Image.fromarray(picture(seed).numpy()) for seed in (0, 1)]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+    options = {"max_new_tokens": NEW, **options}
+    torch.manual_seed(3)
+    expected = model.generate(**inputs, **{"do_sample": False, **options})
+    sizes = {"batch": (4,), "tokens": (40,), "items": (2,)}
+    pipeline = from_transformers(model, processor=processor, messages=True, **sizes, **options)
+    seed = {"seed": 3} if options.get("do_sample") else {}
+    with pipeline.plan().load() as session:
+        assert session(messages=conversations, **seed)["tokens"].equal(expected)
