@@ -125,6 +125,7 @@ def from_transformers(
             tokens=tokens,
             check_every=check_every,
             name=name,
+            example=_example(bare, None, example),
             **options,
         )
     check_prepared(tokenizer, processor)

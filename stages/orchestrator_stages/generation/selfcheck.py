@@ -8,7 +8,7 @@ and their logits are compared token by token.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from orchestrator import GraphError
 from orchestrator_stages.generation.generator import Generator
 from orchestrator_stages.generation.items import ItemKind, rope_positions
 
-__all__ = ["check_logits"]
+__all__ = ["check_logits", "compare_logits", "generate_logits"]
 
 PROMPT, NEW = 4, 3
 """Text tokens of the longer prompt, and tokens that are added."""
@@ -55,7 +55,9 @@ def check_logits(
     values = [] if kind is None else [_numbers(value).to(device) for value in kind.values.values()]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokens, right = _generate(model, ids, mask, kind, values)
+        items = {} if kind is None else {**kind.arguments(ids), **dict(zip(kind.values, values, strict=True))}
+        sequences, right = generate_logits(model, {"input_ids": ids, "attention_mask": mask, **items})
+        tokens = sequences[:, -len(right) :]
         more = () if rope is None or kind is None else (rope_positions(rope, kind, ids, mask),)
         if kind is None:
             out = generator.prefill(ids, mask)
@@ -63,8 +65,8 @@ def check_logits(
             features: Any = [value[None] for value in values]
             for encoder in encoders:
                 features = [encoder(*features)]
-            items = (ids == kind.token).sum(1)
-            embeddings = generator.merge(ids, items.cumsum(0) - items, features[0])
+            numbers = (ids == kind.token).sum(1)
+            embeddings = generator.merge(ids, numbers.cumsum(0) - numbers, features[0])
             out = generator.prefill_merged(embeddings["inputs_embeds"], mask, embeddings["types"], *more)
         state = list(generator.specs_names)
         # A cache that is full has no room for what would be compared next. One token is made as a device makes it that
@@ -73,7 +75,7 @@ def check_logits(
             if number:
                 token, after = tokens[:, number - 1], [out[name] for name in state]
                 out |= generator.decode(token, out["mask"], *after, is_masked=number % 2 == 1)
-            _compare(model, number, out["logits"], reference)
+            compare_logits(model, number, out["logits"], reference)
 
 
 def _prompts(slots: int, vocabulary: int, kind: ItemKind | None, device: Any) -> tuple[Tensor, Tensor]:
@@ -107,16 +109,19 @@ def _numbers(like: Tensor) -> Tensor:
     return torch.rand(like.shape, generator=generator).to(like.dtype)
 
 
-def _generate(
-    model: Any, ids: Tensor, mask: Tensor, kind: ItemKind | None, values: Sequence[Tensor]
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """The tokens that ``generate()`` adds, and the logits of each."""
-    arguments = {} if kind is None else {**kind.arguments(ids), **dict(zip(kind.values, values, strict=True))}
+def generate_logits(model: Any, request: Mapping[str, Any]) -> tuple[Tensor, Sequence[Tensor]]:
+    """Returns the sequences that ``generate()`` gives for two short prompts, and the logits of each token it adds.
+
+    Args:
+        model: The model.
+        request: The prompts.
+
+    Raises:
+        GraphError: It fails.
+    """
     try:
         result = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **arguments,
+            **request,
             max_new_tokens=NEW,
             min_new_tokens=NEW,
             do_sample=False,
@@ -130,10 +135,21 @@ def _generate(
             f"{str(error).splitlines()[0] if str(error) else ''}",
             model=model,
         ) from error
-    return result.sequences[:, -len(result.logits) :], result.logits
+    return result.sequences, result.logits
 
 
-def _compare(model: Any, number: int, ours: Tensor, reference: Tensor) -> None:
+def compare_logits(model: Any, number: int, ours: Tensor, reference: Tensor) -> None:
+    """Refuses a model whose logits over a cache of ours differ from those of its own ``generate()``.
+
+    Args:
+        model: The model.
+        number: How many tokens came before.
+        ours: ``[batch, vocabulary]``, float32.
+        reference: The same, of any dtype.
+
+    Raises:
+        GraphError: They do.
+    """
     reference = reference.to(torch.float32)
     tolerance = TOLERANCES.get(next(model.parameters()).dtype, 1e-3)
     difference = (ours - reference).abs().max() / reference.abs().max().clamp(min=1e-6)

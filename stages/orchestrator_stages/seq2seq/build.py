@@ -42,6 +42,7 @@ def from_transformers(
     tokens: Iterable[int] | None = None,
     check_every: int = 1,
     name: str | None = None,
+    example: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Pipeline:
     """Builds a pipeline that gives what ``model.generate()`` gives.
@@ -63,13 +64,15 @@ def from_transformers(
                 ``[batch, length]``
     image       ``pixel_values``                             ``image``, a list of pictures
                 ``[batch, channels, height, width]``
+    others      what ``example=`` has, and a mask if there   none
+                is one
     =========== ============================================ ==================================================
 
     With ``do_sample=True`` there is an input ``seed``, an int. A request whose texts are longer than the largest bucket
     is refused.
 
     Args:
-        model: An encoder-decoder model of a family that ``docs/how-to/encoder-decoder.md`` lists, in eval mode. Its
+        model: An encoder-decoder model as ``docs/how-to/encoder-decoder.md`` says, in eval mode. Its
             weights are used as they are, and numbers of a request have their dtype.
         tokenizer: Its tokenizer.
         processor: Its processor, feature extractor or image processor.
@@ -80,6 +83,7 @@ def from_transformers(
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
             not depend on it.
         name: The pipeline's name; by default the model's type.
+        example: What its processor gives for one row, where the config does not say how large what is read is.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like; and
             ``decoder_input_ids``, one row that all sequences begin with, such as the task of Donut.
@@ -90,7 +94,7 @@ def from_transformers(
     # Who the model is, then what its options say, then how its forward is called, found on fake tensors.
     check_prepared(tokenizer, processor)
     model = unwrap(model)
-    family = family_of(model)
+    family = family_of(model, example)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
     beginning = None if family.speech else options.pop("decoder_input_ids", None)
@@ -109,7 +113,7 @@ def from_transformers(
     specs = family.inputs(model, rows, length)
     if "input_ids" in specs:
         specs["input_ids"] = dataclasses.replace(specs["input_ids"], pad=rules.pad)
-    trial = try_model(model, tuple(specs.values()), rows, length, rules.steps)
+    trial = try_model(model, specs, rows, length, rules.steps, start=None if family.speech else rules.start)
     rules.check(trial.vocabulary)
 
     pipeline = Pipeline(name or model.config.model_type)

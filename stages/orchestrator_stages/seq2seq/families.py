@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,16 @@ from torch import nn
 
 from orchestrator import GraphError, TensorSpec
 from orchestrator.specs import Dim
-from orchestrator_stages.origin import library_class
 from orchestrator_stages.seq2seq.checks import check_model
 
 __all__ = ["SUPPORTED", "ModelFamily", "dtype_of", "family_of", "positions_of"]
 
+LIBRARY = "transformers.models."
+"""Where the library's classes of models are."""
+
 SUPPORTED = (
-    "T5, mT5, UMT5, LongT5, BART, mBART, PLBart, Marian, Pegasus, PEGASUS-X, Blenderbot, M2M100, Whisper, Speech2Text, "
-    "Moonshine, EncoderDecoderModel, and VisionEncoderDecoderModel with any decoder that reads it"
+    "models of transformers whose encoder is run by itself and whose decoder goes on with its encoder_outputs=: T5, "
+    "BART, Marian, Whisper, VisionEncoderDecoderModel with any decoder that reads it, and all others of that form"
 )
 
 
@@ -31,7 +34,7 @@ class ModelFamily:
         inputs: Of a model and the dims of its batch and of what it reads, what a request gives to the encoder: names to
             specs, the mask last if there is one. Rows of a text that fill up a batch are hidden by its mask; others
             repeat the first, so that they end when it does.
-        modality: ``text``, ``audio`` or ``image``.
+        modality: ``text``, ``audio``, ``image``, or ``example`` where an example says what is read.
         has_length: What it reads has a length of its own, which :attr:`inputs` are told.
         speech: Its ``generate()`` is that of Whisper.
     """
@@ -136,38 +139,36 @@ def _token_of(what: str, name: str, tokens: Mapping[str, int]) -> int:
     return tokens[name]
 
 
-_TEXT = ModelFamily(_text, "text")
-_PICTURE = ModelFamily(_pixels, "image", has_length=False)
-_SPEECH = ModelFamily(_whisper, "audio", has_length=False, speech=True)
+def _shaped_as(rows: Mapping[str, torch.Tensor]) -> ModelFamily:
+    """The family of a model that reads what an example has: numbers of one shape, and a mask over them."""
 
-#: Classes of transformers to families.
+    def inputs(model: Any, batch: Dim, _: Dim | int) -> dict[str, TensorSpec]:
+        dtypes = {
+            name: dtype_of(model) if row.is_floating_point() else row.dtype for name, row in rows.items()
+        }
+        return {
+            name: TensorSpec((batch, *row.shape[1:]), dtypes[name], pad="repeat_first")
+            for name, row in rows.items()
+        }
+
+    return ModelFamily(inputs, "example", has_length=False)
+
+
+#: Classes of transformers to families, of those that read no texts.
 FAMILIES: Mapping[str, ModelFamily] = {
     f"transformers.models.{path}": family
-    for family, paths in {
-        _TEXT: """
-            bart.modeling_bart:BartForConditionalGeneration
-            blenderbot.modeling_blenderbot:BlenderbotForConditionalGeneration
-            blenderbot_small.modeling_blenderbot_small:BlenderbotSmallForConditionalGeneration
-            encoder_decoder.modeling_encoder_decoder:EncoderDecoderModel
-            longt5.modeling_longt5:LongT5ForConditionalGeneration
-            m2m_100.modeling_m2m_100:M2M100ForConditionalGeneration
-            marian.modeling_marian:MarianMTModel
-            mbart.modeling_mbart:MBartForConditionalGeneration
-            mt5.modeling_mt5:MT5ForConditionalGeneration
-            pegasus.modeling_pegasus:PegasusForConditionalGeneration
-            pegasus_x.modeling_pegasus_x:PegasusXForConditionalGeneration
-            plbart.modeling_plbart:PLBartForConditionalGeneration
-            t5.modeling_t5:T5ForConditionalGeneration
-            umt5.modeling_umt5:UMT5ForConditionalGeneration
-        """,
-        ModelFamily(
+    for path, family in {
+        "moonshine.modeling_moonshine:MoonshineForConditionalGeneration": ModelFamily(_samples, "audio"),
+        "speech_to_text.modeling_speech_to_text:Speech2TextForConditionalGeneration": ModelFamily(
             _mels, "audio"
-        ): "speech_to_text.modeling_speech_to_text:Speech2TextForConditionalGeneration",
-        ModelFamily(_samples, "audio"): "moonshine.modeling_moonshine:MoonshineForConditionalGeneration",
-        _SPEECH: "whisper.modeling_whisper:WhisperForConditionalGeneration",
-        _PICTURE: "vision_encoder_decoder.modeling_vision_encoder_decoder:VisionEncoderDecoderModel",
+        ),
+        "vision_encoder_decoder.modeling_vision_encoder_decoder:VisionEncoderDecoderModel": ModelFamily(
+            _pixels, "image", has_length=False
+        ),
+        "whisper.modeling_whisper:WhisperForConditionalGeneration": ModelFamily(
+            _whisper, "audio", has_length=False, speech=True
+        ),
     }.items()
-    for path in paths.split()
 }
 
 
@@ -175,29 +176,48 @@ def _unsupported_model(what: str, model: object) -> GraphError:
     return GraphError(f"from_transformers does not support {what}. It supports {SUPPORTED}.", model=model)
 
 
-def family_of(model: Any) -> ModelFamily:
+def family_of(model: Any, example: Mapping[str, Any] | None = None) -> ModelFamily:
     """Returns the family of a model.
 
+    Args:
+        model: The model.
+        example: What its processor gives for one row, where neither texts are read nor the config says all.
+
     Raises:
-        GraphError: It is no model of transformers that generates, or of a family that is not supported, or it was
+        GraphError: It is no model of transformers that generates, or of a form that is not supported, or it was
             changed, or something is missing.
     """
-    # The nearest thing that is wrong is told: no model, a model without generation, a wrapper, another family.
+    # The nearest thing that is wrong is told: no model, a model without generation, a wrapper, another form.
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if not isinstance(model, nn.Module) or kind is None:
         raise _unsupported_model(f"{model!r:.80}, which is no model of transformers", model)
-    base = library_class(model, FAMILIES)
-    if base is None:
-        cls = type(model)
-        description = f"{cls.__name__} of {cls.__module__}, a model of type {kind!r}"
-        kinds = {path.split(".")[2] for path in FAMILIES}
-        if kind in kinds and not hasattr(model, "generation_config"):
-            description = f"{cls.__name__}, which generates nothing; take ...ForConditionalGeneration"
-        elif hasattr(model, "peft_config"):
-            description = f"{cls.__name__}, a model in a wrapper of peft; call its merge_and_unload()"
-        raise _unsupported_model(description, model)
+    base = next((cls for cls in type(model).__mro__ if cls.__module__.startswith(LIBRARY)), None)
+    name = type(model).__name__
+    if base is not None and not hasattr(model, "generation_config"):
+        raise _unsupported_model(f"{name}, which generates nothing; take ...ForConditionalGeneration", model)
+    parameters = set(inspect.signature(model.forward).parameters)
+    if base is None or not {"encoder_outputs", "decoder_input_ids"} <= parameters:
+        wrapper = ", a model in a wrapper of peft; call its merge_and_unload()"
+        wrapper = (
+            wrapper
+            if hasattr(model, "peft_config")
+            else f" of {type(model).__module__}, a model of type {kind!r}"
+        )
+        raise _unsupported_model(f"{name}{wrapper}", model)
     check_model(model, base)
-    return FAMILIES[f"{base.__module__}:{base.__name__}"]
+    family = FAMILIES.get(f"{base.__module__}:{base.__name__}")
+    if family is not None and example is None:
+        return family
+    main = str(getattr(model, "main_input_name", "input_ids"))
+    if main == "input_ids":
+        return ModelFamily(_text, "text")
+    if example is None or not isinstance(example.get(main), torch.Tensor):
+        raise GraphError(
+            f"How large what {name} reads is depends on its processor. Say what that gives for one row, with {main!r} "
+            "in it: example=processor(..., return_tensors='pt').",
+            option="example",
+        )
+    return _shaped_as({name: example[name] for name in (main, "attention_mask") if name in example})
 
 
 def positions_of(module: nn.Module) -> int | None:

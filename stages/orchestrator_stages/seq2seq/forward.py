@@ -36,6 +36,11 @@ class EncoderOutput(outputs.BaseModelOutput):  # type: ignore[misc]
 
     attention_mask: Tensor | None = None
 
+    def __getattr__(self, name: str) -> None:
+        # What encoders of some families tell besides, such as where a router sent each token, changes no token.
+        if name.startswith("__"):
+            raise AttributeError(name)
+
 
 def visible_tokens(mask: Tensor) -> Tensor:
     """Returns a mask without empty rows: a row that pads the batch sees everything, lest it become no number."""

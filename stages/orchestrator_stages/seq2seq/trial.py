@@ -1,8 +1,9 @@
-"""Run a model on fake tensors, which computes nothing: can it be followed, and what does its cache hold?"""
+"""Try a model on fake tensors, which computes nothing: can it be followed, what does its cache hold, is it right?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Dim, GraphError, TensorSpec
+from orchestrator_stages.generation.checks import following
+from orchestrator_stages.generation.selfcheck import compare_logits, generate_logits
 from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.generation.tree import own_tree
 from orchestrator_stages.seq2seq.forward import DecoderForward, Encoder
 
 __all__ = ["Trial", "try_model"]
+
+TEXT = 6
+"""Tokens of the texts that are compared."""
 
 BATCHES = (2, 3)
 """Two sizes of a batch: what differs between them is the dim of the batch."""
@@ -68,37 +75,47 @@ class Trial:
 
 def try_model(
     model: Any,
-    specs: Sequence[TensorSpec],
+    specs: Mapping[str, TensorSpec],
     batch: Dim,
     tokens: Dim | int,
     slots: int,
     encoder: nn.Module | None = None,
+    start: int | None = None,
 ) -> Trial:
-    """Runs a model on fake tensors.
+    """Runs a model on fake tensors, and for a few tokens on real ones, where they are compared with ``generate()``.
 
     Args:
         model: The model.
-        specs: What its encoder reads, and the mask over that, if there is one.
+        specs: What its encoder reads by name, and the mask over that, if there is one.
         batch: The dim of the rows.
         tokens: The dim of the length of what is read, or its size.
         slots: How many tokens the decoder's cache holds.
         encoder: What encodes, in place of the model's own encoder.
+        start: The first token of a sequence; None: nothing is compared.
 
     Raises:
-        GraphError: Its forward cannot be followed.
+        GraphError: Its forward cannot be followed, or gives other logits than its ``generate()`` sees.
     """
     # Without answers to what a forward asks of values first: most ask nothing, and then nothing comes between.
     name, longest = (tokens.name, tokens.buckets[-1]) if isinstance(tokens, Dim) else ("", tokens)
     lengths = (longest, longest - 1) if name and longest > 1 else (longest, longest)
-    reasons = []
+    reasons: list[Exception] = []
     for is_static in (False, True):
-        encode = encoder or Encoder(model, is_static=is_static)
-        decoder = DecoderForward(model, slots, is_static=is_static)
+        tree = own_tree(model)
+        encode = encoder or Encoder(tree, is_static=is_static)
+        decoder = DecoderForward(tree, slots, is_static=is_static)
         try:
             runs = [
-                _run(encode, decoder, [spec.shape({batch.name: rows, name: length}) for spec in specs], specs)
+                _run(
+                    encode,
+                    decoder,
+                    [spec.shape({batch.name: rows, name: length}) for spec in specs.values()],
+                    tuple(specs.values()),
+                )
                 for rows, length in zip(BATCHES, lengths, strict=True)
             ]
+            if start is not None:
+                _check_logits(model, encode, decoder, specs, longest, start)
         except Exception as error:
             reasons.append(error)
             continue
@@ -107,10 +124,9 @@ def try_model(
         shapes = {name: (value.shape, large[name].shape, value.dtype) for name, value in small.items()}
         template = CacheTemplate(cache)
         return Trial(encode, decoder, template, tuple(readings), logits.shape[-1], shapes, lengths)
-    raise GraphError(
-        f"The forward of {type(model).__name__} cannot be followed: {type(reasons[-1]).__name__}: {reasons[-1]!s:.300}",
-        model=model,
-    ) from reasons[-1]
+    # What the first try met is nearer to the model, unless only the second had something to say about it.
+    with following(model):
+        raise next((error for error in reasons if isinstance(error, GraphError)), reasons[0])
 
 
 def _run(
@@ -133,3 +149,57 @@ def _run(
         later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
         logits, _ = decoder.next(token, readings, later, position)
     return readings, logits, cache
+
+
+def _check_logits(
+    model: Any,
+    encoder: nn.Module,
+    decoder: DecoderForward,
+    specs: Mapping[str, TensorSpec],
+    longest: int,
+    start: int,
+) -> None:
+    """Compares logits with those that ``generate()`` sees: of two short requests, the second with padding."""
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return
+    reference = own_tree(model)
+    request = _request(model, specs, min(longest, TEXT), device)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sequences, right = generate_logits(reference, {**request, "decoder_start_token_id": start})
+        tokens = sequences[:, -len(right) - 1 :]
+        values, *masks = request.values()
+        readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
+        logits, cache = decoder.first(tokens[:, 0], readings)
+        # Each later token goes into a cache of the same form, behind those before it.
+        template = CacheTemplate(cache)
+        for number, expected in enumerate(right[: decoder.slots]):
+            if number:
+                position = torch.full((1,), number, dtype=torch.int64, device=device)
+                later = template.cache(tuple(state_of(cache).values()), position)
+                logits, cache = decoder.next(tokens[:, number], readings, later, position)
+            compare_logits(model, number, logits, expected)
+
+
+def _request(
+    model: Any, specs: Mapping[str, TensorSpec], length: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Two rows of what a model reads; a mask hides a quarter of the second."""
+    generator = torch.Generator().manual_seed(0)
+    request = {}
+    for name, spec in specs.items():
+        shape = [
+            dim if isinstance(dim, int) else 2 if place == 0 else length
+            for place, dim in enumerate(spec.dims)
+        ]
+        if name == "attention_mask":
+            value = torch.ones(shape, dtype=spec.dtype)
+            value[1, shape[1] - max(1, shape[1] // 4) if shape[1] > 1 else 1 :] = 0
+        elif spec.dtype.is_floating_point:
+            value = torch.rand(shape, generator=generator).to(spec.dtype)
+        else:
+            vocabulary = model.get_encoder().get_input_embeddings().weight.shape[0]
+            value = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
+        request[name] = value.to(device)
+    return request

@@ -79,7 +79,9 @@ def speech(
     cut = Cut(config.num_mel_bins, length.buckets, rows.buckets)
     mel = pipeline.add("cut", cut, device="host")(pipeline.input("audio", Recording))
     features = TensorSpec((rows, config.num_mel_bins, length, 2), dtype_of(model))
-    trial = try_model(model, (features,), rows, length, rules.steps, AudioEncoder(model.model.encoder))
+    trial = try_model(
+        model, {"input_features": features}, rows, length, rules.steps, AudioEncoder(model.model.encoder)
+    )
     encodings = pipeline.add("encode", trial.encoder)(mel)
     decoding = Decoding(trial, rules, rows, length)
     initial_values = decoding.begin(pipeline, {"encoding": encodings["encoding"]})
