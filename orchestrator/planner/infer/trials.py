@@ -233,7 +233,7 @@ class Sampler:
     def _above(self, largest: Trial, name: str) -> Iterator[Trial]:
         """Tries sizes of a batch above its largest bucket; a far one only where the work is not done item by item."""
         base, outcome = largest
-        for times in (1, 2, 256):
+        for times in (1, 256):
             sample = self._try({**base, name: times * base[name] + 1})
             if sample is None:
                 continue
