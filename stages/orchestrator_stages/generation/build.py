@@ -126,6 +126,7 @@ def from_transformers(
             check_every=check_every,
             name=name,
             example=_example(bare, None, example),
+            items=items,
             **options,
         )
     check_prepared(tokenizer, processor)

@@ -94,15 +94,20 @@ class ItemEncoder(nn.Module):
 
 
 def _watch_decoder(model: Any) -> None:
-    """Makes the call of a decoder raise :class:`DecoderCallError`; a decoder has the embeddings of text."""
+    """Makes the call of a decoder raise :class:`DecoderCallError`; a decoder has the embeddings of text.
+
+    Of a model with an encoder of texts, that reads what pictures are put into.
+    """
     embedding = model.get_input_embeddings()
 
     def stop(decoder: nn.Module, _: Any, arguments: dict[str, Any]) -> None:
         if isinstance(arguments.get("inputs_embeds"), Tensor):
             raise DecoderCallError(decoder, arguments)
 
+    has_encoder = getattr(model.config, "is_encoder_decoder", False)
+    reader = model.get_encoder() if has_encoder else None
     for module in model.modules():
-        if module is not model and any(part is embedding for part in module.modules()):
+        if module is reader or (module is not model and any(part is embedding for part in module.modules())):
             module.register_forward_pre_hook(stop, with_kwargs=True)
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
-from orchestrator_stages.generation.items import ItemKind
+from orchestrator_stages.generation.items import ItemKind, merge_features
 from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_lanes
 from orchestrator_stages.generation.processors import to_the_left
 from orchestrator_stages.generation.state import CacheTemplate, state_of
@@ -171,17 +171,7 @@ class Generator(nn.Module):
             ``inputs_embeds`` ``[batch, tokens, width]``, and ``types`` ``[batch, tokens]``, int64, 1 where there are
             features.
         """
-        is_item = input_ids == self.item_token
-        text = self.model.get_input_embeddings()(torch.where(is_item, 0, input_ids).clamp(min=0))
-        rows = features.flatten(0, 1).to(text.dtype)
-        place = (first[:, None] + is_item.cumsum(1) - 1).clamp(min=0, max=rows.shape[0] - 1)
-        parts = rows.index_select(0, place.flatten()).view(*text.shape[:2], rows.shape[1])
-        # Features for layers of the decoder come behind those in place of tokens; text has none.
-        text = torch.nn.functional.pad(text, (0, rows.shape[1] - text.shape[2]))
-        return {
-            "inputs_embeds": torch.where(is_item[..., None], parts, text),
-            "types": is_item.to(torch.int64),
-        }
+        return merge_features(self.model.get_input_embeddings(), self.item_token, input_ids, first, features)
 
     def prefill_merged(
         self, inputs_embeds: Tensor, attention_mask: Tensor, types: Tensor, places: Tensor | None = None

@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, HostStage, InputError, TensorSpec
 
-__all__ = ["ArrangeItems", "ItemKind", "ReadPrompts", "RopePositions", "read_item", "show_item"]
+__all__ = [
+    "ArrangeItems",
+    "ItemKind",
+    "ReadPrompts",
+    "RopePositions",
+    "merge_features",
+    "read_item",
+    "show_item",
+]
 
 TOKENS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 """By the argument of forward that has the numbers of an item, what its tokens are called in configs."""
@@ -167,6 +175,36 @@ def arranged_specs(kind: ItemKind, rows: Dim | int, items: Dim) -> dict[str, Ten
         **{
             name: TensorSpec((items, *value.shape), value.dtype, pad=0) for name, value in kind.values.items()
         },
+    }
+
+
+def merge_features(
+    embedding: nn.Module, token: int, input_ids: Tensor, first: Tensor, features: Tensor
+) -> dict[str, Tensor]:
+    """Puts features into the embeddings of a prompt, where its tokens stand for them.
+
+    Args:
+        embedding: Of tokens of text.
+        token: The token that stands for features.
+        input_ids: ``[batch, tokens]``, int64.
+        first: ``[batch]``, int64: how many such tokens are in the rows before.
+        features: ``[items, count, width]``: one for each such token of all prompts, in their order; what is left over
+            is read by nothing.
+
+    Returns:
+        ``inputs_embeds`` ``[batch, tokens, width]``, and ``types`` ``[batch, tokens]``, int64, 1 where there are
+        features.
+    """
+    is_item = input_ids == token
+    text = embedding(torch.where(is_item, 0, input_ids).clamp(min=0))
+    rows = features.flatten(0, 1).to(text.dtype)
+    place = (first[:, None] + is_item.cumsum(1) - 1).clamp(min=0, max=rows.shape[0] - 1)
+    parts = rows.index_select(0, place.flatten()).view(*text.shape[:2], rows.shape[1])
+    # Features for layers of the decoder come behind those in place of tokens; text has none.
+    text = torch.nn.functional.pad(text, (0, rows.shape[1] - text.shape[2]))
+    return {
+        "inputs_embeds": torch.where(is_item[..., None], parts, text),
+        "types": is_item.to(torch.int64),
     }
 
 

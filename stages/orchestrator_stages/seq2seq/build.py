@@ -22,6 +22,7 @@ from orchestrator_stages.seq2seq.families import ModelFamily, family_of, positio
 from orchestrator_stages.seq2seq.host import Detokenise, FinishSequences, Numbers, Tokenise
 from orchestrator_stages.seq2seq.loop import Decoding
 from orchestrator_stages.seq2seq.options import length_of, read_options
+from orchestrator_stages.seq2seq.pictures import PictureEncoder, read_pictures
 from orchestrator_stages.seq2seq.prepare import Extract, Process
 from orchestrator_stages.seq2seq.rules import Rules, read_rules
 from orchestrator_stages.seq2seq.trial import try_model
@@ -29,6 +30,7 @@ from orchestrator_stages.seq2seq.trial import try_model
 __all__ = ["from_transformers"]
 
 BATCH = (1, 2, 4, 8)
+ITEMS = (1, 2, 4, 8)
 TOKENS = (16, 32, 64, 128, 256, 512)
 
 
@@ -43,6 +45,7 @@ def from_transformers(
     check_every: int = 1,
     name: str | None = None,
     example: Mapping[str, Any] | None = None,
+    items: Iterable[int] = ITEMS,
     **options: Any,
 ) -> Pipeline:
     """Builds a pipeline that gives what ``model.generate()`` gives.
@@ -84,6 +87,7 @@ def from_transformers(
             not depend on it.
         name: The pipeline's name; by default the model's type.
         example: What its processor gives for one row, where the config does not say how large what is read is.
+        items: How many pictures of all texts together are compiled for, where there are some among their tokens.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like; and
             ``decoder_input_ids``, one row that all sequences begin with, such as the task of Donut.
@@ -113,21 +117,26 @@ def from_transformers(
     specs = family.inputs(model, rows, length)
     if "input_ids" in specs:
         specs["input_ids"] = dataclasses.replace(specs["input_ids"], pad=rules.pad)
-    trial = try_model(model, specs, rows, length, rules.steps, start=None if family.speech else rules.start)
+    kind = read_pictures(model, family, example, is_prepared=bool(tokenizer or processor))
+    # Embeddings that pictures are put into are those of the model and not of its encoder: they are compared later.
+    start = None if family.speech or kind is not None else rules.start
+    trial = try_model(model, specs, rows, length, rules.steps, start=start)
     rules.check(trial.vocabulary)
 
     pipeline = Pipeline(name or model.config.model_type)
-    reader = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+    reader = tokenizer or getattr(processor, "tokenizer", None)
     values = _inputs(pipeline, family, specs, reader, processor)
-    encodings = pipeline.add("encode", trial.encoder, inputs=tuple(specs))(*values.values())
+    encodings = (
+        pipeline.add("encode", trial.encoder, inputs=tuple(specs))(*values.values())
+        if kind is None
+        else PictureEncoder(model, kind, trial, rules.start).draw(
+            pipeline, values, rows, Dim("items", buckets=items)
+        )
+    )
     readings = {name: values[name] if name in values else encodings[name] for name in trial.readings}
     decoding = Decoding(trial, rules, rows, length)
     initial_values = decoding.begin(pipeline, readings)
-    numbers = None
-    if rules.sampling is not None:
-        draw = pipeline.add("numbers", Numbers(rules.steps, rows), device="host")
-        numbers = draw(pipeline.input("seed", int), next(iter(values.values())))
-    sequences = decoding.draw(pipeline, "decode", initial_values, numbers, check_every)
+    sequences = _draw_loop(pipeline, decoding, initial_values, next(iter(values.values())), check_every)
     finish = pipeline.add("finish", FinishSequences(rules, rows, bare=family.speech), device="host")
     ids = finish(sequences)
     pipeline.output("tokens", ids)
@@ -135,6 +144,17 @@ def from_transformers(
         read = pipeline.add("detokenise", Detokenise(reader), device="host")
         pipeline.output("text", read(ids))
     return pipeline
+
+
+def _draw_loop(
+    pipeline: Pipeline, decoding: Decoding, initial_values: Mapping[str, Any], request: Any, check_every: int
+) -> Any:
+    """Draws the loop, with the numbers that it chooses by; returns the sequences."""
+    numbers = None
+    if decoding.rules.sampling is not None:
+        draw = pipeline.add("numbers", Numbers(decoding.rules.steps, decoding.batch), device="host")
+        numbers = draw(pipeline.input("seed", int), request)
+    return decoding.draw(pipeline, "decode", initial_values, numbers, check_every)
 
 
 def _beginning(model: Any, options: Mapping[str, Any], ids: Any) -> list[int]:

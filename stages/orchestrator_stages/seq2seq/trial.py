@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator_stages.generation.state import CacheTemplate, state_of
 from orchestrator_stages.generation.tree import own_tree
 from orchestrator_stages.seq2seq.forward import DecoderForward, Encoder
 
-__all__ = ["Trial", "try_model"]
+__all__ = ["Trial", "check_logits", "try_model"]
 
 TEXT = 6
 """Tokens of the texts that are compared."""
@@ -115,7 +115,7 @@ def try_model(
                 for rows, length in zip(BATCHES, lengths, strict=True)
             ]
             if start is not None:
-                _check_logits(model, encode, decoder, specs, longest, start)
+                _check_texts(model, encode, decoder, specs, longest, start)
         except Exception as error:
             reasons.append(error)
             continue
@@ -151,26 +151,31 @@ def _run(
     return readings, logits, cache
 
 
-def _check_logits(
+def check_logits(
     model: Any,
-    encoder: nn.Module,
+    encode: Callable[[], Mapping[str, Tensor]],
     decoder: DecoderForward,
-    specs: Mapping[str, TensorSpec],
-    longest: int,
+    request: Mapping[str, Tensor],
     start: int,
 ) -> None:
-    """Compares logits with those that ``generate()`` sees: of two short requests, the second with padding."""
+    """Compares logits with those that ``generate()`` sees.
+
+    Args:
+        model: The model; what its ``generate()`` leaves in it stays.
+        encode: Gives what the decoder reads of the encoder.
+        decoder: The decoder, followed.
+        request: Two short requests in one batch.
+        start: The first token of a sequence.
+
+    Raises:
+        GraphError: They differ, or ``generate()`` fails.
+    """
     device = next(model.parameters()).device
-    if device.type == "meta":
-        return
-    reference = own_tree(model)
-    request = _request(model, specs, min(longest, TEXT), device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sequences, right = generate_logits(reference, {**request, "decoder_start_token_id": start})
+        sequences, right = generate_logits(model, {**request, "decoder_start_token_id": start})
         tokens = sequences[:, -len(right) - 1 :]
-        values, *masks = request.values()
-        readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
+        readings = encode()
         logits, cache = decoder.first(tokens[:, 0], readings)
         # Each later token goes into a cache of the same form, behind those before it.
         template = CacheTemplate(cache)
@@ -180,6 +185,27 @@ def _check_logits(
                 later = template.cache(tuple(state_of(cache).values()), position)
                 logits, cache = decoder.next(tokens[:, number], readings, later, position)
             compare_logits(model, number, logits, expected)
+
+
+def _check_texts(
+    model: Any,
+    encoder: nn.Module,
+    decoder: DecoderForward,
+    specs: Mapping[str, TensorSpec],
+    longest: int,
+    start: int,
+) -> None:
+    """Compares logits of two short requests, the second with padding."""
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        return
+    request = _request(model, specs, min(longest, TEXT), device)
+    values, *masks = request.values()
+
+    def encode() -> dict[str, Tensor]:
+        return {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
+
+    check_logits(own_tree(model), encode, decoder, request, start)
 
 
 def _request(
