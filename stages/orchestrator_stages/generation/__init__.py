@@ -16,6 +16,7 @@
     static_forward  a forward that looks at no value
     checks          what is refused: models that generate nothing, or were changed
     continuation    a model that goes on with its prompt, as a pipeline
+    conversation    the same with a cache that lives on from turn to turn
     item_continuation    the same with pictures or recordings in the prompt
     build           `from_transformers`
 

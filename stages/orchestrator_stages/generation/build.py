@@ -19,6 +19,7 @@ from orchestrator import Dim, GraphError, Pipeline
 from orchestrator_stages.generation.chat import check_template
 from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.continuation import Continuation
+from orchestrator_stages.generation.conversation import Conversation, check_context
 from orchestrator_stages.generation.families import family_of
 from orchestrator_stages.generation.item_continuation import ItemContinuation
 from orchestrator_stages.generation.items import (
@@ -51,6 +52,7 @@ def from_transformers(
     messages: bool = False,
     example: Mapping[str, Any] | None = None,
     items: Iterable[int] = ITEMS,
+    context: int | None = None,
     **options: Any,
 ) -> Pipeline:
     """Builds a pipeline that gives what ``model.generate()`` gives.
@@ -100,6 +102,9 @@ def from_transformers(
             one of them and a prompt; by default a picture of the size that the config says. Numbers are inputs of the
             pipeline, integers (a grid of patches, sizes) are the same for each picture.
         items: How many pictures or recordings of all prompts together are compiled for.
+        context: How many tokens the cache of a conversation holds, prompts and answers of all turns with their padding:
+            the cache is an input and an output then, and a request gives what is new in its turn; see
+            :func:`~orchestrator_stages.generation.conversation.begin_conversation`. None: a request is the whole.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like.
 
@@ -110,12 +115,7 @@ def from_transformers(
     bare = unwrap(model)
     config = getattr(bare, "config", None)
     if config is None or getattr(config, "is_encoder_decoder", False) or hasattr(config, "decoder"):
-        if messages:
-            raise GraphError(
-                "messages=True is for models that go on with a prompt; one with an encoder and a decoder has no "
-                "conversation to go on with.",
-                option="messages",
-            )
+        _refuse_conversation(messages=messages or None, context=context)
         return seq2seq.from_transformers(
             model,
             tokenizer,
@@ -148,12 +148,31 @@ def from_transformers(
     reader = reader if messages or kind is not None else tokenizer
     is_prepared = reader is not None if kind is None else processor is not None
     rows = Dim("batch", buckets=batch, batch=is_prepared and selection.is_by_row)
-    if kind is None:
-        text_only = Continuation(bare, selection, rows, prompts, reader, chat)
-        return text_only.draw(name, cache, check_every)
-    every = Dim("items", buckets=items)
-    follower = ItemContinuation(bare, selection, rows, prompts, reader, chat, processor, kind, every)
+    follower: Continuation
+    if context is not None:
+        check_context(context, is_prepared or kind is not None)
+        follower = Conversation(bare, selection, rows, prompts, context)
+    elif kind is None:
+        follower = Continuation(bare, selection, rows, prompts, reader, chat)
+    else:
+        every = Dim("items", buckets=items)
+        follower = ItemContinuation(bare, selection, rows, prompts, reader, chat, processor, kind, every)
     return follower.draw(name, cache, check_every)
+
+
+def _refuse_conversation(**options: Any) -> None:
+    """Refuses what is for models that go on with a prompt.
+
+    Raises:
+        GraphError: It was given.
+    """
+    for option, value in options.items():
+        if value is not None:
+            raise GraphError(
+                f"{option}={value!r} is for models that go on with a prompt; one with an encoder and a decoder has no "
+                "conversation to go on with.",
+                option=option,
+            )
 
 
 def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

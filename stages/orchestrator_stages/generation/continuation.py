@@ -53,7 +53,14 @@ class Continuation:
     """A model that goes on with its prompt, and what its pipeline is drawn of."""
 
     def __init__(
-        self, model: Any, selection: Selection, rows: Dim, tokens: Dim, tokenizer: Any, chat: Any = None
+        self,
+        model: Any,
+        selection: Selection,
+        rows: Dim,
+        tokens: Dim,
+        tokenizer: Any,
+        chat: Any = None,
+        slots: int | None = None,
     ) -> None:
         self.selection = selection
         self.rows = rows
@@ -61,7 +68,7 @@ class Continuation:
         self.tokenizer = tokenizer
         self.chat = chat
         self.longest = tokens.buckets[-1]
-        self.slots = self.longest + selection.new
+        self.slots = self.longest + selection.new if slots is None else slots
         self.model = model
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.generator = self._follow(self.vocabulary)

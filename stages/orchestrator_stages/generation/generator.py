@@ -232,6 +232,50 @@ class Generator(nn.Module):
             **state_of(cache),
         }
 
+    def extend(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        place: Tensor,
+        *state: Tensor,
+    ) -> dict[str, Tensor]:
+        """Runs a prompt that goes on with what is in a cache.
+
+        Args:
+            input_ids: As of :meth:`prefill`.
+            attention_mask: Likewise.
+            mask: ``[batch, slots]``, 0 where a slot before ``position`` is to be hidden, else 1.
+            position: ``[1]``, int64: the slot of the first token.
+            place: ``[batch]``, int64: how many tokens are before it, without padding.
+            state: The tensors of the cache, which stay as they are.
+
+        Returns:
+            As :meth:`prefill`.
+        """
+        # New tokens are padded on the left as a prompt is; the gaps between what is old and new are hidden by the mask.
+        tokens, seen = to_the_left(attention_mask, input_ids.clamp(min=0), attention_mask)
+        slots = torch.arange(tokens.shape[1], device=mask.device) + position
+        mask = mask.index_copy(1, slots, seen)
+        after = position + tokens.shape[1]
+        places = (place[:, None] + seen.cumsum(1) - 1).clamp(min=0)
+        cache = self._template.cache(state, position)
+        filled = mask * (torch.arange(self.slots, device=mask.device) < after)
+        logits = self._run({"input_ids": tokens}, filled, places, cache, position)
+        return {
+            "logits": logits,
+            "mask": mask,
+            "position": after,
+            "place": place + seen.sum(1),
+            **self._template.state(cache),
+        }
+
+    @property
+    def keeps_all_tokens(self) -> bool:
+        """Whether all that is kept between two tokens are keys and values of all tokens before."""
+        return self._template.has_slots_only
+
     def decode(
         self,
         token: Tensor,

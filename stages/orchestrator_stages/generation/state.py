@@ -113,6 +113,11 @@ class CacheTemplate:
         for place in tuple(_places(cache)):
             place.write(self._cache, None)
 
+    @property
+    def has_slots_only(self) -> bool:
+        """Whether each layer has a slot for every token, and attends to all of them."""
+        return all(type(layer) is SlotLayer for layer in getattr(self._cache, "layers", [None]))
+
     def state(self, cache: Any) -> dict[str, Tensor]:
         """Returns what :func:`state_of` does of a cache like the template."""
         return {name: place.read(cache) for name, place in zip(self.names, self.places, strict=True)}

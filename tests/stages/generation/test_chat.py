@@ -83,7 +83,8 @@ def test_a_tokenizer_without_a_template_is_refused_with_a_way_out():
 
 def test_a_model_with_an_encoder_has_no_conversations():
     model = tiny_encoder_decoder("t5")
-    refuses(GraphError, "go on with a prompt", lambda: from_transformers(model, messages=True))
+    for options in ({"messages": True}, {"context": 30}):
+        refuses(GraphError, "go on with a prompt", lambda extra=options: from_transformers(model, **extra))
 
 
 def picture(seed: int) -> torch.Tensor:
