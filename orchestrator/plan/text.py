@@ -8,12 +8,15 @@ from dataclasses import replace
 from orchestrator.adapter import Adapter
 from orchestrator.plan.count import summarise
 from orchestrator.plan.outline import Block, LoopDescriber, outline, show_bytes
-from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge
+from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge, Residency
 from orchestrator.plan.steps import LoopStep, iter_steps
 from orchestrator.specs import StepsDim, TensorSpec, plain_dim, show_spec
 from orchestrator.tables import table
 
 __all__ = ["least_copies", "render", "show_bytes"]
+
+FEW = 3
+"""How many values are named that remain on a device."""
 
 
 def render(plan: PlanData) -> str:
@@ -163,6 +166,7 @@ def _totals(plan: PlanData) -> list[str]:
         f"({show_bytes(up[1])})",
         f"  downloads   {counts['downloads']} ({show_bytes(counts['download_bytes'])}); least possible {down[0]} "
         f"({show_bytes(down[1])})",
+        *_remains(plan),
         f"  dispatches  {counts['dispatches']}",
         f"  pad waste   {counts['pad_waste']:.1%}",
     ]
@@ -177,6 +181,28 @@ def _totals(plan: PlanData) -> list[str]:
         ranks = f", on each of {group.ranks} ranks" if group.ranks > 1 else ""
         lines.append(f"  memory      {group.device}: {memory}{ranks}")
     return lines
+
+
+def _remains(plan: PlanData) -> list[str]:
+    """A line for what stages hand on where it was made; what loops keep is said of each loop."""
+    devices = {group.device for group in plan.groups if not group.host_memory}
+    stages = {call.name for call in plan.calls if call.device in devices}
+    sizes = {
+        edge.source: edge.bytes
+        for edge in plan.edges
+        if edge.residency is Residency.DEVICE
+        and edge.source.rpartition(".")[0] in stages
+        and "/" not in edge.source + edge.target
+    }
+    if not sizes:
+        return []
+    # In the order of the plan, so that what an encoder gives comes before the caches that follow from it.
+    names = list(sizes)[:FEW]
+    more = len(sizes) - len(names)
+    *first, last = [*names, f"{more} more"] if more else names
+    subject = f"{', '.join(first)} and {last}" if first else last
+    verb = "remain" if first else "remains"
+    return [f"  on device   {subject} {verb} on the device ({show_bytes(sum(sizes.values()))})"]
 
 
 def least_copies(plan: PlanData) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 VARIABLES = ("NXDI_SRC", "NXD_SRC", "ORCHESTRATOR_NXDI_HARNESS")
-MODULES = ("programs", "state_dicts", "adopted", "refused", "pipelines", "entry_points")
+MODULES = ("programs", "state_dicts", "adopted", "refused", "pipelines", "entry_points", "generators")
 
 
 def say(text: object) -> None:

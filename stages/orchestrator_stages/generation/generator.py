@@ -6,7 +6,6 @@ which computes nothing: whatever the cache holds then is what a loop has to carr
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -22,7 +21,8 @@ from orchestrator_stages.generation.items import ItemKind, merge_features
 from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_lanes
 from orchestrator_stages.generation.processors import to_the_left
 from orchestrator_stages.generation.state import CacheTemplate, state_of
-from orchestrator_stages.generation.static_forward import StaticForward
+from orchestrator_stages.generation.static_forward import forward_context
+from orchestrator_stages.generation.versions import prepare_inputs, without_selection
 
 __all__ = ["Generator", "ShortDecode"]
 
@@ -88,6 +88,7 @@ class Generator(nn.Module):
         self._prepares = own is not getattr(
             transformers.GenerationMixin, "prepare_inputs_for_generation", None
         )
+        without_selection(model)
         self._template, self._shapes = self._trial(2)
         self._dims = self._batch_dims(self._trial(3)[1])
         self.aliases = self._updated()
@@ -378,10 +379,8 @@ class Generator(nn.Module):
         arguments = {**inputs, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
         # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
         if self._prepares:
-            is_first = isinstance(first, int)
-            arguments = {"input_ids": None, **arguments}
-            arguments = self.model.prepare_inputs_for_generation(**arguments, is_first_iteration=is_first)
-        with StaticForward() if self.is_static else contextlib.nullcontext():
+            arguments = prepare_inputs(self.model, arguments, slots, is_first=isinstance(first, int))
+        with forward_context(self.is_static):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits

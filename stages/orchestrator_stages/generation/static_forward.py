@@ -9,18 +9,33 @@ overflown, at which position a slice begins. Each of these questions has an answ
 - no position lies outside of the table of positions: how many there are is compared before anything is planned.
 
 Any other question is left to the library; on fake tensors it raises, which says that the forward cannot be followed.
+Masks are made by broadcasting: see :mod:`orchestrator_stages.generation.masks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StaticForward"]
+from orchestrator_stages.generation.masks import broadcast_masks
+
+__all__ = ["StaticForward", "forward_context"]
+
+
+@contextlib.contextmanager
+def forward_context(is_static: bool) -> Iterator[None]:
+    """What a forward of the library runs in.
+
+    Args:
+        is_static: Answer what it asks of values.
+    """
+    with broadcast_masks(), StaticForward() if is_static else contextlib.nullcontext():
+        yield
 
 
 class StaticForward(TorchFunctionMode):

@@ -7,11 +7,20 @@ Other differences need no word here: cache layers have the methods of both, a fo
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["OLDEST", "check_version", "default_options", "has_default_length", "options_in_config"]
+__all__ = [
+    "OLDEST",
+    "check_version",
+    "default_options",
+    "has_default_length",
+    "options_in_config",
+    "prepare_inputs",
+    "without_selection",
+]
 
 OLDEST = (4, 57)
 """The oldest version that is supported; the one that NxD Inference pins."""
@@ -70,6 +79,56 @@ def options_in_config(model: Any) -> Mapping[str, Any]:
         return {}
     own: dict[str, Any] = config._get_non_default_generation_parameters()
     return own
+
+
+class PlaceNumbers(tuple[int, ...]):
+    """The slots of new tokens as numbers, for code that asks of a tensor whether they are a prompt's."""
+
+    @property
+    def shape(self) -> tuple[int]:
+        """As a tensor has it."""
+        return (len(self),)
+
+
+def without_selection(model: Any) -> None:
+    """Sets in a model that it is handed new tokens and no others; older versions look for them by the tensor of slots.
+
+    Args:
+        model: A copy of the user's.
+    """
+    for module in model.modules():
+        if hasattr(module, "_cache_dependant_input_preparation"):
+            module._cache_dependant_input_preparation = _as_they_are
+
+
+def _as_they_are(input_ids: Any, inputs_embeds: Any, _: Any) -> tuple[Any, Any]:
+    return inputs_embeds, input_ids
+
+
+def prepare_inputs(model: Any, arguments: Mapping[str, Any], slots: Any, *, is_first: bool) -> dict[str, Any]:
+    """Returns what a model's own ``prepare_inputs_for_generation`` makes of the arguments of its forward.
+
+    Args:
+        model: One that was given to :func:`without_selection`.
+        arguments: The arguments.
+        slots: Those of the tokens, a tensor of one dim.
+        is_first: Whether they are those of the prompt.
+    """
+    arguments = {"input_ids": None, **arguments}
+    known = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
+    if "is_first_iteration" in known:
+        arguments["is_first_iteration"] = is_first
+    # Before that it is told by the first slot whether a prompt comes, and reads nothing else of what the slots are.
+    if "cache_position" not in known:
+        current: dict[str, Any] = model.prepare_inputs_for_generation(**arguments)
+        return current
+    places = range(slots.shape[0]) if is_first else [1] * slots.shape[0]
+    arguments["cache_position"] = PlaceNumbers(places)
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(**arguments)
+    # Positions of several dims are cut along the rows there, or left out to be worked out anew.
+    positions = arguments.get("position_ids")
+    own = {} if positions is None or positions.dim() == 2 else {"position_ids": positions}
+    return {**inputs, "cache_position": slots, **own}
 
 
 check_version(transformers.__version__)

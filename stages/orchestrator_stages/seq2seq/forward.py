@@ -7,7 +7,6 @@ written here for a family but how its forward is called.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import inspect
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator_stages.generation.cache import empty_cross_cache
-from orchestrator_stages.generation.static_forward import StaticForward
+from orchestrator_stages.generation.static_forward import forward_context
 
 __all__ = ["DecoderForward", "Encoder"]
 
@@ -82,7 +81,7 @@ class Encoder(nn.Module):
         options = {}
         if self.takes_mask and attention_mask is not None:
             options["attention_mask"] = visible_tokens(attention_mask)
-        with StaticForward() if self.is_static else contextlib.nullcontext():
+        with forward_context(self.is_static):
             result = self.encoder(values, **options)
             states = result.last_hidden_state
             states = states if self.projection is None else self.projection(states)
@@ -166,6 +165,6 @@ class DecoderForward(nn.Module):
             )
             if "attention_mask" in self.parameter_names:
                 arguments["attention_mask"] = mask
-        with StaticForward() if self.is_static else contextlib.nullcontext():
+        with forward_context(self.is_static):
             result = self.model(**arguments, past_key_values=cache, use_cache=True)
         return result.logits[:, -1].to(torch.float32), result.past_key_values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,8 @@ VOXTRAL = {
 }
 QFORMER = {**VISION, "encoder_hidden_size": 24, "vocab_size": 99}
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32}
-PARTS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+PARTS = {"rope_parameters" if transformers.__version__ >= "5" else "rope_scaling": ROTARY}
 WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention"]}
 CHUNKS = {"intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 8}
 
@@ -168,13 +170,16 @@ def item_of(name: str) -> dict[str, Tensor]:
 
 def items_in(name: str, ids: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """What a processor gives of the items of a prompt, besides its tokens."""
-    *_, item, count = MODELS[name]
+    family, *_, item, count = MODELS[name]
+    forward = getattr(transformers, f"{family}ForConditionalGeneration").forward
     number = int((ids == ITEM).sum()) // count
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for key, value in item.items():
         if key.endswith("token_type_ids"):
-            values[key] = (ids == ITEM).to(torch.int64)
+            # An older Qwen-VL takes no types: it tells pictures from videos by their tokens.
+            if key in inspect.signature(forward).parameters:
+                values[key] = (ids == ITEM).to(torch.int64)
         elif isinstance(value, tuple):
             values[key] = torch.randn(number * value[0], *value[1:], generator=generator)
         else:
