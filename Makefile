@@ -15,7 +15,7 @@ OUTPUT_OF_EACH := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-all check fuzz bench docs architecture clean \
-  check-docs check-types check-code test-transformers-457
+  check-docs check-types check-code test-transformers
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,17 +42,23 @@ test: $(STAMP) ## run the tests that are quick, on all cores: a few minutes
 test-slow: $(STAMP) ## run what `make test` leaves out: slow tests, and all examples of the random ones
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow or hypothesis"
 
-# What NxD Inference pins. It lies before the newer version on the path; all other packages are those of the first one.
-OLD_TRANSFORMERS := $(VENV)/transformers-4.57/site-packages
+# The oldest of each series that is supported; 4.57 is what NxD Inference pins. Each lies before the newer version on the
+# path, with what it needs that the newer one does not; all other packages are those of the first environment.
+PACKAGES_4.57 := transformers==4.57.6 huggingface-hub==0.36.2 tokenizers==0.22.2
+PACKAGES_5.0 := transformers==5.0.0 huggingface-hub==1.3.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 sniffio==1.3.1
+OLD_TRANSFORMERS := $(VENV)/transformers-
 
-$(OLD_TRANSFORMERS)/.installed: $(STAMP)
-	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --upgrade --target $(OLD_TRANSFORMERS) \
-	  'transformers==4.57.6' 'huggingface-hub==0.36.2' 'tokenizers==0.22.2'
+.PRECIOUS: $(OLD_TRANSFORMERS)%/.installed
+$(OLD_TRANSFORMERS)%/.installed: $(STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --upgrade --target $(@D)/site-packages \
+	  $(PACKAGES_$*)
 	@touch $@
 
-test-transformers-457: $(OLD_TRANSFORMERS)/.installed ## try a model of each kind on the oldest transformers that is supported
-	PYTHONPATH=$(CURDIR)/$(OLD_TRANSFORMERS) $(BIN)/python -m pytest -q -p no:cacheprovider -m versions \
-	  tests/stages/test_seq2seq_families.py
+test-transformers: test-transformers-4.57 test-transformers-5.0 ## try a model of each kind on the oldest versions of transformers
+
+test-transformers-%: $(OLD_TRANSFORMERS)%/.installed
+	PYTHONPATH=$(CURDIR)/$(OLD_TRANSFORMERS)$*/site-packages $(BIN)/python -m pytest -q -n 2 -p no:cacheprovider \
+	  -m versions tests/stages/test_seq2seq_families.py tests/stages/generation
 
 test-all: test test-slow ## run every test with all examples, as CI does
 

@@ -189,10 +189,10 @@ def _remains(plan: PlanData) -> list[str]:
     stages = {call.name for call in plan.calls if call.device in devices}
     sizes = {
         edge.source: edge.bytes
-        for edge in plan.edges
-        if edge.residency is Residency.DEVICE
+        for edge in outline(plan).items
+        if isinstance(edge, PlannedEdge)
+        and edge.residency is Residency.DEVICE
         and edge.source.rpartition(".")[0] in stages
-        and "/" not in edge.source + edge.target
     }
     if not sizes:
         return []

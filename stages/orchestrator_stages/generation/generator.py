@@ -376,10 +376,17 @@ class Generator(nn.Module):
         optional = {name: value for name, value in optional.items() if name in self._names}
         if "cache_position" in self._names:
             optional["cache_position"] = torch.arange(tokens.shape[1], device=mask.device) + first
-        arguments = {**inputs, str(self._cache_name): cache, "use_cache": True, **optional, **(more or {})}
+        arguments: Mapping[str, Any] = {
+            **inputs,
+            str(self._cache_name): cache,
+            "use_cache": True,
+            **optional,
+            **(more or {}),
+        }
         # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
         if self._prepares:
-            arguments = prepare_inputs(self.model, arguments, slots, is_first=isinstance(first, int))
+            is_first = isinstance(first, int) and first == 0
+            arguments = prepare_inputs(self.model, arguments, tokens.shape[1], is_first=is_first)
         with forward_context(self.is_static):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)

@@ -1,10 +1,10 @@
 """Make the masks of transformers by broadcasting, while a forward is followed.
 
-A mask of the library is a function of four places: of the row, the head, the query and the key. The library runs it with
-``torch.vmap`` over all of them (always before 5.0, and since then where a model adds a function of its own). A program
-that is exported can hold such a run, but nobody can write it to a file. The same function over places that are broadcast
-against each other gives the same mask, of operators that any device knows; whether it does so for a model is seen when
-its logits are compared with those of its own ``generate()``, which goes on to make its masks as the library does.
+A mask of the library is a function of four places: of the row, the head, the query and the key. The library runs it
+with ``torch.vmap`` over all of them (always before 5.0, and since then where a model adds a function of its own). A
+program that is exported can hold such a run, but nobody can write it to a file. The same function over places that are
+broadcast against each other gives the same mask, of operators that any device knows; whether it does so for a model is
+seen when its logits are compared with those of its own ``generate()``, which makes its masks as the library does.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _offer(masks: Any, name: str, broadcast: Callable[..., Any]) -> None:
 
 
 masks: Any = importlib.import_module("transformers.masking_utils")
-# The first two are one function, in 4.57 and later. The third turns an index by a scalar into one by a tensor, which only
-# a function under vmap needs.
+# The first two are one function, in 4.57 and later. The third turns an index by a scalar into one by a tensor, which
+# only a function under vmap needs.
 _offer(masks, "_vmap_for_bhqkv", _broadcast)
 _offer(masks, "_vmap_expansion_sdpa", _broadcast)
 _offer(masks, "TransformGetItemToIndex", contextlib.nullcontext)

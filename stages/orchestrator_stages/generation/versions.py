@@ -105,30 +105,34 @@ def _as_they_are(input_ids: Any, inputs_embeds: Any, _: Any) -> tuple[Any, Any]:
     return inputs_embeds, input_ids
 
 
-def prepare_inputs(model: Any, arguments: Mapping[str, Any], slots: Any, *, is_first: bool) -> dict[str, Any]:
+def prepare_inputs(
+    model: Any, arguments: Mapping[str, Any], count: int, *, is_first: bool
+) -> Mapping[str, Any]:
     """Returns what a model's own ``prepare_inputs_for_generation`` makes of the arguments of its forward.
 
     Args:
         model: One that was given to :func:`without_selection`.
         arguments: The arguments.
-        slots: Those of the tokens, a tensor of one dim.
-        is_first: Whether they are those of the prompt.
+        count: How many tokens there are in a row.
+        is_first: Whether they are the prompt.
     """
-    arguments = {"input_ids": None, **arguments}
     known = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
-    if "is_first_iteration" in known:
-        arguments["is_first_iteration"] = is_first
-    # Before that it is told by the first slot whether a prompt comes, and reads nothing else of what the slots are.
+    first = {"is_first_iteration": is_first} if "is_first_iteration" in known else {}
     if "cache_position" not in known:
-        current: dict[str, Any] = model.prepare_inputs_for_generation(**arguments)
+        current: Mapping[str, Any] = model.prepare_inputs_for_generation(
+            **{"input_ids": None, **arguments}, **first
+        )
         return current
-    places = range(slots.shape[0]) if is_first else [1] * slots.shape[0]
-    arguments["cache_position"] = PlaceNumbers(places)
-    inputs: dict[str, Any] = model.prepare_inputs_for_generation(**arguments)
-    # Positions of several dims are cut along the rows there, or left out to be worked out anew.
+    # An older version is told by the first slot whether a prompt comes, and reads nothing else of what the slots are.
+    # Positions of several dims it cuts along the rows, or leaves out, to be worked out anew.
+    places = PlaceNumbers(range(count) if is_first else [1] * count)
+    inputs: dict[str, Any] = model.prepare_inputs_for_generation(
+        **{"input_ids": None, **arguments, "cache_position": places}, **first
+    )
+    del inputs["cache_position"]
     positions = arguments.get("position_ids")
-    own = {} if positions is None or positions.dim() == 2 else {"position_ids": positions}
-    return {**inputs, "cache_position": slots, **own}
+    own = {"cache_position"} | ({"position_ids"} if positions is not None and positions.dim() > 2 else set())
+    return inputs | {name: arguments[name] for name in own if name in arguments}
 
 
 check_version(transformers.__version__)

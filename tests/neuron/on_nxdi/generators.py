@@ -1,4 +1,4 @@
-"""Models of transformers that generate, taken by `from_transformers`: one application that reads a prompt and goes on."""
+"""Models of transformers that generate: one application that reads a prompt and goes on with it."""
 
 from __future__ import annotations
 
