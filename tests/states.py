@@ -57,6 +57,7 @@ def generation(
     start: Any = None,
     batch: int | Dim = 1,
     loops: Sequence[int] = (STEPS,),
+    reads: bool = False,
 ) -> Pipeline:
     """Prefill, then loops that decode, one after another.
 
@@ -68,6 +69,7 @@ def generation(
         start: What the cache begins with; None: what prefill gives.
         batch: Prompts in a request.
         loops: How many words each loop adds.
+        reads: A host stage gives the prompts, and so decides how many there are.
     """
     plugins, placement = make_plugins(), placement or {}
     plugins.register(orchestrator_neuron)
@@ -88,7 +90,11 @@ def generation(
     prefill = pipeline.add(
         "prefill", model.prefill, outputs=("token", "cache"), device=placement.get("prefill")
     )
-    token, cache = prefill(pipeline.input("prompt", TensorSpec((batch, 2), torch.int32)))
+    form = TensorSpec((batch, 2), torch.int32, pad=0)
+    words = pipeline.input("prompt", TensorSpec((Dim.dynamic("prompts"), 2), torch.int32) if reads else form)
+    if reads:
+        words = pipeline.add("read", lambda words: words, device="host", outputs={"words": form})(words)
+    token, cache = prefill(words)
     carry = {
         "token": token,
         "cache": cache if start is None else start,

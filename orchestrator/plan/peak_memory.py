@@ -225,9 +225,11 @@ class Peaks:
         )
         if largest is not None:
             self._steps(step.body, largest)
+        # What is at its bucket still comes of the only chunk, and is not joined.
         for index in step.outputs:
-            self._drop(index)
-            self._make(index, run)
+            if self.plan.values[index].unpadded:
+                self._drop(index)
+                self._make(index, run)
 
 
 class ChunkPeaks(Peaks):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
 from orchestrator.plan.model import Plan
-from orchestrator.plan.records import PlannedGroup
+from orchestrator.plan.records import DimPlan, PlannedGroup
 from orchestrator.plan.steps import CallStep, iter_steps
 from orchestrator.planner.applications import find_applications
 from orchestrator.planner.bucket import ANY_SIZES, bucket
@@ -74,12 +75,26 @@ def run_passes(context: PlanContext) -> Plan:
 
 
 def _schedule(context: PlanContext) -> PlanContext:
-    """Makes the steps; again with more edges over the host, or copied, where no order of steps saves a value."""
+    """Makes the steps.
+
+    Again with more edges over the host, or copied, where no order of steps saves a value; and again once it is known
+    that a dim never runs in chunks, so that what is computed of it need not be joined.
+    """
     while True:
         attempt = find_clones(solve_hazards(adapt(find_states(decide_residency(locate_edges(context))))))
-        if (attempt.spills, attempt.clones) == (context.spills, context.clones):
+        dims = _with_obstacles(context, attempt)
+        if (attempt.spills, attempt.clones, dims) == (context.spills, context.clones, context.dims):
             return attempt
-        context = replace(context, spills=attempt.spills, clones=attempt.clones)
+        context = replace(context, spills=attempt.spills, clones=attempt.clones, dims=dims)
+
+
+def _with_obstacles(context: PlanContext, attempt: PlanContext) -> Mapping[str, DimPlan]:
+    """Dims of batches that cannot run in chunks after all, with why; only where a region or a state hangs on that."""
+    matters = context.regions or any(stage.aliases for stage in context.graph.stages.values())
+    return {
+        name: replace(dim, whole=attempt.dims[name].whole) if matters and dim.batch else dim
+        for name, dim in context.dims.items()
+    }
 
 
 def _infer(context: PlanContext) -> PlanContext:

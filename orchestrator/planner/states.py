@@ -15,7 +15,7 @@ the largest request makes it; a smaller one uses a corner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.backend import CompilingBackend
@@ -23,6 +23,7 @@ from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.graph.loop import BranchLoop, MapLoop
 from orchestrator.plan.records import PlannedState, Residency, StateUpdate
 from orchestrator.planner.context import PlanContext
+from orchestrator.planner.schedule.regions import runs_once
 from orchestrator.specs import TensorSpec, combinations, show_spec
 
 __all__ = ["find_states"]
@@ -175,8 +176,8 @@ def _repetition(context: PlanContext, start: str, chain: _Chain) -> str:
     inside = [name for name in calls if any(graph.ancestor_in(NodeKey("call", name), loop) for loop in loops)]
     for name in (start, *inside):
         ports = (*context.calls[name].inputs, *context.calls[name].outputs)
-        dims = [context.dims[dim] for _, spec in ports for dim in getattr(spec, "names", ())]
-        cut = next((dim.name for dim in dims if dim.can_chunk), None)
+        dims = (dim for _, spec in ports for dim in getattr(spec, "names", ()))
+        cut = next((dim for dim in dims if not runs_once(context.dims, (dim,))), None)
         if cut is not None:
             return f"a request may be cut into chunks along {cut!r}"
     for link in chain:
@@ -184,11 +185,17 @@ def _repetition(context: PlanContext, start: str, chain: _Chain) -> str:
         if size:
             return f"nothing else that {link.call!r} takes tells the size of {size!r}"
         nodes = (NodeKey("call", start), NodeKey("enter", link.loop.name), NodeKey("call", link.call))
-        if link.loop.within or calls[start].loop or any(node in context.regions for node in nodes):
+        if link.loop.within or calls[start].loop or _runs_again(context, nodes):
             return f"loop {link.loop.name!r} is part of something that may run several times"
         if calls[link.call].loop != link.loop.name:
             return f"{link.call!r} is in a loop inside of {link.loop.name!r}"
     return ""
+
+
+def _runs_again(context: PlanContext, nodes: Iterable[NodeKey]) -> bool:
+    """Tells whether one of these is in a region that may run in chunks."""
+    regions = (context.regions[node] for node in nodes if node in context.regions)
+    return not all(runs_once(context.dims, region.dims) for region in regions)
 
 
 def _size_of_state(context: PlanContext, link: _CarryUpdate) -> str:

@@ -40,9 +40,10 @@ def test_a_token_is_all_that_crosses_the_link(tmp_path: Path):
     assert counts["download_bytes"] == plan.summary["download_bytes"]
 
 
-def test_loops_after_one_another_go_on_with_one_cache_at_every_size():
+@pytest.mark.parametrize("reads", [False, True], ids=["an input", "of a host stage"])
+def test_loops_after_one_another_go_on_with_one_cache_at_every_size(reads: bool):
     model = Writer()
-    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2))).plan(EMULATED)
+    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2)), reads=reads).plan(EMULATED)
     with plan.load() as session:
         for size in (2, 1, 2):
             words = prompt(size, size)

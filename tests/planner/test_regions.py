@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator import Dim, PlanError
+import orchestrator_neuron
+from orchestrator import Dim, Pipeline, PlanError, Residency, StageError
 from orchestrator.plan import AdaptStep, CallStep, Plan, RegionStep
 from orchestrator.plan.steps import iter_steps
+from orchestrator.testing.pytest_plugin import make_plugins
 from tests.kit import Double, host, linear, new, refuses, spec
 
 N = Dim("n", (2, 4), batch=True)
@@ -145,3 +147,32 @@ def test_plans_with_regions_are_data_like_others(device):
     pipeline.output("raw", crops)
     plan = pipeline.plan(device)
     assert pipeline.bind(Plan.from_json(plan.to_json())) == plan
+
+
+def two_regions():
+    """A stage that reads two born dims and gives one of them, and a stage after it."""
+    plugins = make_plugins()
+    plugins.register(orchestrator_neuron)
+    pipeline = Pipeline("p", plugins=plugins)
+    forms = {"more": spec(Dim("n", (2, 4)), 4, pad=0), "less": spec(Dim("m", (2, 4)), 4, pad=0)}
+    find = pipeline.add("find", lambda x: (x[x[:, 0] > 0], x[x[:, 0] < 0]), device="host", outputs=forms)
+    more, less = find(pipeline.input("x", spec(Dim.dynamic("k"), 4)))
+    scaled = pipeline.add("scale", lambda more, less: more * less.sum())(more, less)
+    pipeline.output("y", pipeline.add("double", Double())(scaled))
+    return pipeline
+
+
+@pytest.mark.parametrize("device", ["cpu", "neuron-emulated"])
+def test_what_leaves_a_region_without_chunks_stays_as_it_is_for_the_next_one(device: str):
+    plan = two_regions().plan(device)
+    assert shape(plan) == ["find", ["scale"], ["double"]]
+    (edge,) = (edge for edge in plan.edges if edge.target.startswith("double."))
+    assert (edge.residency, edge.adapters) == (Residency.DEVICE, ())
+    more, less = torch.arange(1.0, 13).view(3, 4), -torch.ones(1, 4)
+    with plan.load() as session:
+        expected = 2 * (more * less.sum())
+        assert session(x=torch.cat([more, less]))["y"].equal(expected)
+        assert session(x=less)["y"].shape == (0, 4)
+        # Nothing has computed what the second stage would read, so there is nothing that it could give.
+        with pytest.raises(StageError, match=r"'m' has no items.*'scale\.output' leaves"):
+            session(x=more)

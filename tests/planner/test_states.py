@@ -10,6 +10,7 @@ import torch
 
 from orchestrator import Dim, Plan, PlanError, Residency
 from orchestrator.plan.records import PlannedState, StateUpdate
+from orchestrator.planner.verify.states import check_states
 from orchestrator.planner.verify.steps import verify
 from tests.kit import refuses
 from tests.states import CACHE, Writer, generation
@@ -106,6 +107,20 @@ def test_loops_after_one_another_update_one_state():
         "'talk/decode.cache'",
         "'talk-1/decode.cache'",
     ]
+
+
+def test_prompts_that_a_host_stage_decides_have_a_state_unless_they_may_run_in_chunks():
+    plans = [
+        generation(Writer(), batch=Dim("batch", (1, 2), batch=promise), loops=(1, 2), reads=True).plan(
+            EMULATED
+        )
+        for promise in (False, True)
+    ]
+    assert [len(plan.states) for plan in plans] == [1, 0]
+    assert any("may be cut into chunks along 'batch'" in note for note in plans[1].notes)
+    # The same values, but of a plan that may cut them.
+    dims = tuple(replace(dim, batch=True, can_chunk=dim.name == "batch") for dim in plans[0].dims)
+    refuses(PlanError, "may run several times", lambda: check_states(replace(plans[0], dims=dims)))
 
 
 CHAINS = {

@@ -59,7 +59,7 @@ def describe_dims(
         elif name in counted_loops:
             whole = f"it is how often loop {counted_loops[name]!r} runs"
         else:
-            whole = _obstacle(context, dim, values, steps, edge_values)
+            whole = dim.whole or _obstacle(context, dim, values, steps, edge_values)
         can_chunk = dim.batch and not dim.unbounded and not loose and not whole
         dims[name] = replace(
             dim, can_pad=can_pad, can_chunk=can_chunk, loose=loose, whole="" if loose else whole

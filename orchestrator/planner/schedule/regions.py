@@ -11,14 +11,16 @@ it; the dims of a map's items are its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from orchestrator.graph import Edge, NodeKey
+from orchestrator.plan.records import DimPlan
 from orchestrator.planner.context import PlanContext, RegionKey
 from orchestrator.planner.infer.bodies import is_of_items
 from orchestrator.specs import TensorSpec
 
-__all__ = ["group_regions", "leaving"]
+__all__ = ["group_regions", "leaving", "runs_once"]
 
 
 def group_regions(context: PlanContext) -> PlanContext:
@@ -50,12 +52,27 @@ def group_regions(context: PlanContext) -> PlanContext:
 
 
 def leaving(context: PlanContext, edge: Edge) -> tuple[str, ...]:
-    """Returns the region dims that an edge's value carries out of its region."""
+    """Returns the region dims that an edge's value carries out of its region, to be joined from chunks there.
+
+    Between two regions that run once it stays as it is: where there are no items, neither of them runs.
+    """
     spec = context.producer_specs[edge]
     region, there = (_region(context, node) for node in (edge.source, edge.target))
     if region is None or there == region or not isinstance(spec, TensorSpec):
         return ()
-    return tuple(name for name in spec.names if name in region.dims)
+    names = tuple(name for name in spec.names if name in region.dims)
+    is_whole = there is not None and set(names) <= set(there.dims)
+    return () if is_whole and runs_once(context.dims, region.dims) else names
+
+
+def runs_once(dims: Mapping[str, DimPlan], names: Iterable[str]) -> bool:
+    """Tells whether a region never runs in chunks, as far as that is known.
+
+    Args:
+        dims: All dims by name; those of which steps have shown that they run as a whole say why.
+        names: Those of the region.
+    """
+    return not any(dims[name].batch and not dims[name].whole for name in names)
 
 
 def _region(context: PlanContext, node: NodeKey) -> RegionKey | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedProgram, PlannedState
-from orchestrator.plan.steps import CallStep, Carry, LoopStep, Step, iter_steps
+from orchestrator.plan.steps import CallStep, Carry, LoopStep, RegionStep, Step, iter_steps
 from orchestrator.planner.verify.edges import demand
 from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import combinations
@@ -34,6 +34,8 @@ class _StateChecker:
     def __init__(self, plan: Plan, state: PlannedState) -> None:
         self.plan = plan
         self.state = state
+        #: Steps that run once for a request, in order.
+        self.steps = tuple(_once(plan, plan.steps))
         #: Calls that write it, with whether they read it before.
         self.calls: list[tuple[CallStep, bool]] = []
 
@@ -53,11 +55,11 @@ class _StateChecker:
         origins = [self.plan.values[carry.argument].origin for _, carry in loops]
         self._check(carries[:1] == [self.state.name], "is not called like its first carry")
         self._check(
-            origins == carries and all(loop in self.plan.steps for loop, _ in loops),
+            origins == carries and all(loop in self.steps for loop, _ in loops),
             f"is the carries {origins}, not {carries}, or one of a loop that may run several times",
         )
         value = loops[0][1].initial
-        self._start(value, self.plan.steps[: self.plan.steps.index(loops[0][0])])
+        self._start(value, self.steps[: self.steps.index(loops[0][0])])
         for (loop, carry), update in zip(loops, self.state.updates, strict=True):
             self._check(carry.initial == value, f"is not what {loop.name!r} begins with")
             self._iteration(loop, carry, update.output)
@@ -90,7 +92,9 @@ class _StateChecker:
         self.calls.append((updates[0], True))
 
     def _read(self, index: int, readers: int) -> None:
-        reads = sum(step.inputs.count(index) for step in iter_steps(self.plan.steps))
+        # A region reads what is read in its body, and nothing else.
+        steps = (step for step in iter_steps(self.plan.steps) if not isinstance(step, RegionStep))
+        reads = sum(step.inputs.count(index) for step in steps)
         self._check(reads == readers, "is read by somebody else")
         self._check(index not in {value for _, value in self.plan.outputs}, "is an output")
 
@@ -156,6 +160,17 @@ class _StateChecker:
             and (largest, specs[0].dtype) == (self.state.spec.shape({}), self.state.spec.dtype),
             "is not as large as the largest of its values",
         )
+
+
+def _once(plan: Plan, steps: Iterable[Step]) -> Iterator[Step]:
+    """Yields the steps that run once for a request: those in no body but that of a region without chunks."""
+    cut = {dim.name for dim in plan.dims if dim.can_chunk}
+    for step in steps:
+        match step:
+            case RegionStep(dims=dims, body=body) if cut.isdisjoint(dims):
+                yield from _once(plan, body)
+            case _:
+                yield step
 
 
 def _ends(program: PlannedProgram) -> Iterator[ProgramInput | ProgramOutput]:

@@ -161,6 +161,13 @@ class _Verifier:
             sorted(reads - outputs) == sorted(step.inputs),
             f"region {step.label!r} reads other values than it says",
         )
+        # What chunks give is joined at its own size; where there is one chunk, its bucket will do.
+        whole = not any(self.dims[name].can_chunk for name in step.dims)
+        for value in map(self._value, step.outputs):
+            cut = value.unpadded or not set(step.dims) & set(getattr(value.spec, "names", ()))
+            self._demand(
+                cut or whole, f"chunks of {value.origin!r} leave region {step.label!r} at their buckets"
+            )
         # In the body its dims are those of one chunk, which device calls may read. Each chunk leaves what it found, and
         # its outputs.
         around, self.within = self.within, (*self.within, *step.dims)

@@ -19,8 +19,8 @@ __all__ = ["PendingHandles", "chunk_of"]
 
 def chunk_of(executable: Executable, value: PlannedValue, handle: Any, run: SizeAssignment) -> Any:
     """Returns the chunk of a value that a run reads; the value itself where the run has all of it."""
-    if not isinstance(value.spec, TensorSpec) or handle is None:
-        return handle
+    if not isinstance(value.spec, TensorSpec) or handle is None or not value.unpadded:
+        return handle  # what is at its bucket comes from a region that ran once, and so does this one
     chunk = handle
     for axis, name in enumerate(plain_dims(value.spec.dims)):
         if name in run.offset and handle.shape[axis] != run.actual[str(name)]:
@@ -49,7 +49,11 @@ class PendingHandles:
     def keep(self, values: Iterable[PlannedValue], handles: tuple[Any, ...]) -> tuple[Any, ...]:
         """Notes handles, and returns them."""
         pairs = zip(values, handles, strict=True)
-        self._handles.update((id(handle), (value, handle)) for value, handle in pairs if value.memory != HOST)
+        self._handles.update(
+            (id(handle), (value, handle))
+            for value, handle in pairs
+            if value.memory != HOST and handle is not None
+        )
         return handles
 
     def join(self, value: PlannedValue, handles: list[Any], axis: int) -> Any:

@@ -98,11 +98,15 @@ class _RegionDriver:
         return dims.index(name)
 
     def _empty(self, value: PlannedValue, whole: SizeAssignment) -> Any:
-        if not isinstance(value.spec, TensorSpec) or not set(self.step.dims) & set(value.spec.names):
-            zero = next(dim.name for dim in self.dims if not whole.actual[dim.name])
-            raise self._missing_dim(value, zero, "has no items")
+        zeros = [dim.name for dim in self.dims if not whole.actual[dim.name]]
+        if not isinstance(value.spec, TensorSpec) or not set(zeros) & set(value.spec.names):
+            raise self._missing_dim(value, zeros[0], "has no items")
+        # At its bucket it is read by a region alone, which has the same dims and does not run either.
+        if not value.unpadded:
+            backend = self.executable.backend_of(value.memory)
+            return None if backend.capabilities.refcounted else backend.empty((0,), value.spec.dtype)
         # Sizes that only the body would have decided are not there.
-        sizes = whole.sizes(value)
+        sizes = whole.actual
         for dim in plain_dims(value.spec.dims):
             if not set(dim_names(dim)) <= set(sizes) or (
                 isinstance(dim, Derived) and not dim.is_proven(sizes)

@@ -10,6 +10,7 @@ from torch import Tensor
 from orchestrator import GraphError, Plan
 from orchestrator_stages import from_transformers
 from tests.stages.generation.tiny import PAD, prompts, tiny
+from tests.stages.test_seq2seq_text import tokenizer
 
 NEW, CACHE = 7, (6, 7, 9, 50)
 
@@ -69,12 +70,19 @@ def test_all_loops_share_one_buffer_and_the_plan_says_when_each_runs():
         assert f"none unless 'within-{name[7:]}" in text
 
 
-def test_a_device_that_compiles_has_a_program_for_each_bucket():
-    model, request = tiny("llama"), prompts(4, 2)
-    plan = plan_of(model, "neuron-emulated", tokens=(4,), cache=(6,))
+def test_a_device_that_compiles_has_a_program_for_each_bucket_and_one_cache_for_texts_too():
+    model, reader, texts = tiny("llama"), tokenizer(), ["w5 w6 w7 w8", "w9 w4"]
+    options = {"tokenizer": reader, "tokens": (4,), "cache": (6,), "max_new_tokens": 4}
+    plan = plan_of(model, "neuron-emulated", **options)
     assert [len(state.updates) for state in plan.states] == [2, 2], "keys and values, each in two loops"
     with plan.load() as session:
-        assert session(**request)["tokens"].equal(generated(model, request))
+        request = reader(texts, padding=True, padding_side="left", return_tensors="pt")
+        request = {name: request[name] for name in ("input_ids", "attention_mask")}
+        assert session(text=texts)["tokens"].equal(generated(model, request)[:, :8])
+        counts = session.stats["measured"]["neuron-emulated"]
+    # Two prompts of four tokens go up, with their masks; tokens come home, a flag for each, and one for each loop.
+    assert counts["upload_bytes"] == 2 * (2 * 4 * 4)
+    assert counts["download_bytes"] == 2 * 4 * 4 + 3 + 2
 
 
 @pytest.mark.parametrize("cache", [(0,), (2.5,), (True,)])
