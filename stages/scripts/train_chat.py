@@ -1,4 +1,4 @@
-"""Train the vision-text model of the pipeline ``chat`` from scratch: about ten minutes on one core.
+"""Train the vision-text model of the pipeline ``chat`` from scratch: about a quarter of an hour on one core.
 
     pip install 'stage-orchestrator-stages[transformers]'
     python stages/scripts/train_chat.py
@@ -13,11 +13,8 @@ Everything is seeded. The same torch and transformers on the same kind of proces
 
 from __future__ import annotations
 
-import hashlib
 import random
-import sys
-import time
-from argparse import ArgumentParser
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from weights import Trainer, option_parser, write_papers
 
 from orchestrator_stages.demos.chat.model import FOLDER, PATCH, SIDE, WIDTH, make_config, make_processor
 from orchestrator_stages.demos.chat.questions import random_question
@@ -35,7 +33,7 @@ model.safetensors was trained by stages/scripts/train_chat.py of Stage Orchestra
 Apache-2.0. It was trained on pictures, questions and answers that the script makes itself, and on nothing else.
 """
 
-IGNORED = -100
+NO_LABEL = -100
 """The label of a token that is not learned."""
 
 
@@ -46,39 +44,11 @@ def random_pictures(scenes: list[Scene]) -> Tensor:
     return (pictures * brightness + 0.02 * torch.randn_like(pictures)).clamp(0, 1) * 2 - 1
 
 
-class Trainer:
-    """AdamW with a learning rate that rises and falls once, and a word on stderr now and then.
+RATE = 2e-3
+"""The highest learning rate, of the sight and of the speech alike."""
 
-    Args:
-        name: What is learned.
-        modules: What is trained.
-        rate: The highest learning rate.
-        steps: How often :meth:`step` will be called.
-    """
-
-    def __init__(self, name: str, modules: list[nn.Module], rate: float, steps: int) -> None:
-        self.name = name
-        self.steps = steps
-        self.parameters = [parameter for module in modules for parameter in module.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, rate, betas=(0.9, 0.99), weight_decay=0.02)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, steps, pct_start=0.06)
-        self.begun = time.monotonic()
-        self.losses: list[float] = []
-
-    def step(self, loss: Tensor) -> None:
-        """Moves the parameters against the slope of the loss."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.losses.append(loss.item())
-        if len(self.losses) % 100 == 0 or len(self.losses) == self.steps:
-            mean = sum(self.losses[-100:]) / len(self.losses[-100:])
-            passed = time.monotonic() - self.begun
-            sys.stderr.write(
-                f"{self.name}: step {len(self.losses)} of {self.steps}, loss {mean:.4f}, {passed:.0f} s\n"
-            )
+OPTIONS = {"warm_up": 0.06, "weight_decay": 0.02, "fused": True}
+"""Of how both are learned."""
 
 
 ACROSS = SIDE // PATCH
@@ -113,9 +83,8 @@ def train_sight(model: LlavaForConditionalGeneration, steps: int, batch: int) ->
     """Trains the vision tower and the projector to tell what each patch shows and where it is."""
     chance = random.Random(1)
     head = nn.Linear(WIDTH, sum(TRAITS.values()))
-    trainer = Trainer(
-        "sight", [model.model.vision_tower, model.model.multi_modal_projector, head], 2e-3, steps
-    )
+    modules = [model.model.vision_tower, model.model.multi_modal_projector, head]
+    trainer = Trainer("sight", modules, RATE, steps, **OPTIONS)
     for _ in range(steps):
         scenes = [random_scene(chance) for _ in range(batch)]
         features = torch.stack(
@@ -128,6 +97,34 @@ def train_sight(model: LlavaForConditionalGeneration, steps: int, batch: int) ->
             for of_trait, traits in zip(scores, traits_of(scenes).unbind(-1), strict=True)
         ]
         trainer.step(torch.stack(losses).sum() + (features.square().mean() - 1).square())
+
+
+TRAINING_SHARES = {
+    "colour": 10,
+    "number": 14,
+    "side": 40,
+    "which": 12,
+    "presence": 12,
+    "size": 4,
+    "ground": 1,
+    "all": 7,
+}
+"""How often each sort of question is asked in training: what is harder to learn more often."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Conversations of about the same length.
+
+    Attributes:
+        pictures: Which picture of the batch each is about, ``[n]``.
+        input_ids: ``[n, length]``.
+        labels: Likewise: the token itself where it is to be learned, ``NO_LABEL`` elsewhere.
+    """
+
+    pictures: Tensor
+    input_ids: Tensor
+    labels: Tensor
 
 
 class Conversations:
@@ -147,61 +144,75 @@ class Conversations:
         self.picture = "<image>" * patches
         self.pad: int = tokenizer.pad_token_id
 
-    def batch(self, size: int) -> dict[str, Tensor]:
-        """Returns ``pixel_values`` ``[size, 3, SIDE, SIDE]``, and ``input_ids`` and ``labels`` ``[size, length]``."""
-        scenes = [random_scene(self.chance) for _ in range(size)]
-        rows = [self.row(scene) for scene in scenes]
-        length = max(len(ids) for ids, _ in rows)
-        return {
-            "pixel_values": random_pictures(scenes),
-            "input_ids": torch.tensor([ids + [self.pad] * (length - len(ids)) for ids, _ in rows]),
-            "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
-        }
+    def batch(self, pictures: int, questions: int, groups: int) -> tuple[Tensor, list[Rows]]:
+        """Returns pictures ``[pictures, 3, SIDE, SIDE]`` and conversations, so many questions about each of them.
+
+        Those of about the same length are together, in ``groups`` of the same number: so there is little padding.
+        """
+        scenes = [random_scene(self.chance) for _ in range(pictures)]
+        rows = [(place, *self.row(scene)) for place, scene in enumerate(scenes) for _ in range(questions)]
+        rows.sort(key=lambda row: len(row[1]))
+        size = len(rows) // groups
+        return random_pictures(scenes), [self.pack(rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    def pack(self, rows: list[tuple[int, list[int], list[int]]]) -> Rows:
+        """Returns conversations as tensors, padded on the right."""
+        length = max(len(ids) for _, ids, _ in rows)
+        return Rows(
+            torch.tensor([picture for picture, _, _ in rows]),
+            torch.tensor([ids + [self.pad] * (length - len(ids)) for _, ids, _ in rows]),
+            torch.tensor([labels + [NO_LABEL] * (length - len(labels)) for _, _, labels in rows]),
+        )
 
     def row(self, scene: Scene) -> tuple[list[int], list[int]]:
         """Returns the tokens of a conversation about a scene, and their labels."""
-        question, answer = random_question(scene, self.chance)
+        question, answer = random_question(scene, self.chance, TRAINING_SHARES)
         prompt = self.encode(f"<bos><user>{question}{self.picture}<assistant>")
         reply = self.encode(f"{answer}<eos>")
-        return [*prompt, *reply], [*[IGNORED] * len(prompt), *reply]
+        return [*prompt, *reply], [*[NO_LABEL] * len(prompt), *reply]
 
 
-def train_speech(
-    model: LlavaForConditionalGeneration, conversations: Conversations, steps: int, batch: int
-) -> None:
-    """Trains the text model to answer; what sees stays as it is."""
-    trainer = Trainer("speech", [model.model.language_model], 2e-3, steps)
+def answer_losses(model: LlavaForConditionalGeneration, features: Tensor, rows: Rows) -> Tensor:
+    """Returns the loss of each token of the answers, ``[tokens]``.
+
+    Args:
+        model: Whose text model answers.
+        features: What the projector made of the pictures, ``[pictures, patches, WIDTH]``.
+        rows: The conversations.
+    """
+    # As LlavaModel merges them, but a picture is seen once for all questions about it, and only answers are scored.
+    embeddings = model.get_input_embeddings()(rows.input_ids)
+    is_picture = (rows.input_ids == model.config.image_token_id)[..., None]
+    embeddings = embeddings.masked_scatter(is_picture, features[rows.pictures])
+    states = model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    is_learned = rows.labels[:, 1:] != NO_LABEL
+    logits = model.lm_head(states[:, :-1][is_learned])
+    return functional.cross_entropy(logits, rows.labels[:, 1:][is_learned], reduction="none")
+
+
+def train_speech(model: LlavaForConditionalGeneration, conversations: Conversations, steps: int) -> None:
+    """Trains the text model to answer; what sees stays as it is.
+
+    Learning on, it makes its features so large that the text model can no longer add to them what is asked.
+    """
+    trainer = Trainer("speech", [model.model.language_model], RATE, steps, **OPTIONS)
     for _ in range(steps):
-        data = conversations.batch(batch)
-        logits = model(input_ids=data["input_ids"], pixel_values=data["pixel_values"], use_cache=False).logits
-        trainer.step(
-            functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), data["labels"][:, 1:].flatten(), ignore_index=IGNORED
-            )
-        )
+        pictures, groups = conversations.batch(pictures=16, questions=4, groups=2)
+        with torch.no_grad():
+            features = torch.stack(list(model.get_image_features(pixel_values=pictures).pooler_output))
+        trainer.step(torch.cat([answer_losses(model, features, rows) for rows in groups]).mean())
 
 
 def write(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Writes a checkpoint in float16, with a ``NOTICE`` and a ``SHA256SUMS``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a checkpoint in float16, with its papers."""
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
-    (folder / "SHA256SUMS").write_text(
-        f"{hashlib.sha256(content).hexdigest()}  model.safetensors\n", encoding="utf-8"
-    )
+    write_papers(folder, NOTICE, "model.safetensors")
 
 
 def main() -> None:
     """Train the model and write it."""
-    parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write to (default: the package's)"
-    )
-    parser.add_argument("--sight-steps", type=int, default=300)
-    parser.add_argument("--speech-steps", type=int, default=1600)
-    arguments = parser.parse_args()
+    arguments = option_parser(__doc__, FOLDER, sight=300, speech=5500).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     processor = make_processor()
@@ -209,11 +220,9 @@ def main() -> None:
     model = LlavaForConditionalGeneration(config)
     model.set_attn_implementation("eager")  # on one core, faster than the fused one at these sizes
     train_sight(model, arguments.sight_steps, batch=48)
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(False)
     torch.manual_seed(0)  # so that it can be repeated from what the model sees, without learning that again
     conversations = Conversations(processor.tokenizer, config.image_seq_length, seed=0)
-    train_speech(model, conversations, arguments.speech_steps, batch=32)
+    train_speech(model, conversations, arguments.speech_steps)
     write(model, processor, arguments.out)
 
 

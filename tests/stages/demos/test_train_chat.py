@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from tests.stages.demos.scripts import import_script
+
 transformers = pytest.importorskip("transformers")
-SCRIPT = Path(__file__).parents[3] / "stages" / "scripts" / "train_chat.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_chat", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_script("train_chat")
 
 
 @pytest.fixture
@@ -64,15 +58,24 @@ def test_what_the_head_tells_is_where_the_shapes_are(script):
     assert bool(is_shape[(traits[..., :3] > 0).all(-1)].all())
 
 
-def test_only_answers_are_learned(script):
-    from orchestrator_stages.demos.chat.model import make_processor
+def test_only_answers_are_learned_and_their_loss_is_that_of_the_model_itself(script):
+    from orchestrator_stages.demos.chat.model import make_config, make_processor
 
     tokenizer = make_processor().tokenizer
-    conversations = script.Conversations(tokenizer, 9, seed=0)
-    data = conversations.batch(4)
-    for ids, labels in zip(data["input_ids"], data["labels"], strict=True):
-        is_learned = labels != script.IGNORED
-        assert ids[is_learned].equal(labels[is_learned])
-        answers = tokenizer.decode(labels[is_learned]).split("<eos>")
-        assert len(answers) == 2
-        assert "?" not in answers[0]
+    with torch.random.fork_rng(devices=[]):
+        pictures, groups = script.Conversations(tokenizer, 9, seed=0).batch(pictures=2, questions=4, groups=2)
+        model = transformers.LlavaForConditionalGeneration(make_config(tokenizer)).eval()
+    assert torch.cat([rows.pictures for rows in groups]).sort().values.tolist() == [0] * 4 + [1] * 4
+    assert groups[0].input_ids.shape[1] < groups[1].input_ids.shape[1]
+    for rows in groups:
+        for ids, labels in zip(rows.input_ids, rows.labels, strict=True):
+            is_learned = labels != script.NO_LABEL
+            assert ids[is_learned].equal(labels[is_learned])
+            answers = tokenizer.decode(labels[is_learned]).split("<eos>")
+            assert len(answers) == 2
+            assert "?" not in answers[0]
+        with torch.no_grad():
+            features = torch.stack(list(model.get_image_features(pixel_values=pictures).pooler_output))
+            losses = script.answer_losses(model, features, rows)
+            expected = model(rows.input_ids, pictures[rows.pictures], labels=rows.labels).loss
+        torch.testing.assert_close(losses.mean(), expected)

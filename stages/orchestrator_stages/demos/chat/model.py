@@ -20,8 +20,11 @@ FOLDER = Path(__file__).with_name("checkpoint")
 SIDE, PATCH = 48, 16
 """Height and width of a picture as the model sees it, and of each patch of it, in pixels."""
 
-WIDTH, HEADS, LAYERS = 96, 4, 3
+WIDTH, HEADS = 96, 4
 """Of the vision tower and of the text model alike."""
+
+VISION_LAYERS, TEXT_LAYERS = 2, 4
+"""What is beside a shape takes more layers to find than what a cell shows does."""
 
 TOKENS = 512
 """Length of a conversation, at most: nine tokens of the picture and about ten for each question with its answer."""
@@ -33,7 +36,7 @@ def make_config(tokenizer: Any) -> Any:
     vision = transformers.SiglipVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=VISION_LAYERS,
         num_attention_heads=HEADS,
         image_size=SIDE,
         patch_size=PATCH,
@@ -43,7 +46,7 @@ def make_config(tokenizer: Any) -> Any:
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=TOKENS,

@@ -6,7 +6,7 @@ A question names shapes by kind, by colour, or by both. An answer lists shapes f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator_stages.demos.chat.scenes import COLOURS, KINDS, Scene, Shape
@@ -19,6 +19,19 @@ SIDES: dict[str, Callable[[Shape, Shape], bool]] = {
     "below": lambda shape, other: shape.place[1] > other.place[1],
 }
 """Whether a shape lies on that side of another one."""
+
+SHARES = {
+    "colour": 15,
+    "number": 15,
+    "side": 25,
+    "which": 8,
+    "presence": 8,
+    "size": 7,
+    "ground": 3,
+    "all": 19,
+}
+"""How often each sort of question is asked: for the colour of a kind, how many there are, what is beside a shape, which
+shape has a colour, whether one is there, how large it is, for the ground, and for everything."""
 
 
 def plural(kind: str) -> str:
@@ -111,14 +124,22 @@ class _Subject:
     colour: str
 
 
-def random_question(scene: Scene, chance: random.Random) -> tuple[str, str]:
-    """Returns a question about a scene and its answer: more often than not about what it shows."""
+def random_question(
+    scene: Scene, chance: random.Random, shares: Mapping[str, float] = SHARES
+) -> tuple[str, str]:
+    """Returns a question about a scene and its answer: more often than not about what it shows.
+
+    Args:
+        scene: What the picture shows.
+        chance: Chooses; the same state of it gives the same question.
+        shares: How often each sort of question is asked: those of ``SHARES``, with other numbers.
+    """
     # What is asked about is mostly there, so that the answers are as varied as the pictures.
     shape = chance.choice(scene.shapes)
     kind = shape.kind if chance.random() < 0.8 else chance.choice(KINDS)
     colour = shape.colour if chance.random() < 0.7 else chance.choice(tuple(COLOURS))
-    ask = chance.choices(tuple(_ASK), [share for share, _ in _ASK.values()])[0]
-    question, answer = _ASK[ask][1](_Subject(scene, chance, kind, colour))
+    sort = chance.choices(tuple(shares), list(shares.values()))[0]
+    question, answer = _ASK[sort](_Subject(scene, chance, kind, colour))
     return question if chance.random() < 0.8 else question.rstrip("?."), answer
 
 
@@ -171,14 +192,14 @@ def _ask_all(about: _Subject) -> tuple[str, str]:
     return question, describe(about.scene)
 
 
-_ASK = {
-    "colour": (15, _ask_colour),
-    "number": (15, _ask_number),
-    "side": (25, _ask_side),
-    "which": (8, _ask_which),
-    "presence": (8, _ask_presence),
-    "size": (7, _ask_size),
-    "ground": (3, _ask_ground),
-    "all": (19, _ask_all),
+_ASK: dict[str, Callable[[_Subject], tuple[str, str]]] = {
+    "colour": _ask_colour,
+    "number": _ask_number,
+    "side": _ask_side,
+    "which": _ask_which,
+    "presence": _ask_presence,
+    "size": _ask_size,
+    "ground": _ask_ground,
+    "all": _ask_all,
 }
-"""How often something is asked, and how."""
+"""How a question of each of ``SHARES`` is asked."""
