@@ -233,7 +233,8 @@ class Pipeline:
         ports = LoopPorts(
             name, carry, each, inputs, until, condition, max_steps, check_every, collect, outputs
         )
-        return ports.add_to(self._builder, self._builder.import_stages(name, inner))
+        with self._builder.all_or_nothing():
+            return ports.add_to(self._builder, self._builder.import_stages(name, inner))
 
     def map(
         self,
@@ -266,9 +267,9 @@ class Pipeline:
                 named dim.
         """
         inner = self._body("map", name, body)
-        return MapPorts(name, over, inputs, outputs).add_to(
-            self._builder, self._builder.import_stages(name, inner)
-        )
+        map_ports = MapPorts(name, over, inputs, outputs)
+        with self._builder.all_or_nothing():
+            return map_ports.add_to(self._builder, self._builder.import_stages(name, inner))
 
     def when(
         self,
@@ -296,9 +297,9 @@ class Pipeline:
                 whether it runs.
         """
         inner = self._body("branch", name, body)
-        return BranchPorts(name, inputs, otherwise, condition).add_to(
-            self._builder, self._builder.import_stages(name, inner)
-        )
+        branch_ports = BranchPorts(name, inputs, otherwise, condition)
+        with self._builder.all_or_nothing():
+            return branch_ports.add_to(self._builder, self._builder.import_stages(name, inner))
 
     def _body(self, kind: str, name: str, body: Pipeline) -> GraphBuilder:
         """Returns the graph of a body, once its name is seen to be free."""

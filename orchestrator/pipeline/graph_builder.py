@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, SupportsIndex, overload
@@ -243,6 +244,19 @@ class GraphBuilder:
         self._forget()
         self.stages[stage.name] = stage
         self._members.append(stage.name)
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Forgets what its block has added where the block ends in an error: names are free again."""
+        before = {
+            name: value.copy() if isinstance(value, (dict, list, set)) else value
+            for name, value in vars(self).items()
+        }
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def import_stages(
         self, name: str, inner: GraphBuilder, device: str | torch.device | None = None

@@ -246,6 +246,16 @@ def test_a_name_is_taken_once():
     refuses(GraphError, "has a stage 'loop' already", lambda: pipeline.loop("loop", step(), max_steps=1))
 
 
+@pytest.mark.parametrize("stranger", [False, True], ids=["a number missing", "a value of another pipeline"])
+def test_what_is_refused_leaves_nothing_behind(stranger: bool):
+    pipeline = new()
+    x, times = pipeline.input("x", spec(2)), pipeline.input("times", spec(3))
+    other = {"each": {"t": times}, "inputs": {"by": new("other").input("by", spec(2))}} if stranger else {}
+    refuses(GraphError, "loop", lambda: pipeline.loop("loop", step(), carry={"x": x}, **other))
+    loop = pipeline.loop("loop", step(), carry={"x": x}, each={"t": times}, inputs={"by": torch.ones(2)})
+    assert results(pipeline, loop) == {"y0": [112.0, 113.0]}
+
+
 def test_a_value_of_another_pipeline_is_refused():
     stranger = new("other").input("x", spec(2))
     refuses(
