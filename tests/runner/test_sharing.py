@@ -326,3 +326,7 @@ def test_a_plain_chain_copies_nothing():
         assert session(x=X)["y"].data_ptr() == places[-1]
     deep = chain(linear(4, 4), takes=spec(2, 3, 4)).plan()
     assert not deep.calls[0].shares, "a linear layer over three dims gives a view of what it made"
+    copies = {lambda x: x.clone(): False, lambda x: x.contiguous(): True, lambda x: x.t().contiguous(): True}
+    for stage, shares in copies.items():
+        (call,) = chain(stage, takes=spec(2, 4)).plan().calls
+        assert call.shares is shares, "what may be the input at other strides is told from a copy of its own"

@@ -54,7 +54,8 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
         """Runs one operation and notes its writes and copies."""
         self.operations += 1
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func in _COPIES and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
+        is_copy = func in _COPIES and not _is_own(func, kwargs or {})
+        if is_copy and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
             self._origins[_place(result)] = _place(args[0])
             self._copies.append(result)  # a place is not used again
         elif getattr(getattr(func, "_schema", None), "is_mutable", False):
@@ -78,6 +79,12 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
     def forget(self) -> None:
         """Lets go of the tensors it holds."""
         self._copies.clear()
+
+
+def _is_own(func: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Tells whether a copy is one at all strides: an author's ``clone()``, which asks for no order of its elements."""
+    order = kwargs.get("memory_format")
+    return func is _aten.clone.default and order in (None, torch.preserve_format)
 
 
 def _place(value: torch.Tensor) -> int:
