@@ -58,7 +58,7 @@ test-transformers: test-transformers-4.57 test-transformers-5.0 ## try a model o
 
 test-transformers-%: $(OLD_TRANSFORMERS)%/.installed
 	PYTHONPATH=$(CURDIR)/$(OLD_TRANSFORMERS)$*/site-packages $(BIN)/python -m pytest -q -n 2 -p no:cacheprovider \
-	  -m versions tests/stages/test_seq2seq_families.py tests/stages/generation
+	  -m versions tests/stages/seq2seq/test_families.py tests/stages/generation
 
 test-all: test test-slow ## run every test with all examples, as CI does
 

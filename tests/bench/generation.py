@@ -125,7 +125,7 @@ def decoder(model: Any, length: int, batch: int, new: int, buckets: tuple[int, .
     drawing = continuation.Continuation(model, selection, rows, tokens, None)
     pipeline = Pipeline("decode")
     token = pipeline.input("token", TensorSpec((rows,), torch.int64, pad=0))
-    specs = {**drawing.carries, **drawing.constants, "done": TensorSpec((1,), torch.bool)}
+    specs = {**drawing.loop.carries, **drawing.loop.constants, "done": TensorSpec((1,), torch.bool)}
     del specs["token"]
     start = pipeline.add("start", Start(specs, new, length))(token)
     values = {"token": token, **{name: start[name] for name in specs}}

@@ -7,9 +7,12 @@
     items           pictures and recordings among the tokens of a prompt
     encoder         what a model makes of one of them, as graphs: the encoder, and the projector behind it
     generator       a model as two functions of tensors: the prompt, and one more token
+    token_loop      the loop that makes tokens, of any model
     choose          the next token, and what the sequences of tokens begin and end with
     chat            conversations as prompts, by the chat template of a tokenizer or processor
-    options         what the options of generate() say for a model that goes on with its prompt
+    arguments       what `from_transformers` was called with
+    tables          the options of generate(): followed, refused, without effect
+    options         what they say, and for a model that goes on with its prompt
     families        exceptions to the one way in which models are followed
     follow          a model as functions of tensors, as it is or with answers to what its forward asks
     selfcheck       whether a model generates here what it generates by itself

@@ -12,10 +12,12 @@ and so on, over one buffer. Each runs while what is filled fits into its bucket,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator import Dim, GraphError, Pipeline
+from orchestrator_stages.generation.arguments import BATCH, ITEMS, TOKENS, ImportArguments
 from orchestrator_stages.generation.chat import check_template
 from orchestrator_stages.generation.checks import check_generates
 from orchestrator_stages.generation.continuation import Continuation
@@ -28,14 +30,9 @@ from orchestrator_stages.generation.items import (
 )
 from orchestrator_stages.generation.options import prompt_selection
 from orchestrator_stages.origin import unwrap
-from orchestrator_stages.seq2seq import build as seq2seq
-from orchestrator_stages.seq2seq.build import BATCH, TOKENS
-from orchestrator_stages.seq2seq.checks import check_prepared
+from orchestrator_stages.seq2seq.build import draw_encoder_decoder
 
 __all__ = ["from_transformers"]
-
-ITEMS = (1, 2, 4, 8)
-"""How many pictures or recordings a request may have."""
 
 
 def from_transformers(
@@ -68,8 +65,15 @@ def from_transformers(
                 ``[batch, tokens]``, int64, padded on
                 either side
     Whisper     ``input_features`` ``[batch, mels, frames]`` ``audio``, a list of waveforms at 16 kHz
+    Speech2Text ``input_features``                           none
+                ``[batch, length, mels]``, ``attention_mask``
+                ``[batch, length]``
+    Moonshine   ``input_values``, ``attention_mask``         none
+                ``[batch, length]``
     image       ``pixel_values``                             ``image``, a list of pictures
                 ``[batch, channels, height, width]``
+    others with what ``example=`` has, and a mask if there   none
+    an encoder  is one
     text with   as its processor gives them: ``input_ids``,  ``text``, with the processor's mark for each picture
     pictures    ``attention_mask`` and the numbers of all    or recording, and ``image`` or ``audio``, a list of
     or sound    pictures or recordings, such as              all of them in the order of their marks
@@ -91,6 +95,7 @@ def from_transformers(
         max_new_tokens: How many tokens are added at most; by default as its generation config says.
         batch: Sizes of a batch that are compiled.
         tokens: Lengths of a text that are compiled; by default powers of two from 16 to 512 that the model can count.
+            Of Speech2Text and Moonshine the one length of recordings, in frames or samples.
         cache: How many tokens of the cache are read: each new token reads the fewest of these that hold all before it.
             The longest prompt with what is added is always one. By default doublings from 256 on. On the CPU what is
             filled is read, and no more, whatever is said here. A model that has an encoder reads all.
@@ -106,7 +111,9 @@ def from_transformers(
             the cache is an input and an output then, and a request gives what is new in its turn; see
             :func:`~orchestrator_stages.generation.conversation.begin_conversation`. None: a request is the whole.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
-            ``temperature``, ``top_k``, ``top_p``, ``min_length``, ``suppress_tokens``, ``language`` and the like.
+            ``temperature``, ``num_beams``, ``no_repeat_ngram_size``, ``suppress_tokens``, ``language`` and so on; of a
+            model with a decoder behind an encoder ``decoder_input_ids``, one row that all sequences begin with,
+            such as the task of Donut.
 
     Raises:
         GraphError: The model's family or an option is not supported, and the message says which are; or there is no
@@ -114,65 +121,58 @@ def from_transformers(
     """
     bare = unwrap(model)
     config = getattr(bare, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False) or hasattr(config, "decoder"):
-        _refuse_conversation(messages=messages or None, context=context)
-        return seq2seq.from_transformers(
-            model,
-            tokenizer,
-            processor,
-            max_new_tokens=max_new_tokens,
-            batch=batch,
-            tokens=tokens,
-            check_every=check_every,
-            name=name,
-            example=_example(bare, None, example),
-            items=items,
-            **options,
-        )
-    check_prepared(tokenizer, processor)
-    check_generates(bare)
-    if messages:
-        check_template(processor or tokenizer)
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    chat = processor or tokenizer if messages else None
-    reader = tokenizer or getattr(processor, "tokenizer", processor)
-    selection = prompt_selection(bare, options, reader)
-    prompts = _prompt_dim(bare, tokens, selection.new)
-    name = name or config.model_type
+    arguments = ImportArguments(
+        bare,
+        tokenizer,
+        processor,
+        options,
+        batch,
+        tokens,
+        cache,
+        check_every,
+        name or str(getattr(config, "model_type", "")),
+        messages,
+        example,
+        items,
+        context,
+    )
+    if config is None or getattr(config, "is_encoder_decoder", False) or hasattr(config, "decoder"):
+        if config is not None:
+            arguments = dataclasses.replace(arguments, example=_example(bare, None, example))
+        return draw_encoder_decoder(arguments)
+    return _draw_continuation(arguments)
+
+
+def _draw_continuation(arguments: ImportArguments) -> Pipeline:
+    """Draws a model that goes on with its prompt."""
+    model, processor = arguments.model, arguments.processor
+    check_generates(model)
+    if arguments.messages:
+        check_template(arguments.chat)
+    selection = prompt_selection(model, arguments.options, arguments.reader)
+    prompts = _prompt_dim(model, arguments.tokens, selection.new)
     # Conversations come with pictures only where there is a processor that reads them.
-    reads_items = not messages or processor is not None
-    kind = read_item(bare, _example(bare, processor, example)) if reads_items else None
+    reads_items = not arguments.messages or processor is not None
+    kind = read_item(model, _example(model, processor, arguments.example)) if reads_items else None
     # Results are as wide as the longest one: rows are a batch only where host stages on both sides of the networks see
     # all of them, and nothing between them does.
-    reader = reader if messages or kind is not None else tokenizer
+    reader = arguments.reader if arguments.messages or kind is not None else arguments.tokenizer
     is_prepared = reader is not None if kind is None else processor is not None
-    rows = Dim("batch", buckets=batch, batch=is_prepared and selection.is_by_row)
+    rows = Dim("batch", buckets=arguments.batch, batch=is_prepared and selection.is_by_row)
     follower: Continuation
-    if context is not None:
-        check_context(context, is_prepared or kind is not None)
-        follower = Conversation(bare, selection, rows, prompts, context)
+    if arguments.context is not None:
+        check_context(arguments.context, is_prepared or kind is not None)
+        follower = Conversation(model, selection, rows, prompts, arguments.context)
     elif kind is None:
-        follower = Continuation(bare, selection, rows, prompts, reader, chat)
+        follower = Continuation(model, selection, rows, prompts, reader, arguments.chat)
     else:
-        every = Dim("items", buckets=items)
-        follower = ItemContinuation(bare, selection, rows, prompts, reader, chat, processor, kind, every)
-    return follower.draw(name, cache, check_every)
-
-
-def _refuse_conversation(**options: Any) -> None:
-    """Refuses what is for models that go on with a prompt.
-
-    Raises:
-        GraphError: It was given.
-    """
-    for option, value in options.items():
-        if value is not None:
-            raise GraphError(
-                f"{option}={value!r} is for models that go on with a prompt; one with an encoder and a decoder has no "
-                "conversation to go on with.",
-                option=option,
-            )
+        every = Dim("items", buckets=arguments.items)
+        follower = ItemContinuation(
+            model, selection, rows, prompts, reader, arguments.chat, processor, kind, every
+        )
+    return follower.draw(arguments.name, arguments.cache, arguments.check_every)
 
 
 def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
 
-__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "token_specs"]
+__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "begin_choice", "token_specs"]
 
 LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
@@ -34,6 +34,28 @@ def token_specs(selection: Selection, rows: Dim) -> dict[str, TensorSpec]:
         "finished": TensorSpec(dims, torch.bool),
         "new_ids": TensorSpec((*dims, selection.new), torch.int64),
         **({"lengths": TensorSpec(dims, torch.int64)} if selection.counts_lengths else {}),
+    }
+
+
+def begin_choice(selection: Selection, is_filler: Tensor) -> dict[str, Tensor]:
+    """Returns what the choice of the first token takes besides logits.
+
+    Args:
+        selection: How tokens are chosen.
+        is_filler: ``[batch]``, bool: rows that fill up the batch, and are finished before they begin.
+    """
+    if selection.has_beams:
+        return begin_beams(selection, is_filler)
+    is_finished = is_filler
+    if selection.lanes > 1:
+        is_finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
+    shape, device = (*is_finished.shape, selection.new), is_filler.device
+    lengths = torch.zeros_like(is_finished, dtype=torch.int64)
+    return {
+        "step": torch.zeros(1, dtype=torch.int64, device=device),
+        "finished": is_finished,
+        "new_ids": torch.full(shape, selection.pad, dtype=torch.int64, device=device),
+        **({"lengths": lengths} if selection.counts_lengths else {}),
     }
 
 
@@ -67,7 +89,6 @@ class BeginTokens(nn.Module):
             and ``is_token`` of the same shape, bool: neither the one nor the other; and what :func:`token_specs` or
             :func:`~orchestrator_stages.generation.beams.beam_specs` name.
         """
-        selection = self.selection
         is_filler = ~attention_mask.to(torch.bool).any(1)
         values = {"filler": is_filler}
         if input_ids is not None and self.filler is not None:
@@ -80,19 +101,7 @@ class BeginTokens(nn.Module):
             before = torch.where(own.to(torch.bool), before, self.filler)
             values["before"] = pad(before, room, value=self.filler)
             values["is_token"] = pad((own * is_token).to(torch.bool), room)
-        if selection.has_beams:
-            return values | begin_beams(selection, is_filler)
-        is_finished = is_filler
-        if selection.lanes > 1:
-            is_finished = is_filler[:, None].expand(-1, selection.lanes).contiguous()
-        shape = (*is_finished.shape, selection.new)
-        if selection.counts_lengths:
-            values["lengths"] = torch.zeros_like(is_finished, dtype=torch.int64)
-        return values | {
-            "step": torch.zeros(1, dtype=torch.int64, device=attention_mask.device),
-            "finished": is_finished,
-            "new_ids": torch.full(shape, selection.pad, dtype=torch.int64, device=attention_mask.device),
-        }
+        return values | begin_choice(self.selection, is_filler)
 
 
 class NextToken(nn.Module):

@@ -173,7 +173,7 @@ class Conversation(Continuation):
                 "context= is for conversations with one answer a turn: leave out num_beams and num_return_sequences.",
                 option="context",
             )
-        if self.processors is None or "before" in self.choose.ports:
+        if self.loop.processors is None or "before" in self.loop.choice.ports:
             raise GraphError(
                 "context= gives a turn what is new in it, but the options ask for logits processors or stop strings, "
                 "which look at all tokens so far; leave them out.",
@@ -189,7 +189,7 @@ class Conversation(Continuation):
 
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws what runs the new tokens over the cache that came in."""
-        specs = {"mask": self.constants["mask"], **self.generator.specs(self.rows)}
+        specs = {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
         specs = {
             name: TensorSpec(spec.dims, spec.dtype, pad=int(name == "mask"))
             if self.rows in spec.dims
@@ -212,9 +212,9 @@ class Conversation(Continuation):
         state = [name for name in self.generator.specs(self.rows) if name != "place"]
         outputs = pipeline.loop(
             "decode",
-            self._body(),
-            carry={port: values[port] for port in self.carries},
-            inputs={port: values[port] for port in self.constants},
+            self.loop.body(),
+            carry={port: values[port] for port in self.loop.carries},
+            inputs={port: values[port] for port in self.loop.constants},
             until="done",
             max_steps=self.selection.new - 1,
             check_every=check_every,

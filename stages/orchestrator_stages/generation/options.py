@@ -1,42 +1,131 @@
-"""What the options of ``generate()`` say for a model that goes on with its prompt."""
+"""The options of ``generate()``: which there are, what they say, and for a model that goes on with its prompt.
+
+What is read here is what ``generate()`` of the model's class reads, in its order: an option of the user, also if it is
+None; else one of the generation config; else the library's default.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from orchestrator import GraphError
+from orchestrator.errors import nearest
 from orchestrator_stages.generation.selection import Selection, read_selection
-from orchestrator_stages.seq2seq.options import read_options
-from orchestrator_stages.seq2seq.rules import NEW, refuse_options
+from orchestrator_stages.generation.tables import (
+    FOLLOWED,
+    FOLLOWED_SPEECH,
+    REFUSED,
+    REFUSED_SPEECH,
+    UNREAD,
+    UNREAD_SPEECH,
+)
+from orchestrator_stages.generation.versions import default_options, has_default_length
+from orchestrator_stages.origin import check_config
 
-__all__ = ["prompt_selection"]
+__all__ = ["NEW", "check_length", "known_options", "prompt_selection", "read_options", "refuse_options"]
+
+NEW = 20
+"""Tokens that are added at most where the config does not say; what ``generate()`` takes."""
 
 PROMPT = 2
 """Tokens of a prompt that stands for all: what an option counts from the first token on is refused."""
 
-FOLLOWED = frozenset(
-    {
-        *(
-            "diversity_penalty",
-            "encoder_no_repeat_ngram_size",
-            "encoder_repetition_penalty",
-            "epsilon_cutoff",
-        ),
-        *("eta_cutoff", "exponential_decay_length_penalty", "min_p", "no_repeat_ngram_size", "num_beams"),
-        *("max_time", "stop_strings"),
-        *(
-            "num_return_sequences",
-            "repetition_penalty",
-            "sequence_bias",
-            "top_h",
-            "typical_p",
-            "bad_words_ids",
-        ),
-    }
-)
-"""Options that the classes of transformers follow."""
+INPUTS = frozenset({"inputs", "input_ids", "attention_mask", "input_features", "pixel_values"})
+
+INSTEAD: Mapping[str, str] = {
+    "generation_config": "Set model.generation_config, or pass its options one by one",
+    "decoder_input_ids": "A sequence of Whisper begins with language and task",
+    "streamer": "Watch the tokens with session.stream(requests, partial=('decode.token',))",
+    "tokenizer": "Pass it as tokenizer=",
+}
+"""What to do instead of passing some arguments of ``generate()``."""
+
+
+def known_options(*, speech: bool) -> frozenset[str]:
+    """Returns the options that are followed, refused or without effect."""
+    names = FOLLOWED | REFUSED.keys() | UNREAD
+    return names | FOLLOWED_SPEECH | REFUSED_SPEECH.keys() | UNREAD_SPEECH if speech else names
+
+
+def read_options(model: Any, user_options: Mapping[str, Any], *, speech: bool = False) -> dict[str, Any]:
+    """Returns all options by name: of the user, also if it is None; else of the generation config; else the default.
+
+    Args:
+        model: The model.
+        user_options: The options of the user.
+        speech: Its ``generate()`` is that of Whisper.
+
+    Raises:
+        GraphError: One is none, or is one that only ``generate()`` has.
+    """
+    config = model.generation_config
+    library: dict[str, Any] = vars(type(config)())
+    names = known_options(speech=speech)
+    for option, value in user_options.items():
+        if option not in names and option not in library:
+            _check_argument(model, option, value, names | library.keys())
+    own = {option: value for option, value in config.to_dict().items() if value is not None}
+    options = {**library, **default_options(config), **own, **user_options}
+    check_config(options, library, names, "The generation config")
+    # The default is a number of tokens to add, any other max_length is one of all tokens.
+    options["default_length"] = user_options.get("max_length") is None and has_default_length(config)
+    if user_options.get("max_length") is None and config.max_length is not None:
+        options["max_length"] = config.max_length
+    return options
+
+
+def _check_argument(model: Any, option: str, value: object, names: frozenset[str]) -> None:
+    # Three kinds of mistakes, each with its way out: a value of a request, an argument of generate(), a misspelling.
+    if option in INPUTS:
+        raise GraphError(f"{option} is what a request gives, not an option.", option=option)
+    parameters = {*inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters}
+    if option in parameters or option in INSTEAD:
+        if value is None:
+            return
+        instead = INSTEAD.get(option, "Draw the loop yourself where you need it; its parts are stages")
+        raise GraphError(
+            f"generate() takes {option}, but from_transformers does not follow it. {instead}.", option=option
+        )
+    raise GraphError(
+        f"from_transformers has no option {option!r}, and generate() has none.{nearest(option, names)}",
+        option=option,
+    )
+
+
+def refuse_options(options: Mapping[str, Any], *, speech: bool = False) -> None:
+    """Refuses options that change tokens in ways that are not supported.
+
+    Args:
+        options: All options.
+        speech: They are those of Whisper.
+
+    Raises:
+        GraphError: One has a value that changes something.
+    """
+    # An option may stand there with a value that changes nothing, as `num_beam_groups=1` does.
+    for name, neutral in {**REFUSED, **(REFUSED_SPEECH if speech else {})}.items():
+        value = options.get(name)
+        if value is None or value in neutral:
+            continue
+        raise GraphError(
+            f"The options say {name}={value!r}, which is not supported. To go without, pass "
+            f"{name}={neutral[0] if neutral else None!r}.",
+            option=name,
+            value=value,
+        )
+
+
+def check_length(new: Any) -> int:
+    """Returns how many tokens are added at most.
+
+    Raises:
+        GraphError: It is no number of tokens.
+    """
+    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
+        raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")
+    return new
 
 
 def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any = None) -> Selection:
@@ -51,7 +140,7 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
         GraphError: An option asks for what is not supported.
     """
     # Lengths that count the prompt differ from request to request, so only those that count new tokens are rules.
-    options = read_options(model, cast(Any, SimpleNamespace(speech=False)), user_options)
+    options = read_options(model, user_options)
     new = options["max_new_tokens"]
     if new is None and not options["default_length"]:
         raise GraphError(
@@ -71,10 +160,8 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
             "forced_bos_token_id=None.",
             option="forced_bos_token_id",
         )
-    refuse_options(options, speech=False, exceptions=FOLLOWED)
-    new = NEW if new is None else new
-    if isinstance(new, bool) or not isinstance(new, int) or new < 1:
-        raise GraphError(f"max_new_tokens is a positive int, not {new!r}.", option="max_new_tokens")
+    refuse_options(options)
+    new = check_length(NEW if new is None else new)
     own = {
         option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
     }

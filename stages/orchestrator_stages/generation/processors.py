@@ -296,8 +296,9 @@ def _is_right_on_a_buffer(processor: Any, module: LibraryProcessor, vocabulary: 
 class HostProcessors(HostStage):
     """Host stage: processors that look at the tokens so far in ways that no device follows.
 
-    Takes ``logits`` ``[batch, ..., vocabulary]``, ``step`` ``[1]``, ``new_ids`` ``[batch, ..., new]``, and ``ids`` and
-    ``seen`` ``[batch, tokens]``, the prompts of the request and their mask. Gives ``scores`` like ``logits``.
+    Takes ``logits`` ``[batch, ..., vocabulary]``, ``step`` ``[1]``, ``new_ids`` ``[batch, ..., new]``, ``ids``
+    ``[batch, tokens]``, the prompts of the request, and ``seen``, their mask, or ``encoded``, what an encoder read in
+    place of them. Gives ``scores`` like ``logits``.
 
     Args:
         processors: The processors.
@@ -305,25 +306,35 @@ class HostProcessors(HostStage):
         lanes: How many sequences a row has.
         before: How many tokens the processors think that a prompt has.
         is_normal: They change logarithms of probabilities, which the logits are made first.
+        is_encoded: There is an encoder; prompts are those of its decoder, and have no padding.
     """
 
     def __init__(
-        self, processors: Sequence[Any], spec: TensorSpec, lanes: int, before: int, *, is_normal: bool
+        self,
+        processors: Sequence[Any],
+        spec: TensorSpec,
+        lanes: int,
+        before: int,
+        *,
+        is_normal: bool,
+        is_encoded: bool = False,
     ) -> None:
         super().__init__(tag="process")
         self.processors = tuple(processors)
         self.lanes = lanes
         self.before = before
         self.is_normal = is_normal
-        self.inputs = dict.fromkeys(("logits", "step", "new_ids", "ids", "seen"))
+        self.is_encoded = is_encoded
+        self.ports = ("step", "new_ids", "ids", "encoded" if is_encoded else "seen")
+        self.inputs = dict.fromkeys(("logits", *self.ports))
         self.outputs = {"scores": spec}
 
-    def forward(self, logits: Tensor, step: Tensor, new_ids: Tensor, ids: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, step: Tensor, new_ids: Tensor, ids: Tensor, other: Tensor) -> Tensor:
         """Calls them one after another with exactly the tokens that there are."""
         if self.lanes > 1 and logits.dim() == 2:
             logits = logits[:, None].expand(-1, self.lanes, -1)
         scores = logits.flatten(0, -2)
-        ids, seen = to_the_left(seen, ids, seen)
+        ids, seen = (ids, torch.ones_like(ids)) if self.is_encoded else to_the_left(other, ids, other)
         padding = (seen != 0).to(torch.int64).argmax(1).repeat_interleave(self.lanes, 0)
         new = new_ids.flatten(0, -2)[:, : int(step)]
         whole = torch.cat([ids.repeat_interleave(self.lanes, 0), new], 1)
@@ -331,7 +342,7 @@ class HostProcessors(HostStage):
         count = whole.new_zeros(len(whole), self.before + int(step))
         for processor in self.processors:
             seen_ids = count if type(processor).__name__ in COUNTING else whole
-            scores = bind_request(processor, ids, padding)(seen_ids, scores)
+            scores = bind_request(processor, other if self.is_encoded else ids, padding)(seen_ids, scores)
         return scores.view_as(logits)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from orchestrator import GraphError
-from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, follow_processors
+from orchestrator_stages.generation.processors import LENGTH, PROMPTS, ProcessorChain, follow_processors
 from orchestrator_stages.generation.stopping import StopStrings, make_stop_criterion
 
 __all__ = ["Selection", "read_selection"]
+
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 """Ways to choose tokens that are followed."""
@@ -91,17 +93,27 @@ class Selection:
             vocabulary: Number of tokens.
 
         Raises:
-            GraphError: A token that is to be in every sequence is none.
+            GraphError: A token that is to be in every sequence is none, or is suppressed.
         """
-        for option in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced = getattr(self.config, option)
-            ids = forced if isinstance(forced, list) else [] if forced is None else [forced]
+        for option in FORCED:
+            ids = _forced_ids(self.config, option)
             unknown = [token for token in ids if not 0 <= token < vocabulary]
             if unknown:
                 raise GraphError(
                     f"{option} is {unknown[0]}, but the model knows {vocabulary} tokens.", option=option
                 )
+            step = 0 if option == "forced_bos_token_id" else self.new - 1
+            if ids and not self._leaves_a_token(step, vocabulary):
+                raise GraphError(f"{option}={ids} is suppressed as well, so no token is left.", option=option)
         return follow_processors(self.processors, self.before, self.new, vocabulary)
+
+    def _leaves_a_token(self, step: int, vocabulary: int) -> bool:
+        """Whether processors that look at no token so far leave one to choose."""
+        scores = torch.zeros(1, vocabulary)
+        for processor in self.processors:
+            if type(processor).__name__ in (*LENGTH, "SuppressTokensLogitsProcessor"):
+                scores = processor(torch.zeros(1, self.before + step, dtype=torch.int64), scores)
+        return bool(scores.isfinite().any())
 
     def ports(self, processors: ProcessorChain | None, stop: StopStrings | None) -> tuple[str, ...]:
         """Returns what the choice of a token takes besides logits and its own state.
@@ -127,7 +139,14 @@ class Selection:
 
 
 def read_selection(
-    model: Any, options: Mapping[str, Any], before: int, new: int, tokenizer: Any = None
+    model: Any,
+    options: Mapping[str, Any],
+    before: int,
+    new: int,
+    tokenizer: Any = None,
+    *,
+    has_text: bool = True,
+    speech: bool = False,
 ) -> Selection:
     """Returns how ``generate()`` of a model would choose tokens.
 
@@ -137,6 +156,8 @@ def read_selection(
         before: How many tokens there are before the first new one.
         new: How many are added at most.
         tokenizer: The tokenizer of the model, for stop strings.
+        has_text: What the model reads are tokens, which processors may look at.
+        speech: Its ``generate()`` is that of Whisper.
 
     Raises:
         GraphError: In a way that is not followed, or an option has a value that ``generate()`` refuses.
@@ -144,6 +165,15 @@ def read_selection(
     # The steps of generate(), by its own methods: what the config says, which tokens are special, how long it gets.
     try:
         config, _ = model._prepare_generation_config(None, **{**options, "max_new_tokens": new})
+        negative = next(
+            (option for option in FORCED if min(_forced_ids(config, option), default=0) < 0), None
+        )
+        if negative is not None:
+            raise GraphError(
+                f"{negative} is {getattr(config, negative)}, which is no token.", option=negative
+            )
+        if config.do_sample and config.top_p is not None and not 0 < config.top_p <= 1:
+            raise GraphError(f"top_p is more than 0 and at most 1, not {config.top_p!r}.", option="top_p")
         mode = config.get_generation_mode()
         if mode.value not in MODES:
             raise GraphError(
@@ -154,12 +184,14 @@ def read_selection(
         model._prepare_special_tokens(config, True, device=torch.device("cpu"))
         example = torch.zeros(1, before, dtype=torch.int64)
         config = model._prepare_generated_length(config, True, True, "input_ids", before, example)
+        first = _processors_of_whisper(model, config, before) if speech else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             processors = model._get_logits_processor(
                 generation_config=config,
                 input_ids_seq_length=before,
-                encoder_input_ids=example,
+                encoder_input_ids=example if has_text else example[..., None],
+                logits_processor=first,
                 device=torch.device("cpu"),
                 model_kwargs={"attention_mask": torch.arange(before)[None] > 0},
             )
@@ -172,6 +204,18 @@ def read_selection(
     pad = config._pad_token_tensor
     pad_id = 0 if pad is None else int(pad)
     return Selection(config, tuple(processors), before, new, pad_id, tuple(eos), stop)
+
+
+def _forced_ids(config: Any, option: str) -> list[int]:
+    """The tokens that an option of a generation config forces."""
+    forced = getattr(config, option)
+    return forced if isinstance(forced, list) else [] if forced is None else [forced]
+
+
+def _processors_of_whisper(model: Any, config: Any, before: int) -> Any:
+    """The processors that ``generate()`` of Whisper makes itself."""
+    config.return_timestamps, config.no_speech_threshold = False, None
+    return model._retrieve_logit_processors(config, None, before, config.num_beams or 1, torch.device("cpu"))
 
 
 def _stop_criterion(config: Any, tokenizer: Any) -> Any:

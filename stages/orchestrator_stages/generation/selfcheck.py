@@ -126,6 +126,9 @@ def generate_logits(model: Any, request: Mapping[str, Any]) -> tuple[Tensor, Seq
             min_new_tokens=NEW,
             do_sample=False,
             num_beams=1,
+            num_return_sequences=1,
+            stop_strings=None,
+            max_time=None,
             output_logits=True,
             return_dict_in_generate=True,
         )

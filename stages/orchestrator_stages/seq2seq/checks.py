@@ -10,7 +10,7 @@ from orchestrator import GraphError
 from orchestrator_stages.generation.versions import options_in_config
 from orchestrator_stages.origin import check_modules, check_unchanged
 
-__all__ = ["check_model", "check_prepared"]
+__all__ = ["check_model"]
 
 
 def check_model(model: nn.Module, base: type) -> None:
@@ -62,19 +62,3 @@ def _check_attention(model: nn.Module) -> None:
                 "model.set_attn_implementation('sdpa').",
                 option="attn_implementation",
             )
-
-
-def check_prepared(tokenizer: Any, processor: Any) -> None:
-    """Refuses what cannot prepare a request.
-
-    Raises:
-        GraphError: The tokenizer or processor is none.
-    """
-    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
-        raise GraphError(
-            f"tokenizer= is a tokenizer of transformers, not {tokenizer!r:.80}.", option="tokenizer"
-        )
-    if processor is not None and not callable(processor):
-        raise GraphError(
-            f"processor= is a processor of transformers, not {processor!r:.80}.", option="processor"
-        )

@@ -195,7 +195,7 @@ def family_of(model: Any, example: Mapping[str, Any] | None = None) -> ModelFami
     name = type(model).__name__
     if base is not None and not hasattr(model, "generation_config"):
         raise _unsupported_model(f"{name}, which generates nothing; take ...ForConditionalGeneration", model)
-    parameters = set(inspect.signature(model.forward).parameters)
+    parameters = set(inspect.signature(getattr(base, "forward", model.forward)).parameters)
     if base is None or not {"encoder_outputs", "decoder_input_ids"} <= parameters:
         wrapper = ", a model in a wrapper of peft; call its merge_and_unload()"
         wrapper = (

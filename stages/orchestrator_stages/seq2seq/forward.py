@@ -127,10 +127,15 @@ class DecoderForward(nn.Module):
         self.own_mask = "attention_mask" if self.is_composite else "decoder_attention_mask"
         self.parameter_names = frozenset(inspect.signature(self.model.forward).parameters)
 
-    def first(self, token: Tensor, encodings: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-        """Returns the logits after the first token of a sequence, and a cache that holds it and the encoder's part."""
+    def first(self, ids: Tensor, encodings: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """Returns the logits after the first tokens of a sequence, and a cache with them and the encoder's part.
+
+        Args:
+            ids: ``[batch, tokens]``, int64.
+            encodings: What :class:`Encoder` gave, and its ``attention_mask``.
+        """
         cache = empty_cross_cache(self.config, self.slots)
-        return self._read(token, encodings, cache, {self.own_mask: torch.ones_like(token)[:, None]})
+        return self._read(ids, encodings, cache, {self.own_mask: torch.ones_like(ids)})
 
     def next(
         self, token: Tensor, encodings: Mapping[str, Tensor], cache: Any, position: Tensor
@@ -146,20 +151,21 @@ class DecoderForward(nn.Module):
         # The mask says which slots are filled; a version of the library that counts for itself is told the position.
         slots = torch.arange(self.slots, device=token.device)
         filled = (slots <= position).to(torch.int64).expand(token.shape[0], -1)
-        return self._read(token, encodings, cache, {self.own_mask: filled, "cache_position": position})
+        options = {self.own_mask: filled, "cache_position": position}
+        return self._read(token[:, None], encodings, cache, options)
 
     def _read(
-        self, token: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
+        self, ids: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
     ) -> tuple[Tensor, Any]:
         mask = encodings.get("attention_mask")
         arguments: dict[str, Any] = {
             name: item for name, item in options.items() if name in self.parameter_names
         }
         if self.is_composite:
-            arguments |= {"input_ids": token[:, None], "encoder_hidden_states": encodings["encoding"]}
+            arguments |= {"input_ids": ids, "encoder_hidden_states": encodings["encoding"]}
             arguments["encoder_attention_mask"] = mask
         else:
-            arguments["decoder_input_ids"] = token[:, None]
+            arguments["decoder_input_ids"] = ids
             arguments["encoder_outputs"] = EncoderOutput(
                 last_hidden_state=encodings["encoding"], attention_mask=encodings.get("encoding_mask")
             )

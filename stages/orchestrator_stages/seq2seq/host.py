@@ -1,20 +1,19 @@
-"""The host stages around a decoder loop: text to ids and back, and a request's random numbers."""
+"""The host stages around a decoder loop: text to ids and back, and sequences as ``generate()`` returns them."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orchestrator import Dim, HostStage, TensorSpec
-from orchestrator_stages.seq2seq.rules import Rules
+from orchestrator_stages.generation.choose import JoinPrompt
+from orchestrator_stages.generation.selection import Selection
 
-__all__ = ["Detokenise", "FinishSequences", "Numbers", "Tokenise"]
-
-LENGTH = Dim.dynamic("length")
-"""How many tokens the longest sequence of a request has."""
+__all__ = ["Detokenise", "FinishSequences", "FinishSpeech", "Tokenise"]
 
 
 class Tokenise(HostStage):
@@ -60,66 +59,50 @@ class Tokenise(HostStage):
         return encodings["input_ids"], encodings["attention_mask"]
 
 
-class Numbers(HostStage):
-    """Host stage: the random numbers of a request.
-
-    Takes ``seed``, an int, and ``like``, any tensor with the batch in front. Gives ``numbers`` ``[steps, batch]``,
-    uniform in [0, 1). A row's numbers do not depend on how many rows there are.
-
-    Args:
-        steps: How many a row gets.
-        batch: The dim of the rows.
-    """
-
-    def __init__(self, steps: int, batch: Dim) -> None:
-        super().__init__(tag="numbers")
-        self.steps = steps
-        self.inputs = {"seed": int, "like": None}
-        self.outputs = {"numbers": TensorSpec((steps, batch), pad=0)}
-
-    def forward(self, seed: int, like: Tensor) -> Tensor:
-        """Draws them."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(like.shape[0], self.steps, generator=generator).T.contiguous()
-
-
 class FinishSequences(HostStage):
     """Host stage: what the loop chose, as ``generate()`` of transformers returns it.
 
-    Takes ``sequences`` ``[batch, steps]``. Gives ``tokens`` ``[batch, length]``, int64: as many columns as the longest
-    sequence needs.
+    As :class:`~orchestrator_stages.generation.choose.JoinPrompt`, with the same prompt for all rows.
 
     Args:
-        rules: How the sequences were made.
-        batch: The dim of the rows.
-        bare: Give only what was added, without start, prompt and end, as ``generate()`` of Whisper does.
+        selection: How the tokens were chosen.
+        rows: The dim of the batch.
+        prompt: What sequences begin with.
     """
 
-    def __init__(self, rules: Rules, batch: Dim, *, bare: bool = False) -> None:
+    def __init__(self, selection: Selection, rows: Dim, prompt: Sequence[int]) -> None:
         super().__init__(tag="finish")
-        self.rules = rules
-        self.bare = bare
-        self.inputs = {"sequences": None}
-        self.outputs = {"tokens": TensorSpec((batch, LENGTH), torch.int64)}
+        self.join = JoinPrompt(selection, rows)
+        self.prompt = torch.tensor([prompt], dtype=torch.int64)
+        self.inputs = {port: spec for port, spec in self.join.inputs.items() if port != "input_ids"}
+        self.outputs = self.join.outputs
 
-    def forward(self, sequences: Tensor) -> Tensor:
-        """Completes and cuts them."""
-        is_end = (sequences[:, :, None] == torch.tensor(self.rules.eos)).any(2)
-        is_end[:, : len(self.rules.prompt)] = False
-        before = is_end.cumsum(1) - is_end.long()
-        longest = int((before == 0).sum(1).max())
-        if self.bare:
-            return self._bare(sequences[:, len(self.rules.prompt) : longest].tolist())
-        first = sequences.new_full((len(sequences), 1), self.rules.start)
-        return torch.cat([first, sequences[:, :longest]], 1)
+    def forward(self, new_ids: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        """Joins them."""
+        return self.join.forward(self.prompt.expand(len(new_ids), -1), new_ids, *more)
 
-    def _bare(self, rows: list[list[int]]) -> Tensor:
-        """Cuts what was added as Whisper's ``generate()`` does: as many pads as there are, then one end."""
+
+class FinishSpeech(FinishSequences):
+    """The same without prompt and end, as ``generate()`` of Whisper gives it.
+
+    Args:
+        selection: How the tokens were chosen.
+        rows: The dim of the batch.
+        timestamps: The first token that is a time; None: there is none.
+    """
+
+    def __init__(self, selection: Selection, rows: Dim, timestamps: int | None) -> None:
+        super().__init__(selection, rows, ())
+        self.timestamps = timestamps
+
+    def forward(self, new_ids: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        """Cuts them."""
         # What generate() of Whisper calls padding is counted over the whole row, also where a pad is a token among
         # others; the end is cut only where it is the last token then.
-        pad, eos, times = self.rules.pad, self.rules.eos, self.rules.timestamps
+        selection, times = self.join.selection, self.timestamps
+        pad, eos = selection.pad, selection.eos
         sequences: list[list[int]] = []
-        for row in rows:
+        for row in super().forward(new_ids, *more)[1].tolist():
             pads = row.count(pad) - (pad in eos)
             cut = row[: len(row) - pads] if row[-1] == pad else row
             cut = cut[:-1] if cut and cut[-1] in eos else cut
@@ -131,9 +114,9 @@ class FinishSequences(HostStage):
                 )
             sequences.append(cut)
         length = max(map(len, sequences))
-        return torch.tensor([[*row, *[pad] * (length - len(row))] for row in sequences]).reshape(
-            len(sequences), length
-        )
+        rows = [[*row, *[pad] * (length - len(row))] for row in sequences]
+        tokens = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
+        return tokens, tokens
 
 
 class Detokenise(HostStage):

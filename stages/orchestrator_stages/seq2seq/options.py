@@ -1,98 +1,145 @@
-"""The options of ``generate()``: those of a model's generation config, and over them those that a user gives.
+"""What the options of ``generate()`` say for a decoder behind an encoder: what its sequences begin with, and how long.
 
-What is read here is what ``generate()`` of the model's class reads, in its order: an option of the user, also if it is
-None; else one of the generation config; else the library's default.
+Its prompt is its own and as long for all requests, so that lengths that count it are known when a pipeline is built.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from orchestrator import GraphError
-from orchestrator.errors import nearest
-from orchestrator_stages.generation.versions import default_options, has_default_length
-from orchestrator_stages.origin import check_config
+from orchestrator_stages.generation.options import NEW, check_length, read_options, refuse_options
+from orchestrator_stages.generation.selection import Selection, read_selection
 from orchestrator_stages.seq2seq.families import ModelFamily
-from orchestrator_stages.seq2seq.rules import NEW
-from orchestrator_stages.seq2seq.tables import (
-    FOLLOWED,
-    FOLLOWED_SPEECH,
-    REFUSED,
-    REFUSED_SPEECH,
-    UNREAD,
-    UNREAD_SPEECH,
+
+__all__ = ["Beginning", "read_beginning"]
+
+TWICE = frozenset(
+    {
+        *(
+            "begin_suppress_tokens",
+            "eos_token_id",
+            "language",
+            "max_length",
+            "max_new_tokens",
+            "pad_token_id",
+        ),
+        *("suppress_tokens", "task"),
+    }
 )
-
-__all__ = ["length_of", "read_options"]
-
-INPUTS = frozenset({"inputs", "input_ids", "attention_mask", "input_features", "pixel_values"})
-
-INSTEAD: Mapping[str, str] = {
-    "generation_config": "Set model.generation_config, or pass its options one by one",
-    "decoder_input_ids": "A sequence of Whisper begins with language and task",
-    "streamer": "Watch the tokens with session.stream(requests, partial=('decode.token',))",
-    "tokenizer": "Pass it as tokenizer=",
-}
-"""What to do instead of passing some arguments of ``generate()``."""
+"""Options of which None of the user counts for Whisper; any other is read again from the generation config then."""
 
 
-def known_options(*, speech: bool) -> frozenset[str]:
-    """Returns the options that are followed, refused or without effect."""
-    names = FOLLOWED | REFUSED.keys() | UNREAD
-    return names | FOLLOWED_SPEECH | REFUSED_SPEECH.keys() | UNREAD_SPEECH if speech else names
+@dataclass(frozen=True)
+class Beginning:
+    """What every sequence begins with.
+
+    Attributes:
+        ids: The tokens; None: the model chooses a language.
+        languages: Tokens of languages, the lowest first.
+        timestamps: The first token of Whisper that is a time; None: there is none.
+    """
+
+    ids: tuple[int | None, ...]
+    languages: tuple[int, ...] = ()
+    timestamps: int | None = None
+
+    def check(self, vocabulary: int) -> None:
+        """Refuses tokens that a model does not know.
+
+        Raises:
+            GraphError: One is.
+        """
+        for place, token in enumerate(self.ids):
+            if token is not None and not 0 <= token < vocabulary:
+                option = "forced_decoder_ids" if place else "decoder_start_token_id"
+                raise GraphError(
+                    f"{option} is {token}, but the model knows {vocabulary} tokens.", option=option
+                )
 
 
-def read_options(model: Any, family: ModelFamily, user_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all options by name.
+def read_beginning(
+    model: Any, family: ModelFamily, user_options: Mapping[str, Any], tokenizer: Any = None
+) -> tuple[Beginning, Selection]:
+    """Returns what sequences begin with, and how the tokens after that are chosen.
 
     Args:
         model: The model.
         family: Its family.
-        user_options: The options of the user.
+        user_options: The options of the user, over those of the model's generation config.
+        tokenizer: The tokenizer of the model, for stop strings.
 
     Raises:
-        GraphError: One is none, or is one that only ``generate()`` has.
+        GraphError: An option asks for what is not supported, or contradicts another.
     """
-    speech = family.speech
-    config = model.generation_config
-    library: dict[str, Any] = vars(type(config)())
-    names = known_options(speech=speech)
-    for option, value in user_options.items():
-        if option not in names and option not in library:
-            _check_argument(model, option, value, names | library.keys())
-    own = {option: value for option, value in config.to_dict().items() if value is not None}
-    options = {**library, **default_options(config), **own, **user_options}
-    check_config(options, library, names, "The generation config")
-    # The default is a number of tokens to add, any other max_length is one of all tokens.
-    options["default_length"] = user_options.get("max_length") is None and has_default_length(config)
-    if user_options.get("max_length") is None and config.max_length is not None:
-        options["max_length"] = config.max_length
-    return _of_speech(model, options, user_options) if speech else options
-
-
-def _check_argument(model: Any, option: str, value: object, names: frozenset[str]) -> None:
-    # Three kinds of mistakes, each with its way out: a value of a request, an argument of generate(), a misspelling.
-    if option in INPUTS:
-        raise GraphError(f"{option} is what a request gives, not an option.", option=option)
-    parameters = {*inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters}
-    if option in parameters or option in INSTEAD:
-        if value is None:
-            return
-        instead = INSTEAD.get(option, "Draw the loop yourself where you need it; its parts are stages")
+    # What cannot be followed is refused first, so that no later message blames an option that would be refused anyway.
+    own, speech = dict(user_options), family.speech
+    if speech:
+        own = {option: value for option, value in own.items() if value is not None or option in TWICE}
+    row = None if speech else own.pop("decoder_input_ids", None)
+    options = read_options(model, own, speech=speech)
+    if speech:
+        own, options = _as_whisper(model, options, own)
+    refuse_options(options, speech=speech)
+    # Then what sequences begin with, how much follows, and how it is chosen.
+    start = _start(options)
+    ids: tuple[int | None, ...] = (start, *family.prompt(options))
+    if row is not None:
+        ids = _first_ids(model, start, row)
+    last = options.get("no_timestamps_token_id") if speech else None
+    languages = tuple(sorted((options.get("lang_to_id") or {}).values()))
+    beginning = Beginning(ids, languages, None if last is None else int(last) + 1)
+    new = check_length(_length(model, options, len(ids), speech=speech))
+    fewest = options.get("min_length")
+    if options.get("min_new_tokens") is None and fewest and fewest > len(ids) + new:
         raise GraphError(
-            f"generate() takes {option}, but from_transformers does not follow it. {instead}.", option=option
+            f"min_length asks for {fewest} tokens, but at most {len(ids) + new} are made.",
+            option="min_length",
         )
-    raise GraphError(
-        f"from_transformers has no option {option!r}, and generate() has none.{nearest(option, names)}",
-        option=option,
-    )
+    has_text = family.modality == "text"
+    selection = read_selection(model, own, len(ids), new, tokenizer, has_text=has_text, speech=speech)
+    return beginning, selection
 
 
-def _of_speech(model: Any, options: dict[str, Any], user_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads them as ``generate()`` of Whisper does, where that differs."""
-    config = model.generation_config
+def _start(options: Mapping[str, Any]) -> int:
+    """Returns the token that a sequence begins with."""
+    start = options.get("decoder_start_token_id")
+    start = options.get("bos_token_id") if start is None else start
+    ids = [start] if not isinstance(start, Iterable) else list(start)
+    if len(ids) != 1 or ids[0] is None:
+        raise GraphError(
+            "The generation config has no decoder_start_token_id; pass decoder_start_token_id=..."
+            if ids == [None]
+            else f"decoder_start_token_id is one token for all rows, not {ids}, which generate() takes as one for each "
+            "row.",
+            option="decoder_start_token_id",
+        )
+    return int(ids[0])
+
+
+def _first_ids(model: Any, start: int, ids: Any) -> tuple[int, ...]:
+    """Returns the tokens that every sequence begins with, as ``generate()`` reads ``decoder_input_ids``."""
+    tokens = torch.as_tensor(ids)
+    if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1] or tokens.is_floating_point():
+        raise GraphError(
+            f"decoder_input_ids is one row of ids that all sequences begin with, such as [[5, 6]], not {ids!r:.80}.",
+            option="decoder_input_ids",
+        )
+    row: list[int] = tokens[0].tolist()
+    # Donut begins with its task alone; all others with their start, whether it was given or not.
+    is_donut = "donut" in getattr(getattr(model.config, "encoder", None), "model_type", "")
+    return tuple(row if is_donut or row[0] == start else [start, *row])
+
+
+def _as_whisper(
+    model: Any, options: Mapping[str, Any], user_options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads options as ``generate()`` of Whisper does, where that differs; returns those of the user, and all."""
+    config, options = model.generation_config, dict(options)
     for option in ("language", "task", "is_multilingual"):
         if options.get(option) is None:
             options[option] = getattr(config, option, None)
@@ -120,24 +167,29 @@ def _of_speech(model: Any, options: dict[str, Any], user_options: Mapping[str, A
             "supported; leave it out.",
             option="do_sample",
         )
-    return {**options, "do_sample": False, "temperature": 1.0}
+    # What it cuts off at the end of a sequence is one token, and what fills it up another.
+    eos = options.get("eos_token_id")
+    if isinstance(eos, Iterable) or (eos is None and config.eos_token_id is not None):
+        raise GraphError(
+            f"eos_token_id of Whisper is one int, not {eos!r}: of others generate() cuts no end.",
+            option="eos_token_id",
+        )
+    if options.get("pad_token_id") is None and eos is not None:
+        raise GraphError(
+            "Whisper without pad_token_id is not supported; pass pad_token_id=...", option="pad_token_id"
+        )
+    greedy = {"do_sample": False, "temperature": 1.0}
+    return {**user_options, **greedy}, {**options, **greedy}
 
 
-def length_of(model: Any, family: ModelFamily, options: Mapping[str, Any], before: int) -> Any:
-    """Returns how many tokens are added at most.
-
-    Args:
-        model: The model.
-        family: Its family.
-        options: As :func:`read_options` gives them.
-        before: With how many tokens a sequence begins.
-    """
+def _length(model: Any, options: Mapping[str, Any], before: int, *, speech: bool) -> Any:
+    """Returns how many tokens are added at most, of options as :func:`read_options` gives them."""
     if options["max_new_tokens"] is not None:
         return options["max_new_tokens"]
     longest = options["max_length"]
     if not isinstance(longest, int):
         raise GraphError(f"max_length is a positive int, not {longest!r}.", option="max_length")
-    if family.speech:
+    if speech:
         most = model.config.max_target_positions
         return min(longest + min(most // 2 - 1, before), most) - before
     if options["default_length"]:

@@ -144,7 +144,7 @@ def _run(
         )
         readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
         token = torch.zeros(len(values), dtype=torch.int64, device=device)
-        _, cache = decoder.first(token, readings)
+        _, cache = decoder.first(token[:, None], readings)
         position = torch.zeros(1, dtype=torch.int64, device=device)
         later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
         logits, _ = decoder.next(token, readings, later, position)
@@ -176,7 +176,7 @@ def check_logits(
         sequences, right = generate_logits(model, {**request, "decoder_start_token_id": start})
         tokens = sequences[:, -len(right) - 1 :]
         readings = encode()
-        logits, cache = decoder.first(tokens[:, 0], readings)
+        logits, cache = decoder.first(tokens[:, :1], readings)
         # Each later token goes into a cache of the same form, behind those before it.
         template = CacheTemplate(cache)
         for number, expected in enumerate(right[: decoder.slots]):

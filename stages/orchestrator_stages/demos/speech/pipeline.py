@@ -1,6 +1,6 @@
 """The pipeline ``speech``: a recording in, what is said in it out.
 
-    audio -> cut -> encode -> begin -> decode: step, step, ... -> read -> text
+    audio -> cut -> encode -> begin -> decode: decode, choose, ... -> finish -> read -> text
 
 ``cut`` decides while a request runs how many segments there are and how long they are; the encoder is compiled for
 several lengths, so that 5 s of speech do not cost what 30 s do.
@@ -9,7 +9,6 @@ several lengths, so that 5 s of speech do not cost what 30 s do.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.demos.speech.checkpoint import load_checkpoint
@@ -17,9 +16,10 @@ from orchestrator_stages.demos.speech.cut import SEGMENTS, TOKENS, Cut
 from orchestrator_stages.demos.speech.encoder import AudioEncoder
 from orchestrator_stages.demos.speech.read import Read
 from orchestrator_stages.demos.speech.recording import Recording
+from orchestrator_stages.seq2seq.decoding import Decoding
 from orchestrator_stages.seq2seq.families import dtype_of, family_of
-from orchestrator_stages.seq2seq.loop import Decoding
-from orchestrator_stages.seq2seq.rules import read_rules
+from orchestrator_stages.seq2seq.host import FinishSequences
+from orchestrator_stages.seq2seq.options import read_beginning
 from orchestrator_stages.seq2seq.trial import try_model
 
 __all__ = ["speech"]
@@ -59,10 +59,10 @@ def speech(
     checkpoint = load_checkpoint(weights)
     model, config = checkpoint.model, checkpoint.model.config
     arguments = {"language": language, "task": task, "max_new_tokens": max_new_tokens}
-    options: dict[str, Any] = {**model.generation_config.to_dict(), **arguments}
-    rules = read_rules(options, family_of(model).prompt(options), speech=True)
-    if rules.steps > config.max_target_positions:
-        most = config.max_target_positions - len(rules.prompt)
+    beginning, selection = read_beginning(model, family_of(model), arguments)
+    slots = len(beginning.ids) - 1 + selection.new
+    if slots > config.max_target_positions:
+        most = config.max_target_positions - len(beginning.ids) + 1
         raise GraphError(
             f"max_new_tokens is at most {most} for this model, not {max_new_tokens}.", option="max_new_tokens"
         )
@@ -80,12 +80,12 @@ def speech(
     mel = pipeline.add("cut", cut, device="host")(pipeline.input("audio", Recording))
     features = TensorSpec((rows, config.num_mel_bins, length, 2), dtype_of(model))
     trial = try_model(
-        model, {"input_features": features}, rows, length, rules.steps, AudioEncoder(model.model.encoder)
+        model, {"input_features": features}, rows, length, slots, AudioEncoder(model.model.encoder)
     )
     encodings = pipeline.add("encode", trial.encoder)(mel)
-    decoding = Decoding(trial, rules, rows, length)
-    initial_values = decoding.begin(pipeline, {"encoding": encodings["encoding"]})
-    sequences = decoding.draw(pipeline, "decode", initial_values, check_every=check_every)
-    read = pipeline.add("read", Read(checkpoint.tokenizer, rules.eos), device="host")
+    decoding = Decoding(trial, beginning, selection, rows, length)
+    choices = decoding.draw(pipeline, {"encoding": encodings["encoding"]}, check_every)
+    sequences, _ = pipeline.add("finish", FinishSequences(selection, rows, ()), device="host")(*choices)
+    read = pipeline.add("read", Read(checkpoint.tokenizer, selection.eos), device="host")
     pipeline.output("text", read(sequences))
     return pipeline

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from orchestrator import GraphError
 from orchestrator_stages import from_transformers
-from tests.stages.tiny_models import MODELS, START, generated, inputs, texts, tiny, transformers
+from orchestrator_stages.generation.options import refuse_options
+from tests.stages.seq2seq.by_hand import ByHand
+from tests.stages.tiny_models import START, generated, inputs, texts, tiny, transformers
 
 NEW = 7
 
 
-def run(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
-    sizes = {"tokens": (16,)} if "input_ids" in request else {}
-    with from_transformers(model, batch=(3,), **sizes, **options).plan("cpu").load() as session:
-        return session(**request)["tokens"]
+def run(model: Any, request: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return ByHand("bart", {}, model, is_other=True).run(request)
 
 
 class Louder(transformers.BartForConditionalGeneration):
@@ -180,9 +181,63 @@ def test_a_float16_that_overflows_is_clamped_as_the_library_does_it(name: str):
     assert run(model, request).equal(tokens)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_as_torch_compile_gives_it_is_the_model(name: str):
-    model, request = tiny(name), inputs(name)
-    model.generation_config.max_new_tokens = NEW
-    compiled = torch.compile(model, backend="eager")
-    assert run(compiled, request).equal(generated(model, request))
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("penalty_alpha", 0.5),
+        ("num_beam_groups", 2),
+        ("prompt_lookup_num_tokens", 2),
+        ("return_dict_in_generate", True),
+        ("return_timestamps", True),
+        ("num_return_sequences", 2),
+    ],
+)
+def test_options_that_change_tokens_otherwise_are_refused(option: str, value: Any):
+    speech = option in ("return_timestamps", "num_return_sequences")
+    with pytest.raises(GraphError, match=option) as raised:
+        refuse_options({option: value}, speech=speech)
+    assert raised.value.option == option
+    assert "To go without, pass" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 65}, r"64 tokens.*max_new_tokens=65"),
+        ({"max_new_token": 3}, "'max_new_tokens'"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature"),
+        ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p"),
+        ({"max_new_tokens": 5, "min_length": 9}, "min_length"),
+        ({"tokens": (16, 65)}, "65"),
+        ({"messages": True}, "messages="),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(options: dict[str, Any], match: str):
+    with pytest.raises(GraphError, match=match):
+        from_transformers(tiny("bart"), **options)
+
+
+def test_families_that_are_not_supported_are_told_which_are():
+    unsupported = [
+        transformers.T5Model(
+            transformers.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        ),
+        nn.Linear(2, 2),
+        "t5-small",
+    ]
+    for model in unsupported:
+        with pytest.raises(GraphError, match=r"T5.*BART.*Whisper.*VisionEncoderDecoder"):
+            from_transformers(model)
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(GraphError, match="language"):
+        from_transformers(tiny("whisper"), language="de")
+
+
+def test_lengths_of_texts_are_no_option_of_a_model_that_reads_none():
+    with pytest.raises(GraphError, match="tokens"):
+        from_transformers(tiny("whisper"), tokens=(16,))

@@ -7,32 +7,35 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orchestrator import GraphError, StageError
+from orchestrator import GraphError
 from orchestrator_stages import from_transformers
+from orchestrator_stages.generation.options import known_options
 from orchestrator_stages.origin import check_config
 from orchestrator_stages.seq2seq.families import family_of
-from orchestrator_stages.seq2seq.options import known_options, read_options
-from orchestrator_stages.seq2seq.rules import read_rules
-from tests.stages.tiny_models import EOS, PAD, generated, inputs, tiny, transformers
+from orchestrator_stages.seq2seq.options import read_beginning
+from tests.stages.seq2seq.by_hand import SEED, by_hand
+from tests.stages.tiny_models import EOS, PAD, START, generated, inputs, tiny, transformers
 
-pytestmark = pytest.mark.filterwarnings("ignore:(Using the model-agnostic|Unfeasible length):UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 NEW = 7
 
 
-def run(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
-    sizes = {"tokens": (16,)} if "input_ids" in request else {}
-    with from_transformers(model, batch=(3,), **sizes, **options).plan("cpu").load() as session:
-        return session(**request)["tokens"]
+def after_seed(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
+    torch.manual_seed(SEED)
+    return generated(model, request, **options)
 
 
-def run_or_refusal(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor | GraphError:
+def by_hand_or_refusal(
+    name: str, user: Any, request: dict[str, Tensor], **options: Any
+) -> Tensor | GraphError:
     try:
-        return run(model, request, **options)
+        return by_hand(name, request, user, **options)
     except GraphError as error:
         return error
 
@@ -44,8 +47,13 @@ VALUES: dict[str, list[Any]] = {
     "bos_token_id": [7],
     "cache_implementation": ["static", "quantized"],
     "decoder_start_token_id": [5, [5, 6, 7]],
-    "do_sample": [False, None],
+    "do_sample": [False, None, True],
     "early_stopping": [True],
+    "encoder_no_repeat_ngram_size": [1],
+    "encoder_repetition_penalty": [1.7],
+    "epsilon_cutoff": [0.1],
+    "eta_cutoff": [0.1],
+    "exponential_decay_length_penalty": [(1, 1.5)],
     "eos_token_id": [None, 77, [77, 78]],
     "forced_bos_token_id": [17, [18, 17]],
     "forced_eos_token_id": [18, [19, 18]],
@@ -58,8 +66,9 @@ VALUES: dict[str, list[Any]] = {
     "min_new_tokens": [0, 3],
     "min_p": [0.1],
     "no_repeat_ngram_size": [1],
+    "num_beam_groups": [2],
     "num_beams": [1, 2],
-    "num_return_sequences": [1],
+    "num_return_sequences": [1, 2],
     "pad_token_id": [3],
     "remove_invalid_values": [True],
     "renormalize_logits": [True],
@@ -68,6 +77,7 @@ VALUES: dict[str, list[Any]] = {
     "sequence_bias": [[[[5], -9.0]]],
     "suppress_tokens": [list(range(60)), [-1, 200]],
     "temperature": [0.5],
+    "top_h": [0.5],
     "top_k": [None, 3],
     "top_p": [None, 0.5],
     "typical_p": [0.5],
@@ -82,42 +92,28 @@ def test_an_option_gives_the_tokens_of_generate_or_is_refused_by_its_name(name: 
     model, request = tiny(name), inputs(name)
     model.generation_config.max_new_tokens = None if option in ("max_length", "max_new_tokens") else NEW
     for value in VALUES[option]:
-        tokens = run_or_refusal(model, request, **{option: value})
+        tokens = by_hand_or_refusal(name, model, request, **{option: value})
         if isinstance(tokens, GraphError):
             assert option in str(tokens), "the message names the option that is in the way"
             assert tokens.objects["option"] == option
         else:
-            expected = generated(model, request, **{option: value})
+            expected = after_seed(model, request, **{option: value})
             assert tokens.shape == expected.shape, (value, expected)
             assert tokens.equal(expected), (value, expected)
 
 
-def test_few_options_are_refused_of_a_value_that_is_the_default():
+def test_few_options_are_refused():
     """A pipeline of refusals would pass the test above."""
     refused = []
     for option, values in VALUES.items():
         for value in values:
             try:
-                from_transformers(tiny("bart"), **{option: value})
+                read_beginning(tiny("bart"), family_of(tiny("bart")), {option: value})
             except GraphError:
                 refused.append(option)
     assert refused == [
-        *(
-            "bad_words_ids",
-            "cache_implementation",
-            "decoder_start_token_id",
-            "is_assistant",
-            "max_time",
-            "min_p",
-        ),
-        *(
-            "no_repeat_ngram_size",
-            "num_beams",
-            "repetition_penalty",
-            "return_dict_in_generate",
-            "sequence_bias",
-        ),
-        *("typical_p", "use_mtp"),
+        *("cache_implementation", "decoder_start_token_id", "is_assistant", "num_beam_groups"),
+        *("num_return_sequences", "return_dict_in_generate", "use_mtp"),
     ]
 
 
@@ -131,14 +127,28 @@ def test_few_options_are_refused_of_a_value_that_is_the_default():
         {"forced_eos_token_id": [9, 3], "suppress_tokens": [3]},
         {"forced_eos_token_id": 9, "max_new_tokens": 1, "begin_suppress_tokens": [3]},
         {"eos_token_id": PAD},
+        {"forced_bos_token_id": 17, "begin_suppress_tokens": [3, 4, 5], "num_beams": 3},
+        {"suppress_tokens": list(range(40)), "bad_words_ids": [[token] for token in range(30, 50)]},
+        {"begin_suppress_tokens": list(range(60)), "min_new_tokens": 5},
+        {"no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1, "num_beams": 3, "min_length": 4},
+        {"num_beams": 3, "num_return_sequences": 3, "early_stopping": "never", "length_penalty": -1.0},
+        {"do_sample": True, "num_return_sequences": 2, "top_p": 0.8, "temperature": 0.7},
+        {"do_sample": True, "num_beams": 3, "top_k": 20, "encoder_repetition_penalty": 1.5},
+        {"do_sample": True, "forced_eos_token_id": [8, 9], "typical_p": 0.5, "min_p": 0.01},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
+@pytest.mark.parametrize("name", ["bart", "t5", "gpt2", "whisper"])
 def test_options_together_are_what_they_are_in_generate(name: str, options: dict[str, Any]):
+    """Some rows end early."""
+    if name == "whisper" and {"do_sample", "num_return_sequences"} & options.keys():
+        pytest.skip("generate() of Whisper reads them in its own way")
     model, request = tiny(name), inputs(name)
     model.generation_config.max_new_tokens = None if "max_length" in options else NEW
-    assert run(model, request, **options).equal(generated(model, request, **options))
+    if name != "whisper" and not {"eos_token_id", "forced_eos_token_id"} & options.keys():
+        tokens = generated(model, request, max_new_tokens=NEW)
+        options = {**options, "eos_token_id": [int(tokens[0, 4]), int(tokens[1, 2])]}
+    assert by_hand(name, request, model, **options).equal(after_seed(model, request, **options))
 
 
 @pytest.mark.slow
@@ -159,13 +169,16 @@ def test_options_together_are_what_they_are_in_generate(name: str, options: dict
             "begin_suppress_tokens": st.lists(st.integers(0, 98), max_size=30),
             "bad_words_ids": st.lists(st.lists(st.integers(0, 98), min_size=1, max_size=1), min_size=1),
             "remove_invalid_values": st.booleans(),
+            "num_beams": st.integers(1, 3),
+            "no_repeat_ngram_size": st.integers(0, 2),
+            "repetition_penalty": st.sampled_from([0.5, 1.3]),
         },
     ),
     name=st.sampled_from(["bart", "t5", "gpt2", "whisper"]),
 )
 def test_any_options_are_what_they_are_in_generate(options: dict[str, Any], name: str):
     model, request = tiny(name), inputs(name)
-    tokens = run_or_refusal(model, request, **options)
+    tokens = by_hand_or_refusal(name, model, request, **options)
     if isinstance(tokens, GraphError):
         assert tokens.objects["option"] in {*options, "min_length"}
     else:
@@ -238,9 +251,8 @@ def test_whisper_draws_where_it_is_warm_and_that_is_refused(temperature: Any):
     model, request = tiny("whisper"), inputs("whisper")
     model.generation_config.temperature = 0.3
     model.generation_config.max_new_tokens = NEW
-    assert run(model, request, temperature=(0.0, 0.2)).equal(
-        generated(model, request, temperature=(0.0, 0.2))
-    )
+    expected = generated(model, request, temperature=(0.0, 0.2))
+    assert by_hand("whisper", request, model, temperature=(0.0, 0.2)).equal(expected)
 
 
 def multilingual() -> Any:
@@ -257,15 +269,16 @@ def test_what_whisper_begins_with_may_be_in_its_config():
     request = inputs("whisper")
     model = multilingual()
     model.generation_config.language, model.generation_config.task = "de", "translate"
-    assert run(model, request).equal(generated(model, request))
-    assert run(model, request, language=None).equal(generated(model, request, language=None))
+    assert by_hand("whisper", request, model).equal(generated(model, request))
+    without = generated(model, request, language=None)
+    assert by_hand("whisper", request, model, language=None).equal(without)
     old = multilingual()
     old.generation_config.forced_decoder_ids = [[2, 63], [3, 98]]
-    assert run(old, request).equal(generated(old, request))
+    assert by_hand("whisper", request, old).equal(generated(old, request))
     single = tiny("whisper")
     single.generation_config.max_new_tokens = NEW
     single.generation_config.forced_decoder_ids = [[1, None], [2, 63]]
-    assert run(single, request).equal(generated(single, request))
+    assert by_hand("whisper", request, single).equal(generated(single, request))
 
 
 def test_languages_that_cannot_be_are_refused():
@@ -286,8 +299,8 @@ def test_two_times_in_a_row_are_an_error_since_generate_begins_anew_there():
     model = multilingual()
     model.generation_config.no_timestamps_token_id = 0
     model.generation_config.suppress_tokens = [EOS]
-    with pytest.raises(StageError, match="two times in a row"):
-        run(model, inputs("whisper"), language="de")
+    with pytest.raises(ValueError, match="two times in a row"):
+        by_hand("whisper", inputs("whisper"), model, language="de")
 
 
 def test_a_pad_that_the_model_writes_is_cut_as_whisper_cuts_it():
@@ -295,7 +308,7 @@ def test_a_pad_that_the_model_writes_is_cut_as_whisper_cuts_it():
     tokens = generated(model, request, max_new_tokens=NEW)
     for pad, eos in ((int(tokens[0, 2]), EOS), (int(tokens[0, 6]), int(tokens[1, 4])), (EOS, EOS)):
         options = {"pad_token_id": pad, "eos_token_id": eos, "max_new_tokens": NEW}
-        assert run(model, request, **options).equal(generated(model, request, **options))
+        assert by_hand("whisper", request, **options).equal(generated(model, request, **options))
 
 
 def test_tokens_that_the_model_does_not_know_are_refused():
@@ -308,17 +321,54 @@ def test_tokens_that_the_model_does_not_know_are_refused():
 def test_what_is_forced_and_suppressed_is_refused():
     with pytest.raises(GraphError, match="forced_eos_token_id"):
         from_transformers(tiny("bart"), forced_eos_token_id=9, suppress_tokens=[9])
-    with pytest.raises(GraphError, match="forced_eos_token_id"):
-        from_transformers(tiny("bart"), forced_eos_token_id=[8, 9], do_sample=True)
 
 
 def test_an_option_that_is_none_is_off_and_one_that_is_left_out_is_as_the_library_has_it():
     """Kind: None of the user and nothing from the user are two things to generate()."""
 
-    def most_likely(**options: Any) -> int:
-        found = read_options(tiny("bart"), family_of(tiny("bart")), {"do_sample": True, **options})
-        rules = read_rules({**found, "max_new_tokens": 3})
-        assert rules.sampling is not None
-        return rules.sampling.top_k
+    def most_likely(**options: Any) -> Any:
+        bart = tiny("bart")
+        _, selection = read_beginning(bart, family_of(bart), {"do_sample": True, **options})
+        return selection.config.top_k
 
-    assert (most_likely(), most_likely(top_k=None), most_likely(top_k=5)) == (50, 0, 5)
+    assert (most_likely(), most_likely(top_k=None), most_likely(top_k=5)) == (50, None, 5)
+
+
+def test_without_a_pad_token_rows_are_filled_with_the_end():
+    bart = tiny("bart")
+    assert read_beginning(bart, family_of(bart), {"pad_token_id": None, "eos_token_id": [1, 2]})[1].pad == 1
+
+
+def test_without_a_length_there_are_as_many_tokens_as_generate_makes():
+    model, request = tiny("bart"), inputs("bart")
+    tokens = by_hand("bart", request)
+    assert tokens.equal(generated(model, request))
+    assert tokens.shape[1] == 1 + 20
+
+
+@pytest.mark.parametrize("language", [None, "de", "german"])
+@pytest.mark.parametrize("task", [None, "translate"])
+def test_whisper_is_told_language_and_task(language: str | None, task: str | None):
+    model, request = multilingual(), inputs("whisper")
+    model.generation_config.begin_suppress_tokens = [1, 2, 3]
+    options = {"language": language, "task": task}
+    assert by_hand("whisper", request, model, **options).equal(generated(model, request, **options))
+
+
+@pytest.mark.parametrize("language", [60, None])
+def test_whisper_follows_forced_ids_of_old_checkpoints(language: int | None):
+    model, request = tiny("whisper"), inputs("whisper")
+    model.generation_config.lang_to_id = {"<|en|>": 60, "<|de|>": 61}
+    model.generation_config.forced_decoder_ids = [[1, language], [2, 63]]
+    model.generation_config.max_new_tokens = NEW
+    assert by_hand("whisper", request, model).equal(generated(model, request))
+
+
+@pytest.mark.parametrize("beginning", [[[7, 8]], [[START, 7]]])
+def test_sequences_begin_with_what_generate_is_given(beginning: list[list[int]]):
+    model, request = tiny("bart"), inputs("bart")
+    rows = torch.tensor(beginning).expand(3, -1)
+    for options in ({}, {"num_beams": 2, "min_length": 6, "no_repeat_ngram_size": 1}):
+        options = {"max_new_tokens": NEW, **options}
+        expected = generated(model, request, **options, decoder_input_ids=rows)
+        assert by_hand("bart", request, decoder_input_ids=beginning, **options).equal(expected)

@@ -23,31 +23,15 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "cache_implementation": ("static", "dynamic", "offloaded", "offloaded_static", "hybrid"),
     "constraints": (),
     "continuous_batching_config": (),
-    "diversity_penalty": (0.0,),
     "dola_layers": (),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "exponential_decay_length_penalty": (),
     "force_words_ids": (),
     "guidance_scale": (1.0,),
     "is_assistant": (False,),
-    "max_time": (),
-    "min_p": (),
-    "no_repeat_ngram_size": (0,),
     "num_beam_groups": (1,),
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
     "penalty_alpha": (),
     "prompt_lookup_num_tokens": (),
-    "repetition_penalty": (1.0,),
     "return_dict_in_generate": (False,),
-    "sequence_bias": (),
-    "stop_strings": (),
     "token_healing": (False,),
-    "top_h": (),
-    "typical_p": (1.0,),
     "use_mtp": (False,),
     "watermarking_config": (),
 }
@@ -60,20 +44,31 @@ REFUSED_SPEECH: Mapping[str, tuple[Any, ...]] = {
     "logprob_threshold": (),
     "monitor_progress": (),
     "no_speech_threshold": (),
+    "num_return_sequences": (1,),
     "prompt_condition_type": ("first-segment",),
     "prompt_ids": (),
     "return_segments": (False,),
     "return_timestamps": (False,),
     "return_token_timestamps": (False,),
+    "stop_strings": (),
 }
 
-#: Options that are followed.
+#: Options that are followed, most of them by the library's own classes.
 FOLLOWED = frozenset(
     {
         *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "decoder_start_token_id", "do_sample"),
-        *("eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "max_length", "max_new_tokens"),
-        *("min_length", "min_new_tokens", "pad_token_id", "remove_invalid_values", "suppress_tokens"),
-        *("temperature", "top_k", "top_p"),
+        *(
+            "diversity_penalty",
+            "early_stopping",
+            "encoder_no_repeat_ngram_size",
+            "encoder_repetition_penalty",
+        ),
+        *("eos_token_id", "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty"),
+        *("forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens"),
+        *("max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_beams"),
+        *("num_return_sequences", "pad_token_id", "remove_invalid_values", "renormalize_logits"),
+        *("repetition_penalty", "sequence_bias", "stop_strings", "suppress_tokens", "temperature"),
+        *("top_h", "top_k", "top_p", "typical_p"),
     }
 )
 
@@ -94,20 +89,8 @@ FOLLOWED_SPEECH = frozenset(
 #: tokens, and numbers that only a refused option reads.
 UNREAD = frozenset(
     {
-        *(
-            "assistant_confidence_threshold",
-            "assistant_ensemble_weight",
-            "assistant_lookbehind",
-            "cache_config",
-        ),
-        *(
-            "compile_config",
-            "disable_compile",
-            "early_stopping",
-            "length_penalty",
-            "low_memory",
-            "max_cache_len",
-        ),
+        *("assistant_confidence_threshold", "assistant_ensemble_weight", "assistant_lookbehind"),
+        *("cache_config", "compile_config", "disable_compile", "low_memory", "max_cache_len"),
         *("max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule"),
         *(
             "output_attentions",
@@ -116,7 +99,7 @@ UNREAD = frozenset(
             "output_scores",
             "prefill_chunk_size",
         ),
-        *("renormalize_logits", "speculation_type", "target_lookbehind", "transformers_version", "use_cache"),
+        *("speculation_type", "target_lookbehind", "transformers_version", "use_cache"),
         *("_from_model_config", "_original_object_hash"),
     }
 )

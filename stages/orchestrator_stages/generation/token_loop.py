@@ -1,0 +1,269 @@
+"""The loop that makes tokens, of any model: what runs one, how the next one is chosen, and what is carried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator_stages.generation.beams import BeamStep, beam_specs
+from orchestrator_stages.generation.choose import NextToken, token_specs
+from orchestrator_stages.generation.lanes import SpreadState, lane_specs
+from orchestrator_stages.generation.processors import HostProcessors
+from orchestrator_stages.generation.sampling import SampleNoise, SeedState, random_spec
+from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.generation.stopping import StartClock, TimeLimit
+
+__all__ = ["TokenDecoder", "TokenLoop"]
+
+FULL = ("finished", "is_complete", "filler", "noise", "mask", "attention_mask", "encoding_mask")
+"""What is 1 in a row that fills up a batch: it ended before it began; all else is 0."""
+
+
+class TokenDecoder(Protocol):
+    """What runs a token of a model.
+
+    Attributes:
+        aliases: Of what is carried, what :attr:`decode` writes in place: each is itself, updated.
+    """
+
+    aliases: dict[str, str]
+
+    @property
+    def decode(self) -> Callable[..., dict[str, Any]]:
+        """Of tokens ``[batch]``, what every iteration reads, and what is carried: logits, and what is carried."""
+
+    @property
+    def decode_lanes(self) -> Callable[..., dict[str, Any]]:
+        """The same of several tokens of each row, ``[batch, lanes]``."""
+
+    @property
+    def decode_beams(self) -> Callable[..., dict[str, Any]]:
+        """The same with ``origin`` behind the tokens, see :class:`~orchestrator_stages.generation.beams.BeamStep`."""
+
+    def specs(self, rows: Dim) -> dict[str, TensorSpec]:
+        """Returns what is carried, in the order in which it is taken.
+
+        Args:
+            rows: The dim of the batch.
+        """
+
+
+class TokenLoop:
+    """Draws how tokens are chosen, and the loop around that.
+
+    Args:
+        selection: How they are chosen.
+        rows: The dim of the batch.
+        vocabulary: Number of tokens.
+        decoder: Runs a token.
+        readings: What it reads in every iteration, besides what is carried.
+        prompt: Of the tokens before the first new one, ``ids``.
+        longest: How many there are at most.
+        encoding: Of the tokens that an encoder read, ``encoded``; None: processors that look at such look at ``ids``.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        rows: Dim,
+        vocabulary: int,
+        decoder: TokenDecoder,
+        readings: Mapping[str, TensorSpec],
+        prompt: TensorSpec,
+        longest: int,
+        encoding: TensorSpec | None = None,
+    ) -> None:
+        self.selection = selection
+        self.rows = rows
+        self.vocabulary = vocabulary
+        self.decoder = decoder
+        self.readings = readings
+        self.prompt = prompt
+        self.longest = longest
+        self.encoding = encoding
+        self.processors = selection.follow(vocabulary)
+        stop = selection.follow_stop(vocabulary)
+        self.choice = (BeamStep if selection.has_beams else NextToken)(selection, self.processors, stop)
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the host has nothing to do for a token."""
+        return self.processors is not None and not {"noise", "is_over"} & {*self.choice.ports}
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """What the choice of a token takes besides logits, and gives to the next one."""
+        return (beam_specs if self.selection.has_beams else token_specs)(self.selection, self.rows)
+
+    @property
+    def carries(self) -> dict[str, TensorSpec]:
+        """What one iteration gives to the next."""
+        rows, lanes = self.rows, self.selection.lanes
+        tokens = ("token", "origin") if self.selection.has_beams else ("token",)
+        specs = dict.fromkeys(tokens, TensorSpec((rows, lanes) if lanes > 1 else (rows,), torch.int64))
+        random = {"random": random_spec()} if self.selection.is_sampling else {}
+        return {**specs, **self.specs, **random, **lane_specs(self.decoder.specs(rows), rows, lanes)}
+
+    @property
+    def constants(self) -> dict[str, TensorSpec]:
+        """What every iteration reads."""
+        constants = dict(self.readings)
+        if self.selection.has_beams:
+            constants["filler"] = TensorSpec((self.rows,), torch.bool)
+        if self.selection.is_sampling or self.processors is None:
+            constants["ids"] = self.prompt
+        if self.processors is None:
+            constants |= {"seen": self.prompt} if self.encoding is None else {"encoded": self.encoding}
+        if "before" in self.choice.ports:
+            constants["before"] = TensorSpec((self.rows, self.longest), torch.int64)
+            constants["is_token"] = TensorSpec((self.rows, self.longest), torch.bool)
+        if "is_over" in self.choice.ports:
+            constants["started"] = TensorSpec((1,), torch.float64)
+        return constants
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """What is read of the last iteration."""
+        counts = ("lengths",) * self.selection.counts_lengths
+        return ("sequences", "beams") if self.selection.has_beams else ("new_ids", *counts)
+
+    def begin(self, pipeline: Pipeline, like: Any) -> dict[str, Any]:
+        """Draws what the host does once before the first token; returns what it gives by name.
+
+        Args:
+            pipeline: The pipeline.
+            like: Something of the request.
+        """
+        values = {}
+        if self.selection.max_time is not None:
+            values["started"] = pipeline.add("clock", StartClock(), device="host")(like)
+        if self.selection.is_sampling:
+            values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
+        return values
+
+    def spread(
+        self, pipeline: Pipeline, values: Mapping[str, Any], specs: Mapping[str, TensorSpec]
+    ) -> dict[str, Any]:
+        """Draws what gives every sequence of a row what its prompt left, if there are several; returns that by name.
+
+        Args:
+            pipeline: The pipeline.
+            values: What is there by name.
+            specs: Of what is to be spread.
+        """
+        if self.selection.lanes == 1:
+            return {port: values[port] for port in specs}
+        dims = [spec.dims.index(self.rows) if self.rows in spec.dims else None for spec in specs.values()]
+        stage = SpreadState(tuple(specs), dims, self.selection.lanes)
+        outputs = pipeline.add("spread", stage, inputs=self._filled(dict(specs)))(
+            *(values[port] for port in specs)
+        )
+        return {port: outputs[port] for port in specs}
+
+    def _filled(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """Returns specs that say what fills up rows; where these are a batch, any of them does."""
+        if self.rows.batch:
+            return specs
+        return {
+            name: TensorSpec(spec.dims, spec.dtype, pad=int(name in FULL)) if self.rows in spec.dims else spec
+            for name, spec in specs.items()
+        }
+
+    def choose(self, pipeline: Pipeline, logits: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Draws the choice of a token; returns what it gives by name.
+
+        Args:
+            pipeline: The pipeline, or the body of its loop.
+            logits: The logits.
+            values: What is there by name: what the choice takes, the prompts, ``random``, ``started``, ``position`` of
+                what ran last, and ``is_full`` in a loop that reads a part of the cache.
+        """
+        # What only the host can do comes first: random numbers, processors that no device follows, and the clock.
+        lanes = (self.selection.lanes,) if self.selection.lanes > 1 else ()
+        shape = TensorSpec((self.rows, *lanes, self.vocabulary), pad=1)
+        values = dict(values)
+        random = {}
+        if self.processors is None:
+            stage = HostProcessors(
+                self.selection.processors,
+                shape,
+                self.selection.lanes,
+                self.selection.before,
+                is_normal=self.selection.has_beams,
+                is_encoded=self.encoding is not None,
+            )
+            process = pipeline.add("process", stage, device="host")
+            logits = process(logits, *(values[port] for port in stage.ports))
+        if self.selection.is_sampling:
+            noise = pipeline.add("noise", SampleNoise(shape), device="host")(values["random"], values["ids"])
+            values["noise"] = noise["noise"]
+            random = {"random": noise["random"]}
+        if self.selection.max_time is not None:
+            limit = pipeline.add("time", TimeLimit(self.selection.max_time), device="host")
+            values["is_over"] = limit(values["started"], values["position"])
+        full, leave = (("is_full",), ("leave",)) if "is_full" in values else ((), ())
+        filler = ("filler",) if self.selection.has_beams else ()
+        names = (*filler, *self.specs, *self.choice.ports, *full)
+        # Before the loop all lanes have the logits of the prompt.
+        has_lanes = "token" in values or self.processors is None
+        specs = {"logits": shape if has_lanes else TensorSpec((self.rows, self.vocabulary)), "noise": shape}
+        specs = self._filled({**specs, **self.constants, **self.specs})
+        step = pipeline.add(
+            "choose", self.choice, inputs={name: specs.get(name) for name in ("logits", *names)}
+        )
+        result = step(logits, *(values[name] for name in names))
+        tokens = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
+        return {port: result[port] for port in (*tokens, *leave, *self.specs)} | random
+
+    def body(self, decode: Any = None) -> Pipeline:
+        """Returns one iteration as a pipeline: a token in, the next one out.
+
+        Args:
+            decode: Runs a token over a part of the cache, and tells whether that is ``full``, which ends the loop as
+                well; None: over all of it.
+        """
+        # What is carried and what is constant goes in; a token is run, the next one is chosen.
+        body = Pipeline("next-token")
+        lanes, has_beams, is_part = self.selection.lanes, self.selection.has_beams, decode is not None
+        specs = {**self.carries, **self.constants}
+        if is_part:
+            specs["done"] = TensorSpec((1,), torch.bool)
+        values: dict[str, Any] = {port: body.input(port, spec) for port, spec in self._filled(specs).items()}
+        state = self.decoder.specs(self.rows)
+        several = self.decoder.decode_beams if has_beams else self.decoder.decode_lanes
+        decode = decode or (self.decoder.decode if lanes == 1 else several)
+        ports = ("token", *(("origin",) if has_beams else ()), *self.readings, *state)
+        aliases = {} if has_beams else self.decoder.aliases
+        step = body.add("decode", decode, inputs=ports, aliases=aliases)
+        token = step(*(values[port] for port in ports))
+        full = {"position": token["position"], **({"is_full": token["full"]} if is_part else {})}
+        following = self.choose(body, token["logits"], {**values, **full})
+        for port in (*self.carries, "done", *["leave"] * is_part):
+            body.output(port, token[port] if port in state else following[port])
+        return body
+
+    def draw(
+        self, pipeline: Pipeline, values: Mapping[str, Any], steps: int, check_every: int
+    ) -> tuple[Any, ...]:
+        """Draws the loop into a pipeline; returns :attr:`results`.
+
+        Args:
+            pipeline: The pipeline.
+            values: What the first iteration takes, by name.
+            steps: Iterations at most.
+            check_every: How many are run between two looks at whether all sequences have ended.
+        """
+        results: Any = pipeline.loop(
+            "decode",
+            self.body(),
+            carry={port: values[port] for port in self.carries},
+            inputs={port: values[port] for port in self.constants},
+            until="done",
+            max_steps=steps,
+            check_every=check_every,
+            outputs=self.results,
+        )
+        return tuple(results) if len(self.results) > 1 else (results,)

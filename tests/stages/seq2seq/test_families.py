@@ -1,0 +1,142 @@
+"""Every family by one road: its own forward over a cache of fixed size gives the tokens of `generate()`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator_stages import from_transformers
+from orchestrator_stages.generation.versions import check_version
+from tests.stages.seq2seq.by_hand import ByHand, by_hand
+from tests.stages.tiny_models import FAMILIES, MODELS, PAD, generated, inputs, tiny, transformers
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+NEW = 8
+
+
+@pytest.mark.parametrize("name", [*MODELS, *FAMILIES])
+def test_same_as_generate_over_a_batch_of_different_lengths(name: str):
+    """To the last token, with rows that end when they say so, and with beams."""
+    model, request = tiny(name), inputs(name)
+    expected = generated(model, request, max_new_tokens=NEW)
+    assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
+    assert by_hand(name, request, max_new_tokens=NEW).equal(expected)
+    ends = [int(expected[0, 5]), int(expected[1, 3])] if name != "whisper" else int(expected[0, 5])
+    for options in ({"eos_token_id": ends, "pad_token_id": PAD}, {"num_beams": 2, "eos_token_id": ends}):
+        expected = generated(model, request, max_new_tokens=NEW, **options)
+        assert by_hand(name, request, max_new_tokens=NEW, **options).equal(expected)
+
+
+#: What the generation config of a published checkpoint says, in the numbers of a tiny one: beams, bans and lengths.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart-large-cnn": (
+        "bart",
+        {
+            **{"num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 2.0, "early_stopping": True},
+            **{"min_length": 4, "max_length": 9, "forced_bos_token_id": 92, "forced_eos_token_id": 91},
+        },
+    ),
+    "opus-mt": (
+        "marian",
+        {"num_beams": 4, "bad_words_ids": [[PAD]], "max_length": 9, "forced_eos_token_id": 91},
+    ),
+    "opus-mt of old": ("marian", {"num_beams": 6, "bad_words_ids": [[PAD]], "max_length": 9}),
+    "trocr-base": (
+        "trocr",
+        {
+            **{"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 3},
+            "max_length": 9,
+        },
+    ),
+    "pegasus-xsum": (
+        "pegasus",
+        {"num_beams": 8, "length_penalty": 0.6, "max_length": 9, "forced_eos_token_id": 91},
+    ),
+    "whisper-small": (
+        "whisper",
+        {
+            **{
+                "suppress_tokens": [3, 4, 5],
+                "begin_suppress_tokens": [20, 91],
+                "max_length": 9,
+                "num_beams": 2,
+            },
+            **{"forced_decoder_ids": [[1, None], [2, 63]], "lang_to_id": {"<|en|>": 60, "<|de|>": 61}},
+            **{"task_to_id": {"transcribe": 63, "translate": 64}, "no_timestamps_token_id": 98},
+            "is_multilingual": True,
+        },
+    ),
+    "nllb-200": ("m2m_100", {"num_beams": 5, "max_length": 9, "forced_bos_token_id": 17}),
+    "t5-small": ("t5", {"max_length": 9, "num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 2.0}),
+    "speech_to_text": ("speech_to_text", {"num_beams": 5, "max_length": 9, "early_stopping": True}),
+    "moonshine": ("moonshine", {"max_length": 9}),
+    "captioner": ("gpt2", {"num_beams": 2, "max_length": 9, "num_return_sequences": 2}),
+}
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_run_as_their_authors_meant(name: str):
+    """`make test-transformers` runs it on the oldest versions that are supported."""
+    kind, config = PUBLISHED[name]
+    model, request = tiny(kind), inputs(kind)
+    for option, value in config.items():
+        setattr(model.generation_config, option, value)
+    with torch.no_grad():
+        expected = model.generate(**request)
+    lengths = {"speech_to_text": (40,), "moonshine": (4000,)}
+    sizes = {"tokens": lengths.get(kind, (4, 16))} if "attention_mask" in request else {}
+    # As torch.compile gives it, it is the model; one row is a bucket of its own.
+    pipeline = from_transformers(torch.compile(model, backend="eager"), batch=(1, 4), **sizes)
+    with pipeline.plan().load() as session:
+        assert session(**request)["tokens"].equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "whisper", "m2m_100", "pegasus", "trocr"])
+@torch.no_grad()
+def test_half_precision_gives_the_logits_of_generate_but_for_rounding(name: str, dtype: torch.dtype):
+    """Step by step along the tokens of generate(): which of two tokens is likelier may be a matter of rounding."""
+    model = tiny(name).to(dtype)
+    request = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs(name).items()
+    }
+    options = {"output_logits": True, "return_dict_in_generate": True}
+    expected = generated(model, request, max_new_tokens=NEW, **options)
+    stages = ByHand(name, {"max_new_tokens": NEW}, model, dtype)
+    state = stages.begin(request)
+    assert {value.dtype for key, value in state.items() if key.startswith(("keys", "cross"))} == {dtype}
+    tokens = expected["sequences"][:, -len(expected["logits"]) :]
+    for place, reference in enumerate(expected["logits"]):
+        logits, carried = stages.decode(state)
+        reference = reference.float()
+        bound = 4 * torch.finfo(dtype).eps * reference.abs().max()
+        assert (logits - reference).abs().max() <= bound
+        state |= {**carried, "token": tokens[:, place]}
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5", "bart", "mbart", "whisper", "m2m_100", "pegasus"])
+@torch.no_grad()
+def test_same_tokens_in_half_precision_where_no_two_are_as_likely(name: str):
+    model = tiny(name).to(torch.float16)
+    request = {
+        key: value.half() if value.is_floating_point() else value for key, value in inputs(name).items()
+    }
+    tokens = ByHand(name, {"max_new_tokens": NEW}, model, torch.float16).run(request)
+    assert tokens.equal(generated(model, request, max_new_tokens=NEW))
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("version", ["4.56.2", "4.9.0", "3.0.2"])
+def test_an_older_version_is_refused_in_words(version: str):
+    with pytest.raises(ImportError, match=rf"needs transformers 4\.57 or newer, but {re.escape(version)} is"):
+        check_version(version)
+
+
+def test_versions_that_are_supported_are_taken():
+    for version in ("4.57.0", "4.57.6", "5.0.0", "5.23.0", "5.24.0.dev0", transformers.__version__):
+        check_version(version)
