@@ -46,15 +46,11 @@ def _row(effort: Effort, batch: int) -> Row:
             lambda: session(x=x, aux1=aux1, aux2=aux2), lambda: run(x, aux1, aux2), effort.rounds(500)
         )
     judged = batch == 1
-    return Row(
+    return pair.row(
         "model5",
         f"batch {batch}",
-        "us",
-        pair.ours * 1e6,
-        pair.reference * 1e6,
-        pair.ratio,
-        "x",
-        LIMIT if judged else None,
+        unit="us",
+        limit=LIMIT if judged else None,
         equal=equal,
         note="the batch of the test the graph comes from, and the hardest" if judged else "",
     )

@@ -8,16 +8,17 @@ arithmetic.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from orchestrator import Residency
 from tests.bench.measure import Effort, Row, compare
 
 LIMIT = 1.0
-NEW = 64
+NEW, LINKED = 64, 8
+DEVICE = "neuron-emulated"
 
 #: Name, model, rows of the batch, rounds.
 CASES = (
@@ -34,7 +35,11 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     assert device == "cpu"
     if absent():
         return
-    yield _link()
+    from tests.stages.tiny_models import generated, texts
+
+    model, request = _model("wide"), texts((12, 9, 5, 16))
+    expected = generated(model, request, max_new_tokens=LINKED)
+    yield link("decode", "wide Marian", model, request, expected, LINKED)
     for name, kind, batch, rounds in CASES:
         yield _decoding(effort, f"{name}, {batch} x {NEW} tokens", _model(kind), batch, rounds)
 
@@ -70,24 +75,41 @@ def _wide(tiny_models: Any) -> Any:
     return transformers.MarianMTModel(transformers.MarianConfig(**shape)).eval()
 
 
-def _link() -> Row:
-    """Bytes over the link for each token, by the plan, against every value of a step up and down."""
+def link(
+    figure: str, case: str, model: Any, request: Mapping[str, Tensor], expected: Tensor, new: int
+) -> Row:
+    """Bytes over the link for each token of a request, counted by the device: the tokens and whether all are done.
+
+    Args:
+        figure: Which figure the row belongs to.
+        case: Which model it is.
+        model: The model.
+        request: Prompts, all of one bucket.
+        expected: What comes of them by ``generate()``.
+        new: How many tokens are added.
+    """
     from orchestrator_stages import from_transformers
 
-    pipeline = from_transformers(_model("wide"), max_new_tokens=NEW, batch=(4,), tokens=(16,))
-    plan = pipeline.plan(device="neuron-emulated")
-    step = [edge for edge in plan.edges if "decode/step." in f"{edge.source} {edge.target}"]
-    everything = sum(edge.bytes for edge in step)
-    crossing = sum(edge.bytes for edge in step if edge.residency is Residency.HOST)
+    rows, length = request["input_ids"].shape
+    pipeline = from_transformers(model, max_new_tokens=new, batch=(rows,), tokens=(length,))
+    plan = pipeline.plan(device=DEVICE)
+    # The reference is every value of a step; what goes up are prompts alone.
+    everything = sum(edge.bytes for edge in plan.edges if "decode/" in f"{edge.source} {edge.target}")
+    with plan.load() as session, torch.inference_mode():
+        equal = session(**request)["tokens"].equal(expected)
+        seen = session.stats["measured"][DEVICE]
+    crossing = seen["download_bytes"] / new
     return Row(
-        "decode",
-        "wide Marian, 4 rows on neuron-emulated: bytes over the link for each token",
+        figure,
+        f"{case}, {rows} rows on {DEVICE}: bytes over the link for each token",
         "B",
         crossing,
         everything,
-        everything / crossing,
-        "times fewer",
-        note="reference: every value of a step up and down",
+        crossing,
+        "B",
+        4 * rows + 1,
+        equal=equal and seen["uploads"] == len(request),
+        note="limit: the tokens and whether all are done; reference: every value of a step",
     )
 
 
@@ -106,15 +128,4 @@ def _decoding(effort: Effort, case: str, model: Any, batch: int, rounds: int) ->
             lambda: generated(model, request, max_new_tokens=NEW),
             effort.rounds(rounds),
         )
-    return Row(
-        "decode",
-        case,
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        LIMIT,
-        equal=equal,
-        note="reference: generate() of transformers",
-    )
+    return pair.row("decode", case, limit=LIMIT, equal=equal, note="reference: generate() of transformers")

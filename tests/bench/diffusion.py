@@ -49,15 +49,10 @@ def _row(effort: Effort, case: str, pipe: Any, *, judged: bool = False, **option
 
         equal = torch.equal(ours(), theirs())
         pair = compare(ours, theirs, effort.rounds(40))
-    return Row(
+    return pair.row(
         "diffusion",
         f"{case}, {STEPS} steps on a toy",
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        LIMIT if judged else None,
+        limit=LIMIT if judged else None,
         equal=equal,
         note="the reference is diffusers' own pipeline",
     )

@@ -10,8 +10,8 @@ Run as a module, this measures the memory of one side and prints it as JSON.
 
 from __future__ import annotations
 
+import copy
 import functools
-import gc
 import importlib
 import importlib.util
 import json
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator import Dim, Pipeline, Residency, TensorSpec
-from tests.bench.measure import Effort, Row, compare, in_process
+from orchestrator import Dim, Pipeline, TensorSpec
+from tests.bench.decoding import DEVICE, link
+from tests.bench.measure import Effort, Row, compare, in_process, no_collector
 from tests.bench.memory import MB, Peak
 
 LIMIT, LIMIT_OF_GENERATE = 1.05, 0.9
@@ -35,12 +36,15 @@ CASES = (
     (64, 1, 40),
     (64, 16, 20),
     (256, 1, 40),
-    (256, 16, 20),
-    (1024, 1, 30),
+    (256, 16, 16),
+    (1024, 1, 20),
     (1024, 16, 10),
-    (4096, 1, 15),
-    (4096, 16, 6),
+    (4096, 1, 12),
+    (4096, 16, 4),
 )
+
+#: Tokens of the prompt, of all, rows of the batch, rounds.
+REQUESTS = ((64, 256, 1, 8), (64, 1024, 1, 2), (64, 256, 16, 4))
 
 
 def absent() -> list[str]:
@@ -53,17 +57,24 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     assert device == "cpu"
     if absent():
         return
-    model = llama(WIDTH, LAYERS)
-    for length, batch, rounds in ((32, 2, 2),) if effort.quick else CASES:
-        yield _decoding(effort, model, length, batch, NEW, rounds)
-    # Here the cache grows through several buckets; what is read is up to twice what is filled.
-    length = 48 if effort.quick else 512
-    yield _decoding(effort, model, length, 1, length - 24, 4, buckets=(32,) if effort.quick else None)
-    for length, batch, rounds in ((32, 2, 2),) if effort.quick else ((256, 1, 10), (256, 16, 4)):
-        yield _whole(effort, model, length, batch, rounds)
-        yield _first_token(effort, model, length, batch, 2 * rounds)
-    yield _memory(effort)
-    yield from _planning(effort)
+    if effort.quick:
+        model = llama(64, 2)
+        yield _decoding(effort, model, 32, 2, NEW, 2)
+        yield _whole(effort, model, 8, 16, 2, 2)
+        yield _first_token(effort, model, 16, 2, 2)
+    else:
+        model = llama(WIDTH, LAYERS)
+        for length, batch, rounds in CASES:
+            yield _decoding(effort, model, length, batch, NEW, rounds)
+        # Here the cache grows through several buckets.
+        yield _decoding(effort, model, 512, 1, 512 - 24, 4)
+        for prompt, length, batch, rounds in REQUESTS:
+            yield _whole(effort, model, prompt, length, batch, rounds)
+        for batch, rounds in ((1, 20), (16, 8)):
+            yield _first_token(effort, model, 256, batch, rounds)
+        yield _memory("cpu", 2048, 8)
+        yield _memory(DEVICE, 4096, 16)
+    yield from _planning(2, (1,), (16,)) if effort.quick else _planning(24, (1, 4), (64, 512))
     yield _link()
 
 
@@ -116,7 +127,7 @@ class Start(nn.Module):
         }
 
 
-def decoder(model: Any, length: int, batch: int, new: int, buckets: tuple[int, ...] | None) -> Pipeline:
+def decoder(model: Any, length: int, batch: int, new: int) -> Pipeline:
     """The loops that `from_transformers` draws, without prompt and the token that follows it."""
     continuation = importlib.import_module("orchestrator_stages.generation.continuation")
     options = importlib.import_module("orchestrator_stages.generation.options")
@@ -129,7 +140,7 @@ def decoder(model: Any, length: int, batch: int, new: int, buckets: tuple[int, .
     del specs["token"]
     start = pipeline.add("start", Start(specs, new, length))(token)
     values = {"token": token, **{name: start[name] for name in specs}}
-    pipeline.output("tokens", drawing.draw_loops(pipeline, values, buckets)[0])
+    pipeline.output("tokens", drawing.draw_loops(pipeline, values, None)[0])
     return pipeline
 
 
@@ -143,8 +154,8 @@ def expert_layer() -> Any:
         is_compileable = False
         is_initialized = True
 
-        def __init__(self, batch: int, length: int, filled: int) -> None:
-            self.keys, self.values = (torch.zeros(batch, HEADS, length, WIDTH // HEADS) for _ in range(2))
+        def __init__(self, batch: int, length: int, filled: int, size: int) -> None:
+            self.keys, self.values = (torch.zeros(batch, HEADS, length, size) for _ in range(2))
             self.filled = filled
 
         def lazy_initialization(self, *_: Tensor) -> None:
@@ -176,7 +187,7 @@ def expert_cache(model: Any, batch: int, length: int, filled: int) -> Any:
     """A cache of such layers."""
     cache = importlib.import_module("transformers.cache_utils").DynamicCache()
     layers = range(model.config.num_hidden_layers)
-    cache.layers = [expert_layer()(batch, length, filled) for _ in layers]
+    cache.layers = [expert_layer()(batch, length, filled, model.config.hidden_size // HEADS) for _ in layers]
     return cache
 
 
@@ -207,35 +218,28 @@ def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
     return chosen
 
 
-def _decoding(
-    effort: Effort,
-    model: Any,
-    length: int,
-    batch: int,
-    new: int,
-    rounds: int,
-    buckets: tuple[int, ...] | None = None,
-) -> Row:
+def _decoding(effort: Effort, model: Any, length: int, batch: int, new: int, rounds: int) -> Row:
     token = torch.arange(batch) + 3
-    with decoder(model, length, batch, new, buckets).plan().load() as session, torch.inference_mode():
+    with decoder(model, length, batch, new).plan().load() as session, torch.inference_mode():
         equal = session(token=token)["tokens"][:, :new].equal(by_hand(model, token, length, new))
         pair = compare(
             lambda: session(token=token), lambda: by_hand(model, token, length, new), effort.rounds(rounds)
         )
     grows = length - new < length // 2
     case = f"from {length - new} to {length} tokens" if grows else f"{new} tokens, cache of {length}"
-    return Row(
+    return pair.row(
         "generate",
-        f"width {WIDTH}, {batch} rows, {case}",
-        "ms/token",
-        pair.ours * 1e3 / new,
-        pair.reference * 1e3 / new,
-        pair.ratio,
-        "x",
-        None if grows else LIMIT,
+        f"{_size(model, batch)}, {case}",
+        unit="ms/token",
+        parts=new,
+        limit=LIMIT,
         equal=equal,
         note="reference: the loop by hand, which reads of its in-place cache what is filled",
     )
+
+
+def _size(model: Any, batch: int) -> str:
+    return f"width {model.config.hidden_size}, {batch} rows"
 
 
 def _request(batch: int, length: int) -> dict[str, Tensor]:
@@ -250,9 +254,9 @@ def _session(model: Any, request: dict[str, Tensor], new: int) -> Any:
     return stages.from_transformers(model, max_new_tokens=new, batch=(batch,), tokens=(length,)).plan().load()
 
 
-def _whole(effort: Effort, model: Any, length: int, batch: int, rounds: int) -> Row:
+def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, rounds: int) -> Row:
     """A request from prompt to last token against generate()."""
-    request, new = _request(batch, 8), length - 8
+    request, new = _request(batch, prompt), length - prompt
 
     def generate() -> Any:
         return model.generate(**request, max_new_tokens=new, do_sample=False)
@@ -260,121 +264,154 @@ def _whole(effort: Effort, model: Any, length: int, batch: int, rounds: int) -> 
     with _session(model, request, new) as session, torch.inference_mode():
         equal = session(**request)["tokens"].equal(generate())
         pair = compare(lambda: session(**request), generate, effort.rounds(rounds))
-    return Row(
+    return pair.row(
         "generate",
-        f"width {WIDTH}, {batch} rows, a request of {length} tokens",
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        LIMIT_OF_GENERATE,
+        f"{_size(model, batch)}, a request: {prompt} tokens and {new} more",
+        limit=LIMIT_OF_GENERATE,
         equal=equal,
         note="reference: generate() of transformers",
     )
 
 
+def prefill(model: Any, request: dict[str, Tensor], slots: int) -> tuple[Tensor, Any]:
+    """The expert's prefill: the first token after prompts, and the cache."""
+    cache = expert_cache(model, len(request["input_ids"]), slots, 0)
+    places = (request["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    out = model(**request, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1].argmax(1), cache
+
+
 def _first_token(effort: Effort, model: Any, length: int, batch: int, rounds: int) -> Row:
     request = _request(batch, length)
 
-    def prefill() -> Tensor:
-        cache = expert_cache(model, batch, length + 1, 0)
-        places = (request["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        out = model(**request, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token: Tensor = out.logits[:, -1].argmax(1)
+    def expert() -> Tensor:
+        token, _ = prefill(model, request, length + 1)
         return torch.cat([request["input_ids"], token[:, None]], 1)
 
     with _session(model, request, 1) as session, torch.inference_mode():
-        equal = session(**request)["tokens"].equal(prefill())
-        pair = compare(lambda: session(**request), prefill, effort.rounds(rounds))
-    return Row(
+        equal = session(**request)["tokens"].equal(expert())
+        pair = compare(lambda: session(**request), expert, effort.rounds(rounds))
+    return pair.row(
         "generate",
-        f"width {WIDTH}, {batch} rows, the first token after {length}",
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        LIMIT,
+        f"{_size(model, batch)}, the first token after {length}",
+        limit=LIMIT,
         equal=equal,
         note="reference: a prefill by hand",
     )
 
 
-def _memory(effort: Effort) -> Row:
-    arguments = ("1024", "4") if effort.quick else ("2048", "8")
-    ours, reference = (in_process("generation", side, *arguments) for side in ("session", "by hand"))
+def _memory(device: str, length: int, batch: int) -> Row:
+    """Resident memory of a request, each side in a process of its own."""
+    ours, reference = (
+        in_process("generation", side, device, str(length), str(batch)) for side in ("session", "by hand")
+    )
+    what = "one cache" if device == "cpu" else "one cache, and weights a second time"
     return Row(
         "generate",
-        f"memory: width {WIDTH}, {arguments[1]} rows, cache of {arguments[0]}",
+        f"memory on {device}: width {WIDTH}, {batch} rows, cache of {length}",
         "MB",
         ours["peak"] / MB,
         reference["peak"] / MB,
         ours["peak"] / reference["peak"],
         "x",
-        None if effort.quick else LIMIT,
+        LIMIT,
         equal=ours["sum"] == reference["sum"],
-        note="resident memory above that of the model, in a process of its own; reference: the loop by hand",
+        note=f"resident memory above that of the model; by hand: {what}",
     )
 
 
-def _planning(effort: Effort) -> Iterator[Row]:
+def _planning(layers: int, batch: tuple[int, ...], tokens: tuple[int, ...]) -> Iterator[Row]:
     """Plan and load time of a model with many layers."""
-    layers = 2 if effort.quick else 24
     model = llama(64, layers)
     stages = importlib.import_module("orchestrator_stages")
-    options = {"max_new_tokens": 64, "batch": (1, 4), "tokens": (64, 512)}
     started = time.perf_counter()
-    pipeline = stages.from_transformers(model, **options)
+    pipeline = stages.from_transformers(model, max_new_tokens=64, batch=batch, tokens=tokens)
     drawn = time.perf_counter()
     plan = pipeline.plan()
     planned = time.perf_counter()
     plan.load().close()
     loaded = time.perf_counter()
     spans = {"draw": drawn - started, "plan": planned - drawn, "load": loaded - planned}
+    notes = {"draw": "with the comparison with generate() when a model is taken"}
     for what, seconds in spans.items():
-        yield Row("generate", f"{layers} layers: {what}", "s", seconds, None, seconds, "s")
+        case = f"{layers} layers, {len(batch) * len(tokens)} buckets: {what}"
+        yield Row("generate", case, "s", seconds, None, seconds, "s", note=notes.get(what, ""))
 
 
 def _link() -> Row:
-    """Bytes over the link for each token, by the plan."""
-    stages = importlib.import_module("orchestrator_stages")
-    batch = 4
-    pipeline = stages.from_transformers(llama(64, 2), max_new_tokens=NEW, batch=(batch,), tokens=(16,))
-    edges = [edge for edge in pipeline.plan(device="neuron-emulated").edges if "decode/" in str(edge)]
-    crossing = sum(edge.bytes for edge in edges if edge.residency is Residency.HOST)
-    return Row(
-        "generate",
-        f"{batch} rows on neuron-emulated: bytes over the link for each token",
-        "B",
-        crossing,
-        sum(edge.bytes for edge in edges),
-        crossing,
-        "B",
-        8 * batch + 1,
-        note="limit: the tokens and whether all are done; reference: every value of a step",
-    )
+    model, request = llama(64, 2), _request(4, 16)
+    expected = model.generate(**request, max_new_tokens=NEW, do_sample=False)
+    return link("generate", "width 64", model, request, expected, NEW)
 
 
-def _one_side(side: str, length: int, batch: int) -> dict[str, Any]:
+def _one_side(side: str, device: str, length: int, batch: int) -> dict[str, Any]:
     """Measures the memory of one side in this process."""
     torch.set_num_threads(1)
-    model, token = llama(WIDTH, LAYERS), torch.arange(batch) + 3
-    session = decoder(model, length, batch, NEW, None).plan().load()
+    model = llama(WIDTH, LAYERS)
+    return (_on_cpu if device == "cpu" else _on_device)(model, side, length, batch)
+
+
+def _on_cpu(model: Any, side: str, length: int, batch: int) -> dict[str, Any]:
+    token = torch.arange(batch) + 3
+    session = decoder(model, length, batch, NEW).plan().load()
     runs: dict[str, Callable[[], Tensor]] = {
         "session": lambda: session(token=token)["tokens"][:, :NEW],
         "by hand": lambda: by_hand(model, token, length, NEW),
     }
     with torch.inference_mode():
         total = int(runs[side]().sum())
-        gc.collect()
-        gc.disable()
-        peak = Peak("cpu")
-        runs[side]()
-        value = peak.value()
+        with no_collector():
+            peak = Peak("cpu")
+            runs[side]()
+            value = peak.value()
     session.close()
     return {"peak": value, "sum": total}
 
 
+def _on_device(model: Any, side: str, length: int, batch: int) -> dict[str, Any]:
+    """The emulated device is this process: its weights and cache from loading on, beside those of the model."""
+    request, prompt, new = _request(batch, 8), 8, 3
+    # All rows end after a few tokens, so that the cache is as long as it may be and the request is not.
+    with torch.inference_mode():
+        expected = model.generate(**request, max_new_tokens=new, do_sample=False)
+    ends = {"eos_token_id": expected[:, -1].unique().tolist(), "min_new_tokens": new}
+    stages = importlib.import_module("orchestrator_stages")
+    sizes = {"batch": (batch,), "tokens": (prompt,), "cache": (length,)}
+    pipeline = stages.from_transformers(model, max_new_tokens=length - prompt, **ends, **sizes)
+    plan = pipeline.plan(device=DEVICE)
+
+    def session() -> Tensor:
+        with plan.load() as loaded:
+            tokens: Tensor = loaded(**request)["tokens"]
+            return tokens
+
+    def expert() -> Tensor:
+        own = copy.deepcopy(model)
+        token, cache = prefill(own, request, length)
+        tokens = [request["input_ids"], token[:, None]]
+        for at in range(prompt, prompt + new - 1):
+            seen = torch.ones(batch, at + 1, dtype=torch.int64)
+            place = torch.full((batch, 1), at)
+            out = own(
+                input_ids=token[:, None],
+                attention_mask=seen,
+                position_ids=place,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            token = out.logits[:, -1].argmax(1)
+            tokens.append(token[:, None])
+        return torch.cat(tokens, 1)
+
+    run = session if side == "session" else expert
+    with torch.inference_mode():
+        total = int(run()[:, : prompt + new].sum())
+        with no_collector():
+            peak = Peak("cpu")
+            run()
+            value = peak.value()
+    return {"peak": value, "sum": total}
+
+
 if __name__ == "__main__":
-    print(json.dumps(_one_side(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(_one_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

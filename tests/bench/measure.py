@@ -94,6 +94,32 @@ class Pair:
     ratio: float
     difference: float
 
+    def row(
+        self,
+        figure: str,
+        case: str,
+        *,
+        unit: str = "ms",
+        parts: int = 1,
+        limit: float | None = None,
+        equal: bool | None = None,
+        note: str = "",
+    ) -> Row:
+        """Returns the line that judges the ratio.
+
+        Args:
+            figure: Which figure it belongs to.
+            case: What was measured.
+            unit: ``ms`` or ``us``, and what follows a slash.
+            parts: Of how many equal parts a call is, such as tokens; times are those of one.
+            limit: What the ratio may be; None: for information.
+            equal: Whether both sides gave the same.
+            note: What a reader has to know besides.
+        """
+        scale = {"ms": 1e3, "us": 1e6}[unit.partition("/")[0]] / parts
+        times = self.ours * scale, self.reference * scale
+        return Row(figure, case, unit, *times, self.ratio, "x", limit, equal=equal, note=note)
+
 
 @contextlib.contextmanager
 def no_collector() -> Iterator[None]:

@@ -75,15 +75,6 @@ def _help(rounds: int) -> Row:
         bare = Path(folder, "bare.py")
         bare.write_text(BARE, encoding="utf-8")
         pair = processes([*command(), "--help"], [sys.executable, str(bare), "--help"], rounds)
-    note = "against a typer program of one command"
-    return Row(
-        "start",
-        "orchestrator --help",
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        LIMIT,
-        note=note,
+    return pair.row(
+        "start", "orchestrator --help", limit=LIMIT, note="against a typer program of one command"
     )

@@ -116,15 +116,10 @@ def _loop(effort: Effort, length: int, batch: int, rounds: int, *, pure: bool) -
         equal = all(torch.equal(found[name], expected[name]) for name in expected)
         pair = compare(lambda: session(x=x), lambda: by_hand(layer, length, x), effort.rounds(rounds))
     case = f"{TOKENS} tokens, {batch} x cache of {length}{', as a pure function' if pure else ''}"
-    return Row(
+    return pair.row(
         "state",
         case,
-        "ms",
-        pair.ours * 1e3,
-        pair.reference * 1e3,
-        pair.ratio,
-        "x",
-        None if pure else LIMIT,
+        limit=None if pure else LIMIT,
         equal=equal,
         note="without aliases=" if pure else "reference: the loop by hand, its cache updated in place",
     )

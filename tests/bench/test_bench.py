@@ -14,7 +14,7 @@ import pytest
 from tests.bench import report
 from tests.bench.measure import ROOT
 
-ASKED = ["chain", "model5", "memory", "stream", "plan", "start", "loop", "state", "neuron"]
+ASKED = ["chain", "model5", "memory", "stream", "plan", "start", "loop", "state", "neuron", "generate"]
 FIGURES = [*ASKED, "compile"]
 
 
@@ -43,7 +43,7 @@ def test_the_benchmark_measures_equal_work(tmp_path: Path) -> None:
     rows = results["rows"]
     assert list(dict.fromkeys(row["figure"] for row in rows)) == FIGURES
     compared = {row["figure"] for row in rows if row["equal"]}
-    assert compared == {"chain", "model5", "memory", "stream", "start", "loop", "state", "neuron"}
+    assert compared == {"chain", "model5", "memory", "stream", "start", "loop", "state", "neuron", "generate"}
     for row in rows:
         assert row["case"] in done.stdout
 
