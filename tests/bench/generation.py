@@ -40,11 +40,11 @@ CASES = (
     (1024, 1, 20),
     (1024, 16, 10),
     (4096, 1, 12),
-    (4096, 16, 4),
+    (4096, 16, 3),
 )
 
 #: Tokens of the prompt, of all, rows of the batch, rounds.
-REQUESTS = ((64, 256, 1, 8), (64, 1024, 1, 2), (64, 256, 16, 4))
+REQUESTS = ((64, 256, 1, 6), (64, 512, 1, 2), (64, 256, 16, 2))
 
 
 def absent() -> list[str]:
@@ -67,10 +67,10 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
         for length, batch, rounds in CASES:
             yield _decoding(effort, model, length, batch, NEW, rounds)
         # Here the cache grows through several buckets.
-        yield _decoding(effort, model, 512, 1, 512 - 24, 4)
+        yield _decoding(effort, model, 512, 1, 512 - 24, 2)
         for prompt, length, batch, rounds in REQUESTS:
             yield _whole(effort, model, prompt, length, batch, rounds)
-        for batch, rounds in ((1, 20), (16, 8)):
+        for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
         yield _memory("cpu", 2048, 8)
         yield _memory(DEVICE, 4096, 16)
@@ -191,6 +191,7 @@ def expert_cache(model: Any, batch: int, length: int, filled: int) -> Any:
     return cache
 
 
+@torch.inference_mode()
 def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
     """The expert's loop: tokens ``[batch, new]``."""
     batch = token.shape[0]
@@ -220,7 +221,7 @@ def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
 
 def _decoding(effort: Effort, model: Any, length: int, batch: int, new: int, rounds: int) -> Row:
     token = torch.arange(batch) + 3
-    with decoder(model, length, batch, new).plan().load() as session, torch.inference_mode():
+    with decoder(model, length, batch, new).plan().load() as session:
         equal = session(token=token)["tokens"][:, :new].equal(by_hand(model, token, length, new))
         pair = compare(
             lambda: session(token=token), lambda: by_hand(model, token, length, new), effort.rounds(rounds)
@@ -261,7 +262,7 @@ def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, rou
     def generate() -> Any:
         return model.generate(**request, max_new_tokens=new, do_sample=False)
 
-    with _session(model, request, new) as session, torch.inference_mode():
+    with _session(model, request, new) as session:
         equal = session(**request)["tokens"].equal(generate())
         pair = compare(lambda: session(**request), generate, effort.rounds(rounds))
     return pair.row(
@@ -273,6 +274,7 @@ def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, rou
     )
 
 
+@torch.inference_mode()
 def prefill(model: Any, request: dict[str, Tensor], slots: int) -> tuple[Tensor, Any]:
     """The expert's prefill: the first token after prompts, and the cache."""
     cache = expert_cache(model, len(request["input_ids"]), slots, 0)
@@ -288,7 +290,7 @@ def _first_token(effort: Effort, model: Any, length: int, batch: int, rounds: in
         token, _ = prefill(model, request, length + 1)
         return torch.cat([request["input_ids"], token[:, None]], 1)
 
-    with _session(model, request, 1) as session, torch.inference_mode():
+    with _session(model, request, 1) as session:
         equal = session(**request)["tokens"].equal(expert())
         pair = compare(lambda: session(**request), expert, effort.rounds(rounds))
     return pair.row(

@@ -6,6 +6,7 @@ which computes nothing: whatever the cache holds then is what a loop has to carr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -303,16 +304,20 @@ class Generator(nn.Module):
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
-        # A number where it can be had: then only what is filled is read, and no mask has to hide the rest.
+        # A number where it can be had: then only what is filled is read, and no mask has to hide the rest. Nothing is
+        # traced there, so torch need not count versions either, which it does under no_grad as well.
         slot = position if is_masked else _number(position)
-        cache = self._template.cache(state, slot, in_place=True, reach=reach)
-        if isinstance(slot, int):
-            mask = mask[:, : slot + 1]
-        else:
-            mask = mask[:, :reach]
-            mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= position)
-        logits = self._run({"input_ids": token[:, None]}, mask, place[..., None], cache, position)
-        return {"logits": logits, "position": position + 1, "place": place + 1, **self._template.state(cache)}
+        is_number = isinstance(slot, int)
+        with torch.inference_mode() if is_number else contextlib.nullcontext():
+            cache = self._template.cache(state, slot, in_place=True, reach=reach)
+            if is_number:
+                mask = mask[:, : slot + 1]
+            else:
+                mask = mask[:, :reach]
+                mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= position)
+            logits = self._run({"input_ids": token[:, None]}, mask, place[..., None], cache, position)
+            following = {"position": position + 1, "place": place + 1, **self._template.state(cache)}
+            return {"logits": logits, **following}
 
     def decode_lanes(
         self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor

@@ -31,7 +31,9 @@ def test_tokens_are_those_of_generate_across_every_border(name: str):
     with plan_of(model).load() as session:
         for lengths in ((4, 2), (8, 3)):
             request = prompts(*lengths)
-            assert session(**request)["tokens"].equal(generated(model, request))
+            tokens = session(**request)["tokens"]
+            assert tokens.equal(generated(model, request))
+            assert not tokens.is_inference(), "what comes out may be used where gradients are taken"
 
 
 def iterations(session: Any, request: dict[str, Tensor]) -> tuple[dict[str, int], Tensor]:
