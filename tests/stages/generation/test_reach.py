@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.stages.test_seq2seq_text import tokenizer
 from torch import Tensor
 
 from orchestrator import GraphError, Plan
 from orchestrator_stages import from_transformers
 from tests.stages.generation.tiny import PAD, prompts, tiny
+from tests.stages.seq2seq.test_text import tokenizer
 
 NEW, CACHE = 7, (6, 7, 9, 50)
 
