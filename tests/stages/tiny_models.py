@@ -226,6 +226,10 @@ BERT = {
 def _decoder(kind: str, **options: Any) -> Any:
     """A decoder of any family, as a `VisionEncoderDecoderModel` and an `EncoderDecoderModel` take it."""
     config, model = DECODERS[kind]
+    if kind == "rembert":
+        options = {"input_embedding_size": 24, "output_embedding_size": 24, **options}
+    if kind == "roformer":
+        options = {"embedding_size": 24, **options}
     base = TEXT if config.startswith(("Bart", "MBart", "Marian", "Pegasus", "Blenderbot")) else BERT
     return getattr(transformers, model)(
         getattr(transformers, config)(
@@ -241,6 +245,9 @@ DECODERS = {
     "roberta": ("RobertaConfig", "RobertaForCausalLM"),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaForCausalLM"),
     "camembert": ("CamembertConfig", "CamembertForCausalLM"),
+    "data2vec-text": ("Data2VecTextConfig", "Data2VecTextForCausalLM"),
+    "rembert": ("RemBertConfig", "RemBertForCausalLM"),
+    "roformer": ("RoFormerConfig", "RoFormerForCausalLM"),
     "electra": ("ElectraConfig", "ElectraForCausalLM"),
     "ernie": ("ErnieConfig", "ErnieForCausalLM"),
     "bart": ("BartConfig", "BartForCausalLM"),
@@ -308,6 +315,9 @@ SEEDS = {
     "bert-bert": 19,
     "vit-bert": 4,
     "vit-marian": 4,
+    "vit-data2vec-text": 4,
+    "vit-rembert": 6,
+    "vit-roformer": 4,
     "vit-bert-generation": 4,
     "vit-roberta": 6,
     "vit-xlm-roberta": 4,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ transformers: Any = importlib.import_module("transformers")
 
 __all__ = ["GENERATING", "GeneratingClass", "generating_classes", "small_items", "small_model"]
 
-MOST_WEIGHTS = 4_000_000
+MOST_WEIGHTS = 30_000_000
 
 #: Mappings of transformers' auto classes whose models generate tokens.
 GENERATING = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
@@ -226,25 +226,106 @@ def small_items(entry: GeneratingClass, model: Any) -> dict[str, Any] | None:
     main = next((name for name in ("pixel_values", "input_features", "input_values") if name in names), None)
     if main is None:
         return None
-    if main != "pixel_values":
-        raise ValueError(f"what an item of {main} is")
-    vision = getattr(model.config, "vision_config", model.config)
+    label = "image" if main == "pixel_values" else "audio"
+    part = getattr(model.config, f"{'vision' if label == 'image' else label}_config", None) or model.config
+    encode: Any = getattr(model, f"get_{label}_features", None)
+    if encode is None and main == getattr(model, "main_input_name", ""):
+        encode = model.get_encoder()
+    if encode is None:
+        raise ValueError(f"it has no get_{label}_features()")
+    # The first form that its own encoder takes; which arguments there are is told by both signatures.
+    known = {*names, *inspect.signature(encode).parameters}
+    if main != getattr(model, "main_input_name", ""):  # it is that of the prompt
+        known -= {"attention_mask"}
     types: dict[str, Any] = {name: [] for name in ("token_type_ids", "mm_token_type_ids") if name in names}
-    if "image_grid_thw" in names:
-        merge, frames = getattr(vision, "spatial_merge_size", 1), getattr(vision, "temporal_patch_size", 2)
-        patch = 3 * frames * vision.patch_size**2
-        return {"pixel_values": (16, patch), "image_grid_thw": [[1, 4, 4]], **types, "count": 16 // merge**2}
-    side = getattr(vision, "image_size", None)
-    if side is None:
-        raise ValueError("the size of a picture")
-    height, width = (side, side) if isinstance(side, int) else side
-    picture = (1, getattr(vision, "num_channels", None) or 3, height, width)
+    errors = []
+    for form in (_pictures if label == "image" else _recordings)(part):
+        item = {name: value for name, value in form.items() if name == main or name in known}
+        try:
+            return {**_counted(encode, main, item), **types}
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    raise ValueError(f"no form of {main} is taken by its encoder; of the first, {errors[0]}")
+
+
+def _counted(encode: Any, main: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an item with how many tokens it has."""
+    values = {
+        name: torch.zeros(value) if isinstance(value, tuple) else torch.tensor(value)
+        for name, value in item.items()
+    }
     with torch.no_grad():
-        features = model.get_image_features(pixel_values=torch.zeros(picture))
-    features = (
-        getattr(features, "pooler_output", None)
-        if not isinstance(features, (list, tuple, torch.Tensor))
-        else features
-    )
+        features = encode(**values)
+    if hasattr(features, "last_hidden_state") and getattr(features, "pooler_output", None) is None:
+        features = features.last_hidden_state
+    features = getattr(features, "pooler_output", features)
     parts = [features] if isinstance(features, torch.Tensor) else list(features)
-    return {"pixel_values": picture, **types, "count": sum(part.shape[:-1].numel() for part in parts)}
+    return {**item, "count": sum(each.shape[:-1].numel() for each in parts)}
+
+
+def _pictures(vision: Any) -> Iterator[dict[str, Any]]:
+    """Forms that pictures may have: whole, in tiles, or cut into patches."""
+    side = getattr(vision, "image_size", None) or 16
+    patch = getattr(vision, "patch_size", None) or 8
+    side, patch = (value if isinstance(value, int) else value[-1] for value in (side, patch))
+    frames, channels = (
+        getattr(vision, "temporal_patch_size", None) or 1,
+        getattr(vision, "num_channels", None) or 3,
+    )
+    merge = getattr(vision, "spatial_merge_size", None) or 1
+    grids = {
+        "image_grid_thw": [[1, 4, 4]],
+        "image_merge_sizes": [merge],
+        "spatial_shapes": [[4, 4]],
+        "target_sizes": [[4, 4]],
+        "grid_hws": [[4, 4]],
+        "image_position_ids": [[[x, y] for y in range(4) for x in range(4)]],
+    }
+    pixels = channels * patch**2
+    if not hasattr(vision, "temporal_patch_size") or not frames:
+        frames = 1
+    for size in dict.fromkeys((side, 16, 32)):
+        mask = [[[[1] * size] * size]]
+        yield {"pixel_values": (1, channels, size, size), "image_sizes": [[size, size]]}
+        yield {
+            "pixel_values": (1, 1, channels, size, size),
+            "image_sizes": [[size, size]],
+            "pixel_attention_mask": mask,
+        }
+        for tiles in (3, 5):
+            sizes = [[2 * size, 2 * size]]
+            yield {"pixel_values": (1, tiles, channels, size, size), "image_sizes": sizes}
+    for shape in (
+        (16, pixels * frames),
+        (16, 2 * pixels),
+        (16, channels, patch, patch),
+        (1, 16, pixels),
+        (1, 16, channels, patch, patch),
+    ):
+        yield {"pixel_values": shape, **grids, "pixel_attention_mask": [[1] * 16]}
+
+
+def _recordings(sound: Any) -> Iterator[dict[str, Any]]:
+    """Forms that recordings may have: mels and frames in either order, or samples."""
+    names = (
+        "num_mel_bins",
+        "feature_size",
+        "input_feat_per_channel",
+        "input_dim",
+        "mel_bins",
+        "feat_in",
+        "n_mels",
+    )
+    mels = next((value for name in names if isinstance(value := getattr(sound, name, None), int)), 8)
+    longest = 2 * (getattr(sound, "max_source_positions", None) or 8)
+    for frames in dict.fromkeys((longest, 16, 32, 64)):
+        masks = {
+            name: [[1] * frames]
+            for name in ("input_features_mask", "feature_attention_mask", "attention_mask")
+        }
+        yield {"input_features": (1, mels, frames), **masks}
+        yield {"input_features": (1, frames, mels), **masks}
+        yield {"input_features": (1, mels, frames)}
+        yield {"input_features": (1, frames, mels)}
+    yield {"input_values": (1, 1200)}
+    yield {"input_values": (1, 1, 1200)}

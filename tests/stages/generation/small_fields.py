@@ -178,7 +178,6 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "layer_types": BOTH_ATTENTIONS,
     },
     "falcon_h1": {"mamba_d_ssm": WIDTH},
-    "fsmt": {"langs": ["en", "de"], "src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY},
     "gemma3n_text": SHARED_LAYERS,
     "gemma3n": {f"text_config.{name}": value for name, value in SHARED_LAYERS.items()},
     "bamba": {"attn_layer_indices": [1]},
@@ -244,6 +243,18 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "vision_config.window_size": 4,
         "vision_config.projection_dim": WIDTH,
     },
+    "fsmt": {
+        "langs": ["en", "de"],
+        "src_vocab_size": VOCABULARY,
+        "tgt_vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
+    },
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    **{
+        name: {"text_config.rope_parameters.mrope_section": [1, 1, 2]}
+        for name in ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
+    },
+    "exaone4_5": {"vision_config.window_size": 16},
     "funasr_nano": {"adaptor_config.intermediate_size": 8},
     "vibevoice": {"eos_token_id": END},
     "VisionEncoderDecoderModel": {
@@ -274,7 +285,7 @@ FOR_OTHER_LAYERS = frozenset(
 #: ``count``, how many tokens of a prompt stand for it; of an encoder, its input's shape and a mask's ``length``.
 ITEMS: Mapping[str, Mapping[str, Any]] = {
     "WhisperForConditionalGeneration": {"input_features": (1, 8, 16)},
-    "Speech2TextForConditionalGeneration": {"input_features": (1, 16, 8), "length": 16},
+    "Speech2TextForConditionalGeneration": {"input_features": (1, 16, 80), "length": 16},
     "MoonshineForConditionalGeneration": {"input_values": (1, 1200), "length": 1200},
     "VisionEncoderDecoderModel": {"pixel_values": (1, 3, 16, 16)},
     "qwen2_vl": {

@@ -94,8 +94,16 @@ class _Trial:
         names = inspect.signature(model.forward).parameters
         main = getattr(model, "main_input_name", "input_ids")
         items = small_items(entry, model)
+        label = "image" if "pixel_values" in names else "audio"
+        tokens = (getattr(model.config, f"{label}_token_{kind}", None) for kind in ("id", "index"))
+        self.token = next((token for token in tokens if isinstance(token, int)), ITEM)
         if getattr(model.config, "is_encoder_decoder", False) or hasattr(model.config, "decoder"):
-            self._read(model, main, items, seed)
+            if items is not None and main == "input_ids":
+                self._mix(items, names, seed, side="right")
+            else:
+                self._read(model, main, items, seed)
+                if items is not None and "count" in items:
+                    self.options["example"] = {name: value[:1] for name, value in self.request.items()}
         elif items is not None:
             self._mix(items, names, seed)
         else:
@@ -115,18 +123,18 @@ class _Trial:
             self.options["tokens"] = (items["length"],)
             self.request["attention_mask"] = torch.ones(2, items["length"], dtype=torch.int64)
 
-    def _mix(self, items: Mapping[str, Any], names: Any, seed: int) -> None:
+    def _mix(self, items: Mapping[str, Any], names: Any, seed: int, side: str = "left") -> None:
         """One prompt has an item among its tokens, the other is text alone and shorter."""
         # Numbers are the request's, integers and types are the same for each item and go to generate() and the example.
         generator = torch.Generator().manual_seed(seed)
         count = items["count"]
-        self.request = _texts((count + PROMPT - 1, PROMPT - 2), "left", seed)
+        self.request = _texts((count + PROMPT - 1, PROMPT - 2), side, seed)
         ids = self.request["input_ids"]
-        ids[0, 1 : 1 + count] = ITEM
+        ids[0, 1 : 1 + count] = self.token
         tensors: dict[str, Tensor] = {}
         for name, value in items.items():
             if name.endswith("token_type_ids"):
-                tensors[name] = (ids == ITEM).to(torch.int64)
+                tensors[name] = (ids == self.token).to(torch.int64)
             elif isinstance(value, tuple):
                 tensors[name] = torch.randn(*value, generator=generator)
             elif name != "count":
@@ -134,7 +142,7 @@ class _Trial:
         numbers = {name: value for name, value in tensors.items() if value.is_floating_point()}
         self.arguments = {name: value for name, value in tensors.items() if name not in numbers}
         self.request |= numbers
-        example = {"input_ids": torch.full((1, count), ITEM), **tensors}
+        example = {"input_ids": torch.full((1, count), self.token), **tensors}
         for name in self.arguments:
             if name.endswith("token_type_ids"):
                 example[name] = torch.ones(1, count, dtype=torch.int64)
