@@ -73,7 +73,6 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
         for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
         yield _memory("cpu", 2048, 8)
-        yield _memory(DEVICE, 4096, 16)
     yield from _planning(2, (1,), (16,)) if effort.quick else _planning(24, (1, 4), (64, 512))
     yield _link()
 
