@@ -5,6 +5,7 @@ Its prompt is its own and as long for all requests, so that lengths that count i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,8 +191,12 @@ def _length(model: Any, options: Mapping[str, Any], before: int, *, speech: bool
     if not isinstance(longest, int):
         raise GraphError(f"max_length is a positive int, not {longest!r}.", option="max_length")
     if speech:
-        most = model.config.max_target_positions
-        return min(longest + min(most // 2 - 1, before), most) - before
+        # From 5.0 on the tokens that a sequence begins with are added to it; in 4.57 they count in it.
+        generation = copy.deepcopy(model.generation_config)
+        generation.max_length, generation.max_new_tokens = longest, None
+        first_ids = torch.zeros((1, before), dtype=torch.long)
+        model._set_max_new_tokens_and_length(model.config, first_ids, generation)
+        return min(generation.max_length, model.config.max_target_positions) - before
     if options["default_length"]:
         limit = getattr(model.config, "max_position_embeddings", None)
         return NEW if limit is None else min(NEW, limit - before)
