@@ -21,7 +21,7 @@ from orchestrator_stages.generation.tables import (
     UNREAD,
     UNREAD_SPEECH,
 )
-from orchestrator_stages.generation.versions import default_options, has_default_length
+from orchestrator_stages.generation.versions import adds_length, default_options
 from orchestrator_stages.origin import check_config
 
 __all__ = ["NEW", "check_length", "known_options", "prompt_selection", "read_options", "refuse_options"]
@@ -70,7 +70,7 @@ def read_options(model: Any, user_options: Mapping[str, Any], *, speech: bool = 
     options = {**library, **default_options(config), **own, **user_options}
     check_config(options, library, names, "The generation config")
     # The default is a number of tokens to add, any other max_length is one of all tokens.
-    options["default_length"] = user_options.get("max_length") is None and has_default_length(config)
+    options["default_length"] = user_options.get("max_length") is None and adds_length(config)
     if user_options.get("max_length") is None and config.max_length is not None:
         options["max_length"] = config.max_length
     return options
@@ -161,7 +161,7 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
             option="forced_bos_token_id",
         )
     refuse_options(options)
-    new = check_length(NEW if new is None else new)
+    new = check_length((options["max_length"] or NEW) if new is None else new)
     own = {
         option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
     }

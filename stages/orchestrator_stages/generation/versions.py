@@ -14,10 +14,10 @@ from typing import Any
 
 __all__ = [
     "OLDEST",
+    "adds_length",
     "check_version",
     "default_options",
-    "has_default_length",
-    "options_in_config",
+        "options_in_config",
     "prepare_inputs",
     "without_selection",
 ]
@@ -55,8 +55,16 @@ def default_options(config: Any) -> dict[str, Any]:
     return options
 
 
-def has_default_length(config: Any) -> bool:
-    """Tells whether nobody said in a generation config how long a sequence may be."""
+def adds_length(config: Any) -> bool:
+    """Tells whether ``max_length`` of a generation config is a number of tokens to add, as the default is.
+
+    Args:
+        config: A generation config.
+    """
+    # In 5.0 to 5.2, generate() takes what the model's own generation config says for the default.
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if (5, 0) <= release < (5, 3):
+        return True
     unset = getattr(type(config)(), "max_length", None)
     return config.max_length is None or bool(config.max_length == unset)
 

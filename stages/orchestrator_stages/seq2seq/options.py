@@ -187,7 +187,7 @@ def _length(model: Any, options: Mapping[str, Any], before: int, *, speech: bool
     """Returns how many tokens are added at most, of options as :func:`read_options` gives them."""
     if options["max_new_tokens"] is not None:
         return options["max_new_tokens"]
-    longest = options["max_length"]
+    longest = options["max_length"] or (NEW if options["default_length"] else None)
     if not isinstance(longest, int):
         raise GraphError(f"max_length is a positive int, not {longest!r}.", option="max_length")
     if speech:
@@ -199,5 +199,5 @@ def _length(model: Any, options: Mapping[str, Any], before: int, *, speech: bool
         return min(generation.max_length, model.config.max_target_positions) - before
     if options["default_length"]:
         limit = getattr(model.config, "max_position_embeddings", None)
-        return NEW if limit is None else min(NEW, limit - before)
+        return longest if limit is None else min(longest, limit - before)
     return longest - before
