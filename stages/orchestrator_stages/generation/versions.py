@@ -17,7 +17,7 @@ __all__ = [
     "adds_length",
     "check_version",
     "default_options",
-        "options_in_config",
+    "options_in_config",
     "prepare_inputs",
     "without_selection",
 ]
