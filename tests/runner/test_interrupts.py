@@ -53,6 +53,7 @@ def _nothing_is_left() -> Iterator[None]:
         yield
         assert children() <= before
         assert not register._open
+        assert torch.is_grad_enabled()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         thread = threading.Thread(target=lambda: logging.getLogger("any").addFilter(bool), daemon=True)
         thread.start()
@@ -144,6 +145,7 @@ def test_a_load_that_is_interrupted_anywhere_leaves_no_device_and_no_folder(tmp_
         while sessions:
             sessions.pop().close()
         assert not register._open
+        assert torch.is_grad_enabled()
         assert not list((tmp_path / "temporary").glob("stage-orchestrator-*"))
         assert files() == before
     assert came_out > 30
