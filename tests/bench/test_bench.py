@@ -35,7 +35,14 @@ def check_form(results: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_the_benchmark_measures_equal_work(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "bench.json"
-    done = bench("--quick", "--device", "cpu", "--json", str(path), *(f"--only={name}" for name in (*ASKED, "generate")))
+    done = bench(
+        "--quick",
+        "--device",
+        "cpu",
+        "--json",
+        str(path),
+        *(f"--only={name}" for name in (*ASKED, "generate")),
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(path.read_text(encoding="utf-8"))
     check_form(results)

@@ -250,6 +250,12 @@ def _pick_by_place(graph: fx.GraphModule, items: tuple[Tensor, ...]) -> None:
 
 def _simplify(graph: fx.GraphModule, items: tuple[Tensor, ...]) -> None:
     """Takes the text out of a graph: where all tokens are replaced, nothing is left of what they were."""
+    # The graph runs without gradients as a whole. What a forward switches on the way was recorded under no_grad, so
+    # it would switch them off for good.
+    for node in list(graph.graph.nodes):
+        if node.target is torch._C._set_grad_enabled:
+            graph.graph.erase_node(node)
+    graph.recompile()
     _pick_by_place(graph, items)
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.masked_scatter.default:

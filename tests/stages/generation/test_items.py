@@ -56,6 +56,7 @@ def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: s
     assert not expected.equal(other), "pictures that change nothing show nothing"
     with pipeline_of(name, model).plan().load() as session:
         assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
