@@ -139,12 +139,10 @@ class Sampler:
             for name in between:
                 samples += self._sweep(base, name)
             samples += self._joint(base, list(between))
-        variables = {name for name in self.names if len({at[name] for at, _ in samples}) > 1}
         # 3. A batch runs in chunks, so it is tried above its largest bucket too.
         for name in self.names:
-            trials = list(self._above(largest, name)) if name in self.batches else []
-            variables |= {name} if trials else set()
-            samples += trials
+            samples += self._above(largest, name) if name in self.batches else []
+        variables = {name for name in self.names if len({at[name] for at, _ in samples}) > 1}
         # A dim seen at one size alone is tried at a second one, to tell what follows it from what is always the same.
         if not self.stage.outputs or any(port.spec is None for port in self.stage.outputs):
             samples += [self._second(base, name) for name in self.names if name not in variables]
