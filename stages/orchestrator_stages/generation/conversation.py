@@ -189,13 +189,9 @@ class Conversation(Continuation):
 
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws what runs the new tokens over the cache that came in."""
-        specs = {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
-        specs = {
-            name: TensorSpec(spec.dims, spec.dtype, pad=int(name == "mask"))
-            if self.rows in spec.dims
-            else spec
-            for name, spec in specs.items()
-        }
+        specs = self.loop.padded_specs(
+            {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
+        )
         state = {name: pipeline.input(name, spec) for name, spec in specs.items()}
         room = pipeline.add("room", RoomCheck(self.slots, self.tokens, self.selection.new), device="host")
         pipeline.output("room", room(state["position"], ids))

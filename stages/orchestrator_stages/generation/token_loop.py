@@ -158,12 +158,12 @@ class TokenLoop:
             return {port: values[port] for port in specs}
         dims = [spec.dims.index(self.rows) if self.rows in spec.dims else None for spec in specs.values()]
         stage = SpreadState(tuple(specs), dims, self.selection.lanes)
-        outputs = pipeline.add("spread", stage, inputs=self._filled(dict(specs)))(
+        outputs = pipeline.add("spread", stage, inputs=self.padded_specs(dict(specs)))(
             *(values[port] for port in specs)
         )
         return {port: outputs[port] for port in specs}
 
-    def _filled(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    def padded_specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
         """Returns specs that say what fills up rows; where these are a batch, any of them does."""
         if self.rows.batch:
             return specs
@@ -210,7 +210,7 @@ class TokenLoop:
         # Before the loop all lanes have the logits of the prompt.
         has_lanes = "token" in values or self.processors is None
         specs = {"logits": shape if has_lanes else TensorSpec((self.rows, self.vocabulary)), "noise": shape}
-        specs = self._filled({**specs, **self.constants, **self.specs})
+        specs = self.padded_specs({**specs, **self.constants, **self.specs})
         step = pipeline.add(
             "choose", self.choice, inputs={name: specs.get(name) for name in ("logits", *names)}
         )
@@ -231,7 +231,9 @@ class TokenLoop:
         specs = {**self.carries, **self.constants}
         if is_part:
             specs["done"] = TensorSpec((1,), torch.bool)
-        values: dict[str, Any] = {port: body.input(port, spec) for port, spec in self._filled(specs).items()}
+        values: dict[str, Any] = {
+            port: body.input(port, spec) for port, spec in self.padded_specs(specs).items()
+        }
         state = self.decoder.specs(self.rows)
         several = self.decoder.decode_beams if has_beams else self.decoder.decode_lanes
         decode = decode or (self.decoder.decode if lanes == 1 else several)
