@@ -10,7 +10,6 @@ Run as a module, this measures the memory of one side and prints it as JSON.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import importlib.util
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
-from tests.bench.decoding import DEVICE, link
+from tests.bench.decoding import link
 from tests.bench.measure import Effort, Row, compare, in_process, no_collector
 from tests.bench.memory import MB, Peak
 
@@ -72,7 +71,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
             yield _whole(effort, model, prompt, length, batch, rounds)
         for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
-        yield _memory("cpu", 2048, 8)
+        yield _memory(2048, 8)
     yield from _planning(2, (1,), (16,)) if effort.quick else _planning(24, (1, 4), (64, 512))
     yield _link()
 
@@ -301,15 +300,14 @@ def _first_token(effort: Effort, model: Any, length: int, batch: int, rounds: in
     )
 
 
-def _memory(device: str, length: int, batch: int) -> Row:
+def _memory(length: int, batch: int) -> Row:
     """Resident memory of a request, each side in a process of its own."""
     ours, reference = (
-        in_process("generation", side, device, str(length), str(batch)) for side in ("session", "by hand")
+        in_process("generation", side, str(length), str(batch)) for side in ("session", "by hand")
     )
-    what = "one cache" if device == "cpu" else "one cache, and weights a second time"
     return Row(
         "generate",
-        f"memory on {device}: width {WIDTH}, {batch} rows, cache of {length}",
+        f"memory on cpu: width {WIDTH}, {batch} rows, cache of {length}",
         "MB",
         ours["peak"] / MB,
         reference["peak"] / MB,
@@ -317,7 +315,7 @@ def _memory(device: str, length: int, batch: int) -> Row:
         "x",
         LIMIT,
         equal=ours["sum"] == reference["sum"],
-        note=f"resident memory above that of the model; by hand: {what}",
+        note="resident memory above that of the model; by hand: one cache",
     )
 
 
@@ -345,14 +343,10 @@ def _link() -> Row:
     return link("generate", "width 64", model, request, expected, NEW)
 
 
-def _one_side(side: str, device: str, length: int, batch: int) -> dict[str, Any]:
+def _one_side(side: str, length: int, batch: int) -> dict[str, Any]:
     """Measures the memory of one side in this process."""
     torch.set_num_threads(1)
     model = llama(WIDTH, LAYERS)
-    return (_on_cpu if device == "cpu" else _on_device)(model, side, length, batch)
-
-
-def _on_cpu(model: Any, side: str, length: int, batch: int) -> dict[str, Any]:
     token = torch.arange(batch) + 3
     session = decoder(model, length, batch, NEW).plan().load()
     runs: dict[str, Callable[[], Tensor]] = {
@@ -369,50 +363,5 @@ def _on_cpu(model: Any, side: str, length: int, batch: int) -> dict[str, Any]:
     return {"peak": value, "sum": total}
 
 
-def _on_device(model: Any, side: str, length: int, batch: int) -> dict[str, Any]:
-    """The emulated device is this process: its weights and cache from loading on, beside those of the model."""
-    request, prompt, new = _request(batch, 8), 8, 3
-    # All rows end after a few tokens, so that the cache is as long as it may be and the request is not.
-    with torch.inference_mode():
-        expected = model.generate(**request, max_new_tokens=new, do_sample=False)
-    ends = {"eos_token_id": expected[:, -1].unique().tolist(), "min_new_tokens": new}
-    stages = importlib.import_module("orchestrator_stages")
-    sizes = {"batch": (batch,), "tokens": (prompt,), "cache": (length,)}
-    pipeline = stages.from_transformers(model, max_new_tokens=length - prompt, **ends, **sizes)
-    plan = pipeline.plan(device=DEVICE)
-
-    def session() -> Tensor:
-        with plan.load() as loaded:
-            tokens: Tensor = loaded(**request)["tokens"]
-            return tokens
-
-    def expert() -> Tensor:
-        own = copy.deepcopy(model)
-        token, cache = prefill(own, request, length)
-        tokens = [request["input_ids"], token[:, None]]
-        for at in range(prompt, prompt + new - 1):
-            seen = torch.ones(batch, at + 1, dtype=torch.int64)
-            place = torch.full((batch, 1), at)
-            out = own(
-                input_ids=token[:, None],
-                attention_mask=seen,
-                position_ids=place,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            token = out.logits[:, -1].argmax(1)
-            tokens.append(token[:, None])
-        return torch.cat(tokens, 1)
-
-    run = session if side == "session" else expert
-    with torch.inference_mode():
-        total = int(run()[:, : prompt + new].sum())
-        with no_collector():
-            peak = Peak("cpu")
-            run()
-            value = peak.value()
-    return {"peak": value, "sum": total}
-
-
 if __name__ == "__main__":
-    print(json.dumps(_one_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    print(json.dumps(_one_side(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
