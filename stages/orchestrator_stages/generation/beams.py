@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, TensorSpec
-from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain
+from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, in_lanes
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
@@ -219,13 +219,12 @@ class BeamStep(nn.Module):
         """Scores, tokens and beams of the best continuations ``[batch, candidates]``, or of those that are drawn."""
         # Scores of all continuations, then more of them than there are beams, in case some end.
         rows, vocabulary = new_ids.shape[0], logits.shape[-1]
-        if logits.dim() < new_ids.dim():
-            logits = logits[:, None].expand(-1, self.beams, -1)
-        values = logits.flatten(0, 1)
+        values = in_lanes(logits, self.beams).flatten(0, 1)
         if self.processors is not None:
             values = torch.log_softmax(values, -1)
             prompts = [more[name].repeat_interleave(self.beams, 0) for name in PROMPTS if name in more]
-            values = self.processors(values, step, new_ids.flatten(0, 1), *prompts)
+            guide = {"guide": in_lanes(more["guide"], self.beams).flatten(0, 1)} if "guide" in more else {}
+            values = self.processors(values, step, new_ids.flatten(0, 1), *prompts, **guide)
         values = (values.view(rows, self.beams, vocabulary) + running_scores[..., None]).flatten(1)
         if self.is_sampling:
             places = draw_tokens(torch.softmax(values, -1), more["noise"].flatten(1), self.candidates)

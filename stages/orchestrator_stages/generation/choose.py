@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.generation.beams import begin_beams
-from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, to_the_left
+from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, in_lanes, to_the_left
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
@@ -115,7 +115,8 @@ class NextToken(nn.Module):
     Attributes:
         ports: What it takes behind the state of the tokens, in this order: ``before`` and ``is_token`` where the
             tokens so far are looked at, see :class:`BeginTokens`; ``noise`` ``[batch, vocabulary]`` where they are
-            drawn; ``is_over`` ``[1]``, bool, where time is limited.
+            drawn; ``is_over`` ``[1]``, bool, where time is limited; ``guide`` like ``logits``, those of a second run,
+            where there is one.
     """
 
     eos: Tensor
@@ -159,11 +160,14 @@ class NextToken(nn.Module):
         # Lanes are rows while a token is chosen.
         values = dict(zip(self.ports, more[self.counts_lengths :], strict=False))
         prompts = [values[name].repeat_interleave(self.lanes, 0) for name in PROMPTS if name in values]
-        if logits.dim() < new_ids.dim():
-            logits = logits[:, None].expand(-1, self.lanes, -1)
-        scores = logits.reshape(-1, logits.shape[-1])
+        scores = in_lanes(logits, self.lanes).reshape(-1, logits.shape[-1])
         if self.processors is not None and self.processors.reads:
-            scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts)
+            guide = (
+                {"guide": in_lanes(values["guide"], self.lanes).reshape_as(scores)}
+                if "guide" in values
+                else {}
+            )
+            scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts, **guide)
         if self.is_sampling:
             token = draw_tokens(torch.softmax(scores, -1), values["noise"].reshape_as(scores))[:, 0]
         else:

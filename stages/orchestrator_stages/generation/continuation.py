@@ -12,6 +12,7 @@ from orchestrator_stages.generation.chat import ChatPrompt
 from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, WithinReach
 from orchestrator_stages.generation.follow import follow
 from orchestrator_stages.generation.generator import Generator, ShortDecode
+from orchestrator_stages.generation.guidance import GuidedGenerator
 from orchestrator_stages.generation.processors import PROMPTS
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.token_loop import TokenLoop
@@ -65,7 +66,9 @@ class Continuation:
         self.slots = self.longest + selection.new if slots is None else slots
         self.model = model
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.generator = self._follow(self.vocabulary)
+        self.generator: Any = self._follow(self.vocabulary)
+        if selection.is_guided:
+            self.generator = GuidedGenerator(self.generator, selection.negative, selection.new)
         mask = {"mask": TensorSpec((rows, self.slots), torch.int64)}
         prompt = TensorSpec((rows, tokens), torch.int64)
         self.loop = TokenLoop(selection, rows, self.vocabulary, self.generator, mask, prompt, self.longest)
@@ -98,7 +101,8 @@ class Continuation:
         prompt = self._prefill(pipeline, ids, mask)
         values |= {port: begin[port] for port in ("filler", *prompts, *loop.specs)}
         values |= {"ids": ids, "seen": mask, "mask": prompt["mask"]}
-        values |= loop.choose(pipeline, prompt["logits"], values | {"position": prompt["position"]})
+        beside = ("position", *("guide",) * self.selection.is_guided)
+        values |= loop.choose(pipeline, prompt["logits"], values | {port: prompt[port] for port in beside})
         values |= loop.spread(pipeline, prompt, self.generator.specs(self.rows))
         choices = self.draw_loops(pipeline, values, cache, check_every)
         # What comes out is as generate() returns it, prompts first.

@@ -94,6 +94,10 @@ class Generator(nn.Module):
         self._dims = self._batch_dims(self._trial(3)[1])
         self.aliases = self._updated()
 
+    def with_slots(self, slots: int) -> Generator:
+        """Returns what runs the same model, of text alone, over a cache of another size."""
+        return Generator(self.model, slots, is_static=self.is_static, empty_cache=self._empty_cache)
+
     def _trial(self, batch: int) -> tuple[CacheTemplate, dict[str, Tensor]]:
         """Runs the prompt over fake tensors: the cache that it leaves, and the tensors in it."""
         cache = self._empty_cache(self.model.config, self.slots)

@@ -6,9 +6,12 @@ None; else one of the generation config; else the library's default.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from orchestrator import GraphError
 from orchestrator.errors import nearest
@@ -24,7 +27,15 @@ from orchestrator_stages.generation.tables import (
 from orchestrator_stages.generation.versions import adds_length, default_options
 from orchestrator_stages.origin import check_config
 
-__all__ = ["NEW", "check_length", "known_options", "prompt_selection", "read_options", "refuse_options"]
+__all__ = [
+    "NEW",
+    "check_length",
+    "known_options",
+    "one_row",
+    "prompt_selection",
+    "read_options",
+    "refuse_options",
+]
 
 NEW = 20
 """Tokens that are added at most where the config does not say; what ``generate()`` takes."""
@@ -37,6 +48,7 @@ INPUTS = frozenset({"inputs", "input_ids", "attention_mask", "input_features", "
 INSTEAD: Mapping[str, str] = {
     "generation_config": "Set model.generation_config, or pass its options one by one",
     "decoder_input_ids": "A sequence of Whisper begins with language and task",
+    "negative_prompt_attention_mask": "A negative prompt is one row without padding: negative_prompt_ids=[[5, 6]]",
     "streamer": "Watch the tokens with session.stream(requests, partial=('decode.token',))",
     "tokenizer": "Pass it as tokenizer=",
 }
@@ -140,6 +152,8 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
         GraphError: An option asks for what is not supported.
     """
     # Lengths that count the prompt differ from request to request, so only those that count new tokens are rules.
+    user_options = dict(user_options)
+    negative = user_options.pop("negative_prompt_ids", None)
     options = read_options(model, user_options)
     new = options["max_new_tokens"]
     if new is None and not options["default_length"]:
@@ -165,4 +179,52 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
     own = {
         option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
     }
-    return read_selection(model, own, PROMPT, new, tokenizer)
+    selection = read_selection(model, own, PROMPT, new, tokenizer)
+    return dataclasses.replace(
+        selection, negative=_negative_ids(model, negative, is_read=selection.is_guided)
+    )
+
+
+def _negative_ids(model: Any, ids: Any, *, is_read: bool) -> tuple[int, ...]:
+    """Returns the ids of a negative prompt.
+
+    Args:
+        model: The model.
+        ids: As the user gives them; None: there are none.
+        is_read: There is guidance, which reads them.
+
+    Raises:
+        GraphError: They are none of the model, or nothing reads them.
+    """
+    if ids is None:
+        return ()
+    if not is_read:
+        raise GraphError(
+            "negative_prompt_ids is read with guidance_scale alone; pass guidance_scale=..., or leave it out.",
+            option="negative_prompt_ids",
+        )
+    row = one_row(ids, "negative_prompt_ids")
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    unknown = [token for token in row if not 0 <= token < vocabulary]
+    if unknown:
+        raise GraphError(
+            f"negative_prompt_ids has {unknown[0]}, but the model knows {vocabulary} tokens.",
+            option="negative_prompt_ids",
+        )
+    return tuple(row)
+
+
+def one_row(ids: Any, option: str) -> list[int]:
+    """Returns one row of ids that is the same for all rows of a request.
+
+    Raises:
+        GraphError: It is none.
+    """
+    tokens = torch.as_tensor(ids)
+    if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1] or tokens.is_floating_point():
+        raise GraphError(
+            f"{option} is one row of ids for all rows of a request, such as [[5, 6]], not {ids!r:.80}.",
+            option=option,
+        )
+    row: list[int] = tokens[0].tolist()
+    return row

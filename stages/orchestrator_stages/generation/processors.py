@@ -22,11 +22,13 @@ from orchestrator import HostStage, TensorSpec
 
 __all__ = [
     "PROMPTS",
+    "Guidance",
     "HostProcessors",
     "LibraryObject",
     "ProcessorChain",
     "follow_processors",
     "ids_so_far",
+    "in_lanes",
     "to_the_left",
 ]
 
@@ -136,6 +138,42 @@ class LibraryProcessor(LibraryObject):
         return result
 
 
+class Guidance(library.UnbatchedClassifierFreeGuidanceLogitsProcessor):  # type: ignore[misc]
+    """The processor of the library that compares with a second run of the model, without the model.
+
+    Args:
+        scale: The weight of the difference.
+        logits: ``[rows, vocabulary]`` of the second run; None: they come with a token.
+    """
+
+    def __init__(self, scale: float, logits: Tensor | None = None) -> None:
+        self.guidance_scale = scale
+        self.logits = logits
+
+    def get_unconditional_logits(self, input_ids: Any) -> Tensor:
+        """Returns what the class runs the model for, ``[rows, 1, vocabulary]``."""
+        del input_ids
+        assert self.logits is not None
+        return self.logits[:, None]
+
+
+class GuidanceProcessor(nn.Module):
+    """The same as a module: logits of the second run and scores ``[rows, vocabulary]`` to scores.
+
+    Args:
+        scale: The weight of the difference.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, guide: Tensor, scores: Tensor) -> Tensor:
+        """Returns the scores as the class changes them."""
+        result: Tensor = Guidance(self.scale, guide)(None, scores)
+        return result
+
+
 class LengthProcessor(nn.Module):
     """A processor that does the same at most lengths.
 
@@ -167,8 +205,8 @@ class ProcessorChain(nn.Module):
     """Processors in the order of ``generate()``.
 
     Args:
-        processors: Modules, each with what its class looks at: ``scores``, ``length``, ``ids``, or ``tokens``: ids
-            without the padding of a prompt.
+        processors: Modules, each with what its class looks at: ``scores``, ``length``, ``ids``, ``tokens``: ids
+            without the padding of a prompt, or ``guide``: logits of a second run.
         filler: The id that no token has.
 
     Attributes:
@@ -182,7 +220,9 @@ class ProcessorChain(nn.Module):
         self.filler = filler
         self.reads_ids = "ids" in self.reads or "tokens" in self.reads
 
-    def forward(self, scores: Tensor, step: Tensor, new_ids: Tensor, *prompts: Tensor) -> Tensor:
+    def forward(
+        self, scores: Tensor, step: Tensor, new_ids: Tensor, *prompts: Tensor, guide: Tensor | None = None
+    ) -> Tensor:
         """Returns processed scores.
 
         Args:
@@ -191,8 +231,9 @@ class ProcessorChain(nn.Module):
             new_ids: ``[rows, new]``, int64: these.
             prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``is_token``, the
                 same, bool, False where there is padding.
+            guide: ``[rows, vocabulary]``: logits of a second run, where one is looked at.
         """
-        ids = {"scores": scores.new_zeros(0)}
+        ids = {"scores": scores.new_zeros(0)} | ({} if guide is None else {"guide": guide})
         if self.reads_ids:
             before, is_token = prompts
             bare = torch.where(is_token, before, self.filler)
@@ -217,32 +258,39 @@ def follow_processors(
     """
     chain: list[tuple[str, nn.Module]] = []
     for processor in processors:
-        name = type(processor).__name__
-        if getattr(library, name, None) is not type(processor):
+        links = _links(processor, before, steps, vocabulary)
+        if links is None:
             return None
-        # The first call of some classes lays down tensors for this vocabulary; a module has them from the beginning.
-        if name in IDS:
-            processor(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, vocabulary))
-        # Padding that a class leaves out itself, by a tensor of this request, is put out of its sight instead.
-        reads = "ids"
-        if isinstance(vars(processor).get("prompt_ignore_length"), Tensor):
-            processor, reads = copy.copy(processor), "tokens"
-            processor.prompt_ignore_length = None
-        module = LibraryProcessor(processor)
-        if not _is_static(module, vocabulary):
-            return None
-        if name in SCORES:
-            chain.append(("scores", module))
-        elif name in LENGTH:
-            kinds = _kinds(module, before, steps, vocabulary)
-            if kinds is None:
-                return None
-            chain += [("length", LengthProcessor(module, *kinds))] if kinds[1] else []
-        elif name in IDS and _is_right_on_a_buffer(processor, module, vocabulary):
-            chain.append((reads, module))
-        else:
-            return None
+        chain += links
     return ProcessorChain(chain, vocabulary)
+
+
+def _links(
+    processor: Any, before: int, steps: int, vocabulary: int
+) -> Sequence[tuple[str, nn.Module]] | None:
+    """Returns a processor as modules, each with what it looks at: none if it never does anything; None: on the host."""
+    name = type(processor).__name__
+    if isinstance(processor, Guidance):
+        return [("guide", GuidanceProcessor(processor.guidance_scale))]
+    if getattr(library, name, None) is not type(processor):
+        return None
+    # The first call of some classes lays down tensors for this vocabulary; a module has them from the beginning.
+    if name in IDS:
+        processor(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, vocabulary))
+    # Padding that a class leaves out itself, by a tensor of this request, is put out of its sight instead.
+    reads = "ids"
+    if isinstance(vars(processor).get("prompt_ignore_length"), Tensor):
+        processor, reads = copy.copy(processor), "tokens"
+        processor.prompt_ignore_length = None
+    module = LibraryProcessor(processor)
+    if not _is_static(module, vocabulary):
+        return None
+    if name in SCORES:
+        return [("scores", module)]
+    if name in LENGTH:
+        kinds = _kinds(module, before, steps, vocabulary)
+        return None if kinds is None else [("length", LengthProcessor(module, *kinds))] * bool(kinds[1])
+    return [(reads, module)] if name in IDS and _is_right_on_a_buffer(processor, module, vocabulary) else None
 
 
 def _is_static(processor: LibraryProcessor, vocabulary: int) -> bool:
@@ -307,6 +355,7 @@ class HostProcessors(HostStage):
         before: How many tokens the processors think that a prompt has.
         is_normal: They change logarithms of probabilities, which the logits are made first.
         is_encoded: There is an encoder; prompts are those of its decoder, and have no padding.
+        is_guided: Behind all others it takes ``guide`` like ``logits``, those of a second run.
     """
 
     def __init__(
@@ -318,6 +367,7 @@ class HostProcessors(HostStage):
         *,
         is_normal: bool,
         is_encoded: bool = False,
+        is_guided: bool = False,
     ) -> None:
         super().__init__(tag="process")
         self.processors = tuple(processors)
@@ -325,15 +375,19 @@ class HostProcessors(HostStage):
         self.before = before
         self.is_normal = is_normal
         self.is_encoded = is_encoded
-        self.ports = ("step", "new_ids", "ids", "encoded" if is_encoded else "seen")
+        guide = ("guide",) if is_guided else ()
+        self.ports = ("step", "new_ids", "ids", "encoded" if is_encoded else "seen", *guide)
         self.inputs = dict.fromkeys(("logits", *self.ports))
         self.outputs = {"scores": spec}
 
-    def forward(self, logits: Tensor, step: Tensor, new_ids: Tensor, ids: Tensor, other: Tensor) -> Tensor:
+    def forward(
+        self, logits: Tensor, step: Tensor, new_ids: Tensor, ids: Tensor, other: Tensor, *guide: Tensor
+    ) -> Tensor:
         """Calls them one after another with exactly the tokens that there are."""
-        if self.lanes > 1 and logits.dim() == 2:
-            logits = logits[:, None].expand(-1, self.lanes, -1)
+        # What is of a row comes once for each of its lanes, which are rows here.
+        logits, *guide_rows = (in_lanes(tensor, self.lanes) for tensor in (logits, *guide))
         scores = logits.flatten(0, -2)
+        guides = [tensor.flatten(0, -2) for tensor in guide_rows]
         ids, seen = (ids, torch.ones_like(ids)) if self.is_encoded else to_the_left(other, ids, other)
         padding = (seen != 0).to(torch.int64).argmax(1).repeat_interleave(self.lanes, 0)
         new = new_ids.flatten(0, -2)[:, : int(step)]
@@ -342,15 +396,23 @@ class HostProcessors(HostStage):
         count = whole.new_zeros(len(whole), self.before + int(step))
         for processor in self.processors:
             seen_ids = count if type(processor).__name__ in COUNTING else whole
-            scores = bind_request(processor, other if self.is_encoded else ids, padding)(seen_ids, scores)
+            prompts = other if self.is_encoded else ids
+            scores = bind_request(processor, prompts, padding, *guides)(seen_ids, scores)
         return scores.view_as(logits)
 
 
-def bind_request(processor: Any, ids: Tensor, padding: Tensor) -> Any:
-    """Returns a processor that knows the prompts of this request, or what was encoded, and their padding."""
+def in_lanes(logits: Tensor, lanes: int) -> Tensor:
+    """Returns logits ``[batch, lanes, vocabulary]``, of a prompt for all of them; without that dim if there is one."""
+    return logits[:, None].expand(-1, lanes, -1) if lanes > 1 and logits.dim() == 2 else logits
+
+
+def bind_request(processor: Any, ids: Tensor, padding: Tensor, *guide: Tensor) -> Any:
+    """Returns a processor that knows the prompts of this request, or what was encoded, padding, and a second run."""
     # generate() makes processors for each request, of its tensors; these are all that hold one.
     if isinstance(processor, library.EncoderNoRepeatNGramLogitsProcessor):
         return type(processor)(processor.ngram_size, ids)
+    if isinstance(processor, Guidance):
+        return Guidance(processor.guidance_scale, *guide)
     bound = copy.copy(processor)
     if isinstance(processor, library.EncoderRepetitionPenaltyLogitsProcessor):
         bound.encoder_input_ids = ids

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from orchestrator import GraphError
-from orchestrator_stages.generation.processors import LENGTH, PROMPTS, ProcessorChain, follow_processors
+from orchestrator_stages.generation.processors import (
+    LENGTH,
+    PROMPTS,
+    Guidance,
+    ProcessorChain,
+    follow_processors,
+    library,
+)
 from orchestrator_stages.generation.stopping import StopStrings, make_stop_criterion
 
 __all__ = ["Selection", "read_selection"]
@@ -33,6 +40,7 @@ class Selection:
         pad: What follows the end of a sequence.
         eos: Tokens that end it.
         stop_criterion: What ``generate()`` makes of stop strings; None: there are none.
+        negative: The ids of a negative prompt, of which every row's second run begins; empty: there is none.
     """
 
     config: Any
@@ -42,6 +50,7 @@ class Selection:
     pad: int
     eos: tuple[int, ...]
     stop_criterion: Any = None
+    negative: tuple[int, ...] = ()
 
     @property
     def is_sampling(self) -> bool:
@@ -67,6 +76,11 @@ class Selection:
     def max_time(self) -> float | None:
         """After how many seconds no further token is made; None: that does not matter."""
         return self.config.max_time  # type: ignore[no-any-return]
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the model runs a second time for each token."""
+        return any(isinstance(processor, Guidance) for processor in self.processors)
 
     @property
     def counts_lengths(self) -> bool:
@@ -127,6 +141,7 @@ class Selection:
             *(PROMPTS if reads_ids else ()),
             *(("noise",) if self.is_sampling else ()),
             *(("is_over",) if self.max_time is not None else ()),
+            *(("guide",) if processors is not None and self.is_guided else ()),
         )
 
     def follow_stop(self, vocabulary: int) -> StopStrings | None:
@@ -196,6 +211,11 @@ def read_selection(
                 model_kwargs={"attention_mask": torch.arange(before)[None] > 0},
             )
         stop = _stop_criterion(config, tokenizer)
+        # One of them holds the model; here it is told what it would run that for.
+        guided = library.UnbatchedClassifierFreeGuidanceLogitsProcessor
+        processors = [
+            Guidance(item.guidance_scale) if isinstance(item, guided) else item for item in processors
+        ]
     except (TypeError, ValueError) as error:
         raise GraphError(
             f"generate() refuses these options: {error}", option=_culprit(options, error)

@@ -179,7 +179,7 @@ class TokenLoop:
             pipeline: The pipeline, or the body of its loop.
             logits: The logits.
             values: What is there by name: what the choice takes, the prompts, ``random``, ``started``, ``position`` of
-                what ran last, and ``is_full`` in a loop that reads a part of the cache.
+                what ran last, ``guide`` of a second run, and ``is_full`` in a loop that reads a part of the cache.
         """
         # What only the host can do comes first: random numbers, processors that no device follows, and the clock.
         lanes = (self.selection.lanes,) if self.selection.lanes > 1 else ()
@@ -194,6 +194,7 @@ class TokenLoop:
                 self.selection.before,
                 is_normal=self.selection.has_beams,
                 is_encoded=self.encoding is not None,
+                is_guided=self.selection.is_guided,
             )
             process = pipeline.add("process", stage, device="host")
             logits = process(logits, *(values[port] for port in stage.ports))
@@ -209,7 +210,8 @@ class TokenLoop:
         names = (*filler, *self.specs, *self.choice.ports, *full)
         # Before the loop all lanes have the logits of the prompt.
         has_lanes = "token" in values or self.processors is None
-        specs = {"logits": shape if has_lanes else TensorSpec((self.rows, self.vocabulary)), "noise": shape}
+        scores = shape if has_lanes else TensorSpec((self.rows, self.vocabulary))
+        specs = {"logits": scores, "guide": scores, "noise": shape}
         specs = self.padded_specs({**specs, **self.constants, **self.specs})
         step = pipeline.add(
             "choose", self.choice, inputs={name: specs.get(name) for name in ("logits", *names)}
@@ -242,6 +244,7 @@ class TokenLoop:
         step = body.add("decode", decode, inputs=ports, aliases=aliases)
         token = step(*(values[port] for port in ports))
         full = {"position": token["position"], **({"is_full": token["full"]} if is_part else {})}
+        full |= {"guide": token["guide"]} if self.selection.is_guided else {}
         following = self.choose(body, token["logits"], {**values, **full})
         for port in (*self.carries, "done", *["leave"] * is_part):
             body.output(port, token[port] if port in state else following[port])

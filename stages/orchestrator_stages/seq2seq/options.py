@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from orchestrator import GraphError
-from orchestrator_stages.generation.options import NEW, check_length, read_options, refuse_options
+from orchestrator_stages.generation.options import (
+    NEW,
+    check_length,
+    one_row,
+    read_options,
+    refuse_options,
+)
 from orchestrator_stages.generation.selection import Selection, read_selection
 from orchestrator_stages.seq2seq.families import ModelFamily
 
@@ -86,6 +92,12 @@ def read_beginning(
     if speech:
         own, options = _as_whisper(model, options, own)
     refuse_options(options, speech=speech)
+    if options.get("guidance_scale") not in (None, 1):
+        raise GraphError(
+            "guidance_scale is for models that go on with a prompt: behind an encoder generate() hands the tokens of "
+            "the decoder to the encoder. Leave it out.",
+            option="guidance_scale",
+        )
     # Then what sequences begin with, how much follows, and how it is chosen.
     start = _start(options)
     ids: tuple[int | None, ...] = (start, *family.prompt(options))
@@ -124,13 +136,7 @@ def _start(options: Mapping[str, Any]) -> int:
 
 def _first_ids(model: Any, start: int, ids: Any) -> tuple[int, ...]:
     """Returns the tokens that every sequence begins with, as ``generate()`` reads ``decoder_input_ids``."""
-    tokens = torch.as_tensor(ids)
-    if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1] or tokens.is_floating_point():
-        raise GraphError(
-            f"decoder_input_ids is one row of ids that all sequences begin with, such as [[5, 6]], not {ids!r:.80}.",
-            option="decoder_input_ids",
-        )
-    row: list[int] = tokens[0].tolist()
+    row = one_row(ids, "decoder_input_ids")
     # Donut begins with its task alone; all others with their start, whether it was given or not.
     is_donut = "donut" in getattr(getattr(model.config, "encoder", None), "model_type", "")
     return tuple(row if is_donut or row[0] == start else [start, *row])

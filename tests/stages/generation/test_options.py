@@ -133,6 +133,43 @@ def test_a_pipeline_gives_the_tokens_of_generate(options: dict[str, Any]):
         assert session(**request, **seed)["tokens"].equal(expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ({"num_return_sequences": 2, "do_sample": True, "encoder_no_repeat_ngram_size": 2}, "cpu"),
+        (
+            {
+                "num_beams": 3,
+                "repetition_penalty": 1.3,
+                "eos_token_id": MANY,
+                "negative_prompt_ids": [[7, 8, 9]],
+            },
+            "cpu",
+        ),
+        ({"cache": (6,)}, "neuron-emulated"),
+    ],
+    ids=str,
+)
+def test_guidance_runs_the_model_a_second_time_as_generate_does(options: dict[str, Any], device: str):
+    request, scale = prompts(5, 3, 4), {"guidance_scale": 1.7, "max_new_tokens": 4}
+    pipeline = from_transformers(MODEL, batch=(4,), tokens=(5,), **scale, **options)
+    plan = pipeline.plan(device=device)
+    known = {option: value for option, value in options.items() if option != "cache"}
+    if "negative_prompt_ids" in known:
+        known["negative_prompt_ids"] = torch.tensor([[7, 8, 9]]).expand(3 * 3, -1)
+    expected = generated(request, **{**known, **scale})
+    assert not generated(request, **{**known, "max_new_tokens": 4, "guidance_scale": 1}).equal(expected)
+    seed = {"seed": SEED} if options.get("do_sample") else {}
+    with plan.load() as session:
+        assert session(**request, **seed)["tokens"].equal(expected)
+    # Both runs have one set of weights, and each a cache that is updated where it is.
+    if device != "cpu":
+        assert [state.name.partition(".")[2] for state in plan.states] == [
+            *("keys_0", "values_0", "guide_keys_0", "guide_values_0")
+        ]
+        assert any({"prefill", "decode-6/decode"} <= set(item.stages) for item in plan.applications)
+
+
 class Clock:
     """A clock that goes on by a second each time it is read, once it is started."""
 
@@ -262,7 +299,10 @@ def test_the_generator_of_the_caller_is_left_alone():
         ({"do_sample": True, "temperature": 0.0}, "temperature"),
         ({"penalty_alpha": 0.5, "top_k": 4}, "penalty_alpha"),
         ({"repetition_penalty": -1.0}, "penalty"),
-        ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"guidance_scale": 2.0, "context": 12}, "guidance_scale"),
+        ({"guidance_scale": 2.0, "negative_prompt_ids": [[5, 99]]}, "negative_prompt_ids has 99"),
+        ({"guidance_scale": 2.0, "negative_prompt_ids": [5]}, "one row of ids"),
+        ({"negative_prompt_ids": [[5]]}, "read with guidance_scale alone"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_by_its_name(options: dict[str, Any], message: str):
