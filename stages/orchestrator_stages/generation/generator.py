@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
@@ -23,6 +22,7 @@ from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_
 from orchestrator_stages.generation.processors import to_the_left
 from orchestrator_stages.generation.state import CacheTemplate, state_of
 from orchestrator_stages.generation.static_forward import forward_context
+from orchestrator_stages.generation.tree import fake_weights
 from orchestrator_stages.generation.versions import prepare_inputs, without_selection
 
 __all__ = ["Generator", "ShortDecode"]
@@ -90,9 +90,10 @@ class Generator(nn.Module):
             transformers.GenerationMixin, "prepare_inputs_for_generation", None
         )
         without_selection(model)
-        self._template, self._shapes = self._trial(2)
-        self._dims = self._batch_dims(self._trial(3)[1])
-        self.aliases = self._updated()
+        with fake_weights(model) as mode, mode, torch.no_grad():
+            self._template, self._shapes = self._trial(2)
+            self._dims = self._batch_dims(self._trial(3)[1])
+            self.aliases = self._updated()
 
     def with_slots(self, slots: int) -> Generator:
         """Returns what runs the same model, of text alone, over a cache of another size."""
@@ -102,20 +103,18 @@ class Generator(nn.Module):
         """Runs the prompt over fake tensors: the cache that it leaves, and the tensors in it."""
         cache = self._empty_cache(self.model.config, self.slots)
         device = next(self.model.parameters()).device
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
-            places = torch.zeros_like(ids).expand(*[self.axes] * (self.axes > 0), *ids.shape)
-            self._run({"input_ids": ids}, torch.ones_like(ids), places, cache, 0)
+        ids = torch.ones(batch, min(TRIAL, self.slots - 1), dtype=torch.int64, device=device)
+        places = torch.zeros_like(ids).expand(*[self.axes] * (self.axes > 0), *ids.shape)
+        self._run({"input_ids": ids}, torch.ones_like(ids), places, cache, 0)
         return CacheTemplate(cache), state_of(cache)
 
     def _updated(self) -> dict[str, str]:
         """Runs one token over fake tensors: which of what is carried is written in place, each an alias of itself."""
         device = next(self.model.parameters()).device
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            state = {name: torch.empty_like(tensor, device=device) for name, tensor in self._shapes.items()}
-            ones = torch.ones(2, dtype=torch.int64, device=device)
-            place = ones.expand(self.axes, 2) if self.axes else ones
-            after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], place, *state.values())
+        state = {name: torch.empty_like(tensor, device=device) for name, tensor in self._shapes.items()}
+        ones = torch.ones(2, dtype=torch.int64, device=device)
+        place = ones.expand(self.axes, 2) if self.axes else ones
+        after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], place, *state.values())
         return {name: name for name, tensor in state.items() if after[name] is tensor}
 
     def _batch_dims(self, larger: Mapping[str, Tensor]) -> dict[str, int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["embed_any_item", "own_tree", "text_model"]
+__all__ = ["embed_any_item", "fake_weights", "own_tree", "text_model"]
 
 
 def own_tree(model: nn.Module) -> nn.Module:
@@ -24,6 +27,33 @@ def own_tree(model: nn.Module) -> nn.Module:
     if not grouped and getattr(tree, "_can_set_experts_implementation", bool)():
         tree.set_experts_implementation("batched_mm")
     return tree  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def fake_weights(*modules: nn.Module) -> Iterator[FakeTensorMode]:
+    """Puts fake tensors in place of the weights and buffers of modules; gives the mode that they are fake in.
+
+    What an operation gives for fake tensors alone is remembered by torch; among real weights each is worked out anew.
+
+    Args:
+        modules: Of a tree of one's own; they have their weights again afterwards.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    children = dict.fromkeys(child for module in modules for child in module.modules())
+    weights = [
+        (place, name, weight)
+        for child in children
+        for place in (child._parameters, child._buffers)
+        for name, weight in place.items()
+        if weight is not None
+    ]
+    try:
+        for place, name, weight in weights:
+            place[name] = mode.from_tensor(weight)  # type: ignore[assignment]
+        yield mode
+    finally:
+        for place, name, weight in weights:
+            place[name] = weight  # type: ignore[assignment]
 
 
 def embed_any_item(tree: Any, token: int) -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.checks import following
 from orchestrator_stages.generation.selfcheck import compare_logits, generate_logits
 from orchestrator_stages.generation.state import CacheTemplate, state_of
-from orchestrator_stages.generation.tree import own_tree
+from orchestrator_stages.generation.tree import fake_weights, own_tree
 from orchestrator_stages.seq2seq.forward import DecoderForward, Encoder
 
 __all__ = ["Trial", "check_logits", "try_model"]
@@ -105,21 +104,23 @@ def try_model(
         encode = encoder or Encoder(tree, is_static=is_static)
         decoder = DecoderForward(tree, slots, is_static=is_static)
         try:
-            runs = [
-                _run(
-                    encode,
-                    decoder,
-                    [spec.shape({batch.name: rows, name: length}) for spec in specs.values()],
-                    tuple(specs.values()),
-                )
-                for rows, length in zip(BATCHES, lengths, strict=True)
-            ]
+            with fake_weights(encode, decoder) as mode, mode, torch.no_grad():
+                runs = [
+                    _run(
+                        encode,
+                        decoder,
+                        [spec.shape({batch.name: rows, name: length}) for spec in specs.values()],
+                        tuple(specs.values()),
+                    )
+                    for rows, length in zip(BATCHES, lengths, strict=True)
+                ]
+                logits = _read_next(decoder, *runs[0])
             if start is not None:
                 _check_texts(model, encode, decoder, specs, longest, start)
         except Exception as error:
             reasons.append(error)
             continue
-        (readings, logits, cache), (others, _, other_cache) = runs
+        (readings, cache), (others, other_cache) = runs
         small, large = readings | state_of(cache), others | state_of(other_cache)
         shapes = {name: (value.shape, large[name].shape, value.dtype) for name, value in small.items()}
         template = CacheTemplate(cache)
@@ -134,21 +135,25 @@ def _run(
     decoder: DecoderForward,
     shapes: Sequence[tuple[int, ...]],
     specs: Sequence[TensorSpec],
-) -> tuple[dict[str, Tensor], Tensor, Any]:
-    """Encodes, and reads two tokens; returns what the decoder reads of the encoder, its logits and its cache."""
+) -> tuple[dict[str, Tensor], Any]:
+    """Encodes, and reads one token; returns what the decoder reads of the encoder, and its cache."""
     device = next(decoder.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        values, *masks = (
-            torch.ones(shape, dtype=spec.dtype, device=device)
-            for shape, spec in zip(shapes, specs, strict=True)
-        )
-        readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
-        token = torch.zeros(len(values), dtype=torch.int64, device=device)
-        _, cache = decoder.first(token[:, None], readings)
-        position = torch.zeros(1, dtype=torch.int64, device=device)
-        later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
-        logits, _ = decoder.next(token, readings, later, position)
-    return readings, logits, cache
+    values, *masks = (
+        torch.ones(shape, dtype=spec.dtype, device=device) for shape, spec in zip(shapes, specs, strict=True)
+    )
+    readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
+    token = torch.zeros(len(values), 1, dtype=torch.int64, device=device)
+    _, cache = decoder.first(token, readings)
+    return readings, cache
+
+
+def _read_next(decoder: DecoderForward, readings: dict[str, Tensor], cache: Any) -> Tensor:
+    """Reads a second token, as a loop does: over a cache that was handed out and in; returns the logits."""
+    token = torch.zeros(len(readings["encoding"]), dtype=torch.int64, device=readings["encoding"].device)
+    position = token[:1]
+    later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
+    logits, _ = decoder.next(token, readings, later, position)
+    return logits
 
 
 def check_logits(
