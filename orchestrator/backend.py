@@ -1,6 +1,7 @@
 """All that an author of a backend needs: the classes to subclass, and the records that the planner hands them.
 
 Backend, EagerBackend, CompilingBackend    what a device family must offer; subclass one of the last two
+TensorBackend                              an EagerBackend whose device torch knows
 Capabilities, Link                         what the planner must know of a device
 Stage, Port, TensorSpec, ModelWrapper      what a device is asked to run
 Application, Program, ProgramInput,
@@ -11,6 +12,7 @@ Adapter, apply, part_of                    what is done to a value on its way, a
 from orchestrator.adapter import Adapter, apply, part_of
 from orchestrator.devices.base import Backend, Capabilities, EagerBackend, Handle, Link
 from orchestrator.devices.compiling import CompilingBackend
+from orchestrator.devices.tensors import TensorBackend
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, ProgramState
 from orchestrator.specs import PortSpec, TensorSpec
 from orchestrator.stage import ModelWrapper, Port, Stage
@@ -32,6 +34,7 @@ __all__ = [
     "ProgramOutput",
     "ProgramState",
     "Stage",
+    "TensorBackend",
     "TensorSpec",
     "apply",
     "part_of",

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import Backend, CompilingBackend
+from orchestrator.backend import Backend
 from orchestrator.errors import CompileError, PlanError, PluginError, nearest
 from orchestrator.graph import Graph
 from orchestrator.plan import Plan
 from orchestrator.planner.infer.checks import check_mode
 from orchestrator.plugin import PluginManager
+from orchestrator.registry import RegistryEntry
 from orchestrator.runner.interrupts import DeferredSignals
 from orchestrator.runner.load.load import compile_stages, load_executable
+from orchestrator.runner.load.warm import warm
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
@@ -47,7 +49,24 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
                 f"There is no device {device!r}.{nearest(str(device).partition(':')[0], backends.devices)}",
                 device=device,
             ) from error
+        # A device of torch may have a second spelling there, as a renamed ``privateuseone`` has.
+        spelling = torch_backend.canonical(device)
+        if spelling.partition(":")[0] in backends.devices:
+            return resolve_backend(manager, spelling)
         return "torch", torch_backend
+    kind: Any = entry.load()
+    other = kind.substitute(device)
+    if other is not None:
+        return _backend_of(backends.for_device(other), device)
+    return _backend_of(entry, device)
+
+
+def _backend_of(entry: RegistryEntry, device: str) -> tuple[str, type[Backend]]:
+    """The name and class of an entry, which has to take the device string.
+
+    Raises:
+        PlanError: It does not.
+    """
     kind: Any = entry.load()
     if not kind.accepts(device):
         raise PlanError(
@@ -191,9 +210,9 @@ class PipelineLoader:
             with own_modes():
                 builds = compile_stages(plan, self._graph, backends, store)
                 executable = load_executable(plan, self._graph, backends, builds)
+                warm(executable)
                 for backend in backends.values():
-                    if isinstance(backend, CompilingBackend):
-                        backend.begin_counting()
+                    backend.begin_counting()
                 return Session(executable, self._stage_observers(plan), self._request_observers(plan))
         except BaseException:
             # An interrupt may come anywhere: also where a block of ``no_grad`` has ended and is not left yet.
@@ -220,7 +239,14 @@ class PipelineLoader:
     def _backends(self, plan: Plan) -> dict[str, Backend]:
         backends = {}
         for group in plan.groups:
-            _, kind = resolve_backend(self._manager, group.device)
+            name, kind = resolve_backend(self._manager, group.device)
+            if name != group.backend:
+                raise CompileError(
+                    f"The plan of {plan.pipeline!r} was made for {group.device!r} of the backend {group.backend!r}, "
+                    f"and here that name means the backend {name!r}. Plan again, for a device that is here; or install "
+                    f"what the plan was made with.",
+                    device=group.device,
+                )
             backends[group.device] = kind(group.device, dict(group.options))
         return backends
 

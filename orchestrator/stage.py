@@ -211,6 +211,20 @@ class Stage:
         wrapper = self.wrapper
         return wrapper.model if wrapper is not None and not wrapper.overrides("forward") else self.target
 
+    def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns how it is called with values by port: by position while no port is left out, then by keyword."""
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        gap = False
+        for port in self.inputs:
+            if port.name not in values:
+                gap = True
+            elif gap or port.keyword:
+                keywords[port.name] = values[port.name]
+            else:
+                positional.append(values[port.name])
+        return tuple(positional), keywords
+
     def input(self, name: str) -> Port:
         """Returns an input port.
 

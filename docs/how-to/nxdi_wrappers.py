@@ -1,4 +1,4 @@
-"""Wrappers as they are written for NxD Inference, in a pipeline; needs NxD Inference, and for `neuron` a device."""
+"""Wrappers as they are written for NxD Inference, in a pipeline; needs NxD Inference, and for `nxdi` a device."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def make(ranks: int = 2) -> Pipeline:
     return pipeline
 
 
-def main(device: str = "neuron", ranks: int = 2) -> torch.Tensor:
+def main(device: str = "nxdi", ranks: int = 2) -> torch.Tensor:
     """Compiles and runs one request."""
     plan = make(ranks).plan(device=device, options={"tp_degree": ranks})
     with plan.compile("build/").load() as session:

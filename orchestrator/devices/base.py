@@ -111,6 +111,19 @@ class Backend(abc.ABC):
         """Returns the one spelling of a device string (``cuda`` is ``cuda:0``)."""
         return device
 
+    @classmethod
+    def substitute(cls, device: str) -> str | None:
+        """Returns the device string of another family that this one stands for on this machine, or None.
+
+        For a name that two families had, one after the other: what it means hangs on what is installed.
+        """
+        return None
+
+    @classmethod
+    def remark(cls, device: str) -> str:
+        """Returns what a plan says of this spelling of a device; empty: nothing."""
+        return ""
+
     @property
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
@@ -193,6 +206,9 @@ class Backend(abc.ABC):
         """
         return ()
 
+    def begin_counting(self) -> None:
+        """Starts what :meth:`measured` tells: all is loaded, constants are staged, and eager devices are warm."""
+
     def measured(self) -> Mapping[str, Any] | None:
         """Returns what the device itself counted since it was opened, or None where it counts nothing."""
         return None
@@ -215,6 +231,23 @@ class EagerBackend(Backend):
         Raises:
             CompileError: It cannot be built, or not be brought to the device.
         """
+
+    def prepare(
+        self, function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> None:
+        """Makes a loaded stage ready for calls of these shapes; by default it is called once.
+
+        Asked for every combination of sizes at load, where :attr:`Capabilities.static_shapes` is true.
+
+        Args:
+            function: What :meth:`load` returned.
+            args: Handles and constants by position.
+            keywords: The same by name.
+
+        Raises:
+            CompileError: It cannot be compiled at these shapes.
+        """
+        function(*args, **keywords)
 
     @abc.abstractmethod
     def select(self, handle: Handle, index: int) -> Handle:

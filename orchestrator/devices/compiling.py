@@ -3,7 +3,7 @@
 The order of calls is :meth:`~CompilingBackend.key`, :meth:`~CompilingBackend.warm_up` and
 :meth:`~CompilingBackend.build` (in forked processes) where the store lacks the key, then in the process that runs the
 session ``open``, :meth:`~CompilingBackend.load_application`, staging of constants,
-:meth:`~CompilingBackend.begin_counting`.
+:meth:`~orchestrator.backend.Backend.begin_counting`.
 """
 
 from __future__ import annotations
@@ -68,9 +68,6 @@ class CompilingBackend(Backend):
         Raises:
             CompileError: It does not fit the device, or its weights do not fit.
         """
-
-    def begin_counting(self) -> None:
-        """Starts what :meth:`measured` tells: all is loaded, and constants are staged."""
 
     @abc.abstractmethod
     def gather(self, handle: Handle, dim: int) -> torch.Tensor:

@@ -32,6 +32,7 @@ def place(context: PlanContext) -> PlanContext:
     _check_placement(context)
     resolve = context.options.resolve
     devices: dict[str, str] = {}
+    remarks: dict[str, None] = {}
     families: dict[str, tuple[str, type[Backend]]] = {}
     for name, stage in stages.items():
         wish = _wish(context, stage)
@@ -41,6 +42,8 @@ def place(context: PlanContext) -> PlanContext:
         backend_name, kind = resolve(wish)
         devices[name] = kind.canonical(wish)
         families[devices[name]] = (backend_name, kind)
+        if remark := kind.remark(wish):
+            remarks[remark] = None
     # Where all stages are on the host the plan's device is looked up even so: a wrong name would pass unseen.
     if not families and context.options.device != HOST:
         resolve(str(context.options.device))
@@ -53,7 +56,7 @@ def place(context: PlanContext) -> PlanContext:
         groups=groups,
         backends={device: name for device, (name, _) in families.items()},
         devices=devices,
-    )
+    ).with_notes(*remarks)
 
 
 def _check_placement(context: PlanContext) -> None:

@@ -1,4 +1,4 @@
-"""Runs the device `neuron` on the real classes of NxD Inference, over a simulated device.
+"""Runs the device `nxdi` on the real classes of NxD Inference, over a simulated device.
 
     python tests/neuron/harness.py [NAME ...]     # all checks, or those whose name holds a NAME
 

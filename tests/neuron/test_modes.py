@@ -30,7 +30,7 @@ def _function(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("device", ["neuron", "neuron-emulated"])
+@pytest.mark.parametrize("device", ["nxdi", "neuron-emulated"])
 @pytest.mark.parametrize(
     ("make", "what"),
     [
@@ -68,7 +68,7 @@ class Ignores(Drops):
         return functional.dropout(self.linear(x), 0.5, training=False)
 
 
-@pytest.mark.parametrize("device", ["neuron", "neuron-emulated"])
+@pytest.mark.parametrize("device", ["nxdi", "neuron-emulated"])
 @pytest.mark.parametrize(("target", "part"), [(Looks(), "the module itself"), (nn.Sequential(Drops()), "0")])
 def test_a_stage_that_looks_at_its_training_mode_is_noted(device: str, target: nn.Module, part: str) -> None:
     (note,) = (note for note in _plan(target.train(), device).notes if "training mode" in str(note))

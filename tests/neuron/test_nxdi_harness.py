@@ -1,4 +1,4 @@
-"""The device `neuron` on the real classes of NxD Inference.
+"""The device `nxdi` on the real classes of NxD Inference.
 
 `harness.py` needs what is not in this repository; without it, all of this is skipped.
 """

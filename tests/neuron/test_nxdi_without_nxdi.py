@@ -1,4 +1,4 @@
-"""The device `neuron` where NxD Inference is not installed: planning works, compiling says what to install."""
+"""The device `nxdi` where NxD Inference is not installed: planning works, compiling says what to install."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def program(name: str = "net", *shapes: tuple[int | str, ...], **more) -> Progra
 
 @absent
 def test_planning_needs_nothing_and_compiling_says_what_to_install(tmp_path: Path):
-    plan = vision_text(batch=4).plan(device="neuron", options={"tp_degree": 2})
+    plan = vision_text(batch=4).plan(device="nxdi", options={"tp_degree": 2})
     assert (plan.summary["uploads"], plan.summary["downloads"]) == (4, 1)
     with pytest.raises(CompileError) as excinfo:
         plan.compile(tmp_path)
@@ -67,7 +67,7 @@ def test_planning_needs_nothing_and_compiling_says_what_to_install(tmp_path: Pat
 @absent
 def test_session_needs_the_packages_too():
     with pytest.raises(CompileError, match="install"):
-        NxdiBackend("neuron").open()
+        NxdiBackend("nxdi").open()
     with pytest.raises(CompileError, match="install"):
         from_nxdi(object())
 
@@ -81,7 +81,7 @@ def test_packages_without_a_device(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         CompileError, match=r"no Neuron device here \(RuntimeError: no driver\); 'neuron-emulated'"
     ):
-        NxdiBackend("neuron").open()
+        NxdiBackend("nxdi").open()
 
 
 def test_importing_the_plugin_imports_neither_torch_nor_nxd_inference():
@@ -189,4 +189,4 @@ def test_what_a_forward_may_not_give(monkeypatch: pytest.MonkeyPatch, gives: obj
 def test_stage_of_this_project_is_foldable():
     pipeline = Pipeline("one")
     pipeline.output("y", pipeline.add("net", nn.Linear(2, 2))(pipeline.input("x", TensorSpec((1, 2)))))
-    assert NxdiBackend("neuron").foldable(pipeline.freeze().stages["net"])
+    assert NxdiBackend("nxdi").foldable(pipeline.freeze().stages["net"])

@@ -17,7 +17,7 @@ from orchestrator_neuron.nxdi import packages
 from tests.neuron.programs import program, spec
 
 DEVICE = "neuron-emulated"
-both = pytest.mark.parametrize("device", ["neuron", DEVICE])
+both = pytest.mark.parametrize("device", ["nxdi", DEVICE])
 
 
 def pipeline_of(stage: Any, spec_of_input: TensorSpec, **more: Any) -> Pipeline:
@@ -201,7 +201,7 @@ def test_a_wrapper_without_example_inputs_takes_its_shapes_from_the_graph(
     stand_in: ModuleType, batch: int
 ) -> None:
     wrapper = stand_in.ModelWrapper(_config(), ScaledLinear, "net")
-    plan = plan_of(wrapper, TensorSpec((batch, 4)), "neuron")
+    plan = plan_of(wrapper, TensorSpec((batch, 4)), "nxdi")
     (compiled_program,) = plan.programs
     assert [(item.port, item.spec) for item in compiled_program.inputs] == [("x", TensorSpec((batch, 4)))]
     assert [item.spec for item in compiled_program.outputs] == [TensorSpec((batch, 4))]
@@ -210,7 +210,7 @@ def test_a_wrapper_without_example_inputs_takes_its_shapes_from_the_graph(
 def test_an_application_without_example_inputs_is_refused(stand_in: ModuleType) -> None:
     application = stand_in.NeuronApplicationBase(stand_in.ModelWrapper(_config(), ScaledLinear, "net"))
     with pytest.raises(GraphError, match="override input_generator"):
-        plan_of(application, TensorSpec((2, 4)), "neuron")
+        plan_of(application, TensorSpec((2, 4)), "nxdi")
 
 
 @pytest.mark.parametrize("own", [{"world_size": 2}, {"logical_nc_config": 2}, {"hazards": "solve"}], ids=str)

@@ -254,8 +254,10 @@ class Prober:
                 # Versions are read before the call: they grow with in-place writes, except through x.data, which
                 # MemoryUse sees.
                 versions = {name: value._version for name, value in inputs.items()}
+                args, keywords = stage.arguments(values)
                 with MemoryUse(inputs) as use:
-                    result = call_stage(stage, function, values)
+                    result = function(*args, **keywords)
+                del args, keywords
             written_ports = tuple(
                 name
                 for name, old in versions.items()
@@ -323,21 +325,6 @@ class Prober:
         except Exception:
             with fake_tensor.FakeCopyMode(self._mode):
                 return duplicate(wrapper.model, {})
-
-
-def call_stage(stage: Stage, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Calls a stage's function with values by port: by position while no port is left out, then by keyword."""
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    gap = False
-    for port in stage.inputs:
-        if port.name not in values:
-            gap = True
-        elif gap or port.keyword:
-            keywords[port.name] = values[port.name]
-        else:
-            positional.append(values[port.name])
-    return function(*positional, **keywords)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Routes: the adapters that bring a producer's value to one consumer, in order.
 
-What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly;
-elsewhere both happen on the host, or, on the way from a device to itself, in a program. Consumers in one memory share
+What makes a value smaller comes before a move and what makes it larger after it, where the device computes eagerly at
+any size; elsewhere both happen on the host, or, on the way from a device to itself, in a program. So no size that is
+the request's own comes to a device which compiles each new one. Consumers in one memory share
 one move: if they want different cuts, the whole value moves once and is cut there.
 """
 
@@ -82,9 +83,13 @@ class EdgeRoutes:
         first, rest = parts.moves[:1], parts.moves[1:]
         grows_after = self._grows_after(edge)
         many_cuts = len(self._cuts[self._transfer_key(edge)]) > 1
-        # Where to shrink: before the move less is moved. But a compiled device computes nothing beside its programs, a
+        # Where to shrink: before the move less is moved. But a device that compiles would do so for each new size, a
         # gather needs all parts, and consumers who share a move and want several cuts need the whole value there.
-        if first[0].kind == "gather" or self._is_compiled(self.source(edge)) or (many_cuts and grows_after):
+        if (
+            first[0].kind == "gather"
+            or not self._takes_any_size(self.source(edge))
+            or (many_cuts and grows_after)
+        ):
             before, after = none, parts.shrinks
         else:
             before, after = parts.shrinks, none
@@ -105,8 +110,11 @@ class EdgeRoutes:
         *others, last = adapters
         return (*(replace(adapter, place="consumer") for adapter in others), replace(last, place="program"))
 
-    def _is_compiled(self, end: Location) -> bool:
-        return end.memory != HOST and self.context.is_compiled(end.device)
+    def _takes_any_size(self, end: Location) -> bool:
+        if end.memory == HOST:
+            return True
+        capabilities = self.context.groups[end.device].capabilities
+        return capabilities.eager and not capabilities.static_shapes
 
     def source(self, edge: Edge) -> Location:
         """Returns the producing end."""
@@ -151,8 +159,7 @@ class EdgeRoutes:
         return same and self.context.residencies[edge][0] is Residency.HOST
 
     def _grows_after(self, edge: Edge) -> bool:
-        target = self.target(edge)
-        return target.memory == HOST or self.context.groups[target.device].capabilities.eager
+        return self._takes_any_size(self.target(edge))
 
     def _moves(self, edge: Edge) -> tuple[Adapter, ...]:
         source, target = self.source(edge), self.target(edge)

@@ -1,6 +1,7 @@
 """Stage Orchestrator on AWS Neuron.
 
-    neuron            NxD Inference: needs its packages and a device to run; planning needs neither
+    neuron            TorchNeuron, where torch knows that device; else another name of ``nxdi``
+    nxdi              NxD Inference: needs its packages and a device to run; planning needs neither
     neuron-emulated   a device made of ordinary host memory that obeys the same rules; always there
 
 Importing this package, and registering, imports no torch and nothing of NxD Inference.
@@ -28,9 +29,14 @@ __getattr__, __dir__ = lazy_names(__name__, {"from_nxdi": ".nxdi.adopt"})
 
 @hookimpl
 def orchestrator_register_backends(registry: BackendRegistry) -> None:
-    """Registers both device families."""
+    """Registers the device families."""
     registry.add(
         "neuron",
+        "orchestrator_neuron.torchneuron.backend:TorchNeuronBackend",
+        summary="AWS Neuron by TorchNeuron",
+    )
+    registry.add(
+        "nxdi",
         "orchestrator_neuron.nxdi.backend:NxdiBackend",
         summary="AWS Neuron by NxD Inference",
     )

@@ -50,11 +50,11 @@ def _speaker(model: Speaker) -> Pipeline:
 
 def check_entry_points_of_a_module_have_its_weights_once():
     model, folder = Speaker(), Path(tempfile.mkdtemp())
-    plan = _speaker(model).plan("neuron", options=OPTIONS).compile(folder)
+    plan = _speaker(model).plan("nxdi", options=OPTIONS).compile(folder)
     (entry,) = ArtifactStore(folder).entries()
     assert entry.about["programs"] == [program.name for program in plan.programs]
     parameters = list(model.parameters())
-    assert plan.weights == (("neuron", sum(weight.nbytes for weight in parameters)),)
+    assert plan.weights == (("nxdi", sum(weight.nbytes for weight in parameters)),)
     with count_traffic() as loading:
         session = plan.load()
     # Besides weights there is a rank's number for each rank, and a route for each program but the first.
@@ -78,7 +78,7 @@ def check_modules_that_share_a_part_are_one_application():
     pipeline, folder = Pipeline("parts"), Path(tempfile.mkdtemp())
     x = pipeline.input("x", TensorSpec((1, 4)))
     pipeline.output("y", pipeline.add("other", other)(pipeline.add("one", one)(x)))
-    plan = pipeline.plan("neuron", options=OPTIONS).compile(folder)
+    plan = pipeline.plan("nxdi", options=OPTIONS).compile(folder)
     assert len(ArtifactStore(folder).entries()) == 1
     with torch.no_grad(), plan.load() as session:
         value = torch.randn(1, 4)
@@ -90,12 +90,12 @@ def check_what_one_entry_point_leaves_for_another_is_refused():
     x = pipeline.add("one", model.remember)(pipeline.input("x", TensorSpec((1, 4))))
     pipeline.output("y", pipeline.add("other", model.recall)(x))
     with pytest.raises(CompileError, match=r"'seen'.*an output and an input"):
-        pipeline.plan("neuron", options=OPTIONS).load()
+        pipeline.plan("nxdi", options=OPTIONS).load()
 
 
 def check_a_cache_is_aliased_state_of_the_application():
     model = Writer()
-    plan = generation(model).plan("neuron", options=OPTIONS)
+    plan = generation(model).plan("nxdi", options=OPTIONS)
     (state,) = plan.states
     with plan.load() as session:
         for seed in range(3):
@@ -110,7 +110,7 @@ def check_a_cache_is_aliased_state_of_the_application():
 
 def check_loops_after_one_another_update_one_state_at_every_size():
     model = Writer()
-    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2))).plan("neuron", options=OPTIONS)
+    plan = generation(model, loops=(1, STEPS - 1), batch=Dim("batch", (1, 2))).plan("nxdi", options=OPTIONS)
     assert [len(state.updates) for state in plan.states] == [2]
     with plan.load() as session:
         for size in (2, 1, 2):
@@ -124,7 +124,7 @@ def check_loops_after_one_another_update_one_state_at_every_size():
 
 def check_a_cache_that_somebody_else_reads_is_handed_over():
     model = Writer()
-    plan = generation(model, collect=("token", "cache")).plan("neuron", options=OPTIONS)
+    plan = generation(model, collect=("token", "cache")).plan("nxdi", options=OPTIONS)
     assert plan.states == ()
     with plan.load() as session:
         close(session(prompt=prompt())["tokens"], words_by_hand(model, prompt()))

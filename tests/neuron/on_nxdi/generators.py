@@ -30,7 +30,7 @@ def _same_as_generate(model: Any, request: dict[str, Tensor], rounds: int, **siz
     expected = model.generate(**request, max_new_tokens=NEW, do_sample=False, num_beams=1)
     assert expected.shape[1] - NEW in (1, request["input_ids"].shape[1]), "the loop ends by its length"
     pipeline = from_transformers(model, max_new_tokens=NEW, batch=(ROWS,), **sizes)
-    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    plan = pipeline.plan(device="nxdi", options={"tp_degree": RANKS})
     names = ("uploads", "upload_bytes", "downloads", "download_bytes")
     with plan.load() as session:
         for _ in range(2):

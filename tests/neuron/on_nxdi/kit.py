@@ -21,7 +21,7 @@ RANKS = 2
 
 
 def backend(**options: Any) -> NxdiBackend:
-    device = NxdiBackend("neuron", {"tp_degree": RANKS} | options)
+    device = NxdiBackend("nxdi", {"tp_degree": RANKS} | options)
     device.open()
     return device
 

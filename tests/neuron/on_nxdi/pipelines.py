@@ -25,8 +25,8 @@ def _plan_traffic(plan, sizes=None):
 
 
 def _run(pipeline, requests, **options):
-    """Runs requests `(sizes, inputs)` on `neuron`, compares results with those of `cpu`, and counts with promises."""
-    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS, **options})
+    """Runs requests `(sizes, inputs)` on `nxdi`, compares results with those of `cpu`, and counts with promises."""
+    plan = pipeline.plan(device="nxdi", options={"tp_degree": RANKS, **options})
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
         for sizes, inputs in requests:
@@ -131,7 +131,7 @@ def check_stream_and_kept_values():
     inputs = [
         {"x": torch.randn(4, 64), "aux1": torch.randn(4, 16), "aux2": torch.randn(4, 24)} for _ in range(4)
     ]
-    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    plan = pipeline.plan(device="nxdi", options={"tp_degree": RANKS})
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:
         for results, request in zip(session.stream(inputs, depth=2), inputs, strict=True):
@@ -176,7 +176,7 @@ def check_sharded_output_is_joined():
     pipeline = Pipeline("sharded")
     part = pipeline.add("part", nn.Linear(4, 4), config=cut)
     pipeline.output("y", part(pipeline.input("x", TensorSpec((2, 4)))))
-    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    plan = pipeline.plan(device="nxdi", options={"tp_degree": RANKS})
     x = torch.randn(2, 4)
     with plan.compile(tempfile.mkdtemp()).load() as session, count_traffic() as counts:
         result = session(x=x)["y"]
@@ -260,7 +260,7 @@ def check_loops():
         }
 
     # 3. How often the second runs is known afterwards, and decides what the plan promises.
-    plan = pipeline.plan(device="neuron", options={"tp_degree": RANKS})
+    plan = pipeline.plan(device="nxdi", options={"tp_degree": RANKS})
     steps = next(dim.name for dim in plan.dims if dim.decided_by)
     reference = pipeline.plan(device="cpu").load()
     with plan.compile(tempfile.mkdtemp()).load() as session:

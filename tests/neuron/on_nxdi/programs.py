@@ -133,7 +133,7 @@ def check_what_the_host_does():
         device.download(device.adapt(Adapter("pad", (8, 4), rule=7))(handle, {})),
         torch.cat([value, torch.full((2, 4), 7.0)]),
     )
-    close(device.download(device.copy(handle, "neuron")), value)
+    close(device.download(device.copy(handle, "nxdi")), value)
     close(device.gather(handle, 0), torch.cat([value] * RANKS))
     assert device.empty((2, 3), torch.int32).shape == (2, 3)
     # A view that is not one block of memory arrives as one.

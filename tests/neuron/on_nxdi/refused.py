@@ -142,7 +142,7 @@ def _plan(user_stage, width=4, batch=2, **options):
     pipeline = Pipeline("one")
     x = pipeline.input("x", TensorSpec((batch, width)))
     pipeline.output("y", pipeline.add("net", user_stage)(x))
-    return pipeline.plan(device="neuron", options={"tp_degree": RANKS, **options})
+    return pipeline.plan(device="nxdi", options={"tp_degree": RANKS, **options})
 
 
 def check_config_against_plan():
@@ -166,7 +166,7 @@ def check_application_fed_other_shapes():
     _, (theirs, text) = guide_applications(classes, guide_config(classes))
     stages = [from_nxdi(item, inputs=names) for item, names in ((theirs, None), (text, None))]
     with pytest.raises(PlanError, match=r"\[3, 3, 224, 224\]"):
-        guide_pipeline(*stages, batch=3).plan(device="neuron", options={"tp_degree": RANKS})
+        guide_pipeline(*stages, batch=3).plan(device="nxdi", options={"tp_degree": RANKS})
 
 
 def check_versions_that_are_not_known():

@@ -1,4 +1,4 @@
-"""The device ``neuron``: NxD Inference itself, imported when a plan is compiled and not before.
+"""The device ``nxdi``: NxD Inference itself, imported when a plan is compiled and not before.
 
     packages          the packages that must be installed, and the error where they are not
     classes           NxD Inference's base classes, filled in; importing it imports NxD Inference

@@ -5,7 +5,7 @@ parameters of the model's ``forward``, shapes from the example inputs, flags fro
 ``neuron-emulated`` too, where its model is a plain module.
 
 NxD Inference's own ``get_model_instance`` and ``forward`` are those of a language model and fail for any other. Where a
-wrapper overrides them they are used on ``neuron``; where it does not, they are filled in. A program into which adapters
+wrapper overrides them they are used on ``nxdi``; where it does not, they are filled in. A program into which adapters
 are folded, and the second program of a stage, are called directly: a ``forward`` that was written for the stage's own
 inputs does not fit them.
 """

@@ -1,4 +1,4 @@
-"""The backend of the device ``neuron``: programs compiled and run by NxD Inference.
+"""The backend of the device ``nxdi``: programs compiled and run by NxD Inference.
 
 A handle is a ranked value, ``[rank][output]`` lists with one output. Uploads are explicit, once for each rank, so that
 a value which two programs read crosses the link once; downloads read rank 0.
@@ -33,10 +33,30 @@ __all__ = ["NxdiBackend"]
 class NxdiBackend(RankedBackend):
     """NxD Inference; see the module."""
 
-    family = "neuron"
+    family = "nxdi"
 
     #: World size of what this process has loaded; NxD Inference crashes when another follows.
     _loaded_world: ClassVar[int | None] = None
+
+    @classmethod
+    def accepts(cls, device: str) -> bool:
+        """Tells whether it is ``nxdi``, or ``neuron``, which was its name while there was no TorchNeuron."""
+        return super().accepts(device) or device in ("neuron", "neuron:0")
+
+    @classmethod
+    def canonical(cls, device: str) -> str:
+        """Returns ``nxdi``: there is one device group in a process."""
+        return cls.family
+
+    @classmethod
+    def remark(cls, device: str) -> str:
+        """Returns what ``neuron`` means here."""
+        if not device.startswith("neuron"):
+            return ""
+        return (
+            f"The device {device!r} is NxD Inference here ('nxdi'), since TorchNeuron is not installed; where it is, "
+            f"the same name means TorchNeuron. Write 'nxdi' for NxD Inference."
+        )
 
     def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Imports NxD Inference and takes the device into use; it warns of versions outside the known range.

@@ -15,7 +15,7 @@ from importlib import metadata
 
 from orchestrator.errors import CompileError
 
-__all__ = ["PACKAGES", "Package", "notes", "require", "versions"]
+__all__ = ["PACKAGES", "Package", "is_installed", "notes", "require", "versions"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def require() -> None:
     missing = [package for package in PACKAGES if package.is_required and not _present(package.module)]
     if missing:
         raise CompileError(
-            f"The device 'neuron' runs through NxD Inference, and {_join(missing)} not installed here: install "
+            f"The device 'nxdi' runs through NxD Inference, and {_join(missing)} not installed here: install "
             f"stage-orchestrator-neuron[nxdi] with AWS's package index for Neuron, or plan for 'neuron-emulated', "
             f"which runs the same plan without it.",
-            device="neuron",
+            device="nxdi",
             packages=tuple(package.name for package in missing),
         )
     try:
@@ -90,7 +90,7 @@ def require() -> None:
         raise CompileError(
             f"NxD Inference is installed but cannot be imported ({type(error).__name__}: {error}); the versions that "
             f"work together are {_ranges_text()}. 'neuron-emulated' runs the same plan without it.",
-            device="neuron",
+            device="nxdi",
         ) from error
 
 
@@ -100,7 +100,7 @@ def notes() -> Iterator[str]:
         version = package.version()
         if version is not None and not package.is_known(version):
             yield (
-                f"{package.name} is {version}; the device 'neuron' was written against {package.range_text}, other "
+                f"{package.name} is {version}; the device 'nxdi' was written against {package.range_text}, other "
                 f"versions may work."
             )
 
@@ -124,3 +124,8 @@ def _join(packages: list[Package]) -> str:
 
 def _ranges_text() -> str:
     return ", ".join(f"{package.name} {package.range_text}" for package in PACKAGES)
+
+
+def is_installed() -> bool:
+    """Tells, without importing anything, whether NxD Inference is there."""
+    return _present("neuronx_distributed_inference")

@@ -1,0 +1,133 @@
+"""A stage on TorchNeuron: one program for each combination of sizes, compiled at load and never after.
+
+``torch.compile`` compiles at the first call of each new shape, which takes minutes there. So every shape that the plan
+has is called once at load, with ``fullgraph=True``, which raises where a part would silently run uncompiled. Each shape
+has a function of its own: Dynamo keeps its results by code object, a few for each, and drops to eager above that.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from orchestrator.errors import CompileError, StageError
+from orchestrator.stage import Stage
+
+__all__ = ["CompileCounter", "StagePrograms"]
+
+#: Shapes and dtypes of the tensors that a call takes, in order.
+Signature = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+
+class CompileCounter:
+    """Counts what a backend of ``torch.compile`` is asked to compile, and refuses it once all is loaded.
+
+    Attributes:
+        compiles: Graphs that were compiled.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.compiles = 0
+        self._backend = backend
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Refuses to compile anything from now on."""
+        self._is_closed = True
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: list[Any], **keywords: Any) -> Any:
+        """Compiles one graph, as a backend of ``torch.compile``.
+
+        Raises:
+            CompileError: All is loaded: a request would wait for it.
+        """
+        if self._is_closed:
+            shapes = [list(value.shape) for value in examples if isinstance(value, torch.Tensor)]
+            raise CompileError(
+                f"A request would compile a graph for {shapes}, which was not compiled at load."
+            )
+        compiler = torch._dynamo.lookup_backend(self._backend)
+        self.compiles += 1
+        return compiler(graph, examples, **keywords)
+
+
+class StagePrograms:
+    """The callable of a stage: picks the program of the shapes it is called with.
+
+    Args:
+        stage: The stage.
+        target: Its callable, with weights on the device.
+        counter: The backend of ``torch.compile``.
+    """
+
+    def __init__(self, stage: Stage, target: Callable[..., Any], counter: CompileCounter) -> None:
+        self._stage = stage
+        self._target = target
+        self._counter = counter
+        self._programs: dict[Signature, Callable[..., Any]] = {}
+
+    def compile(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        """Compiles the program of the shapes of a call, by making it.
+
+        Raises:
+            CompileError: It cannot be compiled as one graph.
+        """
+        signature = _signature((*args, *keywords.values()))
+        if signature in self._programs:
+            return
+        program = torch.compile(
+            _own_function(self._target), backend=self._counter, fullgraph=True, dynamic=False
+        )
+        try:
+            program(*args, **keywords)
+        except Exception as error:
+            raise CompileError(
+                f"Stage {self._stage.name!r} cannot be compiled for TorchNeuron at {_show(signature)}: "
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0]} To run it operation by operation, add "
+                f"it with config={{'eager': True}}, or place it on another device.",
+                stage=self._stage.name,
+            ) from error
+        self._programs[signature] = program
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Runs the program of these shapes.
+
+        Raises:
+            StageError: There is none: nothing is compiled while a request waits.
+        """
+        signature = _signature((*args, *keywords.values()))
+        program = self._programs.get(signature)
+        if program is None:
+            raise StageError(
+                f"Stage {self._stage.name!r} is called with {_show(signature)}, for which nothing was compiled at "
+                f"load; there is {', '.join(map(_show, self._programs))}.",
+                stage=self._stage.name,
+            )
+        return program(*args, **keywords)
+
+
+def _own_function(target: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that calls another, with a code object that no other function has."""
+
+    def program(*args: Any, **keywords: Any) -> Any:
+        return target(*args, **keywords)
+
+    code = program.__code__.replace()
+    return types.FunctionType(code, program.__globals__, "program", None, program.__closure__)
+
+
+def _signature(values: Iterable[Any]) -> Signature:
+    tensors = (value for value in pytree.tree_leaves(list(values)) if isinstance(value, torch.Tensor))
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+
+
+def _show(signature: Signature) -> str:
+    return (
+        "("
+        + ", ".join(f"{list(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype in signature)
+        + ")"
+    )

@@ -1,0 +1,197 @@
+"""The device ``neuron`` of TorchNeuron, on the simulated one: a process by itself, which has one spare device type.
+
+Each ``check_*`` function is one test of ``test_torchneuron.py``; run as a script, this says what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from orchestrator import CompileError, Dim, Pipeline, PlanError, TensorSpec
+from orchestrator.errors import PlanOptionError
+from orchestrator_neuron.torchneuron import installation, simulated
+
+WIDTH = 8
+N = Dim("n", (2, 4, 8))
+
+
+def three_stages(dim: Dim = N) -> Pipeline:
+    """Three small stages of one class, one after the other, on a padded dim."""
+    torch.manual_seed(0)
+    pipeline = Pipeline("three")
+    value = pipeline.input("x", TensorSpec((dim, WIDTH), pad=0.0))
+    for name in "abc":
+        net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.GELU()).eval()
+        value = pipeline.add(name, net)(value)
+    pipeline.output("y", value)
+    return pipeline
+
+
+def one_stage(stage: Any, *shape: Any, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """A pipeline of one stage that takes one tensor."""
+    pipeline = Pipeline("one")
+    pipeline.output("y", pipeline.add("net", stage)(pipeline.input("x", TensorSpec(shape, dtype))))
+    return pipeline
+
+
+def check_compiles_as_often_as_there_are_buckets(board: simulated.Board):
+    """200 random sizes over three stages: nothing is compiled after load, neither a graph nor an operation."""
+    pipeline = three_stages()
+    board.compiles.clear()
+    on_cpu = pipeline.plan(device="cpu").load()
+    with pipeline.plan(device="neuron").load() as session:
+        assert len(board.compiles) == 3 * len(N.buckets)
+        signatures = set(board.signatures)
+        board.reset()
+        draw = random.Random(7)
+        for _ in range(200):
+            x = torch.randn(draw.randint(1, 8), WIDTH)
+            torch.testing.assert_close(session(x=x)["y"], on_cpu(x=x)["y"])
+        assert len(board.compiles) == 3 * len(N.buckets)
+        assert board.signatures == signatures
+        stats = session.stats
+        assert stats["measured"]["neuron:0"] == {"compiles": 9}
+        for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
+            assert stats[name] == getattr(board, name), name
+
+
+def check_many_buckets_are_compiled_each(board: simulated.Board):
+    """More sizes than Dynamo keeps for one function."""
+    board.compiles.clear()
+    sizes = tuple(range(1, torch._dynamo.config.recompile_limit + 2))
+    with one_stage(nn.ReLU(), Dim("n", sizes), 4).plan(device="neuron").load() as session:
+        assert len(board.compiles) == len(sizes)
+        assert session(x=-torch.ones(sizes[-1], 4))["y"].eq(0).all()
+    assert len(board.compiles) == len(sizes)
+
+
+def check_the_names_of_the_device(_board: simulated.Board):
+    """``neuron`` is TorchNeuron where torch knows it, also under the name that torch had before; ``nxdi`` is not."""
+    pipeline = three_stages()
+    for device in ("neuron", "neuron:0", "privateuseone:0", torch.device("neuron")):
+        group = pipeline.plan(device=device).groups[0]
+        assert (group.device, group.backend) == ("neuron:0", "neuron")
+    assert pipeline.plan(device="neuron:1").groups[0].device == "neuron:1"
+    group = pipeline.plan(device="nxdi").groups[0]
+    assert (group.device, group.backend) == ("nxdi", "nxdi")
+
+
+def check_two_cores(board: simulated.Board):
+    """Each core is a group of its own, with its memory; between two a value goes over the host."""
+    pipeline = three_stages()
+    plan = pipeline.plan(device="neuron:0", placement={"c": "neuron:1"}, memory={"neuron:1": "2kB"})
+    assert dict(plan.weights).keys() == {"neuron:0", "neuron:1"}
+    with plan.load() as session:
+        board.reset()
+        x = torch.randn(4, WIDTH)
+        torch.testing.assert_close(session(x=x)["y"], pipeline.plan().load()(x=x)["y"])
+        assert (board.uploads, board.downloads) == (2, 2)
+        assert session.stats["upload_bytes"] == board.upload_bytes
+    with pytest.raises(PlanError, match=r"memory|budget"):
+        pipeline.plan(device="neuron:0", placement={"c": "neuron:1"}, memory={"neuron:1": 400})
+
+
+def check_a_core_that_is_not_there(_board: simulated.Board):
+    with pytest.raises(CompileError, match="torch sees 2 logical Neuron cores"):
+        three_stages().plan(device="neuron:7").load()
+
+
+def check_a_dim_of_any_size_is_refused(_board: simulated.Board):
+    with pytest.raises(PlanError, match="has any size, but 'neuron:0' compiles static shapes"):
+        one_stage(nn.Linear(4, 4), Dim("n", any=True), 4).plan(device="neuron")
+
+
+def check_float64_is_refused(_board: simulated.Board):
+    with pytest.raises(PlanError, match="64-bit floating point in 32"):
+        one_stage(nn.Identity(), 2, 4, dtype=torch.float64).plan(device="neuron")
+
+
+def check_what_cannot_be_one_graph_is_refused_at_load(_board: simulated.Board):
+    """The stage is named, with the way out; run operation by operation it is right."""
+
+    def breaks(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with pytest.raises(CompileError, match=r"Stage 'net' cannot be compiled .*config=\{'eager': True\}"):
+        one_stage(breaks, 2, 4).plan(device="neuron").load()
+    with one_stage(breaks, 2, 4).plan(device="neuron", options={"eager": True}).load() as session:
+        assert session(x=torch.zeros(2, 4))["y"].eq(1).all()
+        assert session.stats["measured"]["neuron:0"]["compiles"] == 0
+
+
+def check_options(_board: simulated.Board):
+    with pytest.raises(PlanOptionError, match=r"'fallback' is 'allow' or 'refuse', not 'maybe'"):
+        three_stages().plan(device="neuron", options={"fallback": "maybe"})
+    with pytest.raises(PlanOptionError, match="logical_nc_config"):
+        three_stages().plan(device="neuron", options={"logical_nc_config": 3})
+
+
+def check_versions(_board: simulated.Board):
+    """A package for another torch is refused; one that this was not written against is warned of."""
+    plan = three_stages().plan(device="neuron")
+    release = ".".join(torch.__version__.split(".")[:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(installation, "package_version", lambda: "2.4.3.0")
+        with pytest.raises(
+            CompileError, match=rf"torch-neuronx 2\.4\.3\.0 is for torch 2\.4.*{re.escape(release)}"
+        ):
+            plan.load()
+        patch.setattr(installation, "PACKAGE", installation.packages.Package("x", "x", (9,), (10,), "9"))
+        patch.setattr(installation, "package_version", lambda: f"{release}.3.0")
+        with pytest.warns(UserWarning, match="other versions may work"):
+            plan.load().close()
+
+
+def check_without_torchneuron(_board: simulated.Board):
+    """The name means NxD Inference then, and the plan says so; a plan for one is not run by the other."""
+    plan = three_stages().plan(device="neuron")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(installation, "is_known", lambda: False)
+        other = three_stages().plan(device="neuron")
+        assert other.groups[0].device == "nxdi"
+        assert any("'neuron' is NxD Inference here" in note for note in other.notes)
+        assert not three_stages().plan(device="nxdi").notes
+        with pytest.raises(PlanError, match=r"torch has no device 'neuron:1' here.*'nxdi'"):
+            three_stages().plan(device="neuron:1")
+        with pytest.raises(
+            CompileError, match=r"made for 'neuron:0' of the backend 'neuron', and here .*'nxdi'"
+        ):
+            plan.load()
+
+
+CHECKS: dict[str, Callable[[simulated.Board], None]] = {
+    name.removeprefix("check_"): function
+    for name, function in list(globals().items())
+    if name.startswith("check_")
+}
+
+
+def main() -> None:
+    """Runs all checks on one simulated board and prints, as JSON, what went wrong by check."""
+    board = simulated.install(missing=("aten::cumsum", "aten::cumprod"))
+    results = {}
+    for name, check in CHECKS.items():
+        torch._dynamo.reset()
+        try:
+            check(board)
+            results[name] = None
+        except Exception:
+            results[name] = traceback.format_exc()
+    sys.stdout.write(json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()
