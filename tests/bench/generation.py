@@ -10,6 +10,8 @@ Run as a module, this measures the memory of one side and prints it as JSON.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
-from tests.bench.decoding import link
+from tests.bench.decoding import DEVICE, link
 from tests.bench.measure import Effort, Row, compare, in_process, no_collector
 from tests.bench.memory import MB, Peak
 
@@ -71,7 +73,8 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
             yield _whole(effort, model, prompt, length, batch, rounds)
         for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
-        yield _memory(2048, 8)
+        yield _memory("cpu", 2048, 8)
+        yield _memory(DEVICE, 4096, 16)
     yield from _planning(2, (1,), (16,)) if effort.quick else _planning(24, (1, 4), (64, 512))
     yield _link()
 
@@ -189,6 +192,20 @@ def expert_cache(model: Any, batch: int, length: int, filled: int) -> Any:
     return cache
 
 
+def step_by_hand(model: Any, token: Tensor, cache: Any, seen: Tensor, place: Tensor) -> Tensor:
+    """The most likely tokens ``[batch]`` after others."""
+    out = model(
+        input_ids=token[:, None],
+        attention_mask=seen,
+        position_ids=place,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    best: Tensor = out.logits[:, -1].argmax(1)
+    return best
+
+
 @torch.inference_mode()
 def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
     """The expert's loop: tokens ``[batch, new]``."""
@@ -200,16 +217,8 @@ def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
     ends = torch.tensor([], dtype=torch.int64)
     for at in range(new):
         place = torch.full((batch, 1), length - new + at)
-        seen = mask[:, : length - new + at + 1]
-        out = model(
-            input_ids=token[:, None],
-            attention_mask=seen,
-            position_ids=place,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        token = torch.where(finished, 0, out.logits[:, -1].argmax(1))
+        best = step_by_hand(model, token, cache, mask[:, : length - new + at + 1], place)
+        token = torch.where(finished, 0, best)
         chosen[:, at] = token
         finished = finished | torch.isin(token, ends)
         if finished.all():
@@ -300,14 +309,15 @@ def _first_token(effort: Effort, model: Any, length: int, batch: int, rounds: in
     )
 
 
-def _memory(length: int, batch: int) -> Row:
+def _memory(device: str, length: int, batch: int) -> Row:
     """Resident memory of a request, each side in a process of its own."""
     ours, reference = (
-        in_process("generation", side, str(length), str(batch)) for side in ("session", "by hand")
+        in_process("generation", side, device, str(length), str(batch)) for side in ("session", "by hand")
     )
+    what = "one cache" if device == "cpu" else "one cache, and weights a second time"
     return Row(
         "generate",
-        f"memory on cpu: width {WIDTH}, {batch} rows, cache of {length}",
+        f"memory on {device}: width {WIDTH}, {batch} rows, cache of {length}",
         "MB",
         ours["peak"] / MB,
         reference["peak"] / MB,
@@ -315,7 +325,7 @@ def _memory(length: int, batch: int) -> Row:
         "x",
         LIMIT,
         equal=ours["sum"] == reference["sum"],
-        note="resident memory above that of the model; by hand: one cache",
+        note=f"resident memory above that of the model; by hand: {what}",
     )
 
 
@@ -343,25 +353,64 @@ def _link() -> Row:
     return link("generate", "width 64", model, request, expected, NEW)
 
 
-def _one_side(side: str, length: int, batch: int) -> dict[str, Any]:
+def _one_side(side: str, device: str, length: int, batch: int) -> dict[str, Any]:
     """Measures the memory of one side in this process."""
     torch.set_num_threads(1)
     model = llama(WIDTH, LAYERS)
-    token = torch.arange(batch) + 3
-    session = decoder(model, length, batch, NEW).plan().load()
-    runs: dict[str, Callable[[], Tensor]] = {
-        "session": lambda: session(token=token)["tokens"][:, :NEW],
-        "by hand": lambda: by_hand(model, token, length, NEW),
-    }
-    with torch.inference_mode():
+    with (_on_cpu if device == "cpu" else _on_device)(model, length, batch) as runs, torch.inference_mode():
         total = int(runs[side]().sum())
         with no_collector():
             peak = Peak("cpu")
             runs[side]()
             value = peak.value()
-    session.close()
     return {"peak": value, "sum": total}
 
 
+@contextlib.contextmanager
+def _on_cpu(model: Any, length: int, batch: int) -> Iterator[dict[str, Callable[[], Tensor]]]:
+    token = torch.arange(batch) + 3
+    with decoder(model, length, batch, NEW).plan().load() as session:
+        yield {
+            "session": lambda: session(token=token)["tokens"][:, :NEW],
+            "by hand": lambda: by_hand(model, token, length, NEW),
+        }
+
+
+@contextlib.contextmanager
+def _on_device(model: Any, length: int, batch: int) -> Iterator[dict[str, Callable[[], Tensor]]]:
+    """The emulated device is this process: its weights and cache from loading on, beside those of the model."""
+    # The cache is as long as it may be and the request is not: all rows are one prompt, so that all end by the third
+    # token, without padding and without an option that changes what comes before.
+    request, new = _request(1, 8), 3
+    with torch.inference_mode():
+        tokens = model.generate(**request, max_new_tokens=new, do_sample=False)[0, -new:].tolist()
+    end = tokens[-1]
+    assert end not in tokens[:-1]
+    request = {name: value.expand(batch, -1).contiguous() for name, value in request.items()}
+    sizes = {"batch": (batch,), "tokens": (8,), "cache": (length,)}
+    stages = importlib.import_module("orchestrator_stages")
+    pipeline = stages.from_transformers(model, max_new_tokens=length - 8, eos_token_id=end, **sizes)
+    plan = pipeline.plan(device=DEVICE)
+
+    def session() -> Tensor:
+        with plan.load() as loaded:
+            result: Tensor = loaded(**request)["tokens"]
+            return result
+
+    def expert() -> Tensor:
+        own = copy.deepcopy(model)
+        token, cache = prefill(own, request, length)
+        chosen, mask = [request["input_ids"], token[:, None]], torch.ones(batch, length, dtype=torch.int64)
+        for at in range(8, length):
+            if token.eq(end).all():
+                break
+            place = torch.full((batch, 1), at)
+            token = step_by_hand(own, token, cache, mask[:, : at + 1], place)
+            chosen.append(token[:, None])
+        return torch.cat(chosen, 1)
+
+    yield {"session": session, "by hand": expert}
+
+
 if __name__ == "__main__":
-    print(json.dumps(_one_side(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(_one_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

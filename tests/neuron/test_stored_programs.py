@@ -307,7 +307,7 @@ def test_a_stored_graph_computes_what_its_module_does() -> None:
                 "constant": graph.constants,
                 "weight": dict(module.named_parameters()),
             }
-            values = graph.run(*(takes[kind][name] for kind, name in graph.takes))
+            values = graph.module(*(takes[kind][name] for kind, name in graph.takes))
             for one, other in zip(values, module(x), strict=True):
                 assert one.dtype == other.dtype
                 torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

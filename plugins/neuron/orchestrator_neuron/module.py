@@ -208,7 +208,9 @@ class ProgramModule(torch.nn.Module):
 
     def _part(self, state: str, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The corner of a state that a request of these sizes uses."""
-        return states[state][self._state_places[state]]
+        place = self._state_places[state]
+        whole = states[state]
+        return whole if tuple(part.stop for part in place) == whole.shape else whole[place]
 
     def _whole(self, state: str, value: torch.Tensor, states: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """A state with that corner replaced."""

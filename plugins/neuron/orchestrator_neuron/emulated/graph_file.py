@@ -52,13 +52,13 @@ class StoredGraph:
     """The content of a file.
 
     Attributes:
-        run: The graph: takes ``takes`` in order, gives a sequence of tensors.
+        module: The graph: takes ``takes`` in order, gives a sequence of tensors.
         takes: ``("weight", name)``, ``("constant", number)`` or ``("input", "")`` for each of its arguments.
         constants: Its constants, by number.
         outputs: How many tensors it gives.
     """
 
-    run: Callable[..., Any]
+    module: torch.fx.GraphModule
     takes: tuple[tuple[str, str], ...]
     constants: Mapping[str, torch.Tensor]
     outputs: int
@@ -109,7 +109,7 @@ def load(data: bytes) -> StoredGraph:
     module, outputs = _GraphFileReader(body["graphs"]).module(0)
     if sum(node.op == "placeholder" for node in module.graph.nodes) != len(takes):
         raise ValueError("it does not take what it says")
-    return StoredGraph(module.forward, takes, constants, outputs)
+    return StoredGraph(module, takes, constants, outputs)
 
 
 def _metadata(data: bytes) -> dict[str, str]:

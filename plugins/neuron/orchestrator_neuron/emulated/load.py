@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -49,16 +50,24 @@ def load_application(
     Raises:
         CompileError: The folder is damaged, the weights do not fit, or the memory does not suffice.
     """
+    # What was on the host of the weights is free before states and buffers, which are many times as large, are there.
     manifest = read(application.name, folder)
     _check_entries(application, manifest)
+    weights = _weights(device, application, settings, manifest)
+    return _programs(device, application, manifest, folder, weights)
+
+
+def _weights(
+    device: Device, application: Application, settings: NeuronSettings, manifest: ApplicationManifest
+) -> Weights:
+    """Puts weights on the device."""
     weights = load_weights(application.name, module_on_host(application, settings).owner, settings)
     # All weights are compared and weighed on the host before one is on the device: a refusal leaves it as it was.
     rank_tensors = [rank_weights(weights, settings, rank) for rank in range(device.ranks)]
     for row in rank_tensors:
         _check_weights(application.name, row, manifest.weights)
     _check_memory(device, application, manifest, rank_tensors[0])
-    device_weights = [_stage(device, rank, row, application.name) for rank, row in enumerate(rank_tensors)]
-    return _programs(device, application, manifest, folder, device_weights)
+    return [_stage(device, rank, row, application.name) for rank, row in enumerate(rank_tensors)]
 
 
 def _check_entries(application: Application, manifest: ApplicationManifest) -> None:
@@ -95,11 +104,17 @@ def _programs(
 def _stage(
     device: Device, rank: int, weights: Mapping[str, torch.Tensor], name: str
 ) -> dict[str, EmulatedTensor]:
-    """Copies weights to a rank; a tied one once."""
+    """Copies weights to a rank; a tied one once. For the last rank, what was copied is freed on the host at once."""
+    # Several may lie in one memory, which goes when the last of them is copied. Files that are mapped stay as they are.
+    tensors = {id(tensor): tensor for tensor in weights.values()}
+    uncopied = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
     copies: dict[int, EmulatedTensor] = {}
-    for tensor in weights.values():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = upload(device, rank, tensor, f"A weight of {name!r}", persistent=True)
+    for key, tensor in tensors.items():
+        copies[key] = upload(device, rank, tensor, f"A weight of {name!r}", persistent=True)
+        storage = tensor.untyped_storage()
+        uncopied[storage.data_ptr()] -= 1
+        if rank == device.ranks - 1 and storage.resizable() and not uncopied[storage.data_ptr()]:
+            storage.resize_(0)
     return {key: copies[id(tensor)] for key, tensor in weights.items()}
 
 

@@ -18,6 +18,7 @@ from orchestrator.errors import CompileError
 from orchestrator.program import Program, ProgramState
 from orchestrator_neuron.emulated.device import Device, DeviceError, MemoryBlock, poison
 from orchestrator_neuron.emulated.graph_file import StoredGraph, load
+from orchestrator_neuron.emulated.in_place import write_states
 from orchestrator_neuron.emulated.manifest import CompiledVersion, TensorMeta, show_shapes
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, upload
 from orchestrator_neuron.isolation import default_torch_state
@@ -58,7 +59,8 @@ class LoadedVersion:
         self._what = f"program {version.program!r} of {application!r}"
         # Everything that may be refused comes first: no memory is taken for a file that is damaged.
         graph = self._read(file, weights[0])
-        self._run: Callable[..., Any] = graph.run
+        write_states(graph.module, self._state_results(graph))
+        self._run: Callable[..., Any] = graph.module.forward
         self._leading = [self._leading_arguments(graph, weights[rank], rank) for rank in range(device.ranks)]
         # The graph runs on payloads, which do not own their memory: the blocks live as long as this object.
         self._memory = (weights, [self._constants(device, rank) for rank in range(device.ranks)])
@@ -108,6 +110,16 @@ class LoadedVersion:
         """States by the name that a graph takes them by."""
         return {f"states.{number}": state for number, state in enumerate(self._states)}
 
+    def _state_results(self, graph: StoredGraph) -> dict[int, int]:
+        """Of each argument of a graph that is a state, which of its results it is afterwards."""
+        numbers = {name: number for number, name in enumerate(self._state_names())}
+        first = len(self.signature.outputs)
+        return {
+            place: first + numbers[name]
+            for place, (kind, name) in enumerate(graph.takes)
+            if kind == "weight" and name in numbers
+        }
+
     def _leading_arguments(
         self, graph: StoredGraph, weights: dict[str, EmulatedTensor], rank: int
     ) -> list[torch.Tensor]:
@@ -135,13 +147,14 @@ class LoadedVersion:
         block = self._blocks[rank]
         own = block is not None and any(tensor.block is block for tensor in tensors)
         handed_over = results[: len(self._buffers[rank])]
-        for state, result in zip(self._states, results[len(handed_over) :], strict=True):
-            state.tensors[rank].payload.copy_(result)
         for buffer, result in zip(self._buffers[rank], handed_over, strict=True):
             if own:
                 _spoil(buffer.payload, result)
             else:
                 buffer.payload.copy_(result)
+        # Last, since what is handed over may be part of one. What the program has written itself is there already.
+        for state, result in zip(self._states, results[len(handed_over) :], strict=True):
+            state.tensors[rank].payload.copy_(result)
 
     def outputs(self) -> tuple[RankedValue, ...]:
         """Returns a handle for each output; the content is the buffer's."""
@@ -182,7 +195,9 @@ class LoadedVersion:
         inputs = [torch.zeros(meta.shape, dtype=meta.dtype, device="cpu") for meta in self.signature.inputs]
         arguments = [*self._leading[0], *inputs]
         # Torch counts writes into a tensor: a count that has moved is a weight, a constant or an input written to.
-        before = [tensor._version for tensor in arguments]
+        payloads = [state.tensors[0].payload for state in self._states]
+        others = [tensor for tensor in arguments if not any(tensor is payload for payload in payloads)]
+        before = [tensor._version for tensor in others]
         try:
             with default_torch_state():
                 results = self._run(*arguments)
@@ -190,10 +205,13 @@ class LoadedVersion:
             return  # zeros may be no legal input, as NxD Inference takes into account too
         except Exception as error:
             raise self._damage_error(file, f"{type(error).__name__} when it runs: {error}") from error
-        states = [TensorMeta.of(state.tensors[0].payload) for state in self._states]
+        finally:
+            for payload in payloads:
+                poison(payload)
+        states = [TensorMeta.of(payload) for payload in payloads]
         if [TensorMeta.of(result) for result in results] != [*self.signature.outputs, *states]:
             raise self._damage_error(file, "it gives other shapes or dtypes than the manifest says")
-        if before != [tensor._version for tensor in arguments]:
+        if before != [tensor._version for tensor in others]:
             raise CompileError(
                 f"The {self._what} writes into a weight, a buffer or an input. A program keeps no state: what it "
                 f"writes is lost. Hand state over as an output, e.g. as the carry of a loop."
