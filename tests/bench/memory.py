@@ -26,7 +26,7 @@ from torch import Tensor
 from orchestrator import Pipeline, TensorSpec
 from tests.bench.measure import Effort, Row, in_process
 
-STAGES = 20
+STAGES, QUICK_STAGES = 20, 4
 LIMIT = 1.05
 REQUESTS = 3
 MB = 1 << 20
@@ -37,18 +37,18 @@ def stage(x: Tensor) -> Tensor:
     return x + 1
 
 
-def by_hand(x: Tensor) -> Tensor:
+def by_hand(x: Tensor, stages: int) -> Tensor:
     """The chain by hand; each assignment frees the tensor before."""
-    for _ in range(STAGES):
+    for _ in range(stages):
         x = stage(x)
     return x
 
 
-def pipeline(size: int) -> Pipeline:
+def pipeline(size: int, stages: int) -> Pipeline:
     """The same chain as a pipeline."""
     chain = Pipeline("memory")
     value = chain.input("x", TensorSpec((size,)))
-    for number in range(STAGES):
+    for number in range(stages):
         value = chain.add(f"s{number}", stage)(value)
     chain.output("y", value)
     return chain
@@ -56,16 +56,19 @@ def pipeline(size: int) -> Pipeline:
 
 def rows(effort: Effort, device: str) -> Iterator[Row]:
     """Measures; yields rows."""
-    megabytes = "40" if effort.quick else "64"
+    stages, megabytes = (QUICK_STAGES, 40) if effort.quick else (STAGES, 64)
     for kept in ("kept",) if effort.quick else ("kept", "given up"):
         ours, reference = (
-            [in_process("memory", side, kept, megabytes, device) for _ in range(1 if effort.quick else 3)]
+            [
+                in_process("memory", side, kept, str(stages), str(megabytes), device)
+                for _ in range(1 if effort.quick else 3)
+            ]
             for side in ("session", "by hand")
         )
         peaks = [statistics.median(run["peak"] for run in side) / MB for side in (ours, reference)]
         yield Row(
             "memory",
-            f"{STAGES} stages of {megabytes} MB on {device}, input {kept}",
+            f"{stages} stages of {megabytes} MB on {device}, input {kept}",
             "MB",
             peaks[0],
             peaks[1],
@@ -124,16 +127,15 @@ def _highest() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _one_side(side: str, kept: str, megabytes: int, device: str) -> dict[str, Any]:
+def _one_side(side: str, kept: str, stages: int, megabytes: int, device: str) -> dict[str, Any]:
     """Measures one side in this process."""
     torch.set_num_threads(1)
     size = megabytes * MB // 4
-    session = pipeline(size).plan(device=device).load()
+    session = pipeline(size, stages).plan(device=device).load()
 
-    def by_hand_there(x: Tensor) -> Tensor:
-        return by_hand(x.to(device)).cpu()
+    def reference(x: Tensor) -> Tensor:
+        return by_hand(x.to(device), stages).cpu()
 
-    reference = by_hand if device == "cpu" else by_hand_there
     run: Callable[[Tensor], Tensor] = (lambda x: session(x=x)["y"]) if side == "session" else reference
     peak_of = _kept if kept == "kept" else _given_up
     with torch.inference_mode():
@@ -169,4 +171,4 @@ def _given_up(_run: Any, side: str, session: Any, hand: Any, size: int, device: 
 
 
 if __name__ == "__main__":
-    print(json.dumps(_one_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))
+    print(json.dumps(_one_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))

@@ -20,6 +20,7 @@ WIDTH, HEADS, TOKENS = 512, 8, 32
 
 #: Lengths of the cache, rows of the batch, rounds.
 CASES = ((64, 1, 40), (256, 1, 40), (1024, 1, 30), (4096, 1, 20), (1024, 16, 6))
+QUICK_CASES = ((TOKENS, 1, 2), (2 * TOKENS, 4, 2))
 
 
 class Layer(nn.Module):
@@ -98,9 +99,9 @@ def by_hand(layer: Layer, length: int, x: Tensor) -> dict[str, Tensor]:
 def rows(effort: Effort, device: str) -> Iterator[Row]:
     """Measures; yields rows."""
     assert device == "cpu"
-    for length, batch, rounds in CASES:
+    for length, batch, rounds in QUICK_CASES if effort.quick else CASES:
         yield _loop(effort, length, batch, rounds, pure=False)
-    yield _loop(effort, 1024, 1, 10, pure=True)
+    yield _loop(effort, 2 * TOKENS if effort.quick else 1024, 1, 10, pure=True)
 
 
 def _loop(effort: Effort, length: int, batch: int, rounds: int, *, pure: bool) -> Row:
