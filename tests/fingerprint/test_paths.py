@@ -39,7 +39,8 @@ def key_in(folder: Path, source: str, package: bool, monkeypatch: pytest.MonkeyP
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(HEAD + source)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two sources of one size within a second are one to it
+    # Two sources of one size, written within a second, would be one in a cache of bytecode.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     sys.modules.pop("users", None)
     importlib.invalidate_caches()
     user_module: Any = importlib.import_module("users")
