@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, TensorSpec
-from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, in_lanes
+from orchestrator_stages.generation.processors import ProcessorChain, in_lanes, in_rows
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
@@ -98,13 +98,15 @@ class BeamStep(nn.Module):
         self.candidates = max(2, 1 + len(selection.eos)) * self.beams
         self.is_sampling = selection.is_sampling
         self.early_stopping = selection.config.early_stopping
+        self.longest = selection.longest
         self.processors = processors
         self.stop = stop
         self.ports = selection.ports(processors, stop)
         penalty = float(selection.config.length_penalty)
         divisors = [length**penalty for length in range(1, self.new + 1)]
         # What a running beam may still become is judged by its length now, or by the longest there can be.
-        best = [divisors[-1]] * self.new if self.early_stopping == "never" and penalty > 0 else divisors
+        self.is_patient = self.early_stopping == "never" and penalty > 0
+        best = [divisors[-1]] * self.new if self.is_patient else divisors
         self.register_buffer("divisors", torch.tensor([divisors, best]), persistent=False)
         self.register_buffer("eos", torch.tensor(selection.eos, dtype=torch.int64), persistent=False)
         is_top = torch.arange(self.candidates) < self.beams
@@ -160,7 +162,7 @@ class BeamStep(nn.Module):
         new_ids, running_scores, running_beams = steps._get_running_beams_for_next_iteration(
             steps, best, continuations, path, hits, self.beams
         )
-        now, longest = self.divisors[:, step].unbind(0)
+        now, longest = self._divisors(step, values)
         best_beams = {
             "sequences": sequences,
             "beam_scores": scores,
@@ -197,9 +199,19 @@ class BeamStep(nn.Module):
             "done": ~goes_on.reshape(1),
         }
 
+    def _divisors(self, step: Tensor, more: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What scores are divided by as they are, and what those of running beams are divided by at their best."""
+        now, best = self.divisors[:, step].unbind(0)
+        if self.longest is not None and self.is_patient:
+            count = (self.longest - more["width"]).clamp(min=1, max=self.new)
+            best = self.divisors[0, count - 1][:, None]
+        return now, best
+
     def _stops(self, continuations: Tensor, step: Tensor, more: Mapping[str, Tensor]) -> Tensor:
         """Whether continuations end by something else than their last token, like ``[batch, candidates]``."""
         hits = step + 1 >= self.new
+        if self.longest is not None:
+            hits = (more["width"] + step + 1 >= self.longest)[:, None]
         if "is_over" in more:
             hits = hits | more["is_over"]
         if self.stop is not None:
@@ -222,9 +234,8 @@ class BeamStep(nn.Module):
         values = in_lanes(logits, self.beams).flatten(0, 1)
         if self.processors is not None:
             values = torch.log_softmax(values, -1)
-            prompts = [more[name].repeat_interleave(self.beams, 0) for name in PROMPTS if name in more]
-            guide = {"guide": in_lanes(more["guide"], self.beams).flatten(0, 1)} if "guide" in more else {}
-            values = self.processors(values, step, new_ids.flatten(0, 1), *prompts, **guide)
+            prompts, beside = in_rows(more, self.beams)
+            values = self.processors(values, step, new_ids.flatten(0, 1), *prompts, **beside)
         values = (values.view(rows, self.beams, vocabulary) + running_scores[..., None]).flatten(1)
         if self.is_sampling:
             places = draw_tokens(torch.softmax(values, -1), more["noise"].flatten(1), self.candidates)

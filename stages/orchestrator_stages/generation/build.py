@@ -29,6 +29,7 @@ from orchestrator_stages.generation.items import (
     show_item,
 )
 from orchestrator_stages.generation.options import prompt_selection
+from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.origin import unwrap
 from orchestrator_stages.seq2seq.build import draw_encoder_decoder
 
@@ -152,7 +153,7 @@ def _draw_continuation(arguments: ImportArguments) -> Pipeline:
     if arguments.messages:
         check_template(arguments.chat)
     selection = prompt_selection(model, arguments.options, arguments.reader)
-    prompts = _prompt_dim(model, arguments.tokens, selection.new)
+    prompts = _prompt_dim(model, arguments.tokens, selection)
     # Conversations come with pictures only where there is a processor that reads them.
     reads_items = not arguments.messages or processor is not None
     kind = read_item(model, _example(model, processor, arguments.example)) if reads_items else None
@@ -190,13 +191,28 @@ def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> M
     return show_item(processor, model) if example is None and processor is not None else example
 
 
-def _prompt_dim(model: Any, sizes: Iterable[int] | None, new: int) -> Dim:
+def _prompt_dim(model: Any, sizes: Iterable[int] | None, selection: Selection) -> Dim:
     """The dim of the prompt's tokens.
 
     Raises:
         GraphError: The model cannot count that many, and those that are added.
     """
+    # Without a length of the whole, any prompt leaves room for all new tokens; with one, for one token at least.
+    new, longest = selection.new, selection.longest
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None:
+        if limit is not None and longest > limit:
+            raise GraphError(
+                f"The model counts {limit} tokens, so max_length= cannot be {longest}.", option="max_length"
+            )
+        every = sorted({size for size in TOKENS if size < longest} | {min(longest - 1, max(TOKENS))})
+        buckets = every if sizes is None else list(sizes)
+        if max(buckets, default=0) >= longest:
+            raise GraphError(
+                f"max_length={longest} counts the prompt, so tokens= cannot go up to {max(buckets)}.",
+                option="tokens",
+            )
+        return Dim("tokens", buckets=buckets)
     most = max(TOKENS) if limit is None else int(limit) - new
     buckets = [size for size in TOKENS if size <= most] or [most] if sizes is None else list(sizes)
     if limit is not None and (most < 1 or max(buckets, default=0) > most):

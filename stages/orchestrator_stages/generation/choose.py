@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.generation.beams import begin_beams
-from orchestrator_stages.generation.processors import PROMPTS, ProcessorChain, in_lanes, to_the_left
+from orchestrator_stages.generation.processors import ProcessorChain, in_lanes, in_rows, to_the_left
 from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
@@ -116,7 +116,7 @@ class NextToken(nn.Module):
         ports: What it takes behind the state of the tokens, in this order: ``before`` and ``is_token`` where the
             tokens so far are looked at, see :class:`BeginTokens`; ``noise`` ``[batch, vocabulary]`` where they are
             drawn; ``is_over`` ``[1]``, bool, where time is limited; ``guide`` like ``logits``, those of a second run,
-            where there is one.
+            where there is one; ``width`` ``[batch]``, int64, how many tokens a prompt has, where they are counted.
     """
 
     eos: Tensor
@@ -129,6 +129,7 @@ class NextToken(nn.Module):
         self.lanes = selection.lanes
         self.is_sampling = selection.is_sampling
         self.counts_lengths = selection.counts_lengths
+        self.longest = selection.longest
         self.processors = processors
         self.stop = stop
         self.ports = selection.ports(processors, stop)
@@ -159,15 +160,10 @@ class NextToken(nn.Module):
         """
         # Lanes are rows while a token is chosen.
         values = dict(zip(self.ports, more[self.counts_lengths :], strict=False))
-        prompts = [values[name].repeat_interleave(self.lanes, 0) for name in PROMPTS if name in values]
+        prompts, beside = in_rows(values, self.lanes)
         scores = in_lanes(logits, self.lanes).reshape(-1, logits.shape[-1])
         if self.processors is not None and self.processors.reads:
-            guide = (
-                {"guide": in_lanes(values["guide"], self.lanes).reshape_as(scores)}
-                if "guide" in values
-                else {}
-            )
-            scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts, **guide)
+            scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts, **beside)
         if self.is_sampling:
             token = draw_tokens(torch.softmax(scores, -1), values["noise"].reshape_as(scores))[:, 0]
         else:
@@ -184,6 +180,9 @@ class NextToken(nn.Module):
             is_finished = is_finished | has_stopped.view(is_finished.shape)
         if "is_over" in values:
             is_finished = is_finished | values["is_over"]
+        if self.longest is not None:
+            is_whole = beside["width"] + step + 1 >= self.longest
+            is_finished = is_finished | is_whole.view(is_finished.shape)
         result = {
             "token": token,
             "step": step + 1,
@@ -259,5 +258,6 @@ class JoinPrompt(HostStage):
             new_ids = new_ids.flatten(0, -2)
             is_end = torch.isin(new_ids, torch.tensor(self.selection.eos, dtype=torch.int64))
             lengths = (is_end.cumsum(1) - is_end.long() == 0).sum(1)
-        columns = new_ids[:, : int(lengths.max())]
+        count, longest = int(lengths.max()), self.selection.longest
+        columns = new_ids[:, : count if longest is None else min(count, longest - input_ids.shape[1])]
         return torch.cat([input_ids.repeat_interleave(results, 0), columns], 1), columns

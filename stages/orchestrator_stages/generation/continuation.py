@@ -13,6 +13,7 @@ from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, Withi
 from orchestrator_stages.generation.follow import follow
 from orchestrator_stages.generation.generator import Generator, ShortDecode
 from orchestrator_stages.generation.guidance import GuidedGenerator
+from orchestrator_stages.generation.lengths import PromptWidth
 from orchestrator_stages.generation.processors import PROMPTS
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.token_loop import TokenLoop
@@ -93,7 +94,11 @@ class Continuation:
         # The prompt, and the first token after it; then loops for all others.
         pipeline, loop = Pipeline(name), self.loop
         ids, mask = self._prompt(pipeline)
-        values = loop.begin(pipeline, ids)
+        values = {}
+        if "width" in loop.choice.ports:
+            width = PromptWidth(self.rows, self.selection.longest)
+            values["width"] = pipeline.add("width", width, device="host")(ids)
+        values |= loop.begin(pipeline, ids)
         prompts = PROMPTS if "before" in loop.constants else ()
         ports = ("attention_mask", "input_ids") if prompts else ("attention_mask",)
         start = BeginTokens(self.selection, self.vocabulary if prompts else None, self.longest)

@@ -179,6 +179,12 @@ class Conversation(Continuation):
                 "which look at all tokens so far; leave them out.",
                 option="context",
             )
+        if self.selection.longest is not None or self.selection.counting:
+            raise GraphError(
+                "context= gives a turn what is new in it, but max_length and min_length count the whole conversation; "
+                "say max_new_tokens= and min_new_tokens=.",
+                option="context",
+            )
         if not self.generator.keeps_all_tokens:
             raise GraphError(
                 f"{type(self.model).__name__} does not keep all tokens: it has a sliding window or a recurrence, which "

@@ -151,23 +151,20 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
     Raises:
         GraphError: An option asks for what is not supported.
     """
-    # Lengths that count the prompt differ from request to request, so only those that count new tokens are rules.
+    # A length that counts the prompt leaves room for another number of new tokens in each request: the most there can
+    # be are those after a prompt of one token.
     user_options = dict(user_options)
     negative = user_options.pop("negative_prompt_ids", None)
     options = read_options(model, user_options)
-    new = options["max_new_tokens"]
+    new, longest = options["max_new_tokens"], None
     if new is None and not options["default_length"]:
-        raise GraphError(
-            f"max_length={options['max_length']} counts the prompt, whose length differs from request to request; say "
-            "how many tokens are added: max_new_tokens=...",
-            option="max_length",
-        )
-    if options.get("min_length") and options.get("min_new_tokens") is None:
-        raise GraphError(
-            f"min_length={options['min_length']} counts the prompt, whose length differs from request to request; say "
-            "how many tokens are added at least: min_new_tokens=..., and min_length=0.",
-            option="min_length",
-        )
+        longest = options["max_length"]
+        if isinstance(longest, bool) or not isinstance(longest, int) or longest < 2:
+            raise GraphError(
+                f"max_length counts the prompt and what is added, so it is an int of 2 or more, not {longest!r}.",
+                option="max_length",
+            )
+        new = longest - 1
     if options.get("forced_bos_token_id") is not None:
         raise GraphError(
             "forced_bos_token_id is for models whose sequences begin with a token of their own; pass "
@@ -176,10 +173,8 @@ def prompt_selection(model: Any, user_options: Mapping[str, Any], tokenizer: Any
         )
     refuse_options(options)
     new = check_length((options["max_length"] or NEW) if new is None else new)
-    own = {
-        option: value for option, value in user_options.items() if option not in ("max_length", "min_length")
-    }
-    selection = read_selection(model, own, PROMPT, new, tokenizer)
+    own = {option: value for option, value in user_options.items() if option != "max_length"}
+    selection = read_selection(model, own, PROMPT, new, tokenizer, is_prompt=True, longest=longest)
     return dataclasses.replace(
         selection, negative=_negative_ids(model, negative, is_read=selection.is_guided)
     )

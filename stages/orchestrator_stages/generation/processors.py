@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ __all__ = [
     "follow_processors",
     "ids_so_far",
     "in_lanes",
+    "in_rows",
     "to_the_left",
 ]
 
@@ -179,7 +180,7 @@ class LengthProcessor(nn.Module):
 
     Args:
         processor: The processor.
-        rows: By iteration, which of ``lengths`` it is; -1: it does nothing.
+        rows: By number of tokens, which of ``lengths`` it is; -1: it does nothing. The last counts for all above it.
         lengths: Numbers of tokens, one for each kind of what it does.
     """
 
@@ -191,9 +192,14 @@ class LengthProcessor(nn.Module):
         self.lengths = tuple(lengths)
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
 
-    def forward(self, scores: Tensor, step: Tensor) -> Tensor:
-        """Returns the scores as the class changes them at an iteration ``step`` ``[1]``, int64."""
-        row = self.rows[step]
+    def forward(self, count: Tensor, scores: Tensor) -> Tensor:
+        """Returns the scores as the class changes them.
+
+        Args:
+            count: ``[1]`` or ``[rows]``, int64: how many tokens there are.
+            scores: ``[rows, vocabulary]``, float32.
+        """
+        row = self.rows[count.clamp(max=len(self.rows) - 1)][:, None]
         result = scores
         for kind, length in enumerate(self.lengths):
             ids = torch.zeros(scores.shape[0], length, dtype=torch.int64, device=scores.device)
@@ -205,8 +211,9 @@ class ProcessorChain(nn.Module):
     """Processors in the order of ``generate()``.
 
     Args:
-        processors: Modules, each with what its class looks at: ``scores``, ``length``, ``ids``, ``tokens``: ids
-            without the padding of a prompt, or ``guide``: logits of a second run.
+        processors: Modules, each with what its class looks at: ``scores``; ``length``, how many tokens are new;
+            ``whole``, how many there are with the prompt; ``ids``; ``tokens``, ids without the padding of a prompt; or
+            ``guide``, logits of a second run.
         filler: The id that no token has.
 
     Attributes:
@@ -221,7 +228,13 @@ class ProcessorChain(nn.Module):
         self.reads_ids = "ids" in self.reads or "tokens" in self.reads
 
     def forward(
-        self, scores: Tensor, step: Tensor, new_ids: Tensor, *prompts: Tensor, guide: Tensor | None = None
+        self,
+        scores: Tensor,
+        step: Tensor,
+        new_ids: Tensor,
+        *prompts: Tensor,
+        guide: Tensor | None = None,
+        width: Tensor | None = None,
     ) -> Tensor:
         """Returns processed scores.
 
@@ -232,21 +245,29 @@ class ProcessorChain(nn.Module):
             prompts: Where ``reads_ids``: ``before`` ``[rows, length]``, see :func:`ids_so_far`, and ``is_token``, the
                 same, bool, False where there is padding.
             guide: ``[rows, vocabulary]``: logits of a second run, where one is looked at.
+            width: ``[rows]``, int64: how many tokens the prompt has, where they are counted.
         """
-        ids = {"scores": scores.new_zeros(0)} | ({} if guide is None else {"guide": guide})
+        looks = {"scores": scores.new_zeros(0), "length": step}
+        looks |= {} if guide is None else {"guide": guide}
+        looks |= {} if width is None else {"whole": step + width}
         if self.reads_ids:
             before, is_token = prompts
             bare = torch.where(is_token, before, self.filler)
             for name, prompt in (("ids", before), ("tokens", bare)):
                 if name in self.reads:
-                    ids[name] = ids_so_far(prompt, new_ids, step, self.filler)
+                    looks[name] = ids_so_far(prompt, new_ids, step, self.filler)
         for reads, processor in zip(self.reads, self.processors, strict=True):
-            scores = processor(scores, step) if reads == "length" else processor(ids[reads], scores)
+            scores = processor(looks[reads], scores)
         return scores
 
 
 def follow_processors(
-    processors: Sequence[Any], before: int, steps: int, vocabulary: int
+    processors: Sequence[Any],
+    before: int,
+    steps: int,
+    vocabulary: int,
+    counting: Collection[str] = (),
+    longest: int = 0,
 ) -> ProcessorChain | None:
     """Returns processors as one module, or None where one of them has to run on the host.
 
@@ -255,10 +276,14 @@ def follow_processors(
         before: How many tokens there are before the first new one.
         steps: How many new ones at most.
         vocabulary: Number of tokens.
+        counting: Classes that count tokens of the prompt, whose number differs from request to request.
+        longest: Above so many tokens such a class does always the same.
     """
     chain: list[tuple[str, nn.Module]] = []
     for processor in processors:
-        links = _links(processor, before, steps, vocabulary)
+        is_counting = type(processor).__name__ in counting
+        lengths = range(longest + 2) if is_counting else range(before, before + steps)
+        links = _links(processor, "whole" if is_counting else "length", lengths, vocabulary)
         if links is None:
             return None
         chain += links
@@ -266,7 +291,7 @@ def follow_processors(
 
 
 def _links(
-    processor: Any, before: int, steps: int, vocabulary: int
+    processor: Any, count: str, lengths: Sequence[int], vocabulary: int
 ) -> Sequence[tuple[str, nn.Module]] | None:
     """Returns a processor as modules, each with what it looks at: none if it never does anything; None: on the host."""
     name = type(processor).__name__
@@ -288,8 +313,8 @@ def _links(
     if name in SCORES:
         return [("scores", module)]
     if name in LENGTH:
-        kinds = _kinds(module, before, steps, vocabulary)
-        return None if kinds is None else [("length", LengthProcessor(module, *kinds))] * bool(kinds[1])
+        kinds = _kinds(module, lengths, vocabulary)
+        return None if kinds is None else [(count, LengthProcessor(module, *kinds))] * bool(kinds[1])
     return [(reads, module)] if name in IDS and _is_right_on_a_buffer(processor, module, vocabulary) else None
 
 
@@ -304,20 +329,20 @@ def _is_static(processor: LibraryProcessor, vocabulary: int) -> bool:
 
 
 def _kinds(
-    processor: LibraryProcessor, before: int, steps: int, vocabulary: int
+    processor: LibraryProcessor, lengths_to_try: Sequence[int], vocabulary: int
 ) -> tuple[list[int], list[int]] | None:
-    """By iteration which kind of effect a processor has, and a length for each; None: too many of them."""
+    """By length which kind of effect a processor has, and a length for each; None: too many of them."""
     probe = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0))
     effects: list[Tensor] = []
     lengths: list[int] = []
     rows = []
-    for step in range(steps):
-        effect = processor(torch.zeros(1, before + step, dtype=torch.int64), probe)
+    for length in lengths_to_try:
+        effect = processor(torch.zeros(1, length, dtype=torch.int64), probe)
         row = -1 if effect.equal(probe) else next((k for k, e in enumerate(effects) if e.equal(effect)), None)
         if row is None:
             row = len(effects)
             effects.append(effect)
-            lengths.append(before + step)
+            lengths.append(length)
         if len(effects) > KINDS:
             return None
         rows.append(row)
@@ -356,6 +381,7 @@ class HostProcessors(HostStage):
         is_normal: They change logarithms of probabilities, which the logits are made first.
         is_encoded: There is an encoder; prompts are those of its decoder, and have no padding.
         is_guided: Behind all others it takes ``guide`` like ``logits``, those of a second run.
+        counting: Classes that count the tokens of the prompt.
     """
 
     def __init__(
@@ -368,6 +394,7 @@ class HostProcessors(HostStage):
         is_normal: bool,
         is_encoded: bool = False,
         is_guided: bool = False,
+        counting: Collection[str] = (),
     ) -> None:
         super().__init__(tag="process")
         self.processors = tuple(processors)
@@ -375,6 +402,7 @@ class HostProcessors(HostStage):
         self.before = before
         self.is_normal = is_normal
         self.is_encoded = is_encoded
+        self.counting = frozenset(counting)
         guide = ("guide",) if is_guided else ()
         self.ports = ("step", "new_ids", "ids", "encoded" if is_encoded else "seen", *guide)
         self.inputs = dict.fromkeys(("logits", *self.ports))
@@ -395,7 +423,8 @@ class HostProcessors(HostStage):
         scores = scores.log_softmax(-1) if self.is_normal else scores
         count = whole.new_zeros(len(whole), self.before + int(step))
         for processor in self.processors:
-            seen_ids = count if type(processor).__name__ in COUNTING else whole
+            name = type(processor).__name__
+            seen_ids = count if name in COUNTING and name not in self.counting else whole
             prompts = other if self.is_encoded else ids
             scores = bind_request(processor, prompts, padding, *guides)(seen_ids, scores)
         return scores.view_as(logits)
@@ -404,6 +433,24 @@ class HostProcessors(HostStage):
 def in_lanes(logits: Tensor, lanes: int) -> Tensor:
     """Returns logits ``[batch, lanes, vocabulary]``, of a prompt for all of them; without that dim if there is one."""
     return logits[:, None].expand(-1, lanes, -1) if lanes > 1 and logits.dim() == 2 else logits
+
+
+def in_rows(values: Mapping[str, Tensor], lanes: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Returns what :class:`ProcessorChain` takes of a request, each lane a row.
+
+    Args:
+        values: By name what there is of each row of the batch: ``before``, ``is_token``, ``guide``, ``width``.
+        lanes: How many sequences a row has.
+
+    Returns:
+        The prompts, and what goes by its name.
+    """
+    named = {}
+    if "guide" in values:
+        named["guide"] = in_lanes(values["guide"], lanes).reshape(-1, values["guide"].shape[-1])
+    if "width" in values:
+        named["width"] = values["width"].repeat_interleave(lanes, 0)
+    return [values[name].repeat_interleave(lanes, 0) for name in PROMPTS if name in values], named
 
 
 def bind_request(processor: Any, ids: Tensor, padding: Tensor, *guide: Tensor) -> Any:

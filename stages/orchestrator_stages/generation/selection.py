@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Selection:
         eos: Tokens that end it.
         stop_criterion: What ``generate()`` makes of stop strings; None: there are none.
         negative: The ids of a negative prompt, of which every row's second run begins; empty: there is none.
+        longest: How many tokens a sequence has at most, its prompt included; None: as many as are added.
+        counting: Classes of processors that count the prompt, which is not as long in all requests.
     """
 
     config: Any
@@ -51,6 +54,8 @@ class Selection:
     eos: tuple[int, ...]
     stop_criterion: Any = None
     negative: tuple[int, ...] = ()
+    longest: int | None = None
+    counting: tuple[str, ...] = ()
 
     @property
     def is_sampling(self) -> bool:
@@ -116,10 +121,14 @@ class Selection:
                 raise GraphError(
                     f"{option} is {unknown[0]}, but the model knows {vocabulary} tokens.", option=option
                 )
-            step = 0 if option == "forced_bos_token_id" else self.new - 1
+            last = (self.longest or self.before + self.new) - self.before - 1
+            step = 0 if option == "forced_bos_token_id" else last
             if ids and not self._leaves_a_token(step, vocabulary):
                 raise GraphError(f"{option}={ids} is suppressed as well, so no token is left.", option=option)
-        return follow_processors(self.processors, self.before, self.new, vocabulary)
+        most = max(self.config.min_length or 0, self.config.max_length)
+        return follow_processors(
+            self.processors, self.before, self.new, vocabulary, self.counting, most if self.counting else 0
+        )
 
     def _leaves_a_token(self, step: int, vocabulary: int) -> bool:
         """Whether processors that look at no token so far leave one to choose."""
@@ -142,6 +151,7 @@ class Selection:
             *(("noise",) if self.is_sampling else ()),
             *(("is_over",) if self.max_time is not None else ()),
             *(("guide",) if processors is not None and self.is_guided else ()),
+            *(("width",) if self.longest is not None or (processors is not None and self.counting) else ()),
         )
 
     def follow_stop(self, vocabulary: int) -> StopStrings | None:
@@ -160,6 +170,8 @@ def read_selection(
     new: int,
     tokenizer: Any = None,
     *,
+    is_prompt: bool = False,
+    longest: int | None = None,
     has_text: bool = True,
     speech: bool = False,
 ) -> Selection:
@@ -171,6 +183,8 @@ def read_selection(
         before: How many tokens there are before the first new one.
         new: How many are added at most.
         tokenizer: The tokenizer of the model, for stop strings.
+        is_prompt: These are an example: how many there are differs from request to request.
+        longest: How many tokens there are at most with these; None: as many as are added.
         has_text: What the model reads are tokens, which processors may look at.
         speech: Its ``generate()`` is that of Whisper.
 
@@ -199,6 +213,7 @@ def read_selection(
         model._prepare_special_tokens(config, True, device=torch.device("cpu"))
         example = torch.zeros(1, before, dtype=torch.int64)
         config = model._prepare_generated_length(config, True, True, "input_ids", before, example)
+        config.max_length = config.max_length if longest is None else longest
         first = _processors_of_whisper(model, config, before) if speech else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -223,7 +238,19 @@ def read_selection(
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = config._pad_token_tensor
     pad_id = 0 if pad is None else int(pad)
-    return Selection(config, tuple(processors), before, new, pad_id, tuple(eos), stop)
+    result = Selection(config, tuple(processors), before, new, pad_id, tuple(eos), stop, longest=longest)
+    return dataclasses.replace(result, counting=_counting(result)) if is_prompt else result
+
+
+def _counting(selection: Selection) -> tuple[str, ...]:
+    """Classes of processors that count a prompt in lengths which the user counts with it."""
+    config = selection.config
+    names = [
+        *["MinLengthLogitsProcessor"] * (config.min_new_tokens is None),
+        *["ForcedEOSTokenLogitsProcessor"] * (selection.longest is not None),
+    ]
+    classes = {type(processor).__name__ for processor in selection.processors}
+    return tuple(name for name in names if name in classes)
 
 
 def _forced_ids(config: Any, option: str) -> list[int]:

@@ -120,6 +120,8 @@ class TokenLoop:
         if "before" in self.choice.ports:
             constants["before"] = TensorSpec((self.rows, self.longest), torch.int64)
             constants["is_token"] = TensorSpec((self.rows, self.longest), torch.bool)
+        if "width" in self.choice.ports:
+            constants["width"] = TensorSpec((self.rows,), torch.int64)
         if "is_over" in self.choice.ports:
             constants["started"] = TensorSpec((1,), torch.float64)
         return constants
@@ -195,6 +197,7 @@ class TokenLoop:
                 is_normal=self.selection.has_beams,
                 is_encoded=self.encoding is not None,
                 is_guided=self.selection.is_guided,
+                counting=self.selection.counting,
             )
             process = pipeline.add("process", stage, device="host")
             logits = process(logits, *(values[port] for port in stage.ports))

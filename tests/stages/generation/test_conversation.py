@@ -60,6 +60,7 @@ def test_each_turn_reads_what_is_new_and_answers_as_to_the_whole_conversation(ch
         ("gemma3", {}, "sliding window"),
         ("llama", {"num_beams": 2}, "one answer a turn"),
         ("llama", {"repetition_penalty": 1.5}, "look at all tokens"),
+        ("llama", {"min_length": 5, "eos_token_id": 7}, "count the whole conversation"),
         ("llama", {"context": 9}, "no room for one turn"),
         ("llama", {"context": 99}, "counts 64 tokens"),
         ("llama", {"context": "long"}, "number of tokens"),

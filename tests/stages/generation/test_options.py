@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from orchestrator import GraphError
+from orchestrator import GraphError, InputError
 from orchestrator_stages import from_transformers
+from tests.kit import refuses
 from tests.stages.generation.tiny import PAD, VOCABULARY, letters, prompts, tiny, transformers
 
 processors_room = pytest.importorskip("orchestrator_stages.generation.processors")
 options_room = pytest.importorskip("orchestrator_stages.generation.options")
 choose_room = pytest.importorskip("orchestrator_stages.generation.choose")
 beams_room = pytest.importorskip("orchestrator_stages.generation.beams")
+lengths_room = pytest.importorskip("orchestrator_stages.generation.lengths")
 stopping_room = pytest.importorskip("orchestrator_stages.generation.stopping")
 sampling_room = pytest.importorskip("orchestrator_stages.generation.sampling")
 library = transformers.generation.logits_process
@@ -29,9 +31,14 @@ MODEL, TOKENIZER = tiny("llama"), letters()
 STOPS = ["ab", "bbb", "cab", "ababa", "d"]
 
 
+def sized(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that say how much is added."""
+    return options if "max_length" in options else {"max_new_tokens": NEW, **options}
+
+
 def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tensor:
     """The tokens, by the stages of a pipeline called one after another, the model without a cache."""
-    selection = options_room.prompt_selection(MODEL, {"max_new_tokens": NEW, **options}, TOKENIZER)
+    selection = options_room.prompt_selection(MODEL, sized(options), TOKENIZER)
     chain = selection.follow(VOCABULARY)
     ids, mask = request["input_ids"], request["attention_mask"]
     begin = choose_room.BeginTokens(selection, VOCABULARY, 20)
@@ -46,8 +53,14 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
     stop = selection.follow_stop(VOCABULARY)
     choose = (beams_room.BeamStep if selection.has_beams else choose_room.NextToken)(selection, chain, stop)
     host = processors_room.HostProcessors(
-        selection.processors, shape, selection.lanes, selection.before, is_normal=selection.has_beams
+        selection.processors,
+        shape,
+        selection.lanes,
+        selection.before,
+        is_normal=selection.has_beams,
+        counting=selection.counting,
     )
+    state["width"] = lengths_room.PromptWidth(len(ids), selection.longest).forward(ids)
     lanes = selection.lanes
     for step in range(selection.new):
         # The model reads everything again: the prompt and what was chosen.
@@ -74,7 +87,7 @@ def by_hand(request: dict[str, Tensor], bucket: int = 0, **options: Any) -> Tens
 
 def generated(request: dict[str, Tensor], **options: Any) -> Tensor:
     torch.manual_seed(SEED)
-    options = {"max_new_tokens": NEW, "do_sample": False, "tokenizer": TOKENIZER, **options}
+    options = {"do_sample": False, "tokenizer": TOKENIZER, **sized(options)}
     tokens: Tensor = MODEL.generate(**request, **options)
     return tokens
 
@@ -110,6 +123,16 @@ CASES: list[dict[str, Any]] = [
     {"do_sample": True, "epsilon_cutoff": 0.01, "eta_cutoff": 0.02, "top_h": 0.7},
     {"min_p": 0.5, "temperature": 0.1, "top_p": 0.1},
     {"stop_strings": STOPS[1:]},
+    {"min_length": 8, "eos_token_id": MANY},
+    {"max_length": 9, "forced_eos_token_id": 9, "begin_suppress_tokens": [97, 45]},
+    {
+        "max_length": 10,
+        "num_beams": 2,
+        "early_stopping": "never",
+        "length_penalty": 1.5,
+        "eos_token_id": MANY,
+    },
+    {"max_length": 9, "min_length": 7, "eos_token_id": MANY, "encoder_no_repeat_ngram_size": 2},
     {"stop_strings": "cab", "num_beams": 3, "num_return_sequences": 2, "eos_token_id": MANY},
 ]
 
@@ -121,6 +144,19 @@ def test_an_option_gives_the_tokens_of_generate(options: dict[str, Any]):
     expected = generated(request, **options)
     assert by_hand(request, **options).equal(expected)
     assert by_hand(request, bucket=3, **options).equal(expected)
+
+
+LONG = {"max_length": 9, "num_beams": 2, "min_length": 7, "eos_token_id": MANY, "forced_eos_token_id": 9}
+
+
+def test_lengths_with_the_prompt_are_those_of_each_request():
+    pipeline = from_transformers(MODEL, batch=(4,), tokens=(8,), **LONG)
+    with pipeline.plan().load() as session:
+        for request in (prompts(5, 3, 4), prompts(2), prompts(8, 2)):
+            assert session(**request)["tokens"].equal(generated(request, **LONG))
+    # A prompt that leaves no room is refused before anything runs.
+    stage = lengths_room.PromptWidth(4, 9)
+    refuses(InputError, "max_length=9 counts them", lambda: stage.forward(prompts(9)["input_ids"]))
 
 
 @pytest.mark.parametrize("options", [CASES[2], CASES[8], CASES[15], CASES[16]], ids=str)
@@ -223,6 +259,8 @@ def test_a_request_ends_by_strings_and_by_time(
             "eos_token_id": st.lists(st.integers(0, 98), min_size=1, max_size=30, unique=True),
             "pad_token_id": st.integers(0, 98),
             "min_new_tokens": st.integers(0, NEW),
+            "min_length": st.integers(0, 9),
+            "max_length": st.integers(7, 11),
             "repetition_penalty": st.sampled_from([0.5, 1.0, 1.3]),
             "no_repeat_ngram_size": st.integers(0, 3),
             "encoder_no_repeat_ngram_size": st.integers(0, 2),

@@ -114,8 +114,9 @@ def test_the_cache_stays_on_the_device():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 9}, "max_new_tokens"),
-        ({"min_length": 9}, "min_new_tokens"),
+        ({"max_length": 65}, "counts 64 tokens"),
+        ({"max_length": 1}, "an int of 2 or more"),
+        ({"max_length": 9, "tokens": (9,)}, "tokens= cannot go up to 9"),
         ({"tokens": (64,)}, "counts 64 tokens"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "num_beam_groups"),
         ({"image_token": 3}, "no option"),
