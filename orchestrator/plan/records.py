@@ -254,6 +254,19 @@ class PlannedState:
 
 
 @dataclass(frozen=True)
+class PlannedLock:
+    """What one request at a time uses.
+
+    Attributes:
+        name: Its first member.
+        members: Programs whose output buffers it guards, and states.
+    """
+
+    name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PlannedEdge:
     """One edge, decided and explained.
 
@@ -304,6 +317,8 @@ class PlanData:
         programs: Programs of groups without eager compute.
         applications: Stages that share weights; one that shares none is an application by itself, and is not here.
         states: Carries that live in an application.
+        locks: What one request at a time uses, in the order in which every request takes it; steps say from where to
+            where.
         weights: Bytes of weights for each device, one rank.
         buffers: Bytes of the programs' own output buffers, and of states, for each device that has such, one rank.
         budget: Memory budget for each device in bytes, where there is one.
@@ -323,6 +338,7 @@ class PlanData:
     programs: tuple[PlannedProgram, ...] = ()
     applications: tuple[PlannedApplication, ...] = ()
     states: tuple[PlannedState, ...] = ()
+    locks: tuple[PlannedLock, ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
     buffers: tuple[tuple[str, int], ...] = ()
     budget: tuple[tuple[str, int], ...] = ()

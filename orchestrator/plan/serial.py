@@ -28,6 +28,7 @@ from orchestrator.plan.records import (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedLock,
     PlannedProgram,
     PlannedState,
     PlannedValue,
@@ -50,7 +51,7 @@ from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 7
+VERSION = 8
 
 P = TypeVar("P", bound=PlanData)
 
@@ -61,6 +62,7 @@ _RECORDS = (
     PlannedCall,
     PlannedEdge,
     PlannedGroup,
+    PlannedLock,
     PlannedProgram,
     PlannedState,
     StateUpdate,

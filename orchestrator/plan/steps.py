@@ -79,6 +79,8 @@ class Step:
             carries, then the collected values.
         device: Where it happens: a device group, or ``"host"``.
         frees: Values that die after this step.
+        locks: Locks that a request takes before this step, by name, in the order of the plan's.
+        unlocks: Locks that it gives back after this step.
         op: What texts call this kind of step.
     """
 
@@ -88,6 +90,8 @@ class Step:
     outputs: tuple[int, ...]
     device: str = field(default=HOST, kw_only=True)
     frees: tuple[int, ...] = field(default=(), kw_only=True)
+    locks: tuple[str, ...] = field(default=(), kw_only=True)
+    unlocks: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def label(self) -> str:

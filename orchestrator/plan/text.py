@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.adapter import Adapter
 from orchestrator.plan.count import summarise
+from orchestrator.plan.locks import lock_spans
 from orchestrator.plan.outline import Block, LoopDescriber, outline, show_bytes
 from orchestrator.plan.records import DimPlan, PlanData, PlannedEdge, Residency
 from orchestrator.plan.steps import LoopStep, iter_steps
@@ -29,6 +30,7 @@ def render(plan: PlanData) -> str:
             "",
             *_programs(plan),
             *_applications(plan),
+            *_locks(plan),
             *_totals(plan),
             *_notes(plan),
         ]
@@ -134,6 +136,19 @@ def _applications(plan: PlanData) -> list[str]:
         ["States, each in its application, where loops update it:", *table(states), ""] if plan.states else []
     )
     return ["Applications of several stages, which have one set of weights:", *table(rows), "", *more]
+
+
+def _locks(plan: PlanData) -> list[str]:
+    """A line for each stretch of steps in which no other request may use a program or a state."""
+    if not plan.locks:
+        return []
+    members = {lock.name: ", ".join(lock.members) for lock in plan.locks}
+    rows = [("program or state", "from", "until", "host stages meanwhile")]
+    rows += [
+        (members[span.lock], span.first, span.last, ", ".join(span.host_calls) or "-")
+        for span in lock_spans(plan.steps)
+    ]
+    return ["Held by one request at a time; others go on beside it:", *table(rows), ""]
 
 
 def _port_terms(port: str, adapters: tuple[Adapter, ...], state: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
+from orchestrator.plan.locks import with_locks
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedGroup
 from orchestrator.plan.steps import CallStep, iter_steps
@@ -151,7 +152,7 @@ def _finish(context: PlanContext) -> Plan:
         for device, backend in context.groups.items()
     )
     # Calls are in the order of the steps, which hazards may have changed; everything else as the passes left it.
-    return Plan(
+    plan: Plan = Plan(
         pipeline=context.graph.name,
         dims=tuple(context.dims.values()),
         groups=groups,
@@ -171,3 +172,4 @@ def _finish(context: PlanContext) -> Plan:
         notes=tuple(dict.fromkeys((*context.notes, *padding_notes(context)))),
         optional=tuple(sorted(context.graph.optional)),
     )
+    return with_locks(plan)

@@ -74,6 +74,10 @@ class Closing(WaitPoint):
         """Idents of the threads that run requests."""
         return {ident for ident, frame in sys._current_frames().items() if self._is_inside(frame)}
 
+    def is_nested(self) -> bool:
+        """Tells whether the calling thread is in two requests, one inside the other."""
+        return sum(map(self._is_own, stack(sys._getframe()))) > 1
+
     def after_fork(self) -> None:
         """Starts anew in a forked process: other threads are gone, and with them their requests."""
         self.active.clear()

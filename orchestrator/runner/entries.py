@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.errors import StageError
+from orchestrator.plan.locks import with_same_locks
 from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import HOST, Step
 from orchestrator.runner.admit import positional_error
@@ -22,7 +23,6 @@ from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.device_inputs import find_device_inputs
 from orchestrator.runner.device_outputs import keep_on_device
 from orchestrator.runner.device_values import DeviceValue, note_device_value
-from orchestrator.runner.exclusive import RequestLock
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.stream.progress import ProgressHook, with_progress_outputs
@@ -46,7 +46,6 @@ class RequestEntries:
         stats: Where requests are counted.
         progress_hook: What generated code calls after an iteration.
         closing: The end of the session.
-        request_lock: Taken for each request, where they run one at a time.
         refuse: Called with a request of a session that is closed.
     """
 
@@ -56,7 +55,6 @@ class RequestEntries:
         stats: RequestStats,
         progress_hook: ProgressHook,
         closing: Closing,
-        request_lock: RequestLock | None,
         refuse: RequestEntry,
     ) -> None:
         self._executable = executable
@@ -64,7 +62,6 @@ class RequestEntries:
         self._stats = stats
         self._progress_hook = progress_hook
         self._closing = closing
-        self._request_lock = request_lock
         self._refuse = refuse
         # Each kind's entry holds its table; they are listed here as well, so that closing can empty them all.
         self._entries: dict[_Kind, tuple[PlanVariant, RequestEntry]] = {}
@@ -95,6 +92,8 @@ class RequestEntries:
                 # Outputs stay on their device before values of iterations are brought home from there.
                 plan = keep_on_device(self._plan, device_outputs)
                 plan = with_progress_outputs(plan, partial) if partial else plan
+                # What was added reads and runs programs at other steps than the planner's.
+                plan = with_same_locks(plan) if plan is not self._plan else plan
                 hook = None if partial is None else self._progress_hook
                 variant = PlanVariant(replace(self._executable, plan=plan), self._stats, observe, hook)
                 entry = self._noting(plan, device_outputs, self._generate(variant, "inputs"))
@@ -181,14 +180,14 @@ class RequestEntries:
             "closing": self._closing.flag,
             "finish": self._closing.finish,
             "admit": functools.partial(weakly(self._admit), variant, table),
-            "request_lock": self._request_lock,
+            "locks": self._executable.locks,
             "grad": torch.is_grad_enabled,
             "no_grad": torch.no_grad,
             "explain": functools.partial(explain, variant),
             "release": functools.partial(release, variant),
             "is_own": functools.partial(is_own, variant),
         }
-        source = entry_source(self._plan, self._request_lock is not None, head)
+        source = entry_source(self._plan, self._executable.locks is not None, head)
         exec(compile(source, file_name(self._plan.pipeline, "entry"), "exec"), scope)
         return scope.pop("entry")  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """A loaded plan that runs requests.
 
-A session may be called from several threads. Requests on devices with one output buffer for each program take turns;
-on torch devices they run freely.
+A session may be called from several threads, and their requests run at the same time. On devices with one output buffer
+for each program a request waits where the plan says so, for a program whose result another one is still to read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from dataclasses import replace
 from typing import Any, NoReturn, overload
 
 from orchestrator.errors import InputError, nearest
+from orchestrator.plan.count import constant_bytes
 from orchestrator.plan.model import Plan
+from orchestrator.plan.records import PlannedGroup
 from orchestrator.plan.steps import CallStep, Step
 from orchestrator.runner.admit import positional_error
 from orchestrator.runner.closing import Closing
 from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.direct_call import forget_call, set_call
 from orchestrator.runner.entries import RequestEntries, RequestEntry, RequestListener, weakly
-from orchestrator.runner.exclusive import RequestLock
+from orchestrator.runner.exclusive import BufferLocks
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.stream.partial import PartialStream
 from orchestrator.runner.stream.progress import Listener, ProgressHook
@@ -33,6 +35,9 @@ from orchestrator.runner.trace import Trace
 __all__ = ["Session"]
 
 StageObserver = Callable[[str, str, float], None]
+
+#: Where a device has room for so many requests, nobody counts them.
+FEW_PLACES = 64
 
 
 class Session:
@@ -62,17 +67,12 @@ class Session:
         self._traces: tuple[Trace, ...] = ()
         self._progress_hook = ProgressHook()
         self._closing = Closing()
-        # One output buffer for each program, one memory for each state: the next request would overwrite what this one
-        # still reads.
-        has_buffers = any(backend.capabilities.output_buffers for backend in executable.backends.values())
-        is_exclusive = has_buffers or bool(self.plan.states)
-        self._request_lock = RequestLock(self.plan.pipeline) if is_exclusive else None
+        self._locks = _locks(executable, self._closing)
         self._entries = RequestEntries(
-            executable,
+            replace(executable, locks=self._locks),
             self._stats,
             self._progress_hook,
             self._closing,
-            self._request_lock,
             weakly(self._refuse),
         )
         self._entry: RequestEntry
@@ -124,7 +124,7 @@ class Session:
 
     def _has_waiters(self) -> bool:
         """Whether somebody waits for the requests that run: to close the session, or to run another one."""
-        return self._closed or (self._request_lock is not None and self._request_lock.has_waiters)
+        return self._closed or (self._locks is not None and self._locks.has_waiters)
 
     def _run_with_progress(
         self,
@@ -176,14 +176,14 @@ class Session:
 
         Raises:
             InputError: ``depth`` is not positive, no loop gives a ``partial``, the session is closed, or the caller is
-                in a request whose device takes one request at a time.
+                in a request that holds a program of a device with one output buffer for each.
         """
         names = (partial,) if isinstance(partial, str) else tuple(partial)
         _check_depth(depth)
         if self._closed:
             raise self._refusal()
-        if self._request_lock is not None:
-            self._request_lock.check()
+        if self._locks is not None:
+            self._locks.check()
         device_outputs = _output_names(self.plan, keep_on_device)
         if not names:
             run_one = (
@@ -265,8 +265,8 @@ class Session:
     def _after_fork(self) -> None:
         self._entries.lock = threading.RLock()
         self._closing.after_fork()
-        if self._request_lock is not None:
-            self._request_lock.after_fork()
+        if self._locks is not None:
+            self._locks.after_fork()
 
     def __enter__(self) -> Session:
         return self
@@ -312,6 +312,33 @@ class Session:
             case CallStep(name=name, device=device):
                 for observer in self._on_stage:
                     observer(name, device, end - start)
+
+
+def _locks(executable: Executable, closing: Closing) -> BufferLocks | None:
+    """The locks of a session; None: its requests never wait for one another."""
+    plan = executable.plan
+    places = [limit for group in plan.groups if (limit := _places(plan, group))]
+    if not plan.locks and not places:
+        return None
+    names = tuple(lock.name for lock in plan.locks)
+    return BufferLocks(plan.pipeline, names, min(places, default=0), closing.wakers, closing.is_nested)
+
+
+def _places(plan: Plan, group: PlannedGroup) -> int:
+    """How many requests a device has room for at the same time; 0: for as many as come.
+
+    What one of them puts there is known from the plan. A device with buffers that runs no programs has no locks that
+    the planner proved: there one request at a time runs.
+    """
+    if not group.output_buffers:
+        return 0
+    if not group.runs_programs:
+        return 1
+    one, budget = plan.summary["peak_bytes"].get(group.device, 0), dict(plan.budget).get(group.device, 0)
+    fixed = dict(plan.weights).get(group.device, 0) + dict(plan.buffers).get(group.device, 0)
+    room = budget - fixed - constant_bytes(plan, group.device)
+    places = max(1, room // one) if budget and one else 0
+    return places if places < FEW_PLACES else 0
 
 
 #: Sessions that are there, for what a forked process has to put right in them.

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.plan.chunks import bucket_for
 from orchestrator.plan.count import Counter, Tally, cut_dims
+from orchestrator.plan.locks import with_same_locks, without_locks
 from orchestrator.plan.model import Plan
 from orchestrator.plan.parts import split
 from orchestrator.plan.run_record import RunRecord
@@ -115,7 +116,8 @@ class PlanVariant:
         """Returns the variant for requests with inputs on devices; its code is looked through for failures here."""
         key = frozenset(places.items())
         if key not in self._on_devices:
-            executable = replace(self.executable, plan=with_device_inputs(self.plan, places))
+            plan = with_same_locks(with_device_inputs(self.plan, places))
+            executable = replace(self.executable, plan=plan)
             variant = PlanVariant(executable, self.stats, self._observer, self._progress_hook, places)
             self.codes += variant.codes
             variant.codes = self.codes
@@ -229,10 +231,13 @@ class PlanVariant:
 
     def _chunk_runner(self, record: RunRecord) -> tuple[Runner, Callable[[], object]]:
         cut = cut_dims(self.outer, record.sizes)
-        names = self.sharing.outputs_to_copy()
+        names, locks = self.sharing.outputs_to_copy(), self.executable.locks
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)
+            # Parts run in another order than the plan's steps, and keep values from one run to the next.
+            if locks is not None:
+                locks.lock_all()
             # Copies are made while chunks are still there: a result may be a view of one.
             with Chunks(self.executable, parts, self.outer, record, values) as chunks:
                 result = {
@@ -258,7 +263,7 @@ class PlanVariant:
                     "run",
                     False,
                     part.reads,
-                    part.steps,
+                    without_locks(part.steps),
                     f"({''.join(f'v{index}, ' for index in part.results)})",
                     frozenset((*part.reads, *part.results)),
                     plan,

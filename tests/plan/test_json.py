@@ -77,7 +77,7 @@ def test_a_plan_that_was_read_and_bound_runs_the_same():
 
 def test_the_json_is_for_programs_too():
     data = json.loads(TEXT)
-    assert data["version"] == 7
+    assert data["version"] == 8
     assert data["summary"]["uploads"] == PLAN.summary["uploads"]
     assert {edge["source"] for edge in data["edges"]} == {edge.source for edge in PLAN.edges}
 
@@ -87,12 +87,12 @@ def test_a_truncated_plan_is_refused(share: float):
     refuses(PlanError, ("no plan", "truncated"), lambda: Plan.from_json(TEXT[: int(len(TEXT) * share)]))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 8, "5", None, [3], {}])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, 9, "5", None, [3], {}])
 def test_a_plan_of_another_version_is_refused(version):
     data = {**json.loads(TEXT), "version": version}
     error = refuses(
         PlanError,
-        ("version", "reads version 7", "plan the pipeline again"),
+        ("version", "reads version 8", "plan the pipeline again"),
         lambda: Plan.from_json(json.dumps(data)),
     )
     assert error.version == version

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator import Pipeline, Plan, PlanError
 from orchestrator.plan import serial
+from orchestrator.plan.locks import with_locks
 from orchestrator.planner.verify.steps import verify
 from tests.kit import Double, chain, linear, refuses, spec
 from tests.planner import broken_programs, program_breaks
@@ -116,7 +117,8 @@ def test_the_sample_of_programs_is_sound():
 
 @pytest.mark.parametrize(("change", "rule"), BROKEN_PROGRAMS)
 def test_broken_programs_are_refused_by_the_rule_they_break(change: Break, rule: str):
-    broken = change(COMPILED)
+    """Their locks are those of the broken plan: they are no rule that is broken here."""
+    broken = with_locks(change(COMPILED))
     assert broken != COMPILED
     error = refuses(PlanError, rule, lambda: verify(broken))
     assert len(str(error)) > 30

@@ -5,7 +5,12 @@ They cost what their plans say, by the device's own count.
 
 from __future__ import annotations
 
+import contextlib
+import random
+import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import assume, given, settings
@@ -14,6 +19,7 @@ from hypothesis import strategies as st
 import orchestrator_neuron
 from orchestrator import Plan, Residency, TensorSpec
 from orchestrator.testing import assert_same, run_reference
+from orchestrator_neuron.emulated.runtime import LoadedProgram
 from orchestrator_neuron.ranked import is_ranked
 from tests.properties.graphs import Case, Draw, cases, plugins
 from tests.properties.test_random_graphs import all_sizes
@@ -115,15 +121,30 @@ def test_kept_outputs_outlive_later_requests(trial: Trial, number: int):
         assert_same({name: shown}, {name: expected[name]}, exact=False, rtol=1e-4, atol=1e-4)
 
 
+@contextlib.contextmanager
+def restless(seed: object) -> Iterator[None]:
+    """Rests a random while after each run of a program, so that requests interleave in many ways."""
+    chance, run = random.Random(str(seed)), LoadedProgram.__call__
+
+    def run_and_rest(self: LoadedProgram, *handles: Any) -> Any:
+        result = run(self, *handles)
+        time.sleep(chance.random() * 0.002)
+        return result
+
+    with mock.patch.object(LoadedProgram, "__call__", run_and_rest):
+        yield
+
+
 @given(trials())
 @settings(max_examples=examples(6))
 def test_streamed_requests_do_not_overwrite_one_another(trial: Trial):
     case, plan = trial.case, trial.plan
     requests_ = [
-        case.inputs(sizes, seed) for seed, sizes in enumerate((trial.first, trial.second, trial.first))
+        case.inputs(sizes, seed)
+        for seed, sizes in enumerate((trial.first, trial.second, trial.first, trial.second))
     ]
     # By hand first: a stage that decides a size notes it in a list.
     expected = [run_reference(case.pipeline.freeze(), inputs) for inputs in requests_]
-    with plan.load() as session:
-        for found, wanted in zip(session.stream(requests_, depth=2), expected, strict=True):
+    with plan.load() as session, restless(trial.first):
+        for found, wanted in zip(session.stream(requests_, depth=4), expected, strict=True):
             assert_same(found, wanted, exact=False, rtol=1e-4, atol=1e-4)

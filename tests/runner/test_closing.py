@@ -28,8 +28,11 @@ X = torch.ones(2)
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 
-def load_acting(act, device="cpu"):
-    """A session whose host stage calls ``act(session)`` in its first request; and what its backends were told."""
+def load_acting(act, device="cpu", *, is_holding=False):
+    """A session whose host stage calls ``act(session)`` in its first request; and what its backends were told.
+
+    Where it is holding, the request still has something to read on the device.
+    """
     box = []
 
     def stage(x):
@@ -39,7 +42,10 @@ def load_acting(act, device="cpu"):
 
     pipeline = new()
     value = pipeline.add("double", Double())(pipeline.input("x", spec(2)))
-    pipeline.output("y", host(pipeline, "act", stage, y=spec(2))(value))
+    result = host(pipeline, "act", stage, y=spec(2))(value)
+    if is_holding:
+        result = pipeline.add("most", lambda a, b: torch.maximum(a, b))(result, value)
+    pipeline.output("y", result)
     session = load(pipeline, device, {})
     box.append(session)
     closed = []
@@ -226,7 +232,7 @@ def test_a_request_that_would_wait_for_its_own_turn_is_refused_in_words(device, 
 
             way(call)
 
-        session, _ = load_acting(act, device)
+        session, _ = load_acting(act, device, is_holding=True)
         with session:
             assert promptly(lambda session=session: session(x=X))["y"].tolist() == [3.0, 3.0]
         assert "one output buffer" in errors[0]

@@ -1,8 +1,11 @@
-"""Verify, third part: programs take and give what the steps say, and no buffer is read after it was overwritten."""
+"""Verify, third part: programs take and give what the steps say, and no buffer is read after it was overwritten.
+
+Another request may run a program as soon as its lock is given back: that counts as if the program had run again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +31,7 @@ from orchestrator.plan.steps import (
 )
 from orchestrator.planner.verify.buffers import check_buffers, check_routes
 from orchestrator.planner.verify.edges import demand
+from orchestrator.planner.verify.locks import LockReplay
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 
 __all__ = ["check_programs"]
@@ -77,8 +81,7 @@ class _ProgramChecker(StepVisitor):
         self.by_memory = {group.memory: group for group in plan.groups if not group.host_memory}
         self.programs = {program.name: program for program in plan.programs}
         self.calls = {call.name: call for call in plan.calls}
-        self.states = {origin for state in plan.states for origin in state.origins}
-        self.constants = {(value.origin, value.spec) for value in plan.values if value.constant}
+        self.states = {origin: state.name for state in plan.states for origin in state.origins}
         # By value: what it is another name of; the output of a program that gave it; the buffers that it may be in.
         self.names: dict[int, Read] = {}
         self.program_outputs: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
@@ -89,6 +92,7 @@ class _ProgramChecker(StepVisitor):
         self.odd = False
         self.passes: dict[tuple[int, Hashable], _Pass] = {}
         self.used_names: set[str] = set()
+        self.locks = LockReplay(plan)
 
     def _demand(self, holds: bool, what: str) -> None:
         demand(self.plan, holds, what)
@@ -97,11 +101,19 @@ class _ProgramChecker(StepVisitor):
         unique = len(self.programs) == len(self.plan.programs)
         self._demand(unique, "two programs have one name")
         self.visit(self.plan.steps)
+        self.locks.finish()
         idle = sorted(set(self.programs) - self.used_names)
         self._demand(not idle, f"program {idle[:1]} never runs")
         _check_consumers(self.plan, frozenset(self.names))
         check_buffers(self.plan)
         check_routes(self.plan)
+
+    def visit_step(self, step: Step) -> None:
+        """Runs a step between taking locks and giving them back; what they guard may be another request's then."""
+        self.locks.take(step)
+        super().visit_step(step)
+        for name in self.locks.give_back(step):
+            self.turn[name] = self.turn.get(name, 0) + 1
 
     def visit_region(self, step: RegionStep) -> None:
         """Runs the body twice: the next chunk comes after every chunk."""
@@ -134,6 +146,7 @@ class _ProgramChecker(StepVisitor):
             for name in _programs_of(leaf)
             if name in self.programs
         ]
+        programs += [name for inner in iter_steps(step.body) for name in self.locks.guarded(inner.unlocks)]
         earlier = self.passes.get(key)
         if earlier is None:
             before = {name: self.turn.get(name, 0) for name in programs}
@@ -222,18 +235,7 @@ class _ProgramChecker(StepVisitor):
             [item.port for item in program.inputs] == [port for port, _ in call.inputs],
             f"program {program.name!r} takes other ports than call {step.name!r} is fed",
         )
-        for item, index in zip(program.inputs, step.inputs, strict=True):
-            root, before = self.names.get(index, (index, ()))
-            spec = self.plan.values[root].spec
-            if not isinstance(spec, TensorSpec):
-                # Equal constants go by one name; which value one has is told by the pipeline, not the plan.
-                same = item.spec is None and (item.constant, spec) in self.constants
-                self._demand(same, f"program {program.name!r} has another constant at {item.port!r}")
-                continue
-            same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before
-            self._demand(
-                same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
-            )
+        _check_inputs(self.plan, program, [self.names.get(index, (index, ())) for index in step.inputs])
         _check_outputs(self.plan, program, dict(call.outputs))
         self._starts(step, group, program)
         for (port, _), index in zip(call.outputs, step.outputs, strict=True):
@@ -262,18 +264,22 @@ class _ProgramChecker(StepVisitor):
             or program.name not in {name for index in own for name, _ in self.owner.get(index, ())},
             f"{step.label!r} reads the buffer that it writes",
         )
+        states = ({item.state for item in program.inputs} | {item.state for item in program.outputs}) - {""}
+        self.locks.check_held(step, {program.name, *states} if group.output_buffers else states)
         self.turn[program.name] = self.turn.get(program.name, 0) + 1
-        if has_hazards:
-            owners = ((program.name, self.turn[program.name]),)
-            outputs = (index for index in step.outputs if self.plan.values[index].origin not in self.states)
-            self.owner |= dict.fromkeys(outputs, owners)
+        # A state stays where it is: a loop that reads it must find what this request wrote there.
+        for index in step.outputs:
+            name = self.states.get(self.plan.values[index].origin, program.name if has_hazards else "")
+            if name:
+                self.owner[index] = ((name, self.turn.setdefault(name, 0)),)
 
     def _reads(self, step: Step, index: int) -> None:
         root, _ = self.names.get(index, (index, ()))
         for name, turn in self.owner.get(root, ()):
             self._demand(
                 self.turn[name] == turn,
-                f"{step.label!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run again",
+                f"{step.label!r} reads {self.plan.values[root].origin!r} after its program {name!r} has run "
+                f"again, or may have for another request",
             )
         if root in self.program_outputs:
             self._gives(step, root)
@@ -345,6 +351,22 @@ class _ProgramChecker(StepVisitor):
         )
         _check_outputs(self.plan, program, {"value": output_spec})
         self._starts(step, group, program)
+
+
+def _check_inputs(plan: Plan, program: PlannedProgram, reads: Iterable[Read]) -> None:
+    """A program takes what its call reads, in its form; equal constants go by one name."""
+    for item, (root, before) in zip(program.inputs, reads, strict=True):
+        spec = plan.values[root].spec
+        if not isinstance(spec, TensorSpec):
+            # Which value a constant has is told by the pipeline, not the plan.
+            names = {value.origin for value in plan.values if value.constant and value.spec == spec}
+            same = item.spec is None and item.constant in names
+            demand(plan, same, f"program {program.name!r} has another constant at {item.port!r}")
+            continue
+        same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before
+        demand(
+            plan, same, f"program {program.name!r} takes another form at {item.port!r} than {show_spec(spec)}"
+        )
 
 
 def _check_outputs(plan: Plan, program: PlannedProgram, ports: Mapping[str, PortSpec]) -> None:

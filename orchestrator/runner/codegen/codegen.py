@@ -176,7 +176,8 @@ class _StepWriter(CodeWriter, StepVisitor):
         self.generator = generator
 
     def step(self, step: Step) -> None:
-        """Writes one step and the frees after it."""
+        """Writes one step and the frees after it, between the locks that it takes and those that it gives back."""
+        self._locks("lock", step.locks)
         match step:
             case LoopStep() | BranchStep():
                 self.visit_step(step)  # its body is observed step by step; it frees what dies with it itself
@@ -186,7 +187,14 @@ class _StepWriter(CodeWriter, StepVisitor):
                 else:
                     self.visit_step(step)
                 self.free(step)
+        self._locks("unlock", step.unlocks)
         self.mark(step)
+
+    def _locks(self, method: str, names: Sequence[str]) -> None:
+        """Writes the calls that take locks or give them back; whatever ends the request gives back the others."""
+        for name in names:
+            self.scope[method] = getattr(self.executable.locks, method)
+            self.line(f"{method}({name!a})")
 
     def hand_out(self, step: Step, outputs: Sequence[tuple[str, int]]) -> None:
         """Tells who watches of outputs that are there before a step; as copies, since later steps may read them."""

@@ -46,17 +46,17 @@ def request_form(plan: Plan, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(form)
 
 
-def entry_source(plan: Plan, is_exclusive: bool, head: str) -> str:
+def entry_source(plan: Plan, has_locks: bool, head: str) -> str:
     """Returns the source of the function ``entry``, which takes the dict ``inputs``.
 
     Its globals: ``table`` (form to function and counter; ``None`` to those of the form admitted last, and that form),
     ``admit`` (checks a request whose form is new), ``begin`` and ``end`` (a request is under way), ``closing`` and
-    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``request_lock``, and what becomes of
+    ``finish`` (somebody waits for the end of requests), ``grad`` and ``no_grad``, ``locks``, and what becomes of
     an exception: ``release``, ``is_own``, ``explain``.
 
     Args:
         plan: The plan.
-        is_exclusive: Requests run one at a time.
+        has_locks: Requests wait for one another.
         head: Its parameters; those of a method end with ``*args, **inputs``.
     """
     values = [f"a{position}" for position in range(len(plan.inputs))]
@@ -69,7 +69,7 @@ def entry_source(plan: Plan, is_exclusive: bool, head: str) -> str:
     # What a method gets by position is no part of a request: whatever else it holds, it is refused.
     positional = "args or " if "*args" in head else ""
     fetch.append(f"if {positional}len(inputs) != {' - '.join(length)}: raise KeyError")
-    lines = _body(plan, values, fetch, is_exclusive, "inputs, args" if positional else "inputs")
+    lines = _body(plan, values, fetch, has_locks, "inputs, args" if positional else "inputs")
     return "\n".join([f"def {_ENTRY}({head}):", *lines]) + "\n"
 
 
@@ -83,7 +83,7 @@ def _form(value: str, spec: PortSpec, optional: bool) -> dict[str, str]:
     return parts
 
 
-def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool, request: str) -> list[str]:
+def _body(plan: Plan, values: list[str], fetch: list[str], has_locks: bool, request: str) -> list[str]:
     form: dict[str, str] = {}
     for value, (name, spec) in zip(values, plan.inputs, strict=True):
         form |= _form(value, spec, name in plan.optional)
@@ -101,8 +101,8 @@ def _body(plan: Plan, values: list[str], fetch: list[str], is_exclusive: bool, r
         "else:",
         f"    result = {call}",
     ]
-    if is_exclusive:
-        run_lines = ["with request_lock:", *(f"    {line}" for line in run_lines)]
+    if has_locks:
+        run_lines = ["with locks:", *(f"    {line}" for line in run_lines)]
     # The request counts as under way from within the ``try``: an interrupt cannot come between.
     return [
         "    try:",

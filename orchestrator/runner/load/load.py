@@ -18,6 +18,7 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedProgram, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, iter_steps
 from orchestrator.program import Application, Program, ProgramState
+from orchestrator.runner.exclusive import BufferLocks
 from orchestrator.runner.load.compile import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
 from orchestrator.stage import Stage
@@ -37,6 +38,7 @@ class Executable:
         backends: Opened backends by device.
         functions: The callable of each stage that runs by itself, and of each program, by name.
         constants: Staged constants by value index.
+        locks: What requests wait for one another with, where they do; a session has its own.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class Executable:
     backends: Mapping[str, Backend]
     functions: Mapping[str, Callable[..., Any]]
     constants: Mapping[int, Any]
+    locks: BufferLocks | None = None
 
     def adapt(self, step: AdaptStep) -> Callable[..., Any]:
         """Returns the function of an adapter step: of one value for a move, else of a value and sizes."""

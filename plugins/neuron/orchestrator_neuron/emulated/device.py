@@ -53,6 +53,9 @@ class Device:
         budget: Bytes of memory of each; 0: without limit.
         link: Figures for the virtual clock.
         reserved: Bytes of each rank's memory that loading must leave free, for requests.
+
+    Attributes:
+        core: Held while a program runs: a core runs one at a time, whichever requests want it.
     """
 
     def __init__(self, ranks: int, budget: int, link: Link, reserved: int = 0) -> None:
@@ -64,6 +67,7 @@ class Device:
         self.allocated_bytes = [0] * ranks
         self._request = [0] * ranks
         self._epoch = 0
+        self.core = threading.Lock()
         # Reentrant, since the collector may free a block while another one is made.
         self._lock = threading.RLock()
         self._zero()

@@ -308,8 +308,9 @@ class LoadedProgram:
         return version.outputs()
 
     def _on_all_ranks(self, version: LoadedVersion, arguments: Sequence[RankedValue]) -> None:
-        for rank in range(self._device.ranks):
-            version.run(rank, [handle[rank][0] for handle in arguments])  # type: ignore[misc]
+        with self._device.core:
+            for rank in range(self._device.ranks):
+                version.run(rank, [handle[rank][0] for handle in arguments])  # type: ignore[misc]
 
     def _refuse_state(self, state: LoadedState) -> NoReturn:
         raise DeviceError(

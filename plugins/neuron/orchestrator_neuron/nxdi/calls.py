@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ from orchestrator.program import Program
 from orchestrator_neuron.ranked import is_ranked, split_outputs
 
 __all__ = ["ProgramCall"]
+
+#: Held while a program runs: the cores of a process run one at a time, and NxD Inference's own code says nothing of
+#: threads. Requests of several threads meet here; what a program gave is kept apart by the locks of their plan.
+_CORE = threading.RLock()
 
 
 class ProgramCall:
@@ -41,7 +46,8 @@ class ProgramCall:
         Raises:
             StageError: What came back is neither ranked nor, where it goes to the host, a tensor.
         """
-        result = self._run(*handles, *self._extra)
+        with _CORE:
+            result = self._run(*handles, *self._extra)
         if self._wrapper.return_ranked_to_cpu and isinstance(result, torch.Tensor):
             return (result,)
         if is_ranked(result) and len(result[0]) == self._count:
