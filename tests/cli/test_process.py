@@ -1,4 +1,7 @@
-"""Real processes: what reaches which stream, on a terminal and on a pipe."""
+"""Real processes: what reaches which stream, on a terminal and on a pipe.
+
+Those that run or plan are forked where torch is imported, but one that has to start with other variables.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
+
+from tests.docs.shell import join, start
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -26,22 +32,30 @@ def run(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[s
     )
 
 
+def fork(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as above, in a process that starts with torch imported."""
+    streams = [folder / "stdout.txt", folder / "stderr.txt"]
+    for path in streams:
+        path.unlink(missing_ok=True)
+    code = join(start(["orchestrator", *words], folder, *streams, environment(**more)))
+    return subprocess.CompletedProcess(words, code, *(path.read_text(encoding="utf-8") for path in streams))
+
+
 def on_terminal(folder: Path, *words: str) -> tuple[str, str]:
     """Runs a command whose stderr is a terminal; returns stdout and what the terminal showed."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "orchestrator", *words]
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
+    stdout = folder / "terminal.txt"
+    process = start(["orchestrator", *words], folder, stdout, Path(os.ttyname(theirs)), environment())
+    # The other side is open here until the process has ended, so that it is closed once, and after all was read.
+    os.set_blocking(ours, False)
     shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # Linux ends a terminal whose other side is closed with EIO
-        pass
-    out, _ = process.communicate(timeout=120)
+    while process.is_alive() or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.05)[0]:
+            shown += os.read(ours, 4096)
+    os.close(theirs)
     os.close(ours)
-    assert process.returncode == 0, shown
-    return out.decode(), shown.decode()
+    assert join(process) == 0, shown
+    return stdout.read_text(encoding="utf-8"), shown.decode()
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +65,7 @@ def two(folder: Path) -> None:
 
 
 def test_stdout_holds_json_only_whatever_prints(folder: Path):
-    done = run(folder, "run", "shop:noisy", "--input", "x=two.npy", "--json")
+    done = fork(folder, "run", "shop:noisy", "--input", "x=two.npy", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outputs"]["y"]["values"] == [1, 1]
     for words in ("building", "a stage prints", "a library writes", "a compiler talks"):
@@ -59,7 +73,7 @@ def test_stdout_holds_json_only_whatever_prints(folder: Path):
 
 
 def test_stdout_holds_json_only_when_it_fails(folder: Path):
-    done = run(folder, "run", "shop:failing", "--input", "x=two.npy", "--json")
+    done = fork(folder, "run", "shop:failing", "--input", "x=two.npy", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["type"] == "StageError"
 
@@ -68,20 +82,20 @@ def test_stdout_holds_json_only_when_it_fails(folder: Path):
     "words", [("list",), ("plan", "shop:double"), ("env",), ("--help",), ("run", "--help")]
 )
 def test_a_pipe_gets_no_colour(folder: Path, words: tuple[str, ...]):
-    done = run(folder, *words)
+    done = fork(folder, *words)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_a_pipe_gets_whole_lines(folder: Path):
-    done = run(folder, "plan", "shop:double", COLUMNS="20")
+    done = fork(folder, "plan", "shop:double", COLUMNS="20")
     (line,) = (line for line in done.stdout.splitlines() if line.strip().startswith("scale.output"))
     assert line.rstrip().endswith("results go to the host")
 
 
 def test_a_run_is_quiet_on_a_pipe_and_shows_progress_on_a_terminal(folder: Path):
     words = ("run", "shop:noisy", "--input", "x=two.npy")
-    assert run(folder, *words).stderr == ""
+    assert fork(folder, *words).stderr == ""
     out, shown = on_terminal(folder, *words, "--json")
     assert json.loads(out)["stats"]["requests"] == 1
     assert "running noisy" in shown

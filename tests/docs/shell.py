@@ -6,17 +6,16 @@ streams of its own and ends as the command ends. A line that needs a shell gets 
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-__all__ = ["run_line"]
+__all__ = ["join", "run_line", "start"]
 
 SECONDS = 300
 NEEDS_SHELL = re.compile(r"[|&;<>$`*?~]")
@@ -49,14 +48,31 @@ def run_line(line: str, folder: Path) -> tuple[int | None, str]:
         )
         return done.returncode, done.stdout
     printed = folder / "printed.txt"
-    child = _server().Process(target=_command, args=(shlex.split(line), folder, printed, dict(os.environ)))
+    code = join(start(shlex.split(line), folder, printed, printed, dict(os.environ)))
+    return code, printed.read_text(encoding="utf-8")
+
+
+def start(
+    words: list[str], folder: Path, stdout: Path, stderr: Path, environment: dict[str, str]
+) -> ForkServerProcess:
+    """Starts a command; the first word is its name, and both streams are files, which may be one, or terminals."""
+    child = _server().Process(target=_command, args=(words, folder, stdout, stderr, environment))
     child.start()
+    return child
+
+
+def join(child: ForkServerProcess) -> int:
+    """Waits for a command; returns its exit code.
+
+    Raises:
+        subprocess.TimeoutExpired: It takes more than 300 seconds.
+    """
     child.join(SECONDS)
     if child.exitcode is None:
         child.kill()
         child.join()
-        raise subprocess.TimeoutExpired(line, SECONDS)
-    return child.exitcode, printed.read_text(encoding="utf-8")
+        raise subprocess.TimeoutExpired(child.name, SECONDS)
+    return child.exitcode
 
 
 def _server() -> ForkServerContext:
@@ -65,11 +81,12 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _command(words: list[str], folder: Path, printed: Path, environment: dict[str, str]) -> None:
+def _command(words: list[str], folder: Path, stdout: Path, stderr: Path, environment: dict[str, str]) -> None:
     """What the child does: the command's entry point, as the script in ``bin`` calls it."""
-    with printed.open("wb") as file, contextlib.suppress(OSError):
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for path, number in ((stdout, 1), (stderr, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

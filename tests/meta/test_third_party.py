@@ -18,6 +18,17 @@ pytestmark = pytest.mark.slow
 
 SOURCE = Path(__file__).parent / "acme"
 
+COMMANDS = """
+import json
+from typer.testing import CliRunner
+from orchestrator.cli import app
+
+for words in {commands}:
+    done = CliRunner().invoke(app, words, prog_name="orchestrator")
+    assert done.exit_code == 0, done.output
+    print(json.dumps(json.loads(done.stdout)))
+"""
+
 
 def run(*words: str | Path, cwd: Path, site: Path | None = None) -> str:
     environment = {**os.environ, "PYTHONPATH": str(site)} if site else None
@@ -49,14 +60,18 @@ def test_all_it_registers_is_listed_with_its_distribution(site: Path, tmp_path: 
     assert names["plugins"]["acme"]["status"] == "loaded"
 
 
-@pytest.mark.parametrize("device", ["acme", "acme:1", "cpu"])
-def test_its_pipeline_runs_on_its_device_and_on_others(site: Path, tmp_path: Path, device: str):
+def test_its_pipeline_runs_on_its_device_and_on_others(site: Path, tmp_path: Path):
+    """One process runs the command on each device: torch is imported once."""
+    devices = ["acme", "acme:1", "cpu"]
     x = np.arange(9, dtype=np.float32).reshape(3, 3)
     np.save(tmp_path / "x.npy", x)
-    words = ("run", "acme-scales", "--input", "x=x.npy", "--device", device, "--set", "small.factor=3.0")
-    reply = json.loads(run("orchestrator", *words, "--out", "out", "--json", cwd=tmp_path, site=site))
-    np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), x * 30)
-    assert reply["stats"]["uploads"] == (0 if device == "cpu" else 1)
+    words = ("run", "acme-scales", "--input", "x=x.npy", "--set", "small.factor=3.0", "--json")
+    commands = [[*words, "--device", device, "--out", f"out {device}"] for device in devices]
+    (tmp_path / "commands.py").write_text(COMMANDS.format(commands=commands), encoding="utf-8")
+    replies = run("commands", cwd=tmp_path, site=site).splitlines()
+    for device, reply in zip(devices, replies, strict=True):
+        np.testing.assert_array_equal(np.load(tmp_path / f"out {device}" / "y.npy"), x * 30)
+        assert json.loads(reply)["stats"]["uploads"] == (0 if device == "cpu" else 1)
 
 
 def test_its_device_mixes_with_another(site: Path, tmp_path: Path):
