@@ -14,10 +14,12 @@ import doctest
 import io
 import os
 import re
+import shlex
 import shutil
 import sys
 import wave
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from PIL import Image
 from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser
 
+from orchestrator_stages import PIPELINES
 from tests.docs.shell import run_line
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +120,17 @@ def test_no_python_block_is_missed(page: Path):
     assert not {"py", "python3", "pycon", "{python}"} & set(languages), "write ```python"
     documents = {example.region.start for example in parse(page)}
     assert len(documents) >= languages.count("python")
+
+
+def test_every_registered_pipeline_is_run_without_options():
+    """What the command lines set there are inputs; so that is what their test shows of each pipeline."""
+    plain = set()
+    for line in (line for page in PAGES for line in commands(page)):
+        words = shlex.split(line)
+        values = {value.partition("=")[0] for word, value in pairwise(words) if word == "--set"}
+        if words[1] == "run" and values <= {"text", "question", "prompt"}:
+            plain.add(words[2])
+    assert plain >= PIPELINES.keys()
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_speech():
 
     files = importlib.metadata.distribution("moonshine-voice").files or []
     path = next(file.locate() for file in files if file.name == "beckett.wav")
-    pipeline = speech(tokens=(500, 1500), segments=(1, 2))
+    pipeline = speech(tokens=(1500,), segments=(2,))
     holds(
         pipeline,
         {"audio": Recording.from_file(Path(str(path)))},
@@ -109,6 +109,6 @@ def test_models_taken_over_from_transformers(name: str):
     from tests.stages.tiny_models import inputs, tiny
 
     request = inputs(name)
-    sizes = {"tokens": (4, 16)} if "input_ids" in request else {}
-    pipeline = from_transformers(tiny(name), max_new_tokens=4, batch=(1, 4), **sizes)
+    sizes = {"tokens": (16,)} if "input_ids" in request else {}
+    pipeline = from_transformers(tiny(name), max_new_tokens=4, batch=(4,), **sizes)
     holds(pipeline, request, stages={"encode", "begin", "decode/decode", "decode/choose"})
