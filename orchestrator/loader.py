@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.plan import Plan
 from orchestrator.planner.infer.checks import check_mode
 from orchestrator.plugin import PluginManager
 from orchestrator.registry import RegistryEntry
+from orchestrator.runner.compiled.load import load_regions
 from orchestrator.runner.interrupts import DeferredSignals
 from orchestrator.runner.load.load import compile_stages, load_executable
 from orchestrator.runner.load.warm import warm
@@ -127,18 +129,24 @@ class PipelineLoader:
     Args:
         graph: The frozen graph.
         manager: Its plugins.
+        example: Returns the example request of a plan: what is compiled is compared on it.
         path: Where artifacts are; None: nobody said.
     """
 
     def __init__(
-        self, graph: Graph, manager: PluginManager, path: str | os.PathLike[str] | None = None
+        self,
+        graph: Graph,
+        manager: PluginManager,
+        example: Callable[[Plan[Session]], Mapping[str, Any]],
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
         self._graph = graph
         self._manager = manager
+        self._example = example
         self._path = path
         self._dtype = torch.get_default_dtype()
 
-    def compile(self, plan: Plan[Session], path: str | os.PathLike[str]) -> PipelineLoader:
+    def compile(self, plan: Plan[Session], path: str | os.PathLike[str]) -> Plan[Session]:
         """Compiles every stage into a store and writes the plan beside the artifacts.
 
         Raises:
@@ -149,8 +157,13 @@ class PipelineLoader:
         # The plan is written last: where it is, its artifacts are.
         self._check_dtype(plan)
         store = ArtifactStore(path)
-        with own_modes():
-            compile_stages(plan, self._graph, self._backends(plan), store)
+        if plan.compiled:
+            # Regions are of loaded stages; what is learnt of them is in the plan of the session.
+            with self._load(plan, store) as session:
+                plan = session.plan
+        else:
+            with own_modes():
+                compile_stages(plan, self._graph, self._backends(plan), store)
         try:
             store.write_plan(plan.to_json())
         except OSError as error:
@@ -159,7 +172,8 @@ class PipelineLoader:
                 f"can be made and written to.",
                 path=path,
             ) from error
-        return PipelineLoader(self._graph, self._manager, Path(path).absolute())
+        loader = PipelineLoader(self._graph, self._manager, self._example, Path(path).absolute())
+        return replace(plan, loader=loader)
 
     def load(self, plan: Plan[Session]) -> Session:
         """Compiles what the store lacks, loads every stage, and opens a session.
@@ -211,6 +225,7 @@ class PipelineLoader:
                 builds = compile_stages(plan, self._graph, backends, store)
                 executable = load_executable(plan, self._graph, backends, builds)
                 warm(executable)
+                executable = load_regions(executable, store, lambda: self._example(plan))
                 for backend in backends.values():
                     backend.begin_counting()
                 return Session(executable, self._stage_observers(plan), self._request_observers(plan))

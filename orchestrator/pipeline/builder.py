@@ -347,6 +347,8 @@ class Pipeline:
         residency: Mapping[str, Residency | str] | None = None,
         memory: int | str | Mapping[str, int | str] | None = None,
         options: Mapping[str, Any] | None = None,
+        compile: str | Mapping[str, str] | None = None,
+        tolerance: float | None = None,
     ) -> Plan[Session]:
         """Plans the pipeline; no device is touched and nothing is compiled.
 
@@ -357,6 +359,11 @@ class Pipeline:
             residency: ``"vision.output -> fusion.vision"`` to a forced residency.
             memory: Budget of each device, one rank: bytes or ``"16GB"``, or by device.
             options: Options of backends.
+            compile: ``"aot"`` makes one program of each run of stages on a torch device, and of the bodies of loops,
+                at load or by ``plan.compile``; what cannot be compiled runs eagerly, with a note. ``"require"``
+                refuses it instead. By name of a stage or loop: ``{"denoise": "aot"}``.
+            tolerance: How far what is compiled may be from eager results, relative to the largest magnitude of a
+                result; by default a difference that suits its dtype.
 
         Raises:
             GraphError: The graph breaks a rule.
@@ -373,11 +380,16 @@ class Pipeline:
             residency or {},
             memory,
             options or {},
+            compile,
+            tolerance,
         )
         with own_modes(), same_random_state():
             plan = make_plan(graph, plan_options)
         manager.notify("orchestrator_plan_made", plan=plan)
-        return replace(plan, loader=PipelineLoader(graph, manager))
+        return replace(plan, loader=PipelineLoader(graph, manager, self._example))
+
+    def _example(self, plan: Plan[Any]) -> dict[str, Any]:
+        return example_request(self.name, self.example_inputs, plan)
 
     def check(
         self,
@@ -431,7 +443,7 @@ class Pipeline:
         )
         with own_modes(), same_random_state():
             bound = bind_plan(plan, graph, plan_options)
-        return replace(bound, loader=PipelineLoader(graph, manager))
+        return replace(bound, loader=PipelineLoader(graph, manager, self._example))
 
     def __repr__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import (
+    CompiledRegion,
     DimPlan,
     PlannedApplication,
     PlannedCall,
@@ -33,6 +34,7 @@ __all__ = [
     "BranchStep",
     "CallStep",
     "Carry",
+    "CompiledRegion",
     "DimPlan",
     "LoopStep",
     "MapStep",

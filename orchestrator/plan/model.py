@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from typing_extensions import TypeVar
@@ -29,8 +29,8 @@ SessionT = TypeVar("SessionT", default=Any)
 class Loader(Protocol[SessionT]):
     """Turns a plan into a session; attached by ``Pipeline.plan`` and ``Pipeline.bind``."""
 
-    def compile(self, plan: Plan[SessionT], path: str | os.PathLike[str]) -> Loader[SessionT]:
-        """Compiles every stage into a store at ``path``; returns the loader that uses it."""
+    def compile(self, plan: Plan[SessionT], path: str | os.PathLike[str]) -> Plan[SessionT]:
+        """Compiles every stage into a store at ``path``; returns the plan that loads from it."""
 
     def load(self, plan: Plan[SessionT]) -> SessionT:
         """Loads every stage and returns a session."""
@@ -75,11 +75,13 @@ class Plan(PlanData, Generic[SessionT]):
     def compile(self, path: str | os.PathLike[str]) -> Plan[SessionT]:
         """Compiles every stage into a store at ``path`` and returns the plan that loads from it.
 
+        Of a region that cannot be compiled it has a note, and runs it eagerly.
+
         Raises:
             PlanError: The plan is bound to no pipeline.
             CompileError: A stage cannot be compiled.
         """
-        return replace(self, loader=self._bound().compile(self, path))
+        return self._bound().compile(self, path)
 
     def load(self) -> SessionT:
         """Loads every stage and returns a session that runs requests.

@@ -25,6 +25,7 @@ from orchestrator.program import ProgramInput, ProgramOutput
 from orchestrator.specs import PortSpec, TensorSpec, combinations
 
 __all__ = [
+    "CompiledRegion",
     "DimPlan",
     "PlanData",
     "PlannedApplication",
@@ -267,6 +268,26 @@ class PlannedLock:
 
 
 @dataclass(frozen=True)
+class CompiledRegion:
+    """A run of calls on one torch device, and the adapters between them, that becomes one program for each size.
+
+    Attributes:
+        name: Its calls, in short.
+        device: The device group.
+        calls: Its calls, in order; in the steps nothing but adapters is between them.
+        is_required: It may not run eagerly instead.
+        tolerance: The largest difference from eager results, relative to the largest magnitude of a result; 0: one
+            that suits its dtype.
+    """
+
+    name: str
+    device: str
+    calls: tuple[str, ...]
+    is_required: bool = False
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
 class PlannedEdge:
     """One edge, decided and explained.
 
@@ -323,6 +344,7 @@ class PlanData:
         buffers: Bytes of the programs' own output buffers, and of states, for each device that has such, one rank.
         budget: Memory budget for each device in bytes, where there is one.
         notes: What the planner warns of, a sentence each.
+        compiled: Regions that run as one program.
     """
 
     pipeline: str
@@ -344,6 +366,7 @@ class PlanData:
     budget: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    compiled: tuple[CompiledRegion, ...] = ()
 
     def call(self, name: str) -> PlannedCall:
         """Returns a call by name."""

@@ -22,6 +22,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import PlanError
 from orchestrator.plan.count import summarise
 from orchestrator.plan.records import (
+    CompiledRegion,
     DimPlan,
     PlanData,
     PlannedApplication,
@@ -51,12 +52,13 @@ from orchestrator.specs import Derived, Dim, StepsDim, TensorSpec, dtype_name
 __all__ = ["FORMAT", "VERSION", "from_json", "to_json"]
 
 FORMAT = "stage-orchestrator plan"
-VERSION = 8
+VERSION = 9
 
 P = TypeVar("P", bound=PlanData)
 
 _RECORDS = (
     Adapter,
+    CompiledRegion,
     DimPlan,
     PlannedApplication,
     PlannedCall,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.adapter import Adapter
+from orchestrator.plan.compute_runs import runs_of, sizes_of
 from orchestrator.plan.count import summarise
 from orchestrator.plan.locks import lock_spans
 from orchestrator.plan.outline import Block, LoopDescriber, outline, show_bytes
@@ -31,6 +32,7 @@ def render(plan: PlanData) -> str:
             *_programs(plan),
             *_applications(plan),
             *_locks(plan),
+            *_compiled(plan),
             *_totals(plan),
             *_notes(plan),
         ]
@@ -149,6 +151,21 @@ def _locks(plan: PlanData) -> list[str]:
         for span in lock_spans(plan.steps)
     ]
     return ["Held by one request at a time; others go on beside it:", *table(rows), ""]
+
+
+def _compiled(plan: PlanData) -> list[str]:
+    """A line for each region that runs as one program."""
+    if not plan.compiled:
+        return []
+    runs = runs_of(plan)
+    rows = [("region", "device", "calls", "compiled for", "results")]
+    for region in plan.compiled:
+        sizes = sizes_of(plan, runs[region.name])
+        count = f"{len(sizes)} combination{'s' if len(sizes) > 1 else ''} of sizes"
+        near = f"within {region.tolerance:g}" if region.tolerance else "within what suits their dtypes"
+        calls = str(len(region.calls))
+        rows.append((region.name, region.device, calls, count if sizes[0] else "fixed sizes", near))
+    return ["Compiled regions, each one program for each combination of sizes:", *table(rows), ""]
 
 
 def _port_terms(port: str, adapters: tuple[Adapter, ...], state: str) -> str:

@@ -52,6 +52,8 @@ class PlanOptions:
         residency: ``"a.out -> b.in"`` to a forced residency.
         memory: Budget in bytes or as text (``"16GB"``), for every device or by device.
         backend_options: Backend options for the whole plan.
+        compile: Which regions are compiled, and how.
+        tolerance: How far compiled results may be from eager ones; None: by dtype.
         resolve: Finds the backend class for a device string.
     """
 
@@ -62,6 +64,8 @@ class PlanOptions:
     residency: Mapping[str, Residency | str] = field(default_factory=dict)
     memory: int | str | Mapping[str, int | str] | None = None
     backend_options: Mapping[str, Any] = field(default_factory=dict)
+    compile: str | Mapping[str, str] | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)

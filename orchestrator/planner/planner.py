@@ -13,6 +13,7 @@ from orchestrator.plan.records import DimPlan, PlannedGroup
 from orchestrator.plan.steps import CallStep, iter_steps
 from orchestrator.planner.applications import find_applications
 from orchestrator.planner.bucket import ANY_SIZES, bucket
+from orchestrator.planner.compilation import choose_regions
 from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.fuse import fuse
 from orchestrator.planner.hazards.hazards import solve_hazards
@@ -45,17 +46,22 @@ def make_plan(graph: Graph, options: PlanOptions) -> Plan:
         PlanError: It cannot be planned as asked.
     """
     context = PlanContext(graph, options)
-    plan = run_passes(context)
+    plan = _with_regions(run_passes(context), options)
     try:
         verify(plan)
     except PlanError as error:
         if "table" not in error.objects or not any(program.route for program in plan.programs):
             raise
         # Second programs take memory; without them values are copied out over the host.
-        plan = verify(run_passes(replace(context, replicas=1).with_notes(_SINGLE_PROGRAM_NOTE)))
+        plan = run_passes(replace(context, replicas=1).with_notes(_SINGLE_PROGRAM_NOTE))
+        plan = verify(_with_regions(plan, options))
     # What was planned and verified need not be proven again where it is bound.
     note_proof(plan, subject_of(graph, plan.groups, options, context.descriptions))
     return plan
+
+
+def _with_regions(plan: Plan, options: PlanOptions) -> Plan:
+    return choose_regions(plan, options.compile, options.tolerance)
 
 
 _SINGLE_PROGRAM_NOTE = (

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from orchestrator.difference import span
 from orchestrator.plan.records import DimPlan
 from orchestrator.promises.batches import Axes, Pick, chunk_of, is_uniform, make_batch, picks
 from orchestrator.promises.call_trial import UNSTEADY, CallTrial, first_line
-from orchestrator.promises.measure import span
 from orchestrator.promises.report import CheckRow
 
 __all__ = ["BatchTrial"]

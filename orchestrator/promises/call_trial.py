@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from orchestrator.difference import difference, span
 from orchestrator.graph import CONDITION, Graph, NodeKey, until_port
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedCall
 from orchestrator.promises.batches import Axes
-from orchestrator.promises.measure import difference, span
 from orchestrator.promises.padding import (
     has,
     in_parts,

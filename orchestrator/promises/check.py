@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from orchestrator.backend import EagerBackend
+from orchestrator.difference import difference
 from orchestrator.errors import InputError, StageError
 from orchestrator.graph import Graph
 from orchestrator.loader import resolve_backend
@@ -18,7 +19,6 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.steps import HOST
 from orchestrator.plugin import PluginManager
 from orchestrator.promises.loop_end_trial import LoopEndTrial, ends_by_value
-from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import has, smaller_size
 from orchestrator.promises.report import CheckReport, CheckRow, worst_rows
 from orchestrator.promises.stage_runner import PlainRun, StageRunner, leaving_no_trace

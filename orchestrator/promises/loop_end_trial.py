@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from orchestrator.difference import difference
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, until_port
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan
 from orchestrator.promises.batches import Axes, make_batch
-from orchestrator.promises.measure import difference
 from orchestrator.promises.report import CheckRow
 from orchestrator.promises.stage_runner import PlainRun, StageRunner
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.difference import difference
 from orchestrator.errors import StageError
 from orchestrator.graph import BranchLoop, Edge, Graph, Loop, MapLoop
 from orchestrator.plan.model import Plan
@@ -15,7 +16,6 @@ from orchestrator.plan.steps import HOST
 from orchestrator.planner.schedule.padding import counting_dims
 from orchestrator.promises.batch_trial import BatchTrial
 from orchestrator.promises.call_trial import CallTrial, CheckContext
-from orchestrator.promises.measure import difference
 from orchestrator.promises.padding import (
     Versions,
     next_bucket,

@@ -24,6 +24,8 @@ from orchestrator.runner.admit import admit
 from orchestrator.runner.chunks import Chunks, PartCodes
 from orchestrator.runner.codegen.checks import make_check
 from orchestrator.runner.codegen.codegen import Code, CodeGenerator
+from orchestrator.runner.compiled.region import LoadedRegion
+from orchestrator.runner.compiled.source import eager_region, without_sizes
 from orchestrator.runner.copies import own_copy
 from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.device_inputs import check_buckets, with_device_inputs
@@ -70,6 +72,7 @@ class PlanVariant:
             dim.decided_by for dim in self.plan.dims
         )
         self.codes: list[Code] = []
+        self._eager_regions: dict[str, Callable[..., Any]] = {}
         self._observer = observer
         self._progress_hook = progress_hook
         self._progress_outputs = tuple(
@@ -105,6 +108,7 @@ class PlanVariant:
             sharing=self.sharing if plan is None else Sharing(plan),
             driver=lambda step: self._driver(step, exact),
             check=lambda call: make_check(self.plan, call),
+            eager=self._eager,
             observer=self._observer,
             progress_hook=self._progress_hook,
         )
@@ -133,6 +137,14 @@ class PlanVariant:
             case RegionStep():
                 body = self._body("region", step, step.inputs, step.outputs, exact)
                 return make_region(self.executable, step, body)
+
+    def _eager(self, region: LoadedRegion) -> Callable[..., Any]:
+        """The function of a compiled region that runs its stages, for sizes that no program is for."""
+        if region.record.name not in self._eager_regions:
+            code = eager_region(replace(self.executable, regions={}), region.run, self.sharing)
+            self.codes.append(code)
+            self._eager_regions[region.record.name] = without_sizes(code)
+        return self._eager_regions[region.record.name]
 
     def _body(
         self,

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.difference import TOLERANCES
 from orchestrator.graph import Graph
 from orchestrator.pipeline import Pipeline
 from orchestrator.plan import Plan
 from orchestrator.plugin import PluginManager
 from orchestrator.promises.check import check_promises
-from orchestrator.promises.measure import TOLERANCES
 from orchestrator.promises.reference import run_reference
 from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator.stage import Stage

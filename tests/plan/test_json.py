@@ -77,7 +77,7 @@ def test_a_plan_that_was_read_and_bound_runs_the_same():
 
 def test_the_json_is_for_programs_too():
     data = json.loads(TEXT)
-    assert data["version"] == 8
+    assert data["version"] == 9
     assert data["summary"]["uploads"] == PLAN.summary["uploads"]
     assert {edge["source"] for edge in data["edges"]} == {edge.source for edge in PLAN.edges}
 
@@ -92,7 +92,7 @@ def test_a_plan_of_another_version_is_refused(version):
     data = {**json.loads(TEXT), "version": version}
     error = refuses(
         PlanError,
-        ("version", "reads version 8", "plan the pipeline again"),
+        ("version", "reads version 9", "plan the pipeline again"),
         lambda: Plan.from_json(json.dumps(data)),
     )
     assert error.version == version

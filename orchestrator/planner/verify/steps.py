@@ -24,6 +24,7 @@ from orchestrator.plan.steps import (
     adapter_of,
 )
 from orchestrator.planner.memory import check_budget
+from orchestrator.planner.verify.compilation import check_compiled
 from orchestrator.planner.verify.edges import check_edges, demand, same_spec, wrong
 from orchestrator.planner.verify.loops import check_left, check_loop
 from orchestrator.planner.verify.programs import check_programs
@@ -84,6 +85,7 @@ class _Verifier:
         check_programs(self.plan)
         check_updates(self.plan)
         check_states(self.plan)
+        check_compiled(self.plan)
 
     def _replay_staging(self, constants: set[int]) -> set[int]:
         """Replays what is done at load, which is adapters of constants; returns all constants."""

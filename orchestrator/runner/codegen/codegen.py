@@ -17,7 +17,7 @@ import linecache
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType, MappingProxyType
 from typing import Any
 
@@ -43,6 +43,7 @@ from orchestrator.runner.codegen.checks import make_unwritten, versions
 from orchestrator.runner.codegen.loops import LoopWriter
 from orchestrator.runner.codegen.request_entry import file_name
 from orchestrator.runner.codegen.writer import CodeWriter
+from orchestrator.runner.compiled.region import LoadedRegion
 from orchestrator.runner.load.load import Executable
 from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec, dim_names, plain_dims
@@ -89,6 +90,7 @@ class CodeGenerator:
         sharing: Which values share memory.
         driver: Makes the driver of a region or map.
         check: Makes the function that checks the results of a host or opaque stage.
+        eager: Makes the function of a compiled region that runs its stages one by one.
         observer: Called with a step, its start and its end (seconds), or None.
         progress_hook: Called after each iteration of a loop, or None.
     """
@@ -102,6 +104,7 @@ class CodeGenerator:
         sharing: Sharing,
         driver: Callable[[RegionStep | MapStep], Callable[..., Any]],
         check: Callable[[PlannedCall], Callable[..., Any]],
+        eager: Callable[[LoadedRegion], Callable[..., Any]],
         observer: Callable[[Step, float, float], None] | None = None,
         progress_hook: Callable[..., None] | None = None,
     ) -> None:
@@ -112,6 +115,7 @@ class CodeGenerator:
         self.sharing = sharing
         self.driver = driver
         self.check = check
+        self.eager = eager
         self.observer = observer
         self.progress_hook = progress_hook
         self.data_dependent = {dim.name for dim in self.plan.dims if dim.decided_by}
@@ -148,9 +152,7 @@ class CodeGenerator:
         """
         # The lines are written first: only then is it known whether the function takes sizes, and which globals it has.
         writer = _StepWriter(self)
-        for position, step in enumerate(steps):
-            writer.hand_out(step, early_outputs.get(position, ()))
-            writer.step(step)
+        writer.write_steps(tuple(steps), early_outputs)
         takes_sizes = writer.takes_sizes
         head = ", ".join([*(["R", "B"] if takes_sizes else []), *(f"v{index}" for index in arguments)])
         lines = [f"def {name}({head}):", *writer.lines, *writer.final_waits(), f"    return {result}"]
@@ -174,6 +176,58 @@ class _StepWriter(CodeWriter, StepVisitor):
             generator.executable, generator.sharing, generator.never_freed, generator.progress_hook
         )
         self.generator = generator
+
+    def write_steps(
+        self,
+        steps: Sequence[Step],
+        early_outputs: Mapping[int, tuple[tuple[str, int], ...]] = MappingProxyType({}),
+    ) -> None:
+        """Writes steps in order; the run of a compiled region as one."""
+        position = 0
+        while position < len(steps):
+            step = steps[position]
+            self.hand_out(step, early_outputs.get(position, ()))
+            region = self.executable.regions.get(step.label)
+            if region is not None and region.run.begins(steps[position:]):
+                self._region(region, steps[position : position + len(region.run.steps)])
+                position += len(region.run.steps)
+            else:
+                self.step(step)
+                position += 1
+
+    def _region(self, region: LoadedRegion, steps: Sequence[Step]) -> None:
+        """Writes a compiled region: its program for the sizes at hand, or its stages where there is none.
+
+        A program takes dense tensors. What it updates in place cannot be made dense on the way: then its stages run.
+        """
+        run = region.run
+        first = replace(steps[0], frees=run.frees)
+        programs, eager = (
+            self.name("programs", region.programs),
+            self.name("eager", self.generator.eager(region)),
+        )
+        observed = self.generator.observer is not None
+        if observed:
+            self.scope.update(observer=self.generator.observer, clock=time.perf_counter)
+            at = self.name("step", first)
+            self.line("started = clock()")
+        shapes = "".join(f"v{index}.shape, " for index in region.sized_inputs)
+        dense = " and ".join(f"v{index}.is_contiguous()" for index in dict(run.updates).values())
+        targets = "".join(f"v{index}, " for index in run.outputs).rstrip()
+        into = f"{targets} = " if targets else ""
+        values = ", ".join(f"v{index}" for index in run.inputs)
+        contiguous = ", ".join(f"v{index}.contiguous()" for index in run.inputs)
+        self.line(f"program = {programs}.get(({shapes})){f' if {dense} else None' if dense else ''}")
+        self.line("if program is None:")
+        self.line(f"    {into}{eager}({values})")
+        self.line("else:")
+        self.line(f"    {into}program([{contiguous}])")
+        for target, source in run.updates:
+            self.line(f"v{target} = v{source}")
+        if observed:
+            self.line(f"observer({at}, started, clock())")
+        self.free(first)
+        self.mark(steps[0])
 
     def step(self, step: Step) -> None:
         """Writes one step and the frees after it, between the locks that it takes and those that it gives back."""

@@ -139,8 +139,7 @@ class LoopWriter:
         first = len(writer.lines)
         self._cut()
         writer.mark(self.step)
-        for step in self.step.body:
-            writer.step(step)
+        writer.write_steps(self.step.body)
         for at, index in enumerate(loop.collects):
             writer.line(f"{self.lists[at]}.append(v{index})")
         self._report()

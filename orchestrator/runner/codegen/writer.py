@@ -69,8 +69,8 @@ class CodeWriter(abc.ABC):
         self.holders: dict[int, int] = {}
 
     @abc.abstractmethod
-    def step(self, step: Step) -> None:
-        """Writes one step and the frees after it."""
+    def write_steps(self, steps: Sequence[Step]) -> None:
+        """Writes steps in order, and the frees after each."""
 
     def mark(self, step: Step) -> None:
         """Notes that the lines written since the last mark are of this step."""

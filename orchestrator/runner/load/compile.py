@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
 from orchestrator.runner.interrupts import DeferredSignals
+from orchestrator.runner.load.builder import Builder
 from orchestrator.runner.load.compile_worker import read_result, run_worker
 from orchestrator.store import ArtifactStore
 
@@ -48,7 +48,7 @@ class Job:
         key: Its content key.
     """
 
-    backend: CompilingBackend
+    backend: Builder
     application: Application
     key: str
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from orchestrator.backend import CompilingBackend
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application
+from orchestrator.runner.load.builder import Builder
 from orchestrator.store import ArtifactStore
 
 __all__ = ["BuildResult", "read_result", "run_worker"]
@@ -63,7 +63,7 @@ def read_result(connection: Connection) -> BuildResult | None:
 
 
 def run_worker(
-    backend: CompilingBackend,
+    backend: Builder,
     application: Application,
     key: str,
     store: ArtifactStore,
@@ -89,9 +89,7 @@ def run_worker(
         os._exit(128 + signal.SIGINT)
 
 
-def _build(
-    backend: CompilingBackend, application: Application, key: str, store: ArtifactStore
-) -> BuildResult:
+def _build(backend: Builder, application: Application, key: str, store: ArtifactStore) -> BuildResult:
     try:
         description = _build_metadata(backend, application)
         result = BuildResult(
@@ -126,9 +124,7 @@ def _settle(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-def _picklable_error(
-    error: BaseException, backend: CompilingBackend, application: Application
-) -> OrchestratorError:
+def _picklable_error(error: BaseException, backend: Builder, application: Application) -> OrchestratorError:
     """Returns an error that can be sent to another process: itself, or its text."""
     if isinstance(error, OrchestratorError):
         try:
@@ -143,7 +139,7 @@ def _picklable_error(
     )
 
 
-def _build_metadata(backend: CompilingBackend, application: Application) -> dict[str, Any]:
+def _build_metadata(backend: Builder, application: Application) -> dict[str, Any]:
     """Returns what a list of artifacts shows of this one."""
     return {
         "stage": application.name,

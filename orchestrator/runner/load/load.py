@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedProgram, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, iter_steps
 from orchestrator.program import Application, Program, ProgramState
+from orchestrator.runner.compiled.region import LoadedRegion
 from orchestrator.runner.exclusive import BufferLocks
 from orchestrator.runner.load.compile import Job, build_applications
 from orchestrator.specs import TensorSpec, combinations
@@ -39,6 +40,7 @@ class Executable:
         functions: The callable of each stage that runs by itself, and of each program, by name.
         constants: Staged constants by value index.
         locks: What requests wait for one another with, where they do; a session has its own.
+        regions: Compiled regions, each by its first call.
     """
 
     plan: Plan
@@ -47,6 +49,7 @@ class Executable:
     functions: Mapping[str, Callable[..., Any]]
     constants: Mapping[int, Any]
     locks: BufferLocks | None = None
+    regions: Mapping[str, LoadedRegion] = field(default_factory=dict)
 
     def adapt(self, step: AdaptStep) -> Callable[..., Any]:
         """Returns the function of an adapter step: of one value for a move, else of a value and sizes."""
