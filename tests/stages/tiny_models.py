@@ -225,12 +225,30 @@ BERT = {
 
 def _decoder(kind: str, **options: Any) -> Any:
     """A decoder of any family, as a `VisionEncoderDecoderModel` and an `EncoderDecoderModel` take it."""
-    config, model = DECODERS[kind]
+    config, model = {**DECODERS, **OTHER_DECODERS, **BROKEN_DECODERS}[kind]
     if kind == "rembert":
         options = {"input_embedding_size": 24, "output_embedding_size": 24, **options}
     if kind == "roformer":
         options = {"embedding_size": 24, **options}
-    base = TEXT if config.startswith(("Bart", "MBart", "Marian", "Pegasus", "Blenderbot")) else BERT
+    if kind == "roc_bert":
+        names = ("shape_embed_dim", "pronunciation_embed_dim", "shape_vocab_size", "pronunciation_vocab_size")
+        options = {**dict(zip(names, (8, 8, 99, 99), strict=True)), **options}
+    if kind == "xglm":
+        options = {"attention_heads": 4, "num_layers": 2, "ffn_dim": 48, "pad_token_id": 1, **options}
+    if kind == "xmod":
+        options = {"default_language": "en_XX", "languages": ["en_XX"], **options}
+    likes_bart = (
+        "Bart",
+        "MBart",
+        "Marian",
+        "Pegasus",
+        "Blenderbot",
+        "Mvp",
+        "PLBart",
+        "BigBirdPegasus",
+        "XGLM",
+    )
+    base = TEXT if config.startswith(likes_bart) else BERT
     return getattr(transformers, model)(
         getattr(transformers, config)(
             **{**base, **CROSS, "pad_token_id": PAD if base is TEXT else 1, **options}
@@ -256,6 +274,32 @@ DECODERS = {
     "blenderbot": ("BlenderbotConfig", "BlenderbotForCausalLM"),
     "blenderbot-small": ("BlenderbotSmallConfig", "BlenderbotSmallForCausalLM"),
 }
+
+
+#: Further kinds, which one token choice is enough to try.
+OTHER_DECODERS = {
+    "bigbird-pegasus": ("BigBirdPegasusConfig", "BigBirdPegasusForCausalLM"),
+    "mvp": ("MvpConfig", "MvpForCausalLM"),
+    "plbart": ("PLBartConfig", "PLBartForCausalLM"),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", "RobertaPreLayerNormForCausalLM"),
+    "roc_bert": ("RoCBertConfig", "RoCBertForCausalLM"),
+    "xglm": ("XGLMConfig", "XGLMForCausalLM"),
+    "xlm-roberta-xl": ("XLMRobertaXLConfig", "XLMRobertaXLForCausalLM"),
+}
+
+#: Kinds that cannot stand behind a ViT: the library's own generate() fails, or values are looked at.
+BROKEN_DECODERS = {
+    "big_bird": ("BigBirdConfig", "BigBirdForCausalLM"),
+    "megatron-bert": ("MegatronBertConfig", "MegatronBertForCausalLM"),
+    "xmod": ("XmodConfig", "XmodForCausalLM"),
+}
+
+
+def captioner(kind: str) -> Any:
+    """A decoder of any kind behind a ViT, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEEDS.get(f"vit-{kind}", 3))
+        return _captioner(_decoder(kind)).eval()
 
 
 def _text_pair(decoder: Any) -> Any:

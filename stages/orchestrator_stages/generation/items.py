@@ -340,7 +340,11 @@ class RopePositions(HostStage):
 
 
 def rope_positions(owner: Any, kind: ItemKind, ids: Tensor, mask: Tensor) -> Tensor:
-    """Returns the positions ``[dims, batch, tokens]`` of prompts by the model's ``get_rope_index``."""
+    """Returns the positions ``[dims, batch, tokens]``, int64, of prompts by the model's ``get_rope_index``.
+
+    Raises:
+        GraphError: They are no whole numbers.
+    """
     parameters = inspect.signature(owner.get_rope_index).parameters
     arguments = {**kind.arguments(ids), "attention_mask": mask}
     if "mm_token_type_ids" in parameters:
@@ -348,4 +352,11 @@ def rope_positions(owner: Any, kind: ItemKind, ids: Tensor, mask: Tensor) -> Ten
     places: Tensor = owner.get_rope_index(
         ids, **{name: value for name, value in arguments.items() if name in parameters}
     )[0]
-    return places
+    # Models that tell the time of a video count in floats; of pictures and words they are whole all the same.
+    whole = places.to(torch.int64)
+    if (whole != places).any():
+        raise GraphError(
+            f"{type(owner).__name__} counts positions that are no whole numbers, which is not followed.",
+            model=owner,
+        )
+    return whole

@@ -22,10 +22,12 @@ def own_tree(model: nn.Module) -> nn.Module:
     """
     shared = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     tree: Any = copy.deepcopy(model, shared)
-    # Experts in a loop look at what was routed where, and grouped products are known to shapes in bfloat16 alone.
-    grouped = next(tree.parameters()).dtype is torch.bfloat16
-    if not grouped and getattr(tree, "_can_set_experts_implementation", bool)():
-        tree.set_experts_implementation("batched_mm")
+    # Experts in a loop look at what was routed where, and grouped products are known to shapes in bfloat16 alone. A
+    # model that is made of others may not say of itself that its decoder has experts.
+    is_grouped = next(tree.parameters()).dtype is torch.bfloat16
+    for part in () if is_grouped else tree.modules():
+        if getattr(part, "_can_set_experts_implementation", bool)():
+            part.set_experts_implementation("batched_mm")
     return tree  # type: ignore[no-any-return]
 
 

@@ -115,10 +115,14 @@ class DecoderForward(nn.Module):
         model: The model.
         slots: How many tokens its cache holds.
         is_static: See :class:`~orchestrator_stages.generation.static_forward.StaticForward`.
+
+    Attributes:
+        is_writing: The decoder writes into what the encoder gave; it is handed a copy.
     """
 
     def __init__(self, model: Any, slots: int, *, is_static: bool) -> None:
         super().__init__()
+        self.is_writing = False
         self.is_composite = is_composite(model)
         self.model = model.decoder if self.is_composite else without_encoder(model)
         self.config = self.model.config if self.is_composite else model.get_decoder().config
@@ -157,17 +161,18 @@ class DecoderForward(nn.Module):
     def _read(
         self, ids: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
     ) -> tuple[Tensor, Any]:
-        mask = encodings.get("attention_mask")
+        mask, encoding = encodings.get("attention_mask"), encodings["encoding"]
+        encoding = encoding.clone() if self.is_writing else encoding
         arguments: dict[str, Any] = {
             name: item for name, item in options.items() if name in self.parameter_names
         }
         if self.is_composite:
-            arguments |= {"input_ids": ids, "encoder_hidden_states": encodings["encoding"]}
+            arguments |= {"input_ids": ids, "encoder_hidden_states": encoding}
             arguments["encoder_attention_mask"] = mask
         else:
             arguments["decoder_input_ids"] = ids
             arguments["encoder_outputs"] = EncoderOutput(
-                last_hidden_state=encodings["encoding"], attention_mask=encodings.get("encoding_mask")
+                last_hidden_state=encoding, attention_mask=encodings.get("encoding_mask")
             )
             if "attention_mask" in self.parameter_names:
                 arguments["attention_mask"] = mask

@@ -125,7 +125,13 @@ def try_model(
         shapes = {name: (value.shape, large[name].shape, value.dtype) for name, value in small.items()}
         template = CacheTemplate(cache)
         return Trial(encode, decoder, template, tuple(readings), logits.shape[-1], shapes, lengths)
-    # What the first try met is nearer to the model, unless only the second had something to say about it.
+    # A model that its own generate() cannot run either is told so. What the first try met is nearer to the model,
+    # unless only the second had something to say about it.
+    if start is not None and next(model.parameters()).device.type != "meta":
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            request = _request(model, specs, min(longest, TEXT), next(model.parameters()).device)
+            generate_logits(own_tree(model), {**request, "decoder_start_token_id": start})
     with following(model):
         raise next((error for error in reasons if isinstance(error, GraphError)), reasons[0])
 

@@ -1,7 +1,7 @@
 """A small legal configuration of any class of transformers that generates, made of its default one by names of fields.
 
 Sizes are set only where a configuration has them, in its parts as well; what depends on the number of layers gets as
-many entries as there are layers, one of each kind. What no rule of names can know is in :data:`OVERRIDES`.
+many entries as there are layers, one of each kind. What no rule of names can know is in :mod:`small_overrides`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from tests.stages.generation import tiny_items
 from tests.stages.generation.small_fields import (
     FOR_OTHER_LAYERS,
     HEADS,
-    ITEMS,
     LAYER_COUNTS,
     LAYERS,
-    OVERRIDES,
     PAD,
     SIZES,
     START,
     WIDTH,
 )
+from tests.stages.generation.small_overrides import ITEMS, OVERRIDES
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -228,7 +227,8 @@ def small_items(entry: GeneratingClass, model: Any) -> dict[str, Any] | None:
         return None
     label = "image" if main == "pixel_values" else "audio"
     part = getattr(model.config, f"{'vision' if label == 'image' else label}_config", None) or model.config
-    encode: Any = getattr(model, f"get_{label}_features", None)
+    owners = (model, getattr(model, "model", None))
+    encode: Any = next(filter(None, (getattr(each, f"get_{label}_features", None) for each in owners)), None)
     if encode is None and main == getattr(model, "main_input_name", ""):
         encode = model.get_encoder()
     if encode is None:
@@ -251,7 +251,7 @@ def small_items(entry: GeneratingClass, model: Any) -> dict[str, Any] | None:
 def _counted(encode: Any, main: str, item: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an item with how many tokens it has."""
     values = {
-        name: torch.zeros(value) if isinstance(value, tuple) else torch.tensor(value)
+        name: torch.ones(value) if isinstance(value, tuple) else torch.tensor(value)
         for name, value in item.items()
     }
     with torch.no_grad():
@@ -297,6 +297,7 @@ def _pictures(vision: Any) -> Iterator[dict[str, Any]]:
             yield {"pixel_values": (1, tiles, channels, size, size), "image_sizes": sizes}
     for shape in (
         (16, pixels * frames),
+        (16, pixels),
         (16, 2 * pixels),
         (16, channels, patch, patch),
         (1, 16, pixels),
@@ -318,7 +319,7 @@ def _recordings(sound: Any) -> Iterator[dict[str, Any]]:
     )
     mels = next((value for name in names if isinstance(value := getattr(sound, name, None), int)), 8)
     longest = 2 * (getattr(sound, "max_source_positions", None) or 8)
-    for frames in dict.fromkeys((longest, 16, 32, 64)):
+    for frames in dict.fromkeys((longest, 16, 32, 64, 200)):
         masks = {
             name: [[1] * frames]
             for name in ("input_features_mask", "feature_attention_mask", "attention_mask")

@@ -8,10 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator import GraphError
 from orchestrator_stages import from_transformers
 from orchestrator_stages.generation.versions import check_version
 from tests.stages.seq2seq.by_hand import ByHand, by_hand
-from tests.stages.tiny_models import FAMILIES, MODELS, PAD, generated, inputs, tiny, transformers
+from tests.stages.tiny_models import (
+    BROKEN_DECODERS,
+    FAMILIES,
+    MODELS,
+    OTHER_DECODERS,
+    PAD,
+    captioner,
+    generated,
+    inputs,
+    tiny,
+    transformers,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -29,6 +41,23 @@ def test_same_as_generate_over_a_batch_of_different_lengths(name: str):
     for options in ({"eos_token_id": ends, "pad_token_id": PAD}, {"num_beams": 2, "eos_token_id": ends}):
         expected = generated(model, request, max_new_tokens=NEW, **options)
         assert by_hand(name, request, max_new_tokens=NEW, **options).equal(expected)
+
+
+@pytest.mark.parametrize("kind", OTHER_DECODERS)
+def test_every_other_decoder_may_stand_behind_a_picture(kind: str):
+    model, request = captioner(kind), inputs(f"vit-{kind}")
+    expected = generated(model, request, max_new_tokens=NEW)
+    assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
+    stages = ByHand(f"vit-{kind}", {"max_new_tokens": NEW}, model, is_other=True)
+    assert stages.run(request).equal(expected)
+
+
+@pytest.mark.parametrize("kind", BROKEN_DECODERS)
+def test_a_decoder_that_cannot_stand_there_is_refused_and_why(kind: str):
+    reasons = {"xmod": "looks at the values of tensors"}
+    own = r"generate\(\) of VisionEncoderDecoderModel fails on two short prompts"
+    with pytest.raises(GraphError, match=reasons.get(kind, own)):
+        from_transformers(captioner(kind), batch=(1,), max_new_tokens=2)
 
 
 #: What the generation config of a published checkpoint says, in the numbers of a tiny one: beams, bans and lengths.
