@@ -22,7 +22,7 @@ from orchestrator.registry import RegistryEntry
 from orchestrator.runner.compiled.load import load_regions
 from orchestrator.runner.interrupts import DeferredSignals
 from orchestrator.runner.load.load import compile_stages, load_executable
-from orchestrator.runner.load.warm import warm
+from orchestrator.runner.load.warm import warm_up
 from orchestrator.runner.session import Session
 from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
@@ -159,7 +159,7 @@ class PipelineLoader:
         store = ArtifactStore(path)
         if plan.compiled:
             # Regions are of loaded stages; what is learnt of them is in the plan of the session.
-            with self._load(plan, store) as session:
+            with self._load(plan, store, is_warm=False) as session:
                 plan = session.plan
         else:
             with own_modes():
@@ -175,11 +175,15 @@ class PipelineLoader:
         loader = PipelineLoader(self._graph, self._manager, self._example, Path(path).absolute())
         return replace(plan, loader=loader)
 
-    def load(self, plan: Plan[Session]) -> Session:
+    def load(self, plan: Plan[Session], *, warm: bool = True) -> Session:
         """Compiles what the store lacks, loads every stage, and opens a session.
 
         The store is the folder that the plan was compiled into, else the one that the environment names, else a
         temporary one.
+
+        Args:
+            plan: The plan.
+            warm: As for :meth:`Plan.load <orchestrator.Plan.load>`.
 
         Raises:
             CompileError: A stage cannot be compiled or loaded; nothing stays open.
@@ -190,10 +194,10 @@ class PipelineLoader:
             check_mode(stage)
         path = self._path or os.environ.get(STORE_VARIABLE)
         if path:
-            return self._load(plan, ArtifactStore(path))
-        return self._load_aside(plan)
+            return self._load(plan, ArtifactStore(path), is_warm=warm)
+        return self._load_aside(plan, is_warm=warm)
 
-    def _load_aside(self, plan: Plan) -> Session:
+    def _load_aside(self, plan: Plan, *, is_warm: bool) -> Session:
         """Compiles into a folder that is gone once the stages are loaded; an interrupt leaves neither it nor them."""
         # Whatever is made stands in a list before an interrupt can come, so that it is undone by whoever sees it there.
         folders: list[str] = []
@@ -208,7 +212,7 @@ class PipelineLoader:
         try:
             with DeferredSignals():
                 folders.append(tempfile.mkdtemp(prefix="stage-orchestrator-"))
-            sessions.append(self._load(plan, ArtifactStore(folders[0])))
+            sessions.append(self._load(plan, ArtifactStore(folders[0]), is_warm=is_warm))
             tidy()
             return sessions.pop()
         except BaseException:
@@ -217,14 +221,15 @@ class PipelineLoader:
                 session.close()
             raise
 
-    def _load(self, plan: Plan, store: ArtifactStore) -> Session:
+    def _load(self, plan: Plan, store: ArtifactStore, *, is_warm: bool) -> Session:
         backends = self._backends(plan)
         has_gradients = torch.is_grad_enabled()
         try:
             with own_modes():
                 builds = compile_stages(plan, self._graph, backends, store)
                 executable = load_executable(plan, self._graph, backends, builds)
-                warm(executable)
+                if is_warm:
+                    warm_up(executable)
                 executable = load_regions(executable, store, lambda: self._example(plan))
                 for backend in backends.values():
                     backend.begin_counting()

@@ -3,7 +3,7 @@
 The order of calls is :meth:`~CompilingBackend.key`, :meth:`~CompilingBackend.warm_up` and
 :meth:`~CompilingBackend.build` (in forked processes) where the store lacks the key, then in the process that runs the
 session ``open``, :meth:`~CompilingBackend.load_application`, staging of constants,
-:meth:`~orchestrator.backend.Backend.begin_counting`.
+one run of each program where the first one is slow, :meth:`~orchestrator.backend.Backend.begin_counting`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class CompilingBackend(Backend):
 
     #: Whether programs can read and write memory of their application (``Application.states``) in place.
     keeps_states: ClassVar[bool] = False
+    #: Whether the first run of a loaded program takes longer than later ones; then each runs once at load, but those of
+    #: an application with states, where it would leave something behind.
+    slow_first_run: ClassVar[bool] = False
 
     def foldable(self, stage: Stage) -> bool:
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""

@@ -32,8 +32,8 @@ class Loader(Protocol[SessionT]):
     def compile(self, plan: Plan[SessionT], path: str | os.PathLike[str]) -> Plan[SessionT]:
         """Compiles every stage into a store at ``path``; returns the plan that loads from it."""
 
-    def load(self, plan: Plan[SessionT]) -> SessionT:
-        """Loads every stage and returns a session."""
+    def load(self, plan: Plan[SessionT], *, warm: bool = True) -> SessionT:
+        """Loads every stage, makes devices that compile ready for every bucket if ``warm``, and returns a session."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,19 @@ class Plan(PlanData, Generic[SessionT]):
         """
         return self._bound().compile(self, path)
 
-    def load(self) -> SessionT:
+    def load(self, *, warm: bool = True) -> SessionT:
         """Loads every stage and returns a session that runs requests.
+
+        Args:
+            warm: Devices that compile at the first call of a shape, or whose programs are slow at their first run, do
+                that now for every combination of buckets, so that no request waits for it; other devices have nothing
+                to do. It leaves nothing behind, and counts as no request.
 
         Raises:
             PlanError: The plan is bound to no pipeline.
             CompileError: A device is not there, or a stage cannot be loaded.
         """
-        return self._bound().load(self)
+        return self._bound().load(self, warm=warm)
 
     def _bound(self) -> Loader[SessionT]:
         if self.loader is None:

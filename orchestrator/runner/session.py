@@ -67,6 +67,8 @@ class Session:
         self._traces: tuple[Trace, ...] = ()
         self._progress_hook = ProgressHook()
         self._closing = Closing()
+        # What devices compiled up to here is no request's.
+        self._compiles_at_load = sum(self._compiles().values())
         self._locks = _locks(executable, self._closing)
         self._entries = RequestEntries(
             replace(executable, locks=self._locks),
@@ -198,7 +200,8 @@ class Session:
     def stats(self) -> dict[str, Any]:
         """RequestStats since load, with the keys of ``plan.summary``, and ``requests``.
 
-        Where a device counts by itself, ``measured`` has what it saw, by device.
+        Where a device counts by itself, ``measured`` has what it saw, by device; where one may compile for a request,
+        ``compiles`` is how often it did since load: 0, unless it was loaded with ``warm=False``.
         """
         stats = self._stats.stats()
         for group in self.plan.groups:
@@ -207,7 +210,14 @@ class Session:
         by_device = {
             device: counts for device, backend in backends if (counts := backend.measured()) is not None
         }
+        if compiles := self._compiles():
+            stats["compiles"] = sum(compiles.values()) - self._compiles_at_load
         return {**stats, "measured": by_device} if by_device else stats
+
+    def _compiles(self) -> dict[str, int]:
+        """How often devices compiled since they were opened, those that tell."""
+        counts = {device: backend.measured() or {} for device, backend in self._executable.backends.items()}
+        return {device: measured["compiles"] for device, measured in counts.items() if "compiles" in measured}
 
     @contextlib.contextmanager
     def trace(self) -> Iterator[Trace]:

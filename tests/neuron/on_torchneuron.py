@@ -62,8 +62,19 @@ def check_compiles_as_often_as_there_are_buckets(board: simulated.Board):
         assert board.signatures == signatures
         stats = session.stats
         assert stats["measured"]["neuron:0"] == {"compiles": 9}
+        assert stats["compiles"] == 0
         for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
             assert stats[name] == getattr(board, name), name
+
+
+def check_a_cold_load_compiles_for_the_requests_that_come(board: simulated.Board):
+    """With ``warm=False`` nothing is compiled at load, and each bucket once, when a request brings it."""
+    board.compiles.clear()
+    with three_stages().plan(device="neuron").load(warm=False) as session:
+        assert not board.compiles
+        for rows in (3, 4, 3):
+            session(x=torch.randn(rows, WIDTH))
+        assert session.stats["compiles"] == len(board.compiles) == 3
 
 
 def check_many_buckets_are_compiled_each(board: simulated.Board):

@@ -85,7 +85,8 @@ def load_programs(
 ) -> dict[str, Callable[..., Any]]:
     """Puts the weights of an application on the device, once; returns the callable of each program.
 
-    There is no warm-up: NxD Inference's runs ``forward``, which is not the ranked way, and writes into aliased state.
+    NxD Inference's own warm-up is left out: it runs ``forward``, which is not the ranked way, and writes into aliased
+    state. The loader runs each program as requests do.
 
     Raises:
         CompileError: Weights do not fit, or the device refuses.

@@ -35,6 +35,8 @@ class NxdiBackend(RankedBackend):
 
     family = "nxdi"
 
+    slow_first_run = True
+
     #: World size of what this process has loaded; NxD Inference crashes when another follows.
     _loaded_world: ClassVar[int | None] = None
 

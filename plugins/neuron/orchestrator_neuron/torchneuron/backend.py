@@ -60,6 +60,7 @@ class TorchNeuronBackend(TensorBackend):
         cores = _choice(self.options, "logical_nc_config", tuple(CORE_MEMORY), 2)
         self._refuses_fallback = _choice(self.options, "fallback", FALLBACKS, "allow") == "refuse"
         self._counter = CompileCounter(installation.DEVICE)
+        self._is_warm = False
         # Several cores in one process: no direct way between them is documented, so values go over the host.
         self._capabilities = Capabilities(
             static_shapes=True, peer_copy=False, memory=CORE_MEMORY[cores], link=LINK
@@ -157,6 +158,7 @@ class TorchNeuronBackend(TensorBackend):
         Raises:
             CompileError: It cannot be compiled.
         """
+        self._is_warm = True
         if isinstance(function, StagePrograms):
             function.compile(args, keywords)
         else:
@@ -171,11 +173,12 @@ class TorchNeuronBackend(TensorBackend):
         getattr(torch, installation.DEVICE).synchronize(self._torch_device.index)
 
     def begin_counting(self) -> None:
-        """Compiles nothing from now on."""
-        self._counter.close()
+        """Compiles nothing from now on, unless it was loaded cold."""
+        if self._is_warm:
+            self._counter.close()
 
     def measured(self) -> Mapping[str, Any]:
-        """Returns ``compiles``: the graphs that were compiled since the device was opened, all at load."""
+        """Returns ``compiles``: graphs that were compiled since the device was opened, all at a warm load."""
         return {"compiles": self._counter.compiles}
 
 

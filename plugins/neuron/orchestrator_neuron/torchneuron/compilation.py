@@ -1,8 +1,9 @@
 """A stage on TorchNeuron: one program for each combination of sizes, compiled at load and never after.
 
 ``torch.compile`` compiles at the first call of each new shape, which takes minutes there. So every shape that the plan
-has is called once at load, with ``fullgraph=True``, which raises where a part would silently run uncompiled. Each shape
-has a function of its own: Dynamo keeps its results by code object, a few for each, and drops to eager above that.
+has is called once at load (with ``load(warm=False)`` when a request brings it), with ``fullgraph=True``, which raises
+where a part would silently run uncompiled. Each shape has a function of its own: Dynamo keeps its results by code
+object, a few for each, and drops to eager above that.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ Signature = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 class CompileCounter:
-    """Counts what a backend of ``torch.compile`` is asked to compile, and refuses it once all is loaded.
+    """Counts what a backend of ``torch.compile`` is asked to compile, and refuses it once all is loaded and warm.
 
     Attributes:
         compiles: Graphs that were compiled.
+        is_closed: It refuses.
     """
 
     def __init__(self, backend: str) -> None:
         self.compiles = 0
         self._backend = backend
-        self._is_closed = False
+        self.is_closed = False
 
     def close(self) -> None:
         """Refuses to compile anything from now on."""
-        self._is_closed = True
+        self.is_closed = True
 
     def __call__(self, graph: torch.fx.GraphModule, examples: list[Any], **keywords: Any) -> Any:
         """Compiles one graph, as a backend of ``torch.compile``.
@@ -45,7 +47,7 @@ class CompileCounter:
         Raises:
             CompileError: All is loaded: a request would wait for it.
         """
-        if self._is_closed:
+        if self.is_closed:
             shapes = [list(value.shape) for value in examples if isinstance(value, torch.Tensor)]
             raise CompileError(
                 f"A request would compile a graph for {shapes}, which was not compiled at load."
@@ -94,13 +96,16 @@ class StagePrograms:
         self._programs[signature] = program
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Runs the program of these shapes.
+        """Runs the program of these shapes, which is compiled now if it was loaded cold.
 
         Raises:
-            StageError: There is none: nothing is compiled while a request waits.
+            StageError: There is none, and all were to be compiled at load.
         """
         signature = _signature((*args, *keywords.values()))
         program = self._programs.get(signature)
+        if program is None and not self._counter.is_closed:
+            self.compile(args, keywords)
+            program = self._programs[signature]
         if program is None:
             raise StageError(
                 f"Stage {self._stage.name!r} is called with {_show(signature)}, for which nothing was compiled at "
