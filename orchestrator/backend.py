@@ -6,11 +6,12 @@ Capabilities, Link                         what the planner must know of a devic
 Stage, Port, TensorSpec, ModelWrapper      what a device is asked to run
 Application, Program, ProgramInput,
 ProgramOutput, ProgramState                what a device that compiles is asked to compile
+Operation                                  what a stage does, one by one
 Adapter, apply, part_of                    what is done to a value on its way, and how torch does it
 """
 
 from orchestrator.adapter import Adapter, apply, part_of
-from orchestrator.devices.base import Backend, Capabilities, EagerBackend, Handle, Link
+from orchestrator.devices.base import Backend, Capabilities, EagerBackend, Handle, Link, Operation
 from orchestrator.devices.compiling import CompilingBackend
 from orchestrator.devices.tensors import TensorBackend
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput, ProgramState
@@ -27,6 +28,7 @@ __all__ = [
     "Handle",
     "Link",
     "ModelWrapper",
+    "Operation",
     "Port",
     "PortSpec",
     "Program",

@@ -12,9 +12,9 @@ the two; what both do is in :class:`Backend`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 
@@ -23,10 +23,26 @@ if TYPE_CHECKING:
     from orchestrator.specs import PortSpec
     from orchestrator.stage import Stage
 
-__all__ = ["Backend", "Capabilities", "EagerBackend", "Handle", "Link"]
+__all__ = ["Backend", "Capabilities", "EagerBackend", "Handle", "Link", "Operation"]
 
 #: A value on a device; only its backend looks inside.
 Handle: TypeAlias = Any
+
+
+class Operation(NamedTuple):
+    """One operation of torch that a stage runs.
+
+    Attributes:
+        name: Namespace and name, e.g. ``aten::cumsum``.
+        overload: Which of the operations of that name, e.g. ``dim``; empty: the default one.
+        reads: Bytes of each tensor that it takes.
+        gives: Bytes of each tensor that it gives.
+    """
+
+    name: str
+    overload: str
+    reads: tuple[int, ...]
+    gives: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,7 @@ class Capabilities:
         peer_copy: Values go straight to another device of the same backend.
         host_memory: Values live in host memory: no link, no copies, nothing counted.
         refcounted: A handle frees its memory with its last reference; else ``free`` is called.
+        falls_back: Operations that the device lacks run on the host; :meth:`Backend.host_operations` tells which.
         deferred: Downloads complete at ``synchronize``; it is called before anyone reads them.
         memory: Bytes of each rank's memory, the budget where the user gives none; 0: not known.
         link: Cost figures with their source.
@@ -78,6 +95,7 @@ class Capabilities:
     peer_copy: bool = True
     host_memory: bool = False
     refcounted: bool = True
+    falls_back: bool = False
     deferred: bool = False
     memory: int = 0
     link: Link = Link()
@@ -206,6 +224,16 @@ class Backend(abc.ABC):
         """
         return ()
 
+    def host_operations(self, stage: Stage, operations: Sequence[Operation]) -> Sequence[Operation]:
+        """Returns those of a stage's operations that the device hands to the host, their tensors down and up again.
+
+        Asked where :attr:`Capabilities.falls_back` is true, for each combination of sizes.
+
+        Raises:
+            PlanError: There are such, and they are refused.
+        """
+        return ()
+
     def begin_counting(self) -> None:
         """Starts what :meth:`measured` tells: all is loaded, constants are staged, and eager devices are warm."""
 
@@ -231,6 +259,15 @@ class EagerBackend(Backend):
         Raises:
             CompileError: It cannot be built, or not be brought to the device.
         """
+
+    def with_host_operations(self, function: Callable[..., Any], names: Set[str]) -> Callable[..., Any]:
+        """Returns the callable of a stage of which the plan says that these operations run on the host.
+
+        Args:
+            function: What :meth:`load` returned.
+            names: Names of operations that :meth:`host_operations` gave.
+        """
+        return function
 
     def prepare(
         self, function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]

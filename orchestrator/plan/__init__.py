@@ -4,6 +4,7 @@ from orchestrator.plan.model import Plan
 from orchestrator.plan.records import (
     CompiledRegion,
     DimPlan,
+    HostOperations,
     PlannedApplication,
     PlannedCall,
     PlannedEdge,
@@ -36,6 +37,7 @@ __all__ = [
     "Carry",
     "CompiledRegion",
     "DimPlan",
+    "HostOperations",
     "LoopStep",
     "MapStep",
     "Plan",

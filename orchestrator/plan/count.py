@@ -3,9 +3,10 @@
 The counts of ``Plan.summary`` and ``Session.stats`` both come from here, so that they agree by construction. A
 *tally* is a running total; it walks steps as the runner does, chunks and skipped regions included.
 
-Counted: an upload for each tensor and rank, a download for each tensor (rank 0; a gather is one for each rank), a
-dispatch for each stage call and for each adapter that is a program of its own. Not counted: weights, warm-up,
-constants, and anything in host memory, where no link is crossed.
+Counted: an upload for each tensor and rank, a download for each tensor (rank 0; a gather is one for each rank), both
+also for operations of a stage that its device hands to the host, and a dispatch for each stage call and for each
+adapter that is a program of its own. Not counted: weights, warm-up, constants, and anything in host memory, where no
+link is crossed.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ class Counter:
         self.outer = tuple(dim for dim in plan.dims if not dim.decided_by)
         self._ranks = {group.device: group.ranks for group in plan.groups if not group.host_memory}
         self._dims = {dim.name: dim for dim in plan.dims}
+        self._calls = {call.name: call for call in plan.calls}
 
     def request(self, record: RunRecord) -> Tally:
         """Counts one request.
@@ -190,6 +192,7 @@ class Counter:
             match step:
                 case CallStep():
                     tally.dispatches += times
+                    self._call(step, run, tally, times)
                 case AdaptStep():
                     one = Tally()
                     self._adapt(step, run, one)
@@ -202,6 +205,15 @@ class Counter:
                 case RegionStep():
                     for part in region_parts([self._dims[name] for name in step.dims], step, run):
                         self._steps(step.body, part, tally, times)
+
+    def _call(self, step: CallStep, run: SizeAssignment, tally: Tally, times: int) -> None:
+        """Counts what a call does on the host: its operations that the device lacks."""
+        item = self._calls[step.name].host_operations_at(run.bucket)
+        if item is not None:
+            tally.uploads += times * item.uploads
+            tally.upload_bytes += times * item.upload_bytes
+            tally.downloads += times * item.downloads
+            tally.download_bytes += times * item.download_bytes
 
     def _adapt(self, step: AdaptStep, run: SizeAssignment, tally: Tally) -> None:
         source, target = (self.plan.values[index] for index in (step.inputs[0], step.outputs[0]))

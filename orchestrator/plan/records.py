@@ -117,6 +117,27 @@ class PlannedGroup:
 
 
 @dataclass(frozen=True)
+class HostOperations:
+    """What a call does on the host at some sizes, for want of these operations on its device: all crosses the link.
+
+    Attributes:
+        sizes: Size of each dim of the call's inputs.
+        names: The operations, each once.
+        uploads: Tensors that go up.
+        upload_bytes: Bytes of these.
+        downloads: Tensors that come down.
+        download_bytes: Bytes of these.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+    uploads: int
+    upload_bytes: int
+    downloads: int
+    download_bytes: int
+
+
+@dataclass(frozen=True)
 class PlannedCall:
     """One call with its proven ports.
 
@@ -133,6 +154,7 @@ class PlannedCall:
         shares: An output may lie in memory that is not its own: an input's, a parameter's, another output's; those of
             ``aliases`` do not count.
         aliases: Outputs that are an input, updated in place: each with that input's port.
+        host_operations: What it does on the host, for each combination of buckets at which it does.
     """
 
     name: str
@@ -144,6 +166,18 @@ class PlannedCall:
     is_declared: bool = False
     shares: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+    host_operations: tuple[HostOperations, ...] = ()
+
+    def host_operations_at(self, sizes: Mapping[str, int]) -> HostOperations | None:
+        """Returns what it does on the host at these sizes of dims."""
+        return next(
+            (
+                item
+                for item in self.host_operations
+                if all(sizes.get(name) == size for name, size in item.sizes)
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from orchestrator.plan.count import summarise
 from orchestrator.plan.records import (
     CompiledRegion,
     DimPlan,
+    HostOperations,
     PlanData,
     PlannedApplication,
     PlannedCall,
@@ -60,6 +61,7 @@ _RECORDS = (
     Adapter,
     CompiledRegion,
     DimPlan,
+    HostOperations,
     PlannedApplication,
     PlannedCall,
     PlannedEdge,

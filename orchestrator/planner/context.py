@@ -82,7 +82,8 @@ class PlanContext:
         backends: (place) device to the backend's registered name.
         devices: (place) stage to device, or ``"host"``.
         dims: (bucket, infer) named dims.
-        calls: (infer) calls with their proven ports, in the dtypes their device holds.
+        calls: (infer, on_host) calls with their proven ports, in the dtypes their device holds, and with what their
+            device hands to the host.
         counts: (infer) loop to the number of its iterations, as a dim.
         port_dtypes: (infer) call to the dtypes of its input ports as the stage's author wrote them.
         producer_specs: (infer) what each edge's producer gives.

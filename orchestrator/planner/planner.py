@@ -18,6 +18,7 @@ from orchestrator.planner.context import PlanContext, PlanOptions
 from orchestrator.planner.fuse import fuse
 from orchestrator.planner.hazards.hazards import solve_hazards
 from orchestrator.planner.infer.infer import infer
+from orchestrator.planner.infer.on_host import find_host_operations
 from orchestrator.planner.liveness import free_values
 from orchestrator.planner.memory import weigh
 from orchestrator.planner.place import place
@@ -77,7 +78,7 @@ def run_passes(context: PlanContext) -> Plan:
     """
     context = _infer(bucket(place(context)))
     _check_static(context)
-    context = _schedule(fuse(group_regions(find_applications(context))))
+    context = _schedule(fuse(group_regions(find_applications(find_host_operations(context)))))
     return _finish(weigh(free_values(context)))
 
 
@@ -134,7 +135,7 @@ def _check_static(context: PlanContext) -> None:
                 loose = [name for name in getattr(spec, "names", ()) if context.dims[name].any]
                 if loose:
                     raise PlanError(
-                        f"Dim {loose[0]!r} has any size, but {call.device!r} compiles static shapes, and "
+                        f"Dim {loose[0]!r} has no buckets (any=True), but {call.device!r} compiles static shapes, and "
                         f"'{call.name}.{port}', which the stage {call.stage!r} {side} there, is {show_spec(spec)}. "
                         f"Give it buckets, Dim({loose[0]!r}, buckets=(...)), or place the stage on another device.",
                         dim=loose[0],

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,7 +120,9 @@ def check_a_core_that_is_not_there(_board: simulated.Board):
 
 
 def check_a_dim_of_any_size_is_refused(_board: simulated.Board):
-    with pytest.raises(PlanError, match="has any size, but 'neuron:0' compiles static shapes"):
+    with pytest.raises(
+        PlanError, match=r"has no buckets \(any=True\), but 'neuron:0' compiles static shapes"
+    ):
         one_stage(nn.Linear(4, 4), Dim("n", any=True), 4).plan(device="neuron")
 
 
@@ -140,6 +143,97 @@ def check_what_cannot_be_one_graph_is_refused_at_load(_board: simulated.Board):
     with one_stage(breaks, 2, 4).plan(device="neuron", options={"eager": True}).load() as session:
         assert session(x=torch.zeros(2, 4))["y"].eq(1).all()
         assert session.stats["measured"]["neuron:0"]["compiles"] == 0
+
+
+class Running(nn.Module):
+    """Two operations that the board lacks, one of them on a weight, among others that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1.0, WIDTH + 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x.cumsum(0) * self.weight.cumprod(0)) + 1
+
+
+def running() -> Pipeline:
+    """Three stages, of which the second has operations that the board lacks."""
+    torch.manual_seed(0)
+    pipeline = Pipeline("running")
+    value = pipeline.input("x", TensorSpec((N, WIDTH), pad=0.0))
+    for name, net in (
+        ("first", nn.Linear(WIDTH, WIDTH)),
+        ("sum", Running()),
+        ("last", nn.Linear(WIDTH, WIDTH)),
+    ):
+        value = pipeline.add(name, net.eval())(value)
+    pipeline.output("y", value)
+    return pipeline
+
+
+def check_operations_that_fall_back(board: simulated.Board):
+    """They are notes of the plan and crossings in its counts; the device counts the same for random sizes."""
+    pipeline = running()
+    plan = pipeline.plan(device="neuron")
+    (note,) = plan.notes
+    assert note.startswith("Call 'sum' runs aten::cumsum, aten::cumprod on the host")
+    # At 8 rows: x and the weight come down, both results go up; beside these, the request itself.
+    assert plan.summary["download_bytes"] == 2 * 8 * WIDTH * 4 + WIDTH * 4
+    assert plan.summary["uploads"] == plan.summary["downloads"] == 3
+    assert type(plan).from_json(plan.to_json()) == plan
+    for wrong, why in (
+        ({"upload_bytes": 1}, "call 'sum' is"),
+        ({"uploads": -1}, "on the host"),
+        ({"sizes": (("n", 3),)}, "at sizes .*which it never has"),
+        ({"sizes": (("n", 4),)}, "says twice"),
+    ):
+        record = replace(plan.call("sum").host_operations[0], **wrong)
+        calls = (
+            replace(call, host_operations=(record, *call.host_operations[1:])) if call.name == "sum" else call
+            for call in plan.calls
+        )
+        with pytest.raises(PlanError, match=why):
+            pipeline.bind(replace(plan, calls=tuple(calls)))
+    on_cpu = pipeline.plan().load()
+    board.compiles.clear()
+    with pipeline.bind(plan).load() as session:
+        assert len(board.compiles) == 2 * len(N.buckets)
+        board.reset()
+        signatures = set(board.signatures)
+        draw = random.Random(8)
+        for _ in range(20):
+            x = torch.randn(draw.randint(1, 8), WIDTH)
+            torch.testing.assert_close(session(x=x)["y"], on_cpu(x=x)["y"])
+        for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
+            assert session.stats[name] == getattr(board, name), name
+        assert board.fallbacks == {"aten::cumsum": 20, "aten::cumprod": 20}
+        assert board.signatures == signatures
+
+
+def check_operations_that_fall_back_refused(board: simulated.Board):
+    """While planning where that is known, else at load; a stage that is compiled whole has no such operation."""
+    options = {"fallback": "refuse"}
+    with pytest.raises(
+        PlanError, match=r"Stage 'sum' runs aten::cumsum, aten::cumprod, which TorchNeuron has no"
+    ):
+        running().plan(device="neuron", options=options)
+    assert not three_stages().plan(device="neuron", options=options).notes
+    plan = one_stage(nn.ReLU(), 2, 4).plan(device="neuron", options={**options, "eager": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(sys.modules["torch_neuronx"]), "get_fallback_ops", lambda: ["aten::relu"])
+        with pytest.raises(
+            CompileError, match="Stage 'net' ran aten::relu on the host, which the plan does not say"
+        ):
+            plan.load()
+        with pytest.warns(UserWarning, match="Stage 'net' ran aten::relu on the host"):
+            one_stage(nn.ReLU(), 2, 4).plan(device="neuron", options={"eager": True}).load().close()
+    whole = Pipeline("whole")
+    whole.output(
+        "y",
+        whole.add("sum", Running().eval(), config={"eager": False})(whole.input("x", TensorSpec((2, WIDTH)))),
+    )
+    with pytest.raises(CompileError, match=r"No lowering for \['aten::cumprod', 'aten::cumsum'\]"):
+        whole.plan(device="neuron", options=options).load()
 
 
 def check_options(_board: simulated.Board):

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
 
+from orchestrator.backend import Operation
 from orchestrator.planner.infer.dtypes import SameDtypes
 
 __all__ = ["MemoryUse", "fake_mode", "foreign_tensors", "is_expanded", "tensors_of", "whole_inputs"]
@@ -30,16 +32,18 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
 
     Args:
         inputs: Fake tensors by port.
+        log: Where operations are noted, each as it ran; None: nowhere.
 
     Attributes:
         written_ports: Ports whose tensor was written into.
         operations: How many operations ran.
     """
 
-    def __init__(self, inputs: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, inputs: Mapping[str, torch.Tensor], log: list[Operation] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.written_ports: set[str] = set()
         self.operations = 0
+        self._log = log
         self._ports = {_place(value): port for port, value in inputs.items()}
         self._origins: dict[int, int] = {}
         self._copies: list[Any] = []
@@ -54,6 +58,8 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
         """Runs one operation and notes its writes and copies."""
         self.operations += 1
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._log is not None:
+            self._log.append(_operation(func, (args, kwargs), result))
         is_copy = func in _COPIES and not _is_own(func, kwargs or {})
         if is_copy and isinstance(args[0], torch.Tensor):  # vmap converts plain numbers as well
             self._origins[_place(result)] = _place(args[0])
@@ -79,6 +85,15 @@ class MemoryUse(SameDtypes):  # type: ignore[no-untyped-call]
     def forget(self) -> None:
         """Lets go of the tensors it holds."""
         self._copies.clear()
+
+
+def _operation(func: Any, arguments: Any, result: Any) -> Operation:
+    reads, gives = (
+        tuple(value.nbytes for value in pytree.tree_leaves(values) if isinstance(value, torch.Tensor))
+        for values in (arguments, result)
+    )
+    schema = func._schema
+    return Operation(schema.name, schema.overload_name, reads, gives)
 
 
 def _is_own(func: Any, kwargs: Mapping[str, Any]) -> bool:

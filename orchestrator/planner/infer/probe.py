@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch._subclasses import fake_tensor
 
+from orchestrator.backend import Operation
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
 from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
@@ -95,6 +96,7 @@ class Prober:
         self._memo: dict[Any, ProbeResult] = {}
         self._copies: dict[int, Callable[..., Any]] = {}
         self._structures: dict[int, StructureKey] = {}
+        self._log: list[Operation] | None = None
 
     # The mode imports a compiler (torch._dynamo, a second of time): a plan that tries nothing does without.
     @functools.cached_property
@@ -133,6 +135,24 @@ class Prober:
         if key not in self._memo:
             self._memo[key] = self._run_shared(stage, arguments, capture)
         return self._memo[key]
+
+    def operations(
+        self, stage: Stage, arguments: tuple[Argument, ...], capture: bool = False
+    ) -> list[Operation]:
+        """Returns the operations that a stage runs, in order; it ran with these arguments before.
+
+        Args:
+            stage: The stage.
+            arguments: As for :meth:`run`.
+            capture: As for :meth:`run`.
+        """
+        log: list[Operation] = []
+        self._log = log
+        try:
+            self._run_alone(stage, arguments, capture)
+        finally:
+            self._log = None
+        return log
 
     def attempt(
         self, stage: Stage, arguments: tuple[Argument, ...], capture: bool = False
@@ -255,7 +275,7 @@ class Prober:
                 # MemoryUse sees.
                 versions = {name: value._version for name, value in inputs.items()}
                 args, keywords = stage.arguments(values)
-                with MemoryUse(inputs) as use:
+                with MemoryUse(inputs, self._log) as use:
                     result = function(*args, **keywords)
                 del args, keywords
             written_ports = tuple(

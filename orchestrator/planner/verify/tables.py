@@ -47,6 +47,7 @@ def check_tables(plan: Plan) -> None:
         twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
         demand(plan, not twice, f"{kind} {sorted(twice)[:1]} is there twice")
     _check_applications(plan)
+    _check_host_operations(plan)
     # What refers to the tables; a request's inputs are the first values, by which the runner numbers them.
     for call in plan.calls:
         demand(plan, call.device in memory, f"call {call.name!r} runs on {call.device!r}, which is no group")
@@ -76,6 +77,29 @@ def _check_applications(plan: Plan) -> None:
             seen.add(stage)
         fits = 0 <= item.weights <= weights.get(item.device, 0)
         demand(plan, fits, f"the application {item.name!r} has {item.weights} bytes of weights")
+
+
+def _check_host_operations(plan: Plan) -> None:
+    """What calls do on the host is said of devices with a link, once for each combination of buckets, in counts."""
+    linked = {group.device for group in plan.groups if not group.host_memory}
+    buckets = {dim.name: dim.buckets for dim in plan.dims}
+    for call in plan.calls:
+        records = call.host_operations
+        demand(
+            plan, not records or call.device in linked, f"call {call.name!r} crosses a link that is not there"
+        )
+        sizes = [dict(record.sizes) for record in records]
+        own = {name for _, spec in call.inputs if isinstance(spec, TensorSpec) for name in spec.names}
+        sound = all(set(at) == own and all(at[name] in buckets[name] for name in at) for at in sizes)
+        demand(
+            plan, sound, f"call {call.name!r} does something on the host at sizes {sizes}, which it never has"
+        )
+        once = all(at not in sizes[:place] for place, at in enumerate(sizes))
+        demand(plan, once, f"call {call.name!r} says twice what it does on the host")
+        for record in records:
+            counts = (record.uploads, record.upload_bytes, record.downloads, record.download_bytes)
+            whole = all(type(count) is int and count >= 0 for count in counts)
+            demand(plan, bool(record.names) and whole, f"call {call.name!r} does {record} on the host")
 
 
 def _names(value: PlannedValue) -> tuple[str, ...]:

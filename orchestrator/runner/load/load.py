@@ -297,6 +297,11 @@ def _functions(
             if isinstance(backend, EagerBackend) and call.stage not in functions:
                 sizes = _static_sizes(plan, backend, uses[call.stage])
                 functions[call.stage] = backend.load(stages[call.stage], sizes)
+                names = {
+                    name for use in uses[call.stage] for item in use.host_operations for name in item.names
+                }
+                if names:
+                    functions[call.stage] = backend.with_host_operations(functions[call.stage], names)
     return functions
 
 

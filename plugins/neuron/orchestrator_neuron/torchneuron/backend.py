@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.backend import Capabilities, Handle, TensorBackend
+from orchestrator.backend import Capabilities, Handle, Operation, TensorBackend
 from orchestrator.errors import CompileError, PlanError, PlanOptionError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
 from orchestrator_neuron.family import CORE_MEMORY, DTYPES, LINK
 from orchestrator_neuron.modes import check_scripts, training_notes
 from orchestrator_neuron.torchneuron import installation
-from orchestrator_neuron.torchneuron.compilation import CompileCounter, StagePrograms
+from orchestrator_neuron.torchneuron.compilation import CompileCounter, StageOperations, StagePrograms
+from orchestrator_neuron.torchneuron.host_operations import clear_fallbacks, fallbacks, runs_on_host
 
 __all__ = ["TorchNeuronBackend"]
 
@@ -63,7 +64,11 @@ class TorchNeuronBackend(TensorBackend):
         self._is_warm = False
         # Several cores in one process: no direct way between them is documented, so values go over the host.
         self._capabilities = Capabilities(
-            static_shapes=True, peer_copy=False, memory=CORE_MEMORY[cores], link=LINK
+            static_shapes=True,
+            peer_copy=False,
+            falls_back=installation.knows_operations(),
+            memory=CORE_MEMORY[cores],
+            link=LINK,
         )
 
     @classmethod
@@ -144,7 +149,33 @@ class TorchNeuronBackend(TensorBackend):
             CompileError: It cannot be built or moved.
         """
         target = super().load(stage, sizes)
-        return target if self.is_eager(stage) else StagePrograms(stage, target, self._counter)
+        if self.is_eager(stage):
+            return StageOperations(stage, target, frozenset())
+        return StagePrograms(stage, target, self._counter)
+
+    def with_host_operations(self, function: Callable[..., Any], names: Set[str]) -> Callable[..., Any]:
+        """Returns the stage run operation by operation, so that these are all that goes over the host."""
+        return StageOperations(function.stage, function.target, names)  # type: ignore[attr-defined]
+
+    def host_operations(self, stage: Stage, operations: Sequence[Operation]) -> Sequence[Operation]:
+        """Returns the operations without a kernel; none of a stage that is compiled whole by its own config.
+
+        Raises:
+            PlanError: There are such, and ``fallback`` is ``"refuse"``.
+        """
+        if stage.config.get("eager") is False:
+            return ()
+        on_host = [operation for operation in operations if runs_on_host(operation)]
+        if on_host and self._refuses_fallback:
+            names = ", ".join(dict.fromkeys(operation.name for operation in on_host))
+            raise PlanError(
+                f"Stage {stage.name!r} runs {names}, which TorchNeuron has no kernel for and would run on the host, "
+                f"and options={{'fallback': 'refuse'}}. Write it with other operations; place the stage on 'cpu'; or "
+                f"compile it whole, with config={{'eager': False}}, where the compiler may know them.",
+                stage=stage.name,
+                operations=tuple(dict.fromkeys(operation.name for operation in on_host)),
+            )
+        return on_host
 
     def is_eager(self, stage: Stage) -> bool:
         """Tells whether a stage runs operation by operation: as its config says, or the plan's option."""
@@ -161,8 +192,29 @@ class TorchNeuronBackend(TensorBackend):
         self._is_warm = True
         if isinstance(function, StagePrograms):
             function.compile(args, keywords)
-        else:
-            function(*args, **keywords)
+            return
+        # What falls back is known for sure only now: a kernel may give up on some arguments.
+        clear_fallbacks()
+        function(*args, **keywords)
+        self.synchronize()
+        if isinstance(function, StageOperations):
+            self._check_fallbacks(function)
+
+    def _check_fallbacks(self, function: StageOperations) -> None:
+        surprises = [name for name in fallbacks() if name not in function.host_operations]
+        if not surprises:
+            return
+        message = (
+            f"Stage {function.stage.name!r} ran {', '.join(surprises)} on the host, which the plan does not say: the "
+            f"device has a kernel for it and did not use it, so its copies are not counted."
+        )
+        if self._refuses_fallback:
+            raise CompileError(
+                f"{message} The plan has options={{'fallback': 'refuse'}}.",
+                stage=function.stage.name,
+                operations=tuple(surprises),
+            )
+        warnings.warn(message, stacklevel=2)
 
     def copy(self, handle: Handle, device: str) -> Handle:
         """Brings a tensor from another core, over the host."""

@@ -9,7 +9,7 @@ object, a few for each, and drops to eager above that.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from orchestrator.errors import CompileError, StageError
 from orchestrator.stage import Stage
 
-__all__ = ["CompileCounter", "StagePrograms"]
+__all__ = ["CompileCounter", "StageOperations", "StagePrograms"]
 
 #: Shapes and dtypes of the tensors that a call takes, in order.
 Signature = tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -57,6 +57,25 @@ class CompileCounter:
         return compiler(graph, examples, **keywords)
 
 
+class StageOperations:
+    """The callable of a stage that runs operation by operation.
+
+    Args:
+        stage: The stage.
+        target: Its callable, with weights on the device.
+        host_operations: Names of the operations that the plan says run on the host.
+    """
+
+    def __init__(self, stage: Stage, target: Callable[..., Any], host_operations: Set[str]) -> None:
+        self.stage = stage
+        self.target = target
+        self.host_operations = host_operations
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        """Runs it."""
+        return self.target(*args, **keywords)
+
+
 class StagePrograms:
     """The callable of a stage: picks the program of the shapes it is called with.
 
@@ -67,8 +86,8 @@ class StagePrograms:
     """
 
     def __init__(self, stage: Stage, target: Callable[..., Any], counter: CompileCounter) -> None:
-        self._stage = stage
-        self._target = target
+        self.stage = stage
+        self.target = target
         self._counter = counter
         self._programs: dict[Signature, Callable[..., Any]] = {}
 
@@ -82,16 +101,18 @@ class StagePrograms:
         if signature in self._programs:
             return
         program = torch.compile(
-            _own_function(self._target), backend=self._counter, fullgraph=True, dynamic=False
+            _own_function(self.target), backend=self._counter, fullgraph=True, dynamic=False
         )
         try:
             program(*args, **keywords)
         except Exception as error:
+            # What the compiler raised says more than that it raised.
+            cause = getattr(error, "inner_exception", error)
             raise CompileError(
-                f"Stage {self._stage.name!r} cannot be compiled for TorchNeuron at {_show(signature)}: "
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0]} To run it operation by operation, add "
-                f"it with config={{'eager': True}}, or place it on another device.",
-                stage=self._stage.name,
+                f"Stage {self.stage.name!r} cannot be compiled for TorchNeuron at {_show(signature)}: "
+                f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]} To run it operation by operation, "
+                f"add it with config={{'eager': True}}, or place it on another device.",
+                stage=self.stage.name,
             ) from error
         self._programs[signature] = program
 
@@ -108,9 +129,9 @@ class StagePrograms:
             program = self._programs[signature]
         if program is None:
             raise StageError(
-                f"Stage {self._stage.name!r} is called with {_show(signature)}, for which nothing was compiled at "
+                f"Stage {self.stage.name!r} is called with {_show(signature)}, for which nothing was compiled at "
                 f"load; there is {', '.join(map(_show, self._programs))}.",
-                stage=self._stage.name,
+                stage=self.stage.name,
             )
         return program(*args, **keywords)
 

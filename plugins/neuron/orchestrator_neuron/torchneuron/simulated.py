@@ -128,7 +128,9 @@ class Board:
     def fall_back(self, operation: Any, *args: Any, **keywords: Any) -> Any:
         """Runs an operation that has none: on the host, its tensors down before and its results up after."""
         self.fallbacks[operation._schema.name] += 1
-        reads = [value for value in pytree.tree_leaves((args, keywords)) if _is_here(value)]
+        # A tensor that is handed in for the result has nothing to bring down.
+        read_keywords = {name: value for name, value in keywords.items() if not _is_out(operation, name)}
+        reads = [value for value in pytree.tree_leaves((args, read_keywords)) if _is_here(value)]
         self.downloads += len(reads)
         self.download_bytes += sum(value.nbytes for value in reads)
         result = _compute(operation, args, keywords)
