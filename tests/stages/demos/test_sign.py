@@ -59,7 +59,7 @@ class TestSign:
         assert result["annotated"].equal(AnnotateWords()(photo, words))
         assert photo.equal(before)
 
-    @pytest.mark.parametrize("size", [(300, 400), (1, 1)])
+    @pytest.mark.parametrize("size", [(150, 200), (1, 1)])
     @pytest.mark.parametrize("value", [0, 128, 255])
     def test_a_picture_without_words(self, session, size, value):
         photo = torch.full((*size, 3), value, dtype=torch.uint8)
@@ -83,7 +83,7 @@ class TestSign:
         expected = json.loads((DOCS / "_data" / "sign.json").read_text(encoding="utf-8"))
         with Image.open(DOCS / "images" / "sign.jpg") as file:
             photo = pixels(file)
-        with sign(sides=(512, 768), tokens=(16,)).plan(device="cpu").load() as session:
+        with sign(sides=(288, 640), tokens=(16,)).plan(device="cpu").load() as session:
             result = session(image=photo)
         assert result["translation"] == expected["translation"] == TRANSLATED
         assert result["text"] == expected["text"]
@@ -94,13 +94,13 @@ class TestSign:
 
     @pytest.mark.slow
     def test_same_on_the_emulated_device(self):
-        pipeline = sign(sides=(256, 512), widths=(64, 128, 256), tokens=(16,))
-        sizes = {"rows": 128, "columns": 256, "words": 4, "sentences": 4}
+        pipeline = sign(sides=(160, 480), widths=(128, 256), tokens=(16,))
+        sizes = {"rows": 80, "columns": 240, "words": 4, "sentences": 4}
         plan = pipeline.plan(device="neuron-emulated", sizes=sizes, options={"tp_degree": 2})
         with plan.load() as session:
             result = session(image=pixels(picture()))
             assert result["translation"] == TRANSLATED
-            assert session(image=torch.zeros(200, 400, 3, dtype=torch.uint8))["words"] == []
+            assert session(image=torch.zeros(100, 400, 3, dtype=torch.uint8))["words"] == []
 
     @pytest.mark.slow
     def test_from_the_command_line(self, tmp_path):

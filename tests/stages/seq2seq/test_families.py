@@ -123,10 +123,11 @@ def test_published_configurations_run_as_their_authors_meant(name: str):
         setattr(model.generation_config, option, value)
     with torch.no_grad():
         expected = model.generate(**request)
+    # As torch.compile gives it, it is the model; one row is a bucket of its own, and few tokens are.
     lengths = {"speech_to_text": (40,), "moonshine": (4000,)}
-    sizes = {"tokens": lengths.get(kind, (4, 16))} if "attention_mask" in request else {}
-    # As torch.compile gives it, it is the model; one row is a bucket of its own.
-    pipeline = from_transformers(torch.compile(model, backend="eager"), batch=(1, 4), **sizes)
+    batch, buckets = ((1, 4), (4, 16)) if name in OLD else ((4,), (16,))
+    sizes = {"tokens": lengths.get(kind, buckets)} if "attention_mask" in request else {}
+    pipeline = from_transformers(torch.compile(model, backend="eager"), batch=batch, **sizes)
     with pipeline.plan().load() as session:
         assert session(**request)["tokens"].equal(expected)
 
