@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ from orchestrator.stage import accepts_whole, build, parameter_names
 from orchestrator.store import ArtifactStore
 from orchestrator.surroundings import own_modes
 
-__all__ = ["PipelineLoader", "resolve_backend", "resolve_stage"]
+__all__ = ["PipelineLoader", "families_with", "resolve_backend", "resolve_stage"]
 
 #: Environment variable that names the store of plans that were compiled into no folder.
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
@@ -61,6 +62,16 @@ def resolve_backend(manager: PluginManager, device: str) -> tuple[str, type[Back
     if other is not None:
         return _backend_of(backends.for_device(other), device)
     return _backend_of(entry, device)
+
+
+def families_with(manager: PluginManager, option: str) -> tuple[str, ...]:
+    """Returns the device families that have an option; one whose plugin is broken has none."""
+    families: list[str] = []
+    for entry in manager.registry.backends.entries():
+        with contextlib.suppress(PluginError):
+            kind: Any = entry.load()
+            families += entry.devices if option in kind.option_types else ()
+    return tuple(sorted(families))
 
 
 def _backend_of(entry: RegistryEntry, device: str) -> tuple[str, type[Backend]]:

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.errors import GraphError, PlanError
 from orchestrator.graph import Graph
-from orchestrator.loader import PipelineLoader, resolve_backend, resolve_stage
+from orchestrator.loader import PipelineLoader, families_with, resolve_backend, resolve_stage
 from orchestrator.pipeline.graph_builder import GraphBuilder, Value
 from orchestrator.pipeline.handles import StageHandle, SubPipelineHandle
 from orchestrator.pipeline.loops import LoopPorts
@@ -382,6 +382,7 @@ class Pipeline:
             options or {},
             compile,
             tolerance,
+            lambda name: families_with(manager, name),
         )
         with own_modes(), same_random_state():
             plan = make_plan(graph, plan_options)

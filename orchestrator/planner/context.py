@@ -55,6 +55,7 @@ class PlanOptions:
         compile: Which regions are compiled, and how.
         tolerance: How far compiled results may be from eager ones; None: by dtype.
         resolve: Finds the backend class for a device string.
+        families_with: Finds the device families, in the plan or not, that have an option of this name.
     """
 
     resolve: Callable[[str], tuple[str, type[Backend]]]
@@ -66,6 +67,7 @@ class PlanOptions:
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     compile: str | Mapping[str, str] | None = None
     tolerance: float | None = None
+    families_with: Callable[[str], tuple[str, ...]] = lambda _: ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The most specific wish wins: ``placement`` by stage, then by the inlined pipelin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +49,7 @@ def place(context: PlanContext) -> PlanContext:
     if not families and context.options.device != HOST:
         resolve(str(context.options.device))
     groups = {device: kind(device, _options(context, kind)) for device, (_, kind) in families.items()}
-    _check_options(context, groups)
+    remarks |= dict.fromkeys(_check_options(context, groups))
     for name, stage in stages.items():
         _check_config(stage, groups.get(devices[name]))
     return replace(
@@ -109,9 +110,22 @@ def _options(context: PlanContext, kind: type[Backend]) -> dict[str, Any]:
     }
 
 
-def _check_options(context: PlanContext, groups: dict[str, Backend]) -> None:
+def _check_options(context: PlanContext, groups: dict[str, Backend]) -> Iterator[str]:
+    """Checks the plan's options; yields a note of each that another device than those of the plan has.
+
+    Raises:
+        PlanOptionError: No device has it, or it takes another type.
+    """
     option_types = {name: kind for backend in groups.values() for name, kind in backend.option_types.items()}
     for name, value in context.options.backend_options.items():
+        others = () if name in option_types else context.options.families_with(name)
+        if others:
+            # The same call of `plan` does while stages are moved from one device to another.
+            yield (
+                f"The option {name!r} has no effect: no stage is on a device that has it "
+                f"({', '.join(map(repr, others))})."
+            )
+            continue
         if name not in option_types:
             raise PlanOptionError(
                 f"No backend of this plan knows the option {name!r}.{nearest(name, option_types)}",

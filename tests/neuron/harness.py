@@ -29,7 +29,16 @@ from pathlib import Path
 import pytest
 
 VARIABLES = ("NXDI_SRC", "NXD_SRC", "ORCHESTRATOR_NXDI_HARNESS")
-MODULES = ("programs", "state_dicts", "adopted", "refused", "pipelines", "entry_points", "generators")
+MODULES = (
+    "programs",
+    "state_dicts",
+    "adopted",
+    "refused",
+    "pipelines",
+    "entry_points",
+    "generators",
+    "renamed",
+)
 
 
 def say(text: object) -> None:

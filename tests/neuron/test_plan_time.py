@@ -57,6 +57,32 @@ def test_a_process_has_one_logical_core_configuration() -> None:
         plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), config={"logical_nc_config": 1})
 
 
+@pytest.mark.parametrize("platform", ["trn1", "inf2"])
+def test_a_core_of_trn1_and_inf2_is_one_core_with_16_gb(platform: str) -> None:
+    pipeline = pipeline_of(nn.Linear(4, 4), TensorSpec((2, 4)))
+    plan = pipeline.plan(DEVICE, options={"platform": platform})
+    assert dict(plan.budget) == {DEVICE: 16_000_000_000}
+    assert plan.groups[0].option("logical_nc_config") == 1
+    assert pipeline.bind(Plan.from_json(plan.to_json())) == plan
+    with pytest.raises(PlanError, match="a core is a core"):
+        pipeline.plan(DEVICE, options={"platform": platform, "logical_nc_config": 2})
+    with pytest.raises(PlanError, match="'platform' is 'trn1' or"):
+        pipeline.plan(DEVICE, options={"platform": "trn"})
+
+
+@pytest.mark.parametrize(("target", "name"), [("trn1", "trn1"), ("trn3pds", "trn3"), ("gen7", "trn2")])
+def test_the_platform_of_this_machine_is_planned_for(
+    target: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", target)
+    packages.platform.cache_clear()
+    try:
+        plan = plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), "nxdi")
+        assert plan.groups[0].option("platform", "trn2") == name
+    finally:
+        packages.platform.cache_clear()
+
+
 @both
 @pytest.mark.parametrize(
     ("parts", "says"),

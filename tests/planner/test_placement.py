@@ -94,6 +94,17 @@ def test_options_are_refused_if_no_backend_knows_them():
     refuses(PlanOptionError, ("'a'", "'tp'"), chain(Double(), config={"tp": 1}).plan)
 
 
+def test_an_option_of_another_device_has_no_effect_and_a_note_says_so():
+    """The same call plans while stages are moved from one device to another."""
+    plans = [
+        chain(Double()).plan("cpu", options={"ranks": 4}),
+        chain(Double()).plan("null", placement={"a": "cpu"}, options={"ranks": 4}),
+    ]
+    for plan in plans:
+        assert [group.options for group in plan.groups] == [()]
+        assert any("'ranks' has no effect" in note and "'null'" in note for note in plan.notes)
+
+
 def test_options_reach_the_backends_that_know_them_and_no_other():
     plan = spread("null", "cpu", options={"ranks": 4})
     assert {group.device: (group.ranks, group.options) for group in plan.groups} == {

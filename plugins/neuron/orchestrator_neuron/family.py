@@ -19,7 +19,14 @@ from orchestrator.errors import PlanError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
 from orchestrator_neuron.modes import check_scripts, training_notes
-from orchestrator_neuron.options import OPTION_TYPES, NeuronSettings, normalize, settings_for
+from orchestrator_neuron.options import (
+    OPTION_TYPES,
+    SINGLE_CORE_PLATFORMS,
+    NeuronSettings,
+    normalize,
+    settings_for,
+    with_platform,
+)
 from orchestrator_neuron.wrapper import NeuronWrapper
 
 __all__ = ["LINK", "RankedBackend"]
@@ -38,6 +45,9 @@ LINK = Link(
 
 #: Memory of one logical core of trn2: a chip has 96 GB for eight physical cores (AWS), one or two in a logical one.
 CORE_MEMORY = {1: 12_000_000_000, 2: 24_000_000_000}
+
+#: Memory of a core of trn1 and inf2, which has no logical ones: a chip has 32 GB for two (AWS).
+SINGLE_CORE_MEMORY = 16_000_000_000
 
 #: Dtypes that a Neuron program computes with.
 DTYPES = (
@@ -66,7 +76,7 @@ class RankedBackend(CompilingBackend):
     code_options: ClassVar[Mapping[str, Any]] = {"hazards": "solve", "compiler_args": ""}
 
     def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
-        super().__init__(device, normalize(options or {}))
+        super().__init__(device, with_platform(normalize(options or {}), self.platform()))
         whole = settings_for(self.options, "", {})
         self._capabilities = Capabilities(
             ranks=whole.world_size,
@@ -74,9 +84,16 @@ class RankedBackend(CompilingBackend):
             static_shapes=True,
             output_buffers=1,
             peer_copy=False,
-            memory=CORE_MEMORY[whole.logical_nc_config],
+            memory=SINGLE_CORE_MEMORY
+            if self.options.get("platform") in SINGLE_CORE_PLATFORMS
+            else CORE_MEMORY[whole.logical_nc_config],
             link=LINK,
         )
+
+    @classmethod
+    def platform(cls) -> str:
+        """Returns the platform that a plan is for where the user names none."""
+        return "trn2"
 
     @classmethod
     def accepts(cls, device: str) -> bool:

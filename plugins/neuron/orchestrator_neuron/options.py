@@ -11,7 +11,15 @@ import torch
 
 from orchestrator.errors import PlanError, PlanOptionError
 
-__all__ = ["OPTION_TYPES", "NeuronSettings", "normalize", "settings_for"]
+__all__ = [
+    "OPTION_TYPES",
+    "PLATFORMS",
+    "SINGLE_CORE_PLATFORMS",
+    "NeuronSettings",
+    "normalize",
+    "settings_for",
+    "with_platform",
+]
 
 #: Names of the options, with the types a value may have.
 OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -19,6 +27,7 @@ OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "world_size": int,
     "torch_dtype": (torch.dtype, str),
     "logical_nc_config": int,
+    "platform": str,
     "compiler_args": str,
     "adapters": (str, dict, tuple),
     "hazards": str,
@@ -30,7 +39,10 @@ OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
 #: Options that speak of one stage's weights or ports; they have no meaning for a whole plan.
 STAGE_ONLY = ("checkpoint", "sharded", "shard_weights")
 #: Options of the process: they are the same for all stages.
-PROCESS_WIDE = ("world_size", "logical_nc_config", "hazards")
+PROCESS_WIDE = ("world_size", "logical_nc_config", "platform", "hazards")
+#: Platforms, and those of them whose cores are not joined to logical ones.
+PLATFORMS = ("trn1", "inf2", "trn2", "trn3")
+SINGLE_CORE_PLATFORMS = ("trn1", "inf2")
 #: Options that speak of edges; they have no meaning for one stage.
 PLAN_ONLY = ("adapters",)
 PLACES = ("cost", "producer", "consumer", "program", "host")
@@ -77,6 +89,28 @@ def normalize(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
     return {name: _check(name, value, stage) for name, value in options.items() if name in OPTION_TYPES}
 
 
+def with_platform(options: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    """Returns a plan's options with what follows from the platform, where that is not trn2.
+
+    Args:
+        options: Options in one form.
+        platform: The one to plan for where they name none.
+
+    Raises:
+        PlanError: Logical cores are asked for where there are none.
+    """
+    platform = options.get("platform", platform)
+    if platform not in SINGLE_CORE_PLATFORMS:
+        return {**options, **({"platform": platform} if platform != "trn2" else {})}
+    if options.get("logical_nc_config", 1) != 1:
+        raise PlanOptionError(
+            f"On {platform} a core is a core: logical_nc_config=1, not {options['logical_nc_config']!r}. Leave the "
+            f"option out, or plan for another platform: options={{'platform': 'trn2'}}.",
+            option="logical_nc_config",
+        )
+    return {**options, "platform": platform, "logical_nc_config": 1}
+
+
 def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, Any]) -> NeuronSettings:
     """Returns the settings in force for a stage: its own options over those of the plan.
 
@@ -86,7 +120,8 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     whole, own = dict(options), normalize(config, stage)
     # 1. Ranks and cores are of the process: NxD Inference crashes on loading the second stage of another world.
     world = int(whole.get("world_size", whole.get("tp_degree", 1)))
-    process_options = {"logical_nc_config": 2, "hazards": "solve", **whole, "world_size": world}
+    defaults = {"logical_nc_config": 2, "platform": "trn2", "hazards": "solve"}
+    process_options = {**defaults, **whole, "world_size": world}
     for name in PROCESS_WIDE:
         if own.get(name, process_options[name]) != process_options[name]:
             raise PlanOptionError(
@@ -128,6 +163,8 @@ def _check(name: str, value: Any, stage: str) -> Any:
         raise _wrong(name, value, stage, "a positive int")
     if name == "logical_nc_config" and value not in (1, 2):
         raise _wrong(name, value, stage, "1 or 2")
+    if name == "platform" and value not in PLATFORMS:
+        raise _wrong(name, value, stage, " or ".join(map(repr, PLATFORMS)))
     if name == "hazards" and value not in ("solve", "ignore"):
         raise _wrong(name, value, stage, "'solve' or 'ignore'")
     return _FORMS[name](value, stage) if name in _FORMS else value

@@ -61,10 +61,14 @@ def check_modes_without_ranked_values():
     for mode in ("async_mode", "on_cpu"):
         with pytest.raises(GraphError, match=mode):
             from_nxdi(own_wrapper(width_config(**{mode: True})))
+    device, net = backend(), stage("net", nn.Linear(4, 4))
+    one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 4)})
     os.environ["NXD_CPU_MODE"] = "1"
     try:
         with pytest.raises(CompileError, match="NXD_CPU_MODE"):
             backend()
+        with pytest.raises(CompileError, match="NXD_CPU_MODE"):
+            device.build(application(net, one), Path(tempfile.mkdtemp()))
     finally:
         del os.environ["NXD_CPU_MODE"]
 

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from on_nxdi.adopted import width_config
 from on_nxdi.kit import RANKS, application, backend, close, floats, load_programs, program, stage
-from orchestrator import TensorSpec
+from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError
 from orchestrator.program import ProgramInput
+from orchestrator_neuron import from_nxdi
 
 
 class Awkward(nn.Module):
@@ -117,6 +119,51 @@ def check_checkpoint_that_does_not_fit_is_told_before_loading():
         _run(nn.Linear(4, 4), torch.randn(2, 4), config={"checkpoint": str(path)})
     for word in ("missing", "'bias'", "unexpected", "'other'", "shape", "'weight'"):
         assert word in str(excinfo.value)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, of which a checkpoint holds one name."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.shared = nn.Linear(config.width, config.width, bias=False)
+        self.again = nn.Linear(config.width, config.width, bias=False)
+        self.again.weight = self.shared.weight
+
+    def forward(self, x):
+        return self.again(self.shared(x))
+
+
+def check_tied_weights_of_an_application_off_the_device():
+    from neuronx_distributed_inference.models.application_base import NeuronApplicationBase
+    from neuronx_distributed_inference.models.model_wrapper import EncoderModelInstance, ModelWrapper
+
+    class TiedWrapper(ModelWrapper):
+        def input_generator(self):
+            return [(torch.ones(2, 4),)]
+
+        def get_model_instance(self):
+            return EncoderModelInstance(self.model_cls, self.config)
+
+    for name in ("shared.weight", "again.weight"):
+
+        class TiedApplication(NeuronApplicationBase):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.models.append(TiedWrapper(config=self.config, model_cls=Tied, tag="m"))
+
+            def forward(self, x):
+                return self.models[0].forward(x)
+
+            @classmethod
+            def get_state_dict(cls, _path, _config, name=name):
+                return {name: torch.eye(4) * 2}
+
+        pipeline = Pipeline("tied")
+        tied = pipeline.add("m", from_nxdi(TiedApplication(tempfile.mkdtemp(), width_config())))
+        pipeline.output("y", tied(pipeline.input("x", floats(2, 4))))
+        with pipeline.plan("neuron-emulated", options={"tp_degree": RANKS}).load() as session:
+            assert torch.equal(session(x=torch.ones(2, 4))["y"], torch.full((2, 4), 4.0))
 
 
 def check_host_keeps_no_weights_after_loading():

@@ -60,6 +60,11 @@ class NxdiBackend(RankedBackend):
             f"the same name means TorchNeuron. Write 'nxdi' for NxD Inference."
         )
 
+    @classmethod
+    def platform(cls) -> str:
+        """Returns the platform of this machine, as NxD Inference sees it; trn2 where it is not installed."""
+        return packages.platform()
+
     def open(self, budget: int = 0, reserved: int = 0) -> None:
         """Imports NxD Inference and takes the device into use; it warns of versions outside the known range.
 
@@ -70,12 +75,7 @@ class NxdiBackend(RankedBackend):
         packages.require()
         for note in packages.notes():
             warnings.warn(note, stacklevel=2)
-        if os.environ.get("NXD_CPU_MODE", "0") == "1":
-            raise CompileError(
-                "NXD_CPU_MODE=1 is set, NxD Inference's own CPU mode, in which no value stays on a device; unset "
-                "it, and plan for 'cpu' or 'neuron-emulated' instead.",
-                device=self.device,
-            )
+        self._check_mode()
         try:
             torch.zeros(1, device="cpu").to("privateuseone:0")
         except Exception as error:
@@ -104,6 +104,7 @@ class NxdiBackend(RankedBackend):
     def build(self, application: Application, folder: Path) -> None:
         """Compiles an application into a folder; see :meth:`CompilingBackend.build`."""
         packages.require()
+        self._check_mode()
         user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
             build_own(application, user_stage, folder)
@@ -118,6 +119,19 @@ class NxdiBackend(RankedBackend):
         if user_stage is not None and user_stage.application is not None:
             return load_own(application, user_stage, folder)
         return load_programs(application, folder, self.application_settings(application))
+
+    def _check_mode(self) -> None:
+        """Makes sure that NxD Inference compiles for a device, and runs there.
+
+        Raises:
+            CompileError: Its CPU mode is on.
+        """
+        if os.environ.get("NXD_CPU_MODE", "0") == "1":
+            raise CompileError(
+                "NXD_CPU_MODE=1 is set, NxD Inference's own CPU mode, in which no value stays on a device; unset "
+                "it, and plan for 'cpu' or 'neuron-emulated' instead.",
+                device=self.device,
+            )
 
     def _check_world(self) -> None:
         ranks = self.capabilities.ranks

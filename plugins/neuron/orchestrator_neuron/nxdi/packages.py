@@ -5,8 +5,11 @@ Nothing here imports NxD Inference, except :func:`require`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,8 +17,9 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from orchestrator.errors import CompileError
+from orchestrator_neuron.options import PLATFORMS
 
-__all__ = ["PACKAGES", "Package", "is_installed", "notes", "require", "versions"]
+__all__ = ["PACKAGES", "Package", "is_installed", "notes", "platform", "require", "versions"]
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,14 @@ def _ranges_text() -> str:
 def is_installed() -> bool:
     """Tells, without importing anything, whether NxD Inference is there."""
     return _present("neuronx_distributed_inference")
+
+
+@functools.cache
+def platform() -> str:
+    """Returns the platform that NxD Inference compiles for here; trn2 where nothing tells."""
+    target = os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE", "")
+    if not target and is_installed():
+        # It fails where there is no Neuron device, and is not there in other releases.
+        with contextlib.suppress(Exception):
+            target = str(importlib.import_module("torch_neuronx.utils").get_platform_target())
+    return next((name for name in PLATFORMS if target.startswith(name)), "trn2")

@@ -173,13 +173,20 @@ def load_weights_of(model: torch.nn.Module, application: Any) -> None:
     """
     name = type(application).__name__
     try:
-        weights = application.checkpoint_loader_fn()
-        model.load_state_dict({key: value for key, value in weights.items() if key in model.state_dict()})
+        model.load_state_dict(_with_tied(application.checkpoint_loader_fn(), model))
     except Exception as error:
         raise GraphError(
             f"The weights of {name} cannot be taken from its model_path {application.model_path!r}: {error}",
             application=name,
         ) from error
+
+
+def _with_tied(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns what a model has of weights, a tied one by all of its names: a checkpoint holds it by one of them."""
+    own = model.state_dict(keep_vars=True)
+    by_tensor = {id(tensor): weights[name] for name, tensor in own.items() if name in weights}
+    tied = {name: by_tensor[id(tensor)] for name, tensor in own.items() if id(tensor) in by_tensor}
+    return {**tied, **{name: weights[name] for name in own if name in weights}}
 
 
 def source_of(thing: Any) -> list[str]:
