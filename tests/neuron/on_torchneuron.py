@@ -21,7 +21,9 @@ from torch import nn
 
 from orchestrator import CompileError, Dim, Pipeline, PlanError, TensorSpec
 from orchestrator.errors import PlanOptionError
+from orchestrator.testing.backend_contract import BackendCase, BackendContract
 from orchestrator_neuron.torchneuron import installation, simulated
+from orchestrator_neuron.torchneuron.backend import TorchNeuronBackend
 
 WIDTH = 8
 N = Dim("n", (2, 4, 8))
@@ -234,6 +236,128 @@ def check_operations_that_fall_back_refused(board: simulated.Board):
     )
     with pytest.raises(CompileError, match=r"No lowering for \['aten::cumprod', 'aten::cumsum'\]"):
         whole.plan(device="neuron", options=options).load()
+
+
+class Scale(nn.Module):
+    """One step: the state through a layer, times a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layer(state)) * factor
+
+
+def add_to(state: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Updates a state in place."""
+    return state.add_(x)
+
+
+def loop(in_place: bool) -> Pipeline:
+    """Three iterations over slices, collected; in place a state is updated beside it."""
+    torch.manual_seed(0)
+    body = Pipeline("body")
+    state, factor = body.input("state", TensorSpec((2, WIDTH))), body.input("factor", TensorSpec((1,)))
+    step = body.add("step", Scale().eval())(state, factor)
+    if in_place:
+        step = body.add("add", add_to, aliases={"output": "state"})(state, step)
+    body.output("state", step)
+    pipeline = Pipeline("loop")
+    start, factors = (
+        pipeline.input("x", TensorSpec((2, WIDTH))),
+        pipeline.input("factors", TensorSpec((3, 1))),
+    )
+    pipeline.output("y", pipeline.loop("it", body, carry={"state": start}, each={"factor": factors}))
+    return pipeline
+
+
+def items() -> Pipeline:
+    """A map over any number of items, in batches."""
+    torch.manual_seed(0)
+    body = Pipeline("body")
+    item = body.input("item", TensorSpec((Dim("b", (1, 2), batch=True), WIDTH), pad=0.0))
+    body.output("y", body.add("net", nn.Linear(WIDTH, WIDTH).eval())(item))
+    pipeline = Pipeline("items")
+    pipeline.output("y", pipeline.map("it", body, over={"item": pipeline.input("items", list)}))
+    return pipeline
+
+
+class Attention(nn.Module):
+    """Attention of torch, which each device has in a form of its own."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
+
+
+def attention() -> Pipeline:
+    """Attention over two inputs."""
+    pipeline = Pipeline("attention")
+    q, k = (pipeline.input(name, TensorSpec((1, 2, 4, WIDTH))) for name in "qk")
+    pipeline.output("y", pipeline.add("net", Attention())(q, k))
+    return pipeline
+
+
+def rows(*counts: int) -> list[dict[str, Any]]:
+    """Requests of ``x`` with so many rows each."""
+    return [{"x": torch.randn(count, WIDTH)} for count in counts]
+
+
+def check_other_pipelines(board: simulated.Board):
+    """Chunks, loops, maps, states, convolutions and lookups: as on the CPU, as counted, nothing compiled after load."""
+    steps = {"x": torch.randn(2, WIDTH), "factors": torch.randn(3, 1)}
+    picture = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    qk = {name: torch.randn(1, 2, 4, WIDTH) for name in "qk"}
+    for pipeline, requests in (
+        (three_stages(Dim("n", (2, 4), batch=True)), rows(1, 3, 4, 7, 9)),
+        (loop(in_place=False), [steps]),
+        (loop(in_place=True), [steps]),
+        (items(), [{"items": list(torch.randn(count, WIDTH))} for count in (0, 1, 3)]),
+        (attention(), [qk]),
+        (one_stage(picture, 1, 3, 8, 8), [{"x": torch.randn(1, 3, 8, 8)}]),
+        (
+            one_stage(nn.Embedding(9, 4).eval(), 2, 3, dtype=torch.int64),
+            [{"x": torch.randint(0, 9, (2, 3))}],
+        ),
+    ):
+        plan, on_cpu = pipeline.plan(device="neuron"), pipeline.plan().load()
+        assert not plan.notes
+        with plan.load() as session:
+            board.reset()
+            known = (set(board.signatures), len(board.compiles))
+            for request in requests:
+                torch.testing.assert_close(session(**request)["y"], on_cpu(**request)["y"])
+            assert (board.signatures, len(board.compiles)) == known, plan.pipeline
+            for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
+                assert session.stats[name] == getattr(board, name), (plan.pipeline, name)
+
+
+class TestContract(BackendContract):
+    @pytest.fixture
+    def case(self):
+        return BackendCase(
+            TorchNeuronBackend, "neuron", {"eager": True}, absent="neuron:7", other="neuron:1", exact=False
+        )
+
+
+def check_the_contract_of_backends(_board: simulated.Board):
+    """All that the runner asks of a device, tried on this one."""
+    arguments = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", f"{__file__}::TestContract"]
+    assert pytest.main(arguments) == 0
+
+
+def check_memory_of_a_core(board: simulated.Board):
+    """A core with less memory than planned for is refused when it is opened, with the way out."""
+    plan = three_stages().plan(device="neuron")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board, "memory", 1_000_000)
+        with pytest.raises(
+            CompileError, match=r"has 1000000 bytes of memory, and the plan may use 24000000000"
+        ):
+            plan.load()
+        three_stages().plan(device="neuron", memory={"neuron:0": 1_000_000}).load().close()
 
 
 def check_options(_board: simulated.Board):

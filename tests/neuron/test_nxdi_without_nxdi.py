@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,9 @@ from orchestrator_neuron.nxdi.application import (
 )
 from orchestrator_neuron.nxdi.backend import NxdiBackend
 from orchestrator_neuron.nxdi.calls import ProgramCall
+from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.options import NeuronSettings
+from orchestrator_neuron.ranked import is_ranked
 from orchestrator_neuron.versions import versions_of
 from orchestrator_stages.demos.vision_text import vision_text
 
@@ -190,3 +193,14 @@ def test_stage_of_this_project_is_foldable():
     pipeline = Pipeline("one")
     pipeline.output("y", pipeline.add("net", nn.Linear(2, 2))(pipeline.input("x", TensorSpec((1, 2)))))
     assert NxdiBackend("nxdi").foldable(pipeline.freeze().stages["net"])
+
+
+def test_values_under_the_new_name_of_the_device_are_known_to_nxd_inference(monkeypatch: pytest.MonkeyPatch):
+    module = types.ModuleType("neuronx_distributed_inference.models.any")
+    vars(module)["is_ranked_io"] = theirs = object()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    accept_renamed_device()
+    assert vars(module)["is_ranked_io"] is theirs
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "neuron")
+    accept_renamed_device()
+    assert vars(module)["is_ranked_io"] is is_ranked

@@ -1,9 +1,9 @@
 """Locations: where a loop keeps what enters and leaves it.
 
 A carry is kept where the body gives its next value, so that nothing is moved from one iteration to the next. What is
-sliced is kept on the device that reads the slices, if that computes eagerly, else on the host. What is collected stays
-on its device under the same condition, if the number of parts is known beforehand. What ends a loop is read on the
-host.
+sliced is kept on the device that reads the slices, if that computes eagerly at any shape, else on the host. What is
+collected stays on its device under the same condition, if the number of parts is known beforehand. What ends a loop is
+read on the host.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class _Locator:
         readers = self._readers(loop, port)
         if len({end.memory for end in readers}) != 1 or readers[0].memory == HOST:
             return _ON_HOST
-        eager = self.context.groups[readers[0].device].capabilities.eager
-        return Location(readers[0].device, readers[0].memory, True) if eager else _ON_HOST
+        cuts = self._cuts_anywhere(readers[0].device)
+        return Location(readers[0].device, readers[0].memory, True) if cuts else _ON_HOST
 
     def _outside(self, loop: Loop, port: str) -> Location:
         """Where a collected value is stacked, or an end is read."""
@@ -142,6 +142,11 @@ class _Locator:
                 return _ON_HOST  # batches are joined, and cut to the items that there were, on the host
         if not isinstance(self.context.counts[loop.name], int):
             return _ON_HOST  # there are as many parts as iterations, and no more up to a bucket
-        capabilities = self.context.groups[end.device].capabilities
-        keeps = capabilities.eager and capabilities.refcounted and not self._is_python(edge)
+        refcounted = self.context.groups[end.device].capabilities.refcounted
+        keeps = refcounted and self._cuts_anywhere(end.device) and not self._is_python(edge)
         return end if keeps else _ON_HOST
+
+    def _cuts_anywhere(self, device: str) -> bool:
+        """Tells whether a device cuts and joins as it goes: one of static shapes would compile each place anew."""
+        capabilities = self.context.groups[device].capabilities
+        return capabilities.eager and not capabilities.static_shapes

@@ -3,6 +3,7 @@
     packages          the packages that must be installed, and the error where they are not
     classes           NxD Inference's base classes, filled in; importing it imports NxD Inference
     application       compiling and loading the programs of one stage
+    renamed           a torch whose spare device type has another name
     calls             running a loaded program on ranked values
     adopt             stages that users wrote for NxD Inference
     user_application  a user's whole application, which compiles and loads itself

@@ -24,6 +24,7 @@ from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
+from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.nxdi.user_application import build_own, load_own
 from orchestrator_neuron.ranked import RankedValue
 
@@ -114,6 +115,7 @@ class NxdiBackend(RankedBackend):
     def load_application(self, application: Application, folder: Path) -> Mapping[str, Callable[..., Any]]:
         """Loads an application with its weights; see :meth:`CompilingBackend.load_application`."""
         packages.require()
+        accept_renamed_device()
         self._check_world()
         user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:

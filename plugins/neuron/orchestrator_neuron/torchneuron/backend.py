@@ -8,6 +8,7 @@ does not have runs operation by operation, since these go over the host.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar
@@ -125,10 +126,12 @@ class TorchNeuronBackend(TensorBackend):
             warnings.warn(note, stacklevel=2)
         module = getattr(torch, installation.DEVICE, None)
         index = self._torch_device.index or 0
+        memory = 0
         try:
             count = int(module.device_count()) if module is not None else 0
             if index < count:
                 torch.empty(0, device=self._torch_device)
+                memory = _memory_of(index)
         except Exception as error:
             raise CompileError(
                 f"The device {self.device!r} cannot be used: {type(error).__name__}: "
@@ -139,6 +142,13 @@ class TorchNeuronBackend(TensorBackend):
             raise CompileError(
                 f"The device {self.device!r} is not there: torch sees {count} logical Neuron cores, 'neuron:0' and on. "
                 f"Plan for one of these, or run where the device is.",
+                device=self.device,
+            )
+        needs = budget or self.capabilities.memory
+        if 0 < memory < needs:
+            raise CompileError(
+                f"The device {self.device!r} has {memory} bytes of memory, and the plan may use {needs}. Plan with "
+                f"memory={{{self.device!r}: {memory}}}, or with logical_nc_config=1 where a core is half as large.",
                 device=self.device,
             )
 
@@ -232,6 +242,15 @@ class TorchNeuronBackend(TensorBackend):
     def measured(self) -> Mapping[str, Any]:
         """Returns ``compiles``: graphs that were compiled since the device was opened, all at a warm load."""
         return {"compiles": self._counter.compiles}
+
+
+def _memory_of(index: int) -> int:
+    """Bytes of a core's memory, as the package tells; 0: it does not."""
+    for place in (getattr(torch, installation.DEVICE), sys.modules.get("torch_neuronx")):
+        properties = getattr(place, "get_device_properties", None)
+        if properties is not None:
+            return int(properties(index).total_memory)
+    return 0
 
 
 def _choice(options: Mapping[str, Any], name: str, choices: tuple[Any, ...], default: Any) -> Any:

@@ -15,19 +15,16 @@ from orchestrator.backend import Operation
 
 __all__ = ["clear_fallbacks", "fallbacks", "runs_on_host"]
 
-#: What a device runs in place of an operation that is the processor's own, or is chosen by the kind of device.
-_COUNTERPARTS = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": "aten::_scaled_dot_product_fused_attention_overrideable",
-    "aten::convolution": "aten::convolution_overrideable",
-}
+#: Forms that only the processor has, since it chose them: another device has these operations in a form of its own.
+_OF_THE_PROCESSOR = ("aten::mkldnn_", "aten::_scaled_dot_product_flash_attention_for_cpu")
 
 _COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
 def runs_on_host(operation: Operation) -> bool:
     """Tells whether an operation has no kernel on the device."""
-    if operation.name in _COUNTERPARTS:
-        return not _has_kernel(_COUNTERPARTS[operation.name], "PrivateUse1")
+    if operation.name.startswith(_OF_THE_PROCESSOR):
+        return False
     name = f"{operation.name}.{operation.overload}" if operation.overload else operation.name
     if not _exists(name) or any(_has_kernel(name, key) for key in ("PrivateUse1", *_COMPOSITE)):
         return False

@@ -207,6 +207,12 @@ def install(cores: int = 2, missing: Iterable[str] = (), memory: int = 24_000_00
     kernels = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for name in _kernel_names(board.missing):
         kernels.impl(name.removeprefix("aten::"), _kernel(board, name), "PrivateUse1")  # type: ignore[no-untyped-call]
+    # What torch's composite convolution asks of a device that is no other's.
+    kernels.impl(
+        "convolution_overrideable",
+        lambda *args, **keywords: board.run(aten.convolution.default, *args, **keywords),
+        "PrivateUse1",
+    )  # type: ignore[no-untyped-call]
     _libraries.extend((fallback, kernels))
     package = types.ModuleType("torch_neuronx")
     package.__dict__.update(
