@@ -202,6 +202,7 @@ class _StepWriter(CodeWriter, StepVisitor):
         """
         run = region.run
         first = replace(steps[0], frees=run.frees)
+        self._locks("lock", [name for step in steps for name in step.locks])
         programs, eager = (
             self.name("programs", region.programs),
             self.name("eager", self.generator.eager(region)),
@@ -227,6 +228,7 @@ class _StepWriter(CodeWriter, StepVisitor):
         if observed:
             self.line(f"observer({at}, started, clock())")
         self.free(first)
+        self._locks("unlock", [name for step in steps for name in step.unlocks])
         self.mark(steps[0])
 
     def step(self, step: Step) -> None:

@@ -55,6 +55,7 @@ def check_entry_points_of_a_module_have_its_weights_once():
     assert entry.about["programs"] == [program.name for program in plan.programs]
     parameters = list(model.parameters())
     assert plan.weights == (("nxdi", sum(weight.nbytes for weight in parameters)),)
+    # A first run of each program would put examples on the device.
     with count_traffic() as loading:
         session = plan.load(warm=False)
     # Besides weights there is a rank's number for each rank, and a route for each program but the first.
