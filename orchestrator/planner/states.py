@@ -10,7 +10,8 @@ loop for each. All of them update one state, by a program each; one that does no
 
 A carry is a state where nothing but its loops needs it: what it begins with comes from a stage of the same application,
 only the stages that update it read it, and nobody reads what it was before or what it is at the end. It is as large as
-the largest request makes it; a smaller one uses a corner.
+the largest request makes it; a smaller one uses a corner. Where a request is cut into chunks, all that writes it is in
+one region, whose chunks come one after the other.
 """
 
 from __future__ import annotations
@@ -174,9 +175,11 @@ def _repetition(context: PlanContext, start: str, chain: _Chain) -> str:
             return f"stage {calls[name].stage.name!r} is called elsewhere, too"
     loops = [link.loop.name for link in chain]
     inside = [name for name in calls if any(graph.ancestor_in(NodeKey("call", name), loop) for loop in loops)]
+    # Chunks of one region that all of them are in come one after the other, and each begins anew.
+    shared = _common_dims(context, (NodeKey("call", start), *(NodeKey("enter", loop) for loop in loops)))
     for name in (start, *inside):
         ports = (*context.calls[name].inputs, *context.calls[name].outputs)
-        dims = (dim for _, spec in ports for dim in getattr(spec, "names", ()))
+        dims = (dim for _, spec in ports for dim in getattr(spec, "names", ()) if dim not in shared)
         cut = next((dim for dim in dims if not runs_once(context.dims, (dim,))), None)
         if cut is not None:
             return f"a request may be cut into chunks along {cut!r}"
@@ -184,12 +187,19 @@ def _repetition(context: PlanContext, start: str, chain: _Chain) -> str:
         size = _size_of_state(context, link)
         if size:
             return f"nothing else that {link.call!r} takes tells the size of {size!r}"
-        nodes = (NodeKey("call", start), NodeKey("enter", link.loop.name), NodeKey("call", link.call))
-        if link.loop.within or calls[start].loop or _runs_again(context, nodes):
+        nodes = (NodeKey("call", start), NodeKey("enter", link.loop.name))
+        if link.loop.within or calls[start].loop or (not shared and _runs_again(context, nodes)):
             return f"loop {link.loop.name!r} is part of something that may run several times"
         if calls[link.call].loop != link.loop.name:
             return f"{link.call!r} is in a loop inside of {link.loop.name!r}"
     return ""
+
+
+def _common_dims(context: PlanContext, nodes: Iterable[NodeKey]) -> tuple[str, ...]:
+    """The dims of the region that all of these are in."""
+    regions = {context.regions.get(node) for node in nodes}
+    region = regions.pop() if len(regions) == 1 else None
+    return () if region is None else region.dims
 
 
 def _runs_again(context: PlanContext, nodes: Iterable[NodeKey]) -> bool:

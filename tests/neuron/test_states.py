@@ -55,6 +55,31 @@ def test_loops_after_one_another_go_on_with_one_cache_at_every_size(reads: bool)
             assert (counts["upload_bytes"], counts["download_bytes"]) == (5 * prompt().nbytes, 5 * STEPS * 4)
 
 
+def test_chunks_of_a_request_have_the_state_one_after_the_other():
+    model = Writer()
+    batch = Dim("batch", (1, 2), batch=True)
+    plan = generation(model, loops=(1, STEPS - 1), batch=batch, reads=True).plan(EMULATED)
+    assert len(plan.states) == 1
+    with plan.load() as session:
+        for size in (5, 1):
+            words = prompt(size, size)
+            results = session(prompt=words)
+            tokens = torch.cat([results["tokens"], results["tokens-1"]])
+            assert torch.equal(tokens, words_by_hand(model, words))
+            seen = session.stats["measured"][EMULATED]
+        assert (seen["upload_bytes"], seen["download_bytes"]) == (6 * prompt().nbytes, 6 * STEPS * 4)
+
+
+def test_a_stream_of_requests_in_chunks_has_the_words_of_each():
+    model = Writer()
+    plan = generation(model, batch=Dim("batch", (1, 2), batch=True), reads=True).plan(EMULATED)
+    prompts = [prompt(seed, 3) for seed in range(3)]
+    with plan.load() as session:
+        results = list(session.stream({"prompt": words} for words in prompts))
+    for words, result in zip(prompts, results, strict=True):
+        assert torch.equal(result["tokens"], words_by_hand(model, words))
+
+
 def test_requests_of_several_threads_have_their_own_words():
     model = Writer()
     with generation(model).plan(EMULATED).load() as session, ThreadPoolExecutor(3) as pool:

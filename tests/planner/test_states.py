@@ -109,18 +109,23 @@ def test_loops_after_one_another_update_one_state():
     ]
 
 
-def test_prompts_that_a_host_stage_decides_have_a_state_unless_they_may_run_in_chunks():
-    plans = [
-        generation(Writer(), batch=Dim("batch", (1, 2), batch=promise), loops=(1, 2), reads=True).plan(
-            EMULATED
-        )
-        for promise in (False, True)
-    ]
-    assert [len(plan.states) for plan in plans] == [1, 0]
-    assert any("may be cut into chunks along 'batch'" in note for note in plans[1].notes)
+@pytest.mark.parametrize("promise", [False, True])
+def test_prompts_that_a_host_stage_decides_have_a_state_of_each_chunk(promise: bool):
+    batch = Dim("batch", (1, 2), batch=promise)
+    plan = generation(Writer(), batch=batch, loops=(1, 2), reads=True).plan(EMULATED)
+    assert len(plan.states) == 1
+    assert {dim.name: dim.can_chunk for dim in plan.dims}["batch"] == promise
+    verify(plan)
+
+
+def test_what_cuts_a_request_at_its_edge_cuts_a_state():
+    plan = generation(Writer(), batch=Dim("batch", (1, 2), batch=True)).plan(EMULATED)
+    assert plan.states == ()
+    assert any("may be cut into chunks along 'batch'" in note for note in plan.notes)
     # The same values, but of a plan that may cut them.
-    dims = tuple(replace(dim, batch=True, can_chunk=dim.name == "batch") for dim in plans[0].dims)
-    refuses(PlanError, "may run several times", lambda: check_states(replace(plans[0], dims=dims)))
+    plan = generation(Writer(), batch=Dim("batch", (1, 2))).plan(EMULATED)
+    dims = tuple(replace(dim, batch=True, can_chunk=dim.name == "batch") for dim in plan.dims)
+    refuses(PlanError, "may run several times", lambda: check_states(replace(plan, dims=dims)))
 
 
 CHAINS = {

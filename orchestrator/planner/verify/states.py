@@ -9,7 +9,7 @@ from orchestrator.plan.records import PlannedProgram, PlannedState
 from orchestrator.plan.steps import CallStep, Carry, LoopStep, RegionStep, Step, iter_steps
 from orchestrator.planner.verify.edges import demand
 from orchestrator.program import ProgramInput, ProgramOutput
-from orchestrator.specs import combinations
+from orchestrator.specs import TensorSpec, combinations
 
 __all__ = ["check_states"]
 
@@ -34,8 +34,9 @@ class _StateChecker:
     def __init__(self, plan: Plan, state: PlannedState) -> None:
         self.plan = plan
         self.state = state
-        #: Steps that run once for a request, in order.
-        self.steps = tuple(_once(plan, plan.steps))
+        #: Steps that run once for a request, or for a chunk of it, in order; and the dims of such chunks.
+        self.steps: tuple[Step, ...] = ()
+        self.dims: tuple[str, ...] = ()
         #: Calls that write it, with whether they read it before.
         self.calls: list[tuple[CallStep, bool]] = []
 
@@ -52,6 +53,9 @@ class _StateChecker:
             for carry in step.carries
             if self.plan.values[carry.argument].origin in carries
         ]
+        for steps, dims in _sequences(self.plan):
+            if loops and loops[0][0] in steps:
+                self.steps, self.dims = steps, dims
         origins = [self.plan.values[carry.argument].origin for _, carry in loops]
         self._check(carries[:1] == [self.state.name], "is not called like its first carry")
         self._check(
@@ -65,6 +69,7 @@ class _StateChecker:
             self._iteration(loop, carry, update.output)
             value = next(end for other, end in zip(loop.carries, loop.results, strict=True) if other is carry)
         self._read(value, 0)
+        self._chunks()
         # 2. The programs: those that these calls run take and give it, in one form, and no others do; they run for
         #    nobody else.
         self._programs()
@@ -97,6 +102,14 @@ class _StateChecker:
         reads = sum(step.inputs.count(index) for step in steps)
         self._check(reads == readers, "is read by somebody else")
         self._check(index not in {value for _, value in self.plan.outputs}, "is an output")
+
+    def _chunks(self) -> None:
+        """Checks that nothing cuts the calls that write it into chunks but what cuts all of them together."""
+        cut = {dim.name for dim in self.plan.dims if dim.can_chunk} - {*self.dims}
+        values = {index for call, _ in self.calls for index in (*call.inputs, *call.outputs)}
+        specs = [self.plan.values[index].spec for index in values]
+        names = {name for spec in specs if isinstance(spec, TensorSpec) for name in spec.names}
+        self._check(cut.isdisjoint(names), "is one of calls that may run several times")
 
     def _programs(self) -> None:
         # A call in turns has two programs.
@@ -162,15 +175,26 @@ class _StateChecker:
         )
 
 
-def _once(plan: Plan, steps: Iterable[Step]) -> Iterator[Step]:
-    """Yields the steps that run once for a request: those in no body but that of a region without chunks."""
+def _sequences(plan: Plan) -> Iterator[tuple[tuple[Step, ...], tuple[str, ...]]]:
+    """Yields steps that run one after the other, none of them twice, with the dims of what they are a chunk of.
+
+    Those of a request come first, of no dims, then those of each region.
+    """
     cut = {dim.name for dim in plan.dims if dim.can_chunk}
-    for step in steps:
-        match step:
-            case RegionStep(dims=dims, body=body) if cut.isdisjoint(dims):
-                yield from _once(plan, body)
-            case _:
-                yield step
+
+    def flat(steps: Iterable[Step]) -> Iterator[Step]:
+        for step in steps:
+            match step:
+                case RegionStep(dims=dims, body=body) if cut.isdisjoint(dims):
+                    yield from flat(body)
+                case _:
+                    yield step
+
+    whole = tuple(flat(plan.steps))
+    yield whole, ()
+    for step in whole:
+        if isinstance(step, RegionStep):
+            yield tuple(flat(step.body)), step.dims
 
 
 def _ends(program: PlannedProgram) -> Iterator[ProgramInput | ProgramOutput]:
