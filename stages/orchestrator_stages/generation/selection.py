@@ -21,12 +21,25 @@ from orchestrator_stages.generation.processors import (
 )
 from orchestrator_stages.generation.stopping import StopStrings, make_stop_criterion
 
-__all__ = ["Selection", "read_selection"]
+__all__ = ["Selection", "SpeechChoice", "read_selection"]
 
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 """Ways to choose tokens that are followed."""
+
+
+@dataclass(frozen=True)
+class SpeechChoice:
+    """What ``generate()`` of Whisper reads itself.
+
+    Attributes:
+        has_times: Tokens of time are written among the others.
+        copies: How often each sequence is given back, where none is drawn.
+    """
+
+    has_times: bool = False
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ def read_selection(
     is_prompt: bool = False,
     longest: int | None = None,
     has_text: bool = True,
-    speech: bool = False,
+    speech: SpeechChoice | None = None,
 ) -> Selection:
     """Returns how ``generate()`` of a model would choose tokens.
 
@@ -186,7 +199,7 @@ def read_selection(
         is_prompt: These are an example: how many there are differs from request to request.
         longest: How many tokens there are at most with these; None: as many as are added.
         has_text: What the model reads are tokens, which processors may look at.
-        speech: Its ``generate()`` is that of Whisper.
+        speech: Where its ``generate()`` is that of Whisper, what that reads itself.
 
     Raises:
         GraphError: In a way that is not followed, or an option has a value that ``generate()`` refuses.
@@ -214,7 +227,7 @@ def read_selection(
         example = torch.zeros(1, before, dtype=torch.int64)
         config = model._prepare_generated_length(config, True, True, "input_ids", before, example)
         config.max_length = config.max_length if longest is None else longest
-        first = _processors_of_whisper(model, config, before) if speech else None
+        first = None if speech is None else _processors_of_whisper(model, config, before, speech)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             processors = model._get_logits_processor(
@@ -259,9 +272,9 @@ def _forced_ids(config: Any, option: str) -> list[int]:
     return forced if isinstance(forced, list) else [] if forced is None else [forced]
 
 
-def _processors_of_whisper(model: Any, config: Any, before: int) -> Any:
+def _processors_of_whisper(model: Any, config: Any, before: int, speech: SpeechChoice) -> Any:
     """The processors that ``generate()`` of Whisper makes itself."""
-    config.return_timestamps, config.no_speech_threshold = False, None
+    config.return_timestamps, config.no_speech_threshold = speech.has_times, None
     return model._retrieve_logit_processors(config, None, before, config.num_beams or 1, torch.device("cpu"))
 
 

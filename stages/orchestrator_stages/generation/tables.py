@@ -43,11 +43,9 @@ REFUSED_SPEECH: Mapping[str, tuple[Any, ...]] = {
     "logprob_threshold": (),
     "monitor_progress": (),
     "no_speech_threshold": (),
-    "num_return_sequences": (1,),
     "prompt_condition_type": ("first-segment",),
     "prompt_ids": (),
     "return_segments": (False,),
-    "return_timestamps": (False,),
     "return_token_timestamps": (False,),
     "stop_strings": (),
 }
@@ -79,7 +77,9 @@ FOLLOWED_SPEECH = frozenset(
         "is_multilingual",
         "lang_to_id",
         "language",
+        "max_initial_timestamp_index",
         "no_timestamps_token_id",
+        "return_timestamps",
         "task",
         "task_to_id",
     }
@@ -109,7 +109,6 @@ UNREAD_SPEECH = frozenset(
     {
         *(
             "alignment_heads",
-            "max_initial_timestamp_index",
             "median_filter_width",
             "num_frames",
             "num_segment_frames",

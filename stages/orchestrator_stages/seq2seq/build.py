@@ -76,7 +76,7 @@ def draw_encoder_decoder(arguments: ImportArguments) -> Pipeline:
     decoding = Decoding(trial, beginning, selection, rows, length, has_text="input_ids" in specs)
     choices = decoding.draw(pipeline, values, arguments.check_every)
     finish = (
-        FinishSpeech(selection, rows, beginning.timestamps)
+        FinishSpeech(selection, rows, beginning)
         if family.speech
         else FinishSequences(selection, rows, [token for token in beginning.ids if token is not None])
     )

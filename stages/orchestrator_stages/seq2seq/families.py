@@ -87,7 +87,7 @@ def _pixels(model: Any, batch: Dim, _: Dim | int) -> dict[str, TensorSpec]:
 
 
 def whisper_prompt(options: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Returns what Whisper is given after the start: language, task, and that there be no timestamps.
+    """Returns what Whisper is given after the start: language, task, and that there be no times unless there are.
 
     Raises:
         GraphError: The language or the task is unknown, or there is one for each row.
@@ -108,6 +108,8 @@ def whisper_prompt(options: Mapping[str, Any]) -> tuple[int | None, ...]:
     if task is not None or (language is not None and tasks):
         prompt.append(_token_of("task", task or "transcribe", tasks))
     last = options.get("no_timestamps_token_id")
+    if options.get("return_timestamps"):
+        return tuple(prompt[:-1] if prompt[-1:] == [last] else prompt)
     if last is not None and prompt[-1:] != [last]:
         prompt.append(last)
     return tuple(prompt)

@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator import Dim, HostStage, TensorSpec
 from orchestrator_stages.generation.choose import JoinPrompt
 from orchestrator_stages.generation.selection import Selection
+from orchestrator_stages.seq2seq.options import Beginning
 
 __all__ = ["Detokenise", "FinishSequences", "FinishSpeech", "Tokenise"]
 
@@ -88,35 +89,60 @@ class FinishSpeech(FinishSequences):
     Args:
         selection: How the tokens were chosen.
         rows: The dim of the batch.
-        timestamps: The first token that is a time; None: there is none.
+        beginning: What sequences begin with, which tokens are times, and how often each sequence is given.
     """
 
-    def __init__(self, selection: Selection, rows: Dim, timestamps: int | None) -> None:
-        super().__init__(selection, rows, ())
-        self.timestamps = timestamps
+    def __init__(self, selection: Selection, rows: Dim, beginning: Beginning) -> None:
+        self.copies = beginning.speech.copies if beginning.speech is not None else 1
+        super().__init__(selection, rows if self.copies == 1 else Dim.dynamic("sequences"), ())
+        self.beginning = beginning
 
     def forward(self, new_ids: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts them."""
         # What generate() of Whisper calls padding is counted over the whole row, also where a pad is a token among
         # others; the end is cut only where it is the last token then.
-        selection, times = self.join.selection, self.timestamps
+        selection = self.join.selection
         pad, eos = selection.pad, selection.eos
         sequences: list[list[int]] = []
         for row in super().forward(new_ids, *more)[1].tolist():
             pads = row.count(pad) - (pad in eos)
             cut = row[: len(row) - pads] if row[-1] == pad else row
             cut = cut[:-1] if cut and cut[-1] in eos else cut
-            if times is not None and any(min(pair) >= times for pair in itertools.pairwise(cut)):
-                raise ValueError(
-                    "The model wrote two times in a row though it was told to write none; generate() would begin anew "
-                    "at the second of them, which is not supported. Suppress them: suppress_tokens=range("
-                    f"{times}, ...), besides what the generation config suppresses."
-                )
-            sequences.append(cut)
+            sequences += [self._cut_at_times(cut)] * self.copies
         length = max(map(len, sequences))
         rows = [[*row, *[pad] * (length - len(row))] for row in sequences]
         tokens = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
         return tokens, tokens
+
+    def _cut_at_times(self, row: list[int]) -> list[int]:
+        """Returns what ``generate()`` keeps of a sequence.
+
+        Raises:
+            ValueError: It would run what is left of the recording.
+        """
+        # Two times in a row end a segment. What follows the last segment is cut off, unless it ends with one time; the
+        # recording goes on there, unless that is its end.
+        times = self.beginning.timestamps
+        if times is None:
+            return row
+        is_time = [token >= times for token in row]
+        pairs = [place for place, pair in enumerate(itertools.pairwise(is_time)) if all(pair)]
+        if not pairs or is_time[-2:] == [False, True]:
+            return row
+        position = row[pairs[-1]] - times
+        if position < self.beginning.positions:
+            has_times = self.beginning.speech is not None and self.beginning.speech.has_times
+            way_out = (
+                "Leave out return_timestamps, or cut the recording there."
+                if has_times
+                else f"Suppress them: suppress_tokens=range({times}, ...), besides what the config suppresses."
+            )
+            raise ValueError(
+                f"The model wrote two times in a row, {position} of {self.beginning.positions} steps into the "
+                "recording: generate() runs the model again from there on, over what is left, which is not supported. "
+                + way_out
+            )
+        return row[: pairs[-1] + 2]
 
 
 class Detokenise(HostStage):

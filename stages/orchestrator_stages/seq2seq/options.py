@@ -20,7 +20,7 @@ from orchestrator_stages.generation.options import (
     read_options,
     refuse_options,
 )
-from orchestrator_stages.generation.selection import Selection, read_selection
+from orchestrator_stages.generation.selection import Selection, SpeechChoice, read_selection
 from orchestrator_stages.seq2seq.families import ModelFamily
 
 __all__ = ["Beginning", "read_beginning"]
@@ -49,11 +49,15 @@ class Beginning:
         ids: The tokens; None: the model chooses a language.
         languages: Tokens of languages, the lowest first.
         timestamps: The first token of Whisper that is a time; None: there is none.
+        positions: How many times a recording has.
+        speech: What ``generate()`` of Whisper reads itself; None: it is another model.
     """
 
     ids: tuple[int | None, ...]
     languages: tuple[int, ...] = ()
     timestamps: int | None = None
+    positions: int = 0
+    speech: SpeechChoice | None = None
 
     def check(self, vocabulary: int) -> None:
         """Refuses tokens that a model does not know.
@@ -84,13 +88,13 @@ def read_beginning(
         GraphError: An option asks for what is not supported, or contradicts another.
     """
     # What cannot be followed is refused first, so that no later message blames an option that would be refused anyway.
-    own, speech = dict(user_options), family.speech
+    own, speech, choice = dict(user_options), family.speech, None
     if speech:
         own = {option: value for option, value in own.items() if value is not None or option in TWICE}
     row = None if speech else own.pop("decoder_input_ids", None)
     options = read_options(model, own, speech=speech)
     if speech:
-        own, options = _as_whisper(model, options, own)
+        own, options, choice = _as_whisper(model, options, own)
     refuse_options(options, speech=speech)
     if options.get("guidance_scale") not in (None, 1):
         raise GraphError(
@@ -105,7 +109,8 @@ def read_beginning(
         ids = _first_ids(model, start, row)
     last = options.get("no_timestamps_token_id") if speech else None
     languages = tuple(sorted((options.get("lang_to_id") or {}).values()))
-    beginning = Beginning(ids, languages, None if last is None else int(last) + 1)
+    positions = model.config.max_source_positions if speech else 0
+    beginning = Beginning(ids, languages, None if last is None else int(last) + 1, positions, choice)
     new = check_length(_length(model, options, len(ids), speech=speech))
     fewest = options.get("min_length")
     if options.get("min_new_tokens") is None and fewest and fewest > len(ids) + new:
@@ -114,7 +119,7 @@ def read_beginning(
             option="min_length",
         )
     has_text = family.modality == "text"
-    selection = read_selection(model, own, len(ids), new, tokenizer, has_text=has_text, speech=speech)
+    selection = read_selection(model, own, len(ids), new, tokenizer, has_text=has_text, speech=choice)
     return beginning, selection
 
 
@@ -144,8 +149,9 @@ def _first_ids(model: Any, start: int, ids: Any) -> tuple[int, ...]:
 
 def _as_whisper(
     model: Any, options: Mapping[str, Any], user_options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], SpeechChoice]:
     """Reads options as ``generate()`` of Whisper does, where that differs; returns those of the user, and all."""
+    # First what it is told of the language, then how it chooses, then how sequences end.
     config, options = model.generation_config, dict(options)
     for option in ("language", "task", "is_multilingual"):
         if options.get(option) is None:
@@ -157,22 +163,17 @@ def _as_whisper(
         )
     if options.get("forced_decoder_ids") is None:
         options["forced_decoder_ids"] = getattr(model.config, "forced_decoder_ids", None)
-    # Only the argument temperature counts, not that of the config, nor do_sample. Of several temperatures all but the
-    # first are for a second try, which there is only with thresholds.
-    temperature = user_options.get("temperature")
-    if isinstance(temperature, (list, tuple)):
-        temperature = temperature[0] if temperature else None
-    if temperature is not None and temperature > 0:
+    drawing, copies = _drawing(options, user_options)
+    has_times = options.get("return_timestamps") or False
+    if not isinstance(has_times, bool):
         raise GraphError(
-            f"generate() of Whisper draws tokens with temperature={temperature!r}, which is not supported; leave it "
-            "out, and the most likely ones are taken.",
-            option="temperature",
+            f"return_timestamps is True or False, not {has_times!r}.", option="return_timestamps"
         )
-    if user_options.get("do_sample"):
+    if has_times and options.get("no_timestamps_token_id") is None:
         raise GraphError(
-            "generate() of Whisper draws no tokens for do_sample=True, but for a temperature above 0, which is not "
-            "supported; leave it out.",
-            option="do_sample",
+            "return_timestamps=True needs a generation config with no_timestamps_token_id: tokens of time are those "
+            "after it.",
+            option="return_timestamps",
         )
     # What it cuts off at the end of a sequence is one token, and what fills it up another.
     eos = options.get("eos_token_id")
@@ -185,8 +186,43 @@ def _as_whisper(
         raise GraphError(
             "Whisper without pad_token_id is not supported; pass pad_token_id=...", option="pad_token_id"
         )
-    greedy = {"do_sample": False, "temperature": 1.0}
-    return {**user_options, **greedy}, {**options, **greedy}
+    return {**user_options, **drawing}, {**options, **drawing}, SpeechChoice(has_times, copies)
+
+
+def _drawing(options: Mapping[str, Any], user_options: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns what ``generate()`` of Whisper makes of a temperature, and how often it gives each sequence back."""
+    # Only the argument temperature counts, not that of the config, nor do_sample. Of several temperatures all but the
+    # first are for a second try, which there is only with thresholds.
+    temperature = user_options.get("temperature")
+    if isinstance(temperature, (list, tuple)):
+        temperature = temperature[0] if temperature else None
+    if temperature is not None and (
+        isinstance(temperature, bool) or not isinstance(temperature, (int, float))
+    ):
+        raise GraphError(f"temperature is a number, not {temperature!r}.", option="temperature")
+    count = options.get("num_return_sequences") or 1
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise GraphError(
+            f"num_return_sequences is a positive int, not {count!r}.", option="num_return_sequences"
+        )
+    beams = options.get("num_beams") or 1
+    if count > 1 and not (beams >= count or (beams == 1 and options.get("do_sample"))):
+        raise GraphError(
+            f"generate() refuses num_return_sequences={count} unless there are as many beams, or do_sample=True is "
+            "said besides a temperature.",
+            option="num_return_sequences",
+        )
+    if temperature is not None and temperature > 0:
+        drawing = {"do_sample": True, "temperature": float(temperature), "num_beams": 1}
+        return {**drawing, "num_return_sequences": count}, 1
+    if user_options.get("do_sample"):
+        raise GraphError(
+            "generate() of Whisper draws no tokens for do_sample=True, but for a temperature above 0; pass one, such "
+            "as temperature=0.5, or leave do_sample out.",
+            option="do_sample",
+        )
+    # Several sequences are as many recordings to it: where none is drawn they are the same.
+    return {"do_sample": False, "temperature": 1.0, "num_return_sequences": 1}, count
 
 
 def _length(model: Any, options: Mapping[str, Any], before: int, *, speech: bool) -> Any:

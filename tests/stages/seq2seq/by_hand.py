@@ -16,7 +16,7 @@ from orchestrator_stages.seq2seq.families import family_of
 from orchestrator_stages.seq2seq.host import FinishSequences, FinishSpeech
 from orchestrator_stages.seq2seq.options import read_beginning
 from orchestrator_stages.seq2seq.trial import Trial, try_model
-from tests.stages.tiny_models import tiny
+from tests.stages.tiny_models import generated, tiny
 
 ROWS, SEED = Dim("batch", buckets=(4,)), 3
 LENGTHS = {"speech_to_text": 40, "moonshine": 4000}
@@ -108,7 +108,7 @@ class ByHand:
         prompt = [token for token in self.beginning.ids if token is not None]
         finish: Any = FinishSequences(selection, ROWS, prompt)
         if self.family.speech:
-            finish = FinishSpeech(selection, ROWS, self.beginning.timestamps)
+            finish = FinishSpeech(selection, ROWS, self.beginning)
         tokens: Tensor = finish.forward(*(state[port][:rows] for port in loop.results))[0]
         return tokens
 
@@ -136,3 +136,9 @@ class ByHand:
 def by_hand(name: str, request: dict[str, Tensor], user: Any = None, **options: Any) -> Tensor:
     """The tokens of a model of `tiny_models`, in a batch that is filled up."""
     return ByHand(name, options, user).run(request)
+
+
+def after_seed(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
+    """The tokens of ``generate()``, drawn from the seed of :func:`by_hand`."""
+    torch.manual_seed(SEED)
+    return generated(model, request, **options)

@@ -18,17 +18,12 @@ from orchestrator_stages.generation.options import known_options
 from orchestrator_stages.origin import check_config
 from orchestrator_stages.seq2seq.families import family_of
 from orchestrator_stages.seq2seq.options import read_beginning
-from tests.stages.seq2seq.by_hand import SEED, by_hand
+from tests.stages.seq2seq.by_hand import after_seed, by_hand
 from tests.stages.tiny_models import EOS, PAD, START, generated, inputs, tiny, transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 NEW = 7
-
-
-def after_seed(model: Any, request: dict[str, Tensor], **options: Any) -> Tensor:
-    torch.manual_seed(SEED)
-    return generated(model, request, **options)
 
 
 def by_hand_or_refusal(
@@ -230,87 +225,6 @@ def test_an_argument_of_generate_is_never_said_to_be_none(name: str):
         from_transformers(model, top_kk=3)
 
 
-@pytest.mark.parametrize(
-    "option", ["prompt_ids", "no_speech_threshold", "return_timestamps", "condition_on_prev_tokens"]
-)
-def test_what_only_whisper_has_is_refused_by_its_name(option: str):
-    with pytest.raises(GraphError, match=option):
-        from_transformers(tiny("whisper"), **{option: 1})
-    config = tiny("whisper")
-    setattr(config.generation_config, option, 1)
-    with pytest.raises(GraphError, match=option):
-        from_transformers(config)
-
-
-@pytest.mark.parametrize("temperature", [0.3, (0.2, 0.4)])
-def test_whisper_draws_where_it_is_warm_and_that_is_refused(temperature: Any):
-    with pytest.raises(GraphError, match="temperature"):
-        from_transformers(tiny("whisper"), temperature=temperature)
-    with pytest.raises(GraphError, match="do_sample"):
-        from_transformers(tiny("whisper"), do_sample=True)
-    model, request = tiny("whisper"), inputs("whisper")
-    model.generation_config.temperature = 0.3
-    model.generation_config.max_new_tokens = NEW
-    expected = generated(model, request, temperature=(0.0, 0.2))
-    assert by_hand("whisper", request, model, temperature=(0.0, 0.2)).equal(expected)
-
-
-def multilingual() -> Any:
-    model = tiny("whisper")
-    config = model.generation_config
-    config.lang_to_id = {"<|en|>": 60, "<|de|>": 61}
-    config.task_to_id = {"transcribe": 63, "translate": 64}
-    config.no_timestamps_token_id, config.is_multilingual = 98, True
-    config.max_new_tokens = NEW
-    return model
-
-
-def test_what_whisper_begins_with_may_be_in_its_config():
-    request = inputs("whisper")
-    model = multilingual()
-    model.generation_config.language, model.generation_config.task = "de", "translate"
-    assert by_hand("whisper", request, model).equal(generated(model, request))
-    without = generated(model, request, language=None)
-    assert by_hand("whisper", request, model, language=None).equal(without)
-    old = multilingual()
-    old.generation_config.forced_decoder_ids = [[2, 63], [3, 98]]
-    assert by_hand("whisper", request, old).equal(generated(old, request))
-    single = tiny("whisper")
-    single.generation_config.max_new_tokens = NEW
-    single.generation_config.forced_decoder_ids = [[1, None], [2, 63]]
-    assert by_hand("whisper", request, single).equal(generated(single, request))
-
-
-def test_languages_that_cannot_be_are_refused():
-    for options in ({"language": ["de", "en"]}, {"language": "fr"}):
-        with pytest.raises(GraphError, match="language"):
-            from_transformers(multilingual(), **options)
-    english = multilingual()
-    english.generation_config.is_multilingual = False
-    with pytest.raises(GraphError, match="is_multilingual=False"):
-        from_transformers(english, language="en")
-    gaps = multilingual()
-    gaps.generation_config.forced_decoder_ids = [[1, 60], [3, 63]]
-    with pytest.raises(GraphError, match="forced_decoder_ids has gaps"):
-        from_transformers(gaps)
-
-
-def test_two_times_in_a_row_are_an_error_since_generate_begins_anew_there():
-    model = multilingual()
-    model.generation_config.no_timestamps_token_id = 0
-    model.generation_config.suppress_tokens = [EOS]
-    with pytest.raises(ValueError, match="two times in a row"):
-        by_hand("whisper", inputs("whisper"), model, language="de")
-
-
-def test_a_pad_that_the_model_writes_is_cut_as_whisper_cuts_it():
-    model, request = tiny("whisper"), inputs("whisper")
-    tokens = generated(model, request, max_new_tokens=NEW)
-    for pad, eos in ((int(tokens[0, 2]), EOS), (int(tokens[0, 6]), int(tokens[1, 4])), (EOS, EOS)):
-        options = {"pad_token_id": pad, "eos_token_id": eos, "max_new_tokens": NEW}
-        assert by_hand("whisper", request, **options).equal(generated(model, request, **options))
-
-
 def test_tokens_that_the_model_does_not_know_are_refused():
     for option in ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"):
         for token in (99, -1):
@@ -344,24 +258,6 @@ def test_without_a_length_there_are_as_many_tokens_as_generate_makes():
     tokens = by_hand("bart", request)
     assert tokens.equal(generated(model, request))
     assert tokens.shape[1] == 1 + 20
-
-
-@pytest.mark.parametrize("language", [None, "de", "german"])
-@pytest.mark.parametrize("task", [None, "translate"])
-def test_whisper_is_told_language_and_task(language: str | None, task: str | None):
-    model, request = multilingual(), inputs("whisper")
-    model.generation_config.begin_suppress_tokens = [1, 2, 3]
-    options = {"language": language, "task": task}
-    assert by_hand("whisper", request, model, **options).equal(generated(model, request, **options))
-
-
-@pytest.mark.parametrize("language", [60, None])
-def test_whisper_follows_forced_ids_of_old_checkpoints(language: int | None):
-    model, request = tiny("whisper"), inputs("whisper")
-    model.generation_config.lang_to_id = {"<|en|>": 60, "<|de|>": 61}
-    model.generation_config.forced_decoder_ids = [[1, language], [2, 63]]
-    model.generation_config.max_new_tokens = NEW
-    assert by_hand("whisper", request, model).equal(generated(model, request))
 
 
 @pytest.mark.parametrize("beginning", [[[7, 8]], [[START, 7]]])
