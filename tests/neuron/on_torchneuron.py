@@ -5,6 +5,7 @@ Each ``check_*`` function is one test of ``test_torchneuron.py``; run as a scrip
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -13,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -24,28 +24,18 @@ from orchestrator.errors import PlanOptionError
 from orchestrator.testing.backend_contract import BackendCase, BackendContract
 from orchestrator_neuron.torchneuron import installation, simulated
 from orchestrator_neuron.torchneuron.backend import TorchNeuronBackend
-
-WIDTH = 8
-N = Dim("n", (2, 4, 8))
-
-
-def three_stages(dim: Dim = N) -> Pipeline:
-    """Three small stages of one class, one after the other, on a padded dim."""
-    torch.manual_seed(0)
-    pipeline = Pipeline("three")
-    value = pipeline.input("x", TensorSpec((dim, WIDTH), pad=0.0))
-    for name in "abc":
-        net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.GELU()).eval()
-        value = pipeline.add(name, net)(value)
-    pipeline.output("y", value)
-    return pipeline
-
-
-def one_stage(stage: Any, *shape: Any, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A pipeline of one stage that takes one tensor."""
-    pipeline = Pipeline("one")
-    pipeline.output("y", pipeline.add("net", stage)(pipeline.input("x", TensorSpec(shape, dtype))))
-    return pipeline
+from tests.neuron.small_pipelines import (
+    WIDTH,
+    N,
+    Running,
+    attention,
+    items,
+    loop,
+    one_stage,
+    rows,
+    running,
+    three_stages,
+)
 
 
 def check_compiles_as_often_as_there_are_buckets(board: simulated.Board):
@@ -147,32 +137,6 @@ def check_what_cannot_be_one_graph_is_refused_at_load(_board: simulated.Board):
         assert session.stats["measured"]["neuron:0"]["compiles"] == 0
 
 
-class Running(nn.Module):
-    """Two operations that the board lacks, one of them on a weight, among others that it has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.arange(1.0, WIDTH + 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x.cumsum(0) * self.weight.cumprod(0)) + 1
-
-
-def running() -> Pipeline:
-    """Three stages, of which the second has operations that the board lacks."""
-    torch.manual_seed(0)
-    pipeline = Pipeline("running")
-    value = pipeline.input("x", TensorSpec((N, WIDTH), pad=0.0))
-    for name, net in (
-        ("first", nn.Linear(WIDTH, WIDTH)),
-        ("sum", Running()),
-        ("last", nn.Linear(WIDTH, WIDTH)),
-    ):
-        value = pipeline.add(name, net.eval())(value)
-    pipeline.output("y", value)
-    return pipeline
-
-
 def check_operations_that_fall_back(board: simulated.Board):
     """They are notes of the plan and crossings in its counts; the device counts the same for random sizes."""
     pipeline = running()
@@ -238,71 +202,6 @@ def check_operations_that_fall_back_refused(board: simulated.Board):
         whole.plan(device="neuron", options=options).load()
 
 
-class Scale(nn.Module):
-    """One step: the state through a layer, times a number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, state: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.layer(state)) * factor
-
-
-def add_to(state: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Updates a state in place."""
-    return state.add_(x)
-
-
-def loop(in_place: bool) -> Pipeline:
-    """Three iterations over slices, collected; in place a state is updated beside it."""
-    torch.manual_seed(0)
-    body = Pipeline("body")
-    state, factor = body.input("state", TensorSpec((2, WIDTH))), body.input("factor", TensorSpec((1,)))
-    step = body.add("step", Scale().eval())(state, factor)
-    if in_place:
-        step = body.add("add", add_to, aliases={"output": "state"})(state, step)
-    body.output("state", step)
-    pipeline = Pipeline("loop")
-    start, factors = (
-        pipeline.input("x", TensorSpec((2, WIDTH))),
-        pipeline.input("factors", TensorSpec((3, 1))),
-    )
-    pipeline.output("y", pipeline.loop("it", body, carry={"state": start}, each={"factor": factors}))
-    return pipeline
-
-
-def items() -> Pipeline:
-    """A map over any number of items, in batches."""
-    torch.manual_seed(0)
-    body = Pipeline("body")
-    item = body.input("item", TensorSpec((Dim("b", (1, 2), batch=True), WIDTH), pad=0.0))
-    body.output("y", body.add("net", nn.Linear(WIDTH, WIDTH).eval())(item))
-    pipeline = Pipeline("items")
-    pipeline.output("y", pipeline.map("it", body, over={"item": pipeline.input("items", list)}))
-    return pipeline
-
-
-class Attention(nn.Module):
-    """Attention of torch, which each device has in a form of its own."""
-
-    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
-
-
-def attention() -> Pipeline:
-    """Attention over two inputs."""
-    pipeline = Pipeline("attention")
-    q, k = (pipeline.input(name, TensorSpec((1, 2, 4, WIDTH))) for name in "qk")
-    pipeline.output("y", pipeline.add("net", Attention())(q, k))
-    return pipeline
-
-
-def rows(*counts: int) -> list[dict[str, Any]]:
-    """Requests of ``x`` with so many rows each."""
-    return [{"x": torch.randn(count, WIDTH)} for count in counts]
-
-
 def check_other_pipelines(board: simulated.Board):
     """Chunks, loops, maps, states, convolutions and lookups: as on the CPU, as counted, nothing compiled after load."""
     steps = {"x": torch.randn(2, WIDTH), "factors": torch.randn(3, 1)}
@@ -332,6 +231,29 @@ def check_other_pipelines(board: simulated.Board):
             assert (board.signatures, len(board.compiles)) == known, plan.pipeline
             for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
                 assert session.stats[name] == getattr(board, name), (plan.pipeline, name)
+
+
+def check_layouts_and_modes(board: simulated.Board):
+    """A graph is compiled for one layout and one set of modes; whatever a caller has set, none is compiled again."""
+    pipeline = Pipeline("turned")
+    value = pipeline.input("x", TensorSpec((N, 1, WIDTH), pad=0.0))
+    value = pipeline.add("turn", lambda x: x.transpose(1, 2) * 2)(value)
+    value = pipeline.add("back", lambda x: x.transpose(1, 2)[:, :, :1])(value)
+    pipeline.output("y", pipeline.add("last", nn.Linear(1, 4).eval())(value))
+    on_cpu = pipeline.plan().load()
+    with pipeline.plan(device="neuron").load() as session:
+        compiles, signatures = len(board.compiles), set(board.signatures)
+        for modes in (
+            contextlib.nullcontext(),
+            torch.inference_mode(),
+            torch.enable_grad(),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
+            x = torch.randn(WIDTH, 1, 3).transpose(0, 2)
+            with modes:
+                result = session(x=x)["y"]
+            torch.testing.assert_close(result, on_cpu(x=x)["y"])
+        assert (len(board.compiles), board.signatures) == (compiles, signatures)
 
 
 class TestContract(BackendContract):

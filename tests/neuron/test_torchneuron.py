@@ -18,7 +18,8 @@ NAMES = re.findall(r"^def check_(\w+)", (HERE / "on_torchneuron.py").read_text()
 def results() -> dict[str, str | None]:
     """What went wrong, by check."""
     process = subprocess.run(
-        [sys.executable, "-W", "ignore", HERE / "on_torchneuron.py"],
+        [sys.executable, "-W", "ignore", "-m", "tests.neuron.on_torchneuron"],
+        cwd=HERE.parents[1],
         capture_output=True,
         text=True,
         timeout=600,

@@ -15,14 +15,20 @@ from typing import Any, ClassVar
 
 import torch
 
-from orchestrator.backend import Capabilities, Handle, Operation, TensorBackend
+from orchestrator.backend import Adapter, Capabilities, Handle, Operation, TensorBackend
 from orchestrator.errors import CompileError, PlanError, PlanOptionError
 from orchestrator.specs import PortSpec, TensorSpec, show_spec
 from orchestrator.stage import Stage
 from orchestrator_neuron.family import CORE_MEMORY, DTYPES, LINK
 from orchestrator_neuron.modes import check_scripts, training_notes
 from orchestrator_neuron.torchneuron import installation
-from orchestrator_neuron.torchneuron.compilation import CompileCounter, StageOperations, StagePrograms
+from orchestrator_neuron.torchneuron.compilation import (
+    CompileCounter,
+    StageOperations,
+    StagePrograms,
+    dense,
+    in_own_modes,
+)
 from orchestrator_neuron.torchneuron.host_operations import clear_fallbacks, fallbacks, runs_on_host
 
 __all__ = ["TorchNeuronBackend"]
@@ -225,6 +231,15 @@ class TorchNeuronBackend(TensorBackend):
                 operations=tuple(surprises),
             )
         warnings.warn(message, stacklevel=2)
+
+    def upload(self, value: torch.Tensor) -> Handle:
+        """Copies a host tensor to the core, dense."""
+        return in_own_modes(super().upload, dense(value))
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the eager operation; what it gives is dense."""
+        function = super().adapt(adapter)
+        return lambda handle, sizes: in_own_modes(lambda: dense(function(handle, sizes)))
 
     def copy(self, handle: Handle, device: str) -> Handle:
         """Brings a tensor from another core, over the host."""

@@ -4,10 +4,14 @@
 has is called once at load (with ``load(warm=False)`` when a request brings it), with ``fullgraph=True``, which raises
 where a part would silently run uncompiled. Each shape has a function of its own: Dynamo keeps its results by code
 object, a few for each, and drops to eager above that.
+
+A compiled graph is good for tensors of one layout and under one set of modes, too. So whatever comes to be on the
+device is dense, in the order of its dims, and is made and run outside of the caller's inference mode and autocast.
 """
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
@@ -17,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from orchestrator.errors import CompileError, StageError
 from orchestrator.stage import Stage
+from orchestrator.surroundings import own_modes
 
-__all__ = ["CompileCounter", "StageOperations", "StagePrograms"]
+__all__ = ["CompileCounter", "StageOperations", "StagePrograms", "dense", "in_own_modes"]
 
 #: Shapes and dtypes of the tensors that a call takes, in order.
 Signature = tuple[tuple[tuple[int, ...], torch.dtype], ...]
@@ -73,7 +78,7 @@ class StageOperations:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Runs it."""
-        return self.target(*args, **keywords)
+        return in_own_modes(_run_dense, self.target, *args, **keywords)
 
 
 class StagePrograms:
@@ -104,7 +109,7 @@ class StagePrograms:
             _own_function(self.target), backend=self._counter, fullgraph=True, dynamic=False
         )
         try:
-            program(*args, **keywords)
+            _run_dense(program, *args, **keywords)
         except Exception as error:
             # What the compiler raised says more than that it raised.
             cause = getattr(error, "inner_exception", error)
@@ -133,14 +138,38 @@ class StagePrograms:
                 f"load; there is {', '.join(map(_show, self._programs))}.",
                 stage=self.stage.name,
             )
-        return program(*args, **keywords)
+        # Dense inside of the graph, where that costs nothing, and for sure: a kernel may choose strides of its own.
+        return in_own_modes(_run_dense, program, *args, **keywords)
+
+
+def in_own_modes(function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Calls a function outside of the caller's inference mode and autocast."""
+    if not torch.is_inference_mode_enabled() and not torch._C._is_any_autocast_enabled():
+        return function(*args, **keywords)
+    with own_modes():
+        return function(*args, **keywords)
+
+
+def dense(value: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor whose elements lie in the order of its dims: itself where they do."""
+    value = value if value.is_contiguous() else value.contiguous()
+    # Dims of size 1 may have any stride in a tensor that counts as contiguous.
+    strides = tuple(math.prod(value.shape[at + 1 :]) for at in range(value.dim()))
+    return value if value.stride() == strides or not value.numel() else value.as_strided(value.shape, strides)
+
+
+def _run_dense(target: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    result = target(*args, **keywords)
+    if isinstance(result, torch.Tensor):
+        return dense(result)
+    return pytree.tree_map(lambda part: dense(part) if isinstance(part, torch.Tensor) else part, result)
 
 
 def _own_function(target: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that calls another, with a code object that no other function has."""
 
     def program(*args: Any, **keywords: Any) -> Any:
-        return target(*args, **keywords)
+        return _run_dense(target, *args, **keywords)
 
     code = program.__code__.replace()
     return types.FunctionType(code, program.__globals__, "program", None, program.__closure__)
