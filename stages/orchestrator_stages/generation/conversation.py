@@ -157,6 +157,7 @@ class Conversation(Continuation):
 
     def _refuse(self, context: int) -> None:
         """Refuses what a turn cannot do as ``generate()`` over the whole conversation does it."""
+        # First sizes, which the model counts and a turn needs; then options that look beyond a turn; then the model.
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if limit is not None and context > int(limit):
             raise GraphError(
@@ -210,20 +211,11 @@ class Conversation(Continuation):
     ) -> tuple[Any, ...]:
         """Draws what chooses all tokens after the first, and what the next turn begins with; one loop reads it all."""
         del cache
-        counts = ("lengths",) * self.selection.counts_lengths
-        state = [name for name in self.generator.specs(self.rows) if name != "place"]
-        outputs = pipeline.loop(
-            "decode",
-            self.loop.body(),
-            carry={port: values[port] for port in self.loop.carries},
-            inputs={port: values[port] for port in self.loop.constants},
-            until="done",
-            max_steps=self.selection.new - 1,
-            check_every=check_every,
-            outputs=("new_ids", *counts, *state),
-        )
-        ports = ("mask", "place", "start", "position", "new_ids", *counts)
-        results = tuple(outputs[port] for port in ("new_ids", *counts))
+        state = tuple(name for name in self.generator.specs(self.rows) if name != "place")
+        drawn = self.loop.draw(pipeline, values, self.selection.new - 1, check_every, state)
+        results = drawn[: len(self.loop.results)]
+        outputs = dict(zip(state, drawn[len(results) :], strict=True))
+        ports = ("mask", "place", "start", "position", *self.loop.results)
         end = pipeline.add("end", EndTurn(self.selection), inputs=ports)
         turn = end(
             *(self.turn[port] for port in ("mask", "place", "position")), outputs["position"], *results

@@ -68,6 +68,8 @@ class Generator(nn.Module):
         empty_cache: Callable[[Any, int], Any] = empty_cache,
     ) -> None:
         super().__init__()
+        # First what the forward takes; then, by runs over fake tensors, what it keeps, with two rows and with three,
+        # since only what differs between them is the batch; last what a token writes in place, which needs all of that.
         self.model = model
         self.slots = slots
         self.is_static = is_static

@@ -111,7 +111,9 @@ def read_item(model: Any, example: Mapping[str, Any] | None) -> ItemKind | None:
     Raises:
         GraphError: It cannot be told, or the example is no example.
     """
-    # Which argument has the numbers says what the items are; all other arguments are the same for each.
+    # Which argument has the numbers says what the items are; all other arguments are the same for each. Then what one
+    # item has is split into numbers, which a request gives, and integers, which every item shares; last how many tokens
+    # of the prompt stand for it.
     names = inspect.signature(model.forward).parameters
     main = next((name for name in TOKENS if name in names), None)
     if main is None:

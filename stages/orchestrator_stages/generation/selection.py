@@ -204,7 +204,8 @@ def read_selection(
     Raises:
         GraphError: In a way that is not followed, or an option has a value that ``generate()`` refuses.
     """
-    # The steps of generate(), by its own methods: what the config says, which tokens are special, how long it gets.
+    # The steps of generate(), by its own methods: what the config says, which tokens are special, how long it gets, and
+    # only then the processors, which are made of all that. What the library refuses on the way is told of its option.
     try:
         config, _ = model._prepare_generation_config(None, **{**options, "max_new_tokens": new})
         negative = next(

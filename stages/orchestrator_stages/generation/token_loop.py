@@ -254,16 +254,23 @@ class TokenLoop:
         return body
 
     def draw(
-        self, pipeline: Pipeline, values: Mapping[str, Any], steps: int, check_every: int
+        self,
+        pipeline: Pipeline,
+        values: Mapping[str, Any],
+        steps: int,
+        check_every: int,
+        state: tuple[str, ...] = (),
     ) -> tuple[Any, ...]:
-        """Draws the loop into a pipeline; returns :attr:`results`.
+        """Draws the loop into a pipeline; returns :attr:`results`, and what is asked for besides.
 
         Args:
             pipeline: The pipeline.
             values: What the first iteration takes, by name.
             steps: Iterations at most.
             check_every: How many are run between two looks at whether all sequences have ended.
+            state: What else of what is carried is read of the last iteration.
         """
+        names = (*self.results, *state)
         results: Any = pipeline.loop(
             "decode",
             self.body(),
@@ -272,6 +279,6 @@ class TokenLoop:
             until="done",
             max_steps=steps,
             check_every=check_every,
-            outputs=self.results,
+            outputs=names,
         )
-        return tuple(results) if len(self.results) > 1 else (results,)
+        return tuple(results) if len(names) > 1 else (results,)
