@@ -6,8 +6,17 @@ refers to it (:mod:`orchestrator.isolation.referrers`) and what was bound there 
 (:mod:`orchestrator.isolation.bindings`).
 """
 
+from orchestrator.isolation.cached_mode import CachedFakeMode, fake_mode
 from orchestrator.isolation.copies import InPlace, Isolation
 from orchestrator.isolation.leftovers import LeftBehindError, Leftovers
 from orchestrator.isolation.outline import outline
 
-__all__ = ["InPlace", "Isolation", "LeftBehindError", "Leftovers", "outline"]
+__all__ = [
+    "CachedFakeMode",
+    "InPlace",
+    "Isolation",
+    "LeftBehindError",
+    "Leftovers",
+    "fake_mode",
+    "outline",
+]

@@ -6,20 +6,17 @@ itself, as its strides will have it. Both are seen operation by operation.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch._subclasses import fake_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from orchestrator.backend import Operation
 from orchestrator.planner.infer.dtypes import SameDtypes
 
-__all__ = ["MemoryUse", "fake_mode", "foreign_tensors", "is_expanded", "tensors_of", "whole_inputs"]
+__all__ = ["MemoryUse", "foreign_tensors", "is_expanded", "tensors_of", "whole_inputs"]
 
 _aten = torch.ops.aten
 
@@ -155,24 +152,3 @@ def foreign_tensors(holder: list[Any]) -> set[int]:
         for at, storage in enumerate(storages)
         if keys.count(keys[at]) > 1 or not storage.expired()  # type: ignore[no-untyped-call]
     }
-
-
-def fake_mode() -> fake_tensor.FakeTensorMode:
-    """Makes a mode; the first one in a thread of its own.
-
-    Torch imports much for it, and exceptions that it catches meanwhile would hold the frames of the caller, and with
-    them the modules that are planned, until the cyclic collector runs.
-    """
-    if "torch._dynamo" in sys.modules:
-        return _new_mode()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_new_mode).result()
-
-
-def _new_mode() -> fake_tensor.FakeTensorMode:
-    """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
-    # It imports sympy, which takes as long as all else that building and loading a pipeline needs.
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)

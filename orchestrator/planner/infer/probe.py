@@ -22,11 +22,10 @@ from torch._subclasses import fake_tensor
 from orchestrator.backend import Operation
 from orchestrator.duplicate import duplicate, owner_of
 from orchestrator.errors import PlanError
-from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers
+from orchestrator.isolation import InPlace, Isolation, LeftBehindError, Leftovers, fake_mode
 from orchestrator.planner.infer.descriptions import StageDescriptions
 from orchestrator.planner.infer.memory_use import (
     MemoryUse,
-    fake_mode,
     foreign_tensors,
     is_expanded,
     tensors_of,

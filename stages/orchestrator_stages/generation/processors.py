@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from orchestrator import HostStage, TensorSpec
+from orchestrator.isolation import fake_mode
 
 __all__ = [
     "PROMPTS",
@@ -320,7 +320,7 @@ def _links(
 
 def _is_static(processor: LibraryProcessor, vocabulary: int) -> bool:
     """Whether a processor asks no tensor for its content."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with fake_mode(), torch.no_grad():
         try:
             processor(torch.zeros(2, max(LENGTHS_TO_TRY), dtype=torch.int64), torch.zeros(2, vocabulary))
         except Exception:

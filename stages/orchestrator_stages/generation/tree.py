@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+
+from orchestrator.isolation import CachedFakeMode, fake_mode
 
 __all__ = ["embed_any_item", "fake_weights", "own_tree", "text_model"]
 
@@ -32,15 +33,15 @@ def own_tree(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def fake_weights(*modules: nn.Module) -> Iterator[FakeTensorMode]:
+def fake_weights(*modules: nn.Module) -> Iterator[CachedFakeMode]:
     """Puts fake tensors in place of the weights and buffers of modules; gives the mode that they are fake in.
 
-    What an operation gives for fake tensors alone is remembered by torch; among real weights each is worked out anew.
+    What an operation gives for fake tensors alone is remembered; among real weights each is worked out anew.
 
     Args:
         modules: Of a tree of one's own; they have their weights again afterwards.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode()
     children = dict.fromkeys(child for module in modules for child in module.modules())
     weights = [
         (place, name, weight)

@@ -1,0 +1,257 @@
+"""A mode of fake tensors that remembers what each operation gives, so that trials of one model cost little.
+
+Torch's own mode remembers results too, but it takes longer to look one up than to make the tensor, and leaves out
+views whose storage it cannot name (``_unsafe_view``, which each linear layer of three dims ends with). Here a lookup
+compares the plain facts of the arguments; whatever is not plain goes to torch's mode, which also makes each result the
+first time. A result is metadata alone, so it holds for all modes of a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch._subclasses import fake_tensor
+
+__all__ = ["CachedFakeMode", "fake_mode"]
+
+#: Results that are remembered; when they are more, all are forgotten.
+LIMIT = 50_000
+
+_PLAIN_TYPES = frozenset(
+    {int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format, torch.device}
+)
+
+#: What these give hangs on more than the metadata of their arguments: on values, or on the size of the memory.
+_UNCERTAIN_TAGS = frozenset(
+    {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
+)
+_UNCERTAIN_NAMES = ("aten::as_strided", "aten::lift", "aten::set", "aten::resize", "aten::_resize")
+
+
+class _Form(NamedTuple):
+    """The metadata of one tensor that an operation gives.
+
+    Attributes:
+        shape: Its sizes.
+        strides: Its strides, in elements.
+        offset: Where it begins in its memory, in elements.
+        dtype: Its dtype.
+        requires_grad: Whether it takes part in a graph of gradients.
+        source: Position among the tensor arguments of the one whose memory it has; None: memory of its own.
+        attributes: What torch notes on the fake tensor, without its mode.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    requires_grad: bool
+    source: int | None
+    attributes: Mapping[str, Any]
+
+
+class _Result(NamedTuple):
+    """What an operation gives: a tensor each, in a container of a type, or one tensor alone (None)."""
+
+    container: type | None
+    forms: tuple[_Form, ...]
+
+
+class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Torch's mode of fake tensors, with a cheaper memory of results."""
+
+    supports_higher_order_operators = True
+
+    _results: ClassVar[dict[Hashable, _Result]] = {}
+    _is_certain: ClassVar[dict[Any, bool]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled while a stage is tried, and torch's guard against it would take a third of a lookup.
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> Any:
+        """Runs one operation on fake tensors, from memory where it was seen before."""
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            # Torch looks for what an operator that takes functions does on fake tensors under its own mode alone.
+            rule = getattr(func, "python_key_table", {}).get(fake_tensor.FakeTensorMode)
+            if rule is not None:
+                return rule(self, *args, **kwargs)
+        is_certain = self._is_certain.get(func)
+        if is_certain is None:
+            is_certain = self._is_certain[func] = _is_certain(func)
+        tensors: list[Any] = []
+        facts: list[Any] = [func, torch.get_default_dtype(), torch._C._get_default_device()]
+        # A mode of inference gives tensors of another kind.
+        if (
+            not is_certain
+            or torch.is_inference_mode_enabled()
+            or not self._is_plain(args, facts, tensors)
+            or not self._is_plain(itertools.chain.from_iterable(kwargs.items()), facts, tensors)
+        ):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        key = tuple(facts)
+        result = self._results.get(key)
+        if result is not None:
+            return self._make(result, tensors)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
+        result = self._describe(output, tensors)
+        if result is not None:
+            if len(self._results) >= LIMIT:
+                self._results.clear()
+            self._results[key] = result
+        return output
+
+    def _is_plain(self, values: Any, facts: list[Any], tensors: list[Any]) -> bool:
+        """Adds to the facts what an operation can see of its arguments; False where that is not plain.
+
+        Args:
+            values: The arguments, or the items of one that is a list.
+            facts: Takes the facts.
+            tensors: Takes the tensors, in their order.
+        """
+        for value in values:
+            kind = type(value)
+            if kind is fake_tensor.FakeTensor:
+                if not self._has_plain_memory(value):
+                    return False
+                facts += (
+                    value.shape,
+                    value.stride(),
+                    value.storage_offset(),
+                    value.dtype,
+                    value.fake_device,
+                    value.requires_grad,
+                )
+                tensors.append(value)
+            elif kind in _PLAIN_TYPES:
+                # 1, 1.0 and True are equal, and make different dtypes.
+                facts += (kind, value)
+            elif kind is list or kind is tuple:
+                facts += (kind, len(value))
+                if not self._is_plain(value, facts, tensors):
+                    return False
+            else:
+                return False
+        return True
+
+    def _has_plain_memory(self, value: Any) -> bool:
+        """Tells whether a fake tensor of this mode is strided, has no symbols as sizes, and stands for no constant."""
+        return (
+            value.fake_mode is self
+            and value.constant is None
+            and value.layout is torch.strided
+            and not value.dtype.is_complex
+            and not value.is_neg()
+            and not value._has_symbolic_sizes_strides
+        )
+
+    def _describe(self, output: Any, tensors: list[Any]) -> _Result | None:
+        """Returns what a result is like; None where it is more than metadata.
+
+        Args:
+            output: What torch's mode gave.
+            tensors: Tensors among the arguments.
+        """
+        container = type(output) if type(output) in (list, tuple) else None
+        parts = [output] if container is None else output
+        places = [value.untyped_storage()._cdata for value in tensors]
+        forms: list[_Form] = []
+        own_places: set[int] = set()
+        for part in parts:
+            if type(part) is not fake_tensor.FakeTensor or any(part is value for value in tensors):
+                return None
+            attributes = {name: value for name, value in vars(part).items() if name != "fake_mode"}
+            is_plain = all(value is None or isinstance(value, torch.device) for value in attributes.values())
+            if not is_plain or not self._has_plain_memory(part) or part.is_inference():
+                return None
+            place = part.untyped_storage()._cdata
+            source = places.index(place) if place in places else None
+            if source is None and place in own_places:
+                return None
+            own_places.add(place)
+            if source is None and part.storage_offset():
+                return None
+            forms.append(
+                _Form(
+                    tuple(part.shape),
+                    part.stride(),
+                    int(part.storage_offset()),
+                    part.dtype,
+                    part.requires_grad,
+                    source,
+                    attributes,
+                )
+            )
+        return _Result(container, tuple(forms))
+
+    def _make(self, result: _Result, tensors: list[Any]) -> Any:
+        """Makes the tensors of a result.
+
+        Args:
+            result: What they are like.
+            tensors: Tensors among the arguments.
+        """
+        parts: list[Any] = []
+        with torch._C._DisableTorchDispatch():
+            for form in result.forms:
+                meta = torch.empty_strided(form.shape, form.strides, dtype=form.dtype, device="meta")
+                if form.source is not None:
+                    storage = tensors[form.source].untyped_storage()
+                    meta.set_(storage, form.offset, form.shape, form.strides)
+                part: Any = torch.Tensor._make_subclass(
+                    fake_tensor.FakeTensor,
+                    meta,
+                    form.requires_grad,
+                    dispatch_device=True,
+                    device_for_backend_keys=form.attributes["_fake_device"],
+                )
+                if not self._allow_unsafe_data_ptr_access:
+                    torch._C._set_throw_on_mutable_data_ptr(part)
+                vars(part).update(form.attributes, fake_mode=self)
+                parts.append(part)
+        return parts[0] if result.container is None else result.container(parts)
+
+
+def _is_certain(func: Any) -> bool:
+    """Tells whether an operation gives new tensors whose metadata follows from that of its arguments."""
+    return (
+        isinstance(func, torch._ops.OpOverload)
+        and func.namespace in ("aten", "prims")
+        and not func._schema.is_mutable
+        and _UNCERTAIN_TAGS.isdisjoint(func.tags)
+        and not func._schema.name.startswith(_UNCERTAIN_NAMES)
+    )
+
+
+def fake_mode() -> CachedFakeMode:
+    """Makes a mode; the first one in a thread of its own.
+
+    Torch imports much for it, and exceptions that it catches meanwhile would hold the frames of the caller, and with
+    them the modules that are planned, until the cyclic collector runs.
+    """
+    if "torch._dynamo" in sys.modules:
+        return _new_mode()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_new_mode).result()
+
+
+def _new_mode() -> CachedFakeMode:
+    """A mode in which sizes are numbers; ``while_loop`` asks for an environment of symbols even so."""
+    # It imports sympy, which takes as long as all else that building and loading a pipeline needs.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    return CachedFakeMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
