@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from torch._higher_order_ops.utils import registered_hop_fake_fns
 from torch._subclasses import fake_tensor
 
 __all__ = ["CachedFakeMode", "fake_mode"]
@@ -85,10 +86,12 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
         """Runs one operation on fake tensors, from memory where it was seen before."""
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
-            # Torch looks for what an operator that takes functions does on fake tensors under its own mode alone.
+            # Torch looks for what an operator that takes functions does on fake tensors under its own mode alone; the
+            # newer kind of these rules leads back here, and torch's mode has them.
             rule = getattr(func, "python_key_table", {}).get(fake_tensor.FakeTensorMode)
-            if rule is not None:
+            if rule is not None and func not in registered_hop_fake_fns:
                 return rule(self, *args, **kwargs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
         is_certain = self._is_certain.get(func)
         if is_certain is None:
             is_certain = self._is_certain[func] = _is_certain(func)
