@@ -13,10 +13,6 @@ from typing import Any, TypeAlias
 
 import torch
 from neuronx_distributed.trace.model_builder import BaseModelInstance  # type: ignore[import-not-found]
-from neuronx_distributed_inference.models import (  # type: ignore[import-not-found]
-    image_to_text_model_wrapper,
-    model_wrapper,
-)
 from neuronx_distributed_inference.models.application_base import (  # type: ignore[import-not-found]
     NeuronApplicationBase,
 )
@@ -28,14 +24,12 @@ from neuronx_distributed_inference.models.model_wrapper import (  # type: ignore
     EncoderModelInstance,
     ModelWrapper,
 )
-from neuronx_distributed_inference.modules import async_execution  # type: ignore[import-not-found]
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Application, Program
 from orchestrator_neuron.checkpoint import rank_weights
 from orchestrator_neuron.module import PREFIX, ApplicationModule, ProgramModule, example_inputs
 from orchestrator_neuron.options import NeuronSettings
-from orchestrator_neuron.ranked import is_ranked
 from orchestrator_neuron.state import check_state
 
 __all__ = [
@@ -56,17 +50,6 @@ __all__ = [
 ModuleForBucket: TypeAlias = Callable[[int], ApplicationModule]
 #: Makes it anew: NxD throws weights away once it has traced a program of one bucket.
 ModuleSource: TypeAlias = Callable[[], ModuleForBucket]
-
-
-def _know_renamed_device() -> None:
-    """Has NxD Inference take values for ranked whose device type a runtime has renamed; it knows torch's name alone."""
-    if torch.device("privateuseone").type == "privateuseone":
-        return
-    for module in (async_execution, model_wrapper, image_to_text_model_wrapper):
-        module.is_ranked_io = is_ranked
-
-
-_know_renamed_device()
 
 
 class ProgramInstance(BaseModelInstance):  # type: ignore[misc]
