@@ -151,7 +151,7 @@ class _Placement:
             for step in iter_steps(self.plan.steps):
                 for source, target in _aliases(step):
                     owners[target] = owners.get(target, frozenset()) | owners.get(source, frozenset())
-                for index in step.outputs if isinstance(step, LeafStep) and step.program else ():
+                for index in step.outputs if getattr(step, "program", "") else ():
                     state = self._states.get(self.plan.values[index].origin)
                     names = self._programs(step) if state is None else [state]
                     owners[index] = owners.get(index, frozenset()) | self._locks(names)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import Plan, Session, StageError
+from orchestrator.planner.compilation import choose_regions
+from orchestrator.runner.compiled import load as compiled
+from orchestrator.runner.compiled.package import BuildReport
+from orchestrator.runner.compiled.source import without_sizes
 from orchestrator.testing import NullHandle, Record, assert_same, recording, run_reference
 from tests.properties.graphs import Case
 from tests.properties.trials import Trial, examples, trials
@@ -87,6 +92,33 @@ def test_a_plan_survives_json(trial: Trial):
     assert str(again) == str(plan)
     with case.pipeline.bind(again).load() as session:
         run(case, again, session, trial.first, 3)
+
+
+def eager_programs(_: Any, targets: Any, *__: Any) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Stands for the builder of compiled regions: each program runs the region's function, of dense tensors."""
+
+    def program(function: Any) -> Any:
+        def call(values: list[Any]) -> list[Any]:
+            assert all(value.is_contiguous() for value in values)
+            return list(function(*values))
+
+        return call
+
+    return {target.key: program(without_sizes(target.region.code)) for target in targets}, {}, []
+
+
+@given(trials())
+@settings(max_examples=examples(10))
+def test_a_graph_with_compiled_regions_gives_what_its_modules_give_by_hand(trial: Trial):
+    plan = choose_regions(trial.plan, "aot", None)
+    stand_ins = {
+        "_build": eager_programs,
+        "read_report": lambda _: BuildReport(),
+        "load_program": lambda program, *_: (program, {}),
+    }
+    with mock.patch.multiple(compiled, **stand_ins), plan.load() as session:
+        run(trial.case, plan, session, trial.first, 1)
+        run(trial.case, plan, session, trial.second, 2)
 
 
 @given(trials(fails=True), st.integers(0, 10))

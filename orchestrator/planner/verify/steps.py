@@ -92,7 +92,7 @@ class _Verifier:
         for step in self.plan.staging:
             own = constants.issuperset(step.inputs + step.outputs)
             self._demand(
-                isinstance(step, AdaptStep) and not step.frees and own,
+                adapter_of(step) is not None and not step.frees and own,
                 f"{_step(step)} at load does not bring a constant to its place",
             )
         outputs = {index for step in self.plan.staging for index in step.outputs}
