@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
@@ -29,7 +29,8 @@ __all__ = ["Backend", "Capabilities", "EagerBackend", "Handle", "Link", "Operati
 Handle: TypeAlias = Any
 
 
-class Operation(NamedTuple):
+@dataclass(frozen=True)
+class Operation:
     """One operation of torch that a stage runs.
 
     Attributes:
@@ -265,7 +266,7 @@ class EagerBackend(Backend):
 
         Args:
             function: What :meth:`load` returned.
-            names: Names of operations that :meth:`host_operations` gave.
+            names: Names of operations that ``host_operations`` gave.
         """
         return function
 

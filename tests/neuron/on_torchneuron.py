@@ -9,11 +9,13 @@ import contextlib
 import json
 import random
 import re
+import runpy
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,6 +270,11 @@ def check_the_contract_of_backends(_board: simulated.Board):
     """All that the runner asks of a device, tried on this one."""
     arguments = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", f"{__file__}::TestContract"]
     assert pytest.main(arguments) == 0
+
+
+def check_the_example_of_the_docs(board: simulated.Board):
+    path = Path(__file__).parents[2] / "docs" / "how-to" / "torchneuron_example.py"
+    assert runpy.run_path(str(path))["main"](board) == 2
 
 
 def check_memory_of_a_core(board: simulated.Board):

@@ -109,8 +109,9 @@ class TorchNeuronBackend(TensorBackend):
         check_scripts(stage, self.device)
         for side, ports in (("input", inputs), ("output", outputs)):
             for port, spec in ports.items():
-                known = not isinstance(spec, TensorSpec) or spec.dtype in (*DTYPES, torch.int64)
-                if not known:
+                # Integers of 64 bits keep their dtype there; floating-point numbers lose digits.
+                fits = not isinstance(spec, TensorSpec) or spec.dtype in (*DTYPES, torch.int64)
+                if not fits:
                     raise PlanError(
                         f"The {side} port {port!r} of stage {stage.name!r} is {show_spec(spec)}, and TorchNeuron "
                         f"computes 64-bit floating point in 32 bits. Declare it as float32 (a port with "
@@ -217,6 +218,7 @@ class TorchNeuronBackend(TensorBackend):
             self._check_fallbacks(function)
 
     def _check_fallbacks(self, function: StageOperations) -> None:
+        # Those of the plan are counted there; others have copies that nobody counted.
         surprises = [name for name in fallbacks() if name not in function.host_operations]
         if not surprises:
             return

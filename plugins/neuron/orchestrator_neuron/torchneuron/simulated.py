@@ -166,9 +166,9 @@ class Board:
         self.compiles.append(shapes)
 
         def program(*args: Any) -> Any:
-            given = tuple(tuple(value.shape) for value in args if isinstance(value, torch.Tensor))
-            if given != shapes:
-                raise RuntimeError(f"This graph was compiled for {shapes}, and is called with {given}")
+            call_shapes = tuple(tuple(value.shape) for value in args if isinstance(value, torch.Tensor))
+            if call_shapes != shapes:
+                raise RuntimeError(f"This graph was compiled for {shapes}, and is called with {call_shapes}")
             # One program: what it is made of is compiled with it.
             signatures = set(self.signatures)
             try:
@@ -266,15 +266,15 @@ def _compute(operation: Any, args: Any, keywords: Any) -> Any:
 
     lowered_args, lowered_keywords = pytree.tree_map(lower, (args, keywords))
     # A tensor for the result that torch hands in empty is grown here: the host side cannot grow memory of the other.
-    grown = [
+    empty_results = [
         (name, value)
         for name, value in keywords.items()
         if _is_here(value) and not value.numel() and _is_out(operation, name)
     ]
-    for name, value in grown:
+    for name, value in empty_results:
         lowered_keywords[name] = torch.empty(0, dtype=value.dtype)
     result = operation(*lowered_args, **lowered_keywords)
-    for name, value in grown:
+    for name, value in empty_results:
         value.data = _to_device(lowered_keywords[name], index)
         sides.append((lowered_keywords[name], value))
     return pytree.tree_map(raise_, result)
