@@ -202,7 +202,9 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     },
     **{name: {"image_token_id": ITEM} for name in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")},
     "moonshine_streaming": {"num_key_value_heads": HEADS, "head_dim": HEAD},
+    "idefics2": {"perceiver_config.resampler_n_latents": 4},
     "deepseek_ocr2": {
+        "text_config.max_position_embeddings": 4 * POSITIONS,
         "text_config.mlp_layer_types": ["dense", "sparse"],
         **{
             "vision_config.sam_config.output_channels": 8,
@@ -217,6 +219,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         **{"vq_config.image_token_embed_dim": WIDTH, "vision_config.num_image_tokens": 4},
     },
     "emu3": {
+        "text_config.max_position_embeddings": 4 * POSITIONS,
         "vocabulary_map": {
             **{"<image>": ITEM, "<|extra_200|>": 40},
             **{f"<|visual token {number:06}|>": number + 41 for number in range(8)},

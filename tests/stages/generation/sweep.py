@@ -120,7 +120,8 @@ class _Trial:
         shape = items[main]
         self.request = {main: torch.randn(2, *shape[1:], generator=generator)}
         if "length" in items:
-            self.options["tokens"] = (items["length"],)
+            if "count" not in items:
+                self.options["tokens"] = (items["length"],)
             self.request["attention_mask"] = torch.ones(2, items["length"], dtype=torch.int64)
 
     def _mix(self, items: Mapping[str, Any], names: Any, seed: int, side: str = "left") -> None:
