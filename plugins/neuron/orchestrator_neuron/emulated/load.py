@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +66,7 @@ def _weights(
     for row in rank_tensors:
         _check_weights(application.name, row, manifest.weights)
     _check_memory(device, application, manifest, rank_tensors[0])
-    # Without a checkpoint they are private copies, of no use once all ranks have them; a checkpoint is the user's.
-    last = device.ranks - 1 if settings.checkpoint is None else -1
-    return [
-        _stage(device, rank, row, application.name, is_last=rank == last)
-        for rank, row in enumerate(rank_tensors)
-    ]
+    return [_stage(device, rank, row, application.name) for rank, row in enumerate(rank_tensors)]
 
 
 def _check_entries(application: Application, manifest: ApplicationManifest) -> None:
@@ -107,19 +101,14 @@ def _programs(
 
 
 def _stage(
-    device: Device, rank: int, weights: Mapping[str, torch.Tensor], name: str, *, is_last: bool
+    device: Device, rank: int, weights: Mapping[str, torch.Tensor], name: str
 ) -> dict[str, EmulatedTensor]:
-    """Copies weights to a rank; a tied one once. ``is_last``: what was copied is freed on the host at once."""
-    # Several may lie in one memory, which goes when the last of them is copied. Files that are mapped stay as they are.
-    tensors = {id(tensor): tensor for tensor in weights.values()}
-    uncopied = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    """Copies weights to a rank; a tied one once."""
+    # What was copied is not freed here: a module that cannot be copied is the user's own, as a checkpoint may be.
     copies: dict[int, EmulatedTensor] = {}
-    for key, tensor in tensors.items():
-        copies[key] = upload(device, rank, tensor, f"A weight of {name!r}", persistent=True)
-        storage = tensor.untyped_storage()
-        uncopied[storage.data_ptr()] -= 1
-        if is_last and storage.resizable() and not uncopied[storage.data_ptr()]:
-            storage.resize_(0)
+    for tensor in weights.values():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = upload(device, rank, tensor, f"A weight of {name!r}", persistent=True)
     return {key: copies[id(tensor)] for key, tensor in weights.items()}
 
 
