@@ -201,6 +201,7 @@ class _StepWriter(CodeWriter, StepVisitor):
         A program takes dense tensors. What it updates in place cannot be made dense on the way: then its stages run.
         """
         run = region.run
+        self.sync(run.inputs)
         first = replace(steps[0], frees=run.frees)
         self._locks("lock", [name for step in steps for name in step.locks])
         programs, eager = (
