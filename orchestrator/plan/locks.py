@@ -174,28 +174,28 @@ class _Placement:
 
     def _place(self, steps: Sequence[Step], outer: frozenset[int]) -> tuple[Step, ...]:
         """Puts locks on steps that run while the outer ones are held."""
-        spans = {
-            lock: _merge(spans) for lock, spans in self._spans(steps).items() if spans and lock not in outer
-        }
-        # A lock is taken while those are held that were taken before and are given back later.
-        for lock, own in spans.items():
-            for start, _ in own:
-                held = {other for other, all_spans in spans.items() if _covers(all_spans, start, first=False)}
-                self.waits |= {(other, lock) for other in (outer | held) - {lock}}
+        taken_at: dict[int, set[int]] = {}
+        last_at: dict[int, set[int]] = {}
+        for lock, spans in self._spans(steps).items():
+            for start, end in () if lock in outer else _merge(spans):
+                taken_at.setdefault(start, set()).add(lock)
+                last_at.setdefault(end, set()).add(lock)
         names = [members[0] for members in self.groups]
         result = []
+        # What is held here: taken at an earlier step, and not yet given back.
+        held: set[int] = set()
         for at, step in enumerate(steps):
-            around = outer | {lock for lock, own in spans.items() if _covers(own, at)}
-            locks = sorted(lock for lock, own in spans.items() if any(at == start for start, _ in own))
-            unlocks = sorted(lock for lock, own in spans.items() if any(at == end for _, end in own))
-            step = with_body(step, self._place(body_of(step), around))
+            taken, last = taken_at.get(at, set()), last_at.get(at, set())
+            self.waits |= {(other, lock) for lock in taken for other in outer | held}
+            held |= taken
             result.append(
                 replace(
-                    step,
-                    locks=tuple(names[lock] for lock in locks),
-                    unlocks=tuple(names[lock] for lock in reversed(unlocks)),
+                    with_body(step, self._place(body_of(step), outer | held)),
+                    locks=tuple(names[lock] for lock in sorted(taken)),
+                    unlocks=tuple(names[lock] for lock in sorted(last, reverse=True)),
                 )
             )
+            held -= last
         return tuple(result)
 
     def _spans(self, steps: Sequence[Step]) -> dict[int, list[_Span]]:
@@ -258,11 +258,6 @@ def _merge(spans: Iterable[_Span]) -> list[_Span]:
         else:
             merged.append((start, end))
     return merged
-
-
-def _covers(spans: Iterable[_Span], at: int, *, first: bool = True) -> bool:
-    """Tells whether one of the spans holds a step; ``first``: also as its first one."""
-    return any(start <= at <= end and (first or start < at) for start, end in spans)
 
 
 def _components(count: int, waits: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -87,7 +87,7 @@ def test_a_truncated_plan_is_refused(share: float):
     refuses(PlanError, ("no plan", "truncated"), lambda: Plan.from_json(TEXT[: int(len(TEXT) * share)]))
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, 8, "5", None, [3], {}])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, "5", None, [3], {}])
 def test_a_plan_of_another_version_is_refused(version):
     data = {**json.loads(TEXT), "version": version}
     error = refuses(

@@ -39,7 +39,7 @@ __all__ = ["EXHAUSTIVE", "Sampler", "padded_names", "trial_sizes", "unlike"]
 EXHAUSTIVE = 8
 
 #: Up to so many combinations of buckets each is tried.
-COMBINATIONS = 4
+COMBINATIONS = 16
 
 Sizes = dict[str, int]
 #: Sizes of names, and the result of the stage at these.

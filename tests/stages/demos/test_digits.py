@@ -120,8 +120,8 @@ def test_two_hundred_digits_are_read_as_they_were_asked_for(session):
 @pytest.mark.slow
 def test_fifty_steps_are_read_as_well(session):
     pytest.importorskip("sklearn")
-    pictures = paint(numbers(10), steps=50)["pictures"]
-    asked = [label for label in range(10) for _ in range(10)]
+    pictures = paint(numbers(20), steps=50)["pictures"]
+    asked = [label for label in range(10) for _ in range(20)]
     right = sum(found == label for found, label in zip(readings(pictures), asked, strict=True))
     assert right >= 0.97 * len(asked)
 
