@@ -13,6 +13,7 @@ every request takes its locks, so that no two wait for each other.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,13 +111,23 @@ class LockSpan(NamedTuple):
 
 def lock_spans(steps: Sequence[Step]) -> list[LockSpan]:
     """Returns what steps and their bodies hold, in the order of taking."""
+    # Host stages of all steps in their order, and how many of them are those of earlier steps.
+    host_calls: list[str] = []
+    counts: list[int] = []
+    for step in steps:
+        counts.append(len(host_calls))
+        host_calls += [call.name for call in iter_steps((step,), CallStep) if call.device == HOST]
+    counts.append(len(host_calls))
+    ends: dict[str, list[int]] = {}
+    for at, step in enumerate(steps):
+        for name in step.unlocks:
+            ends.setdefault(name, []).append(at)
     spans = []
     for at, step in enumerate(steps):
         for name in step.locks:
-            end = next(later for later in range(at, len(steps)) if name in steps[later].unlocks)
-            calls = iter_steps(steps[at : end + 1], CallStep)
-            host_calls = tuple(call.name for call in calls if call.device == HOST)
-            spans.append(LockSpan(name, step.label, steps[end].label, host_calls))
+            end = ends[name][bisect.bisect_left(ends[name], at)]
+            span_calls = tuple(host_calls[counts[at] : counts[end + 1]])
+            spans.append(LockSpan(name, step.label, steps[end].label, span_calls))
         spans += lock_spans(body_of(step))
     return spans
 
