@@ -68,6 +68,9 @@ class Referrers:
     def _scan(self, items: list[Any]) -> None:
         """Asks the heap for the referrers of some objects."""
         ids = set(map(id, items))
+        # What is frozen is not asked, and nothing tells it apart from here on: it is old like the rest.
+        if gc.get_freeze_count():
+            gc.unfreeze()
         for holder in gc.get_referrers(*items):
             if holder is items or id(holder) in self._own_ids:
                 continue

@@ -2,7 +2,8 @@
 
 A kept output is the value before its download. The download itself stays where somebody else reads what it brings:
 a host stage, or the same value handed out under another name. Where a program owns its output buffer, the next request
-overwrites it: there a kept output is what was downloaded, put on the device again.
+overwrites it, and what a device of static shapes gives is cut on the host: there a kept output is what was downloaded,
+put on the device again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.adapter import CLONE, Adapter
+from orchestrator.adapter import CLONE, MOVES, Adapter
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import PlannedCall, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, RegionStep, Step, body_of, iter_steps, with_body
@@ -129,21 +130,29 @@ def _doers(steps: Iterable[Step]) -> Iterator[Step]:
 
 
 def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:
-    """Outputs in a buffer that the next request overwrites, with the device to copy them to and their spec there."""
-    # Back over the download and what follows it on the host, to the value as the device holds it.
+    """Outputs to put on a device again, with the device and their spec there.
+
+    Those in a buffer that the next request overwrites, and those that are cut or cast on the host after their download,
+    as a device that computes at its buckets alone cannot.
+    """
     makers = {index: step for step in _doers(plan.steps) for index in step.outputs}
-    devices = {
-        group.memory: group.device for group in plan.groups if group.runs_programs and group.output_buffers
-    }
+    groups = {group.memory: group for group in plan.groups if group.memory != HOST}
     copies: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:
-        step = makers.get(index)
+        if name not in names:
+            continue
+        # Back over the download and what follows it on the host, to the value as the device holds it.
+        step, last = makers.get(index), makers.get(index)
         while isinstance(step, AdaptStep) and plan.values[index].memory == HOST:
             index = step.inputs[0]
             step = makers.get(index)
         value = plan.values[index]
-        if name in names and value.memory in devices:
-            copies[name] = devices[value.memory], value.spec
+        group = groups.get(value.memory)
+        if group is None or last is None:
+            continue
+        is_changed_after = isinstance(last, AdaptStep) and last.adapter.kind not in MOVES
+        if is_changed_after or (group.runs_programs and group.output_buffers):
+            copies[name] = group.device, value.spec
     return copies
 
 

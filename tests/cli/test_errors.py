@@ -62,7 +62,7 @@ USAGE = {
     "memory of all and one": (("plan", "shop:double", "--memory", "1GB", "--memory", "cpu=1GB"), "one SIZE"),
     "option form": (("plan", "shop:double", "--option", "ranks"), "NAME=VALUE"),
     "option twice": (("plan", "shop:double", "--option", "a=1", "--option", "a=2"), "twice"),
-    "option of no backend": (("plan", "shop:double", "--option", "ranks=2"), "knows the option 'ranks'"),
+    "option of no backend": (("plan", "shop:double", "--option", "colour=2"), "knows the option 'colour'"),
     "option mistyped": (("run", *NULL, *X, "--option", "rnaks=2"), "Did you mean 'ranks'?"),
     "option of another type": (("plan", *NULL, "--option", "ranks=two"), "takes int, not 'two'"),
     "setting form": (("plan", "shop:double", "--set", "factor"), "OPTION=VALUE"),

@@ -20,7 +20,10 @@ def scans(monkeypatch):
         sizes.append(len(items))
         return gc.get_referrers(*items)
 
-    replaced = types.SimpleNamespace(**{name: getattr(gc, name) for name in ("get_objects", "get_referents")})
+    replaced = types.SimpleNamespace(
+        get_freeze_count=gc.get_freeze_count,
+        **{name: getattr(gc, name) for name in ("get_objects", "get_referents")},
+    )
     replaced.get_referrers = get_referrers
     monkeypatch.setattr(module, "gc", replaced)
     return sizes
@@ -74,3 +77,14 @@ def test_a_chain_is_no_scan_for_each_object(scans):
         gc.enable()
         OLD["table"].clear()
         vars(OWNER).clear()
+
+
+def test_what_is_frozen_refers_too():
+    holder: list[object] = []
+    gc.freeze()
+    try:
+        item = [1]
+        holder.append(item)
+        assert any(other is holder for other in Referrers(set()).of(item))
+    finally:
+        gc.unfreeze()

@@ -6,6 +6,7 @@ Its result goes through a pipe: the artifact's folder, or the error, with its tr
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import signal
@@ -120,6 +121,9 @@ def _settle(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # its parent forked with it blocked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The collector writes to every object it looks at, so that each page of the parent's heap would be copied; what is
+    # inherited lives as long as this process.
+    gc.freeze()
     # A thread pool does not survive a fork: with more than one thread torch would wait for threads that are not there.
     torch.set_num_threads(1)
 

@@ -35,7 +35,7 @@ def write_states(module: GraphModule, states: Mapping[int, int]) -> None:
         return
     placeholders, output = graph.find_nodes(op="placeholder"), graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
-    memory = _Memory(graph)
+    memory = _StateMemory(graph)
     for argument, number in states.items():
         result = results[number]
         # What two states become, or a state becomes and something else is given as, has to be there twice anyway.
@@ -46,7 +46,7 @@ def write_states(module: GraphModule, states: Mapping[int, int]) -> None:
     module.recompile()
 
 
-class _Memory:
+class _StateMemory:
     """Whose memory the nodes of a graph are.
 
     Args:
