@@ -115,14 +115,10 @@ class DecoderForward(nn.Module):
         model: The model.
         slots: How many tokens its cache holds.
         is_static: See :class:`~orchestrator_stages.generation.static_forward.StaticForward`.
-
-    Attributes:
-        is_writing: The decoder writes into what the encoder gave; it is handed a copy.
     """
 
     def __init__(self, model: Any, slots: int, *, is_static: bool) -> None:
         super().__init__()
-        self.is_writing = False
         self.is_composite = is_composite(model)
         self.model = model.decoder if self.is_composite else without_encoder(model)
         self.config = self.model.config if self.is_composite else model.get_decoder().config
@@ -162,7 +158,6 @@ class DecoderForward(nn.Module):
         self, ids: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
     ) -> tuple[Tensor, Any]:
         mask, encoding = encodings.get("attention_mask"), encodings["encoding"]
-        encoding = encoding.clone() if self.is_writing else encoding
         arguments: dict[str, Any] = {
             name: item for name, item in options.items() if name in self.parameter_names
         }
