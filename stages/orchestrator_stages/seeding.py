@@ -13,7 +13,7 @@ import torch
 
 
 @contextmanager
-def fixed_seed(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw CPU random numbers from ``seed`` inside the block, and leave the generator as it was found.
 
     Only the CPU generator is touched: ``torch.manual_seed`` would seed the accelerators as well.

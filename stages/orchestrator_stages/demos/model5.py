@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
-from orchestrator_stages.seeding import fixed_seed
+from orchestrator_stages.seeding import seeded
 
 X, AUX1, AUX2 = 64, 16, 24
 M1, M2, M3, M4, M5 = 128, 32, 32, 48, 24
@@ -55,7 +55,7 @@ class JointLinear(nn.Module):
 
 def models(seed: int = 0) -> dict[str, nn.Module]:
     """Returns the five models by name, their weights drawn from ``seed``."""
-    with fixed_seed(seed):
+    with seeded(seed):
         return {
             "m1": nn.Linear(X, M1),
             "m2": nn.Linear(M1, M2),
@@ -68,7 +68,7 @@ def models(seed: int = 0) -> dict[str, nn.Module]:
 def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns ``x``, ``aux1`` and ``aux2`` at the size of ``batch``, random and the same each time."""
     lengths = {"x": X, "aux1": AUX1, "aux2": AUX2}
-    with fixed_seed(1):
+    with seeded(1):
         return {name: torch.randn(sizes["batch"], length) for name, length in lengths.items()}
 
 

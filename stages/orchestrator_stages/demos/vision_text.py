@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, ModelWrapper, Pipeline, TensorSpec
-from orchestrator_stages.seeding import fixed_seed
+from orchestrator_stages.seeding import seeded
 
 IMAGE = (3, 224, 224)
 TEXT = 256
@@ -34,7 +34,7 @@ class VisionModel(nn.Module):
 
     def __init__(self, hidden: int = FEATURES, channels: int = 64, seed: int = 0) -> None:
         super().__init__()
-        with fixed_seed(seed):
+        with seeded(seed):
             self.convolution = nn.Conv2d(IMAGE[0], channels, kernel_size=3, padding=1)
             self.pool = nn.AdaptiveAvgPool2d(1)
             self.project = nn.Linear(channels, hidden)
@@ -59,7 +59,7 @@ class FusionModel(nn.Module):
         self, hidden: int = FEATURES, text: int = TEXT, classes: int = CLASSES, seed: int = 1
     ) -> None:
         super().__init__()
-        with fixed_seed(seed):
+        with seeded(seed):
             self.embed = nn.Linear(text, hidden)
             self.fuse = nn.Linear(2 * hidden, classes)
 
@@ -101,7 +101,7 @@ class FusionStage(ModelWrapper):
 def example_inputs(sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns ``image`` and ``text`` at the size of ``batch``, random and the same each time."""
     batch = sizes["batch"]
-    with fixed_seed(2):
+    with seeded(2):
         return {"image": torch.randn(batch, *IMAGE), "text": torch.randn(batch, TEXT)}
 
 

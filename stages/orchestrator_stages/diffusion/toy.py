@@ -10,7 +10,7 @@ import importlib
 import string
 from typing import Any
 
-from orchestrator_stages.seeding import fixed_seed
+from orchestrator_stages.seeding import seeded
 
 WORDS = 77
 """The longest prompt in tokens, as in CLIP."""
@@ -25,7 +25,7 @@ LATENT = 8
 def stable_diffusion(seed: int = 0) -> Any:
     """Returns a ``StableDiffusionPipeline`` with the scheduler DDIM, options as in Stable Diffusion 1.5."""
     diffusers = importlib.import_module("diffusers")
-    with fixed_seed(seed):
+    with seeded(seed):
         # The modules draw their weights in this order: another order would be another pipeline for the same seed.
         return _quiet(
             diffusers.StableDiffusionPipeline(
@@ -51,7 +51,7 @@ def stable_diffusion(seed: int = 0) -> Any:
 def stable_diffusion_xl(seed: int = 0) -> Any:
     """Returns a ``StableDiffusionXLPipeline`` with the scheduler Euler, options as in SDXL 1.0."""
     diffusers = importlib.import_module("diffusers")
-    with fixed_seed(seed):
+    with seeded(seed):
         # As above the order of the modules is part of what a seed means.
         return _quiet(
             diffusers.StableDiffusionXLPipeline(
@@ -81,7 +81,7 @@ def stable_diffusion_xl(seed: int = 0) -> Any:
 def flux(seed: int = 0, *, guidance_embeds: bool = True) -> Any:
     """Returns a ``FluxPipeline``, options as in FLUX.1 dev, or schnell without ``guidance_embeds``."""
     diffusers = importlib.import_module("diffusers")
-    with fixed_seed(seed):
+    with seeded(seed):
         # The transformer draws first: the order is part of what a seed means.
         transformer = diffusers.FluxTransformer2DModel(
             patch_size=1,
