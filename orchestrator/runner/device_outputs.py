@@ -136,22 +136,20 @@ def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str,
     as a device that computes at its buckets alone cannot.
     """
     makers = {index: step for step in _doers(plan.steps) for index in step.outputs}
+    kinds = {step.outputs[0]: step.adapter.kind for step in iter_steps(plan.steps, AdaptStep)}
     groups = {group.memory: group for group in plan.groups if group.memory != HOST}
     copies: dict[str, tuple[str, PortSpec]] = {}
     for name, index in plan.outputs:
         if name not in names:
             continue
         # Back over the download and what follows it on the host, to the value as the device holds it.
-        step, last = makers.get(index), makers.get(index)
+        step, last_kind = makers.get(index), kinds.get(index, "download")
         while isinstance(step, AdaptStep) and plan.values[index].memory == HOST:
             index = step.inputs[0]
             step = makers.get(index)
         value = plan.values[index]
         group = groups.get(value.memory)
-        if group is None or last is None:
-            continue
-        is_changed_after = isinstance(last, AdaptStep) and last.adapter.kind not in MOVES
-        if is_changed_after or (group.runs_programs and group.output_buffers):
+        if group is not None and (last_kind not in MOVES or (group.runs_programs and group.output_buffers)):
             copies[name] = group.device, value.spec
     return copies
 
