@@ -62,8 +62,12 @@ def test_weights_are_freed_when_the_session_closes_though_it_is_still_held(copie
 
 @pytest.mark.usefixtures("_no_collector")
 def test_a_closed_session_leaves_no_source_behind():
-    before = set(linecache.cache)
+    def sources() -> set[str]:
+        # Files that somebody looked into, such as this one, stay there.
+        return {name for name in linecache.cache if name.startswith("<")}
+
+    before = sources()
     with plan().load() as session:
         session(x=torch.rand(3, 8))
-        assert set(linecache.cache) - before
-    assert set(linecache.cache) - before == set()
+        assert sources() - before
+    assert sources() - before == set()
