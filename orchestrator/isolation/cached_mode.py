@@ -176,6 +176,8 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
         """
         container = type(output) if type(output) in (list, tuple) else None
         parts = [output] if container is None else output
+        # From here on each part is a plain tensor of this mode, in memory of an argument or in memory of its own, which
+        # it shares with no other part and begins at its first element.
         places = [value.untyped_storage()._cdata for value in tensors]
         forms: list[_Form] = []
         own_places: set[int] = set()

@@ -44,7 +44,7 @@ _Span = tuple[int, int]
 
 def members_of(plan: PlanData) -> tuple[str, ...]:
     """Returns what needs a lock: programs with an output buffer, and states."""
-    buffered = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
+    buffered = {group.device for group in plan.groups if group.overwrites_outputs}
     programs = [program.name for program in plan.programs if program.device in buffered]
     return (*programs, *(state.name for state in plan.states))
 

@@ -52,7 +52,7 @@ class Peaks:
     def __init__(self, plan: PlanData) -> None:
         self.plan = plan
         self._dims = {dim.name: dim for dim in plan.dims}
-        devices = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
+        devices = {group.device for group in plan.groups if group.overwrites_outputs}
         self._program_outputs = {
             index
             for step in iter_steps(plan.steps, LeafStep)

@@ -111,6 +111,11 @@ class PlannedGroup:
         """Name of the memory its values live in."""
         return HOST if self.host_memory else self.device
 
+    @property
+    def overwrites_outputs(self) -> bool:
+        """Whether programs have output buffers, which their next run overwrites."""
+        return self.runs_programs and self.output_buffers > 0
+
     def option(self, name: str, default: Any = None) -> Any:
         """Returns an option in force."""
         return dict(self.options).get(name, default)

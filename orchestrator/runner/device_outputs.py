@@ -149,7 +149,7 @@ def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str,
             step = makers.get(index)
         value = plan.values[index]
         group = groups.get(value.memory)
-        if group is not None and (last_kind not in MOVES or (group.runs_programs and group.output_buffers)):
+        if group is not None and (last_kind not in MOVES or group.overwrites_outputs):
             copies[name] = group.device, value.spec
     return copies
 

@@ -81,7 +81,7 @@ class LockReplay:
         self._demand(not self._held, f"the locks {self._held} are never given back")
         # Each of what is to be guarded is, by one lock, and nothing else is.
         plan = self._plan
-        buffered = {group.device for group in plan.groups if group.runs_programs and group.output_buffers}
+        buffered = {group.device for group in plan.groups if group.overwrites_outputs}
         needs = [program.name for program in plan.programs if program.device in buffered]
         needs += [state.name for state in plan.states]
         members = [member for lock in plan.locks for member in lock.members]

@@ -82,6 +82,7 @@ class _ProgramChecker(StepVisitor):
         self.programs = {program.name: program for program in plan.programs}
         self.calls = {call.name: call for call in plan.calls}
         self.states = {origin: state.name for state in plan.states for origin in state.origins}
+        self.constants = {(value.origin, value.spec) for value in plan.values if value.constant}
         # By value: what it is another name of; the output of a program that gave it; the buffers that it may be in.
         self.names: dict[int, Read] = {}
         self.program_outputs: dict[int, tuple[str, str, tuple[Adapter, ...]]] = {}
@@ -98,8 +99,7 @@ class _ProgramChecker(StepVisitor):
         demand(self.plan, holds, what)
 
     def run(self) -> None:
-        unique = len(self.programs) == len(self.plan.programs)
-        self._demand(unique, "two programs have one name")
+        self._demand(len(self.programs) == len(self.plan.programs), "two programs have one name")
         self.visit(self.plan.steps)
         self.locks.finish()
         idle = sorted(set(self.programs) - self.used_names)
@@ -235,7 +235,7 @@ class _ProgramChecker(StepVisitor):
             [item.port for item in program.inputs] == [port for port, _ in call.inputs],
             f"program {program.name!r} takes other ports than call {step.name!r} is fed",
         )
-        _check_inputs(self.plan, program, [self.names.get(index, (index, ())) for index in step.inputs])
+        _check_inputs(self, program, step.inputs)
         _check_outputs(self.plan, program, dict(call.outputs))
         self._starts(step, group, program)
         for (port, _), index in zip(call.outputs, step.outputs, strict=True):
@@ -353,14 +353,15 @@ class _ProgramChecker(StepVisitor):
         self._starts(step, group, program)
 
 
-def _check_inputs(plan: Plan, program: PlannedProgram, reads: Iterable[Read]) -> None:
+def _check_inputs(checker: _ProgramChecker, program: PlannedProgram, indices: Iterable[int]) -> None:
     """A program takes what its call reads, in its form; equal constants go by one name."""
-    for item, (root, before) in zip(program.inputs, reads, strict=True):
+    plan = checker.plan
+    for item, index in zip(program.inputs, indices, strict=True):
+        root, before = checker.names.get(index, (index, ()))
         spec = plan.values[root].spec
         if not isinstance(spec, TensorSpec):
             # Which value a constant has is told by the pipeline, not the plan.
-            names = {value.origin for value in plan.values if value.constant and value.spec == spec}
-            same = item.spec is None and item.constant in names
+            same = item.spec is None and (item.constant, spec) in checker.constants
             demand(plan, same, f"program {program.name!r} has another constant at {item.port!r}")
             continue
         same = item.spec is not None and item.spec.same_form(spec) and item.adapters == before

@@ -112,7 +112,7 @@ class _StateChecker:
         self._check(cut.isdisjoint(names), "is one of calls that may run several times")
 
     def _programs(self) -> None:
-        # A call in turns has two programs.
+        # 1. Its programs run in the calls that write it, and in no others; a call in turns has two of them.
         writers = {
             name: (call, reads)
             for call, reads in self.calls
@@ -128,23 +128,28 @@ class _StateChecker:
         )
         applications = {self.plan.application(self.plan.program(name)) for name in writers}
         self._check(len(applications) == 1, f"is of several applications, {sorted(applications)}")
+        # 2. Each of them takes and gives it once, as its call does; every other program knows nothing of it.
         ports = {update.port.rpartition(".")[2] for update in self.state.updates}
         for program in self.plan.programs:
-            taken = [item for item in program.inputs if item.state == self.state.name]
-            given = [item for item in program.outputs if item.state == self.state.name]
+            inputs = [item for item in program.inputs if item.state == self.state.name]
+            outputs = [item for item in program.outputs if item.state == self.state.name]
             expected = (int(writers[program.name][1]), 1) if program.name in writers else (0, 0)
             self._check(
-                (len(taken), len(given)) == expected,
+                (len(inputs), len(outputs)) == expected,
                 f"is not taken and given by {program.name!r} as it should be",
             )
-            self._check(not taken or program.device == self.state.device, f"is not on {program.device!r}")
+            self._check(not inputs or program.device == self.state.device, f"is not on {program.device!r}")
+            # What picks the program's version are the sizes of its other inputs: a state has one size.
             names = {
                 name for item in program.inputs if item.spec and not item.state for name in item.spec.names
             }
-            loose = {name for item in taken if item.spec for name in item.spec.names} - names
+            loose = {name for item in inputs if item.spec for name in item.spec.names} - names
             fixed = all(len(dim.buckets) == 1 for dim in self.plan.dims if dim.name in loose)
             self._check(fixed, f"is all that tells the sizes {sorted(loose)} to {program.name!r}")
-            self._check({item.port for item in taken} <= ports, f"comes into {program.name!r} by other ports")
+            self._check(
+                {item.port for item in inputs} <= ports, f"comes into {program.name!r} by other ports"
+            )
+        # 3. Each update is that of a call, in their order.
         for update, (call, _) in zip(self.state.updates, self.calls[1:], strict=True):
             self._check(update.port.rpartition(".")[0] == call.name, f"does not come in by {update.port!r}")
         self._forms()
