@@ -237,6 +237,7 @@ class LoopStep(LoopLikeStep):
         check_every: Iterations from one look at ``until`` to the next.
         steps_dim: The dim that is the number of iterations, where the loop decides it; else empty.
         progress_outputs: Names of values of an iteration that are handed out while the loop runs, each with the value.
+        progress_starts: Likewise before the first iteration.
         condition: What must hold for any iteration to run; None: nothing.
     """
 
@@ -247,6 +248,7 @@ class LoopStep(LoopLikeStep):
     check_every: int = 1
     steps_dim: str = ""
     progress_outputs: tuple[tuple[str, int], ...] = ()
+    progress_starts: tuple[tuple[str, int], ...] = ()
     condition: int | None = None
 
     @property

@@ -215,6 +215,7 @@ def _outline(plan: Plan, loop: LoopLikeStep) -> dict[str, Any]:
                 "until": origin(loop.until),
                 "condition": origin(loop.condition),
                 "progress_outputs": loop.progress_outputs,
+                "progress_starts": loop.progress_starts,
             }
     return terms
 

@@ -91,7 +91,7 @@ class RequestEntries:
             if kind not in self._entries:
                 # Outputs stay on their device before values of iterations are brought home from there.
                 plan = keep_on_device(self._plan, device_outputs)
-                plan = with_progress_outputs(plan, partial) if partial else plan
+                plan = with_progress_outputs(plan, partial, self._executable.stages) if partial else plan
                 # What was added reads and runs programs at other steps than the planner's.
                 plan = with_same_locks(plan) if plan is not self._plan else plan
                 hook = None if partial is None else self._progress_hook

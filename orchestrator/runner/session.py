@@ -166,7 +166,8 @@ class Session:
                 tensors, NumPy arrays and lists again. Other Python objects are handed on as they are.
             depth: How many requests run at once, each in a thread of its own.
             partial: What loops give in each iteration, to be yielded at once: outputs that a loop gives, or its ports
-                (``"decode.token"``).
+                (``"decode.token"``, or ``"token"`` of every loop). What a carry starts with comes first where the same
+                stage, or another call of its object, makes it.
             keep_on_device: As for :meth:`run`.
 
         Returns:

@@ -10,7 +10,7 @@ from orchestrator import Dim, Pipeline, Session
 from tests.bodies import DEVICES, Halve, body, new
 from tests.kit import Double, batch, host, spec
 
-__all__ = ["MOST", "STEPS", "decoder", "halving", "load", "loop_in_loop", "request"]
+__all__ = ["MOST", "STEPS", "decoder", "halving", "load", "loop_in_loop", "request", "together"]
 
 #: How often the loop of :func:`decoder` runs, and how often at most.
 STEPS, MOST = 5, 8
@@ -101,3 +101,11 @@ def halving(kind: str) -> Pipeline:
         other = pipeline.input("other", spec(batch("batch"), 4, pad=0))
         pipeline.output("y", pipeline.when("all", inner, inputs={"x": x}, otherwise={"y": other}))
     return pipeline
+
+
+def together(stream: Any) -> list[dict[str, list[Any]]]:
+    """For each request what was yielded for it, by name, in order."""
+    streams: dict[int, dict[str, list[Any]]] = {}
+    for number, name, value in stream:
+        streams.setdefault(number, {}).setdefault(name, []).append(value)
+    return [streams[number] for number in sorted(streams)]

@@ -15,7 +15,7 @@ from orchestrator import InputError, StageError
 from orchestrator.testing import assert_same, recording
 from tests.bodies import DEVICES, items, new
 from tests.kit import Double, batch, chain, host, refuses, spec
-from tests.runner.decoding import STEPS, decoder, halving, load, loop_in_loop, request
+from tests.runner.decoding import STEPS, decoder, halving, load, loop_in_loop, request, together
 from tests.runner.gate import Gate, wait_until
 
 everywhere = pytest.mark.parametrize("device", DEVICES)
@@ -32,14 +32,6 @@ class Weak:
         if self.calls == 6:
             raise ValueError("weak")
         return x
-
-
-def together(stream: Any) -> list[dict[str, list[Any]]]:
-    """For each request what was yielded for it, by name, in order."""
-    streams: dict[int, dict[str, list[Any]]] = {}
-    for number, name, value in stream:
-        streams.setdefault(number, {}).setdefault(name, []).append(value)
-    return [streams[number] for number in sorted(streams)]
 
 
 @everywhere
@@ -323,59 +315,3 @@ def test_what_is_handed_out_on_the_way_is_counted(device: str):
         list(session.stream([request()], partial="decode.x"))
         assert session.stats["requests"] == 2
         assert session.stats["downloads"] == 2 * once + (0 if place == "cpu" else STEPS)
-
-
-def prompted(*, text: bool = True) -> Any:
-    """Two loops; two tensors, and a text, are ready before the first of them, one more tensor before the second."""
-    inner = new("step")
-    inner.output("x", inner.add("half", lambda x: x * 0.5)(inner.input("x", spec(batch("batch"), 4))))
-    pipeline = new("prompted")
-    start = pipeline.input("start", spec(batch("batch"), 4, pad=0))
-    first = pipeline.add("first", Double())(start)
-    pipeline.output("first", first)
-    pipeline.output("start", start)
-    if text:
-        pipeline.output("text", host(pipeline, "say", lambda x: f"{len(x)} rows", text=str)(start))
-    x = pipeline.loop("one", inner, carry={"x": first}, max_steps=2)
-    pipeline.output("between", x)
-    pipeline.output(
-        "steps", pipeline.loop("two", inner, carry={"x": x}, max_steps=2, collect=("x",), outputs="x[]")
-    )
-    return pipeline
-
-
-@everywhere
-@pytest.mark.parametrize("rows", [4, 3])
-def test_outputs_that_are_ready_before_a_loop_come_before_it(device: str, rows: int):
-    """Each comes once, and what is done to it then changes nothing of what follows."""
-    with load(prompted(), device) as session:
-        expected = session.run(request(rows))
-        with recording() as record:
-            items = []
-            for _, name, value in session.stream([request(rows)], partial=("one.x", "steps")):
-                items.append((name, value if isinstance(value, str) else value.clone()))
-                if name in ("first", "start", "between"):
-                    value.zero_()
-            record.assert_no_leaks()
-    early = ["first", "start", "text"]
-    assert [name for name, _ in items] == [*early, "one.x", "one.x", "between", "steps", "steps"]
-    for name in (*early, "between"):
-        (value,) = (value for other, value in items if other == name)
-        assert value == expected[name] if name == "text" else torch.equal(value, expected[name]), name
-    steps = [value for name, value in items if name == "steps"]
-    assert torch.equal(torch.stack(steps), expected["steps"])
-
-
-def test_outputs_of_a_request_in_chunks_come_whole_at_the_end():
-    with load(prompted(text=False), "cpu") as session:
-        expected = session.run(request(6))
-        items = [(name, value) for _, name, value in session.stream([request(6)], partial=("steps",))]
-    assert [name for name, _ in items] == ["steps"] * 4 + ["first", "start", "between"]
-    assert torch.equal(dict(items)["first"], expected["first"])
-
-
-def test_a_request_is_cancelled_before_its_loop():
-    with load(prompted(), "cpu") as session:
-        with session.stream([request()], partial=("steps",)) as stream:
-            assert next(stream)[1] == "first"
-        assert torch.equal(session.run(request())["first"], 2 * request()["start"])

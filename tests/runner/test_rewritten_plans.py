@@ -100,19 +100,21 @@ PROGRESS: dict[str, tuple[Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize("kind", PROGRESS)
 def test_values_of_iterations_that_are_handed_out(kind: str, device: str):
     build, names = PROGRESS[kind]
-    plan = plan_on(build(), device)
+    pipeline = build()
+    plan = plan_on(pipeline, device)
     if not names:
         loop = next(step for step in _loops(plan.steps))
         names = (f"{loop.name}.x",)
-    rewritten = with_progress_outputs(plan, names)
+    rewritten = with_progress_outputs(plan, names, pipeline.graph.stages)
     assert any(loop.progress_outputs for loop in _loops(rewritten.steps))
     check_steps(replace(rewritten, steps=free_told_values(rewritten.steps)))
 
 
 @everywhere
 def test_both_at_once(device: str):
-    plan = keep_on_device(plan_on(decoder(), device), ["x"])
-    rewritten = with_progress_outputs(plan, ["tokens"])
+    pipeline = decoder()
+    plan = keep_on_device(plan_on(pipeline, device), ["x"])
+    rewritten = with_progress_outputs(plan, ["tokens"], pipeline.graph.stages)
     check_steps(replace(rewritten, steps=free_told_values(rewritten.steps)))
 
 

@@ -254,14 +254,11 @@ class _StepWriter(CodeWriter, StepVisitor):
             self.line(f"{method}({name!a})")
 
     def hand_out(self, step: Step, outputs: Sequence[tuple[str, int]]) -> None:
-        """Tells who watches of outputs that are there before a step; as copies, since later steps may read them."""
-        if not outputs:
-            return
-        self.sync(index for _, index in outputs)
-        loop = next(iter_steps((step,), LoopStep))
-        values = ", ".join(f"{name!a}: own_copy(v{index})" for name, index in outputs)
-        self.line(f"{self.name('watch', self.progress_hook)}({loop.name!a}, 0, 0, {{{values}}})")
-        self.mark(step)
+        """Tells who watches of outputs that are there before a step."""
+        if outputs:
+            self.sync(index for _, index in outputs)
+            self.tell_early(next(iter_steps((step,), LoopStep)).name, outputs)
+            self.mark(step)
 
     def _observe(self, step: Step) -> None:
         at = self.name("step", step)

@@ -53,6 +53,9 @@ class LoopWriter:
         """Writes the lines."""
         writer = self.writer
         writer.sync(self.step.inputs)
+        match self.step:
+            case LoopStep(name=name, progress_starts=starts):
+                writer.tell_early(name, starts)
         self._begin()
         writer.line(f"for {self.at} in range({self.count}):")
         # The body has an indentation, a counter of iterations, and downloads of its own: one that is waited for inside

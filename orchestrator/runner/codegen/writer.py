@@ -86,6 +86,12 @@ class CodeWriter(abc.ABC):
         self.scope[name] = value
         return name
 
+    def tell_early(self, loop: str, values: Sequence[tuple[str, int]]) -> None:
+        """Tells who watches of values that are there before a loop; as copies, since later steps may read them."""
+        if values:
+            texts = ", ".join(f"{name!a}: own_copy(v{index})" for name, index in values)
+            self.line(f"{self.name('watch', self.progress_hook)}({loop!a}, 0, 0, {{{texts}}})")
+
     def alias(self, source: int, target: int) -> None:
         """Gives a value a second name; its handle is freed with the last one."""
         self.line(f"v{target} = v{source}")

@@ -49,7 +49,7 @@ INSTEAD: Mapping[str, str] = {
     "generation_config": "Set model.generation_config, or pass its options one by one",
     "decoder_input_ids": "A sequence of Whisper begins with language and task",
     "negative_prompt_attention_mask": "A negative prompt is one row without padding: negative_prompt_ids=[[5, 6]]",
-    "streamer": "Watch the tokens with session.stream(requests, partial=('decode.token',))",
+    "streamer": "Watch the tokens with session.stream(requests, partial=('token',))",
     "tokenizer": "Pass it as tokenizer=",
 }
 """What to do instead of passing some arguments of ``generate()``."""
