@@ -13,6 +13,7 @@ from orchestrator.adapter import Adapter
 from orchestrator.errors import CompileError
 from orchestrator_neuron.emulated.device import DeviceError
 from orchestrator_neuron.family import LINK
+from tests.kit import refuses
 from tests.neuron.programs import Affine, application, emulated_backend, load, program, spec
 
 FORM = program({"x": spec("batch", 4)}, {"output": spec("batch", 3)}, sizes=[{"batch": 2}, {"batch": 8}])
@@ -112,6 +113,25 @@ def test_every_rank_runs_on_its_own_weights(tmp_path: Path) -> None:
             backend.download(handle)
         backend.compares_ranks = False
         torch.testing.assert_close(backend.download(handle), whole(x)[:, :3])
+
+
+def test_parts_that_pass_for_the_whole_are_refused_at_load(tmp_path: Path) -> None:
+    """Of two outputs one is declared; the other one differs between ranks as well."""
+
+    class Both(_Part):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.linear(x), self.linear(x).sum(1)
+
+    whole = {"linear.weight": torch.randn(6, 4), "linear.bias": torch.randn(6)}
+    config = {"checkpoint": whole, "shard_weights": SHARDS, "sharded": {"parts": 1}}
+    outputs = {"parts": spec(2, 3), "sum": spec(2)}
+    item = application(Both(), program({"x": spec(2, 4)}, outputs, returns="tuple"), config=config)
+    with emulated_backend(tp_degree=2) as backend:
+        refuses(
+            CompileError,
+            ("The output 'sum'", "differs between rank 0 and rank 1", "{'sharded': {'sum': dim}}"),
+            lambda: load(backend, item, tmp_path),
+        )
 
 
 def test_equal_ranks_may_hold_nan(tmp_path: Path) -> None:

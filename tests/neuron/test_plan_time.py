@@ -99,6 +99,19 @@ def test_parts_of_what_is_not_there_or_has_a_name_are_refused(device: str, parts
 
 
 @both
+def test_cut_weights_without_a_word_of_the_outputs_are_refused(device: str) -> None:
+    """A part would pass for the whole; a stage that gathers says so."""
+    cut = {"checkpoint": {"weight": torch.randn(4, 4)}, "shard_weights": {"weight": 0}}
+    net = nn.Linear(4, 2, bias=False)
+    with pytest.raises(
+        PlanError, match=r"cuts 'weight' over 2 ranks .* config=\{'sharded': \{'output': dim\}\}"
+    ):
+        plan_of(net, spec(2, 4), device, config=cut)
+    for sharded in ({}, {"output": 1}):
+        plan_of(net, spec(2, 4), device, config={**cut, "sharded": sharded})
+
+
+@both
 def test_a_stage_that_decides_a_size_is_refused_on_the_device_and_runs_on_the_host(device: str) -> None:
     def positive(x: torch.Tensor) -> torch.Tensor:
         return x[x > 0]

@@ -118,8 +118,7 @@ class RankedBackend(CompilingBackend):
         """
         if stage is None:
             return settings_for(self.options, "", {})
-        own = stage.wrapper.neuron_options if isinstance(stage.wrapper, NeuronWrapper) else {}
-        return settings_for(self.options, stage.name, {**own, **stage.config})
+        return settings_for(self.options, stage.name, _own_options(stage))
 
     def application_settings(self, application: Application) -> NeuronSettings:
         """Returns the options in force for all stages of an application, which :meth:`can_join` has found equal."""
@@ -163,6 +162,7 @@ class RankedBackend(CompilingBackend):
         """
         settings = self.settings(stage)
         check_scripts(stage, self.device)
+        _check_parts(stage, settings)
         # By the dtype in which the device holds a value: int64 is no offence, since it is held in 32 bits.
         for side, ports in (("input", inputs), ("output", outputs)):
             for port, spec in ports.items():
@@ -189,3 +189,27 @@ class RankedBackend(CompilingBackend):
     def gather(self, handle: Handle, dim: int) -> torch.Tensor:
         """Joins the parts that the ranks hold along a dim, on the host."""
         return torch.cat(self.host_rows(handle), dim)
+
+
+def _own_options(stage: Stage) -> Mapping[str, Any]:
+    """Options of one stage: its wrapper's, and over them those that it was added with."""
+    own = stage.wrapper.neuron_options if isinstance(stage.wrapper, NeuronWrapper) else {}
+    return {**own, **stage.config}
+
+
+def _check_parts(stage: Stage, settings: NeuronSettings) -> None:
+    """Makes sure that a stage whose weights are cut says what of its outputs each rank has a part of.
+
+    Raises:
+        PlanError: It does not: the part of rank 0 would pass for the whole.
+    """
+    if settings.world_size > 1 and settings.shard_weights and "sharded" not in _own_options(stage):
+        raise PlanError(
+            f"Stage {stage.name!r} cuts {', '.join(repr(name) for name, _ in settings.shard_weights)} over "
+            f"{settings.world_size} ranks (shard_weights), and does not say whether its outputs are parts: rank 0's "
+            f"part would pass for the whole. Name the dim along which the parts of an output join, "
+            f"config={{'sharded': {{'output': dim}}}}; or, where the stage gathers all of them itself, say "
+            f"config={{'sharded': {{}}}}.",
+            stage=stage.name,
+            option="sharded",
+        )

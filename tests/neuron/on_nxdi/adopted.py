@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from neuronx_distributed.parallel_layers import layers, parallel_state
 from safetensors.torch import save_file
@@ -27,7 +28,7 @@ from on_nxdi.kit import (
     program,
     stage,
 )
-from orchestrator import Pipeline, TensorSpec
+from orchestrator import CompileError, Pipeline, TensorSpec
 from orchestrator.adapter import Adapter
 from orchestrator.program import ProgramInput
 from orchestrator_neuron import from_nxdi
@@ -216,11 +217,14 @@ def check_parallel_layers_cut_their_weights():
     wrapper.model_cls, wrapper.model_init_kwargs = Parallel, {}
     user_stage = from_nxdi(wrapper)
     device = backend()
-    net = stage("net", user_stage)
-    calls = load_programs(
-        device, application(net, program("net", {"x": floats(2, 4)}, {"output": floats(2, 8)}))
-    )
-    x = torch.randn(2, 4)
+    x, one = torch.randn(2, 4), program("net", {"x": floats(2, 4)}, {"output": floats(2, 8)})
+    # Undeclared, a part would pass for the whole.
+    with pytest.raises(
+        CompileError, match=r"'output' .* is \[2, 4\] on each rank, but .* for \[2, 8\].*'sharded'"
+    ):
+        load_programs(device, application(stage("net", user_stage), one))
+    net = stage("net", user_stage, config={"sharded": {"output": 1}})
+    calls = load_programs(device, application(net, one))
     (parts,) = calls["net"](device.upload(x))
     assert parts.shape == (2, 8 // RANKS)
     close(device.gather(parts, 1), user_stage.model(x))
@@ -262,3 +266,17 @@ def check_key_of_an_application_survives_its_loading():
     with contextlib.redirect_stdout(io.StringIO()):
         load_programs(device, item)
     assert device.key(item) == before
+
+
+def check_a_model_class_that_is_a_function():
+    """What it takes is read from the model that it builds."""
+    wrapper = own_wrapper(width_config())
+    wrapper.model_cls, wrapper.model_init_kwargs = lambda config: nn.Linear(config.width, 3), {}
+    net = stage("net", from_nxdi(wrapper))
+    assert [port.name for port in net.inputs] == ["input"]
+    device = backend()
+    calls = load_programs(
+        device, application(net, program("net", {"input": floats(2, 4)}, {"output": floats(2, 3)}))
+    )
+    x = torch.randn(2, 4)
+    close(device.download(calls["net"](device.upload(x))[0]), net.wrapper.model(x))

@@ -19,7 +19,7 @@ from on_nxdi.adopted import (
     own_wrapper,
     width_config,
 )
-from on_nxdi.kit import RANKS, application, backend, floats, program, stage
+from on_nxdi.kit import RANKS, application, backend, floats, load_programs, program, stage
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError, GraphError, PlanError
 from orchestrator_neuron import from_nxdi
@@ -205,3 +205,16 @@ def check_two_world_sizes_in_one_process():
     one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 4)})
     with pytest.raises(CompileError, match=rf"loaded stages for {RANKS} ranks.*crashes"):
         device.load_application(application(net, one), Path(tempfile.mkdtemp()))
+
+
+def check_parts_that_pass_for_the_whole():
+    """Said to be gathered, and not: ranks differ when the stage is loaded, also where one of them alone is read."""
+    device = backend()
+    cut = {"checkpoint": {"weight": torch.randn(4, 4)}, "shard_weights": {"weight": 0}, "sharded": {}}
+    net = stage("net", nn.Linear(4, 2, bias=False), config=cut)
+    for to_host in (False, True):
+        one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 2)}, to_host=to_host)
+        with pytest.raises(
+            CompileError, match=r"'output' .*'net', \[2, 2\], differs between rank 0 and rank 1"
+        ):
+            load_programs(device, application(net, one))

@@ -20,6 +20,7 @@ from orchestrator_neuron.emulated.register import register, unregister
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, download, upload
 from orchestrator_neuron.emulated.trace import warm_up
 from orchestrator_neuron.family import RankedBackend
+from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue, is_ranked
 
 __all__ = ["EmulatedBackend"]
@@ -99,7 +100,12 @@ class EmulatedBackend(RankedBackend):
         Raises:
             CompileError: It does not fit the device, or its weights do not fit.
         """
-        return load_application(self.open_device, application, self.application_settings(application), folder)
+        settings = self.application_settings(application)
+        programs = load_application(self.open_device, application, settings, folder)
+        # Ranks run the same code here, so nothing but their weights can make them differ for the same values.
+        if settings.shard_weights:
+            check_ranks(self, application, programs)
+        return programs
 
     def upload(self, value: torch.Tensor) -> Handle:
         """Copies a host tensor to every rank; each counts."""

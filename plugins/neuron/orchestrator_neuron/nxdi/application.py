@@ -80,9 +80,7 @@ def version_examples(program: Program) -> list[tuple[torch.Tensor, ...]]:
     return [example_inputs(program, sizes) for sizes in versions_of(program)]
 
 
-def load_programs(
-    application: Application, folder: Path, settings: NeuronSettings
-) -> dict[str, Callable[..., Any]]:
+def load_programs(application: Application, folder: Path, settings: NeuronSettings) -> dict[str, ProgramCall]:
     """Puts the weights of an application on the device, once; returns the callable of each program.
 
     NxD Inference's own warm-up is left out: it runs ``forward``, which is not the ranked way, and writes into aliased

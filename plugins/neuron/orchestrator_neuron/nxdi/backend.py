@@ -26,6 +26,7 @@ from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.nxdi.user_application import build_own, load_own
+from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue
 
 __all__ = ["NxdiBackend"]
@@ -119,8 +120,12 @@ class NxdiBackend(RankedBackend):
         self._check_world()
         user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
-            return load_own(application, user_stage, folder)
-        return load_programs(application, folder, self.application_settings(application))
+            programs = load_own(application, user_stage, folder)
+        else:
+            programs = load_programs(application, folder, self.application_settings(application))
+        if self.capabilities.ranks > 1:
+            check_ranks(self, application, {name: call.on_all_ranks for name, call in programs.items()})
+        return programs
 
     def _check_mode(self) -> None:
         """Makes sure that NxD Inference compiles for a device, and runs there.

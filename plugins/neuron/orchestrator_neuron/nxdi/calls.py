@@ -58,6 +58,19 @@ class ProgramCall:
             program=self.name,
         )
 
+    def on_all_ranks(self, *handles: Any) -> tuple[Any, ...]:
+        """Runs the program once, and leaves what it gives on all ranks, whoever reads it in requests.
+
+        Raises:
+            StageError: What came back is not ranked.
+        """
+        to_host = self._wrapper.return_ranked_to_cpu
+        self._wrapper.return_ranked_to_cpu = False
+        try:
+            return self(*handles)
+        finally:
+            self._wrapper.return_ranked_to_cpu = to_host
+
 
 def _describe(result: Any) -> str:
     if is_ranked(result):

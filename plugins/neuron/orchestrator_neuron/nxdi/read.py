@@ -119,7 +119,10 @@ def example_rows(wrapper: Any) -> list[Row]:
 
 def port_names(wrapper: Any, application: Any) -> list[str]:
     """Returns names of the model's input ports, of an application's where it names them; empty: they cannot be read."""
-    functions = [wrapper.model_cls.forward]
+    # A model class may be any callable that builds a model: one that has no forward says nothing of its parameters.
+    functions = [
+        function for function in (getattr(wrapper.model_cls, "forward", None),) if function is not None
+    ]
     if application is not None:
         functions.insert(0, type(application).forward)
     for function in functions:

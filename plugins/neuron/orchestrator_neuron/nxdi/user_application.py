@@ -5,9 +5,7 @@ What its wrapper lacks to work at all, in the form of the guide to pipeline exec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import CompileError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
@@ -36,7 +34,7 @@ def build_own(application: Application, stage: AdoptedStage, folder: Path) -> No
         theirs._builder = None
 
 
-def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dict[str, Callable[..., Any]]:
+def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dict[str, ProgramCall]:
     """Loads a user's application with its own weights; returns the callable of its program.
 
     Raises:
