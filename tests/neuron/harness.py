@@ -6,7 +6,7 @@ The sources of NxD Inference and of NxD Core, and the simulated device, are not 
 
     NXDI_SRC                     .../neuronx-distributed-inference/src
     NXD_SRC                      .../neuronx-distributed/src
-    ORCHESTRATOR_NXDI_HARNESS    the folder with simdev.py and sim_runtime.py
+    ORCHESTRATOR_NXDI_HARNESS    the folder with simdev.py, sim_runtime.py and simpar.py
     ORCHESTRATOR_NXDI_GUIDE      optional: guide-fpem.rst, the guide to pipeline execution, whose classes are run
                                  unchanged; else it is looked for beside that folder
 
@@ -33,6 +33,7 @@ MODULES = (
     "programs",
     "state_dicts",
     "adopted",
+    "parallel_layers",
     "refused",
     "pipelines",
     "entry_points",
@@ -55,6 +56,8 @@ def install() -> None:
     # The reference trees stay clean.
     sys.dont_write_bytecode = True
     sys.path.insert(0, os.environ["ORCHESTRATOR_NXDI_HARNESS"])
+    # Before any model: it puts ranks in lock step under NxD's collectives.
+    importlib.import_module("simpar")
     sim_runtime = importlib.import_module("sim_runtime")
     sim_runtime.install(os.environ["NXDI_SRC"], os.environ["NXD_SRC"])
     logging.disable(logging.INFO)

@@ -155,9 +155,15 @@ class AdoptedStage(NeuronWrapper):
         return self._model
 
     def make_model(self) -> Any:
-        """Builds a new model, as NxD Inference would."""
-        assert self.model_cls is not None
-        return self.model_cls(self.config, **self._arguments).eval()
+        """Builds a new model, whole, as NxD Inference builds that of a rank."""
+        return self._build(1, 1)
+
+    def _build(self, degree: int, world: int) -> torch.nn.Module:
+        # Here, not above: NxD is imported for it, and `require` has made sure that it can be.
+        from orchestrator_neuron.nxdi.models import build_model, config_of_degree
+
+        config = config_of_degree(self.config, self.rows, degree, world)
+        return build_model(self.nxdi_wrapper, self._arguments, config, degree, world)
 
     @property
     def has_forward(self) -> bool:

@@ -258,9 +258,14 @@ def work_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_compile_error(application: Application, action: str) -> Iterator[None]:
-    """Turns whatever NxD Inference raises into a :class:`CompileError`; its warnings are to its own developers."""
+    """Turns whatever NxD Inference raises into a :class:`CompileError`; its warnings are to its own developers.
+
+    Its block finds no parallel state in the process, as NxD Inference assumes.
+    """
+    from orchestrator_neuron.nxdi.ranks import no_ranks
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_ranks():
             warnings.filterwarnings("ignore", module=r"neuronx_distributed\b")
             yield
     except OrchestratorError:

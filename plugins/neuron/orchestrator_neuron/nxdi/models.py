@@ -1,0 +1,104 @@
+"""The models of users' wrappers: built as NxD Inference would, at any degree, in a mocked world.
+
+On the host a model is whole, so its degree is 1. What one rank of a device runs, :func:`rank_model`, is built at the
+degree of the plan, and serves planning alone: shapes and weights are read off it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from orchestrator_neuron.nxdi.checks import Row
+from orchestrator_neuron.nxdi.ranks import collective_shapes, ranks_of_degree
+from orchestrator_neuron.nxdi.read import instance_of
+
+__all__ = ["RankModel", "build_model", "config_of_degree", "is_cut"]
+
+#: Degrees of a ``NeuronConfig``; not all versions have all of them.
+_DEGREES = (
+    "tp_degree",
+    "pp_degree",
+    "ep_degree",
+    "cp_degree",
+    "attention_dp_degree",
+    "moe_tp_degree",
+    "moe_ep_degree",
+)
+
+
+def config_of_degree(config: Any, rows: list[Row], degree: int, world: int) -> Any:
+    """Returns a copy of a user's config, for a model on the host that computes in the dtypes of the examples.
+
+    Args:
+        config: The user's.
+        rows: Example inputs of the wrapper.
+        degree: Ranks that share the model.
+        world: All ranks.
+    """
+    config = copy.deepcopy(config)
+    neuron = config.neuron_config
+    if degree == 1:
+        for name in _DEGREES:
+            if getattr(neuron, name, 1) not in (1, None):
+                setattr(neuron, name, 1)
+    neuron.tp_degree, neuron.world_size, neuron.local_ranks_size = degree, world, world
+    neuron.start_rank_id = 0
+    # Where the device's dtype is not that of the examples, the plan casts at the borders, and the host computes as
+    # the examples say.
+    dtypes = {spec.dtype for row in rows for spec in row if spec.dtype.is_floating_point}
+    if neuron.torch_dtype not in dtypes:
+        neuron.torch_dtype, neuron.cast_type = torch.float32, "as-declared"
+    return config
+
+
+def build_model(
+    wrapper: Any, arguments: dict[str, Any], config: Any, degree: int, world: int
+) -> torch.nn.Module:
+    """Builds a model by its wrapper's own ``get_model_instance``, or of its model class; in eval mode.
+
+    Args:
+        wrapper: The user's wrapper, which is not written to.
+        arguments: Keyword arguments of its model class.
+        config: See :func:`config_of_degree`.
+        degree: Ranks that share the model.
+        world: All ranks.
+    """
+    cores = getattr(config.neuron_config, "logical_nc_config", 1)
+    with ranks_of_degree(degree, world, cores):
+        instance = instance_of(wrapper, arguments, config)
+        instance.load_module()
+        # `get` of a language model's instance reads its cache; what is built is there without it.
+        model = getattr(instance, "module", None)
+        if model is None:
+            model, _ = instance.get(0)
+    model.requires_grad_(False)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def is_cut(model: torch.nn.Module) -> bool:
+    """Tells whether NxD's layers hold a part of a weight on each rank."""
+    return any(getattr(weight, "tensor_model_parallel", False) for weight in model.parameters())
+
+
+class RankModel(torch.nn.Module):
+    """What one rank runs of a model, for trials: collectives inside it give shapes only.
+
+    Args:
+        model: The model at its degree.
+        degree: Ranks that share it.
+        world: All ranks.
+        cores: Physical cores of a logical one.
+    """
+
+    def __init__(self, model: torch.nn.Module, degree: int, world: int, cores: int) -> None:
+        super().__init__()
+        self.model = model
+        self._ranks = (degree, world, cores)
+
+    def forward(self, *values: Any, **keywords: Any) -> Any:
+        """Runs it on rank 0."""
+        with ranks_of_degree(*self._ranks), collective_shapes():
+            return self.model(*values, **keywords)
