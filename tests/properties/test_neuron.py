@@ -48,16 +48,16 @@ def able(case: Case) -> list[str]:
 
 
 @st.composite
-def plans(draw: Draw, case: Case) -> Plan:
+def plans(draw: Draw, case: Case, device: str = DEVICE, ranks: tuple[int, int] = (1, 2)) -> Plan:
     """A random plan: most stages on the device, a few on the processor; forced places and residencies."""
     stages = able(case)
     assume(stages)
-    placement = {name: draw(st.sampled_from((DEVICE, DEVICE, DEVICE, "cpu"))) for name in stages}
-    assume(DEVICE in placement.values())
-    options = {"tp_degree": draw(st.integers(1, 2)), "adapters": draw(st.sampled_from(PLACES))}
+    placement = {name: draw(st.sampled_from((device, device, device, "cpu"))) for name in stages}
+    assume(device in placement.values())
+    options = {"tp_degree": draw(st.integers(*ranks)), "adapters": draw(st.sampled_from(PLACES))}
     asked = {"placement": placement, "sizes": case.sizes, "options": options}
     plan = case.pipeline.plan(**asked)
-    calls = {call.name for call in plan.calls if call.device == DEVICE}
+    calls = {call.name for call in plan.calls if call.device == device}
     free = [
         str(edge)
         for edge in plan.edges
@@ -68,10 +68,10 @@ def plans(draw: Draw, case: Case) -> Plan:
 
 
 @st.composite
-def trials(draw: Draw) -> Trial:
+def trials(draw: Draw, device: str = DEVICE, ranks: tuple[int, int] = (1, 2)) -> Trial:
     """Random pipelines, planned, with requests."""
     case = draw(cases())
-    plan = draw(plans(case))
+    plan = draw(plans(case, device, ranks))
     return Trial(case, plan, draw(requests(case, plan)), draw(requests(case, plan)))
 
 
