@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import resource
 import signal
@@ -57,6 +58,14 @@ def pytest_configure() -> None:
     gc.set_threshold(20_000)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keeps pytest's handlers off the logger of torch's structured traces, which torch writes only where there is one.
+
+    Pytest adds its handlers to each logger that does not hand records on, as torch makes this one when it is imported.
+    """
+    logging.getLogger("torch.__trace").propagate = True
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -115,25 +115,33 @@ def draws_words(where: str, what: str) -> str:
     )
 
 
-def check_draws(where: str, stage: str, module: torch.fx.GraphModule) -> None:
+def check_draws(
+    where: str, stage: str, module: torch.fx.GraphModule, again: Callable[[], torch.fx.GraphModule]
+) -> None:
     """Makes sure that a program draws no random numbers.
 
     Args:
         where: The program, for the message.
         stage: The stage's name.
         module: The exported graph, with those of its branches.
+        again: Exports it with the line of each operation; called for the line of one that draws.
 
     Raises:
         CompileError: It does.
     """
+    node = _first_draw(module)
+    if node is None:
+        return
+    same = _first_draw(again())
+    line = "" if same is None else _line_of_node(same)
+    raise CompileError(draws_words(where, f"{node.target}{line}"), stage=stage, operation=str(node.target))
+
+
+def _first_draw(module: torch.fx.GraphModule) -> torch.fx.Node | None:
+    """Returns the first operation that draws, in a graph or its branches."""
     graphs = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
-    for node in (node for part in graphs for node in part.graph.nodes):
-        if node.op == "call_function" and _draws(node):
-            raise CompileError(
-                draws_words(where, f"{node.target}{_line_of_node(node)}"),
-                stage=stage,
-                operation=str(node.target),
-            )
+    nodes = (node for part in graphs for node in part.graph.nodes)
+    return next((node for node in nodes if node.op == "call_function" and _draws(node)), None)
 
 
 def _draws(node: torch.fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +51,13 @@ def trace(
         CompileError: It cannot be exported, or gives something else than the plan says.
     """
     try:
-        with default_torch_state(), silenced():
-            export = torch.export.export(module, example_inputs(program, sizes), strict=False)
+        with _without_lines():
+            export = _export(module, program, sizes)
     except Exception as error:
         raise unexportable(where, stage, error) from error
     # A refusal names the user's line, so the graph is checked first: comparing outputs and writing know operators only.
     check_static(where, stage, export.graph, lambda: _run_fake(module, program, sizes))
-    check_draws(where, stage, export.graph_module)
+    check_draws(where, stage, export.graph_module, lambda: _export(module, program, sizes).graph_module)
     _check_outputs(where, stage, _outputs(export), module, sizes)
     try:
         data = dump(export)
@@ -67,6 +68,28 @@ def trace(
             stage=stage,
         ) from error
     return TracedProgram(data, _constant_bytes(export))
+
+
+def _export(
+    module: ProgramModule, program: Program, sizes: Mapping[str, int]
+) -> torch.export.ExportedProgram:
+    with default_torch_state(), silenced():
+        return torch.export.export(module, example_inputs(program, sizes), strict=False)
+
+
+@contextlib.contextmanager
+def _without_lines() -> Iterator[None]:
+    """Keeps torch from noting the line of each operation, a sixth of an export: a refusal exports again for its line.
+
+    Versions of torch that do not know the switch note them all the same.
+    """
+    config = torch.fx.config
+    before = getattr(config, "do_not_emit_stack_traces", False)
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def _run_fake(module: ProgramModule, program: Program, sizes: Mapping[str, int]) -> None:
