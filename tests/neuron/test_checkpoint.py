@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,9 @@ def test_a_sharded_weight_is_cut_for_each_rank(write_checkpoint: Callable[..., s
     parts = [rank_weights(weights, settings, rank) for rank in range(2)]
     assert torch.equal(torch.cat([part["model.weight"] for part in parts], dim), whole["model.weight"])
     assert all(torch.equal(part["model.bias"], whole["model.bias"]) for part in parts)
+    # The second of two processes with a rank each.
+    later = replace(settings, local_ranks_size=1, start_rank_id=1)
+    assert torch.equal(rank_weights(weights, later, 0)["model.weight"], parts[1]["model.weight"])
 
 
 def test_a_sharded_weight_has_the_size_of_all_ranks(write_checkpoint: Callable[..., str]) -> None:

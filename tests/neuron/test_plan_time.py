@@ -14,6 +14,7 @@ from orchestrator import Dim, Pipeline, Plan, TensorSpec
 from orchestrator.errors import GraphError, PlanError
 from orchestrator_neuron.module import ProgramModule, example_inputs
 from orchestrator_neuron.nxdi import packages
+from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from tests.neuron.programs import program, spec
 
 DEVICE = "neuron-emulated"
@@ -55,6 +56,29 @@ def test_a_world_size_of_one_stage_is_refused(device: str) -> None:
 def test_a_process_has_one_logical_core_configuration() -> None:
     with pytest.raises(PlanError, match=r"'net' asks for logical_nc_config=1"):
         plan_of(nn.Linear(4, 4), TensorSpec((2, 4)), config={"logical_nc_config": 1})
+
+
+@both
+def test_a_process_may_run_a_share_of_the_ranks(device: str) -> None:
+    """Each process of a group has equally many, and no part of an output is in another one."""
+    net, x = nn.Linear(4, 4), TensorSpec((2, 4))
+    share = {"tp_degree": 4, "local_ranks_size": 2, "start_rank_id": 2}
+    plan = pipeline_of(net, x).plan(device, options=share)
+    assert plan.summary["uploads"] == plan.groups[0].ranks == 2
+    (note,) = plan.notes
+    assert note.startswith(
+        "2 of 4 ranks run in this process. Each process of the group gets the same requests"
+    )
+    for options, why in (
+        ({**share, "start_rank_id": 1}, "Ranks 1 to 2 of 4 are no share of a process"),
+        ({**share, "start_rank_id": 4}, "Ranks 4 to 5 of 4"),
+        ({**share, "local_ranks_size": 3, "start_rank_id": 0}, "Ranks 0 to 2 of 4"),
+        ({**share, "start_rank_id": -1}, "'start_rank_id' is an int from 0 on, not -1"),
+    ):
+        with pytest.raises(PlanError, match=why):
+            pipeline_of(net, x).plan(device, options=options)
+    with pytest.raises(PlanError, match="2 of its 4 parts are in other processes"):
+        pipeline_of(net, x, config={"sharded": {"output": 1}}).plan(device, options=share)
 
 
 @pytest.mark.parametrize("platform", ["trn1", "inf2"])
@@ -217,6 +241,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(packages, "require", lambda: None)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("orchestrator_neuron.nxdi.classes", module, raising=False)
+    # Models are built inside NxD's parallel state, and there is no NxD.
+    monkeypatch.setattr(AdoptedStage, "_build", lambda stage, *_: stage.model_cls(stage.config).eval())
     return module
 
 

@@ -81,12 +81,14 @@ def load_weights(
 def rank_weights(
     weights: Mapping[str, torch.Tensor], settings: NeuronSettings, rank: int
 ) -> dict[str, torch.Tensor]:
-    """Returns the weights of one rank: parts of those in ``shard_weights``, as views, and all others whole."""
+    """Returns weights of one rank of this process: parts of those in ``shard_weights``, as views, all else whole."""
     dims = {id(weights[name]): dim for name, dim in settings.shard_weights}
     parts: dict[int, torch.Tensor] = {}
     for tensor in weights.values():
         if id(tensor) in dims and id(tensor) not in parts:
-            parts[id(tensor)] = tensor.chunk(settings.world_size, dims[id(tensor)])[rank]
+            parts[id(tensor)] = tensor.chunk(settings.world_size, dims[id(tensor)])[
+                settings.start_rank_id + rank
+            ]
     return {name: parts.get(id(tensor), tensor) for name, tensor in weights.items()}
 
 

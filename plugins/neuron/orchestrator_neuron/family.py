@@ -79,7 +79,7 @@ class RankedBackend(CompilingBackend):
         super().__init__(device, with_platform(normalize(options or {}), self.platform()))
         whole = settings_for(self.options, "", {})
         self._capabilities = Capabilities(
-            ranks=whole.world_size,
+            ranks=whole.ranks,
             eager=False,
             static_shapes=True,
             output_buffers=1,
@@ -181,6 +181,12 @@ class RankedBackend(CompilingBackend):
     def _notes(self, stage: Stage) -> Iterator[str]:
         """Yields warnings about a stage."""
         yield from training_notes(stage, self.device)
+        settings = self.settings(stage)
+        if settings.ranks < settings.world_size:
+            yield (
+                f"{settings.ranks} of {settings.world_size} ranks run in this process. Each process of the group gets "
+                f"the same requests in the same order, one at a time: their programs wait for one another."
+            )
 
     def host_rows(self, handle: Handle) -> list[torch.Tensor]:
         """Brings the tensor of each rank to the host."""

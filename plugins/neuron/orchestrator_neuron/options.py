@@ -25,6 +25,8 @@ __all__ = [
 OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "tp_degree": int,
     "world_size": int,
+    "local_ranks_size": int,
+    "start_rank_id": int,
     "torch_dtype": (torch.dtype, str),
     "logical_nc_config": int,
     "platform": str,
@@ -39,7 +41,7 @@ OPTION_TYPES: Mapping[str, type | tuple[type, ...]] = {
 #: Options that speak of one stage's weights or ports; they have no meaning for a whole plan.
 STAGE_ONLY = ("checkpoint", "sharded", "shard_weights")
 #: Options of the process: they are the same for all stages.
-PROCESS_WIDE = ("world_size", "logical_nc_config", "platform", "hazards")
+PROCESS_WIDE = ("world_size", "local_ranks_size", "start_rank_id", "logical_nc_config", "platform", "hazards")
 #: Platforms, and those of them whose cores are not joined to logical ones.
 PLATFORMS = ("trn1", "inf2", "trn2", "trn3")
 SINGLE_CORE_PLATFORMS = ("trn1", "inf2")
@@ -56,7 +58,9 @@ class NeuronSettings:
 
     Attributes:
         tp_degree: Ranks that share the stage's work.
-        world_size: Ranks of the process: rows of a ranked value.
+        world_size: Ranks of the device group.
+        local_ranks_size: Those of them that this process runs: rows of a ranked value.
+        start_rank_id: The first one of these.
         torch_dtype: Dtype of weights and floating-point values; None: they stay as they are.
         logical_nc_config: Physical cores of one logical core.
         compiler_args: Arguments for the compiler; empty: its defaults.
@@ -68,12 +72,19 @@ class NeuronSettings:
 
     tp_degree: int = 1
     world_size: int = 1
+    local_ranks_size: int = 0
+    start_rank_id: int = 0
     torch_dtype: torch.dtype | None = None
     logical_nc_config: int = 2
     compiler_args: str = ""
     checkpoint: str | Mapping[str, torch.Tensor] | None = None
     sharded: tuple[tuple[str, int], ...] = ()
     shard_weights: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of this process: all, unless ``local_ranks_size`` says otherwise."""
+        return self.local_ranks_size or self.world_size
 
 
 def normalize(options: Mapping[str, Any], stage: str = "") -> dict[str, Any]:
@@ -120,7 +131,13 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     whole, own = dict(options), normalize(config, stage)
     # 1. Ranks and cores are of the process: NxD Inference crashes on loading the second stage of another world.
     world = int(whole.get("world_size", whole.get("tp_degree", 1)))
-    defaults = {"logical_nc_config": 2, "platform": "trn2", "hazards": "solve"}
+    defaults = {
+        "local_ranks_size": world,
+        "start_rank_id": 0,
+        "logical_nc_config": 2,
+        "platform": "trn2",
+        "hazards": "solve",
+    }
     process_options = {**defaults, **whole, "world_size": world}
     for name in PROCESS_WIDE:
         if own.get(name, process_options[name]) != process_options[name]:
@@ -144,6 +161,7 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
             stage=stage,
             option="tp_degree",
         )
+    _check_processes(settings, stage)
     if settings.sharded and settings.tp_degree != world:
         raise PlanError(
             f"Stage {stage!r} declares sharded outputs with tp_degree={settings.tp_degree} in a world of {world} "
@@ -153,14 +171,37 @@ def settings_for(options: Mapping[str, Any], stage: str, config: Mapping[str, An
     return settings
 
 
+def _check_processes(settings: NeuronSettings, stage: str) -> None:
+    """Makes sure that the ranks of this process are some of the world's, and that no part is in another process.
+
+    Raises:
+        PlanError: They are not, or one is.
+    """
+    first, count, world = settings.start_rank_id, settings.ranks, settings.world_size
+    if first + count > world or world % count or first % count:
+        raise PlanOptionError(
+            f"Ranks {first} to {first + count - 1} of {world} are no share of a process: processes have equally many "
+            f"ranks each, one after another. Change local_ranks_size={count} or start_rank_id={first}.",
+            option="local_ranks_size",
+        )
+    if settings.sharded and count < world:
+        raise PlanError(
+            f"Stage {stage!r} declares sharded outputs, and {world - count} of its {world} parts are in other "
+            f"processes (local_ranks_size={count}). Gather the outputs inside the stage, or run all ranks in one "
+            f"process.",
+            stage=stage,
+        )
+
+
 def _check(name: str, value: Any, stage: str) -> Any:
     kinds = OPTION_TYPES[name]
     if not isinstance(value, kinds) or isinstance(value, bool):
         alternatives = kinds if isinstance(kinds, tuple) else (kinds,)
         raise _wrong(name, value, stage, f"a {' or '.join(kind.__name__ for kind in alternatives)}")
     _check_owner(name, stage)
-    if isinstance(value, int) and value < 1:
-        raise _wrong(name, value, stage, "a positive int")
+    lowest = 0 if name == "start_rank_id" else 1
+    if isinstance(value, int) and value < lowest:
+        raise _wrong(name, value, stage, "a positive int" if lowest else "an int from 0 on")
     if name == "logical_nc_config" and value not in (1, 2):
         raise _wrong(name, value, stage, "1 or 2")
     if name == "platform" and value not in PLATFORMS:

@@ -19,10 +19,11 @@ from on_nxdi.adopted import (
     own_wrapper,
     width_config,
 )
-from on_nxdi.kit import RANKS, application, backend, floats, load_programs, program, stage
+from on_nxdi.kit import RANKS, application, backend, close, floats, load_programs, program, stage
 from orchestrator import Pipeline, TensorSpec
 from orchestrator.errors import CompileError, GraphError, PlanError
 from orchestrator_neuron import from_nxdi
+from orchestrator_neuron.nxdi.backend import NxdiBackend
 
 
 def check_equal_input_shapes_in_one_application():
@@ -218,3 +219,18 @@ def check_parts_that_pass_for_the_whole():
             CompileError, match=r"'output' .*'net', \[2, 2\], differs between rank 0 and rank 1"
         ):
             load_programs(device, application(net, one))
+
+
+def check_a_process_runs_a_share_of_the_ranks():
+    """The second of two processes: its ranks get their parts of the weights, and rows are as many as they are."""
+    whole = torch.randn(4 * RANKS, 4)
+    cut = {"checkpoint": {"weight": whole}, "shard_weights": {"weight": 0}, "sharded": {}}
+    net = stage("net", nn.Linear(4, 2, bias=False), config=cut)
+    one = program("net", {"input": floats(2, 4)}, {"output": floats(2, 2)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NxdiBackend, "_loaded_world", None)
+        patch.setattr("orchestrator_neuron.nxdi.backend.check_ranks", lambda *_: None)
+        device = backend(tp_degree=2 * RANKS, local_ranks_size=RANKS, start_rank_id=RANKS)
+        calls = load_programs(device, application(net, one))
+        x = torch.randn(2, 4)
+        close(device.gather(calls["net"](device.upload(x))[0], 1), x @ whole[2 * RANKS :].T)

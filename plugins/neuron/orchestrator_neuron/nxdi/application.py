@@ -104,7 +104,7 @@ def load_programs(application: Application, folder: Path, settings: NeuronSettin
         nxdi_application.forget()
         modules.clear()
         pairs = zip(application.programs, nxdi_application.models, strict=True)
-        ranks = settings.world_size
+        ranks = settings.ranks
         return {
             program.name: ProgramCall(program, wrapper, wrapper.forward, routing(program, ranks))
             for program, wrapper in pairs
@@ -191,7 +191,7 @@ def _config(user_stage: AdoptedStage | None, settings: NeuronSettings) -> Any:
     # Ranks and dtypes follow the plan, which `differences` has compared with the user's config.
     neuron = config.neuron_config
     neuron.tp_degree, neuron.world_size = settings.tp_degree, settings.world_size
-    neuron.local_ranks_size, neuron.start_rank_id = settings.world_size, 0
+    neuron.local_ranks_size, neuron.start_rank_id = settings.ranks, settings.start_rank_id
     # Left to itself, NxD Inference would cast everything to bfloat16.
     neuron.torch_dtype = settings.torch_dtype or torch.float32
     neuron.cast_type = "config" if settings.torch_dtype else "as-declared"

@@ -39,8 +39,8 @@ class NxdiBackend(RankedBackend):
 
     slow_first_run = True
 
-    #: World size of what this process has loaded; NxD Inference crashes when another follows.
-    _loaded_world: ClassVar[int | None] = None
+    #: World size of what this process has loaded, and its own ranks; NxD Inference crashes when another follows.
+    _loaded_world: ClassVar[tuple[int, int] | None] = None
 
     @classmethod
     def accepts(cls, device: str) -> bool:
@@ -141,16 +141,18 @@ class NxdiBackend(RankedBackend):
             )
 
     def _check_world(self) -> None:
-        ranks = self.capabilities.ranks
-        if NxdiBackend._loaded_world not in (None, ranks):
+        settings = self.settings(None)
+        world = (settings.world_size, settings.ranks)
+        loaded_world = NxdiBackend._loaded_world
+        if loaded_world is not None and loaded_world != world:
             raise CompileError(
-                f"This process has loaded stages for {NxdiBackend._loaded_world} ranks, and NxD Inference crashes "
-                f"when it loads weights for {ranks} as well. Plan both with the same world_size, or use a process "
-                f"for each.",
+                f"This process has loaded stages for {_show_world(loaded_world)}, and NxD Inference crashes "
+                f"when it loads weights for {_show_world(world)} as well. Plan both with the same world_size, or use a "
+                f"process for each.",
                 device=self.device,
-                world_size=ranks,
+                world_size=settings.world_size,
             )
-        NxdiBackend._loaded_world = ranks
+        NxdiBackend._loaded_world = world
 
     def upload(self, value: torch.Tensor) -> RankedValue:
         """Puts a host tensor on every rank, one copy for each."""
@@ -170,3 +172,8 @@ class NxdiBackend(RankedBackend):
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> RankedValue:
         """Makes a value of zeros."""
         return self.upload(torch.zeros(shape, dtype=dtype, device="cpu"))
+
+
+def _show_world(world: tuple[int, int]) -> str:
+    size, count = world
+    return f"{size} ranks" if size == count else f"{count} of {size} ranks"

@@ -129,8 +129,8 @@ def differences(stage: str, wrapper: Any, settings: NeuronSettings, own: bool) -
     neuron = wrapper.config.neuron_config
     pairs: dict[str, tuple[Any, Any]] = {
         "world_size": (neuron.world_size, settings.world_size),
-        "local_ranks_size": (neuron.local_ranks_size, settings.world_size),
-        "start_rank_id": (neuron.start_rank_id, 0),
+        "local_ranks_size": (neuron.local_ranks_size, settings.ranks),
+        "start_rank_id": (neuron.start_rank_id, settings.start_rank_id),
         "logical_nc_config": (neuron.logical_nc_config, settings.logical_nc_config),
     }
     if own:
@@ -139,11 +139,10 @@ def differences(stage: str, wrapper: Any, settings: NeuronSettings, own: bool) -
         pairs["torch_dtype"] = (dtype or torch.float32, settings.torch_dtype or torch.float32)
     for name, (theirs, ours) in pairs.items():
         if theirs != ours:
-            option = "world_size" if name == "local_ranks_size" else name
-            way = "run all ranks in one process" if name == "start_rank_id" else f"{{{option!r}: {theirs!r}}}"
             raise PlanOptionError(
                 f"The NeuronConfig of stage {stage!r} says {name}={theirs!r}, but the plan has {ours!r}. All stages "
-                f"of one process share their ranks and cores. Change the NeuronConfig, or plan with options={way}.",
+                f"of one process share their ranks and cores. Change the NeuronConfig, or plan with "
+                f"options={{{name!r}: {theirs!r}}}.",
                 stage=stage,
                 option=name,
             )

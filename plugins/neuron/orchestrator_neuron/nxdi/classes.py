@@ -222,4 +222,5 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
             parts = rank_weights(self._weights, self._settings, rank)
             cut = {name: part for name, part in parts.items() if part is not self._weights[name]}
             row.update({f"{PREFIX}{name}": part.contiguous() for name, part in cut.items()})
-        self.traced_model.nxd_model.initialize(ranks, torch.tensor([0], dtype=torch.int32))
+        first = torch.tensor([self._settings.start_rank_id], dtype=torch.int32)
+        self.traced_model.nxd_model.initialize(ranks, first)
