@@ -34,6 +34,9 @@ class CompilingBackend(Backend):
 
     #: Whether programs can read and write memory of their application (``Application.states``) in place.
     keeps_states: ClassVar[bool] = False
+    #: Whether ``adapt`` copies a value (a ``clone``) into other memory of the device; else it goes over the host.
+    #: Programs leave on such a device whatever they give, ``Program.to_host`` or not.
+    copies_values: ClassVar[bool] = False
     #: Whether the first run of a loaded program takes longer than later ones; then each runs once at load, but those of
     #: an application with states, where it would leave something behind.
     slow_first_run: ClassVar[bool] = False

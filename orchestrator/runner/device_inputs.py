@@ -7,7 +7,7 @@ download brings. The value is the caller's, and nobody frees it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,12 +24,11 @@ from orchestrator.plan.steps import (
     LoopStep,
     Step,
     body_of,
-    iter_steps,
     with_body,
 )
 from orchestrator.plan.updated import updatable_inputs
 from orchestrator.runner.closing import Closing
-from orchestrator.runner.device_outputs import with_frees
+from orchestrator.runner.device_outputs import with_frees, without_unread
 from orchestrator.runner.device_values import device_value_of
 from orchestrator.runner.sharing import Sharing
 from orchestrator.specs import TensorSpec
@@ -145,7 +144,7 @@ def _with_device_input(plan: Plan, index: int, device: str) -> Plan:
     # 2. Who reads the input itself, or what the host makes of it, reads a download; what nobody reads is not made.
     values = list(plan.values)
     host_values = _host_values(plan, index)
-    steps = _without_unread(readers, host_values - {index}, plan)
+    steps = without_unread(readers, host_values - {index}, dict(plan.outputs).values())
     downloads: list[Step] = []
     host_index = index
     if any(index in step.inputs for step in steps) or index in dict(plan.outputs).values():
@@ -218,19 +217,6 @@ def _download(
         steps.append(AdaptStep((target,), (target + 1,), whole.origin, cast))
         target += 1
     return steps, target
-
-
-def _without_unread(steps: Iterable[Step], candidates: set[int], plan: Plan) -> list[Step]:
-    """Steps without those that make a candidate which nobody reads."""
-    remaining = list(steps)
-    outputs = {at for _, at in plan.outputs}
-    while True:
-        reads = {at for step in iter_steps(remaining) for at in step.inputs} | outputs
-        unread = candidates - reads
-        fewer = [step for step in remaining if not (step.outputs and set(step.outputs) <= unread)]
-        if len(fewer) == len(remaining):
-            return fewer
-        remaining = fewer
 
 
 def _rename(step: Step, names: Mapping[int, int]) -> Step:

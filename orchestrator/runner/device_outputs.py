@@ -2,8 +2,8 @@
 
 A kept output is the value before its download. The download itself stays where somebody else reads what it brings:
 a host stage, or the same value handed out under another name. Where a program owns its output buffer, the next request
-overwrites it, and what a device of static shapes gives is cut on the host: there a kept output is what was downloaded,
-put on the device again.
+overwrites it: there a kept output is a copy, which the device makes itself where it can and the request is at bucket
+sizes. What has to be cut on the host, or copied over it, is what was downloaded, put on the device again.
 """
 
 from __future__ import annotations
@@ -13,17 +13,29 @@ from dataclasses import replace
 
 from orchestrator.adapter import CLONE, MOVES, Adapter
 from orchestrator.plan.model import Plan
-from orchestrator.plan.records import PlannedCall, PlannedValue
+from orchestrator.plan.records import PlannedCall, PlannedGroup, PlannedValue
 from orchestrator.plan.steps import HOST, AdaptStep, RegionStep, Step, body_of, iter_steps, with_body
 from orchestrator.plan.updated import updatable_inputs
 from orchestrator.runner.sharing import Sharing
-from orchestrator.specs import PortSpec, TensorSpec
+from orchestrator.specs import PortSpec, TensorSpec, dim_names, plain_dims
 
-__all__ = ["keep_on_device", "with_frees"]
+__all__ = ["dims_on_devices", "keep_on_device", "with_frees", "without_unread"]
 
 
-def keep_on_device(plan: Plan, names: Collection[str]) -> Plan:
-    """Returns the plan that hands these outputs out where they were made; those made in host memory stay there."""
+def keep_on_device(plan: Plan, names: Collection[str], copying_devices: Collection[str] = ()) -> Plan:
+    """Returns the plan that hands these outputs out where they were made; those made in host memory stay there.
+
+    Args:
+        plan: The plan.
+        names: The outputs.
+        copying_devices: Devices that run programs and copy values by themselves. What they copy keeps its size, so such
+            a plan is for requests in which the dims of these outputs are at buckets.
+    """
+    copying_groups = {group.memory: group for group in plan.groups if group.device in copying_devices}
+    sources = {} if not copying_groups else _values_to_copy(plan, names, copying_groups)
+    if sources:
+        plan = _with_device_copies(plan, sources, {group.device for group in copying_groups.values()})
+        names = [name for name in names if name not in sources]
     outputs_before, values_before = {index for _, index in plan.outputs}, len(plan.values)
     # Where the next request overwrites an output, it is downloaded and put on the device again.
     copies = _outputs_to_copy(plan, names)
@@ -127,6 +139,95 @@ def _doers(steps: Iterable[Step]) -> Iterator[Step]:
             case RegionStep():
                 continue
         yield step
+
+
+def _values_to_copy(
+    plan: Plan, names: Collection[str], groups: Mapping[str, PlannedGroup]
+) -> dict[str, tuple[int, ...]]:
+    """Outputs of which a device of these memories can make a copy at bucket sizes.
+
+    Returns:
+        By name the value to copy, and what is made of it on its way to the host, the output last.
+    """
+    steps = {index: step for step in plan.steps for index in step.outputs}
+    own_dims = {dim.name for dim in plan.dims if not dim.decided_by}
+    sources: dict[str, tuple[int, ...]] = {}
+    for name, index in plan.outputs:
+        # Back over what changes nothing at bucket sizes, but for a wider dtype, to the value as the device holds it.
+        way, step = [index], steps.get(index)
+        while isinstance(step, AdaptStep) and plan.values[way[0]].memory == HOST:
+            source, target = (plan.values[at].spec for at in (step.inputs[0], way[0]))
+            if not _keeps_size(step.adapter, source, target, own_dims):
+                break
+            way.insert(0, step.inputs[0])
+            step = steps.get(way[0])
+        group = groups.get(plan.values[way[0]].memory)
+        if name in names and group is not None and group.overwrites_outputs and step is not None:
+            sources[name] = tuple(way)
+    return sources
+
+
+def dims_on_devices(plan: Plan, names: Collection[str]) -> frozenset[str]:
+    """Returns the dims of those of these outputs that are on a device."""
+    values = [plan.values[index] for name, index in plan.outputs if name in names]
+    specs = [value.spec for value in values if value.memory != HOST and isinstance(value.spec, TensorSpec)]
+    return frozenset(name for spec in specs for dim in spec.dims for name in dim_names(dim))
+
+
+def _keeps_size(adapter: Adapter, source: PortSpec, target: PortSpec, own_dims: set[str]) -> bool:
+    """Tells whether an adapter leaves the size of a value as it is where dims of the pipeline are at buckets."""
+    if not isinstance(source, TensorSpec) or not isinstance(target, TensorSpec):
+        return False
+    names = {name for dim in target.dims for name in dim_names(dim)}
+    is_cut = adapter.kind == "cut" and plain_dims(source.dims) == plain_dims(target.dims)
+    return adapter.kind in ("download", "cast") or (is_cut and names <= own_dims)
+
+
+def _with_device_copies(plan: Plan, sources: Mapping[str, tuple[int, ...]], devices: Collection[str]) -> Plan:
+    """Hands out a copy of each of these values as the output."""
+    # A copy is made where the value was about to be downloaded: until then nothing overwrites it.
+    values, steps, outputs = list(plan.values), list(plan.steps), dict(plan.outputs)
+    for name, (source, target, *_) in sources.items():
+        at = next(at for at, step in enumerate(steps) if target in step.outputs)
+        value = values[source]
+        steps.insert(at, AdaptStep((source,), (len(values),), value.origin, CLONE, device=value.memory))
+        outputs[name] = len(values)
+        values.append(value)
+    # What nobody reads any more is not made; the others die with their last reader, as any value does.
+    way = {index for indices in sources.values() for index in indices}
+    made = way - {indices[0] for indices in sources.values()}
+    remaining = without_unread(steps, made, outputs.values())
+    remaining = [
+        replace(step, frees=tuple(index for index in step.frees if index not in way)) for step in remaining
+    ]
+    return replace(
+        plan,
+        values=tuple(values),
+        programs=tuple(
+            replace(program, to_host=program.to_host and program.device not in devices)
+            for program in plan.programs
+        ),
+        steps=with_frees(remaining, way - {*outputs.values()}),
+        outputs=tuple(outputs.items()),
+    )
+
+
+def without_unread(steps: Iterable[Step], candidates: set[int], outputs: Iterable[int]) -> list[Step]:
+    """Steps without those that make a candidate which nobody reads.
+
+    Args:
+        steps: The steps.
+        candidates: Values that need not be made.
+        outputs: What is read in the end.
+    """
+    remaining, results = list(steps), {*outputs}
+    while True:
+        reads = {at for step in iter_steps(remaining) for at in step.inputs} | results
+        unread = candidates - reads
+        fewer = [step for step in remaining if not (step.outputs and set(step.outputs) <= unread)]
+        if len(fewer) == len(remaining):
+            return fewer
+        remaining = fewer
 
 
 def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str, PortSpec]]:

@@ -6,12 +6,13 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from orchestrator.backend import CompilingBackend
 from orchestrator.errors import StageError
 from orchestrator.plan.locks import with_same_locks
 from orchestrator.plan.model import Plan
@@ -21,7 +22,7 @@ from orchestrator.runner.closing import Closing
 from orchestrator.runner.codegen.request_entry import entry_source, file_name, request_form
 from orchestrator.runner.counters import RequestStats
 from orchestrator.runner.device_inputs import find_device_inputs
-from orchestrator.runner.device_outputs import keep_on_device
+from orchestrator.runner.device_outputs import dims_on_devices, keep_on_device
 from orchestrator.runner.device_values import DeviceValue, note_device_value
 from orchestrator.runner.failure import explain, is_own, release
 from orchestrator.runner.load.load import Executable
@@ -89,16 +90,31 @@ class RequestEntries:
             if self._closing.flag:
                 return self._refuse
             if kind not in self._entries:
-                # Outputs stay on their device before values of iterations are brought home from there.
-                plan = keep_on_device(self._plan, device_outputs)
-                plan = with_progress_outputs(plan, partial, self._executable.stages) if partial else plan
-                # What was added reads and runs programs at other steps than the planner's.
-                plan = with_same_locks(plan) if plan is not self._plan else plan
                 hook = None if partial is None else self._progress_hook
+                plan = self._rewrite(device_outputs, partial)
                 variant = PlanVariant(replace(self._executable, plan=plan), self._stats, observe, hook)
+                # What devices copy by themselves keeps the size of its bucket.
+                copying = [name for name, backend in self._executable.backends.items() if _copies(backend)]
+                at_buckets = (
+                    self._rewrite(device_outputs, partial, copying) if copying and device_outputs else plan
+                )
+                if at_buckets != plan:
+                    executable = replace(self._executable, plan=at_buckets)
+                    dims = dims_on_devices(at_buckets, device_outputs)
+                    variant.divert(PlanVariant(executable, self._stats, observe, hook), dims)
                 entry = self._noting(plan, device_outputs, self._generate(variant, "inputs"))
                 self._entries[kind] = variant, _with_listeners(entry, listeners)
             return self._entries[kind][1]
+
+    def _rewrite(
+        self, device_outputs: frozenset[str], partial: tuple[str, ...] | None, copying: Collection[str] = ()
+    ) -> Plan:
+        """The plan that leaves outputs on their devices and hands out values of iterations."""
+        # Outputs stay on their device before values of iterations are brought home from there.
+        plan = keep_on_device(self._plan, device_outputs, copying)
+        plan = with_progress_outputs(plan, partial, self._executable.stages) if partial else plan
+        # What was added reads and runs programs at other steps than the planner's.
+        return with_same_locks(plan) if plan is not self._plan else plan
 
     def _noting(self, plan: Plan, names: frozenset[str], entry: RequestEntry) -> RequestEntry:
         """Notes outputs that stay on a device, so that a later request may be given them."""
@@ -208,6 +224,10 @@ def _check_content(results: Mapping[str, Any]) -> None:
                 f"what it keeps, or declare it as a host stage (device='host').",
                 output=name,
             )
+
+
+def _copies(backend: Any) -> bool:
+    return isinstance(backend, CompilingBackend) and backend.copies_values
 
 
 def weakly(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,6 +86,7 @@ class PlanVariant:
         self._part_codes: dict[frozenset[str], PartCodes] = {}
         self._places = places
         self._on_devices: dict[frozenset[tuple[str, str]], PlanVariant] = {}
+        self._at_buckets: tuple[PlanVariant, frozenset[str]] | None = None
 
     def code(
         self,
@@ -123,10 +124,22 @@ class PlanVariant:
             plan = with_same_locks(with_device_inputs(self.plan, places))
             executable = replace(self.executable, plan=plan)
             variant = PlanVariant(executable, self.stats, self._observer, self._progress_hook, places)
-            self.codes += variant.codes
-            variant.codes = self.codes
+            self._find_failures_of(variant)
+            if self._at_buckets is not None:
+                at_buckets, dims = self._at_buckets
+                variant.divert(at_buckets.with_device_inputs(places), dims)
             self._on_devices[key] = variant
         return self._on_devices[key]
+
+    def divert(self, at_buckets: PlanVariant, dims: frozenset[str]) -> None:
+        """Has another variant run the requests in which these dims are at buckets; this one looks for its failures."""
+        self._find_failures_of(at_buckets)
+        self._at_buckets = at_buckets, dims
+
+    def _find_failures_of(self, variant: PlanVariant) -> None:
+        if variant.codes is not self.codes:
+            self.codes += variant.codes
+            variant.codes = self.codes
 
     def _driver(self, step: RegionStep | MapStep, exact: bool) -> Callable[..., Any]:
         """The function that runs the body of a region for its chunks, or of a map for its batches."""
@@ -198,6 +211,10 @@ class PlanVariant:
             check_buckets(self.plan, self._places, real, bucket)
         if not all(bucket.values()):
             return self._chunk_runner(record)
+        if self._at_buckets is not None:
+            at_buckets, dims = self._at_buckets
+            if all(real[name] == bucket[name] for name in dims if name in bucket):
+                return at_buckets.runner(inputs, is_reusable=is_reusable)
         # At bucket sizes nothing is padded or cut. The other code is made for the first request that needs it.
         if all(real[name] == size for name, size in bucket.items()):
             code = self._exact_code

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from orchestrator import Pipeline, Plan
+from orchestrator import Pipeline, Plan, PlanError, StageError
+from orchestrator.adapter import CLONE
+from orchestrator.plan.locks import with_same_locks
+from orchestrator.plan.steps import adapter_of
+from orchestrator.planner.verify.programs import check_programs
 from orchestrator.runner.device_outputs import keep_on_device
 from orchestrator_neuron.ranked import RankedValue
-from tests.kit import Double, batch, host, linear, spec
+from tests.kit import Double, batch, host, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus, on, ranked
 
 X = torch.arange(8.0).reshape(2, 4)
@@ -55,18 +60,45 @@ def test_kept_outputs_of_several_requests_are_several_values():
         ] * 4
 
 
-def test_a_copy_is_counted_as_what_it_is():
-    """Its download stays, and each rank gets an upload; the plan does not speak of it."""
-    plan = on(two_results(), tp_degree=2)
+@pytest.mark.parametrize("rows", [2, 1])
+def test_a_copy_is_counted_as_what_it_is(rows: int):
+    """The device makes it, and its download goes; one that is cut is downloaded, and each rank gets an upload."""
+    plan = on(two_results((batch("b"), 4)), sizes={"b": (2,)}, tp_degree=2)
     with plan.load() as session:
-        output = session.run({"x": X}, keep_on_device=["far"])["far"]
+        output = session.run({"x": X[:rows]}, keep_on_device=["far"])["far"]
         stats = session.stats
         assert output is not None
-    assert stats["uploads"] == plan.summary["uploads"] + 2
-    assert stats["upload_bytes"] == plan.summary["upload_bytes"] + 2 * 32
-    assert stats["downloads"] == plan.summary["downloads"]
-    for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
-        assert stats["measured"][DEVICE][name] == stats[name]
+    is_cut = rows == 1
+    assert stats["uploads"] == plan.summary["uploads"] + 2 * is_cut
+    assert stats["downloads"] == plan.summary["downloads"] - (not is_cut)
+    for name in ("uploads", "upload_bytes", "downloads", "download_bytes", "peak_bytes"):
+        count = stats[name][DEVICE] if name == "peak_bytes" else stats[name]
+        assert stats["measured"][DEVICE][name] == count, name
+
+
+@pytest.mark.parametrize("keep", [["near"], ["near", "twice", "far"]])
+def test_the_verifier_follows_a_copy_and_refuses_a_buffer(keep: list[str]):
+    plan = on(two_results())
+    variant = with_same_locks(keep_on_device(plan, keep, [DEVICE]))
+    check_programs(variant)
+    copies = {step.outputs[0]: step.inputs[0] for step in variant.steps if adapter_of(step) == CLONE}
+    assert len(copies) == len(keep)
+    outputs = tuple((name, copies.get(index, index)) for name, index in variant.outputs)
+    refuses(PlanError, "in a buffer that other", lambda: check_programs(replace(variant, outputs=outputs)))
+
+
+def test_a_copy_is_gone_with_who_holds_it_and_memory_for_none_is_told():
+    with on(two_results()).load() as session:
+        device = session._executable.backends[DEVICE].open_device
+        session(x=X)
+        before = device.allocated_bytes[0]
+        outputs = [session.run({"x": X}, keep_on_device=["far"])["far"] for _ in range(3)]
+        assert device.allocated_bytes[0] == before + 3 * 32
+        del outputs
+        assert device.allocated_bytes[0] == before
+        device.budget = before + 40
+        with pytest.raises(StageError, match="A copy of a value takes 32 bytes"):
+            session.run({"x": X}, keep_on_device=["far", "near"])
 
 
 def test_a_kept_output_is_cut_back_to_its_request():

@@ -77,13 +77,15 @@ def test_outputs_that_stay_on_their_device(names: list[str], device: str):
     plan = plan_on(diamond(), device)
     check_steps(plan)
     check_steps(keep_on_device(plan, names))
+    check_steps(keep_on_device(plan, names, [group.device for group in plan.groups]))
 
 
 @everywhere
 @pytest.mark.parametrize("build", [decoder, loop_in_loop])
 def test_outputs_of_loops_that_stay_on_their_device(build: Any, device: str):
     plan = plan_on(build(), device)
-    check_steps(keep_on_device(plan, [name for name, _ in plan.outputs]))
+    for copying in ([], [group.device for group in plan.groups]):
+        check_steps(keep_on_device(plan, [name for name, _ in plan.outputs], copying))
 
 
 PROGRESS: dict[str, tuple[Any, tuple[str, ...]]] = {

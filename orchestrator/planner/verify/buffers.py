@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orchestrator.plan.model import Plan
 from orchestrator.planner.verify.edges import demand
 
 __all__ = ["check_buffers", "check_routes"]
 
 
-def check_buffers(plan: Plan) -> None:
-    """Checks that the bytes of output buffers are those of states and of every program at each combination of buckets.
+def check_buffers(plan: Plan, owners: Mapping[int, object]) -> None:
+    """Checks the bytes of output buffers, those of states and of every program at each combination of buckets.
+
+    Args:
+        plan: The plan.
+        owners: Values that are in a buffer which other requests overwrite, at the end of a request.
 
     Raises:
-        PlanError: They are not.
+        PlanError: They are not what it says, or one of the values is a result.
     """
+    for name, index in plan.outputs:
+        demand(plan, not owners.get(index), f"output {name!r} is in a buffer that other requests overwrite")
     # Each output of each combination is a buffer by itself, as long as the program is loaded.
     buckets = {dim.name: dim.buckets for dim in plan.dims}
     groups = {group.device: group for group in plan.groups}

@@ -105,7 +105,7 @@ class _ProgramChecker(StepVisitor):
         idle = sorted(set(self.programs) - self.used_names)
         self._demand(not idle, f"program {idle[:1]} never runs")
         _check_consumers(self.plan, frozenset(self.names))
-        check_buffers(self.plan)
+        check_buffers(self.plan, self.owner)
         check_routes(self.plan)
 
     def visit_step(self, step: Step) -> None:
@@ -299,12 +299,13 @@ class _ProgramChecker(StepVisitor):
         )
 
     def visit_adapter(self, step: AdaptStep) -> None:
-        # Between two values on a device with programs an adapter is part of one; elsewhere it runs by itself.
+        # Between two values on a device with programs an adapter is part of one; elsewhere, and where it copies a value
+        # as it is, it runs by itself.
         (source,), (target,) = step.inputs, step.outputs
         place = step.adapter.place
         group = self.by_memory.get(self.plan.values[source].memory)
         inside = group is not None and group.runs_programs and self.plan.values[target].memory != HOST
-        moves = step.adapter.kind in ("upload", "copy")
+        moves = step.adapter.kind in ("upload", "copy", "clone")
         self._demand(
             bool(place) == (inside and not moves),
             f"the adapter '{step.adapter}' of {step.origin!r} has {'a' if place else 'no'} place in a program",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -70,3 +71,37 @@ def test_each_turn_reads_what_is_new_and_answers_as_to_the_whole_conversation(ch
 def test_what_no_turn_can_do_is_refused(name: str, options: dict[str, Any], text: str):
     options = {"context": 30, **SIZES, **options}
     refuses(GraphError, text, lambda: from_transformers(tiny(name), **options))
+
+
+def test_on_a_device_that_compiles_a_turn_moves_its_new_tokens_alone():
+    """Two conversations at the same time, the second turn of each twice from one cache, and none after the end."""
+    model = tiny("llama")
+    pipeline = from_transformers(model, context=24, batch=(1,), tokens=(4,), max_new_tokens=3)
+    plan = pipeline.plan(device="neuron-emulated")
+    begin: dict[str, Any] = conversation_room.begin_conversation(plan, 1)
+    first = [prompts(4, seed=seed)["input_ids"] for seed in range(2)]
+    counted = ("uploads", "upload_bytes", "downloads", "download_bytes")
+    with plan.load() as session:
+
+        def run(ids: torch.Tensor, cache: dict[str, Any]) -> dict[str, Any]:
+            request = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            return session.run({**request, **cache}, keep_on_device=tuple(begin))
+
+        with ThreadPoolExecutor(2) as pool:
+            turns = list(pool.map(lambda ids: run(ids, begin), first))
+            before = session.stats
+            caches = [{name: turn[name] for name in begin} for turn in turns]
+            requests = [(turn["tokens"][:, -1:], cache) for turn, cache in zip(turns, caches, strict=True)]
+            results = list(pool.map(lambda request: run(*request), requests * 2))
+        after = session.stats
+        for number, result in enumerate(results):
+            whole = turns[number % 2]["tokens"]
+            expected = model.generate(whole, attention_mask=torch.ones_like(whole), max_new_tokens=3)
+            assert result["tokens"][:, 1:].equal(expected[:, whole.shape[1] :])
+        # Ids and mask go up; the position, new ids, and two looks at whether it is done come down.
+        turn_bytes = {"uploads": 2, "upload_bytes": 2 * 16, "downloads": 4, "download_bytes": 4 + 12 + 2}
+        assert {name: (after[name] - before[name]) // 4 for name in counted} == turn_bytes
+        assert {name: after["measured"]["neuron-emulated"][name] for name in counted} == {
+            name: after[name] for name in counted
+        }
+    refuses(InputError, "is closed", lambda: run(*requests[0]))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 import orchestrator_neuron
+from orchestrator.adapter import Adapter
 from orchestrator.backend import Handle
 from orchestrator.program import Application
 from orchestrator_neuron.content import application_key
@@ -17,7 +18,7 @@ from orchestrator_neuron.emulated.device import Device, DeviceError
 from orchestrator_neuron.emulated.load import load_application
 from orchestrator_neuron.emulated.manifest import FORMAT
 from orchestrator_neuron.emulated.register import register, unregister
-from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, download, upload
+from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, copy_tensor, download, upload
 from orchestrator_neuron.emulated.trace import warm_up
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.rank_check import check_ranks
@@ -40,6 +41,7 @@ class EmulatedBackend(RankedBackend):
 
     family = "neuron-emulated"
     COMPILER: ClassVar[Compiler] = staticmethod(_no_compiler)
+    copies_values: ClassVar[bool] = True
     compares_ranks: bool = True
 
     _open_device: Device | None = None
@@ -140,6 +142,12 @@ class EmulatedBackend(RankedBackend):
         return RankedValue(
             [upload(self.open_device, rank, value)] for rank, value in enumerate(self.host_rows(handle))
         )
+
+    def adapt(self, adapter: Adapter) -> Callable[[Handle, Mapping[str, int]], Handle]:
+        """Returns the function of an adapter that no program does: a copy on the device, all else over the host."""
+        if adapter.kind != "clone":
+            return super().adapt(adapter)
+        return lambda handle, _sizes: RankedValue([copy_tensor(tensor)] for tensor in self._rows(handle))
 
     def part(self, handle: Handle, dim: int, start: int, size: int) -> Handle:
         """Returns a view."""

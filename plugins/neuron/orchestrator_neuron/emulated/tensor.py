@@ -17,7 +17,7 @@ from orchestrator.specs import dtype_name
 from orchestrator_neuron.emulated.device import Device, DeviceError, MemoryBlock, poison, size_of
 from orchestrator_neuron.family import DTYPES
 
-__all__ = ["EmulatedTensor", "allocate", "download", "payload_of", "upload"]
+__all__ = ["EmulatedTensor", "allocate", "copy_tensor", "download", "payload_of", "upload"]
 
 _WAY_OUT = (
     "A Neuron device computes nothing outside compiled programs: make it part of a stage, or bring the value to the "
@@ -155,6 +155,18 @@ def download(tensor: EmulatedTensor) -> torch.Tensor:
     payload = payload_of(tensor)
     tensor.block.device.count_download(size_of(payload.shape, payload.dtype))
     return payload.clone(memory_format=torch.contiguous_format)
+
+
+def copy_tensor(tensor: EmulatedTensor) -> EmulatedTensor:
+    """Copies a tensor into other memory of its rank, as one contiguous block; nothing crosses the link.
+
+    Raises:
+        DeviceError: The device is closed, or lacks the memory.
+    """
+    device, rank = tensor.block.device, tensor.block.rank
+    block = device.allocate(rank, size_of(tensor.shape, tensor.dtype), "A copy of a value")
+    with torch.inference_mode(False), torch.no_grad():
+        return EmulatedTensor(payload_of(tensor).clone(memory_format=torch.contiguous_format), block)
 
 
 def payload_of(tensor: EmulatedTensor) -> torch.Tensor:
