@@ -149,9 +149,10 @@ class BeamStep(nn.Module):
             beams: Which beam each of their tokens came from.
             is_complete: Whether there are so many that ended.
             improvable: Whether a running beam may still become better than those.
-            more: :attr:`ports`.
+            more: :attr:`ports`; and ``is_full`` ``[1]``, bool, in a loop that reads a part of the cache, which gives
+                ``leave``: see :class:`~orchestrator_stages.generation.choose.NextToken`.
         """
-        values = dict(zip(self.ports, more, strict=True))
+        values = dict(zip(self.ports, more, strict=False))
         best, token, source = self._continuations(logits, step, new_ids, running_scores, values)
         offsets = torch.arange(new_ids.shape[0], device=step.device)[:, None] * self.beams
         continuations = steps._gather_beams(new_ids, source).index_copy(2, step, token[..., None])
@@ -188,6 +189,8 @@ class BeamStep(nn.Module):
         goes_on = steps._beam_search_has_unfinished_sequences(
             improvable, is_complete, hits, self.early_stopping
         )
+        done = ~goes_on.reshape(1)
+        leave = {"leave": done | more[-1]} if len(more) > len(self.ports) else {}
         origin = running_beams.index_select(2, step)[..., 0].to(torch.int64) - offsets
         return {
             "token": new_ids.index_select(2, step)[..., 0],
@@ -196,7 +199,8 @@ class BeamStep(nn.Module):
             **{"running_scores": running_scores, "running_beams": running_beams},
             **{"sequences": sequences, "scores": scores, "beams": beams},
             **{"is_complete": is_complete, "improvable": improvable},
-            "done": ~goes_on.reshape(1),
+            "done": done,
+            **leave,
         }
 
     def _divisors(self, step: Tensor, more: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

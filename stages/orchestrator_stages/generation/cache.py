@@ -13,7 +13,7 @@ and stays as it is.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
     Attributes:
         position: The slot of the next token: a scalar, int64, or a number; None: the layer is empty.
         in_place: Write into the tensors that it was given, instead of new ones.
+        slot_dims: Of attributes that have slots, the dim of these.
         reach: How many slots, from the first, are read; None: all.
     """
 
@@ -41,6 +42,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         False  # else the library makes masks of four dims before each forward, of what is not there yet
     )
     is_sliding = False
+    slot_dims: ClassVar[dict[str, int]] = {"keys": 2, "values": 2}
 
     def __init__(self, slots: int) -> None:
         super().__init__()
@@ -125,10 +127,14 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
 class DecoderSlotLayer(SlotLayer):
     """The same for a decoder behind an encoder, whose loop reads the token in the first slot as well.
 
-    The library leaves out the mask of such a token, which hides all other slots, unless it is told of a fixed size.
+    The library leaves out the mask of such a token, which hides all other slots, unless it is told of a fixed size. No
+    slot has to be hidden where the position is a number.
     """
 
-    is_compileable = True
+    @property
+    def is_compileable(self) -> bool:  # type: ignore[override]
+        """Whether the mask of a single token is needed."""
+        return not isinstance(self.position, int)
 
 
 class SlidingSlotLayer(SlotLayer):
@@ -159,6 +165,8 @@ class IndexedSlotLayer(SlotLayer):
     Attributes:
         indexer_keys: Its keys; None: none yet.
     """
+
+    slot_dims: ClassVar[dict[str, int]] = {**SlotLayer.slot_dims, "indexer_keys": 1}
 
     def __init__(self, slots: int) -> None:
         super().__init__(slots)

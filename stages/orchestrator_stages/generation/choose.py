@@ -15,7 +15,7 @@ from orchestrator_stages.generation.sampling import draw_tokens
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StopStrings
 
-__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "WithinReach", "begin_choice", "token_specs"]
+__all__ = ["BeginTokens", "JoinPrompt", "NextToken", "begin_choice", "token_specs"]
 
 LENGTH = Dim.dynamic("length")
 """How many tokens the longest sequence of a request has."""
@@ -196,27 +196,6 @@ class NextToken(nn.Module):
         # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
         done = result["done"] | (result["step"] >= new_ids.shape[1])
         return {**result, "done": done, "leave": done | more[-1]}
-
-
-class WithinReach(nn.Module):
-    """Tells whether a loop that reads the first slots of the cache is to run.
-
-    Args:
-        reach: How many slots it reads.
-    """
-
-    def __init__(self, reach: int) -> None:
-        super().__init__()
-        self.reach = reach
-
-    def forward(self, done: Tensor, position: Tensor) -> Tensor:
-        """Returns ``[1]``, bool.
-
-        Args:
-            done: ``[1]``, bool: no row gets a further token.
-            position: ``[1]``, int64: the slot of the next one.
-        """
-        return ~done & (position < self.reach)
 
 
 class JoinPrompt(HostStage):

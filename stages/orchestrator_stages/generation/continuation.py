@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from orchestrator import Dim, GraphError, Pipeline, TensorSpec
+from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import ChatPrompt
-from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt, WithinReach
+from orchestrator_stages.generation.choose import BeginTokens, JoinPrompt
 from orchestrator_stages.generation.follow import follow
-from orchestrator_stages.generation.generator import Generator, ShortDecode
+from orchestrator_stages.generation.generator import Generator
 from orchestrator_stages.generation.guidance import GuidedGenerator
 from orchestrator_stages.generation.lengths import PromptWidth
 from orchestrator_stages.generation.processors import PROMPTS
@@ -23,26 +23,6 @@ __all__ = ["Continuation"]
 
 BUCKET = -1
 """What fills a prompt up to its bucket: less than any token."""
-
-READ = 256
-"""Below so many tokens, how much of the cache is read makes no difference to speak of."""
-
-
-def _reaches(sizes: Iterable[int] | None, prompts: Dim, new: int) -> list[int]:
-    """How much of the cache is read, loop by loop; the last is all of it.
-
-    Raises:
-        GraphError: A size is none.
-    """
-    longest = prompts.buckets[-1] + new
-    if sizes is None:
-        sizes = (READ << power for power in range((longest // READ).bit_length()))
-    sizes = list(sizes)
-    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
-    if wrong:
-        raise GraphError(f"cache= has lengths, ints of at least 1, not {wrong[0]!r}.", option="cache")
-    # The first token after the prompt is read by the first loop at the earliest, in the slot behind it.
-    return [*sorted({size for size in sizes if prompts.buckets[0] < size < longest}), longest]
 
 
 class Continuation:
@@ -105,10 +85,10 @@ class Continuation:
         begin = pipeline.add("begin", start, inputs=ports)(*(mask, ids)[: len(ports)])
         prompt = self._prefill(pipeline, ids, mask)
         values |= {port: begin[port] for port in ("filler", *prompts, *loop.specs)}
-        values |= {"ids": ids, "seen": mask, "mask": prompt["mask"]}
+        values |= {"ids": ids, "seen": mask}
         beside = ("position", *("guide",) * self.selection.is_guided)
         values |= loop.choose(pipeline, prompt["logits"], values | {port: prompt[port] for port in beside})
-        values |= loop.spread(pipeline, prompt, self.generator.specs(self.rows))
+        values |= loop.spread(pipeline, prompt)
         choices = self.draw_loops(pipeline, values, cache, check_every)
         # What comes out is as generate() returns it, prompts first.
         finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
@@ -130,28 +110,10 @@ class Continuation:
             cache: As of :meth:`draw`.
             check_every: Likewise.
         """
-        # Beams, lanes and what the host does in between read all of the cache.
-        reaches = _reaches(cache, self.tokens, self.selection.new)
-        if len(reaches) == 1 or self.selection.lanes > 1 or not self.loop.is_on_device:
-            return self.loop.draw(pipeline, values, self.selection.new - 1, check_every)
-        # A loop begins where the one before it ended, or behind the prompt: it has no more slots of its own than that.
-        carries = {port: values[port] for port in (*self.loop.carries, "done")}
-        inputs = {port: values[port] for port in self.loop.constants}
-        start = self.tokens.buckets[0]
-        for reach in reaches:
-            enters = pipeline.add(f"within-{reach}", WithinReach(reach))(carries["done"], carries["position"])
-            outputs = pipeline.loop(
-                f"decode-{reach}",
-                self.loop.body(ShortDecode(self.generator, reach)),
-                carry=carries,
-                inputs=inputs,
-                until="leave",
-                condition=enters,
-                max_steps=min(reach - start, self.selection.new - 1),
-                outputs=tuple(carries),
-            )
-            carries, start = {port: outputs[port] for port in carries}, reach
-        return tuple(carries[port] for port in self.loop.results)
+        first, slots = self.tokens.buckets[0], self.longest + self.selection.new
+        return self.loop.draw_reaches(
+            pipeline, values, self.selection.new - 1, check_every, cache, first, slots
+        )
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         # What a bucket adds to a request is no padding of its own: it is below every id.

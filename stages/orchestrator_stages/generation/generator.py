@@ -18,22 +18,18 @@ from torch import Tensor, nn
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.cache import empty_cache
 from orchestrator_stages.generation.items import ItemKind, merge_features
-from orchestrator_stages.generation.lanes import join_lanes, order_lanes, split_lanes
 from orchestrator_stages.generation.processors import to_the_left
-from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.generation.state import CacheTemplate, slot_number, state_of
 from orchestrator_stages.generation.static_forward import forward_context
 from orchestrator_stages.generation.tree import fake_weights
 from orchestrator_stages.generation.versions import prepare_inputs, without_selection
 
-__all__ = ["Generator", "ShortDecode"]
+__all__ = ["Generator"]
 
 transformers: Any = importlib.import_module("transformers")
 
 CACHES = ("past_key_values", "cache_params")
 """What models call their cache."""
-
-ROWS = Dim("rows", buckets=(1,))
-"""A dim that stands for that of the batch."""
 
 TRIAL = 5
 """Tokens of the prompt that is run over fake tensors."""
@@ -291,6 +287,7 @@ class Generator(nn.Module):
         place: Tensor,
         *state: Tensor,
         reach: int | None = None,
+        order: Tensor | None = None,
         is_masked: bool = False,
     ) -> dict[str, Tensor]:
         """Runs one token.
@@ -304,6 +301,7 @@ class Generator(nn.Module):
             state: The tensors of the cache.
             reach: How many of its slots are read, more than ``position``, where no number can be had of that; None:
                 all.
+            order: ``[batch]``, int64: the rows of the cache are put into this order first; None: they stay.
             is_masked: Read them in any case, as a device does that compiles.
 
         Returns:
@@ -311,9 +309,11 @@ class Generator(nn.Module):
         """
         # A number where it can be had: then only what is filled is read, and no mask has to hide the rest. Nothing is
         # traced there, so torch need not count versions either, which it does under no_grad as well.
-        slot = position if is_masked else _number(position)
+        slot = position if is_masked else slot_number(position)
         is_number = isinstance(slot, int)
         with torch.inference_mode() if is_number else contextlib.nullcontext():
+            if order is not None:
+                state = tuple(self._template.reorder(state, self._dims, self.aliases, order, slot, reach))
             cache = self._template.cache(state, slot, in_place=True, reach=reach)
             if is_number:
                 mask = mask[:, : slot + 1]
@@ -323,53 +323,6 @@ class Generator(nn.Module):
             logits = self._run({"input_ids": token[:, None]}, mask, place[..., None], cache, position)
             following = {"position": position + 1, "place": place + 1, **self._template.state(cache)}
             return {"logits": logits, **following}
-
-    def decode_lanes(
-        self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor
-    ) -> dict[str, Tensor]:
-        """Runs one token of several sequences of each row.
-
-        Args:
-            token: ``[batch, lanes]``, int64.
-            mask: ``[batch, slots]``, as of :meth:`decode`.
-            position: ``[1]``, int64, likewise.
-            state: ``place`` and the tensors of the cache, with a dim of lanes behind that of the batch.
-
-        Returns:
-            As :meth:`decode`, with that dim.
-        """
-        # Each lane is a row while the token is run. What is written in place is given back as it came.
-        lanes, dims = token.shape[1], self.batch_dims()
-        rows = [join_lanes(tensor, dim) for tensor, dim in zip(state, dims[1:], strict=True)]
-        result = self.decode(token.flatten(), mask.repeat_interleave(lanes, 0), position, *rows)
-        names = self.specs(ROWS)
-        places = dict(zip(names, dims, strict=True)) | {"logits": 0}
-        came = dict(zip(list(names)[1:], state, strict=True))
-        return {
-            name: came[name] if name in self.aliases else split_lanes(value, places[name], lanes)
-            for name, value in result.items()
-        }
-
-    def decode_beams(
-        self, token: Tensor, origin: Tensor, mask: Tensor, position: Tensor, *state: Tensor
-    ) -> dict[str, Tensor]:
-        """Runs one token of each beam: :meth:`decode_lanes` on a state that is put into the order of the beams first.
-
-        Args:
-            token: ``[batch, lanes]``, int64.
-            origin: The same: which lane of its row each one goes on with.
-            mask: ``[batch, slots]``.
-            position: ``[1]``, int64.
-            state: As of :meth:`decode_lanes`.
-        """
-        dims = self.batch_dims()[1:]
-        state_in_order = [order_lanes(tensor, dim, origin) for tensor, dim in zip(state, dims, strict=True)]
-        return self.decode_lanes(token, mask, position, *state_in_order)
-
-    def batch_dims(self) -> list[int | None]:
-        """Returns which dim of each tensor of :meth:`specs` is that of the batch."""
-        specs = self.specs(ROWS).values()
-        return [spec.dims.index(ROWS) if ROWS in spec.dims else None for spec in specs]
 
     def _run(
         self,
@@ -401,31 +354,3 @@ class Generator(nn.Module):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits
-
-
-def _number(position: Tensor) -> Tensor | int:
-    """Returns the number in a tensor, or the tensor where that would wait for a device or cannot be traced."""
-    is_plain = type(position) is Tensor and position.device.type == "cpu"
-    return int(position) if is_plain and not torch.compiler.is_compiling() else position
-
-
-class ShortDecode(nn.Module):
-    """Runs one token over the first slots of the cache, while no more are filled.
-
-    Args:
-        generator: What runs it.
-        reach: How many slots are read.
-    """
-
-    def __init__(self, generator: Generator, reach: int) -> None:
-        super().__init__()
-        self.generator = generator
-        self.reach = reach
-        self.train(generator.training)
-
-    def forward(
-        self, token: Tensor, mask: Tensor, position: Tensor, place: Tensor, *state: Tensor
-    ) -> dict[str, Tensor]:
-        """Returns what :meth:`Generator.decode` does, and ``full``, whether the next token needs more slots."""
-        result = self.generator.decode(token, mask, position, place, *state, reach=self.reach)
-        return {**result, "full": result["position"] >= self.reach}

@@ -59,7 +59,13 @@ class GuidedGenerator(nn.Module):
         return self.generator.prefill(input_ids, attention_mask) | _named(guide)
 
     def decode(
-        self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor, reach: int | None = None
+        self,
+        token: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        *state: Tensor,
+        reach: int | None = None,
+        order: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Runs one token twice.
 
@@ -69,31 +75,15 @@ class GuidedGenerator(nn.Module):
             position: ``[1]``, int64: the slot of the token.
             state: What else is carried.
             reach: How many slots are read of what follows the prompt; None: all.
+            order: As of :meth:`Generator.decode`; as in ``generate()``, what runs beside beams keeps its place when
+                they change theirs.
 
         Returns:
             As :meth:`Generator.decode`, and ``guide`` ``[batch, vocabulary]``, the logits beside it.
         """
         own, guide = state[: self._count], state[self._count :]
-        result = self.generator.decode(token, mask, position, *own, reach=reach)
+        result = self.generator.decode(token, mask, position, *own, reach=reach, order=order)
         return result | _named(self.guide.decode(token, self._mask(mask), *guide))
-
-    def decode_lanes(
-        self, token: Tensor, mask: Tensor, position: Tensor, *state: Tensor
-    ) -> dict[str, Tensor]:
-        """The same of several sequences of each row, as :meth:`Generator.decode_lanes`."""
-        own, guide = state[: self._count], state[self._count :]
-        result = self.generator.decode_lanes(token, mask, position, *own)
-        return result | _named(self.guide.decode_lanes(token, self._mask(mask), *guide))
-
-    def decode_beams(
-        self, token: Tensor, origin: Tensor, mask: Tensor, position: Tensor, *state: Tensor
-    ) -> dict[str, Tensor]:
-        """The same of each beam, as :meth:`Generator.decode_beams`."""
-        # As in generate(), what runs beside the beams keeps its place when they change theirs. Beams write into a copy
-        # of what is carried, so this does too.
-        own, guide = state[: self._count], [tensor.clone() for tensor in state[self._count :]]
-        result = self.generator.decode_beams(token, origin, mask, position, *own)
-        return result | _named(self.guide.decode_lanes(token, self._mask(mask), *guide))
 
     def _mask(self, mask: Tensor) -> Tensor:
         """The mask of the second run, which has no padding."""

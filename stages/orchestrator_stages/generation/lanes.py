@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, TensorSpec
 
-__all__ = ["SpreadState", "join_lanes", "lane_specs", "order_lanes", "split_lanes"]
+__all__ = ["SpreadState", "copy_steps", "join_lanes", "lane_specs", "reorder", "split_lanes"]
+
+SCRATCH = -1
+"""Stands for a row of its own, in which one is kept while others move."""
 
 
 def lane_specs(specs: Mapping[str, TensorSpec], rows: Dim, lanes: int) -> dict[str, TensorSpec]:
@@ -41,41 +43,78 @@ def split_lanes(tensor: Tensor, dim: int | None, lanes: int) -> Tensor:
     return tensor.reshape(*shape[:dim], shape[dim] // lanes, lanes, *shape[dim + 1 :])
 
 
-def order_lanes(tensor: Tensor, dim: int | None, origin: Tensor) -> Tensor:
-    """Returns lanes in another order.
+def copy_steps(order: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns what to copy, one after the other, so that each row becomes the one that ``order`` names for it.
 
     Args:
-        tensor: With lanes behind the dim of the batch.
-        dim: The dim of the batch; None: it has none, nor lanes.
-        origin: ``[batch, lanes]``, int64: which lane of its row each lane goes on with.
+        order: For each row, which one it is to be.
+
+    Returns:
+        Pairs of a target and a source, -1 for a scratch row. A row that stays is in none as a target.
     """
-    if dim is None:
-        return tensor
-    rows, lanes = origin.shape
-    places = torch.arange(rows, device=origin.device)[:, None] * lanes + origin
-    state_in_order = join_lanes(tensor, dim).index_select(dim, places.flatten())
-    return split_lanes(state_in_order, dim, lanes)
+    # First rows that nobody reads any more; each that is written may leave another one that nobody reads.
+    sources = {row: source for row, source in enumerate(order) if row != source}
+    readers = [0] * len(order)
+    for source in sources.values():
+        readers[source] += 1
+    steps: list[tuple[int, int]] = []
+    free = [row for row in sources if not readers[row]]
+    while free:
+        row = free.pop()
+        source = sources.pop(row)
+        steps.append((row, source))
+        readers[source] -= 1
+        if not readers[source] and source in sources:
+            free.append(source)
+    # What is left are circles, each of which is opened by one row that waits beside the others.
+    while sources:
+        first = row = next(iter(sources))
+        steps.append((SCRATCH, first))
+        while (source := sources.pop(row)) != first:
+            steps.append((row, source))
+            row = source
+        steps.append((row, SCRATCH))
+    return steps
+
+
+def reorder(tensor: Tensor, dim: int, order: Tensor | Sequence[tuple[int, int]]) -> None:
+    """Puts the rows of a tensor into another order, in place.
+
+    Args:
+        tensor: The tensor.
+        dim: The dim of the rows.
+        order: What :func:`copy_steps` returns: nothing is copied but rows that move, with one more as scratch. Or
+            ``[rows]``, int64, which row each is to be, where values cannot be read: all of it is copied.
+    """
+    if isinstance(order, Tensor):
+        tensor.copy_(tensor.index_select(dim, order))
+        return
+    parts = tensor.unbind(dim)
+    scratch = tensor
+    for target, source in order:
+        if target == SCRATCH:
+            scratch = parts[source].clone()
+        else:
+            parts[target].copy_(scratch if source == SCRATCH else parts[source])
 
 
 class SpreadState(nn.Module):
     """Gives every lane of a row what its prompt left.
 
     Args:
-        names: The names of the tensors.
-        dims: Their dims of the batch.
+        dims: By name and in order the dims of the batch of what it takes; None: it has none.
         lanes: How many lanes.
     """
 
-    def __init__(self, names: Sequence[str], dims: Sequence[int | None], lanes: int) -> None:
+    def __init__(self, dims: Mapping[str, int | None], lanes: int) -> None:
         super().__init__()
-        self.names = tuple(names)
-        self.dims = tuple(dims)
+        self.dims = dict(dims)
         self.lanes = lanes
 
     def forward(self, *state: Tensor) -> dict[str, Tensor]:
         """Returns the tensors by name, with the dim of lanes."""
         spread = {}
-        for name, dim, tensor in zip(self.names, self.dims, state, strict=True):
+        for (name, dim), tensor in zip(self.dims.items(), state, strict=True):
             if dim is not None:
                 shape = (*tensor.shape[: dim + 1], self.lanes, *tensor.shape[dim + 1 :])
                 tensor = tensor.unsqueeze(dim + 1).expand(shape).contiguous()

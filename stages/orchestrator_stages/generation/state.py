@@ -8,15 +8,17 @@ position and are no state.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from orchestrator_stages.generation.cache import SlotLayer, cache_utils
+from orchestrator_stages.generation.lanes import copy_steps, reorder
 
-__all__ = ["CacheTemplate", "Place", "state_of"]
+__all__ = ["CacheTemplate", "Place", "slot_number", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def state_of(cache: Any) -> dict[str, Tensor]:
     return {place.name: value for place in _places(cache) if (value := place.read(cache)).dim()}
 
 
+def slot_number(position: Tensor) -> Tensor | int:
+    """Returns the number in a tensor, or the tensor where that would wait for a device or cannot be traced."""
+    is_plain = type(position) is Tensor and position.device.type == "cpu"
+    return int(position) if is_plain and not torch.compiler.is_compiling() else position
+
+
 class CacheTemplate:
     """What caches of a model have in common after the first forward: everything but the tensors.
 
@@ -120,6 +128,52 @@ class CacheTemplate:
     def has_slots_only(self) -> bool:
         """Whether each layer has a slot for every token, and attends to all of them."""
         return all(type(layer) is SlotLayer for layer in getattr(self._cache, "layers", [None]))
+
+    def reorder(
+        self,
+        state: Sequence[Tensor],
+        dims: Mapping[str, int | None],
+        aliases: Collection[str],
+        order: Tensor,
+        position: Tensor | int,
+        reach: int | None = None,
+    ) -> list[Tensor]:
+        """Returns the tensors of a cache with rows in another order; what is held of an encoder stays as it is.
+
+        Args:
+            state: As of :meth:`cache`.
+            dims: The dim of the batch of each by name; None: it has none.
+            aliases: The names of those whose rows change places where they are, of what has slots those that are
+                filled; others are copied.
+            order: ``[batch]``, int64: which row each is to be, one of the same request.
+            position: As of :meth:`cache`; a number: rows that stay are not copied.
+            reach: Likewise.
+        """
+        # Which copies are needed is the same for all tensors; which part is filled depends on where the slots are.
+        filled = position if isinstance(position, int) else reach
+        steps = copy_steps(order.tolist()) if isinstance(position, int) else order
+        result = list(state)
+        for number, place in enumerate(self.places):
+            tensor, dim = state[number], dims[place.name]
+            if place.cross or dim is None:
+                continue
+            if place.name not in aliases:
+                result[number] = tensor.index_select(dim, order)
+                continue
+            slots = self._slot_dim(place)
+            part = tensor if slots is None or filled is None else tensor.narrow(slots, 0, filled)
+            reorder(part, dim, steps)
+        return result
+
+    def _slot_dim(self, place: Place) -> int | None:
+        """The dim of the slots of a tensor that has them."""
+        layer = None if place.layer is None else self._own(self._cache).layers[place.layer]
+        return layer.slot_dims.get(place.attribute) if isinstance(layer, SlotLayer) else None
+
+    @staticmethod
+    def _own(cache: Any) -> Any:
+        """What is held of the tokens themselves, not of an encoder."""
+        return cache.self_attention_cache if isinstance(cache, cache_utils.EncoderDecoderCache) else cache
 
     def state(self, cache: Any) -> dict[str, Tensor]:
         """Returns what :func:`state_of` does of a cache like the template."""
@@ -145,8 +199,7 @@ class CacheTemplate:
         slot = position.reshape(()) if isinstance(position, Tensor) else position
         for place, tensor in zip(self.places, state, strict=True):
             place.write(cache, tensor)
-        own = cache.self_attention_cache if isinstance(cache, cache_utils.EncoderDecoderCache) else cache
-        for layer in own.layers:
+        for layer in self._own(cache).layers:
             # A recurrent layer of the library writes its states in place, whatever it is told.
             for name in () if in_place else ("conv_states", "recurrent_states"):
                 states = vars(layer).get(name) or {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
-from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.beams import BeamStep, beam_specs
 from orchestrator_stages.generation.choose import NextToken, token_specs
 from orchestrator_stages.generation.lanes import SpreadState, lane_specs
@@ -15,40 +15,15 @@ from orchestrator_stages.generation.processors import HostProcessors
 from orchestrator_stages.generation.sampling import SampleNoise, SeedState, random_spec
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.stopping import StartClock, TimeLimit
+from orchestrator_stages.generation.token_step import TokenDecoder, TokenStep, WithinReach
 
-__all__ = ["TokenDecoder", "TokenLoop"]
+__all__ = ["TokenLoop"]
 
 FULL = ("finished", "is_complete", "filler", "noise", "mask", "attention_mask", "encoding_mask")
 """What is 1 in a row that fills up a batch: it ended before it began; all else is 0."""
 
-
-class TokenDecoder(Protocol):
-    """What runs a token of a model.
-
-    Attributes:
-        aliases: Of what is carried, what :attr:`decode` writes in place: each is itself, updated.
-    """
-
-    aliases: dict[str, str]
-
-    @property
-    def decode(self) -> Callable[..., dict[str, Any]]:
-        """Of tokens ``[batch]``, what every iteration reads, and what is carried: logits, and what is carried."""
-
-    @property
-    def decode_lanes(self) -> Callable[..., dict[str, Any]]:
-        """The same of several tokens of each row, ``[batch, lanes]``."""
-
-    @property
-    def decode_beams(self) -> Callable[..., dict[str, Any]]:
-        """The same with ``origin`` behind the tokens, see :class:`~orchestrator_stages.generation.beams.BeamStep`."""
-
-    def specs(self, rows: Dim) -> dict[str, TensorSpec]:
-        """Returns what is carried, in the order in which it is taken.
-
-        Args:
-            rows: The dim of the batch.
-        """
+READ = 256
+"""Below so many tokens, how much of the cache is read makes no difference to speak of."""
 
 
 class TokenLoop:
@@ -59,10 +34,13 @@ class TokenLoop:
         rows: The dim of the batch.
         vocabulary: Number of tokens.
         decoder: Runs a token.
-        readings: What it reads in every iteration, besides what is carried.
+        readings: What it reads in every iteration, before what is carried.
         prompt: Of the tokens before the first new one, ``ids``.
         longest: How many there are at most.
         encoding: Of the tokens that an encoder read, ``encoded``; None: processors that look at such look at ``ids``.
+
+    Attributes:
+        taken: What the decoder takes behind the token, in order, without lanes.
     """
 
     def __init__(
@@ -80,18 +58,14 @@ class TokenLoop:
         self.rows = rows
         self.vocabulary = vocabulary
         self.decoder = decoder
-        self.readings = readings
+        self.readings = lane_specs(readings, rows, selection.lanes)
+        self.taken = {**readings, **decoder.specs(rows)}
         self.prompt = prompt
         self.longest = longest
         self.encoding = encoding
         self.processors = selection.follow(vocabulary)
         stop = selection.follow_stop(vocabulary)
         self.choice = (BeamStep if selection.has_beams else NextToken)(selection, self.processors, stop)
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether the host has nothing to do for a token."""
-        return self.processors is not None and not {"noise", "is_over"} & {*self.choice.ports}
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
@@ -146,24 +120,28 @@ class TokenLoop:
             values["random"] = pipeline.add("seed", SeedState(), device="host")(pipeline.input("seed", int))
         return values
 
-    def spread(
-        self, pipeline: Pipeline, values: Mapping[str, Any], specs: Mapping[str, TensorSpec]
-    ) -> dict[str, Any]:
+    def spread(self, pipeline: Pipeline, values: Mapping[str, Any]) -> dict[str, Any]:
         """Draws what gives every sequence of a row what its prompt left, if there are several; returns that by name.
 
         Args:
             pipeline: The pipeline.
-            values: What is there by name.
-            specs: Of what is to be spread.
+            values: By name :attr:`taken`.
         """
         if self.selection.lanes == 1:
-            return {port: values[port] for port in specs}
-        dims = [spec.dims.index(self.rows) if self.rows in spec.dims else None for spec in specs.values()]
-        stage = SpreadState(tuple(specs), dims, self.selection.lanes)
-        outputs = pipeline.add("spread", stage, inputs=self.padded_specs(dict(specs)))(
-            *(values[port] for port in specs)
+            return {port: values[port] for port in self.taken}
+        stage = SpreadState(self._dims, self.selection.lanes)
+        outputs = pipeline.add("spread", stage, inputs=self.padded_specs(self.taken))(
+            *(values[port] for port in self.taken)
         )
-        return {port: outputs[port] for port in specs}
+        return {port: outputs[port] for port in self.taken}
+
+    @property
+    def _dims(self) -> dict[str, int | None]:
+        """The dim of the batch of each of :attr:`taken`."""
+        return {
+            name: spec.dims.index(self.rows) if self.rows in spec.dims else None
+            for name, spec in self.taken.items()
+        }
 
     def padded_specs(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
         """Returns specs that say what fills up rows; where these are a batch, any of them does."""
@@ -223,34 +201,34 @@ class TokenLoop:
         tokens = ("token", "origin", "done") if self.selection.has_beams else ("token", "done")
         return {port: result[port] for port in (*tokens, *leave, *self.specs)} | random
 
-    def body(self, decode: Any = None) -> Pipeline:
+    def body(self, reach: int | None = None) -> Pipeline:
         """Returns one iteration as a pipeline: a token in, the next one out.
 
         Args:
-            decode: Runs a token over a part of the cache, and tells whether that is ``full``, which ends the loop as
-                well; None: over all of it.
+            reach: How many slots of the cache it reads; where the next token needs more, the loop ends as well. None:
+                all.
         """
         # What is carried and what is constant goes in; a token is run, the next one is chosen.
         body = Pipeline("next-token")
-        lanes, has_beams, is_part = self.selection.lanes, self.selection.has_beams, decode is not None
+        has_beams, is_part = self.selection.has_beams, reach is not None
         specs = {**self.carries, **self.constants}
         if is_part:
             specs["done"] = TensorSpec((1,), torch.bool)
         values: dict[str, Any] = {
             port: body.input(port, spec) for port, spec in self.padded_specs(specs).items()
         }
-        state = self.decoder.specs(self.rows)
-        several = self.decoder.decode_beams if has_beams else self.decoder.decode_lanes
-        decode = decode or (self.decoder.decode if lanes == 1 else several)
-        ports = ("token", *(("origin",) if has_beams else ()), *self.readings, *state)
-        aliases = {} if has_beams else self.decoder.aliases
-        step = body.add("decode", decode, inputs=ports, aliases=aliases)
+        is_plain = self.selection.lanes == 1 and not is_part
+        decode = (
+            self.decoder.decode if is_plain else TokenStep(self.decoder, self._dims, self.selection, reach)
+        )
+        ports = ("token", *(("origin",) if has_beams else ()), *self.taken)
+        step = body.add("decode", decode, inputs=ports, aliases=self.decoder.aliases)
         token = step(*(values[port] for port in ports))
         full = {"position": token["position"], **({"is_full": token["full"]} if is_part else {})}
         full |= {"guide": token["guide"]} if self.selection.is_guided else {}
         following = self.choose(body, token["logits"], {**values, **full})
         for port in (*self.carries, "done", *["leave"] * is_part):
-            body.output(port, token[port] if port in state else following[port])
+            body.output(port, token[port] if port in self.taken else following[port])
         return body
 
     def draw(
@@ -261,7 +239,7 @@ class TokenLoop:
         check_every: int,
         state: tuple[str, ...] = (),
     ) -> tuple[Any, ...]:
-        """Draws the loop into a pipeline; returns :attr:`results`, and what is asked for besides.
+        """Draws one loop into a pipeline; returns :attr:`results`, and what is asked for besides.
 
         Args:
             pipeline: The pipeline.
@@ -282,3 +260,64 @@ class TokenLoop:
             outputs=names,
         )
         return tuple(results) if len(names) > 1 else (results,)
+
+    def draw_reaches(
+        self,
+        pipeline: Pipeline,
+        values: Mapping[str, Any],
+        steps: int,
+        check_every: int,
+        sizes: Iterable[int] | None,
+        first: int,
+        slots: int,
+    ) -> tuple[Any, ...]:
+        """Draws a loop for each length in which the cache is read; returns :attr:`results`.
+
+        Args:
+            pipeline: The pipeline.
+            values: What the first iteration takes, by name, and ``done``, whether there is none.
+            steps: Iterations of all loops at most.
+            check_every: As of :meth:`draw`, if there is one loop; of several loops none may run too often, so each
+                iteration is looked at.
+            sizes: How much of the cache may be read by itself; None: as usual.
+            first: The first slot that is written, at the earliest.
+            slots: How many there are.
+
+        Raises:
+            GraphError: A size is none.
+        """
+        reaches = _reaches(sizes, first, slots)
+        if len(reaches) == 1:
+            return self.draw(pipeline, values, steps, check_every)
+        # A loop begins where the one before it ended, or behind the prompt: it has no more slots of its own than that.
+        carries = {port: values[port] for port in (*self.carries, "done")}
+        inputs = {port: values[port] for port in self.constants}
+        for reach in reaches:
+            enters = pipeline.add(f"within-{reach}", WithinReach(reach))(carries["done"], carries["position"])
+            outputs = pipeline.loop(
+                f"decode-{reach}",
+                self.body(reach),
+                carry=carries,
+                inputs=inputs,
+                until="leave",
+                condition=enters,
+                max_steps=min(reach - first, steps),
+                outputs=tuple(carries),
+            )
+            carries, first = {port: outputs[port] for port in carries}, reach
+        return tuple(carries[port] for port in self.results)
+
+
+def _reaches(sizes: Iterable[int] | None, first: int, slots: int) -> list[int]:
+    """How much of the cache is read, loop by loop; the last is all of it.
+
+    Raises:
+        GraphError: A size is none.
+    """
+    if sizes is None:
+        sizes = (READ << power for power in range((slots // READ).bit_length()))
+    sizes = list(sizes)
+    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
+    if wrong:
+        raise GraphError(f"cache= has lengths, ints of at least 1, not {wrong[0]!r}.", option="cache")
+    return [*sorted({size for size in sizes if first < size < slots}), slots]

@@ -74,7 +74,7 @@ def draw_encoder_decoder(arguments: ImportArguments) -> Pipeline:
         encodings = PictureEncoder(model, kind, trial, cast("int", start)).draw(pipeline, values, rows, items)
     values |= {name: encodings[name] for name in trial.readings if name not in values}
     decoding = Decoding(trial, beginning, selection, rows, length, has_text="input_ids" in specs)
-    choices = decoding.draw(pipeline, values, arguments.check_every)
+    choices = decoding.draw(pipeline, values, arguments.check_every, arguments.cache)
     finish = (
         FinishSpeech(selection, rows, beginning)
         if family.speech

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from orchestrator import Dim, Pipeline, TensorSpec
 from orchestrator.pipeline import Value
 from orchestrator_stages.generation.choose import begin_choice
-from orchestrator_stages.generation.lanes import join_lanes, lane_specs, order_lanes, split_lanes
 from orchestrator_stages.generation.selection import Selection
-from orchestrator_stages.generation.state import state_of
+from orchestrator_stages.generation.state import slot_number, state_of
 from orchestrator_stages.generation.token_loop import TokenLoop
 from orchestrator_stages.seq2seq.forward import visible_tokens
 from orchestrator_stages.seq2seq.options import Beginning
@@ -34,7 +34,6 @@ class Decoder(nn.Module):
 
     Attributes:
         aliases: Of what is carried, what :meth:`decode` writes in place: each is itself, updated.
-        dims: Of what :meth:`decode` takes behind the token, by name and in order, the dim of the batch; None: none.
         readings: What is read of the encoder in every iteration: its encoding and masks, and what layers made of it.
     """
 
@@ -55,14 +54,15 @@ class Decoder(nn.Module):
         self.readings = {name: spec for name, spec in specs.items() if name not in own}
         self._carried = {name: spec for name, spec in specs.items() if name in own}
         self.aliases = {name: name for name in self._carried}
-        self.dims = {
-            name: spec.dims.index(rows) if rows in spec.dims else None
-            for name, spec in {**self.readings, **self.specs(rows)}.items()
+        self._names = (*self.readings, *self.specs(rows))
+        self._dims = {
+            name: spec.dims.index(rows) if rows in spec.dims else None for name, spec in specs.items()
         }
         ids = [-1 if token is None else token for token in beginning.ids]
         self.register_buffer("prompt", torch.tensor([ids]), persistent=False)
         languages = torch.tensor(beginning.languages, dtype=torch.int64)
         self.register_buffer("languages", languages, persistent=False)
+        self.train(trial.decoder.model.training)
 
     def specs(self, rows: Dim) -> dict[str, TensorSpec]:
         """Returns what is carried from token to token; ``rows`` is the dim of the batch."""
@@ -78,9 +78,9 @@ class Decoder(nn.Module):
             encodings: What is read of the encoder. In a mask a row of zeros is a row that fills up the batch.
 
         Returns:
-            ``ids`` ``[batch, before]``; ``is_token``, the same, True; ``filler`` ``[batch]``, bool; ``token``, the last
-            one; ``origin``, the beam it came from; ``attention_mask``, if there is one, of which no row is empty; and
-            what the first iteration takes.
+            ``ids`` ``[batch, before]``; ``is_token``, the same, True; ``filler`` ``[batch]``, bool; ``done`` ``[1]``,
+            bool, whether there is nothing to do; ``token``, the last one; ``origin``, the beam it came from;
+            ``attention_mask``, if there is one, of which no row is empty; and what the first iteration takes.
         """
         # Which rows are none comes from the mask of a text; the layers of the decoder see something of each.
         values = dict(zip(self.encodings, encodings, strict=True))
@@ -103,6 +103,7 @@ class Decoder(nn.Module):
             "ids": ids.contiguous(),
             "is_token": torch.ones_like(ids, dtype=torch.bool),
             "filler": is_filler,
+            "done": is_filler.all().reshape(1),
             "token": token.contiguous(),
             "origin": torch.arange(lanes, device=device).expand(rows, -1).contiguous(),
             "position": torch.full((1,), ids.shape[1] - 1, dtype=torch.int64, device=device),
@@ -110,49 +111,36 @@ class Decoder(nn.Module):
             **state_of(cache),
         }
 
-    def decode(self, token: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+    def decode(
+        self, token: Tensor, *tensors: Tensor, reach: int | None = None, order: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Runs one token.
 
         Args:
             token: ``[batch]``, int64.
             tensors: What is read of the encoder, and what is carried; the cache is written in place.
+            reach: How many slots of the cache are read, more than its position, where no number can be had of that;
+                None: all.
+            order: ``[batch]``, int64: the rows of the cache are put into this order first; None: they stay.
 
         Returns:
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
-        values = dict(zip(self.dims, tensors, strict=True))
+        # A number where it can be had: then only what is filled is read, and no mask has to hide the rest. Nothing is
+        # traced there, so torch need not count versions either, which it does under no_grad as well.
+        values = dict(zip(self._names, tensors, strict=True))
         position = values["position"]
-        state = [values[name] for name in self.template.names]
-        cache = self.template.cache(state, position, in_place=True)
-        logits, cache = self.read.next(token, values, cache, position)
-        carried = {place.name: place.read(cache) for place in self.template.places if not place.cross}
-        return {"logits": logits, "position": position + 1, **carried}
-
-    def decode_lanes(self, token: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-        """Runs one token of several sequences of each row: as :meth:`decode`, with a dim of lanes behind the batch."""
-        # Each lane is a row while the token is run. What is written in place is given back as it came.
-        dims = self.dims
-        rows = [join_lanes(tensor, dims[name]) for name, tensor in zip(dims, tensors, strict=True)]
-        result = self.decode(token.flatten(), *rows)
-        came = {name: tensor for name, tensor in zip(dims, tensors, strict=True) if name in self.aliases}
-        return {
-            name: came.get(name, split_lanes(value, dims.get(name, 0), token.shape[1]))
-            for name, value in result.items()
-        }
-
-    def decode_beams(self, token: Tensor, origin: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
-        """Runs one token of each beam, on a cache that is put into the order of the beams first.
-
-        Args:
-            token: ``[batch, beams]``, int64.
-            origin: The same, see :class:`~orchestrator_stages.generation.beams.BeamStep`.
-            tensors: As of :meth:`decode`, with a dim of beams behind the batch.
-        """
-        in_order = [
-            order_lanes(tensor, self.dims[name], origin) if name in self.aliases else tensor
-            for name, tensor in zip(self.dims, tensors, strict=True)
-        ]
-        return self.decode_lanes(token, *in_order)
+        slot = slot_number(position)
+        is_number = isinstance(slot, int)
+        with torch.inference_mode() if is_number else contextlib.nullcontext():
+            state = [values[name] for name in self.template.names]
+            if order is not None:
+                state = self.template.reorder(state, self._dims, self.aliases, order, slot, reach)
+            cache = self.template.cache(state, slot, in_place=True, reach=reach)
+            read = None if is_number else reach or self.read.slots
+            logits, cache = self.read.next(token, values, cache, position, read)
+            carried = {place.name: place.read(cache) for place in self.template.places if not place.cross}
+            return {"logits": logits, "position": position + 1, **carried}
 
 
 class Decoding:
@@ -179,6 +167,7 @@ class Decoding:
     ) -> None:
         self.selection = selection
         self.decoder = Decoder(trial, beginning, selection, rows, tokens)
+        self.before = len(beginning.ids) - 1
         self.prompt = TensorSpec((rows, len(beginning.ids)), torch.int64)
         encoding = TensorSpec((rows, tokens), torch.int64) if has_text else self.prompt
         self.loop = TokenLoop(
@@ -186,20 +175,27 @@ class Decoding:
             rows,
             trial.vocabulary,
             self.decoder,
-            lane_specs(self.decoder.readings, rows, selection.lanes),
+            self.decoder.readings,
             self.prompt,
             len(beginning.ids),
             encoding,
         )
         self.rows = rows
 
-    def draw(self, pipeline: Pipeline, values: Mapping[str, Value], check_every: int) -> tuple[Any, ...]:
+    def draw(
+        self,
+        pipeline: Pipeline,
+        values: Mapping[str, Value],
+        check_every: int,
+        cache: Iterable[int] | None = None,
+    ) -> tuple[Any, ...]:
         """Draws both into a pipeline.
 
         Args:
             pipeline: The pipeline.
             values: By name what is read of the encoder, and ``input_ids`` where it reads tokens.
             check_every: How many iterations are run between two looks at whether all sequences have ended.
+            cache: How much of the cache may be read by itself; None: as usual.
 
         Returns:
             What :class:`~orchestrator_stages.generation.choose.JoinPrompt` takes besides the prompt.
@@ -208,13 +204,14 @@ class Decoding:
         decoder, loop = self.decoder, self.loop
         begin = pipeline.add("begin", decoder.begin, inputs=decoder.encodings)
         outputs = begin(*[values[name] for name in decoder.encodings])
-        specs = {**decoder.readings, **decoder.specs(self.rows)}
-        names = ("token", "origin", "filler", "ids", "is_token", *loop.specs)
+        names = ("token", "origin", "done", "filler", "ids", "is_token", *loop.specs)
         sources = {
-            name: values[name] if name in ("encoding", "encoding_mask") else outputs[name] for name in specs
+            name: values[name] if name in ("encoding", "encoding_mask") else outputs[name]
+            for name in loop.taken
         }
-        first = {name: outputs[name] for name in names} | loop.spread(pipeline, sources, specs)
+        first = {name: outputs[name] for name in names} | loop.spread(pipeline, sources)
         encoded = values["input_ids"] if "input_ids" in values else outputs["ids"]
         first |= {"before": outputs["ids"], "encoded": encoded}
         first |= loop.begin(pipeline, outputs["ids"])
-        return loop.draw(pipeline, first, self.selection.new, check_every)
+        steps, slots = self.selection.new, self.before + self.selection.new
+        return loop.draw_reaches(pipeline, first, steps, check_every, cache, self.before, slots)

@@ -138,7 +138,12 @@ class DecoderForward(nn.Module):
         return self._read(ids, encodings, cache, {self.own_mask: torch.ones_like(ids)})
 
     def next(
-        self, token: Tensor, encodings: Mapping[str, Tensor], cache: Any, position: Tensor
+        self,
+        token: Tensor,
+        encodings: Mapping[str, Tensor],
+        cache: Any,
+        position: Tensor,
+        reach: int | None = None,
     ) -> tuple[Tensor, Any]:
         """Returns the logits after a token, ``[batch, vocabulary]``, float32, and the cache with it.
 
@@ -147,11 +152,13 @@ class DecoderForward(nn.Module):
             encodings: What :class:`Encoder` gave, and its ``attention_mask``.
             cache: The cache.
             position: ``[1]``, int64: how many tokens came before.
+            reach: How many slots of the cache are read, filled or not; None: those that are filled.
         """
         # The mask says which slots are filled; a version of the library that counts for itself is told the position.
-        slots = torch.arange(self.slots, device=token.device)
-        filled = (slots <= position).to(torch.int64).expand(token.shape[0], -1)
-        options = {self.own_mask: filled, "cache_position": position}
+        options = {"cache_position": position}
+        if reach is not None:
+            filled = (torch.arange(reach, device=token.device) <= position).to(torch.int64)
+            options[self.own_mask] = filled.expand(token.shape[0], -1)
         return self._read(token[:, None], encodings, cache, options)
 
     def _read(

@@ -158,7 +158,7 @@ def _read_next(decoder: DecoderForward, readings: dict[str, Tensor], cache: Any)
     token = torch.zeros(len(readings["encoding"]), dtype=torch.int64, device=readings["encoding"].device)
     position = token[:1]
     later = CacheTemplate(cache).cache(tuple(state_of(cache).values()), position)
-    logits, _ = decoder.next(token, readings, later, position)
+    logits, _ = decoder.next(token, readings, later, position, decoder.slots)
     return logits
 
 
@@ -188,13 +188,15 @@ def check_logits(
         tokens = sequences[:, -len(right) - 1 :]
         readings = encode()
         logits, cache = decoder.first(tokens[:, :1], readings)
-        # Each later token goes into a cache of the same form, behind those before it.
+        # Each later token goes into a cache of the same form, behind those before it: one as a device does it that
+        # compiles, the next as it is done where the position can be read.
         template = CacheTemplate(cache)
         for number, expected in enumerate(right[: decoder.slots]):
             if number:
                 position = torch.full((1,), number, dtype=torch.int64, device=device)
-                later = template.cache(tuple(state_of(cache).values()), position)
-                logits, cache = decoder.next(tokens[:, number], readings, later, position)
+                slot, reach = (position, decoder.slots) if number % 2 else (number, None)
+                later = template.cache(tuple(state_of(cache).values()), slot)
+                logits, cache = decoder.next(tokens[:, number], readings, later, position, reach)
             compare_logits(model, number, logits, expected)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator import Dim, TensorSpec
 from orchestrator_stages.generation.processors import HostProcessors
 from orchestrator_stages.generation.sampling import SampleNoise, SeedState
+from orchestrator_stages.generation.token_step import TokenStep
 from orchestrator_stages.seq2seq.decoding import Decoding
 from orchestrator_stages.seq2seq.families import family_of
 from orchestrator_stages.seq2seq.host import FinishSequences, FinishSpeech
@@ -78,7 +79,7 @@ class ByHand:
     def decode(self, state: dict[str, Tensor], decode: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of one token, and what is carried."""
         decoder = self.decoding.decoder
-        ports = ("token", *(("origin",) if self.selection.has_beams else ()), *decoder.dims)
+        ports = ("token", *(("origin",) if self.selection.has_beams else ()), *self.decoding.loop.taken)
         result = (decode or decoder.decode)(*(state[port] for port in ports))
         return result.pop("logits"), result
 
@@ -87,12 +88,15 @@ class ByHand:
         # Lanes are spread before the loop; each iteration runs a token and chooses the next one.
         selection, decoder, loop = self.selection, self.decoding.decoder, self.decoding.loop
         state, lanes, rows = self.begin(request, filler), selection.lanes, len(next(iter(request.values())))
-        for port, dim in decoder.dims.items():
+        dims = {
+            name: spec.dims.index(ROWS) if ROWS in spec.dims else None for name, spec in loop.taken.items()
+        }
+        for port, dim in dims.items():
             if lanes > 1 and dim is not None:
                 state[port] = state[port].repeat_interleave(lanes, dim).unflatten(dim, (-1, lanes))
         state |= {"before": state["ids"], "is_over": torch.tensor([False])}
         random = SeedState().forward(SEED)
-        several = decoder.decode_beams if selection.has_beams else decoder.decode_lanes
+        several = TokenStep(decoder, dims, selection)
         names = (*(("filler",) if selection.has_beams else ()), *loop.specs, *loop.choice.ports)
         for _ in range(selection.new):
             logits, carried = self.decode(state, decoder.decode if lanes == 1 else several)
