@@ -189,8 +189,6 @@ class BeamStep(nn.Module):
         goes_on = steps._beam_search_has_unfinished_sequences(
             improvable, is_complete, hits, self.early_stopping
         )
-        done = ~goes_on.reshape(1)
-        leave = {"leave": done | more[-1]} if len(more) > len(self.ports) else {}
         origin = running_beams.index_select(2, step)[..., 0].to(torch.int64) - offsets
         return {
             "token": new_ids.index_select(2, step)[..., 0],
@@ -199,9 +197,12 @@ class BeamStep(nn.Module):
             **{"running_scores": running_scores, "running_beams": running_beams},
             **{"sequences": sequences, "scores": scores, "beams": beams},
             **{"is_complete": is_complete, "improvable": improvable},
-            "done": done,
-            **leave,
+            **self._ends(~goes_on.reshape(1), more),
         }
+
+    def _ends(self, done: Tensor, more: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What ends the loops, and this one where it reads a part of the cache."""
+        return {"done": done, **({"leave": done | more[-1]} if len(more) > len(self.ports) else {})}
 
     def _divisors(self, step: Tensor, more: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What scores are divided by as they are, and what those of running beams are divided by at their best."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -102,21 +103,23 @@ class SpreadState(nn.Module):
     """Gives every lane of a row what its prompt left.
 
     Args:
-        dims: By name and in order the dims of the batch of what it takes; None: it has none.
+        owner: The module that updates it from then on: on a device that compiles both are one application, and it is a
+            state of that.
+        dims: By name and in order the dims of the batch of what it takes.
         lanes: How many lanes.
     """
 
-    def __init__(self, dims: Mapping[str, int | None], lanes: int) -> None:
+    def __init__(self, owner: Any, dims: Mapping[str, int], lanes: int) -> None:
         super().__init__()
+        self.owner = owner
         self.dims = dict(dims)
         self.lanes = lanes
+        self.training = owner.training
 
     def forward(self, *state: Tensor) -> dict[str, Tensor]:
-        """Returns the tensors by name, with the dim of lanes."""
+        """Returns the tensors by name, with the dim of lanes: memory of their own, which a loop may update."""
         spread = {}
         for (name, dim), tensor in zip(self.dims.items(), state, strict=True):
-            if dim is not None:
-                shape = (*tensor.shape[: dim + 1], self.lanes, *tensor.shape[dim + 1 :])
-                tensor = tensor.unsqueeze(dim + 1).expand(shape).contiguous()
-            spread[name] = tensor
+            shape = (*tensor.shape[: dim + 1], self.lanes, *tensor.shape[dim + 1 :])
+            spread[name] = tensor.unsqueeze(dim + 1).expand(shape).clone()
         return spread

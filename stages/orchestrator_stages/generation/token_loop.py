@@ -127,13 +127,15 @@ class TokenLoop:
             pipeline: The pipeline.
             values: By name :attr:`taken`.
         """
+        # What has no rows is the same for all lanes.
+        taken = {port: values[port] for port in self.taken}
         if self.selection.lanes == 1:
-            return {port: values[port] for port in self.taken}
-        stage = SpreadState(self._dims, self.selection.lanes)
-        outputs = pipeline.add("spread", stage, inputs=self.padded_specs(self.taken))(
-            *(values[port] for port in self.taken)
-        )
-        return {port: outputs[port] for port in self.taken}
+            return taken
+        dims = {port: dim for port, dim in self._dims.items() if dim is not None}
+        specs = self.padded_specs({port: self.taken[port] for port in dims})
+        stage = SpreadState(self.decoder, dims, self.selection.lanes)
+        outputs = pipeline.add("spread", stage, inputs=specs)(*(values[port] for port in dims))
+        return taken | {port: outputs[port] for port in dims}
 
     @property
     def _dims(self) -> dict[str, int | None]:

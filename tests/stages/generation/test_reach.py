@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from orchestrator import GraphError, Plan
 from orchestrator_stages import from_transformers
+from orchestrator_stages.generation.lanes import copy_steps, reorder
+from tests.stages import tiny_models
 from tests.stages.generation.tiny import PAD, prompts, tiny
 from tests.stages.seq2seq.test_text import tokenizer
 
@@ -85,6 +89,36 @@ def test_a_device_that_compiles_has_a_program_for_each_bucket_and_one_cache_for_
     # Two prompts of four tokens go up, with their masks; tokens come home, a flag for each, and one for each loop.
     assert counts["upload_bytes"] == 2 * (2 * 4 * 4)
     assert counts["download_bytes"] == 2 * 4 * 4 + 3 + 2
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_beams_read_the_cache_in_lengths_and_change_places_in_it(name: str):
+    """Behind a prompt and behind an encoder; on a device that compiles it is one state of the application."""
+    is_text = name == "llama"
+    model, request = (
+        (tiny(name), prompts(4, 2)) if is_text else (tiny_models.tiny(name), tiny_models.texts((4, 2)))
+    )
+    options: dict[str, Any] = {"max_new_tokens": 5, "num_beams": 3, "cache": (6 if is_text else 3,)}
+    pipeline = from_transformers(model, batch=(2,), tokens=(4,), **options)
+    plan = pipeline.plan()
+    assert not [edge for edge in plan.edges if any(part.kind == "clone" for part in edge.adapters)]
+    with plan.load() as session:
+        tokens = session(**request)["tokens"]
+    assert tokens.equal(model.generate(**request, max_new_tokens=5, num_beams=3, do_sample=False))
+    if name == "t5":
+        states = pipeline.plan(device="neuron-emulated").states
+        assert [len(state.updates) for state in states] == [2] * 8, "keys and values, each in two loops"
+
+
+def test_rows_become_those_that_are_named_for_them():
+    for order in itertools.product(range(4), repeat=4):
+        rows = torch.arange(12).view(3, 4)
+        steps = copy_steps(order)
+        reorder(rows, 1, steps)
+        assert rows.equal(torch.arange(12).view(3, 4)[:, list(order)])
+        assert len({target for target, _ in steps} - {-1}) == sum(
+            row != source for row, source in enumerate(order)
+        )
 
 
 @pytest.mark.parametrize("cache", [(0,), (2.5,), (True,)])

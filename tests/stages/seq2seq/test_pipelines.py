@@ -161,8 +161,9 @@ def test_the_cache_stays_on_the_device_in_the_dtype_of_the_model_and_nothing_els
     ("name", "options"), [("t5", {}), ("marian", {"num_beams": 3}), ("whisper", {}), ("gpt2", {})]
 )
 def test_same_on_the_emulated_device(name: str, options: dict[str, Any]):
+    """Over a cache that is read in two lengths, texts that is."""
     model, request = tiny(name), inputs(name)
-    sizes = {"tokens": (16,)} if "input_ids" in request else {}
+    sizes = {"tokens": (16,), "cache": (6,)} if "input_ids" in request else {}
     expected = generated(model, request, max_new_tokens=NEW, **options)
     pipeline = from_transformers(model, max_new_tokens=NEW, batch=(4,), **sizes, **options)
     with pipeline.plan(device="neuron-emulated").load() as session:
