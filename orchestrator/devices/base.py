@@ -203,8 +203,22 @@ class Backend(abc.ABC):
         """Returns the dtype in which the device holds a value of a stage: its own, or a narrower one."""
         return dtype
 
+    def rank_form(self, stage: Stage) -> Stage:
+        """Returns the stage as one rank runs it, for shapes and weights: another one where ranks hold parts of weights.
+
+        It is asked while planning only, and each time with the same answer.
+
+        Raises:
+            PlanError: It cannot run on so many ranks.
+        """
+        return stage
+
     def sharded(self, stage: Stage) -> Mapping[str, int]:
         """Returns output ports whose ranks hold parts, with the dim along which they join."""
+        return {}
+
+    def sharded_inputs(self, stage: Stage) -> Mapping[str, int]:
+        """Returns input ports of which each rank takes its part of the value, with the dim along which they join."""
         return {}
 
     def review(

@@ -148,7 +148,7 @@ def _copy_notes(context: PlanContext, weights: Mapping[str, _Weights]) -> Iterat
 def _weights(context: PlanContext, stage: Stage, models: dict[int, Any]) -> _Weights:
     """The weights of a stage, in the dtypes in which its device holds them: integers stay as they are."""
     backend = context.groups[context.devices[stage.name]]
-    owner = _owner(stage, models)
+    owner = _owner(backend.rank_form(stage), models)
     sizes: dict[Hashable, int] = {}
     tensors: dict[int, int] = {}
     for tensor in (*owner.parameters(), *owner.buffers()) if isinstance(owner, torch.nn.Module) else ():

@@ -35,6 +35,7 @@ from orchestrator.planner.infer.representation import (
     device_ports,
     device_spec,
     gather_parts,
+    keep_parts,
 )
 from orchestrator.planner.infer.trials import Sampler, padded_names
 from orchestrator.specs import (
@@ -152,10 +153,11 @@ class _Inference:
                 self.values[node, edge.target_port] = self.consumer_specs[edge].spec
 
     def _fit(self, edge: Edge, port: PortSpec | None) -> EdgeSpec:
-        """The form in which a consumer reads an edge; parts that ranks hold are joined first."""
-        whole, gather = gather_parts(self.context, edge, self._source(edge))
+        """The form in which a consumer reads an edge; parts that ranks hold are joined first, unless it takes parts."""
+        part = self._source(edge)
+        whole, gather = gather_parts(self.context, edge, part)
         edge_spec = fit_edge(edge, whole, port, self.dims, self.input_dims, self.padded_dims)
-        return replace(edge_spec, conversions=(*gather, *edge_spec.conversions))
+        return keep_parts(self.context, edge, part, edge_spec, gather)
 
     def _source(self, edge: Edge) -> PortSpec:
         key = (edge.source, edge.source_port)
@@ -181,12 +183,15 @@ class _Inference:
             specs[edge.target_port] = edge_spec.spec
         # Edges come in the order of the graph, trials and programs in that of the stage's ports.
         inputs = {port.name: specs[port.name] for port in stage.inputs if port.name in specs}
-        outputs, returns, is_declared = self._outputs(name, stage, inputs)
+        # Shapes are those that one rank gives, since it is a rank that runs a program.
+        backend = self.context.groups.get(self.context.devices[stage.name])
+        form = stage if backend is None else backend.rank_form(stage)
+        outputs, returns, is_declared = self._outputs(name, form, inputs)
         for port, spec in outputs.items():
             self.values[NodeKey("call", name), port] = spec
         device = self.context.devices[stage.name]
-        if device in self.context.groups:
-            self.notes += self.context.groups[device].review(stage, inputs, outputs)
+        if backend is not None:
+            self.notes += backend.review(stage, inputs, outputs)
         self.port_dtypes[name] = {
             port: spec.dtype for port, spec in inputs.items() if isinstance(spec, TensorSpec)
         }

@@ -19,7 +19,14 @@ from orchestrator.plan.steps import HOST
 from orchestrator.planner.context import EdgeSpec, PlanContext
 from orchestrator.specs import Pad, PortSpec, TensorSpec, dtype_name, holds, show_spec
 
-__all__ = ["device_edge_spec", "device_ports", "device_spec", "gather_parts", "is_gathered"]
+__all__ = [
+    "device_edge_spec",
+    "device_ports",
+    "device_spec",
+    "gather_parts",
+    "is_gathered",
+    "keep_parts",
+]
 
 
 def is_gathered(context: PlanContext, edge: Edge) -> bool:
@@ -178,3 +185,49 @@ def gather_parts(context: PlanContext, edge: Edge, spec: PortSpec) -> tuple[Port
     dims[axis] = size * ranks
     whole = replace(spec, dims=tuple(dims))
     return whole, (Adapter("gather", whole.dims, device=HOST),)
+
+
+def keep_parts(
+    context: PlanContext, edge: Edge, part: PortSpec, edge_spec: EdgeSpec, gather: tuple[Adapter, ...]
+) -> EdgeSpec:
+    """Returns the form of an edge whose consumer may take parts as the ranks hold them; then nothing joins them.
+
+    Args:
+        context: The plan so far.
+        edge: The edge.
+        part: What one rank holds of the value.
+        edge_spec: The consumer's form of the whole value.
+        gather: The adapter that joins the parts; none: ranks hold the whole.
+
+    Raises:
+        PlanError: The consumer takes parts of what is whole, or of what is to be converted.
+    """
+    device, axis = _part_axis(context, edge)
+    if axis is None:
+        return replace(edge_spec, conversions=(*gather, *edge_spec.conversions))
+    # Parts stay where they are, so both stages run on one device, cut their value alike and leave it as it is.
+    source = context.graph.calls[edge.source.name].stage if edge.source.kind == "call" else None
+    backend = context.groups[device]
+    own = context.devices[source.name] == device if source is not None else False
+    rank = len(part.dims) if isinstance(part, TensorSpec) else 0
+    given = backend.sharded(source).get(edge.source_port) if source is not None and own else None
+    if not gather or given is None or given % rank != axis % rank or edge_spec.conversions:
+        raise PlanError(
+            f"{edge.destination!r} takes on each rank a part of its value along dim {axis}, but {edge.origin!r} gives "
+            f"{show_spec(part)}, which is not left there in such parts: only a stage on the same device whose layers "
+            f"leave its output un-gathered, in the same shape and along the same dim, feeds it. Have the stage cut its "
+            f"input itself (RowParallelLinear with input_is_parallel=False).",
+            edge=str(edge),
+            spec=part,
+        )
+    return EdgeSpec(part, (), edge_spec.rule)
+
+
+def _part_axis(context: PlanContext, edge: Edge) -> tuple[str, int | None]:
+    """The device of an edge's consumer, and the dim along which it takes parts."""
+    if edge.target.kind != "call":
+        return "", None
+    stage = context.graph.calls[edge.target.name].stage
+    device = context.devices[stage.name]
+    backend = context.groups.get(device)
+    return device, None if backend is None else backend.sharded_inputs(stage).get(edge.target_port)

@@ -17,9 +17,11 @@ class NeuronWrapper(ModelWrapper):
 
     Attributes:
         neuron_options: Options of the stage; those in ``add(config=...)`` go first.
+        is_whole: Its model is the whole one, and what a rank runs is another.
     """
 
     neuron_options: Mapping[str, Any] = {}
+    is_whole: bool = False
 
     def neuron_review(
         self, stage: Stage, settings: NeuronSettings, inputs: Mapping[str, PortSpec]

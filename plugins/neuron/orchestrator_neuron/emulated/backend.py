@@ -12,6 +12,7 @@ import orchestrator_neuron
 from orchestrator.adapter import Adapter
 from orchestrator.backend import Handle
 from orchestrator.program import Application
+from orchestrator.stage import Stage
 from orchestrator_neuron.content import application_key
 from orchestrator_neuron.emulated.compile import Compiler, compile_application
 from orchestrator_neuron.emulated.device import Device, DeviceError
@@ -23,6 +24,7 @@ from orchestrator_neuron.emulated.trace import warm_up
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue, is_ranked
+from orchestrator_neuron.wrapper import NeuronWrapper
 
 __all__ = ["EmulatedBackend"]
 
@@ -78,6 +80,12 @@ class EmulatedBackend(RankedBackend):
     def measured(self) -> Mapping[str, Any] | None:
         """Returns the counts of the device; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
         return None if self._open_device is None else self._open_device.measured()
+
+    def sharded(self, stage: Stage) -> Mapping[str, int]:
+        """Returns the stage's option ``sharded``, unless each rank runs the whole model here."""
+        wrapper = stage.wrapper
+        is_whole = isinstance(wrapper, NeuronWrapper) and wrapper.is_whole
+        return {} if is_whole and not self.settings(stage).shard_weights else super().sharded(stage)
 
     def key(self, application: Application) -> str:
         """Returns the content key of an application."""

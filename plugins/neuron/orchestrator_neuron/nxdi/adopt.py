@@ -12,6 +12,9 @@ inputs does not fit them.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,8 +23,17 @@ import torch
 from orchestrator.errors import GraphError
 from orchestrator.specs import PortSpec
 from orchestrator.stage import ModelWrapper, Stage
+from orchestrator_neuron.checkpoint import load_weights
 from orchestrator_neuron.nxdi import packages
-from orchestrator_neuron.nxdi.checks import check_dtypes, check_modes, differences, mend_flags, row_misfit
+from orchestrator_neuron.nxdi.checks import (
+    Row,
+    check_dtypes,
+    check_modes,
+    differences,
+    mend_flags,
+    row_misfit,
+)
+from orchestrator_neuron.nxdi.parts import Parts, read_parts, scaled_row
 from orchestrator_neuron.nxdi.read import (
     Ports,
     build_wrapper,
@@ -37,14 +49,19 @@ from orchestrator_neuron.nxdi.read import (
     port_names,
     source_of,
 )
-from orchestrator_neuron.options import NeuronSettings
+from orchestrator_neuron.options import NeuronSettings, normalize
 from orchestrator_neuron.wrapper import NeuronWrapper
 
 __all__ = ["AdoptedStage", "from_nxdi"]
 
 
 def from_nxdi(
-    thing: Any, *, config: Any = None, inputs: Ports | None = None, outputs: Ports | None = None
+    thing: Any,
+    *,
+    config: Any = None,
+    inputs: Ports | None = None,
+    outputs: Ports | None = None,
+    checkpoint: Any = None,
 ) -> ModelWrapper:
     """Makes a stage of a wrapper or application of NxD Inference, for ``Pipeline.add``.
 
@@ -56,6 +73,8 @@ def from_nxdi(
         inputs: Names of the input ports, or names to specs; else the parameters of the model's ``forward``, at the
             shapes and dtypes of the example inputs if they are in one row. Several rows leave sizes to the pipeline.
         outputs: Names of the output ports, or names to specs.
+        checkpoint: Weights of a wrapper, on every device: a safetensors file or folder, or a ``state_dict``, by the
+            names of its whole model; or a folder that ``save_sharded_checkpoint`` wrote. ``"random"``: they are drawn.
 
     Raises:
         CompileError: NxD Inference is not installed.
@@ -78,29 +97,65 @@ def from_nxdi(
             f"{thing!r}. Modules, functions and this project's own wrappers go to pipeline.add as they are.",
             thing=thing,
         )
-    return AdoptedStage(wrapper, application, inputs, outputs)
+    if application is not None and checkpoint is not None:
+        raise GraphError(
+            f"{type(application).__name__} loads its own checkpoint, from its model_path "
+            f"{str(application.model_path)!r}; leave checkpoint= out, or give its wrapper to from_nxdi.",
+            thing=thing,
+        )
+    return AdoptedStage(wrapper, application, inputs, outputs, checkpoint)
 
 
 class _UserObjects:
-    """A user's own wrapper and application, which all copies of a stage share: a loaded one cannot be copied."""
+    """A user's own wrapper and application, which all copies of a stage share: a loaded one cannot be copied.
+
+    Attributes:
+        parts: What each of so many ranks has a part of.
+        forms: What each of so many ranks, of a world, runs.
+        is_reviewed: A plan has said where the weights come from.
+    """
 
     def __init__(self, wrapper: Any, application: Any) -> None:
         self.wrapper, self.application = wrapper, application
+        self.parts: dict[int, Parts] = {}
+        self.forms: dict[tuple[int, int], AdoptedStage] = {}
+        self.is_reviewed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _UserObjects:
+        return self
+
+
+class _Checkpoint(dict[str, Any]):
+    """A state_dict that copies of a stage share: it is the user's, and large."""
+
+    @classmethod
+    def of(cls, checkpoint: Any) -> Any:
+        """Returns a state_dict as one, and a path as it is."""
+        return cls(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Checkpoint:
         return self
 
 
 class AdoptedStage(NeuronWrapper):
     """A user's NxD Inference wrapper, or application, as a stage; see :func:`from_nxdi`.
 
+    Its ports state whole values, also those of which each rank takes a part.
+
     Attributes:
-        rows: Specs of its example inputs, a row for each bucket.
+        rows: Specs of its example inputs on one rank, a row for each bucket.
         neuron_options: Its ``NeuronConfig``, as options of the stage.
     """
 
+    is_whole = True
+
     def __init__(
-        self, wrapper: Any, application: Any = None, inputs: Ports | None = None, outputs: Ports | None = None
+        self,
+        wrapper: Any,
+        application: Any = None,
+        inputs: Ports | None = None,
+        outputs: Ports | None = None,
+        checkpoint: Any = None,
     ) -> None:
         super().__init__(wrapper.config, wrapper.model_cls, wrapper.tag or type(wrapper).__name__)
         self._user = _UserObjects(wrapper, application)
@@ -108,9 +163,12 @@ class AdoptedStage(NeuronWrapper):
         check_modes(wrapper)
         self.rows = example_rows(wrapper)
         check_dtypes(wrapper, self.rows)
-        self.inputs = declared_inputs(self.rows, port_names(wrapper, application), inputs)
+        self._degrees = (1, 1)
         self.outputs = outputs if outputs is not None else {}
         self.neuron_options = options_of(wrapper)
+        self._draws_weights = isinstance(checkpoint, str) and checkpoint == "random"
+        if checkpoint is not None and not self._draws_weights:
+            self.neuron_options |= normalize({"checkpoint": _Checkpoint.of(checkpoint)}, self.tag)
         # As they are now: loading an application writes into its objects.
         self._sources = [
             source_of(wrapper),
@@ -118,8 +176,10 @@ class AdoptedStage(NeuronWrapper):
             config_text(self.config),
             wrapper.compiler_args,
         ]
+        self.inputs = declared_inputs(self._whole_rows(), port_names(wrapper, application), inputs)
         model = wrapper.model if application is None else None
-        if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        self._has_model = isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule)
+        if self._has_model:
             self._model = model
 
     def key_parts(self) -> list[object]:
@@ -130,7 +190,7 @@ class AdoptedStage(NeuronWrapper):
             self.model_cls,
             self._arguments,
             self.rows,
-            self.neuron_options,
+            {name: value for name, value in self.neuron_options.items() if name != "checkpoint"},
             self._sources,
         ]
 
@@ -149,21 +209,68 @@ class AdoptedStage(NeuronWrapper):
         """The model as a plain module; that of an application has the weights of its checkpoint."""
         if self.__dict__.get("_model") is None:
             model = self.make_model()
-            if self.application is not None:
-                load_weights_of(model, self.application)
+            if self._degrees == (1, 1):
+                self._fill(model)
             self._model = model
         return self._model
 
+    def _fill(self, model: torch.nn.Module) -> None:
+        """Gives the whole model its weights."""
+        checkpoint = self.neuron_options.get("checkpoint")
+        if self.application is not None:
+            load_weights_of(model, self.application)
+        elif checkpoint is None and not (self._draws_weights or self._user.is_reviewed):
+            warnings.warn(
+                f"The weights of {self.tag!r} are drawn at random, since from_nxdi(..., checkpoint=...) gives none; "
+                f"checkpoint='random' says that this is meant.",
+                stacklevel=3,
+            )
+        elif checkpoint is not None:
+            weights = load_weights(self.tag, model, NeuronSettings(checkpoint=checkpoint))
+            model.load_state_dict(weights, strict=False, assign=True)
+
     def make_model(self) -> Any:
-        """Builds a new model, whole, as NxD Inference builds that of a rank."""
-        return self._build(1, 1)
+        """Builds a new model, whole, as NxD Inference builds that of a rank; in a form, that of a rank."""
+        return self._build(*self._degrees)
 
     def _build(self, degree: int, world: int) -> torch.nn.Module:
         # Here, not above: NxD is imported for it, and `require` has made sure that it can be.
-        from orchestrator_neuron.nxdi.models import build_model, config_of_degree
+        from orchestrator_neuron.nxdi.models import build_model
 
-        config = config_of_degree(self.config, self.rows, degree, world)
-        return build_model(self.nxdi_wrapper, self._arguments, config, degree, world)
+        return build_model(self.nxdi_wrapper, self._arguments, self.rows, degree, world)
+
+    def _whole_rows(self) -> list[Row]:
+        """Example inputs with the parts of all ranks joined, as ports state values."""
+        degree = self.neuron_options["tp_degree"]
+        if degree == 1 or len(self.rows) != 1:
+            return self.rows
+        # What cannot be built says so when it is planned.
+        with contextlib.suppress(Exception):
+            return [scaled_row(self.rows[0], self.parts(degree).inputs, degree)]
+        return self.rows
+
+    def parts(self, degree: int) -> Parts:
+        """Returns what each of so many ranks has a part of.
+
+        Raises:
+            PlanError: The model cannot be built for so many, or gives no parts of what the whole one gives.
+        """
+        # Example inputs are of one rank at the wrapper's own degree; dims are the same at any other.
+        own, known = self.neuron_options["tp_degree"], self._user.parts
+        degree = own if own > 1 else degree
+        if degree not in known:
+            row, name = self.rows[0] if self.rows else (), type(self.nxdi_wrapper).__name__
+            known[degree] = read_parts(lambda ranks: self._build(ranks, ranks), row, degree, name)
+        return known[degree]
+
+    def rank_form(self, degree: int, world: int) -> AdoptedStage:
+        """Returns the stage as one rank runs it: its model has parts of weights. It serves planning alone."""
+        forms = self._user.forms
+        if (degree, world) not in forms:
+            form = copy.copy(self)
+            form._degrees, form._model = (degree, world), None
+            forms[degree, world] = form
+        return forms[degree, world]
 
     @property
     def has_forward(self) -> bool:
@@ -180,10 +287,28 @@ class AdoptedStage(NeuronWrapper):
                 it is compiled for.
         """
         own = self.application is not None
+        self._user.is_reviewed = True
+        yield f"Weights of {stage.name!r}: {self._weight_source(settings)}."
         yield from differences(stage.name, self.nxdi_wrapper, settings, own)
         error = row_misfit(stage.name, self.rows, inputs) if own else None
         if error is not None:
             raise error
+
+    def _weight_source(self, settings: NeuronSettings) -> str:
+        """Where the weights come from, for a person."""
+        if self.application is not None:
+            return f"the checkpoint of its application, {str(self.application.model_path)!r}"
+        if settings.checkpoint is not None:
+            at = settings.checkpoint
+            return f"the checkpoint {at!r}" if isinstance(at, str) else "a state_dict"
+        if self._has_model:
+            return "the model of its wrapper"
+        drawn = "drawn at random, others each time that it is loaded"
+        return (
+            drawn
+            if self._draws_weights
+            else f"{drawn}, since no checkpoint is given: from_nxdi(..., checkpoint=...)"
+        )
 
     def instance(self, config: Any) -> Any:
         """Returns the model instance that NxD traces: the user's own where there is one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import torch
 
 import orchestrator_neuron
 from orchestrator.backend import Handle
-from orchestrator.errors import CompileError
+from orchestrator.errors import CompileError, OrchestratorError, PlanError
 from orchestrator.program import Application
 from orchestrator.stage import Stage
 from orchestrator_neuron.content import application_key
@@ -24,6 +25,7 @@ from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
+from orchestrator_neuron.nxdi.parts import Parts
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.nxdi.user_application import build_own, load_own
 from orchestrator_neuron.rank_check import check_ranks
@@ -41,6 +43,10 @@ class NxdiBackend(RankedBackend):
 
     #: World size of what this process has loaded, and its own ranks; NxD Inference crashes when another follows.
     _loaded_world: ClassVar[tuple[int, int] | None] = None
+
+    def __init__(self, device: str, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(device, options)
+        self._forms: dict[str, Stage] = {}
 
     @classmethod
     def accepts(cls, device: str) -> bool:
@@ -97,6 +103,60 @@ class NxdiBackend(RankedBackend):
         wrappers = [stage.wrapper for stage in (one, other) if isinstance(stage.wrapper, AdoptedStage)]
         nxdi_wrappers = {id(wrapper.nxdi_wrapper) for wrapper in wrappers}
         return len(wrappers) in (0, 2) and len(nxdi_wrappers) < 2 and super().can_join(one, other)
+
+    def rank_form(self, stage: Stage) -> Stage:
+        """Returns the stage with the model of one rank, where NxD's layers hold parts of weights.
+
+        Raises:
+            PlanError: The model cannot be built for the degree of the plan.
+        """
+        wrapper, settings = stage.wrapper, self.settings(stage)
+        if not isinstance(wrapper, AdoptedStage) or not self._parts(stage).is_cut:
+            return stage
+        form = wrapper.rank_form(settings.tp_degree, settings.world_size)
+        if stage.name not in self._forms or self._forms[stage.name].target is not form:
+            self._forms[stage.name] = replace(stage, target=form)
+        return self._forms[stage.name]
+
+    def sharded(self, stage: Stage) -> Mapping[str, int]:
+        """Returns outputs that the model's own layers leave in parts, and those of the option ``sharded``."""
+        names = [port.name for port in stage.outputs]
+        ports: dict[str, int] = {}
+        for key, dim in self._parts(stage).outputs.items():
+            place = int(key) if key.isdecimal() else None
+            ports[key if place is None else names[place] if place < len(names) else "output"] = dim
+        return ports | dict(super().sharded(stage))
+
+    def sharded_inputs(self, stage: Stage) -> Mapping[str, int]:
+        """Returns inputs of which the model takes a part on each rank."""
+        return {stage.inputs[place].name: dim for place, dim in self._parts(stage).inputs.items()}
+
+    def _parts(self, stage: Stage) -> Parts:
+        """What each rank has a part of, where a stage is a user's wrapper."""
+        wrapper, settings = stage.wrapper, self.settings(stage)
+        degree, world = settings.tp_degree, settings.world_size
+        if not isinstance(wrapper, AdoptedStage) or degree == 1:
+            return Parts()
+        try:
+            parts = wrapper.parts(degree)
+        except OrchestratorError:
+            raise
+        except Exception as error:
+            raise PlanError(
+                f"The model of stage {stage.name!r} cannot be built for {degree} ranks ({type(error).__name__}: "
+                f"{error}). NxD's layers cut their weights evenly: plan with a tp_degree that divides their sizes, "
+                f"options={{'tp_degree': ...}}, or give the layers pad=True.",
+                stage=stage.name,
+                tp_degree=degree,
+            ) from error
+        if (parts.inputs or parts.outputs) and not degree == world == settings.ranks:
+            raise PlanError(
+                f"Stage {stage.name!r} takes or gives parts with tp_degree={degree} in a world of {world} ranks, of "
+                f"which {settings.ranks} run in this process: a part would be there twice, or elsewhere. Give it "
+                f"tp_degree={world} and all ranks, or gather inside it.",
+                stage=stage.name,
+            )
+        return parts
 
     def key(self, application: Application) -> str:
         """Returns the content key of an application; see :meth:`CompilingBackend.key`."""

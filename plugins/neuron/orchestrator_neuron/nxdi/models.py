@@ -1,7 +1,7 @@
 """The models of users' wrappers: built as NxD Inference would, at any degree, in a mocked world.
 
-On the host a model is whole, so its degree is 1. What one rank of a device runs, :func:`rank_model`, is built at the
-degree of the plan, and serves planning alone: shapes and weights are read off it.
+On the host a model is whole, so its degree is 1. What one rank of a device runs is built at the degree of the plan, and
+serves planning alone: shapes and weights are read off it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orchestrator_neuron.nxdi.checks import Row
 from orchestrator_neuron.nxdi.ranks import collective_shapes, ranks_of_degree
 from orchestrator_neuron.nxdi.read import instance_of
 
-__all__ = ["RankModel", "build_model", "config_of_degree", "is_cut"]
+__all__ = ["RankModel", "build_model"]
 
 #: Degrees of a ``NeuronConfig``; not all versions have all of them.
 _DEGREES = (
@@ -29,7 +29,7 @@ _DEGREES = (
 )
 
 
-def config_of_degree(config: Any, rows: list[Row], degree: int, world: int) -> Any:
+def _config(config: Any, rows: list[Row], degree: int, world: int) -> Any:
     """Returns a copy of a user's config, for a model on the host that computes in the dtypes of the examples.
 
     Args:
@@ -55,17 +55,20 @@ def config_of_degree(config: Any, rows: list[Row], degree: int, world: int) -> A
 
 
 def build_model(
-    wrapper: Any, arguments: dict[str, Any], config: Any, degree: int, world: int
+    wrapper: Any, arguments: dict[str, Any], rows: list[Row], degree: int, world: int
 ) -> torch.nn.Module:
     """Builds a model by its wrapper's own ``get_model_instance``, or of its model class; in eval mode.
+
+    That of one rank among several runs in trials only: see :class:`RankModel`.
 
     Args:
         wrapper: The user's wrapper, which is not written to.
         arguments: Keyword arguments of its model class.
-        config: See :func:`config_of_degree`.
+        rows: Example inputs of the wrapper.
         degree: Ranks that share the model.
         world: All ranks.
     """
+    config = _config(wrapper.config, rows, degree, world)
     cores = getattr(config.neuron_config, "logical_nc_config", 1)
     with ranks_of_degree(degree, world, cores):
         instance = instance_of(wrapper, arguments, config)
@@ -75,12 +78,7 @@ def build_model(
         if model is None:
             model, _ = instance.get(0)
     model.requires_grad_(False)
-    return model.eval()  # type: ignore[no-any-return]
-
-
-def is_cut(model: torch.nn.Module) -> bool:
-    """Tells whether NxD's layers hold a part of a weight on each rank."""
-    return any(getattr(weight, "tensor_model_parallel", False) for weight in model.parameters())
+    return (model if degree == 1 else RankModel(model, degree, world, cores)).eval()
 
 
 class RankModel(torch.nn.Module):
