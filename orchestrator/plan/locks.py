@@ -17,7 +17,7 @@ import bisect
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from orchestrator.adapter import MOVES
 from orchestrator.plan.records import PlanData, PlannedLock
@@ -34,7 +34,18 @@ from orchestrator.plan.steps import (
     with_body,
 )
 
-__all__ = ["LockSpan", "lock_spans", "members_of", "with_locks", "with_same_locks", "without_locks"]
+if TYPE_CHECKING:
+    from orchestrator.plan.parts import Part
+
+__all__ = [
+    "LockSpan",
+    "lock_spans",
+    "members_of",
+    "with_locks",
+    "with_part_locks",
+    "with_same_locks",
+    "without_locks",
+]
 
 P = TypeVar("P", bound=PlanData)
 
@@ -84,6 +95,35 @@ def with_same_locks(plan: P) -> P:
     steps = without_locks(plan.steps)
     steps = (replace(steps[0], locks=names), *steps[1:])
     return replace(plan, steps=(*steps[:-1], replace(steps[-1], unlocks=names[::-1])))
+
+
+def with_part_locks(
+    plan: PlanData, parts: Sequence[Part], *, is_alone: bool
+) -> tuple[tuple[str, ...], tuple[tuple[Step, ...], ...]]:
+    """Returns the locks of a request in parts: those that it holds from its begin to its end, and the others.
+
+    Args:
+        plan: The plan whose values they have.
+        parts: All of its parts, each of which runs by itself, some several times.
+        is_alone: All locks are to be held all the time.
+
+    Returns:
+        Names of the first, in the order of taking; and the steps of each part, which take and give back the others.
+    """
+    names = tuple(lock.name for lock in plan.locks)
+    if is_alone or not names:
+        return names, tuple(without_locks(part.steps) for part in parts)
+    placement = _Placement(
+        replace(plan, steps=tuple(step for part in parts for step in part.steps)),
+        [lock.members for lock in plan.locks],
+    )
+    placement.find()
+    # What is in a buffer or a state while parts come and go is held all the time.
+    held = placement.guards({index for part in parts for index in (*part.reads, *part.results)})
+    steps = tuple(placement.place(part.steps, held) for part in parts)
+    if all(before < after for before, after in placement.waits):
+        return tuple(names[at] for at in sorted(held)), steps
+    return with_part_locks(plan, parts, is_alone=True)
 
 
 def without_locks(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -148,10 +188,14 @@ class _Placement:
 
     def run(self) -> tuple[Step, ...]:
         """Returns the steps with their locks."""
+        self.find()
+        return self.place(self.plan.steps, frozenset())
+
+    def find(self) -> None:
+        """Finds what each value of the plan may be in."""
         self._lock_of = {name: at for at, members in enumerate(self.groups) for name in members}
         self._states = {origin: state.name for state in self.plan.states for origin in state.origins}
         self._owners = self._find_owners()
-        return self._place(self.plan.steps, frozenset())
 
     def _find_owners(self) -> Mapping[int, frozenset[int]]:
         """The locks of the buffers and states that each value may be in."""
@@ -180,10 +224,11 @@ class _Placement:
     def _locks(self, names: Iterable[str]) -> frozenset[int]:
         return frozenset(self._lock_of[name] for name in names if name in self._lock_of)
 
-    def _owned(self, indices: Iterable[int]) -> frozenset[int]:
+    def guards(self, indices: Iterable[int]) -> frozenset[int]:
+        """Returns the locks of what these values may be in."""
         return frozenset[int]().union(*(self._owners.get(index, frozenset()) for index in indices))
 
-    def _place(self, steps: Sequence[Step], outer: frozenset[int]) -> tuple[Step, ...]:
+    def place(self, steps: Sequence[Step], outer: frozenset[int]) -> tuple[Step, ...]:
         """Puts locks on steps that run while the outer ones are held."""
         taken_at: dict[int, set[int]] = {}
         last_at: dict[int, set[int]] = {}
@@ -201,7 +246,7 @@ class _Placement:
             held |= taken
             result.append(
                 replace(
-                    with_body(step, self._place(body_of(step), outer | held)),
+                    with_body(step, self.place(body_of(step), outer | held)),
                     locks=tuple(names[lock] for lock in sorted(taken)),
                     unlocks=tuple(names[lock] for lock in sorted(last, reverse=True)),
                 )
@@ -216,7 +261,7 @@ class _Placement:
         for at, step in enumerate(steps):
             # Inside of a block its body takes a lock, where no value crosses the block's border or that of an
             # iteration in what the lock guards.
-            crossing = self._owned(_border(step))
+            crossing = self.guards(_border(step))
             inside = [inner for inner in iter_steps((step,), LeafStep) if inner.program]
             runs = self._locks(name for inner in inside for name in self._programs(inner))
             for lock in crossing | (frozenset() if body_of(step) else runs):

@@ -29,10 +29,12 @@ class PartCodes:
     Attributes:
         split: The parts.
         codes: The function of each part; it returns the part's results.
+        locks: What a request holds from begin to end; the functions take and give back the other ones.
     """
 
     split: Parts
     codes: tuple[Code, ...]
+    locks: tuple[str, ...]
 
 
 class Chunks:

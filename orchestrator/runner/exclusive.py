@@ -57,6 +57,11 @@ class BufferLocks:
         """Whether somebody waits for one of them."""
         return bool(self._waits)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether there is memory for a few requests at a time alone."""
+        return bool(self._places)
+
     def check(self) -> None:
         """Makes sure that this thread holds none.
 
@@ -104,11 +109,6 @@ class BufferLocks:
     def unlock(self, name: str) -> None:
         """Gives back a lock that this thread has."""
         self._drop(name)
-
-    def lock_all(self) -> None:
-        """Takes all of them, for a request whose steps run in another order than the plan's."""
-        for name in self._names:
-            self.lock(name)
 
     def _is_taken(self, names: Iterable[str | int], ident: int) -> bool:
         """Takes the first of these that is free, or was handed over to this thread already."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.plan.chunks import bucket_for
 from orchestrator.plan.count import Counter, Tally, cut_dims
-from orchestrator.plan.locks import with_same_locks, without_locks
+from orchestrator.plan.locks import with_part_locks, with_same_locks
 from orchestrator.plan.model import Plan
 from orchestrator.plan.parts import split
 from orchestrator.plan.run_record import RunRecord
@@ -264,9 +264,9 @@ class PlanVariant:
 
         def run(*values: Any) -> dict[str, Any]:
             parts = self.parts(cut)
-            # Parts run in another order than the plan's steps, and keep values from one run to the next.
             if locks is not None:
-                locks.lock_all()
+                for name in parts.locks:
+                    locks.lock(name)
             # Copies are made while chunks are still there: a result may be a view of one.
             with Chunks(self.executable, parts, self.outer, record, values) as chunks:
                 result = {
@@ -287,19 +287,25 @@ class PlanVariant:
             # A function of a part frees neither what it reads, since other chunks do too, nor its results.
             whole = split(self.plan, cut)
             plan = replace(self.plan, values=whole.plan.values)
+            # Parts run in another order than the plan's steps, and keep values from one run to the next: more of them
+            # than a plan counts, so where memory is short a request has the device for itself.
+            locks = self.executable.locks
+            names, part_steps = with_part_locks(
+                plan, whole.items, is_alone=locks is not None and locks.is_short
+            )
             codes = tuple(
                 self.code(
                     "run",
                     False,
                     part.reads,
-                    without_locks(part.steps),
+                    steps,
                     f"({''.join(f'v{index}, ' for index in part.results)})",
                     frozenset((*part.reads, *part.results)),
                     plan,
                 )
-                for part in whole.items
+                for part, steps in zip(whole.items, part_steps, strict=True)
             )
-            self._part_codes[cut] = PartCodes(whole, codes)
+            self._part_codes[cut] = PartCodes(whole, codes, names)
         return self._part_codes[cut]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator import Pipeline, Plan
+from orchestrator import Dim, Pipeline, Plan, TensorSpec
 from orchestrator.errors import InputError, PlanError, StageError
 from orchestrator.plan.locks import lock_spans
 from orchestrator.planner.verify.steps import verify
@@ -60,7 +60,25 @@ def looping(between: Callable[..., Any]) -> Pipeline:
     return pipeline
 
 
-SHAPES = {"overlapping": overlapping, "crossing": crossing, "looping": looping}
+def chunked(between: Callable[..., Any], *, is_shared: bool = True) -> Pipeline:
+    """Two programs with a host stage between them, in chunks of two rows; all may read a value on the device."""
+    pipeline = Pipeline("p")
+    x = pipeline.input("x", TensorSpec((Dim("n", (2,), batch=True), 4), pad=0))
+    scale = pipeline.input("scale", spec(4))
+    shared = pipeline.add("shared", Double())(scale) if is_shared else scale
+    first = pipeline.add("enc", linear(4, 4))(x)
+    second = host(pipeline, "engine", between, output=spec("n", 4))(first)
+    pipeline.output("y", pipeline.add("dec", lambda x, scale: x * scale)(second, shared))
+    return pipeline
+
+
+SHAPES = {"overlapping": overlapping, "crossing": crossing, "looping": looping, "chunked": chunked}
+
+
+def request_of(shape: str) -> dict[str, torch.Tensor]:
+    if shape == "chunked":
+        return {"x": torch.randn(6, 4), "scale": torch.randn(4)}
+    return {"x": torch.randn(2, 4)}
 
 
 def spans(plan: Plan) -> list[tuple[Any, ...]]:
@@ -102,6 +120,25 @@ def test_requests_are_in_a_host_stage_together():
             torch.testing.assert_close(result["y"], expected["y"])
 
 
+def test_requests_in_chunks_are_in_a_host_stage_together():
+    """Where nothing is left in a buffer from one chunk to the next, no program is held meanwhile."""
+    barrier = threading.Barrier(2)
+
+    def meet(x: torch.Tensor) -> torch.Tensor:
+        barrier.wait(30)
+        return x + 1
+
+    requests = [request_of("chunked") for _ in range(2)]
+    with (
+        chunked(meet, is_shared=False).plan(DEVICE).load() as session,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        results = list(pool.map(lambda request: session(**request), requests))
+    by_hand = chunked(lambda x: x + 1, is_shared=False).freeze()
+    for request, result in zip(requests, results, strict=True):
+        torch.testing.assert_close(result["y"], run_reference(by_hand, request)["y"])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_requests_are_right_however_they_interleave(shape: str, monkeypatch: pytest.MonkeyPatch):
     chance = random.Random(shape)
@@ -119,7 +156,7 @@ def test_requests_are_right_however_they_interleave(shape: str, monkeypatch: pyt
 
     monkeypatch.setattr(LoadedProgram, "__call__", run_and_rest)
     by_hand = SHAPES[shape](lambda x: x + 1).freeze()
-    requests = [{"x": torch.randn(2, 4)} for _ in range(24)]
+    requests = [request_of(shape) for _ in range(24)]
     with SHAPES[shape](rest).plan(DEVICE).load() as session, ThreadPoolExecutor(6) as pool:
         results = list(pool.map(lambda request: session(**request), requests))
         assert session.stats["requests"] == len(requests)
