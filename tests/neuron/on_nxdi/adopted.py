@@ -284,3 +284,42 @@ def check_a_model_class_that_is_a_function():
     )
     x = torch.randn(2, 4)
     close(device.download(calls["net"](device.upload(x))[0]), net.wrapper.model(x))
+
+
+def check_application_with_int64_examples():
+    from neuronx_distributed_inference.models.application_base import NeuronApplicationBase
+
+    class Lookup(nn.Module):
+        def __init__(self, _config):
+            super().__init__()
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, ids):
+            assert ids.dtype is torch.int64
+            return self.table(ids).gather(1, ids[..., None].clamp(0, 2))
+
+    wrapper = own_wrapper(width_config())
+    wrapper.model_cls, wrapper.model_init_kwargs, wrapper.tag = Lookup, {}, "lookup"
+    type(wrapper).input_generator = lambda self: [(torch.ones(2, 3, dtype=torch.int64),)]
+
+    class LookupApplication(NeuronApplicationBase):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.models.append(wrapper)
+
+        def forward(self, ids):
+            return self.models[0].forward(ids)
+
+        @classmethod
+        def get_state_dict(cls, _path, _config):
+            return {"table.weight": torch.arange(36.0).view(9, 4)}
+
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    pipeline = Pipeline("lookup")
+    user_stage = from_nxdi(LookupApplication(tempfile.mkdtemp(), width_config()))
+    pipeline.output(
+        "y", pipeline.add("m", user_stage)(pipeline.input("ids", TensorSpec((2, 3), torch.int64)))
+    )
+    plan = pipeline.plan("nxdi", options={"tp_degree": RANKS})
+    with plan.compile(tempfile.mkdtemp()).load() as session:
+        assert torch.equal(session(ids=ids)["y"], user_stage.model(ids))

@@ -317,7 +317,11 @@ class AdoptedStage(NeuronWrapper):
     def complete(self) -> None:
         """Gives the wrapper of an application a model instance, and a ``forward`` for any stage where it has none."""
         wrapper, arguments = self.nxdi_wrapper, self._arguments
-        wrapper.get_model_instance = lambda: instance_of(wrapper, arguments, wrapper.config)
+        dtypes = [spec.dtype for spec in self.rows[0]] if self.rows else []
+        wrapper.get_model_instance = lambda: instance_of(wrapper, arguments, wrapper.config, dtypes)
+        if torch.int64 in dtypes:
+            rows = [wrapper.convert_int64_to_int32(*row) for row in type(wrapper).input_generator(wrapper)]
+            wrapper.input_generator = lambda: [tuple(row) for row in rows]
         if not self.has_forward:
             wrapper.forward = lambda *values: wrapper._forward(*wrapper.convert_int64_to_int32(*values))
 

@@ -102,10 +102,11 @@ class StatelessInstance(BaseModelInstance):  # type: ignore[misc]
     Args:
         instance: The user's.
         name: Of the user's wrapper, for messages.
+        dtypes: What the model takes, by place; empty: as it comes. Integers of 64 bits arrive in 32.
     """
 
-    def __init__(self, instance: Any, name: str) -> None:
-        self._instance, self._name = instance, name
+    def __init__(self, instance: Any, name: str, dtypes: Sequence[torch.dtype] = ()) -> None:
+        self._instance, self._name, self._dtypes = instance, name, tuple(dtypes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_instance"], name)
@@ -128,7 +129,17 @@ class StatelessInstance(BaseModelInstance):  # type: ignore[misc]
                 f"request. Make the state an input and an output of the stage instead.",
                 wrapper=self._name,
             )
+        if torch.int64 in self._dtypes and self._widen not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(self._widen)
         return module, {}
+
+    def _widen(self, _module: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Gives the model the integers that it was written for."""
+        wide = [
+            value.to(dtype) if dtype is torch.int64 else value
+            for value, dtype in zip(values, self._dtypes, strict=False)
+        ]
+        return (*wide, *values[len(wide) :])
 
 
 class ProgramWrapper(ModelWrapper):  # type: ignore[misc]

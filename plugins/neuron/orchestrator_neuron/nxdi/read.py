@@ -22,6 +22,7 @@ __all__ = [
     "copy_of",
     "declared_inputs",
     "example_rows",
+    "held_row",
     "instance_of",
     "load_weights_of",
     "only_model",
@@ -77,13 +78,16 @@ def build_wrapper(kind: type, config: Any) -> Any:
         ) from error
 
 
-def instance_of(wrapper: Any, arguments: dict[str, Any], config: Any) -> Any:
+def instance_of(
+    wrapper: Any, arguments: dict[str, Any], config: Any, dtypes: Sequence[torch.dtype] = ()
+) -> Any:
     """Returns the model instance that NxD traces for a wrapper: its own, or one that builds its model class.
 
     Args:
         wrapper: The user's wrapper; a copy of it is asked.
         arguments: Keyword arguments of its model class.
         config: The config to build with.
+        dtypes: What the model takes, where integers of 64 bits arrive in 32.
     """
     from orchestrator_neuron.nxdi.classes import EncoderModelInstance, StatelessInstance
 
@@ -92,7 +96,7 @@ def instance_of(wrapper: Any, arguments: dict[str, Any], config: Any) -> Any:
         instance = kind.get_model_instance(copy_of(wrapper, config))
     else:
         instance = EncoderModelInstance(wrapper.model_cls, config, **arguments)
-    return StatelessInstance(instance, kind.__name__)
+    return StatelessInstance(instance, kind.__name__, dtypes)
 
 
 def overrides(wrapper: Any, method: str) -> bool:
@@ -115,6 +119,11 @@ def example_rows(wrapper: Any) -> list[Row]:
     for row in rows:
         check_example(wrapper, row)
     return [tuple(TensorSpec(tuple(value.shape), value.dtype) for value in row) for row in rows]
+
+
+def held_row(row: Row) -> Row:
+    """Returns example inputs in the dtypes in which the device holds them."""
+    return tuple(TensorSpec(spec.dims, torch.int32) if spec.dtype is torch.int64 else spec for spec in row)
 
 
 def port_names(wrapper: Any, application: Any) -> list[str]:

@@ -14,6 +14,7 @@ from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.application import as_compile_error, work_folder
 from orchestrator_neuron.nxdi.calls import ProgramCall
 from orchestrator_neuron.nxdi.checks import Row
+from orchestrator_neuron.nxdi.read import held_row
 
 __all__ = ["build_own", "load_own"]
 
@@ -70,11 +71,11 @@ def _check_rows(program: Program, stage: AdoptedStage) -> None:
         row = tuple(
             TensorSpec(item.spec.shape(sizes), item.spec.dtype) for item in program.tensors if item.spec
         )
-        if row not in stage.rows:
+        if row not in map(held_row, stage.rows):
             raise CompileError(
                 f"The program {program.name!r} is fed {_show_row(row)}, but the input_generator of its application "
-                f"compiles it for {'; '.join(map(_show_row, stage.rows))}, and only these run. (64-bit integers are "
-                f"held in 32; give int32 examples.) Give a row for each size, or give the wrapper to from_nxdi.",
+                f"compiles it for {'; '.join(map(_show_row, stage.rows))}, and only these run. Give a row for each "
+                f"size, or give the wrapper to from_nxdi.",
                 program=program.name,
             )
 
