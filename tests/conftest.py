@@ -16,7 +16,9 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -49,13 +51,20 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def pytest_configure() -> None:
+#: The folder of the cache that this run made, which all of its processes share; a run that was given one makes none.
+CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Lets Ctrl-C interrupt: a shell starts what runs in its background with that signal ignored.
 
-    The cyclic collector looks at the heap less often than Python would, which a process with all of torch and thousands
+    What plans keep for other processes goes to a folder of this run, or of several where the caller names one. The
+    cyclic collector looks at the heap less often than Python would, which a process with all of torch and thousands
     of tests in it spends a twentieth of its time on.
     """
     gc.set_threshold(20_000)
+    if "ORCHESTRATOR_CACHE" not in os.environ:
+        os.environ["ORCHESTRATOR_CACHE"] = config.stash[CACHE] = tempfile.mkdtemp()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -66,6 +75,12 @@ def pytest_collection_finish() -> None:
     Pytest adds its handlers to each logger that does not hand records on, as torch makes this one when it is imported.
     """
     logging.getLogger("torch.__trace").propagate = True
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the folder of this run; its workers have it from the environment, and made none."""
+    if folder := config.stash.get(CACHE, ""):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

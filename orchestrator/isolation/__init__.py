@@ -6,7 +6,7 @@ refers to it (:mod:`orchestrator.isolation.referrers`) and what was bound there 
 (:mod:`orchestrator.isolation.bindings`).
 """
 
-from orchestrator.isolation.cached_mode import CachedFakeMode, fake_mode
+from orchestrator.isolation.cached_mode import CachedFakeMode, fake_mode, save_results
 from orchestrator.isolation.copies import InPlace, Isolation
 from orchestrator.isolation.leftovers import LeftBehindError, Leftovers
 from orchestrator.isolation.outline import outline
@@ -19,4 +19,5 @@ __all__ = [
     "Leftovers",
     "fake_mode",
     "outline",
+    "save_results",
 ]

@@ -3,12 +3,15 @@
 Torch's own mode remembers results too, but it takes longer to look one up than to make the tensor, and leaves out
 views whose storage it cannot name (``_unsafe_view``, which each linear layer of three dims ends with). Here a lookup
 compares the plain facts of the arguments; whatever is not plain goes to torch's mode, which also makes each result the
-first time. A result is metadata alone, so it holds for all modes of a process.
+first time. A result is metadata alone, so it holds for all modes of a process, and for other processes with this torch
+(:mod:`orchestrator.isolation.result_file`).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +21,9 @@ import torch
 from torch._higher_order_ops.utils import registered_hop_fake_fns
 from torch._subclasses import fake_tensor
 
-__all__ = ["CachedFakeMode", "fake_mode"]
+from orchestrator.isolation.result_file import ResultFile
+
+__all__ = ["CachedFakeMode", "fake_mode", "save_results"]
 
 #: Results that are remembered; when they are more, all are forgotten.
 LIMIT = 50_000
@@ -65,6 +70,68 @@ class _Result(NamedTuple):
     container: type | None
     forms: tuple[_Form, ...]
 
+    def to_text(self) -> str:
+        """Returns it as a line of JSON."""
+        container = None if self.container is None else self.container.__name__
+        rows = [
+            [
+                form.shape,
+                form.strides,
+                form.offset,
+                _DTYPE_NAMES[form.dtype],
+                form.requires_grad,
+                form.source,
+                {name: str(value) for name, value in form.attributes.items() if value is not None},
+            ]
+            for form in self.forms
+        ]
+        return json.dumps([container, rows], separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str, source_count: int, attributes: Mapping[str, Any]) -> _Result | None:
+        """Reads what :meth:`to_text` gave; None: it is something else.
+
+        Args:
+            text: The text.
+            source_count: How many tensors the operation was given.
+            attributes: What torch notes on a fake tensor of which nothing is known.
+        """
+        try:
+            container, rows = json.loads(text)
+            forms = tuple(_read_form(attributes, *row) for row in rows)
+            is_sound = all(form.source is None or 0 <= form.source < source_count for form in forms)
+            return cls(_CONTAINERS[container], forms) if is_sound else None
+        except (ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+            return None
+
+
+_CONTAINERS: Mapping[str | None, type | None] = {None: None, "list": list, "tuple": tuple}
+_DTYPES: Mapping[str, torch.dtype] = {
+    name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
+_DTYPE_NAMES: Mapping[torch.dtype, str] = {value: name for name, value in _DTYPES.items()}
+
+_device = functools.lru_cache(maxsize=64)(torch.device)
+
+
+def _read_form(
+    attributes: Mapping[str, Any],
+    shape: list[int],
+    strides: list[int],
+    offset: int,
+    dtype: str,
+    requires_grad: bool,
+    source: int | None,
+    devices: dict[str, str],
+) -> _Form:
+    numbers = (*shape, *strides, offset, *(() if source is None else (source,)))
+    if len(shape) != len(strides) or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("a size, a stride or a place is no number")
+    if not devices.keys() <= attributes.keys():
+        raise ValueError("torch notes no such thing")
+    noted = {**attributes, **{name: _device(value) for name, value in devices.items()}}
+    return _Form(tuple(shape), tuple(strides), offset, _DTYPES[dtype], requires_grad is True, source, noted)
+
 
 class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-call]
     """Torch's mode of fake tensors, with a cheaper memory of results."""
@@ -72,6 +139,7 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
     supports_higher_order_operators = True
 
     _results: ClassVar[dict[Hashable, _Result]] = {}
+    _result_file: ClassVar[ResultFile] = ResultFile()
     _is_certain: ClassVar[dict[Any, bool]] = {}
 
     @classmethod
@@ -112,16 +180,42 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
         ):
             return super().__torch_dispatch__(func, types, args, kwargs)
         key = tuple(facts)
-        result = self._results.get(key)
+        result = self._results.get(key) or self._stored_result(key, len(tensors))
         if result is not None:
             return self._make(result, tensors)
-        output = super().__torch_dispatch__(func, types, args, kwargs)
+        # Torch's own memory would take a third of the time to note what is noted here.
+        is_enabled, self.cache_enabled = self.cache_enabled, False
+        try:
+            output = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self.cache_enabled = is_enabled
         result = self._describe(output, tensors)
         if result is not None:
-            if len(self._results) >= LIMIT:
-                self._results.clear()
-            self._results[key] = result
+            self._remember(key, result)
+            self._result_file.put(key, result.to_text())
         return output
+
+    @functools.cached_property
+    def _blank_attributes(self) -> Mapping[str, Any]:
+        """What torch notes on a fake tensor, all of it empty."""
+        with torch._C._DisableTorchDispatch():
+            tensor = fake_tensor.FakeTensor(self, torch.empty((), device="meta"), torch.device("cpu"))
+        return dict.fromkeys(name for name in vars(tensor) if name != "fake_mode")
+
+    def _remember(self, key: Hashable, result: _Result) -> None:
+        if len(self._results) >= LIMIT:
+            self._results.clear()
+        self._results[key] = result
+
+    def _stored_result(self, key: Hashable, tensor_count: int) -> _Result | None:
+        """The result that another process kept; None: there is none that can be read."""
+        text = self._result_file.get(key)
+        if text is None:
+            return None
+        result = _Result.from_text(text, tensor_count, self._blank_attributes)
+        if result is not None:
+            self._remember(key, result)
+        return result
 
     def _is_plain(self, values: Any, facts: list[Any], tensors: list[Any]) -> bool:
         """Adds to the facts what an operation can see of its arguments; False where that is not plain.
@@ -174,7 +268,8 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
             output: What torch's mode gave.
             tensors: Tensors among the arguments.
         """
-        container = type(output) if type(output) in (list, tuple) else None
+        # A decomposition gives a tuple with names, and who calls the operation gets what torch makes of a plain one.
+        container = next((kind for kind in (list, tuple) if isinstance(output, kind)), None)
         parts = [output] if container is None else output
         # From here on each part is a plain tensor of this mode, in memory of an argument or in memory of its own, which
         # it shares with no other part and begins at its first element.
@@ -245,6 +340,11 @@ def _is_certain(func: Any) -> bool:
         and _UNCERTAIN_TAGS.isdisjoint(func.tags)
         and not func._schema.name.startswith(_UNCERTAIN_NAMES)
     )
+
+
+def save_results() -> None:
+    """Keeps what was learned since the last time for other processes."""
+    CachedFakeMode._result_file.save()
 
 
 def fake_mode() -> CachedFakeMode:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.errors import PlanError
 from orchestrator.graph import Graph
+from orchestrator.isolation import save_results
 from orchestrator.plan.locks import with_locks
 from orchestrator.plan.model import Plan
 from orchestrator.plan.records import DimPlan, PlannedGroup
@@ -58,6 +59,7 @@ def make_plan(graph: Graph, options: PlanOptions) -> Plan:
         plan = verify(_with_regions(plan, options))
     # What was planned and verified need not be proven again where it is bound.
     note_proof(plan, subject_of(graph, plan.groups, options, context.descriptions))
+    save_results()
     return plan
 
 
