@@ -11,6 +11,7 @@ import random
 import re
 import runpy
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -60,6 +61,18 @@ def check_compiles_as_often_as_there_are_buckets(board: simulated.Board):
         assert stats["compiles"] == 0
         for name in ("uploads", "upload_bytes", "downloads", "download_bytes"):
             assert stats[name] == getattr(board, name), name
+
+
+def check_programs_of_an_earlier_load_are_in_the_cache(board: simulated.Board):
+    """Graphs are the same each time: a second load, of other weights, finds all of them."""
+    board.compiles.clear()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board, "cache", Path(folder))
+        for rounds in (1, 2):
+            torch._dynamo.reset()
+            one_stage(nn.Linear(WIDTH, WIDTH).eval(), N, WIDTH).plan(device="neuron").load().close()
+            assert len(board.compiles) == len(list(Path(folder).iterdir())) == len(N.buckets)
+            assert board.cached == (rounds - 1) * len(N.buckets)
 
 
 def check_a_cold_load_compiles_for_the_requests_that_come(board: simulated.Board):

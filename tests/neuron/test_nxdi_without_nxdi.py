@@ -121,6 +121,17 @@ def test_unknown_version_is_a_note(monkeypatch: pytest.MonkeyPatch):
     assert packages.versions()["transformers"] == "4.57.6"
 
 
+def test_what_another_version_compiled_is_no_artifact_of_this_one(monkeypatch: pytest.MonkeyPatch):
+    """The compiler's counts, too: an artifact is found by its key, and that has all versions in it."""
+    net = make_stage("net", nn.Linear(4, 4))
+    keys = set()
+    for newer in (None, *(package.name for package in packages.PACKAGES)):
+        installed = {package.name: "2.0" if package.name == newer else "1.0" for package in packages.PACKAGES}
+        monkeypatch.setattr(packages, "versions", lambda installed=installed: installed)
+        keys.add(NxdiBackend("nxdi").key(Application("net", (net,), (program(),))))
+    assert len(keys) == 1 + len(packages.PACKAGES)
+
+
 def test_tags_name_folders_and_modules():
     names = ["sub/enc", "sub.enc", "pad a -> b", "enc~1", "Ünïcode", ""]
     tags = [tag_of(program(name), place) for place, name in enumerate(names)]

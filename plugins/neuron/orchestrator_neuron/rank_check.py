@@ -86,6 +86,7 @@ def _compare(what: str, port: str, rows: list[torch.Tensor], shape: tuple[int, .
         f"If each rank holds a part, declare the dim along which they join, config={{'sharded': {{{port!r}: dim}}}}, "
         f"or gather it inside the stage."
     )
+    # Shapes first: parts of another size than the plan has are told as what they are.
     if tuple(rows[0].shape) != tuple(shape):
         raise CompileError(
             f"{what} is {list(rows[0].shape)} on each rank, but the plan takes it for {list(shape)}. {way_out}",

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
 import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +31,9 @@ from torch.utils import _pytree as pytree
 from orchestrator_neuron.torchneuron.installation import DEVICE
 
 __all__ = ["Board", "install"]
+
+#: The variable that names the folder of TorchNeuron's own cache of compiled programs (AWS, Neuron 2.33).
+CACHE = "TORCH_NEURONX_NEFF_CACHE_DIR"
 
 #: Device types of DLPack.
 _DL_CPU, _DL_EXTENSION = 1, 12
@@ -57,7 +63,9 @@ class Board:
         memory: Bytes of each core.
 
     Attributes:
+        cache: Folder of compiled graphs, as :data:`CACHE` names it; None: they are forgotten with the process.
         compiles: Graphs that were compiled, each with the shapes of its inputs.
+        cached: How many graphs were in the folder already.
         signatures: Operations that ran one by one, with the shapes and dtypes they ran at: each is compiled once.
         uploads, upload_bytes, downloads, download_bytes: Tensors over the link, those of fallbacks included.
         fallbacks: How often each operation without a kernel ran, by name.
@@ -67,6 +75,8 @@ class Board:
         self.cores = cores
         self.missing = frozenset(missing)
         self.memory = memory
+        self.cache = Path(folder) if (folder := os.environ.get(CACHE)) else None
+        self.cached = 0
         self.compiles: list[tuple[tuple[int, ...], ...]] = []
         self.signatures: set[tuple[Any, ...]] = set()
         self.fallbacks: Counter[str] = Counter()
@@ -163,7 +173,7 @@ class Board:
         lacking = sorted({name for name in map(_name_of, graph.graph.nodes) if name in self.missing})
         if lacking:
             raise RuntimeError(f"No lowering for {lacking}")
-        self.compiles.append(shapes)
+        self._compile_once(graph, shapes)
 
         def program(*args: Any) -> Any:
             call_shapes = tuple(tuple(value.shape) for value in args if isinstance(value, torch.Tensor))
@@ -177,6 +187,18 @@ class Board:
                 self.signatures = signatures
 
         return program
+
+    def _compile_once(self, graph: torch.fx.GraphModule, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Counts a graph as compiled, unless the cache has it: by its code and shapes, weights left out."""
+        key = hashlib.sha256(f"{graph.code}{shapes}".encode()).hexdigest()
+        entry = None if self.cache is None else self.cache / f"{key}.neff"
+        if entry is not None and entry.exists():
+            self.cached += 1
+            return
+        self.compiles.append(shapes)
+        if entry is not None:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            entry.touch()
 
 
 _boards: list[Board] = []
