@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import json
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from sybil.parsers.myst import PythonCodeBlockParser
 
 from orchestrator_stages import PIPELINES
 from tests.docs.shell import run_line
+from tests.stages.demos.recordings import BECKETT, recording, words
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "stages" / "README.md", ROOT / "plugins" / "neuron" / "README.md"]
@@ -85,18 +87,29 @@ def needed(page: Path) -> str:
     return pages.get(page_id(page), "")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a photo, or prompts, under every name the pages use; this environment's commands come first."""
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the photo under each of its names: writing them takes longer than most examples."""
     skimage = pytest.importorskip("skimage")
+    folder = tmp_path_factory.mktemp("photos")
     with Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png") as photo:
         for name in PHOTOS:
-            photo.convert("RGB").save(tmp_path / name)
+            photo.convert("RGB").save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a photo, or prompts, under every name the pages use; this environment's commands come first."""
+    shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
     (tmp_path / "prompts.txt").write_text("a thin 3\nthe bold digit 8\n", encoding="utf-8")
     shutil.copy(ROOT / "docs" / "images" / "sign.jpg", tmp_path)
-    with wave.open(str(tmp_path / "speech.wav"), "wb") as sound:
-        sound.setparams((1, 2, 8000, 0, "NONE", ""))
-        sound.writeframes(bytes(16_000))
+    if speech := recording("beckett.wav"):
+        shutil.copy(speech, tmp_path / "speech.wav")
+    else:
+        with wave.open(str(tmp_path / "speech.wav"), "wb") as sound:
+            sound.setparams((1, 2, 8000, 0, "NONE", ""))
+            sound.writeframes(bytes(16_000))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path
@@ -131,6 +144,34 @@ def test_every_registered_pipeline_is_run_without_options():
         if words[1] == "run" and values <= {"text", "question", "prompt"}:
             plain.add(words[2])
     assert plain >= PIPELINES.keys()
+    assert {line for page in PAGES for line in commands(page)} >= RESULTS.keys()
+
+
+def check_sign(folder: Path, _printed: str) -> None:
+    """The files hold what the page shows."""
+    expected = json.loads((ROOT / "docs" / "_data" / "sign.json").read_text(encoding="utf-8"))
+    for name in ("translation", "text"):
+        assert (folder / "read" / f"{name}.txt").read_text(encoding="utf-8") == expected[name]
+    shown = json.loads((folder / "read" / "words.json").read_text(encoding="utf-8"))
+    for word, other in zip(shown, expected["words"], strict=True):
+        assert (word["text"], word["line"]) == (other["text"], other["line"])
+        assert word["box"] == pytest.approx(other["box"], abs=4)
+        assert word["sureness"] == pytest.approx(other["sureness"], abs=0.01)
+    with Image.open(folder / "read" / "annotated.png") as picture, Image.open(folder / "sign.jpg") as photo:
+        assert picture.size == photo.size
+
+
+def check_speech(_folder: Path, printed: str) -> None:
+    """It is written down word for word, where there is a recording."""
+    if recording("beckett.wav"):
+        assert words(printed) == words(BECKETT)
+
+
+RESULTS = {
+    "orchestrator run sign --input image=sign.jpg --out read": check_sign,
+    "orchestrator run speech --input audio=speech.wav": check_speech,
+}
+"""Command lines to what more is to be said of what they write, or print."""
 
 
 @pytest.mark.slow
@@ -140,3 +181,5 @@ def test_command_lines_run(line: str, folder: Path):
         pytest.skip("optional packages are not installed")
     code, printed = run_line(line, folder)
     assert code == 0, printed
+    if line in RESULTS:
+        RESULTS[line](folder, printed)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from orchestrator import CompileError, GraphError, Session
 from orchestrator_stages.demos.packaged import PackagedFile
@@ -30,7 +25,6 @@ from tests.stages.demos.sign_by_hand import (
 )
 
 TRANSLATED = "Por favor, feche a janela\nantes de sair da sala"
-DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +73,6 @@ class TestSign:
         assert result["text"] == text
         assert result["translation"] == Translator()(text)
 
-    def test_the_docs_show_what_the_code_gives(self):
-        expected = json.loads((DOCS / "_data" / "sign.json").read_text(encoding="utf-8"))
-        with Image.open(DOCS / "images" / "sign.jpg") as file:
-            photo = pixels(file)
-        with sign(sides=(288, 640), tokens=(16,)).plan(device="cpu").load() as session:
-            result = session(image=photo)
-        assert result["translation"] == expected["translation"] == TRANSLATED
-        assert result["text"] == expected["text"]
-        for word, other in zip(result["words"], expected["words"], strict=True):
-            assert (word["text"], word["line"]) == (other["text"], other["line"])
-            assert word["box"] == pytest.approx(other["box"], abs=4)
-            assert word["sureness"] == pytest.approx(other["sureness"], abs=0.01)
-
     @pytest.mark.slow
     def test_same_on_the_emulated_device(self):
         pipeline = sign(sides=(160, 480), widths=(128, 256), tokens=(16,))
@@ -101,23 +82,6 @@ class TestSign:
             result = session(image=pixels(picture()))
             assert result["translation"] == TRANSLATED
             assert session(image=torch.zeros(100, 400, 3, dtype=torch.uint8))["words"] == []
-
-    @pytest.mark.slow
-    def test_from_the_command_line(self, tmp_path):
-        picture().save(tmp_path / "sign.png")
-        words = ("orchestrator", "run", "sign", "--input", "image=sign.png", "--out", "read")
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "read" / "translation.txt").read_text(encoding="utf-8") == TRANSLATED
-        assert (tmp_path / "read" / "annotated.png").is_file()
-        assert (tmp_path / "read" / "words.json").is_file()
 
 
 def test_sizes_that_do_not_fit_the_networks():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +12,7 @@ from orchestrator import Session
 from orchestrator_stages.demos.speech.checkpoint import find_package, load_checkpoint
 from orchestrator_stages.demos.speech.mel import LONGEST, RATE, log_mel
 from orchestrator_stages.demos.speech.recording import Recording, resample
+from tests.stages.demos.recordings import BECKETT, recording, words
 
 pytest.importorskip("transformers")
 if find_package() is None:
@@ -33,19 +30,13 @@ REST = """
 In short, the period was so far like the present period, that some of its noisiest authorities insisted on its being
 received, for good or for evil, in the superlative degree of comparison only.
 """
-BECKETT = "Ever tried. Ever failed. No matter. Try again. Fail again. Fail better."
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
 
 
 def sound(name: str) -> Path:
-    try:
-        files = importlib.metadata.distribution("moonshine-voice").files or []
-    except importlib.metadata.PackageNotFoundError:
+    path = recording(name)
+    if path is None:
         pytest.skip("moonshine-voice, which has the recordings, is not installed")
-    return Path(str(next(file.locate() for file in files if file.name == name)))
+    return path
 
 
 def first(seconds: int, recording: Recording) -> Recording:
@@ -127,19 +118,3 @@ def test_a_checkpoint_folder_gives_the_same(tmp_path: Path):
     pipeline = speech(weights=str(tmp_path), tokens=(750,), segments=(1,))
     with pipeline.plan(device="cpu").load() as session:
         assert words(session(audio=recording)["text"]) == words(BECKETT)
-
-
-@pytest.mark.slow
-def test_from_the_command_line():
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "run",
-        "speech",
-        "--input",
-        f"audio={sound('beckett.wav')}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert words(done.stdout) == words(BECKETT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -15,7 +16,8 @@ from orchestrator_stages.demos.digits.nets import DigitDenoiser, LatentDecoder, 
 from orchestrator_stages.demos.digits.words import NUMBERS, encode
 from tests.stages.demos.scripts import import_script
 
-pytest.importorskip("sklearn")
+# Importing it takes two seconds, so that only who runs these tests does.
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 NETS = {"text": PromptEncoder, "denoiser": DigitDenoiser, "decoder": LatentDecoder}
 
 
