@@ -160,14 +160,19 @@ def link(name: str, target: Path) -> None:
 def clean(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a clean environment that the wheels are installed in."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
-    venv.create(folder, symlinks=True, with_pip=True)
+    venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python3*/site-packages")
     wheels = [wheel(built, package) for package in PROJECTS]
     needs = [text for path in wheels for text in metadata(path).get_all("Requires-Dist", [])]
     for name in closure(needs):
         link(name, site)
-    run(folder / "bin/python", "-m", "pip", "install", "--no-index", "--no-deps", *wheels, cwd=folder)
+    pip(folder / "bin", "install", "--no-index", "--no-deps", *wheels)
     return folder / "bin"
+
+
+def pip(folder: Path, *words: str | Path) -> str:
+    """Runs this environment's pip on the one whose `bin` folder is given: it needs none of its own."""
+    return run(sys.executable, "-m", "pip", "--python", folder / "python", *words, cwd=folder)
 
 
 @pytest.fixture
@@ -179,8 +184,8 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_declared_dependencies_suffice(clean: Path, elsewhere: Path):
-    assert "No broken requirements" in run(clean / "python", "-m", "pip", "check", cwd=elsewhere)
+def test_the_declared_dependencies_suffice(clean: Path):
+    assert "No broken requirements" in pip(clean, "check")
 
 
 def test_all_packages_come_from_the_environment(clean: Path, elsewhere: Path):
