@@ -19,8 +19,9 @@ import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -81,6 +82,46 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the folder of this run; its workers have it from the environment, and made none."""
     if folder := config.stash.get(CACHE, ""):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A store for all plans that are loaded without one: what tests of any file compile alike is compiled once.
+
+    For files that are about what runs, not about how it is compiled. The folder is that of all workers of a run.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCHESTRATOR_STORE", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_trials() -> Iterator[None]:
+    """Lets the plans of a file know what stages of equal structure gave on fake tensors, as within one plan.
+
+    For files that plan the same few stages hundreds of times. A stage that was tried stays alive meanwhile: a structure
+    knows some of its parts by their identity.
+    """
+    from orchestrator.planner.infer.probe import Prober  # torch is not imported for tests that need none
+
+    memo: dict[Any, Any] = {}
+    stages: dict[int, Any] = {}
+    begin, run = Prober.__init__, Prober.run
+
+    def begin_with_memo(self: Prober, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self._memo = memo
+
+    def run_and_keep(self: Prober, stage: Any, *arguments: Any, **options: Any) -> Any:
+        stages[id(stage)] = stage
+        return run(self, stage, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prober, "__init__", begin_with_memo)
+        patch.setattr(Prober, "run", run_and_keep)
+        yield
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

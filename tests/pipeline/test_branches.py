@@ -22,6 +22,8 @@ from tests.bodies import (
 )
 from tests.kit import Double, batch, host, linear, spec
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 

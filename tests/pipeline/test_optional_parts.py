@@ -11,6 +11,8 @@ from orchestrator.plan.steps import LoopLikeStep, iter_steps
 from tests.bodies import DEVICES, IMAGE, ROWS, SIZES, check, new, requests, seeing
 from tests.kit import Double, linear, spec
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 

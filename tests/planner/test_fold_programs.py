@@ -11,6 +11,8 @@ from tests.kit import Double, spec, ways
 from tests.planner.devices import DEVICE, Plus, edge_of, on, programs_of, ranked, runs
 from tests.planner.folding import EDGE, chained, fan, place
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 
 @pytest.mark.parametrize(
     ("where", "words"),

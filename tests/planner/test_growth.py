@@ -13,6 +13,8 @@ from orchestrator.graph import Graph
 from orchestrator.planner.schedule import locations, regions
 from tests.planner.devices import DEVICE, ranked
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 SPEC = TensorSpec((4, 8))
 
 

@@ -17,6 +17,8 @@ from tests.planner.devices import DEVICE, STIFF, on
 from tests.planner.overwriting import both_read, is_safe, own_output, patterns, region_patterns
 from tests.planner.replay import stale_reads, wanted_results
 
+pytestmark = pytest.mark.usefixtures("shared_store", "shared_trials")
+
 FIXED: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None}
 
 

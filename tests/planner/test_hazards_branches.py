@@ -19,6 +19,8 @@ from tests.kit import Double, host, spec
 from tests.planner.devices import DEVICE, STIFF, Plus, on, ranked
 from tests.planner.overwriting import Calls, give
 
+pytestmark = pytest.mark.usefixtures("shared_store", "shared_trials")
+
 PLACES = (DEVICE, DEVICE, STIFF, "cpu", "cpu")
 
 

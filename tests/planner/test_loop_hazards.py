@@ -20,6 +20,8 @@ from tests.kit import Double, host, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus
 from tests.planner.devices import ranked as new
 
+pytestmark = pytest.mark.usefixtures("shared_store", "shared_trials")
+
 
 def same(pipeline: Pipeline, *requests: dict[str, Any]) -> Plan:
     """Runs requests on the emulated device, each twice, and by hand; returns the plan."""

@@ -27,6 +27,8 @@ from tests.planner.broken import item
 from tests.planner.devices import DEVICE as NEURON
 from tests.planner.devices import ranked as new
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 
 def steps_of(plan: Plan, name: str = "loop") -> tuple[Step, ...]:
     """The steps of a loop's body."""

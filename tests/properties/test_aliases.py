@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from tests.properties.graphs import Draw
 from tests.properties.loops import LoopBuilder, LoopCase, loop_cases
 from tests.properties.test_loops import load_from_json, run
 from tests.properties.trials import Trial, examples, requests
+
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 
 class Update(torch.nn.Module):

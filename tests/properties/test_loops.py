@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from tests.properties import test_neuron
 from tests.properties.graphs import Draw
 from tests.properties.loops import LoopCase, loop_cases, sizes_in_plan
 from tests.properties.trials import Trial, examples, plans, requests
+
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")
 NEURON = test_neuron.DEVICE

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,8 @@ from orchestrator_neuron.ranked import is_ranked
 from tests.properties.graphs import Case, Draw, cases, plugins
 from tests.properties.test_random_graphs import all_sizes
 from tests.properties.trials import Trial, examples, requests
+
+pytestmark = pytest.mark.usefixtures("shared_store")
 
 DEVICE = "neuron-emulated"
 COUNTS = ("uploads", "upload_bytes", "downloads", "download_bytes", "dispatches")

@@ -18,6 +18,8 @@ from tests.bodies import DEVICES, NEURON, Halve, body, items, new
 from tests.kit import Double, batch, host, refuses, spec
 from tests.runner.decoding import MOST, STEPS, decoder, halving, load, loop_in_loop, request
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 

@@ -23,6 +23,8 @@ from tests.kit import Double, chain, host, linear, refuses, spec
 from tests.runner.decoding import decoder, load, request
 from tests.runner.gate import Gate, wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 X = torch.ones(2)
 
 everywhere = pytest.mark.parametrize("device", DEVICES)

@@ -16,6 +16,8 @@ from tests.bodies import DEVICES, new
 from tests.kit import COMPUTE, Double, batch, host, refuses, spec
 from tests.runner.test_rewritten_plans import check_steps, plan_on
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 everywhere = pytest.mark.parametrize("device", DEVICES)
 on_devices = pytest.mark.parametrize("device", [name for name in DEVICES if name != "cpu"])
 

@@ -14,6 +14,8 @@ from orchestrator import InputError, StageError
 from tests.bodies import new
 from tests.kit import Double, chain, host, refuses, spec
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 EYE = torch.eye(4)
 
 

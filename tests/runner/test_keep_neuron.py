@@ -18,6 +18,8 @@ from orchestrator_neuron.ranked import RankedValue
 from tests.kit import Double, batch, host, linear, refuses, spec
 from tests.planner.devices import DEVICE, Plus, on, ranked
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 X = torch.arange(8.0).reshape(2, 4)
 
 

@@ -12,6 +12,8 @@ from orchestrator import Dim, Pipeline
 from tests.bodies import DEVICES, Halve, body, check, items, mapped, new, reader
 from tests.kit import Double, batch, host, linear, spec
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 WIDTHS = ((3, 8, 5, 1, 4, 4, 7), (), (2,))
 everywhere = pytest.mark.parametrize("device", DEVICES)
 

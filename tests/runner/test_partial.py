@@ -18,6 +18,8 @@ from tests.kit import Double, batch, chain, host, refuses, spec
 from tests.runner.decoding import STEPS, decoder, halving, load, loop_in_loop, request, together
 from tests.runner.gate import Gate, wait_until
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 

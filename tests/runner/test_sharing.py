@@ -16,6 +16,8 @@ from tests.bodies import new
 from tests.kit import Double, chain, host, linear, refuses, spec
 from tests.runner.decoding import load
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 X = torch.arange(8.0).view(2, 4)
 
 
