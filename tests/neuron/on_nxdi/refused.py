@@ -159,6 +159,9 @@ def check_config_against_plan():
         _plan(from_nxdi(own_wrapper(width_config(logical_nc_config=1))))
     with pytest.raises(PlanError, match="does not divide the world size"):
         _plan(from_nxdi(own_wrapper(width_config(tp_degree=4, world_size=2))))
+    for degree in ("pp_degree", "ep_degree"):
+        with pytest.raises(PlanError, match=rf"{degree}=2.* takes a multiple of 4 ranks, but the plan has 2"):
+            _plan(from_nxdi(own_wrapper(width_config(world_size=2, **{degree: 2}))))
 
 
 def check_edge_that_does_not_fit_the_example():

@@ -5,6 +5,7 @@ Each check is a failure that NxD Inference would show late, in the wrong place, 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -146,6 +147,18 @@ def differences(stage: str, wrapper: Any, settings: NeuronSettings, own: bool) -
                 stage=stage,
                 option=name,
             )
+    # Expert and pipeline groups are the user's, of ranks of the plan; NxD refuses others when it traces.
+    degrees = {name: getattr(neuron, name, 1) for name in ("pp_degree", "ep_degree")}
+    needs = settings.tp_degree * math.prod(degrees.values())
+    if settings.world_size % needs:
+        degrees_text = ", ".join(f"{name}={size}" for name, size in degrees.items())
+        raise PlanOptionError(
+            f"The NeuronConfig of stage {stage!r} says {degrees_text}, which with tp_degree={settings.tp_degree} "
+            f"takes a multiple of {needs} ranks, but the plan has {settings.world_size}. Plan with "
+            f"options={{'world_size': {needs}}}, or change the NeuronConfig.",
+            stage=stage,
+            option="world_size",
+        )
     for name in ("compiler_args", "checkpoint", "shard_weights") if own else ():
         if getattr(settings, name):
             raise PlanOptionError(
