@@ -67,6 +67,7 @@ class ModelWrapper:
         inputs: Names to specs, in the order of ``forward``; empty: taken from the signature.
         outputs: Names to specs (``None``: inferred); empty: one output called ``output``.
         opaque: True if ``forward`` cannot run on fake tensors; then ``outputs`` declares everything.
+        aliases: Output ports that are an input port, updated; of an opaque wrapper nothing but its word says so.
     """
 
     model_cls: Callable[..., Any] | None = None
@@ -75,6 +76,7 @@ class ModelWrapper:
     inputs: Mapping[str, PortSpec | None] = {}
     outputs: Mapping[str, PortSpec | None] | Sequence[str] = {}
     opaque: ClassVar[bool] = False
+    aliases: Mapping[str, str] = {}
 
     def __init__(
         self, config: Any = None, model_cls: Callable[..., Any] | None = None, tag: str = ""
@@ -280,6 +282,8 @@ def make_stage(
     host = device == "host"
     input_ports = _input_ports(name, target, inputs)
     output_ports = _output_ports(name, target, outputs)
+    if aliases is None and isinstance(target, ModelWrapper):
+        aliases = target.aliases
     if host and (not output_ports or any(port.spec is None for port in output_ports)):
         raise GraphError(
             f"Host stage {name!r} never runs while planning, so it declares what it gives: "

@@ -52,6 +52,13 @@ class CompilingBackend(Backend):
         """
         return self.foldable(one) and self.foldable(other) and not (one.config or other.config)
 
+    def own_states(self, stage: Stage) -> frozenset[str]:
+        """Returns the ports of a stage that are memory of its application, which its author compiled in.
+
+        No value leaves by such an output or comes in by such an input, so the planner refuses whatever needs one.
+        """
+        return frozenset()
+
     @abc.abstractmethod
     def key(self, application: Application) -> str:
         """Returns the content key of an application: all that its programs depend on, weights left out."""

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.backend import CompilingBackend
+from orchestrator.errors import PlanError
 from orchestrator.graph import Edge, Graph, Loop, NodeKey, next_port
 from orchestrator.graph.loop import BranchLoop, MapLoop
 from orchestrator.plan.records import PlannedState, Residency, StateUpdate
@@ -90,7 +91,41 @@ def find_states(context: PlanContext) -> PlanContext:
         for link in chain
     ]
     states = tuple(_state(context, chain) for chain, reason in reasons.items() if not reason)
+    _check_own_states(context, states, reasons)
     return replace(context, states=states).with_notes(*notes)
+
+
+def _check_own_states(
+    context: PlanContext, states: Sequence[PlannedState], reasons: Mapping[_Chain, str]
+) -> None:
+    """Makes sure that what an application keeps by itself is a state of the plan.
+
+    Raises:
+        PlanError: Somebody needs it as a value, or nothing says that it is used in order.
+    """
+    ends = {state.start for state in states}
+    ends |= {end for state in states for update in state.updates for end in (update.port, update.output)}
+    for name, call in context.graph.calls.items():
+        stage = call.stage
+        backend = context.groups.get(context.devices[stage.name])
+        own = backend.own_states(stage) if isinstance(backend, CompilingBackend) else ()
+        end = next((end for end in (f"{name}.{port}" for port in own) if end not in ends), None)
+        if end is None:
+            continue
+        reason = next((why for chain, why in reasons.items() if end in _ends_of(chain)), "")
+        raise PlanError(
+            f"{end!r} is memory that the application of stage {stage.name!r} keeps on "
+            f"{context.devices[stage.name]!r} by itself, so no value of it is ever handed over"
+            f"{f', but {reason}' if reason else ''}. Begin a loop with it, as a carry, from one call of the "
+            f"application, and update it by one call in the loop's body; nobody else may read it.",
+            stage=stage.name,
+            call=name,
+        )
+
+
+def _ends_of(chain: _Chain) -> set[str]:
+    """The ports at both ends of a chain's edges."""
+    return {end for link in chain for edge in link.edges for end in (edge.origin, edge.destination)}
 
 
 def _link(context: PlanContext, loop: Loop, carry: str) -> _CarryUpdate | None:

@@ -38,6 +38,7 @@ MODULES = (
     "pipelines",
     "entry_points",
     "generators",
+    "shipped",
     "random_graphs",
     "renamed",
 )

@@ -29,7 +29,7 @@ def updates_in_place(context: PlanContext, stage: Stage) -> bool:
     if not stage.aliases or backend is None:
         return False
     if isinstance(backend, CompilingBackend):
-        if backend.foldable(stage):
+        if backend.foldable(stage) or backend.own_states(stage):
             return False
         raise PlanError(
             f"Stage {stage.name!r} is compiled for {backend.device!r} as its author made it, with the state that it "
@@ -51,9 +51,9 @@ def check_provable(name: str, stage: Stage) -> None:
     """Refuses aliases of a stage that nobody can try.
 
     Raises:
-        PlanError: It has some.
+        PlanError: It has some, and no wrapper that answers for them.
     """
-    if stage.aliases:
+    if stage.aliases and not (stage.wrapper is not None and stage.wrapper.aliases):
         output, port = stage.aliases[0]
         raise PlanError(
             f"Stage {stage.name!r} (call {name!r}) cannot be tried while planning, so that nothing proves that its "

@@ -137,8 +137,12 @@ def compile_stages(
     applications = applications_of(plan, graph)
     # In the order of the plan, as by hand: models that draw their weights get the same ones.
     with same_random_state():
-        for stage in (stage for _, application in applications for stage in application.stages):
-            _build_model(stage)
+        for device, application in applications:
+            compiler = backends[device]
+            assert isinstance(compiler, CompilingBackend)
+            # What its author compiles and loads by itself reads its weights by itself, too.
+            for stage in filter(compiler.foldable, application.stages):
+                _build_model(stage)
     jobs = []
     for device, application in applications:
         compiler = backends[device]

@@ -17,14 +17,14 @@ from orchestrator.plugin import hookimpl
 if TYPE_CHECKING:
     from orchestrator import ModelWrapper
     from orchestrator.registry import BackendRegistry
-    from orchestrator_neuron.nxdi.adopt import from_nxdi
+    from orchestrator_neuron.nxdi.importer import from_nxdi
 
 __all__ = ["__version__", "from_nxdi", "orchestrator_adopt_stage", "orchestrator_register_backends"]
 
 __version__ = "0.1.0"
 
 
-__getattr__, __dir__ = lazy_names(__name__, {"from_nxdi": ".nxdi.adopt"})
+__getattr__, __dir__ = lazy_names(__name__, {"from_nxdi": ".nxdi.importer"})
 
 
 @hookimpl
@@ -55,6 +55,14 @@ def orchestrator_adopt_stage(target: object) -> ModelWrapper | None:
         return None
     if not {"ModelWrapper", "NeuronApplicationBase"} & {kind.__name__ for kind in kinds}:
         return None
-    from orchestrator_neuron.nxdi.adopt import from_nxdi
+    from orchestrator import GraphError, ModelWrapper
+    from orchestrator_neuron.nxdi.importer import from_nxdi
 
-    return from_nxdi(target)
+    stage = from_nxdi(target)
+    if not isinstance(stage, ModelWrapper):
+        raise GraphError(
+            f"{type(target).__name__} has several submodels, and a stage is one of them: from_nxdi(application) has "
+            f"each by its tag, {', '.join(stage.entries)}.",
+            application=type(target).__name__,
+        )
+    return stage

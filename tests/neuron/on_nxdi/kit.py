@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from orchestrator import TensorSpec
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
@@ -85,6 +87,38 @@ def count_traffic() -> Iterator[Counts]:
     yield counts
     counts.up, counts.up_bytes = traffic.h2d, traffic.h2d_bytes
     counts.down, counts.down_bytes = traffic.d2h, traffic.d2h_bytes
+
+
+@functools.cache
+def plain_operations() -> None:
+    """Puts plain operations under what NxD Inference's own models do beyond torch, for the simulated device.
+
+    They have custom calls of XLA, a cast to ``torch.Tensor`` that tells kernels what they get and that `torch.export`
+    does not follow, and weights under two names, of which a checkpoint has one.
+    """
+    importlib.import_module("simpar").plain_kernels()
+    FakeTensor.as_subclass = lambda self, _: self  # type: ignore[assignment, method-assign]
+    runtime = importlib.import_module("sim_runtime")
+    names: dict[str, str] = {}
+    generate, initialize = runtime.generate_hlo, runtime.SPMDModel.initialize
+
+    def generate_hlo(module: Any, *arguments: Any, **options: Any) -> Any:
+        first: dict[int, str] = {}
+        tensors = (module.named_parameters, module.named_buffers)
+        for name, tensor in (pair for each in tensors for pair in each(remove_duplicate=False)):
+            if first.setdefault(id(tensor), name) != name:
+                names[name] = first[id(tensor)]
+        return generate(module, *arguments, **options)
+
+    def initialize_with_all_names(self: Any, states: Any, weights: Any, rank: Any) -> Any:
+        for row in weights:
+            row.update(
+                {name: row[other] for name, other in names.items() if other in row and name not in row}
+            )
+        return initialize(self, states, weights, rank)
+
+    runtime.SPMDModel.initialize = initialize_with_all_names
+    runtime.generate_hlo = importlib.import_module("torch_neuronx.xla_impl.trace").generate_hlo = generate_hlo
 
 
 def close(value: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-5) -> None:

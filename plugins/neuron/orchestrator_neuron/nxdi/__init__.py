@@ -5,7 +5,9 @@
     application       compiling and loading the programs of one stage
     renamed           a torch whose spare device type has another name
     calls             running a loaded program on ranked values
+    importer          ``from_nxdi``
     adopt             stages that users wrote for NxD Inference
+    submodels         applications with several submodels, with their ports and models
     user_application  a user's whole application, which compiles and loads itself
     read, checks      reading a user's objects, and refusing those that cannot work
 

@@ -20,11 +20,9 @@ from typing import Any
 
 import torch
 
-from orchestrator.errors import GraphError
 from orchestrator.specs import PortSpec
-from orchestrator.stage import ModelWrapper, Stage
+from orchestrator.stage import Stage
 from orchestrator_neuron.checkpoint import load_weights
-from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.checks import (
     Row,
     check_dtypes,
@@ -36,14 +34,12 @@ from orchestrator_neuron.nxdi.checks import (
 from orchestrator_neuron.nxdi.parts import Parts, read_parts, scaled_row
 from orchestrator_neuron.nxdi.read import (
     Ports,
-    build_wrapper,
     config_text,
     copy_of,
     declared_inputs,
     example_rows,
     instance_of,
     load_weights_of,
-    only_model,
     options_of,
     overrides,
     port_names,
@@ -52,58 +48,11 @@ from orchestrator_neuron.nxdi.read import (
 from orchestrator_neuron.options import NeuronSettings, normalize
 from orchestrator_neuron.wrapper import NeuronWrapper
 
-__all__ = ["AdoptedStage", "from_nxdi"]
+__all__ = ["CACHE", "AdoptedStage"]
 
 
-def from_nxdi(
-    thing: Any,
-    *,
-    config: Any = None,
-    inputs: Ports | None = None,
-    outputs: Ports | None = None,
-    checkpoint: Any = None,
-) -> ModelWrapper:
-    """Makes a stage of a wrapper or application of NxD Inference, for ``Pipeline.add``.
-
-    Args:
-        thing: A ``ModelWrapper`` class of NxD Inference, an object of one, or an object of a ``NeuronApplicationBase``
-            with one submodel. An application compiles and loads itself, with its own checkpoint, and nothing is folded
-            into it.
-        config: The ``InferenceConfig`` of a class.
-        inputs: Names of the input ports, or names to specs; else the parameters of the model's ``forward``, at the
-            shapes and dtypes of the example inputs if they are in one row. Several rows leave sizes to the pipeline.
-        outputs: Names of the output ports, or names to specs.
-        checkpoint: Weights of a wrapper, on every device: a safetensors file or folder, or a ``state_dict``, by the
-            names of its whole model; or a folder that ``save_sharded_checkpoint`` wrote. ``"random"``: they are drawn.
-
-    Raises:
-        CompileError: NxD Inference is not installed.
-        GraphError: It is none of these, or it cannot work; the message says why.
-    """
-    packages.require()
-    # Here, not above: the classes are NxD Inference's own, and planning for another device needs none of them.
-    from orchestrator_neuron.nxdi import classes
-
-    application = thing if isinstance(thing, classes.NeuronApplicationBase) else None
-    if application is not None:
-        wrapper = only_model(application)
-    elif isinstance(thing, type) and issubclass(thing, classes.ModelWrapper):
-        wrapper = build_wrapper(thing, config)
-    else:
-        wrapper = thing
-    if not isinstance(wrapper, classes.ModelWrapper):
-        raise GraphError(
-            f"from_nxdi takes a ModelWrapper of NxD Inference, its class with config=, or an application object, not "
-            f"{thing!r}. Modules, functions and this project's own wrappers go to pipeline.add as they are.",
-            thing=thing,
-        )
-    if application is not None and checkpoint is not None:
-        raise GraphError(
-            f"{type(application).__name__} loads its own checkpoint, from its model_path "
-            f"{str(application.model_path)!r}; leave checkpoint= out, or give its wrapper to from_nxdi.",
-            thing=thing,
-        )
-    return AdoptedStage(wrapper, application, inputs, outputs, checkpoint)
+#: The port of what submodels of an application keep on the device.
+CACHE = "cache"
 
 
 class _UserObjects:
@@ -138,7 +87,7 @@ class _Checkpoint(dict[str, Any]):
 
 
 class AdoptedStage(NeuronWrapper):
-    """A user's NxD Inference wrapper, or application, as a stage; see :func:`from_nxdi`.
+    """A user's NxD Inference wrapper, or application, as a stage; see :func:`orchestrator_neuron.from_nxdi`.
 
     Its ports state whole values, also those of which each rank takes a part.
 
@@ -156,13 +105,16 @@ class AdoptedStage(NeuronWrapper):
         inputs: Ports | None = None,
         outputs: Ports | None = None,
         checkpoint: Any = None,
+        rows: list[Row] | None = None,
     ) -> None:
         super().__init__(wrapper.config, wrapper.model_cls, wrapper.tag or type(wrapper).__name__)
         self._user = _UserObjects(wrapper, application)
         self._arguments = mend_flags(wrapper)
         check_modes(wrapper)
-        self.rows = example_rows(wrapper)
-        check_dtypes(wrapper, self.rows)
+        if rows is None:
+            rows = example_rows(wrapper)
+            check_dtypes(wrapper, rows)
+        self.rows = rows
         self._degrees = (1, 1)
         self.outputs = outputs if outputs is not None else {}
         self.neuron_options = options_of(wrapper)
@@ -271,6 +223,11 @@ class AdoptedStage(NeuronWrapper):
             form._degrees, form._model = (degree, world), None
             forms[degree, world] = form
         return forms[degree, world]
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether it reads or writes memory that its application keeps on the device."""
+        return False
 
     @property
     def has_forward(self) -> bool:

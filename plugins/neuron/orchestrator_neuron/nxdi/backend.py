@@ -23,7 +23,7 @@ from orchestrator.stage import Stage
 from orchestrator_neuron.content import application_key
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
-from orchestrator_neuron.nxdi.adopt import AdoptedStage
+from orchestrator_neuron.nxdi.adopt import CACHE, AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
 from orchestrator_neuron.nxdi.parts import Parts
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
@@ -98,8 +98,19 @@ class NxdiBackend(RankedBackend):
         wrapper = stage.wrapper
         return not isinstance(wrapper, AdoptedStage) or wrapper.application is None
 
+    def own_states(self, stage: Stage) -> frozenset[str]:
+        """Returns the port of what submodels of a user's application keep on the device; empty: it keeps nothing."""
+        wrapper = stage.wrapper
+        keeps = isinstance(wrapper, AdoptedStage) and wrapper.keeps_memory
+        return frozenset({CACHE}) if keeps else frozenset()
+
     def can_join(self, one: Stage, other: Stage) -> bool:
-        """Tells whether two stages can be of one application; of a user's wrapper only those of the same one."""
+        """Tells whether two stages can be of one application; of a user's only those of the same one."""
+        users = [
+            stage.wrapper.application for stage in (one, other) if isinstance(stage.wrapper, AdoptedStage)
+        ]
+        if len(users) == 2 and users[0] is not None and users[0] is users[1]:
+            return self.settings(one) == self.settings(other)
         wrappers = [stage.wrapper for stage in (one, other) if isinstance(stage.wrapper, AdoptedStage)]
         nxdi_wrappers = {id(wrapper.nxdi_wrapper) for wrapper in wrappers}
         return len(wrappers) in (0, 2) and len(nxdi_wrappers) < 2 and super().can_join(one, other)

@@ -15,7 +15,7 @@ from orchestrator_neuron.nxdi.checks import Row
 from orchestrator_neuron.nxdi.ranks import collective_shapes, ranks_of_degree
 from orchestrator_neuron.nxdi.read import instance_of
 
-__all__ = ["RankModel", "build_model"]
+__all__ = ["RankModel", "build_model", "config_of_degree"]
 
 #: Degrees of a ``NeuronConfig``; not all versions have all of them.
 _DEGREES = (
@@ -29,7 +29,7 @@ _DEGREES = (
 )
 
 
-def _config(config: Any, rows: list[Row], degree: int, world: int) -> Any:
+def config_of_degree(config: Any, rows: list[Row], degree: int, world: int) -> Any:
     """Returns a copy of a user's config, for a model on the host that computes in the dtypes of the examples.
 
     Args:
@@ -68,7 +68,7 @@ def build_model(
         degree: Ranks that share the model.
         world: All ranks.
     """
-    config = _config(wrapper.config, rows, degree, world)
+    config = config_of_degree(wrapper.config, rows, degree, world)
     cores = getattr(config.neuron_config, "logical_nc_config", 1)
     with ranks_of_degree(degree, world, cores):
         instance = instance_of(wrapper, arguments, config)

@@ -39,14 +39,11 @@ def only_model(application: Any) -> Any:
     """Returns the one wrapper of an application.
 
     Raises:
-        GraphError: It has several, or NxD Inference would compile it for the inputs of a language model.
+        GraphError: It has none, or NxD Inference would compile it for the inputs of a language model.
     """
-    # Submodels first: an application with several has no one wrapper to look into.
-    if len(application.models) != 1:
+    if not application.models:
         raise GraphError(
-            f"{type(application).__name__} has {len(application.models)} submodels. Submodels of one application "
-            f"share weights, and are told apart by nothing but the shapes of their inputs; make one application for "
-            f"each stage.",
+            f"{type(application).__name__} has no submodel; put a wrapper into its list of models.",
             application=type(application).__name__,
         )
     if not overrides(application.models[0], "input_generator"):
