@@ -24,6 +24,7 @@ from orchestrator_stages.generation.continuation import Continuation
 from orchestrator_stages.generation.conversation import Conversation, check_context
 from orchestrator_stages.generation.families import family_of
 from orchestrator_stages.generation.item_continuation import ItemContinuation
+from orchestrator_stages.generation.item_conversation import ItemConversation
 from orchestrator_stages.generation.items import (
     read_item,
     show_item,
@@ -109,7 +110,8 @@ def from_transformers(
             pipeline, integers (a grid of patches, sizes) are the same for each picture.
         items: How many pictures or recordings of all prompts together are compiled for.
         context: How many tokens the cache of a conversation holds, prompts and answers of all turns with their padding:
-            the cache is an input and an output then, and a request gives what is new in its turn; see
+            the cache is an input and an output then, and a request gives what is new in its turn, be it tokens, texts
+            or messages; what was said before is the input and output ``history``; see
             :func:`~orchestrator_stages.generation.conversation.begin_conversation`. None: a request is the whole.
         options: Options of ``generate()``, over those of the model's generation config: ``do_sample``,
             ``temperature``, ``num_beams``, ``no_repeat_ngram_size``, ``suppress_tokens``, ``language`` and so on; of a
@@ -168,11 +170,18 @@ def _draw_continuation(arguments: ImportArguments) -> Pipeline:
     # all of them, and nothing between them does.
     reader = arguments.reader if arguments.messages or kind is not None else arguments.tokenizer
     is_prepared = reader is not None if kind is None else processor is not None
-    rows = Dim("batch", buckets=arguments.batch, batch=is_prepared and selection.is_by_row)
+    # The cache of a conversation holds its rows together.
+    is_batch = is_prepared and selection.is_by_row and arguments.context is None
+    rows = Dim("batch", buckets=arguments.batch, batch=is_batch)
     follower: Continuation
     if arguments.context is not None:
-        check_context(arguments.context, is_prepared or kind is not None)
-        follower = Conversation(model, selection, rows, prompts, arguments.context)
+        check_context(arguments.context)
+        common = (model, selection, rows, prompts, reader, arguments.chat, arguments.context)
+        if kind is None:
+            follower = Conversation(*common)
+        else:
+            every = Dim("items", buckets=arguments.items)
+            follower = ItemConversation(*common, processor=processor, kind=kind, items=every)
     elif kind is None:
         follower = Continuation(model, selection, rows, prompts, reader, arguments.chat)
     else:

@@ -12,7 +12,14 @@ from torch import Tensor
 from orchestrator import Dim, GraphError, HostStage, TensorSpec
 from orchestrator_stages.generation.items import ReadPrompts
 
-__all__ = ["ChatPrompt", "PictureChatPrompt", "check_template"]
+__all__ = [
+    "ChatPrompt",
+    "PictureChatPrompt",
+    "check_template",
+    "conversation_images",
+    "conversation_text",
+    "read_conversations",
+]
 
 _AS_GENERATE_TAKES: Mapping[str, Any] = {
     "padding_side": "left",
@@ -79,8 +86,8 @@ class ChatPrompt(HostStage):
                 the largest bucket.
         """
         conversations = read_conversations(messages)
-        texts = [_text(self.tokenizer, conversation) for conversation in conversations]
-        if any(list(_images(conversation)) for conversation in conversations):
+        texts = [conversation_text(self.tokenizer, conversation) for conversation in conversations]
+        if any(list(conversation_images(conversation)) for conversation in conversations):
             raise ValueError(
                 "A message holds a picture, but nothing here reads pictures; give from_transformers the processor of a "
                 "model that does."
@@ -109,8 +116,8 @@ class PictureChatPrompt(ReadPrompts):
             ValueError: There is none, one is not made as the template takes it, or one is too long.
         """
         conversations = read_conversations(messages)
-        texts = [_text(self.processor, conversation) for conversation in conversations]
-        images = [list(_images(conversation)) for conversation in conversations]
+        texts = [conversation_text(self.processor, conversation) for conversation in conversations]
+        images = [list(conversation_images(conversation)) for conversation in conversations]
         return self.read(texts, images if any(images) else [], add_special_tokens=False)
 
 
@@ -157,7 +164,7 @@ def _check_messages(conversation: Any) -> None:
             raise ValueError(f"A message is a dict of role and content, not {message!r:.80}.")
 
 
-def _text(preparer: Any, conversation: list[Any]) -> str:
+def conversation_text(preparer: Any, conversation: list[Any]) -> str:
     """The conversation as one text that ends where the answer begins."""
     try:
         return preparer.apply_chat_template(  # type: ignore[no-any-return]
@@ -167,7 +174,7 @@ def _text(preparer: Any, conversation: list[Any]) -> str:
         raise ValueError(f"The chat template refuses the conversation: {error}") from error
 
 
-def _images(conversation: list[Any]) -> Iterator[Any]:
+def conversation_images(conversation: list[Any]) -> Iterator[Any]:
     """Yields the pictures of a conversation.
 
     Raises:

@@ -89,15 +89,19 @@ class Continuation:
         beside = ("position", *("guide",) * self.selection.is_guided)
         values |= loop.choose(pipeline, prompt["logits"], values | {port: prompt[port] for port in beside})
         values |= loop.spread(pipeline, prompt)
-        choices = self.draw_loops(pipeline, values, cache, check_every)
-        # What comes out is as generate() returns it, prompts first.
+        self._finish(pipeline, ids, self.draw_loops(pipeline, values, cache, check_every))
+        return pipeline
+
+    def _finish(self, pipeline: Pipeline, ids: Any, choices: Iterable[Any]) -> tuple[Any, Any]:
+        """Draws what comes out, as generate() returns it, prompts first; returns new tokens, and their text if any."""
         finish = pipeline.add("finish", JoinPrompt(self.selection, self.rows), device="host")
         sequences, new_tokens = finish(ids, *choices)
         pipeline.output("tokens", sequences)
+        text = None
         if self.tokenizer is not None:
-            read = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")
-            pipeline.output("text", read(new_tokens))
-        return pipeline
+            text = pipeline.add("detokenise", Detokenise(self.tokenizer), device="host")(new_tokens)
+            pipeline.output("text", text)
+        return new_tokens, text
 
     def draw_loops(
         self, pipeline: Pipeline, values: Mapping[str, Any], cache: Iterable[int] | None, check_every: int = 1

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, HostStage, InputError, Pipeline, Plan, TensorSpec
-from orchestrator_stages.generation.continuation import Continuation
+from orchestrator_stages.generation.continuation import BUCKET, Continuation
 from orchestrator_stages.generation.generator import Generator
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.selfcheck import compare_logits
+from orchestrator_stages.generation.turns import Forget, RememberTurn, TurnPrompt
 
 __all__ = ["Conversation", "begin_conversation", "check_context"]
 
 
-def begin_conversation(plan: Plan, rows: int = 1) -> dict[str, Tensor]:
+def begin_conversation(plan: Plan, rows: int = 1) -> dict[str, Any]:
     """Returns what a conversation begins with: the inputs of its cache, empty.
 
     Args:
@@ -30,32 +31,29 @@ def begin_conversation(plan: Plan, rows: int = 1) -> dict[str, Tensor]:
         rows: How many conversations there are.
 
     Returns:
-        Tensors by name. Outputs of the same names are what the next turn takes: the names to keep on the device.
+        Values by name: tensors, and an empty ``history`` of messages or texts. Outputs of the same names are what the
+        next turn takes: the names to keep on the device.
     """
     # The mask has a 1 for each slot that is still free; all else begins with nothing.
     names = {name for name, _ in plan.outputs}
-    cache = {}
+    cache: dict[str, Any] = {}
     for name, spec in plan.inputs:
         if name in names and isinstance(spec, TensorSpec):
             shape = [int(dim) if isinstance(dim, int) else rows for dim in spec.dims]
             cache[name] = torch.full(shape, int(name == "mask"), dtype=spec.dtype)
+        elif name == "history":
+            cache[name] = []
     return cache
 
 
-def check_context(context: Any, has_others: bool) -> None:
-    """Refuses a size of a cache that is none, or a turn that gives something else than tokens.
+def check_context(context: Any) -> None:
+    """Refuses a size of a cache that is none.
 
     Raises:
         GraphError: It is.
     """
     if isinstance(context, bool) or not isinstance(context, int) or context < 2:
         raise GraphError(f"context is a number of tokens, not {context!r}.", option="context")
-    if has_others:
-        raise GraphError(
-            "context= takes the tokens that are new in a turn, input_ids and attention_mask, of a model that reads "
-            "text alone: leave out tokenizer=, processor= and messages=.",
-            option="context",
-        )
 
 
 class RoomCheck(HostStage):
@@ -143,17 +141,50 @@ class Conversation(Continuation):
         selection: How tokens are chosen.
         rows: The dim of the conversations.
         tokens: The dim of the tokens that are new in a turn.
+        tokenizer: Reads tokens; None: a turn gives them as they are.
+        chat: What has the template of messages; None: a turn gives texts.
         context: How many tokens the cache holds.
+        more: What is among the tokens; see :class:`~orchestrator_stages.generation.item_continuation.ItemContinuation`.
 
     Raises:
         GraphError: The model keeps something else than all tokens, or tokens are chosen by looking at those before.
     """
 
-    def __init__(self, model: Any, selection: Selection, rows: Dim, tokens: Dim, context: int) -> None:
-        super().__init__(model, selection, rows, tokens, None, slots=context)
+    def __init__(
+        self,
+        model: Any,
+        selection: Selection,
+        rows: Dim,
+        tokens: Dim,
+        tokenizer: Any,
+        chat: Any,
+        context: int,
+        **more: Any,
+    ) -> None:
+        super().__init__(model, selection, rows, tokens, tokenizer, chat, slots=context, **more)
         self._refuse(context)
-        check_turns(model, self.generator, self.vocabulary)
+        try:
+            self._check_turns()
+        except GraphError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or ["no reason"])[0]
+            raise GraphError(
+                f"{type(model).__name__} cannot go on from a cache with the tokens of a turn: {type(error).__name__}: "
+                f"{reason:.300}. Leave out context=, and give the whole conversation in each request.",
+                option="context",
+                model=model,
+            ) from error
         self.turn: Any = None
+        self._spoken: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
+
+    def _check_turns(self) -> None:
+        check_turns(self.model, self.generator, self.vocabulary)
+
+    def _reads_items(self) -> Any:
+        """What reads pictures among messages; None: there are none."""
+        return None
 
     def _refuse(self, context: int) -> None:
         """Refuses what a turn cannot do as ``generate()`` over the whole conversation does it."""
@@ -194,17 +225,67 @@ class Conversation(Continuation):
                 model=self.model,
             )
 
+    def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
+        """Draws the cache that came in, and what is read of a turn."""
+        specs = {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
+        specs = self.loop.padded_specs(specs)
+        self._state = {name: pipeline.input(name, spec) for name, spec in specs.items()}
+        if self.tokenizer is None:
+            return super()._prompt(pipeline)
+        # What is said now goes behind what was said before; where that reads otherwise now, the cache forgets it.
+        is_chat, items = self.chat is not None, self._reads_items()
+        stage = TurnPrompt(
+            self.chat or self.tokenizer,
+            self.rows,
+            self.tokens,
+            (BUCKET, self.selection.pad),
+            is_chat=is_chat,
+            items=items,
+        )
+        said = pipeline.input("messages" if is_chat else "text", list)
+        history = pipeline.input("history", list)
+        spoken = pipeline.add("converse", stage, device="host")(said, history, self._state["place"])
+        self._spoken = {port: spoken[port] for port in stage.outputs}
+        ports = {
+            "known": TensorSpec((self.rows,), torch.int64, pad=0),
+            "mask": specs["mask"],
+            "position": None,
+            "place": specs["place"],
+        }
+        state = (self._state[port] for port in ("mask", "position", "place"))
+        rest = pipeline.add("forget", Forget(), inputs=ports)(spoken["known"], *state)
+        self._state |= {"mask": rest["mask"], "place": rest["place"]}
+        return spoken["input_ids"], spoken["attention_mask"]
+
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws what runs the new tokens over the cache that came in."""
-        specs = self.loop.padded_specs(
-            {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
-        )
-        state = {name: pipeline.input(name, spec) for name, spec in specs.items()}
         room = pipeline.add("room", RoomCheck(self.slots, self.tokens, self.selection.new), device="host")
-        pipeline.output("room", room(state["position"], ids))
-        ports = ("input_ids", "attention_mask", *specs)
-        self.turn = pipeline.add("prefill", self.generator.extend, inputs=ports)(ids, mask, *state.values())
+        pipeline.output("room", room(self._state["position"], ids))
+        specs = {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
+        ports, values, extend = self._turn(pipeline, ids, mask)
+        stage = pipeline.add("prefill", extend, inputs=ports | self.loop.padded_specs(specs))
+        self.turn = stage(*values, *self._state.values())
         return self.turn
+
+    def _turn(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[dict[str, Any], list[Any], Any]:
+        """Ports and values of the new tokens, and what runs them."""
+        del pipeline
+        dims = (self.rows, self.tokens)
+        is_spoken = bool(self._spoken)
+        ports = {
+            "input_ids": TensorSpec(dims, torch.int64, pad=BUCKET) if is_spoken else None,
+            "attention_mask": TensorSpec(dims, torch.int64, pad=0) if is_spoken else None,
+        }
+        return ports, [ids, mask], self.generator.extend
+
+    def _finish(self, pipeline: Pipeline, ids: Any, choices: Iterable[Any]) -> tuple[Any, Any]:
+        """Draws what comes out of a turn; of one that is read here the whole conversation, and its history."""
+        new_tokens, text = super()._finish(pipeline, self._spoken.get("whole", ids), choices)
+        if self._spoken:
+            remember = RememberTurn(self.selection.eos, is_chat=self.chat is not None)
+            history = pipeline.add("remember", remember, device="host")
+            pipeline.output("history", history(self._spoken["turn"], new_tokens, text))
+        return new_tokens, text
 
     def draw_loops(
         self, pipeline: Pipeline, values: Mapping[str, Any], cache: Iterable[int] | None, check_every: int = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Generator(nn.Module):
         without_selection(model)
         with fake_weights(model) as mode, mode, torch.no_grad():
             self._template, self._shapes = self._trial(2)
-            self._dims = self._batch_dims(self._trial(3)[1])
+            self._dims = _batch_dims(model, self._shapes, self._trial(3)[1])
             self.aliases = self._updated()
 
     def with_slots(self, slots: int) -> Generator:
@@ -114,27 +114,6 @@ class Generator(nn.Module):
         place = ones.expand(self.axes, 2) if self.axes else ones
         after = self.decode(ones, ones.new_ones(2, self.slots), ones[:1], place, *state.values())
         return {name: name for name, tensor in state.items() if after[name] is tensor}
-
-    def _batch_dims(self, larger: Mapping[str, Tensor]) -> dict[str, int]:
-        """Which dim of each tensor is that of the batch: the one that differs in a batch of three.
-
-        Raises:
-            GraphError: None does, or several, or it is no batch.
-        """
-        dims = {}
-        for name, small in self._shapes.items():
-            large = larger[name].shape if name in larger else torch.Size()
-            differ = [
-                dim for dim, pair in enumerate(zip(small.shape, large, strict=False)) if pair != pair[::-1]
-            ]
-            if len(large) != small.dim() or [(small.shape[dim], large[dim]) for dim in differ] != [(2, 3)]:
-                raise GraphError(
-                    f"{type(self.model).__name__} keeps {name} {tuple(small.shape)} between two tokens, and "
-                    f"{tuple(large)} for three rows in place of two: which dim is that of the batch cannot be told.",
-                    model=self.model,
-                )
-            dims[name] = differ[0]
-        return dims
 
     def specs(self, rows: Dim) -> dict[str, TensorSpec]:
         """Returns what is carried from token to token, in the order of :meth:`decode`.
@@ -214,11 +193,8 @@ class Generator(nn.Module):
         more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         # Prompts come padded on either side, and at a bucket's end; a model goes on with the last token.
-        ((name, tokens),) = inputs.items()
-        tokens = tokens if tokens.dim() == 2 else tokens.movedim(-1, 0)
         along = [tensor for tensor in (*(more or {}).values(), places) if tensor is not None]
-        tokens, mask, *along = to_the_left(mask, tokens, mask, *along)
-        inputs = {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}
+        inputs, mask, *along = _to_the_left(inputs, mask, *along)
         more = dict(zip(more or {}, along, strict=False))
         places = None if places is None else along[-1]
         if places is None:
@@ -257,15 +233,58 @@ class Generator(nn.Module):
         Returns:
             As :meth:`prefill`.
         """
+        return self._extend(
+            {"input_ids": input_ids.clamp(min=0)}, attention_mask, mask, position, place, state
+        )
+
+    def extend_merged(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        types: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        place: Tensor,
+        *state: Tensor,
+    ) -> dict[str, Tensor]:
+        """Runs a prompt that is embedded already and goes on with what is in a cache.
+
+        Args:
+            inputs_embeds: As of :meth:`prefill_merged`.
+            attention_mask: Likewise.
+            types: Likewise.
+            mask: As of :meth:`extend`.
+            position: Likewise.
+            place: Likewise.
+            state: Likewise.
+
+        Returns:
+            As :meth:`prefill`.
+        """
+        more = dict.fromkeys(self.types, types)
+        inputs = {"inputs_embeds": inputs_embeds}
+        return self._extend(inputs, attention_mask, mask, position, place, state, more)
+
+    def _extend(
+        self,
+        inputs: Mapping[str, Tensor],
+        attention_mask: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        place: Tensor,
+        state: Sequence[Tensor],
+        more: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         # New tokens are padded on the left as a prompt is; the gaps between what is old and new are hidden by the mask.
-        tokens, seen = to_the_left(attention_mask, input_ids.clamp(min=0), attention_mask)
-        slots = torch.arange(tokens.shape[1], device=mask.device) + position
+        inputs, seen, *along = _to_the_left(inputs, attention_mask, *(more or {}).values())
+        slots = torch.arange(seen.shape[1], device=mask.device) + position
         mask = mask.index_copy(1, slots, seen)
-        after = position + tokens.shape[1]
+        after = position + seen.shape[1]
         places = (place[:, None] + seen.cumsum(1) - 1).clamp(min=0)
         cache = self._template.cache(state, position)
         filled = mask * (torch.arange(self.slots, device=mask.device) < after)
-        logits = self._run({"input_ids": tokens}, filled, places, cache, position)
+        more = dict(zip(more or {}, along, strict=True))
+        logits = self._run(inputs, filled, places, cache, position, more)
         return {
             "logits": logits,
             "mask": mask,
@@ -354,3 +373,31 @@ class Generator(nn.Module):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits
+
+
+def _batch_dims(model: Any, shapes: Mapping[str, Tensor], larger: Mapping[str, Tensor]) -> dict[str, int]:
+    """Which dim of each tensor is that of the batch: the one that differs in a batch of three.
+
+    Raises:
+        GraphError: None does, or several, or it is no batch.
+    """
+    dims = {}
+    for name, small in shapes.items():
+        large = larger[name].shape if name in larger else torch.Size()
+        differ = [dim for dim, pair in enumerate(zip(small.shape, large, strict=False)) if pair != pair[::-1]]
+        if len(large) != small.dim() or [(small.shape[dim], large[dim]) for dim in differ] != [(2, 3)]:
+            raise GraphError(
+                f"{type(model).__name__} keeps {name} {tuple(small.shape)} between two tokens, and "
+                f"{tuple(large)} for three rows in place of two: which dim is that of the batch cannot be told.",
+                model=model,
+            )
+        dims[name] = differ[0]
+    return dims
+
+
+def _to_the_left(inputs: Mapping[str, Tensor], mask: Tensor, *along: Tensor) -> tuple[Any, ...]:
+    """Moves padding of the one input, its mask, and what goes along to the left; tokens may be embedded."""
+    ((name, tokens),) = inputs.items()
+    tokens = tokens if tokens.dim() == 2 else tokens.movedim(-1, 0)
+    tokens, *others = to_the_left(mask, tokens, mask, *along)
+    return {name: tokens if tokens.dim() == 2 else tokens.movedim(0, -1)}, *others

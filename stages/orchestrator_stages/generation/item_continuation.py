@@ -37,6 +37,7 @@ class ItemContinuation(Continuation):
         processor: Any,
         kind: ItemKind,
         items: Dim,
+        slots: int | None = None,
     ) -> None:
         self.kind = kind
         self.processor = processor
@@ -45,7 +46,7 @@ class ItemContinuation(Continuation):
         self.encoders: tuple[ItemEncoder, ...] = ()
         owners = (getattr(model, "model", None), model)
         self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
-        super().__init__(model, selection, rows, tokens, tokenizer, chat)
+        super().__init__(model, selection, rows, tokens, tokenizer, chat, slots)
 
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors, the encoder of items among them."""
@@ -57,6 +58,11 @@ class ItemContinuation(Continuation):
 
     def _prefill(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws the encoder, what puts its features into the prompt, and what runs that."""
+        ports, values = self._merge(pipeline, ids, mask)
+        return pipeline.add("prefill", self.generator.prefill_merged, inputs=ports)(*values)
+
+    def _merge(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[dict[str, Any], list[Any]]:
+        """Draws the encoder, and what puts its features into the prompt; returns ports and values of what runs that."""
         # Features stay where they were made until they are merged into what the tokens of text are embedded as.
         first, *features = self._read
         names = ("vision" if self.kind.label == "image" else self.kind.label, "projector")
@@ -77,8 +83,7 @@ class ItemContinuation(Continuation):
             ports["places"] = TensorSpec((AXES, *dims), torch.int64, pad=0)
             positions = RopePositions(self.rope, self.kind, dims, AXES)
             places = [pipeline.add("positions", positions, device="host")(ids, mask)]
-        prefill = pipeline.add("prefill", self.generator.prefill_merged, inputs=ports)
-        return prefill(embeddings["inputs_embeds"], mask, embeddings["types"], *places)
+        return ports, [embeddings["inputs_embeds"], mask, embeddings["types"], *places]
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         """Draws what reads prompts and items together where there is a processor for both."""

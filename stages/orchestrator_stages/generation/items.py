@@ -271,23 +271,27 @@ class ReadPrompts(HostStage):
         self.processor = processor
         self.arrange = ArrangeItems(kind, rows, items)
         self.longest = tokens.buckets[-1]
+        self.arranged = arranged_specs(kind, rows, items)
         self.inputs = {"text": list, kind.label: list}
         self.outputs = {
             "input_ids": TensorSpec((rows, tokens), torch.int64, pad=pad),
             "attention_mask": TensorSpec((rows, tokens), torch.int64, pad=0),
-            **arranged_specs(kind, rows, items),
+            **self.arranged,
         }
 
     def forward(self, text: list[str], items: list[Any]) -> tuple[Tensor, ...]:
         """Reads them; raises as :meth:`read` does."""
         return self.read(text, items)
 
-    def read(self, text: list[str], items: list[Any], **more: Any) -> tuple[Tensor, ...]:
+    def read(
+        self, text: list[str], items: list[Any], *, is_bounded: bool = True, **more: Any
+    ) -> tuple[Tensor, ...]:
         """Reads prompts.
 
         Args:
             text: The prompts.
             items: Their items.
+            is_bounded: A prompt has to fit the largest bucket.
             more: Options of the tokenizer.
 
         Raises:
@@ -300,7 +304,7 @@ class ReadPrompts(HostStage):
         options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **more}
         result = self.processor(text=text, **({label: items} if items else {}), **options)
         ids, mask = result["input_ids"], result["attention_mask"]
-        if ids.shape[1] > self.longest:
+        if is_bounded and ids.shape[1] > self.longest:
             raise ValueError(
                 f"The longest prompt has {ids.shape[1]} tokens with its {kind.label}s, but the largest bucket is "
                 f"{self.longest}. Shorten it, or give from_transformers larger buckets: tokens=(...)."

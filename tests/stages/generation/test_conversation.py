@@ -11,7 +11,7 @@ import torch
 from orchestrator import GraphError, InputError
 from orchestrator_stages import from_transformers
 from tests.kit import refuses
-from tests.stages.generation.tiny import PAD, letters, prompts, tiny
+from tests.stages.generation.tiny import PAD, prompts, tiny
 
 conversation_room = pytest.importorskip("orchestrator_stages.generation.conversation")
 NEW, ENDS = 4, [3, 4, 5, 60, 73]
@@ -65,7 +65,6 @@ def test_each_turn_reads_what_is_new_and_answers_as_to_the_whole_conversation(ch
         ("llama", {"context": 9}, "no room for one turn"),
         ("llama", {"context": 99}, "counts 64 tokens"),
         ("llama", {"context": "long"}, "number of tokens"),
-        ("llama", {"tokenizer": letters()}, "leave out tokenizer="),
     ],
 )
 def test_what_no_turn_can_do_is_refused(name: str, options: dict[str, Any], text: str):
