@@ -45,6 +45,10 @@ class CompilingBackend(Backend):
         """Tells whether adapters can be compiled into a stage, and whether it can be compiled a second time."""
         return True
 
+    def needs_model(self, stage: Stage) -> bool:
+        """Tells whether a stage's model, with its weights, is needed on the host to compile or to load it."""
+        return True
+
     def can_join(self, one: Stage, other: Stage) -> bool:
         """Tells whether two stages that share weights can be entry points of one application.
 

@@ -140,8 +140,8 @@ def compile_stages(
         for device, application in applications:
             compiler = backends[device]
             assert isinstance(compiler, CompilingBackend)
-            # What its author compiles and loads by itself reads its weights by itself, too.
-            for stage in filter(compiler.foldable, application.stages):
+            # Weights that go to the device by themselves are never whole on the host.
+            for stage in filter(compiler.needs_model, application.stages):
                 _build_model(stage)
     jobs = []
     for device, application in applications:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import sys
 import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +17,15 @@ from neuronx_distributed.parallel_layers.layers import (
     ParallelEmbedding,
     RowParallelLinear,
 )
+from safetensors.torch import save_file
 from torch import nn
 
 from on_nxdi.adopted import width_config
 from on_nxdi.kit import RANKS, close, floats
 from orchestrator import CompileError, Pipeline, PlanError
 from orchestrator_neuron import from_nxdi
+from orchestrator_neuron.nxdi.application import work_folder
+from orchestrator_neuron.nxdi.rank_files import rank_files
 from orchestrator_neuron.nxdi.ranks import ranks_of_degree
 
 OPTIONS = {"tp_degree": RANKS}
@@ -188,3 +196,131 @@ def check_where_weights_come_from_is_said():
         run("cpu", (wrapped(Gathered), None), x=x)
     with pytest.raises(CompileError, match=r"'missing\.safetensors', does not exist"):
         run("nxdi", (wrapped(Gathered), "missing.safetensors"), x=x)
+
+
+def saved_parts(model, degree=RANKS):
+    """A folder as NxD Inference's own application saves it, with the parts of each rank."""
+    from neuronx_distributed_inference.models.application_base import NeuronApplicationBase
+
+    class Saved(NeuronApplicationBase):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.models.append(wrapped(type(model), degree))
+
+        @classmethod
+        def get_state_dict(cls, _path, _config):
+            return state(model)
+
+    folder = tempfile.mkdtemp()
+    with work_folder(Path(folder)):
+        Saved(tempfile.mkdtemp(), width_config(tp_degree=degree, save_sharded_checkpoint=True)).compile(
+            folder
+        )
+    return folder
+
+
+class Strided(nn.Module):
+    """A layer whose parts are two pieces each."""
+
+    def __init__(self, _config):
+        super().__init__()
+        self.up = ColumnParallelLinear(8, 16, bias=False, stride=2, dtype=torch.float32)
+        self.shift = nn.Parameter(torch.randn(16))
+
+    def forward(self, x):
+        return self.up(x) + self.shift
+
+
+def check_checkpoints_that_are_cut_already():
+    x = torch.randn(2, 8)
+    for kind in (Gathered, Strided):
+        model = whole(kind)
+        folder = saved_parts(model)
+        names = sorted(path.name for path in Path(folder, "weights").iterdir())
+        assert names == [f"tp{rank}_sharded_checkpoint.safetensors" for rank in range(RANKS)]
+        # Where one rank has it all, the parts are joined as the layers cut them; the device joins what Strided gives
+        # by rank, so that its columns come in another order there.
+        devices = ("cpu", "neuron-emulated", "nxdi")[: 3 if kind is Gathered else 2]
+        for device in devices:
+            close(run(device, (wrapped(kind), folder), x=x)[1], model(x))
+    with pytest.raises(CompileError, match=r"cut for 2 ranks, and the plan has 1"):
+        rank_files("m", folder, 1)
+    Path(folder, "weights", names[0]).unlink()
+    for device in ("cpu", "nxdi"):
+        with pytest.raises(
+            CompileError, match=r"has no 'tp0_sharded_checkpoint\.safetensors'.* \(1 of 2 ranks"
+        ):
+            run(device, (wrapped(kind), folder), x=x)
+
+
+class Wide(nn.Module):
+    def __init__(self, _config):
+        super().__init__()
+        self.ups = nn.ModuleList(
+            ColumnParallelLinear(8, 1 << 15, bias=False, gather_output=False, dtype=torch.float32)
+            for _ in range(16)
+        )
+
+    def forward(self, x):
+        return sum(up(x).sum(-1, keepdim=True) for up in self.ups) * 0 + x[:, :1]
+
+
+def check_no_weights_are_whole_on_the_host_while_they_are_loaded():
+    """Peak of the host's own memory until the upload: under 1.2 times a rank's share and the largest weight."""
+    folder, size = Path(tempfile.mkdtemp()), 8 * (1 << 15) * 4
+    weights = {f"ups.{number}.weight": torch.randn(1 << 15, 8) for number in range(16)}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "weights").mkdir()
+    for rank in range(RANKS):
+        parts = {name: tensor.chunk(RANKS)[rank].contiguous() for name, tensor in weights.items()}
+        save_file(parts, folder / "weights" / f"tp{rank}_sharded_checkpoint.safetensors")
+    del weights, parts
+    share = 16 * size // RANKS
+    for checkpoint in (folder / "model.safetensors", folder / "weights"):
+        pipeline = Pipeline("wide")
+        wide = pipeline.add("wide", from_nxdi(wrapped(Wide), checkpoint=checkpoint))
+        pipeline.output("y", wide(pipeline.input("x", floats(2, 8))))
+        compiled = pipeline.plan("nxdi", options=OPTIONS).compile(tempfile.mkdtemp())
+        with peak_before_upload() as peak, compiled.load():
+            pass
+        sys.stdout.write(f"{checkpoint.name}: peak {peak[0]:,}, a rank's share is {share:,}\n")
+        assert peak[0] < 1.2 * share + size
+
+
+@contextlib.contextmanager
+def peak_before_upload():
+    """Yields a list with the growth of memory that no file backs until weights go up, without what programs take."""
+    peak, done, reading, start = [0], threading.Event(), threading.Lock(), [own_memory()]
+    read, upload = torch.jit.load, torch.ops.neuron._parallel_load
+
+    def watch():
+        while not done.wait(0.002):
+            with reading:
+                peak[0] = max(peak[0], own_memory() - start[0])
+
+    # The simulated compiler's file holds weights of a rank, which a compiled program does not.
+    def read_apart(*args, **options):
+        with reading:
+            before = own_memory()
+            model = read(*args, **options)
+            start[0] += own_memory() - before
+        return model
+
+    def upload_last(ranks):
+        done.set()
+        return upload(ranks)
+
+    torch.jit.load, torch.ops.neuron._parallel_load = read_apart, upload_last
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        torch.jit.load, torch.ops.neuron._parallel_load = read, upload
+        done.set()
+        thread.join()
+
+
+def own_memory():
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", text)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from orchestrator_neuron.emulated.register import register, unregister
 from orchestrator_neuron.emulated.tensor import EmulatedTensor, allocate, copy_tensor, download, upload
 from orchestrator_neuron.emulated.trace import warm_up
 from orchestrator_neuron.family import RankedBackend
+from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue, is_ranked
 from orchestrator_neuron.wrapper import NeuronWrapper
@@ -80,6 +82,14 @@ class EmulatedBackend(RankedBackend):
     def measured(self) -> Mapping[str, Any] | None:
         """Returns the counts of the device; see :meth:`~orchestrator_neuron.emulated.device.Device.measured`."""
         return None if self._open_device is None else self._open_device.measured()
+
+    def settings(self, stage: Stage | None) -> NeuronSettings:
+        """Returns the options in force; the checkpoint of a wrapper is in its whole model, which runs here."""
+        settings = super().settings(stage)
+        wrapper = None if stage is None else stage.wrapper
+        if stage is None or not isinstance(wrapper, NeuronWrapper) or not wrapper.is_whole:
+            return settings
+        return settings if "checkpoint" in stage.config else replace(settings, checkpoint=None)
 
     def sharded(self, stage: Stage) -> Mapping[str, int]:
         """Returns the stage's option ``sharded``, unless each rank runs the whole model here."""

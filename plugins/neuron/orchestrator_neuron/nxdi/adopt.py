@@ -32,6 +32,7 @@ from orchestrator_neuron.nxdi.checks import (
     row_misfit,
 )
 from orchestrator_neuron.nxdi.parts import Parts, read_parts, scaled_row
+from orchestrator_neuron.nxdi.rank_files import join_parts, rank_files
 from orchestrator_neuron.nxdi.read import (
     Ports,
     config_text,
@@ -178,18 +179,31 @@ class AdoptedStage(NeuronWrapper):
                 stacklevel=3,
             )
         elif checkpoint is not None:
-            weights = load_weights(self.tag, model, NeuronSettings(checkpoint=checkpoint))
-            model.load_state_dict(weights, strict=False, assign=True)
+            model.load_state_dict(self._whole_weights(model, checkpoint), strict=False, assign=True)
+
+    def _whole_weights(self, model: torch.nn.Module, checkpoint: Any) -> Mapping[str, torch.Tensor]:
+        """The weights of the whole model, where a checkpoint is cut already those of all ranks joined."""
+        files = rank_files(self.tag, checkpoint)
+        if files is None:
+            return load_weights(self.tag, model, NeuronSettings(checkpoint=checkpoint))
+        rank_model = self.weightless(len(files))
+        each = [NeuronSettings(checkpoint=str(file)) for file in files]
+        parts = [load_weights(self.tag, rank_model, settings) for settings in each]
+        return join_parts(self.tag, parts, rank_model, model)
 
     def make_model(self) -> Any:
         """Builds a new model, whole, as NxD Inference builds that of a rank; in a form, that of a rank."""
         return self._build(*self._degrees)
 
-    def _build(self, degree: int, world: int) -> torch.nn.Module:
+    def _build(self, degree: int, world: int, has_content: bool = True) -> torch.nn.Module:
         # Here, not above: NxD is imported for it, and `require` has made sure that it can be.
         from orchestrator_neuron.nxdi.models import build_model
 
-        return build_model(self.nxdi_wrapper, self._arguments, self.rows, degree, world)
+        return build_model(self.nxdi_wrapper, self._arguments, self.rows, degree, world, has_content)
+
+    def weightless(self, degree: int) -> torch.nn.Module:
+        """Builds the model of one of so many ranks with weights on the meta device, which say how they are cut."""
+        return self._build(degree, degree, False)
 
     def _whole_rows(self) -> list[Row]:
         """Example inputs with the parts of all ranks joined, as ports state values."""
@@ -253,11 +267,11 @@ class AdoptedStage(NeuronWrapper):
 
     def _weight_source(self, settings: NeuronSettings) -> str:
         """Where the weights come from, for a person."""
+        checkpoint = settings.checkpoint or self.neuron_options.get("checkpoint")
         if self.application is not None:
             return f"the checkpoint of its application, {str(self.application.model_path)!r}"
-        if settings.checkpoint is not None:
-            at = settings.checkpoint
-            return f"the checkpoint {at!r}" if isinstance(at, str) else "a state_dict"
+        if checkpoint is not None:
+            return f"the checkpoint {checkpoint!r}" if isinstance(checkpoint, str) else "a state_dict"
         if self._has_model:
             return "the model of its wrapper"
         drawn = "drawn at random, others each time that it is loaded"

@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from orchestrator_neuron.checkpoint import load_weights
 from orchestrator_neuron.module import ApplicationModule, application_module, entry_points, example_inputs
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.calls import ProgramCall
+from orchestrator_neuron.nxdi.rank_files import rank_files
 from orchestrator_neuron.options import NeuronSettings
 from orchestrator_neuron.state import check_handover
 from orchestrator_neuron.versions import distinct_versions, versions_of
@@ -90,25 +92,48 @@ def load_programs(application: Application, folder: Path, settings: NeuronSettin
         CompileError: Weights do not fit, or the device refuses.
     """
     # In a list, so that it can be let go of once its weights are on the device, while `source` still refers to it.
-    modules = [application_module(application, settings.torch_dtype, settings.checkpoint is not None)]
+    modules: list[ApplicationModule] = []
+    user_stage = adopted_stage(application)
+    if user_stage is None or settings.checkpoint is None:
+        modules.append(application_module(application, settings.torch_dtype, settings.checkpoint is not None))
     # Nothing is traced, so NxD throws no weights away, and one copy serves all. A user's model is built anew even so:
     # in NxD's parallel state it may have other layers than here, and they say how weights are cut.
     source: ModuleSource = lambda: lambda _: modules[0]  # noqa: E731
-    if adopted_stage(application) is not None:
+    if user_stage is not None:
         source = _fresh_source(application, settings)
-    weights = load_weights(application.name, modules[0].owner, settings)
+    whole, ranks = _weights(application, settings, modules[0].owner if modules else None)
     with as_compile_error(application, "loaded"):
         nxdi_application = _stage_application(application, folder, settings, source, is_traced=False)
-        nxdi_application.use_weights(weights)
+        nxdi_application.use_weights(whole, ranks)
+        whole, ranks = {}, []
         nxdi_application.load(str(folder), skip_warmup=True)
         nxdi_application.forget()
         modules.clear()
         pairs = zip(application.programs, nxdi_application.models, strict=True)
-        ranks = settings.ranks
         return {
-            program.name: ProgramCall(program, wrapper, wrapper.forward, routing(program, ranks))
+            program.name: ProgramCall(program, wrapper, wrapper.forward, routing(program, settings.ranks))
             for program, wrapper in pairs
         }
+
+
+def _weights(
+    application: Application, settings: NeuronSettings, owner: torch.nn.Module | None
+) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """The whole weights; or, where a checkpoint is cut already, those of each rank.
+
+    They lie in the pages of their files, which are read when they are copied to the device: a model is not held whole.
+    """
+    user_stage = adopted_stage(application)
+    if user_stage is None or settings.checkpoint is None:
+        return load_weights(application.name, owner, settings), []
+    first = settings.start_rank_id
+    local = range(first, first + settings.ranks)
+    files = rank_files(application.name, settings.checkpoint, settings.world_size, local)
+    if files is None:
+        return load_weights(application.name, user_stage.weightless(1), settings), []
+    model = user_stage.weightless(settings.tp_degree)
+    each = [replace(settings, checkpoint=str(file)) for file in files]
+    return {}, [load_weights(application.name, model, of_rank) for of_rank in each]
 
 
 def routing(program: Program, ranks: int) -> tuple[list[list[torch.Tensor]], ...]:

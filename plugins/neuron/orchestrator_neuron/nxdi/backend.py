@@ -104,6 +104,13 @@ class NxdiBackend(RankedBackend):
         keeps = isinstance(wrapper, AdoptedStage) and wrapper.keeps_memory
         return frozenset({CACHE}) if keeps else frozenset()
 
+    def needs_model(self, stage: Stage) -> bool:
+        """Tells whether weights are drawn, or are in a module: those of a checkpoint go from its files to the ranks."""
+        wrapper = stage.wrapper
+        if not isinstance(wrapper, AdoptedStage):
+            return True
+        return wrapper.application is None and self.settings(stage).checkpoint is None
+
     def can_join(self, one: Stage, other: Stage) -> bool:
         """Tells whether two stages can be of one application; of a user's only those of the same one."""
         users = [

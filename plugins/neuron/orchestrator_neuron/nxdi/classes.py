@@ -201,18 +201,26 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
         super().__init__(model_path=str(folder), config=config)
         self._settings = settings
         self._weights: Mapping[str, torch.Tensor] = {}
+        self._rank_weights: Sequence[Mapping[str, torch.Tensor]] = ()
 
-    def use_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Sets the weights that :meth:`load` puts on the device, by their names in the stage's module."""
-        self._weights = weights
+    def use_weights(
+        self, weights: Mapping[str, torch.Tensor], rank_weights: Sequence[Mapping[str, torch.Tensor]] = ()
+    ) -> None:
+        """Sets the weights that :meth:`load` puts on the device, by their names in the stage's module.
+
+        Args:
+            weights: The whole ones.
+            rank_weights: In their place those of each rank, where they are cut already.
+        """
+        self._weights, self._rank_weights = weights, rank_weights
 
     def forget(self) -> None:
         """Drops the weights on the host, and the builder, which holds the modules, once all is on the device."""
-        self._weights, self._builder = {}, None
+        self._weights, self._rank_weights, self._builder = {}, (), None
 
     def get_state_dict(self, model_name_or_path: str, config: Any) -> dict[str, torch.Tensor]:
         """Returns the weights by their names in :class:`ProgramModule`: none begins with ``model.``."""
-        return {f"{PREFIX}{name}": tensor for name, tensor in self._weights.items()}
+        return _prefixed(self._weights)
 
     def load_weights(
         self,
@@ -224,6 +232,10 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
 
         NxD cuts only its own parallel layers, which ``super()`` does too.
         """
+        first = torch.tensor([self._settings.start_rank_id], dtype=torch.int32)
+        if self._rank_weights:
+            self.traced_model.nxd_model.initialize(list(map(_prefixed, self._rank_weights)), first)
+            return
         if not self._settings.shard_weights:
             super().load_weights(compiled_model_path, start_rank_id, local_ranks_size)
             return
@@ -233,5 +245,8 @@ class StageApplication(NeuronApplicationBase):  # type: ignore[misc]
             parts = rank_weights(self._weights, self._settings, rank)
             cut = {name: part for name, part in parts.items() if part is not self._weights[name]}
             row.update({f"{PREFIX}{name}": part.contiguous() for name, part in cut.items()})
-        first = torch.tensor([self._settings.start_rank_id], dtype=torch.int32)
         self.traced_model.nxd_model.initialize(ranks, first)
+
+
+def _prefixed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{PREFIX}{name}": tensor for name, tensor in weights.items()}

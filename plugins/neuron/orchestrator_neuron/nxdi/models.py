@@ -6,10 +6,12 @@ serves planning alone: shapes and weights are read off it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
 import torch
+from neuronx_distributed.utils.model_utils import init_on_device  # type: ignore[import-not-found]
 
 from orchestrator_neuron.nxdi.checks import Row
 from orchestrator_neuron.nxdi.ranks import collective_shapes, ranks_of_degree
@@ -55,7 +57,12 @@ def config_of_degree(config: Any, rows: list[Row], degree: int, world: int) -> A
 
 
 def build_model(
-    wrapper: Any, arguments: dict[str, Any], rows: list[Row], degree: int, world: int
+    wrapper: Any,
+    arguments: dict[str, Any],
+    rows: list[Row],
+    degree: int,
+    world: int,
+    has_content: bool = True,
 ) -> torch.nn.Module:
     """Builds a model by its wrapper's own ``get_model_instance``, or of its model class; in eval mode.
 
@@ -67,10 +74,12 @@ def build_model(
         rows: Example inputs of the wrapper.
         degree: Ranks that share the model.
         world: All ranks.
+        has_content: Its weights have; else they are on the meta device, and those of one rank say how they are cut.
     """
     config = config_of_degree(wrapper.config, rows, degree, world)
     cores = getattr(config.neuron_config, "logical_nc_config", 1)
-    with ranks_of_degree(degree, world, cores):
+    place = contextlib.nullcontext() if has_content else init_on_device(torch.device("meta"), False, True)
+    with ranks_of_degree(degree, world, cores), place:
         instance = instance_of(wrapper, arguments, config)
         instance.load_module()
         # `get` of a language model's instance reads its cache; what is built is there without it.
@@ -78,7 +87,8 @@ def build_model(
         if model is None:
             model, _ = instance.get(0)
     model.requires_grad_(False)
-    return (model if degree == 1 else RankModel(model, degree, world, cores)).eval()
+    is_run = has_content and degree > 1
+    return (model if not is_run else RankModel(model, degree, world, cores)).eval()
 
 
 class RankModel(torch.nn.Module):
