@@ -42,6 +42,15 @@ VIT = {
     "patch_size": 8,
     "initializer_range": 0.4,
 }
+SWIN = {
+    "image_size": [16, 16],
+    "patch_size": 2,
+    "embed_dim": 12,
+    "depths": [1, 2],
+    "num_heads": [2, 2],
+    "window_size": 2,
+    "initializer_range": 0.4,
+}
 
 
 def _t5(config: type, model: type) -> Any:
@@ -68,30 +77,13 @@ def _t5(config: type, model: type) -> Any:
     return made
 
 
-def t5() -> Any:
-    return _t5(transformers.T5Config, transformers.T5ForConditionalGeneration)
-
-
-def mt5() -> Any:
-    return _t5(transformers.MT5Config, transformers.MT5ForConditionalGeneration)
-
-
-def bart() -> Any:
-    return transformers.BartForConditionalGeneration(transformers.BartConfig(**TEXT))
+def _as_bart(name: str, **options: Any) -> Any:
+    config = getattr(transformers, f"{name}Config")(**{**TEXT, **options})
+    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
 
 def marian() -> Any:
     return transformers.MarianMTModel(transformers.MarianConfig(**TEXT))
-
-
-def mbart() -> Any:
-    return transformers.MBartForConditionalGeneration(transformers.MBartConfig(**TEXT, scale_embedding=True))
-
-
-def pegasus() -> Any:
-    return transformers.PegasusForConditionalGeneration(
-        transformers.PegasusConfig(**TEXT, scale_embedding=True)
-    )
 
 
 def whisper() -> Any:
@@ -106,10 +98,9 @@ def whisper() -> Any:
     return transformers.WhisperForConditionalGeneration(config)
 
 
-def _captioner(decoder: Any) -> Any:
-    model = transformers.VisionEncoderDecoderModel(
-        encoder=transformers.ViTModel(transformers.ViTConfig(**VIT)), decoder=decoder
-    )
+def _captioner(decoder: Any, encoder: Any = None) -> Any:
+    encoder = encoder or transformers.ViTModel(transformers.ViTConfig(**VIT))
+    model = transformers.VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=START, pad_token_id=PAD, eos_token_id=EOS
     )
@@ -156,11 +147,8 @@ def trocr() -> Any:
 
 def donut() -> Any:
     config = transformers.MBartConfig(**TEXT, is_decoder=True, add_cross_attention=True)
-    return _captioner(transformers.MBartForCausalLM(config))
-
-
-def umt5() -> Any:
-    return _t5(transformers.UMT5Config, transformers.UMT5ForConditionalGeneration)
+    encoder = transformers.DonutSwinModel(transformers.DonutSwinConfig(**SWIN))
+    return _captioner(transformers.MBartForCausalLM(config), encoder)
 
 
 def _longt5(kind: str) -> Any:
@@ -170,11 +158,6 @@ def _longt5(kind: str) -> Any:
         )
 
     return _t5(config, transformers.LongT5ForConditionalGeneration)  # type: ignore[arg-type]
-
-
-def _as_bart(name: str, **options: Any) -> Any:
-    config = getattr(transformers, f"{name}Config")(**{**TEXT, **options})
-    return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
 
 def speech_to_text() -> Any:
@@ -235,6 +218,8 @@ def _decoder(kind: str, **options: Any) -> Any:
         options = {**dict(zip(names, (8, 8, 99, 99), strict=True)), **options}
     if kind == "xglm":
         options = {"attention_heads": 4, "num_layers": 2, "ffn_dim": 48, "pad_token_id": 1, **options}
+    if kind == "gpt_bigcode":
+        options = {"multi_query": False, **options}
     if kind == "xmod":
         options = {"default_language": "en_XX", "languages": ["en_XX"], **options}
     likes_bart = (
@@ -279,6 +264,7 @@ DECODERS = {
 #: Further kinds, which one token choice is enough to try.
 OTHER_DECODERS = {
     "bigbird-pegasus": ("BigBirdPegasusConfig", "BigBirdPegasusForCausalLM"),
+    "mbart": ("MBartConfig", "MBartForCausalLM"),
     "mvp": ("MvpConfig", "MvpForCausalLM"),
     "plbart": ("PLBartConfig", "PLBartForCausalLM"),
     "roberta-prelayernorm": ("RobertaPreLayerNormConfig", "RobertaPreLayerNormForCausalLM"),
@@ -290,6 +276,7 @@ OTHER_DECODERS = {
 #: Kinds that cannot stand behind a ViT: the library's own generate() fails, or values are looked at.
 BROKEN_DECODERS = {
     "big_bird": ("BigBirdConfig", "BigBirdForCausalLM"),
+    "gpt_bigcode": ("GPTBigCodeConfig", "GPTBigCodeForCausalLM"),
     "megatron-bert": ("MegatronBertConfig", "MegatronBertForCausalLM"),
     "xmod": ("XmodConfig", "XmodForCausalLM"),
 }
@@ -313,7 +300,7 @@ def _text_pair(decoder: Any) -> Any:
 
 #: Families that are called as those of `MODELS` are, but are no others' model.
 FAMILIES: dict[str, Callable[[], Any]] = {
-    "umt5": umt5,
+    "umt5": lambda: _t5(transformers.UMT5Config, transformers.UMT5ForConditionalGeneration),
     "longt5": lambda: _longt5("local"),
     "longt5-global": lambda: _longt5("transient-global"),
     "pegasus_x": lambda: _as_bart("PegasusX", num_global_tokens=4, block_size=4),
@@ -329,12 +316,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "t5": t5,
-    "mt5": mt5,
-    "bart": bart,
+    "t5": lambda: _t5(transformers.T5Config, transformers.T5ForConditionalGeneration),
+    "mt5": lambda: _t5(transformers.MT5Config, transformers.MT5ForConditionalGeneration),
+    "bart": lambda: _as_bart("Bart"),
     "marian": marian,
-    "mbart": mbart,
-    "pegasus": pegasus,
+    "mbart": lambda: _as_bart("MBart", scale_embedding=True),
+    "pegasus": lambda: _as_bart("Pegasus", scale_embedding=True),
     "whisper": whisper,
     "gpt2": gpt2,
     "trocr": trocr,

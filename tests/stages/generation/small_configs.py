@@ -73,7 +73,9 @@ def generating_classes() -> dict[str, GeneratingClass]:
 
 
 def _layers(values: Mapping[str, Any], kinds: list[Any]) -> list[Any]:
-    """One entry of each kind, and at least as many as there are layers."""
+    """One entry of each kind, and at least as many as there are layers; of numbers of layers the first ones."""
+    if kinds == list(range(len(kinds))):
+        return kinds[:LAYERS]
     distinct = [kind for place, kind in enumerate(kinds) if kind not in kinds[:place]]
     return [*distinct, *[distinct[-1]] * (LAYERS - len(distinct))] if distinct else []
 

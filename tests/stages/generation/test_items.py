@@ -36,6 +36,15 @@ def prompts_with_items(count: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def padded_on_the_right(prompts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same prompts with the padding of each behind its tokens."""
+    empty = (prompts["attention_mask"] == 0).sum(1)
+    return {
+        name: torch.stack([row.roll(-int(count)) for row, count in zip(value, empty, strict=True)])
+        for name, value in prompts.items()
+    }
+
+
 def numbers_of(request: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in request.items() if value.is_floating_point()}
 
@@ -48,6 +57,7 @@ def numbers_of(request: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
 )
 def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: str):
+    """Of prompts of different lengths, padded on either side."""
     model, prompts = tiny_with_items(name), prompts_with_items(MODELS[name][-1])
     items, others = (items_in(name, prompts["input_ids"], seed) for seed in (0, 3))
     expected, other = (
@@ -56,6 +66,8 @@ def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: s
     assert not expected.equal(other), "pictures that change nothing show nothing"
     with pipeline_of(name, model).plan().load() as session:
         assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
+        tokens = session(**padded_on_the_right(prompts), **numbers_of(items))["tokens"]
+        assert tokens[:, -NEW:].equal(expected[:, -NEW:])
     assert torch.is_grad_enabled()
 
 

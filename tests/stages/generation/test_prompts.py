@@ -30,10 +30,13 @@ def run(model: Any, request: dict[str, Tensor], device: str = "cpu", **options: 
     ],
 )
 def test_same_as_generate_over_prompts_of_different_lengths(name: str):
+    """Padded on either side."""
     model, request = tiny(name), prompts(5, 3)
     expected = model.generate(**request, max_new_tokens=NEW, do_sample=False)
     assert len(expected[:, 5:].unique()) > 2, "tokens that are all the same show nothing"
-    assert run(model, request).equal(expected)
+    with from_transformers(model, max_new_tokens=NEW, batch=(2,), tokens=(5,)).plan().load() as session:
+        assert session(**request)["tokens"].equal(expected)
+        assert session(**prompts(5, 3, side="right"))["tokens"][:, 5:].equal(expected[:, 5:])
 
 
 def test_padding_may_be_on_either_side_and_the_bucket_larger():

@@ -74,6 +74,15 @@ TILES = {"pixel_values": (1, 5, 3, 16, 16), "image_sizes": [[32, 32]]}
 #: of numbers, integers, token types), and how many tokens it has.
 MODELS: Mapping[str, tuple[str, Any, str, Any, Any, Any, int]] = {
     "llava": ("Llava", CLIP, "llama", {}, {}, PICTURE, 4),
+    "pixtral": (
+        "Llava",
+        PIXTRAL,
+        "mistral",
+        {},
+        {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        {"pixel_values": (1, 3, 16, 16), "image_sizes": [[16, 16]]},
+        4,
+    ),
     "llava-next": (
         "LlavaNext",
         CLIP,

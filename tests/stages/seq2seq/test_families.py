@@ -32,11 +32,14 @@ NEW = 8
 
 @pytest.mark.parametrize("name", [*MODELS, *FAMILIES])
 def test_same_as_generate_over_a_batch_of_different_lengths(name: str):
-    """To the last token, with rows that end when they say so, and with beams."""
+    """To the last token, padded on either side, with rows that end when they say so, and with beams."""
     model, request = tiny(name), inputs(name)
     expected = generated(model, request, max_new_tokens=NEW)
     assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
     assert by_hand(name, request, max_new_tokens=NEW).equal(expected)
+    if "input_ids" in request:
+        left = {key: value.flip(1) for key, value in request.items()}
+        assert by_hand(name, left, max_new_tokens=NEW).equal(generated(model, left, max_new_tokens=NEW))
     ends = [int(expected[0, 5]), int(expected[1, 3])] if name != "whisper" else int(expected[0, 5])
     for options in ({"eos_token_id": ends, "pad_token_id": PAD}, {"num_beams": 2, "eos_token_id": ends}):
         expected = generated(model, request, max_new_tokens=NEW, **options)
