@@ -6,7 +6,10 @@ overflown, at which position a slice begins. Each of these questions has an answ
 - a mask may always be applied, also where it hides nothing;
 - what an overflow is clamped to is a choice between two tensors;
 - a range or slice that begins at a position holds one element, where one token is read at a time;
-- no position lies outside of the table of positions: how many there are is compared before anything is planned.
+- no position lies outside of the table of positions: how many there are is compared before anything is planned;
+- every expert of a mixture may be run on every token, where what it makes of others than its own is not added.
+
+The last one is much work, so it is given only where no value can be seen: on a device, and where shapes are found out.
 
 Any other question is left to the library; on fake tensors it raises, which says that the forward cannot be followed.
 Masks are made by broadcasting: see :mod:`orchestrator_stages.generation.masks`.
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,7 +28,19 @@ from torch.overrides import TorchFunctionMode
 
 from orchestrator_stages.generation.masks import broadcast_masks
 
-__all__ = ["StaticForward", "forward_context"]
+__all__ = ["StaticForward", "forward_context", "without_values"]
+
+_is_blind: ContextVar[bool] = ContextVar("is_blind", default=False)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Makes forwards run as where no value can be seen, in this thread, until it is left."""
+    token = _is_blind.set(True)
+    try:
+        yield
+    finally:
+        _is_blind.reset(token)
 
 
 @contextlib.contextmanager
@@ -46,6 +62,9 @@ class StaticForward(TorchFunctionMode):
         self._false: list[Tensor] = []
         self._finite: list[tuple[Tensor, Tensor]] = []
         self._guards: list[tuple[Tensor, Tensor]] = []
+        self._hits: list[Tensor] = []
+        self._picks: list[tuple[Tensor, Tensor]] = []
+        self._is_visiting = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -76,6 +95,32 @@ class StaticForward(TorchFunctionMode):
             self._false.append(result)
         return result
 
+    def _exceed(self, func: Callable[..., Any], value: Tensor, other: Any) -> Any:
+        result = func(value, other)
+        if value.dim() == 1 and other == 0:
+            self._hits.append(result)
+        return result
+
+    def _visit(self, func: Callable[..., Any], value: Tensor, **kwargs: Any) -> Any:
+        # Experts that a token was routed to: all of them, each a number that can be seen, in the form of a row.
+        if _sees(value) or not any(value is item for item in self._hits):
+            return func(value, **kwargs)
+        self._is_visiting = True
+        return [torch.tensor([place], device=value.device) for place in range(value.shape[0])]
+
+    def _pick(self, func: Callable[..., Any], condition: Tensor, *values: Any) -> Any:
+        # Tokens of an expert, by choice and place: all of them. Which are its own is asked where they are added.
+        if values or not self._is_visiting or condition.dim() != 2 or _sees(condition):
+            return func(condition, *values)
+        choices, tokens = condition.shape
+        places = torch.arange(tokens, device=condition.device).repeat(choices)
+        self._picks.append((places, condition.flatten().bool()))
+        return torch.arange(choices, device=condition.device).repeat_interleave(tokens), places
+
+    def _add(self, func: Callable[..., Any], value: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+        is_own = next((truth for places, truth in self._picks if places is index), None)
+        return func(value, dim, index, source if is_own is None else source.where(is_own[:, None], 0))
+
     def _clamp(self, func: Callable[..., Any], value: Tensor, *args: Any, **kwargs: Any) -> Any:
         result = func(value, *args, **kwargs)
         is_finite = next((truth for states, truth in self._guards if states is value), None)
@@ -98,6 +143,12 @@ class StaticForward(TorchFunctionMode):
         return value
 
 
+def _sees(value: Tensor) -> bool:
+    """Tells whether the numbers in a tensor can be had without waiting for a device."""
+    is_plain = type(value) is Tensor and value.device.type == "cpu"
+    return is_plain and not torch.compiler.is_compiling() and not _is_blind.get()
+
+
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.isfinite: StaticForward._isfinite,
     torch.Tensor.isfinite: StaticForward._isfinite,
@@ -105,6 +156,10 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.all: StaticForward._every,
     torch.Tensor.__bool__: StaticForward._bool,
     torch.Tensor.gt: StaticForward._greater,
+    torch.greater: StaticForward._exceed,
+    torch.Tensor.nonzero: StaticForward._visit,
+    torch.where: StaticForward._pick,
+    torch.Tensor.index_add_: StaticForward._add,
     torch.clamp: StaticForward._clamp,
     torch.Tensor.clamp: StaticForward._clamp,
     torch.arange: StaticForward._arange,

@@ -115,6 +115,9 @@ class DecoderForward(nn.Module):
         model: The model.
         slots: How many tokens its cache holds.
         is_static: See :class:`~orchestrator_stages.generation.static_forward.StaticForward`.
+
+    Attributes:
+        is_writing: The decoder writes into what it reads of the encoder, so it gets a copy of that.
     """
 
     def __init__(self, model: Any, slots: int, *, is_static: bool) -> None:
@@ -124,6 +127,7 @@ class DecoderForward(nn.Module):
         self.config = self.model.config if self.is_composite else model.get_decoder().config
         self.slots = slots
         self.is_static = is_static
+        self.is_writing = False
         self.own_mask = "attention_mask" if self.is_composite else "decoder_attention_mask"
         self.parameter_names = frozenset(inspect.signature(self.model.forward).parameters)
 
@@ -165,6 +169,7 @@ class DecoderForward(nn.Module):
         self, ids: Tensor, encodings: Mapping[str, Tensor], cache: Any, options: Mapping[str, Tensor]
     ) -> tuple[Tensor, Any]:
         mask, encoding = encodings.get("attention_mask"), encodings["encoding"]
+        encoding = encoding.clone() if self.is_writing else encoding
         arguments: dict[str, Any] = {
             name: item for name, item in options.items() if name in self.parameter_names
         }

@@ -14,6 +14,7 @@ from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.checks import following
 from orchestrator_stages.generation.selfcheck import compare_logits, generate_logits
 from orchestrator_stages.generation.state import CacheTemplate, state_of
+from orchestrator_stages.generation.static_forward import without_values
 from orchestrator_stages.generation.tree import fake_weights, own_tree
 from orchestrator_stages.seq2seq.forward import DecoderForward, Encoder
 
@@ -149,7 +150,9 @@ def _run(
     )
     readings = {**encoder(values, *masks), **({"attention_mask": masks[0]} if masks else {})}
     token = torch.zeros(len(values), 1, dtype=torch.int64, device=device)
+    version = readings["encoding"]._version
     _, cache = decoder.first(token, readings)
+    decoder.is_writing |= readings["encoding"]._version != version
     return readings, cache
 
 
@@ -182,9 +185,11 @@ def check_logits(
         GraphError: They differ, or ``generate()`` fails.
     """
     device = next(model.parameters()).device
+    # What is compared is what a device runs: no forward sees a value, but that of the library.
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sequences, right = generate_logits(model, {**request, "decoder_start_token_id": start})
+    with torch.no_grad(), without_values():
         tokens = sequences[:, -len(right) - 1 :]
         readings = encode()
         logits, cache = decoder.first(tokens[:, :1], readings)

@@ -139,6 +139,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     },
     "led": {"attention_window": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"zero_expert_num": 2},
     "glm5_next": {"text_config.qk_rope_head_dim": 0, "text_config.head_dim": 0},
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "qwen4_exp_text": QWEN4,

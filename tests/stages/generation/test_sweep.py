@@ -20,6 +20,8 @@ SAMPLE = (
     "BloomForCausalLM",
     "T5GemmaForConditionalGeneration",
     "MvpForConditionalGeneration",
+    "LongcatFlashForCausalLM",
+    "MoonshineStreamingForConditionalGeneration",
 )
 
 
