@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,7 +74,8 @@ def following(model: Any) -> Iterator[None]:
     Raises:
         GraphError: It did, and the message says in which.
     """
-    # What is refused in words already stays; a forward of the library may raise anything else.
+    # What is refused in words already stays; a forward of the library may raise anything else. Where in the library it
+    # did says what stands in the way, and what a family would have to replace.
     try:
         yield
     except OrchestratorError:
@@ -80,13 +83,36 @@ def following(model: Any) -> Iterator[None]:
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise GraphError(
             f"The forward of {type(model).__name__} cannot be followed: it looks at the values of tensors "
-            f"({error.func}), which are not known before it runs.",
+            f"({error.func}), which are not known before it runs{_place(error)}. {_way_out(model)}",
             model=model,
         ) from error
     except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no reason"])[0]
+        reason = (str(error).strip().splitlines() or ["no reason"])[0].rstrip(".")
         raise GraphError(
             f"The forward of {type(model).__name__} cannot be followed over a cache of fixed size: "
-            f"{type(error).__name__}: {reason:.300}",
+            f"{type(error).__name__}: {reason:.300}{_place(error)}. {_way_out(model)}",
             model=model,
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the sources of a model an error began: the innermost forward, and its line."""
+    frames = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if ".models." in str(frame.f_globals.get("__name__"))
+        and isinstance(frame.f_locals.get("self"), nn.Module)
+    ]
+    if not frames:
+        return ""
+    frame, line = frames[-1]
+    code = linecache.getline(frame.f_code.co_filename, line).strip()
+    return f", in {type(frame.f_locals['self']).__name__}.{frame.f_code.co_name}: `{code:.120}`"
+
+
+def _way_out(model: Any) -> str:
+    """What a user can do about a forward that cannot be followed."""
+    return (
+        f"Either register_family({model.config.model_type!r}, Family(prepare=...)) puts something that needs no value "
+        "in its place, or the model's own generate() runs in a host stage."
+    )

@@ -164,6 +164,7 @@ def compare_logits(model: Any, number: int, ours: Tensor, reference: Tensor) -> 
         raise GraphError(
             f"The forward of {type(model).__name__} over a cache of fixed size gives other logits than its generate(): "
             f"those of token {number + 1} after a short prompt differ by {float(difference):.2g} of the largest. It "
-            "keeps or counts something that the cache does not show.",
+            "keeps or counts something that the cache does not show, or tells places by how many keys there are. Run "
+            "its own generate() in a host stage.",
             model=model,
         )

@@ -108,6 +108,10 @@ class StaticForward(TorchFunctionMode):
         self._is_visiting = True
         return [torch.tensor([place], device=value.device) for place in range(value.shape[0])]
 
+    def _format(self, func: Callable[..., Any], value: Tensor, spec: str) -> Any:
+        # Experts may be parts with numbers as names.
+        return format(value.item(), spec) if self._is_visiting and not value.dim() else func(value, spec)
+
     def _pick(self, func: Callable[..., Any], condition: Tensor, *values: Any) -> Any:
         # Tokens of an expert, by choice and place: all of them. Which are its own is asked where they are added.
         if values or not self._is_visiting or condition.dim() != 2 or _sees(condition):
@@ -158,6 +162,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.gt: StaticForward._greater,
     torch.greater: StaticForward._exceed,
     torch.Tensor.nonzero: StaticForward._visit,
+    torch.Tensor.__format__: StaticForward._format,
     torch.where: StaticForward._pick,
     torch.Tensor.index_add_: StaticForward._add,
     torch.clamp: StaticForward._clamp,

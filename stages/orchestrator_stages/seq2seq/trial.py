@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, TensorSpec
 from orchestrator_stages.generation.checks import following
+from orchestrator_stages.generation.families import family_of
 from orchestrator_stages.generation.selfcheck import compare_logits, generate_logits
 from orchestrator_stages.generation.state import CacheTemplate, state_of
 from orchestrator_stages.generation.static_forward import without_values
@@ -101,7 +102,7 @@ def try_model(
     lengths = (longest, longest - 1) if name and longest > 1 else (longest, longest)
     reasons: list[Exception] = []
     for is_static in (False, True):
-        tree = own_tree(model)
+        tree = family_of(model).prepare(own_tree(model))
         encode = encoder or Encoder(tree, is_static=is_static)
         decoder = DecoderForward(tree, slots, is_static=is_static)
         try:

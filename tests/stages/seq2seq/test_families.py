@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from orchestrator import GraphError
-from orchestrator_stages import from_transformers
+from orchestrator_stages import Family, from_transformers, register_family
+from orchestrator_stages.generation import families
 from orchestrator_stages.generation.versions import check_version
 from tests.stages.seq2seq.by_hand import ByHand, by_hand
 from tests.stages.tiny_models import (
@@ -18,6 +19,8 @@ from tests.stages.tiny_models import (
     MODELS,
     OTHER_DECODERS,
     PAD,
+    START,
+    VOCABULARY,
     captioner,
     generated,
     inputs,
@@ -61,6 +64,44 @@ def test_a_decoder_that_cannot_stand_there_is_refused_and_why(kind: str):
     own = r"generate\(\) of VisionEncoderDecoderModel fails on two short prompts"
     with pytest.raises(GraphError, match=reasons.get(kind, own)):
         from_transformers(captioner(kind), batch=(1,), max_new_tokens=2)
+
+
+def _keep_precision(tree: Any) -> Any:
+    """The routers of Switch Transformers convert their weights each time they run, to what they are."""
+    for part in tree.modules():
+        if hasattr(part, "expert_capacity"):
+            part.classifier.to = lambda _, classifier=part.classifier: classifier
+    return tree
+
+
+def test_a_forward_that_cannot_be_followed_says_where_and_a_family_is_a_way_out():
+    config = transformers.SwitchTransformersConfig(
+        **{"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_experts": 4},
+        **{
+            "num_layers": 1,
+            "num_decoder_layers": 1,
+            "num_sparse_encoder_layers": 1,
+            "tie_word_embeddings": False,
+        },
+        **{"num_sparse_decoder_layers": 1, "pad_token_id": PAD, "decoder_start_token_id": START},
+    )
+    torch.manual_seed(0)
+    model = transformers.SwitchTransformersForConditionalGeneration(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.7)
+    options: dict[str, Any] = {"batch": (3,), "tokens": (9,), "max_new_tokens": 4, "eos_token_id": None}
+    refusal = r"in SwitchTransformersTop1Router\.forward: `self\.classifier = .*register_family\('switch_transformers'"
+    with pytest.raises(GraphError, match=refusal):
+        from_transformers(model, **options)
+    register_family("switch_transformers", Family(prepare=_keep_precision))
+    try:
+        request = inputs("t5")
+        expected = generated(model, request, max_new_tokens=4, eos_token_id=None)
+        assert len(expected.unique()) > 4, "tokens that are all the same show nothing"
+        with from_transformers(model, **options).plan().load() as session:
+            assert session(**request)["tokens"].equal(expected)
+    finally:
+        families._FAMILIES.pop("switch_transformers")
 
 
 #: What the generation config of a published checkpoint says, in the numbers of a tiny one: beams, bans and lengths.
