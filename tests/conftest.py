@@ -88,10 +88,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A store for all plans that are loaded without one: what tests of any file compile alike is compiled once.
 
-    For files that are about what runs, not about how it is compiled. The folder is that of all workers of a run.
+    For files that are about what runs, not about how it is compiled. It lies where this run, or several, keep what they
+    learn of plans.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-store"
+    folder = Path(os.environ["ORCHESTRATOR_CACHE"] or tmp_path_factory.getbasetemp(), "shared-store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORCHESTRATOR_STORE", str(folder))
         yield

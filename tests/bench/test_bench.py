@@ -33,6 +33,7 @@ def check_form(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_store")
 def test_the_benchmark_measures_equal_work(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "bench.json"
     done = bench(

@@ -10,6 +10,8 @@ import pytest
 from orchestrator.testing.null import NullBackend
 from tests.cli.conftest import Shell
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 COUNTS = {"uploads": 1, "dispatches": 1, "peak_bytes": 4096, "estimated_seconds": 0.00246}
 
 

@@ -175,6 +175,7 @@ RESULTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_store")
 @pytest.mark.parametrize("line", dict.fromkeys(line for page in PAGES for line in commands(page)))
 def test_command_lines_run(line: str, folder: Path):
     if line.startswith("orchestrator run ") and not installed(line.split()[2]):

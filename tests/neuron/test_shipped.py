@@ -12,6 +12,8 @@ from orchestrator_stages.demos.faces.pipeline import faces
 from orchestrator_stages.demos.model5 import model5
 from orchestrator_stages.demos.vision_text import vision_text
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 DEVICE = "neuron-emulated"
 LINK = ("uploads", "upload_bytes", "downloads", "download_bytes")
 
