@@ -225,6 +225,10 @@ class Conversation(Continuation):
                 model=self.model,
             )
 
+    def _place_counter(self) -> Any:
+        """What counts the positions of a whole conversation where they have several dims; None: they are numbers."""
+        return None
+
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         """Draws the cache that came in, and what is read of a turn."""
         specs = {"mask": self.loop.constants["mask"], **self.generator.specs(self.rows)}
@@ -241,6 +245,8 @@ class Conversation(Continuation):
             (BUCKET, self.selection.pad),
             is_chat=is_chat,
             items=items,
+            axes=self.generator.axes,
+            count_places=self._place_counter(),
         )
         said = pipeline.input("messages" if is_chat else "text", list)
         history = pipeline.input("history", list)

@@ -242,10 +242,7 @@ class Generator(nn.Module):
         inputs_embeds: Tensor,
         attention_mask: Tensor,
         types: Tensor,
-        mask: Tensor,
-        position: Tensor,
-        place: Tensor,
-        *state: Tensor,
+        *values: Tensor,
     ) -> dict[str, Tensor]:
         """Runs a prompt that is embedded already and goes on with what is in a cache.
 
@@ -253,17 +250,15 @@ class Generator(nn.Module):
             inputs_embeds: As of :meth:`prefill_merged`.
             attention_mask: Likewise.
             types: Likewise.
-            mask: As of :meth:`extend`.
-            position: Likewise.
-            place: Likewise.
-            state: Likewise.
+            values: ``places``, where positions have several dims; then what :meth:`extend` takes from ``mask`` on.
 
         Returns:
             As :meth:`prefill`.
         """
         more = dict.fromkeys(self.types, types)
+        places, (mask, position, place, *state) = values[0] if self.axes else None, values[bool(self.axes) :]
         inputs = {"inputs_embeds": inputs_embeds}
-        return self._extend(inputs, attention_mask, mask, position, place, state, more)
+        return self._extend(inputs, attention_mask, mask, position, place, state, more, places)
 
     def _extend(
         self,
@@ -274,22 +269,27 @@ class Generator(nn.Module):
         place: Tensor,
         state: Sequence[Tensor],
         more: Mapping[str, Tensor] | None = None,
+        places: Tensor | None = None,
     ) -> dict[str, Tensor]:
         # New tokens are padded on the left as a prompt is; the gaps between what is old and new are hidden by the mask.
-        inputs, seen, *along = _to_the_left(inputs, attention_mask, *(more or {}).values())
+        along = [tensor for tensor in (*(more or {}).values(), places) if tensor is not None]
+        inputs, seen, *along = _to_the_left(inputs, attention_mask, *along)
         slots = torch.arange(seen.shape[1], device=mask.device) + position
         mask = mask.index_copy(1, slots, seen)
         after = position + seen.shape[1]
-        places = (place[:, None] + seen.cumsum(1) - 1).clamp(min=0)
+        if places is None:
+            places, next_place = (place[:, None] + seen.cumsum(1) - 1).clamp(min=0), place + seen.sum(1)
+        else:
+            places, next_place = along[-1], along[-1][..., -1] + 1
         cache = self._template.cache(state, position)
         filled = mask * (torch.arange(self.slots, device=mask.device) < after)
-        more = dict(zip(more or {}, along, strict=True))
+        more = dict(zip(more or {}, along, strict=False))
         logits = self._run(inputs, filled, places, cache, position, more)
         return {
             "logits": logits,
             "mask": mask,
             "position": after,
-            "place": place + seen.sum(1),
+            "place": next_place,
             **self._template.state(cache),
         }
 

@@ -81,9 +81,13 @@ class ItemContinuation(Continuation):
         places = []
         if self.rope is not None:
             ports["places"] = TensorSpec((AXES, *dims), torch.int64, pad=0)
-            positions = RopePositions(self.rope, self.kind, dims, AXES)
-            places = [pipeline.add("positions", positions, device="host")(ids, mask)]
+            places = [self._places(pipeline, ids, mask)]
         return ports, [embeddings["inputs_embeds"], mask, embeddings["types"], *places]
+
+    def _places(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
+        """Draws what counts positions in several dims."""
+        positions = RopePositions(self.rope, self.kind, (self.rows, self.tokens), AXES)
+        return pipeline.add("positions", positions, device="host")(ids, mask)
 
     def _prompt(self, pipeline: Pipeline) -> tuple[Any, Any]:
         """Draws what reads prompts and items together where there is a processor for both."""

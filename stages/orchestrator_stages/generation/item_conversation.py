@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from orchestrator import GraphError, Pipeline
 from orchestrator_stages.generation.continuation import BUCKET
 from orchestrator_stages.generation.conversation import Conversation
 from orchestrator_stages.generation.item_continuation import ItemContinuation
-from orchestrator_stages.generation.items import ReadPrompts
+from orchestrator_stages.generation.items import ReadPrompts, rope_positions
 from orchestrator_stages.generation.selfcheck import compare_logits
 
 __all__ = ["ItemConversation"]
@@ -22,10 +23,10 @@ class ItemConversation(Conversation, ItemContinuation):
 
     def _refuse(self, context: int) -> None:
         super()._refuse(context)
-        if self.rope is not None:
+        if self.rope is not None and self.processor is None:
             raise GraphError(
-                f"{type(self.model).__name__} counts positions in several dims, by pictures of all turns, which a turn "
-                "does not see. context= is for models whose positions are numbers.",
+                f"{type(self.model).__name__} counts positions in several dims, by the {self.kind.label}s of all "
+                "turns, which the tokens of one turn do not tell. Give the processor and messages=True.",
                 option="context",
                 model=self.model,
             )
@@ -44,6 +45,12 @@ class ItemConversation(Conversation, ItemContinuation):
         if self._spoken:
             self._read = [self._spoken[port] for port in ("first", *self.kind.values)]
         return ids, mask
+
+    def _place_counter(self) -> Any:
+        return None if self.rope is None else functools.partial(rope_positions, self.rope, self.kind)
+
+    def _places(self, *_: Any) -> Any:
+        return self._spoken["places"]
 
     def _turn(self, pipeline: Pipeline, ids: Any, mask: Any) -> tuple[dict[str, Any], list[Any], Any]:
         ports, values = self._merge(pipeline, ids, mask)
@@ -69,13 +76,18 @@ class ItemConversation(Conversation, ItemContinuation):
         ]
         ids, mask = (torch.cat(pair, 1).to(device) for pair in zip(*parts, strict=True))
         with torch.no_grad():
-            inputs = self._embed(ids)
-            at = parts[0][0].shape[1]
+            embeds, types = self._embed(ids)
+            places = [] if self.rope is None else [rope_positions(self.rope, self.kind, ids, mask)]
+            start, end = slice(parts[0][0].shape[1]), slice(parts[0][0].shape[1], None)
             prefill, extend = self.generator.prefill_merged, self.generator.extend_merged
-            first = prefill(inputs[0][:, :at], mask[:, :at], inputs[1][:, :at])
+            inputs = [
+                (embeds[:, part], mask[:, part], types[:, part], *(item[..., part] for item in places))
+                for part in (start, end)
+            ]
+            first = prefill(*inputs[0])
             state = [first[name] for name in ("mask", *self.generator.specs_names)]
-            second = extend(inputs[0][:, at:], mask[:, at:], inputs[1][:, at:], *state)
-            whole = prefill(inputs[0], mask, inputs[1])
+            second = extend(*inputs[1], *state)
+            whole = prefill(embeds, mask, types, *places)
         compare_logits(self.model, 1, second["logits"], whole["logits"])
 
     def _embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ __all__ = [
     "RopePositions",
     "merge_features",
     "read_item",
+    "rope_positions",
     "show_item",
 ]
 

@@ -8,7 +8,7 @@ made of, a template that leaves something out), the cache goes back to where the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ class TurnPrompt(HostStage):
     - ``known`` ``[batch]``, int64: how many tokens in the cache are before them;
     - ``whole`` ``[batch, whole]``, int64: all tokens of the conversation, padded on the left;
     - ``turn``, a list as ``history``: with what is said now, and without the answer;
-    - with pictures what :class:`~orchestrator_stages.generation.items.ArrangeItems` gives, of the tokens to read.
+    - with pictures what :class:`~orchestrator_stages.generation.items.ArrangeItems` gives, of the tokens to read;
+    - where positions have several dims, ``places`` ``[axes, batch, tokens]``, int64: those of the tokens to read. Then
+      ``place`` is ``[axes, batch]``, the position of the next token.
 
     Args:
         preparer: A tokenizer or processor of transformers.
@@ -41,6 +43,8 @@ class TurnPrompt(HostStage):
         pads: What fills up ``input_ids`` and ``whole``.
         is_chat: It takes messages.
         items: Reads prompts with pictures; None: there are none.
+        axes: How many dims the position of a token has; 0: it is a number.
+        count_places: Of ids and mask of whole conversations, the positions of all tokens, where they have dims.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class TurnPrompt(HostStage):
         *,
         is_chat: bool,
         items: ReadPrompts | None = None,
+        axes: int = 0,
+        count_places: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(tag="converse")
         self.preparer = preparer
@@ -69,6 +75,9 @@ class TurnPrompt(HostStage):
         }
         if items is not None:
             self.outputs |= items.arranged
+        self.count_places = count_places
+        if count_places is not None:
+            self.outputs |= {"places": TensorSpec((axes, rows, tokens), torch.int64, pad=0)}
 
     def forward(self, said: list[Any], history: list[Any], place: Tensor) -> tuple[Any, ...]:
         """Reads a turn.
@@ -79,12 +88,15 @@ class TurnPrompt(HostStage):
             InputError: There are other pictures than the messages say.
         """
         # All that was said becomes tokens, as one would do it by hand; of these, what the cache has is left out.
+        place = place if self.count_places is None else place[0]
         turn = self._join(said, history, len(place))
         whole, values = self._read([row["said"] for row in turn])
         known = []
         for number, (row, before) in enumerate(zip(turn, history or turn, strict=True)):
-            row["ids"] = whole[number]
-            cached = before["ids"][: int(place[number])] if history else []
+            row["ids"], row["length"], row["end"] = whole[number], len(whole[number]), len(whole[number])
+            # Behind the prompt of the last turn each token has one place.
+            count = before["length"] + int(place[number]) - before["end"] if history else 0
+            cached = before["ids"][:count]
             known.append(self._common(whole[number], cached))
         new = [ids[start:] for ids, start in zip(whole, known, strict=True)]
         worst = max(range(len(new)), key=lambda number: len(new[number]))
@@ -94,8 +106,14 @@ class TurnPrompt(HostStage):
                 f"{self.longest}. Say less at once, or give from_transformers larger buckets: tokens=(...)."
             )
         ids, mask = _padded(new, self.pads[1])
-        results = ids, mask, torch.tensor(known), _padded(whole, self.pads[1])[0], turn
-        return (*results, *self._arrange(whole, known, ids, values))
+        everything, seen = _padded(whole, self.pads[1])
+        results = ids, mask, torch.tensor(known), everything, turn, *self._arrange(whole, known, ids, values)
+        if self.count_places is None:
+            return results
+        places = self.count_places(everything, seen)
+        for row, end in zip(turn, places[0, :, -1].tolist(), strict=True):
+            row["end"] = end + 1
+        return (*results, places[..., -ids.shape[1] :] * mask)
 
     def _join(self, said: list[Any], history: list[Any], rows: int) -> list[dict[str, Any]]:
         """What was said with what is said now, for each row.
@@ -187,7 +205,7 @@ class RememberTurn(HostStage):
             ends = [place + 1 for place, token in enumerate(answer) if token in self.eos]
             said = [{"role": "assistant", "content": words}] if self.is_chat else words
             ids = row["ids"] + answer[: min(ends, default=len(answer))]
-            history.append({"said": row["said"] + said, "ids": ids})
+            history.append({**row, "said": row["said"] + said, "ids": ids})
         return history
 
 
@@ -201,11 +219,12 @@ class Forget(nn.Module):
             known: ``[batch]``, int64: how many tokens stay.
             mask: ``[batch, slots]``, int64, 0 where a slot is hidden, 1 from ``position`` on.
             position: ``[1]``, int64: the first free slot.
-            place: ``[batch]``, int64: how many tokens there are.
+            place: ``[batch]``, int64: how many tokens there are. Positions in several dims stay, and are told anew.
         """
         is_free = torch.arange(mask.shape[1], device=mask.device) >= position
         stays = mask.cumsum(1) <= known[:, None]
-        return {"mask": torch.where(is_free, mask, mask * stays), "place": torch.minimum(known, place)}
+        place = torch.minimum(known, place) if place.dim() == 1 else place
+        return {"mask": torch.where(is_free, mask, mask * stays), "place": place}
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,42 @@ def test_pictures_come_with_the_tokens_of_a_turn():
             cache = {name: result[name] for name in cache}
 
 
+class GridProcessor:
+    """Reads letters and pictures as the processor of Qwen-VL does: all pictures have one grid of patches."""
+
+    chat_template = "{}"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def apply_chat_template(self, conversations: list[Any], **_: Any) -> Any:
+        if not isinstance(conversations[0], dict):
+            return [self.apply_chat_template(messages) for messages in conversations]
+        parts = [message["content"] for message in conversations]
+        return "".join(
+            part if isinstance(part, str) else "".join(item.get("text", "*") for item in part) + "!"
+            for part in parts
+        )
+
+    def decode(self, row: torch.Tensor, **_: Any) -> str:
+        return "".join(chr(int(token) + 30) for token in row)
+
+    def __call__(self, text: list[str], images: Any = None, **_: Any) -> dict[str, torch.Tensor]:
+        rows = [[token for c in one for token in ([ITEM] * 4 if c == "*" else [ord(c) - 30])] for one in text]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask, **items_in(self.name, ids)}
+
+
+def test_positions_in_several_dims_are_those_of_the_whole():
+    model, processor = tiny_with_items("qwen2-vl"), GridProcessor("qwen2-vl")
+    options = {**SIZES, "tokens": (16,), "items": (2,), "example": item_of("qwen2-vl")}
+    plan = from_transformers(model, processor=processor, messages=True, context=60, **options).plan()
+    shown = asked("AB", picture(0))
+    talk(plan, model, processor, [[shown, said("RED")], [said("HOW"), asked("SEE", picture(1))]])
+
+
 def test_texts_go_on():
     model, tokenizer = tiny("llama"), letters()
     plan = from_transformers(model, tokenizer, context=40, **{**SIZES, "tokens": (8,), "batch": (1,)}).plan()
@@ -139,7 +175,7 @@ def test_texts_go_on():
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("qwen2-vl", {}, "counts positions in several dims"),
+        ("qwen2-vl", {}, "Give the processor and messages=True"),
         ("paligemma", {}, "cannot go on from a cache with the tokens of a turn"),
         ("llava", {"tokenizer": letters}, "within its messages"),
     ],
