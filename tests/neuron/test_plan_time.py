@@ -278,6 +278,57 @@ def test_an_application_without_example_inputs_is_refused(stand_in: ModuleType) 
         plan_of(application, TensorSpec((2, 4)), "nxdi")
 
 
+class Half(nn.Module):
+    """One of several ranks has some of the rows of a weight of 8, or of its columns."""
+
+    def __init__(self, degree: int, dim: int) -> None:
+        super().__init__()
+        sizes = [8, 8]
+        sizes[dim] //= degree
+        self.weight = nn.Parameter(torch.ones(sizes))
+        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
+def test_parts_stay_on_their_ranks_where_the_next_stage_takes_them(
+    stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up gives parts, and down takes them; each is of one rank's shapes and weights."""
+    monkeypatch.setattr(AdoptedStage, "_build", lambda stage, degree, *_: Half(degree, stage.config.dim))
+
+    class Wrapper(stand_in.ModelWrapper):  # type: ignore[misc, name-defined]
+        def input_generator(self) -> list[tuple[torch.Tensor]]:
+            return [(torch.ones(2, 4 if self.config.dim else 8),)]
+
+    def wrapper(dim: int) -> Any:
+        return Wrapper(SimpleNamespace(neuron_config=_config().neuron_config, dim=dim), Half, "net")
+
+    def plan(device: str, *dims: int) -> Plan:
+        pipeline = Pipeline("halves")
+        value = pipeline.input("x", TensorSpec((2, 8)))
+        for number, dim in enumerate(dims):
+            value = pipeline.add(f"s{number}", wrapper(dim))(value)
+        pipeline.output("y", value)
+        return pipeline.plan(device, options={"tp_degree": 2})
+
+    both = plan("nxdi", 0, 1)
+    assert [item.spec for program in both.programs for item in program.outputs] == [
+        TensorSpec((2, 4)),
+        TensorSpec((2, 8)),
+    ]
+    assert (both.summary["downloads"], dict(both.weights)) == (1, {"nxdi": 2 * 8 * 4 * 4})
+    # On devices where one has it all, nothing is in parts; and what others read is joined on the host.
+    assert dict(plan(DEVICE, 0, 1).weights) == {DEVICE: 2 * 8 * 8 * 4}
+    assert plan("nxdi", 0).summary["downloads"] == 2
+    for dims in ((1,), (1, 1)):
+        with pytest.raises(
+            PlanError, match=r"takes on each rank a part of its value along dim 1, but .* \[2, 8\]"
+        ):
+            plan("nxdi", *dims)
+
+
 @pytest.mark.parametrize("own", [{"world_size": 2}, {"logical_nc_config": 2}, {"hazards": "solve"}], ids=str)
 def test_a_stage_may_say_what_holds_for_the_process_anyway(own: dict[str, object]):
     pipeline = Pipeline("p")

@@ -27,7 +27,6 @@ from orchestrator_neuron.nxdi.adopt import CACHE, AdoptedStage
 from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
 from orchestrator_neuron.nxdi.parts import Parts
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
-from orchestrator_neuron.nxdi.user_application import build_own, load_own
 from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue
 
@@ -185,6 +184,9 @@ class NxdiBackend(RankedBackend):
         """Compiles an application into a folder; see :meth:`CompilingBackend.build`."""
         packages.require()
         self._check_mode()
+        # Here, not above: applications of several submodels are of NxD's classes.
+        from orchestrator_neuron.nxdi.user_application import build_own
+
         user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
             build_own(application, user_stage, folder)
@@ -195,6 +197,8 @@ class NxdiBackend(RankedBackend):
         """Loads an application with its weights; see :meth:`CompilingBackend.load_application`."""
         packages.require()
         accept_renamed_device()
+        from orchestrator_neuron.nxdi.user_application import load_own
+
         self._check_world()
         user_stage = adopted_stage(application)
         if user_stage is not None and user_stage.application is not None:
