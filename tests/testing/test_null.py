@@ -280,6 +280,7 @@ def test_shipped_pipelines_give_there_what_they_give_by_hand(make):
     assert set(forms) == set(found)
 
 
+@pytest.mark.usefixtures("shared_trials")
 @settings(derandomize=True, deadline=None, database=None)
 @given(
     st.integers(1, 9),
