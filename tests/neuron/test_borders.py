@@ -16,6 +16,8 @@ from orchestrator.plan.steps import AdaptStep, iter_steps
 from orchestrator.planner.verify.steps import verify
 from orchestrator.testing import run_reference
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 DEVICE = "neuron-emulated"
 
 

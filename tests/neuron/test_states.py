@@ -16,6 +16,8 @@ from orchestrator_neuron.emulated.device import DeviceError
 from tests.neuron.programs import emulated_backend, load
 from tests.states import CACHE, STEPS, Writer, generation, prompt, words_by_hand
 
+pytestmark = pytest.mark.usefixtures("shared_store")
+
 EMULATED = "neuron-emulated"
 
 
