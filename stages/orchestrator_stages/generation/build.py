@@ -159,11 +159,10 @@ def _draw_continuation(arguments: ImportArguments) -> Pipeline:
     # Conversations come with pictures only where there is a processor that reads them.
     reads_items = not arguments.messages or processor is not None
     kind = read_item(model, _example(model, processor, arguments.example)) if reads_items else None
-    if selection.is_guided and (kind is not None or arguments.context is not None):
-        other = "context=" if kind is None else "pictures or recordings in the prompt"
+    if selection.is_guided and arguments.context is not None:
         raise GraphError(
-            f"guidance_scale runs the model a second time, over text alone, which does not go with {other}; leave one "
-            "of them out.",
+            "guidance_scale runs the model a second time, over what begins with each request, which does not go with "
+            "context=; leave one of them out.",
             option="guidance_scale",
         )
     # Results are as wide as the longest one: rows are a batch only where host stages on both sides of the networks see

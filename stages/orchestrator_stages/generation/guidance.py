@@ -49,14 +49,41 @@ class GuidedGenerator(nn.Module):
         guide_specs = {PREFIX + name: spec for name, spec in self.guide.specs(rows).items()}
         return self.generator.specs(rows) | guide_specs
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embeddings of tokens."""
+        return self.generator.dtype
+
+    def merge(self, input_ids: Tensor, first: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Puts features into the embeddings of a prompt, as :meth:`Generator.merge` does."""
+        return self.generator.merge(input_ids, first, features)
+
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Runs a prompt, as :meth:`Generator.prefill` does; returns that, and ``guide``, the logits beside it."""
+        return self.generator.prefill(input_ids, attention_mask) | self._guide(input_ids, attention_mask)
+
+    def prefill_merged(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, types: Tensor, input_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """The same of a prompt that is embedded already; what is beside it sees no features.
+
+        Args:
+            inputs_embeds: As :meth:`merge` gives them, ``[batch, tokens, width]``.
+            attention_mask: ``[batch, tokens]``, int64, 0 where there is padding, on any side.
+            types: The same, 1 where there are features.
+            input_ids: ``[batch, tokens]``, int64.
+        """
+        result = self.generator.prefill_merged(inputs_embeds, attention_mask, types)
+        return result | self._guide(input_ids, attention_mask)
+
+    def _guide(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Runs what the second run begins with."""
         (tokens,) = to_the_left(attention_mask, input_ids)
         rows = tokens.shape[0]
         ids = self.negative.expand(rows, -1) if self.negative.shape[1] else tokens[:, -1:]
         guide = self.guide.prefill(ids, torch.ones_like(ids))
         del guide["mask"]
-        return self.generator.prefill(input_ids, attention_mask) | _named(guide)
+        return _named(guide)
 
     def decode(
         self,

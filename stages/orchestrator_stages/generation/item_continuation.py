@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from orchestrator import Dim, Pipeline, TensorSpec
+from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import PictureChatPrompt
 from orchestrator_stages.generation.continuation import BUCKET, Continuation
 from orchestrator_stages.generation.encoder import ItemEncoder
@@ -46,6 +46,14 @@ class ItemContinuation(Continuation):
         self.encoders: tuple[ItemEncoder, ...] = ()
         owners = (getattr(model, "model", None), model)
         self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
+        if selection.is_guided and self.rope is not None:
+            raise GraphError(
+                f"guidance_scale runs the model a second time, over text alone, and {type(model).__name__} counts the "
+                "positions of both runs in one place: its own generate() counts those of the prompt anew there. Leave "
+                "guidance_scale out, or take a model whose positions are numbers.",
+                option="guidance_scale",
+                model=model,
+            )
         super().__init__(model, selection, rows, tokens, tokenizer, chat, slots)
 
     def _follow(self, vocabulary: int) -> Generator:
@@ -78,11 +86,14 @@ class ItemContinuation(Continuation):
         padded_mask = TensorSpec(dims, torch.int64, pad=0) if is_cut else None
         embeds = TensorSpec((*dims, self.features.dims[-1]), self.generator.dtype, pad=0) if is_cut else None
         ports = {"inputs_embeds": embeds, "attention_mask": padded_mask, "types": padded_mask}
-        places = []
+        values = [embeddings["inputs_embeds"], mask, embeddings["types"]]
         if self.rope is not None:
             ports["places"] = TensorSpec((AXES, *dims), torch.int64, pad=0)
-            places = [self._places(pipeline, ids, mask)]
-        return ports, [embeddings["inputs_embeds"], mask, embeddings["types"], *places]
+            values.append(self._places(pipeline, ids, mask))
+        if self.selection.is_guided:
+            ports["input_ids"] = padded_ids
+            values.append(ids)
+        return ports, values
 
     def _places(self, pipeline: Pipeline, ids: Any, mask: Any) -> Any:
         """Draws what counts positions in several dims."""

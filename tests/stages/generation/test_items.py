@@ -71,6 +71,20 @@ def test_same_as_generate_with_two_items_in_a_prompt_and_none_in_another(name: s
     assert torch.is_grad_enabled()
 
 
+def test_guidance_runs_the_model_a_second_time_without_pictures():
+    model, prompts = tiny_with_items("llava"), prompts_with_items(MODELS["llava"][-1])
+    items, scale = items_in("llava", prompts["input_ids"]), {"guidance_scale": 1.7, "max_new_tokens": NEW}
+    expected, without = (
+        model.generate(**prompts, **items, **{**scale, **more}, do_sample=False)
+        for more in ({}, {"guidance_scale": 1})
+    )
+    assert not expected.equal(without), "guidance that changes nothing shows nothing"
+    with pipeline_of("llava", model, **scale).plan().load() as session:
+        assert session(**prompts, **numbers_of(items))["tokens"].equal(expected)
+    with pytest.raises(GraphError, match="counts the positions of both runs in one place"):
+        pipeline_of("qwen2-vl", tiny_with_items("qwen2-vl"), **scale)
+
+
 @pytest.mark.parametrize("name", ["llava", "paligemma"])
 def test_a_token_for_items_may_lie_beyond_the_vocabulary(name: str):
     """Features replace it, so the tokens are those of the same model with any other token in its place."""
