@@ -240,3 +240,14 @@ def check_a_process_runs_a_share_of_the_ranks():
         calls = load_programs(device, application(net, one))
         x = torch.randn(2, 4)
         close(device.gather(calls["net"](device.upload(x))[0], 1), x @ whole[2 * RANKS :].T)
+
+
+def check_a_forward_that_computes_on_the_host_is_told_at_load():
+    wrapper = own_wrapper(width_config())
+    type(wrapper).forward = lambda self, x: self._forward(x.unsqueeze(0))
+    net = stage("net", from_nxdi(wrapper))
+    one = program("net", {"x": floats(2, 4)}, {"output": floats(2, 4)})
+    with pytest.raises(
+        CompileError, match=r"'net' cannot be run by NxD Inference: AttributeError: .*'unsqueeze'"
+    ):
+        load_programs(backend(), application(net, one))

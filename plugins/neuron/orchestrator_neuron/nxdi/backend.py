@@ -24,7 +24,12 @@ from orchestrator_neuron.content import application_key
 from orchestrator_neuron.family import RankedBackend
 from orchestrator_neuron.nxdi import packages
 from orchestrator_neuron.nxdi.adopt import CACHE, AdoptedStage
-from orchestrator_neuron.nxdi.application import adopted_stage, build_programs, load_programs
+from orchestrator_neuron.nxdi.application import (
+    adopted_stage,
+    as_compile_error,
+    build_programs,
+    load_programs,
+)
 from orchestrator_neuron.nxdi.parts import Parts
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.rank_check import check_ranks
@@ -206,7 +211,9 @@ class NxdiBackend(RankedBackend):
         else:
             programs = load_programs(application, folder, self.application_settings(application))
         if self.capabilities.ranks > 1:
-            check_ranks(self, application, {name: call.on_all_ranks for name, call in programs.items()})
+            # A user's own forward runs here for the first time.
+            with as_compile_error(application, "run"):
+                check_ranks(self, application, {name: call.on_all_ranks for name, call in programs.items()})
         return programs
 
     def _check_mode(self) -> None:
