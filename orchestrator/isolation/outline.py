@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch._subclasses import fake_tensor
-
+from orchestrator.isolation.cached_mode import fake_mode
 from orchestrator.isolation.copies import Isolation
 from orchestrator.isolation.leftovers import Leftovers
 from orchestrator.stage import ModelWrapper
@@ -20,7 +19,7 @@ def outline(wrapper: ModelWrapper) -> Any:
     Raises:
         Exception: It cannot be made like this.
     """
-    mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode()
     leftovers = Leftovers(mode, Isolation(mode))
     leftovers.bindings.note(wrapper)
     models: list[Any] = []

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from orchestrator.errors import CompileError
-from orchestrator.isolation import Isolation, LeftBehindError, Leftovers
+from orchestrator.isolation import Isolation, LeftBehindError, Leftovers, fake_mode
 from orchestrator_neuron.isolation import default_torch_state, silenced
 from orchestrator_neuron.module import EntryPoints, ProgramModule
 
@@ -107,7 +107,7 @@ def _find_handover(points: EntryPoints) -> tuple[str, str, str] | None:
 
     On copies that share what the stages share, and with everything that is bound outside of them put back.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode()
     isolation = Isolation(mode)
     try:
         copies: Any = isolation.copy(torch.nn.ModuleList(module for module, _ in points.values()))
@@ -162,7 +162,7 @@ def _find_state(module: ProgramModule, inputs: Sequence[torch.Tensor]) -> tuple[
 
     On a copy, and with everything that is bound outside of it put back: a check leaves no trace.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = fake_mode()
     isolation = Isolation(mode)
     try:
         copy = isolation.copy(module)
