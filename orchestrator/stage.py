@@ -360,21 +360,37 @@ def _signature_of(target: Any) -> tuple[Callable[..., Any], int]:
         target = target.model
     if isinstance(target, functools.partial) and isinstance(target.func, torch.nn.Module):
         return functools.partial(target.func.forward, *target.args, **target.keywords), 0
+    # What torch.compile gives takes any arguments; those of the module in it are meant.
+    while isinstance(target, torch.nn.Module) and "_orig_mod" in target._modules:
+        target = target._orig_mod
     return (target.forward if isinstance(target, torch.nn.Module) else target), 0
 
 
 def _signature_ports(target: Any) -> tuple[Port, ...] | None:
-    """Ports read from a signature; None where it has none or takes ``*args``."""
+    """Ports read from a signature, or a script's schema; None where it has none or takes ``*args``."""
     function, bound_count = _signature_of(target)
     try:
         parameters = list(inspect.signature(function).parameters.values())[bound_count:]
     except (TypeError, ValueError):
-        return None
+        return _schema_ports(target)
     if any(item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD) for item in parameters):
-        return None
+        return _schema_ports(target)
     return tuple(
         Port(item.name, optional=item.default is not item.empty, keyword=item.kind is item.KEYWORD_ONLY)
         for item in parameters
+    )
+
+
+def _schema_ports(target: Any) -> tuple[Port, ...] | None:
+    """Ports of a scripted or traced module or function, whose Python signature is gone; None for all else."""
+    script: Any = target.forward if isinstance(target, torch.jit.ScriptModule) else target
+    if not isinstance(script, (torch.jit.ScriptFunction, torch.ScriptMethod)):
+        return None
+    arguments: Any = script.schema.arguments  # type: ignore[union-attr]
+    own_count = isinstance(script, torch.ScriptMethod)  # the module comes before what it is called with
+    return tuple(
+        Port(item.name, optional=item.has_default_value(), keyword=item.kwarg_only)
+        for item in arguments[own_count:]
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -140,6 +142,41 @@ def test_a_declaration_does_not_hide_a_contradiction_of_shapes():
 def test_a_frozen_script_runs():
     script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()))
     assert torch.allclose(run(script, inputs=("x",)), script(X))
+
+
+class Scaled(nn.Module):
+    """A module with an input that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+        return self.linear(x) * scale
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:The .grad attribute")
+@pytest.mark.parametrize(
+    ("of", "ports"),
+    [
+        (lambda module: torch.compile(module, backend="eager"), ("x", "scale")),
+        (
+            lambda module: torch.compile(torch.compile(module, backend="eager"), backend="eager"),
+            ("x", "scale"),
+        ),
+        (torch.jit.script, ("x", "scale")),
+        (lambda module: torch.jit.freeze(torch.jit.script(module)), ("x", "scale")),
+        (lambda module: torch.jit.trace(module, X), ("x",)),
+        (lambda _: torch.jit.trace(lambda a: a * 2, X), ("a",)),
+    ],
+    ids=["compiled", "compiled twice", "scripted", "frozen", "traced", "traced function"],
+)
+def test_what_torch_compiled_has_the_ports_of_what_it_was_made_from(of: Any, ports: tuple[str, ...]):
+    stage = of(Scaled().eval())
+    added = new().add("s", stage)
+    assert tuple(port.name for port in added.stage.inputs) == ports
+    with torch.no_grad():
+        assert torch.allclose(run(stage, X), stage(X))
 
 
 def test_writing_into_any_input_is_seen():
