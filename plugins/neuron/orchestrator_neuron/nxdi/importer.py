@@ -34,7 +34,7 @@ def from_nxdi(
             names of its whole model; or a folder that ``save_sharded_checkpoint`` wrote. ``"random"``: they are drawn.
 
     Returns:
-        A stage; of an application with several submodels an object that has a stage for each, by its tag:
+        A stage. Of an application with several submodels an object that has a stage for each, by its tag, as in
         ``from_nxdi(application).context_encoding_model``. There ``inputs`` and ``outputs`` are by tag.
 
     Raises:
