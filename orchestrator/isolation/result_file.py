@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -56,8 +55,8 @@ class ResultFile:
     A folder that cannot be read or written, or that somebody else could write to, is left alone: then nothing is kept.
     """
 
+    # Without a lock, which a thread could hold while another one forks: each step below is one of a dict, and whole.
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._lines: dict[str, str] | None = None
         self._new_lines: dict[str, str] = {}
 
@@ -67,26 +66,23 @@ class ResultFile:
         Args:
             key: The operation with its arguments, of values whose ``repr`` says all.
         """
-        digest = _digest(key)
-        with self._lock:
-            if self._lines is None:
-                self._lines = _read()
-            return self._lines.get(digest)
+        if self._lines is None:
+            self._lines = _read()
+        return self._lines.get(_digest(key))
 
     def put(self, key: object, text: str) -> None:
         """Notes a result, as one line of text; :meth:`save` keeps it."""
-        with self._lock:
-            self._new_lines[_digest(key)] = text
+        self._new_lines[_digest(key)] = text
 
     def save(self) -> None:
         """Appends what was noted since the last time."""
-        with self._lock:
-            lines, self._new_lines = self._new_lines, {}
-            if not lines:
-                return
-            self._lines = {**(self._lines or {}), **lines}
-        with contextlib.suppress(OSError, CompileError):
-            _append("".join(f"{digest} {text}\n" for digest, text in lines.items()).encode())
+        lines: list[str] = []
+        with contextlib.suppress(KeyError):
+            while True:
+                lines.append("{} {}\n".format(*self._new_lines.popitem()))
+        if lines:
+            with contextlib.suppress(OSError, CompileError):
+                _append("".join(lines).encode())
 
 
 def _digest(key: object) -> str:
