@@ -134,7 +134,8 @@ def decoder(model: Any, length: int, batch: int, new: int) -> Pipeline:
     options = importlib.import_module("orchestrator_stages.generation.options")
     rows, tokens = Dim("batch", buckets=(batch,)), Dim("tokens", buckets=(length - new - 1,))
     selection = options.prompt_selection(model, {"max_new_tokens": new + 1})
-    drawing = continuation.Continuation(model, selection, rows, tokens, None)
+    parts = continuation.ContinuationParts(model, selection, rows, tokens)
+    drawing = continuation.Continuation(parts)
     pipeline = Pipeline("decode")
     token = pipeline.input("token", TensorSpec((rows,), torch.int64, pad=0))
     specs = {**drawing.loop.carries, **drawing.loop.constants, "done": TensorSpec((1,), torch.bool)}

@@ -20,7 +20,7 @@ from orchestrator import Dim, GraphError, Pipeline
 from orchestrator_stages.generation.arguments import BATCH, ITEMS, TOKENS, ImportArguments
 from orchestrator_stages.generation.chat import check_template
 from orchestrator_stages.generation.checks import check_generates
-from orchestrator_stages.generation.continuation import Continuation
+from orchestrator_stages.generation.continuation import Continuation, ContinuationParts
 from orchestrator_stages.generation.conversation import Conversation, check_context
 from orchestrator_stages.generation.families import family_of
 from orchestrator_stages.generation.item_continuation import ItemContinuation
@@ -172,23 +172,24 @@ def _draw_continuation(arguments: ImportArguments) -> Pipeline:
     # The cache of a conversation holds its rows together.
     is_batch = is_prepared and selection.is_by_row and arguments.context is None
     rows = Dim("batch", buckets=arguments.batch, batch=is_batch)
-    follower: Continuation
-    if arguments.context is not None:
-        check_context(arguments.context)
-        common = (model, selection, rows, prompts, reader, arguments.chat, arguments.context)
-        if kind is None:
-            follower = Conversation(*common)
-        else:
-            every = Dim("items", buckets=arguments.items)
-            follower = ItemConversation(*common, processor=processor, kind=kind, items=every)
-    elif kind is None:
-        follower = Continuation(model, selection, rows, prompts, reader, arguments.chat)
+    parts = ContinuationParts(
+        model,
+        selection,
+        rows,
+        prompts,
+        reader,
+        arguments.chat,
+        arguments.context,
+        processor,
+        kind,
+        Dim("items", buckets=arguments.items) if kind is not None else None,
+    )
+    if arguments.context is None:
+        draw_class = Continuation if kind is None else ItemContinuation
     else:
-        every = Dim("items", buckets=arguments.items)
-        follower = ItemContinuation(
-            model, selection, rows, prompts, reader, arguments.chat, processor, kind, every
-        )
-    return follower.draw(arguments.name, arguments.cache, arguments.check_every)
+        check_context(arguments.context)
+        draw_class = Conversation if kind is None else ItemConversation
+    return draw_class(parts).draw(arguments.name, arguments.cache, arguments.check_every)
 
 
 def _example(model: Any, processor: Any, example: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

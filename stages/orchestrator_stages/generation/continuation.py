@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +20,58 @@ from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.token_loop import TokenLoop
 from orchestrator_stages.seq2seq.host import Detokenise, Tokenise
 
-__all__ = ["Continuation"]
+__all__ = ["Continuation", "ContinuationParts"]
 
 BUCKET = -1
 """What fills a prompt up to its bucket: less than any token."""
 
 
-class Continuation:
-    """A model that goes on with its prompt, and what its pipeline is drawn of."""
+@dataclass(frozen=True)
+class ContinuationParts:
+    """What the pipeline of a model that goes on with its prompt is drawn of.
 
-    def __init__(
-        self,
-        model: Any,
-        selection: Selection,
-        rows: Dim,
-        tokens: Dim,
-        tokenizer: Any,
-        chat: Any = None,
-        slots: int | None = None,
-    ) -> None:
-        self.selection = selection
-        self.rows = rows
-        self.tokens = tokens
-        self.tokenizer = tokenizer
-        self.chat = chat
+    Attributes:
+        model: The model.
+        selection: How tokens are chosen.
+        rows: The dim of the prompts.
+        tokens: The dim of their tokens.
+        tokenizer: What reads tokens; None: they come as they are.
+        chat: What has the template of conversations; None: there are none.
+        context: How many tokens the cache of a conversation holds; None: a prompt is the whole.
+        processor: What makes numbers of items; None: they come as they are.
+        kind: What the items among the tokens are; None: there are none.
+        items: The dim of the items of all prompts.
+    """
+
+    model: Any
+    selection: Selection
+    rows: Dim
+    tokens: Dim
+    tokenizer: Any = None
+    chat: Any = None
+    context: int | None = None
+    processor: Any = None
+    kind: Any = None
+    items: Any = None
+
+
+class Continuation:
+    """Draws a model that goes on with its prompt.
+
+    Args:
+        parts: What it is drawn of.
+    """
+
+    def __init__(self, parts: ContinuationParts) -> None:
+        self.selection = selection = parts.selection
+        self.rows = rows = parts.rows
+        self.tokens = tokens = parts.tokens
+        self.tokenizer = parts.tokenizer
+        self.chat = parts.chat
         self.longest = tokens.buckets[-1]
-        self.slots = self.longest + selection.new if slots is None else slots
-        self.model = model
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.slots = self.longest + selection.new if parts.context is None else parts.context
+        self.model = parts.model
+        self.vocabulary = self.model.get_output_embeddings().weight.shape[0]
         self.generator: Any = self._follow(self.vocabulary)
         if selection.is_guided:
             self.generator = GuidedGenerator(self.generator, selection.negative, selection.new)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import Dim, GraphError, HostStage, InputError, Pipeline, Plan, TensorSpec
-from orchestrator_stages.generation.continuation import BUCKET, Continuation
+from orchestrator_stages.generation.continuation import BUCKET, Continuation, ContinuationParts
 from orchestrator_stages.generation.generator import Generator
 from orchestrator_stages.generation.selection import Selection
 from orchestrator_stages.generation.selfcheck import compare_logits
@@ -137,32 +137,15 @@ class Conversation(Continuation):
     """A model that goes on with a conversation, and what the pipeline of a turn is drawn of.
 
     Args:
-        model: The model.
-        selection: How tokens are chosen.
-        rows: The dim of the conversations.
-        tokens: The dim of the tokens that are new in a turn.
-        tokenizer: Reads tokens; None: a turn gives them as they are.
-        chat: What has the template of messages; None: a turn gives texts.
-        context: How many tokens the cache holds.
-        more: What is among the tokens; see :class:`~orchestrator_stages.generation.item_continuation.ItemContinuation`.
+        parts: What it is drawn of, ``context`` among them.
 
     Raises:
         GraphError: The model keeps something else than all tokens, or tokens are chosen by looking at those before.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        selection: Selection,
-        rows: Dim,
-        tokens: Dim,
-        tokenizer: Any,
-        chat: Any,
-        context: int,
-        **more: Any,
-    ) -> None:
-        super().__init__(model, selection, rows, tokens, tokenizer, chat, slots=context, **more)
-        self._refuse(context)
+    def __init__(self, parts: ContinuationParts) -> None:
+        super().__init__(parts)
+        self._refuse(self.slots)
         try:
             self._check_turns()
         except GraphError:
@@ -170,10 +153,11 @@ class Conversation(Continuation):
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["no reason"])[0]
             raise GraphError(
-                f"{type(model).__name__} cannot go on from a cache with the tokens of a turn: {type(error).__name__}: "
-                f"{reason:.300}. Leave out context=, and give the whole conversation in each request.",
+                f"{type(parts.model).__name__} cannot go on from a cache with the tokens of a turn: "
+                f"{type(error).__name__}: {reason:.300}. Leave out context=, and give the whole conversation in each "
+                "request.",
                 option="context",
-                model=model,
+                model=parts.model,
             ) from error
         self.turn: Any = None
         self._spoken: dict[str, Any] = {}

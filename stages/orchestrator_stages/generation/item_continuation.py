@@ -8,7 +8,7 @@ import torch
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.chat import PictureChatPrompt
-from orchestrator_stages.generation.continuation import BUCKET, Continuation
+from orchestrator_stages.generation.continuation import BUCKET, Continuation, ContinuationParts
 from orchestrator_stages.generation.encoder import ItemEncoder
 from orchestrator_stages.generation.follow import AXES, follow
 from orchestrator_stages.generation.generator import Generator
@@ -18,7 +18,6 @@ from orchestrator_stages.generation.items import (
     ReadPrompts,
     RopePositions,
 )
-from orchestrator_stages.generation.selection import Selection
 
 __all__ = ["ItemContinuation"]
 
@@ -26,23 +25,12 @@ __all__ = ["ItemContinuation"]
 class ItemContinuation(Continuation):
     """The same with pictures or recordings among the tokens of the prompt."""
 
-    def __init__(
-        self,
-        model: Any,
-        selection: Selection,
-        rows: Dim,
-        tokens: Dim,
-        tokenizer: Any,
-        chat: Any,
-        processor: Any,
-        kind: ItemKind,
-        items: Dim,
-        slots: int | None = None,
-    ) -> None:
-        self.kind = kind
-        self.processor = processor
+    def __init__(self, parts: ContinuationParts) -> None:
+        model, selection = parts.model, parts.selection
+        self.kind: ItemKind = parts.kind
+        self.processor = parts.processor
+        self.items: Dim = parts.items
         self._read: list[Any] = []
-        self.items = items
         self.encoders: tuple[ItemEncoder, ...] = ()
         owners = (getattr(model, "model", None), model)
         self.rope = next((owner for owner in owners if hasattr(owner, "get_rope_index")), None)
@@ -54,7 +42,7 @@ class ItemContinuation(Continuation):
                 option="guidance_scale",
                 model=model,
             )
-        super().__init__(model, selection, rows, tokens, tokenizer, chat, slots)
+        super().__init__(parts)
 
     def _follow(self, vocabulary: int) -> Generator:
         """The model as functions of tensors, the encoder of items among them."""

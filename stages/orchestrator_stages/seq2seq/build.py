@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from orchestrator import Dim, GraphError, Pipeline, TensorSpec
 from orchestrator_stages.generation.arguments import TOKENS, ImportArguments
-from orchestrator_stages.seq2seq.decoding import Decoding
+from orchestrator_stages.seq2seq.decoding import Decoder, Decoding
 from orchestrator_stages.seq2seq.families import ModelFamily, family_of, positions_of
 from orchestrator_stages.seq2seq.host import Detokenise, FinishSequences, FinishSpeech, Tokenise
 from orchestrator_stages.seq2seq.options import read_beginning
@@ -73,7 +73,8 @@ def draw_encoder_decoder(arguments: ImportArguments) -> Pipeline:
         items = Dim("items", buckets=arguments.items)
         encodings = PictureEncoder(model, kind, trial, cast("int", start)).draw(pipeline, values, rows, items)
     values |= {name: encodings[name] for name in trial.readings if name not in values}
-    decoding = Decoding(trial, beginning, selection, rows, length, has_text="input_ids" in specs)
+    decoder = Decoder(trial, beginning, selection, rows, length)
+    decoding = Decoding(decoder, rows, trial.vocabulary, length if "input_ids" in specs else None)
     choices = decoding.draw(pipeline, values, arguments.check_every, arguments.cache)
     finish = (
         FinishSpeech(selection, rows, beginning)

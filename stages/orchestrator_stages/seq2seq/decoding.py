@@ -147,38 +147,21 @@ class Decoding:
     """A decoder, and the loop around it.
 
     Args:
-        trial: What the model gave on fake tensors.
-        beginning: What sequences begin with.
-        selection: How tokens are chosen.
+        decoder: The decoder.
         rows: The dim of the batch.
-        tokens: The dim of what the encoder reads, or its size.
-        has_text: What the encoder reads are tokens.
+        vocabulary: Number of tokens.
+        tokens: The dim of the tokens that the encoder reads, or their number; None: it reads something else.
     """
 
-    def __init__(
-        self,
-        trial: Trial,
-        beginning: Beginning,
-        selection: Selection,
-        rows: Dim,
-        tokens: Dim | int,
-        *,
-        has_text: bool = False,
-    ) -> None:
-        self.selection = selection
-        self.decoder = Decoder(trial, beginning, selection, rows, tokens)
-        self.before = len(beginning.ids) - 1
-        self.prompt = TensorSpec((rows, len(beginning.ids)), torch.int64)
-        encoding = TensorSpec((rows, tokens), torch.int64) if has_text else self.prompt
+    def __init__(self, decoder: Decoder, rows: Dim, vocabulary: int, tokens: Dim | int | None) -> None:
+        self.selection = decoder.selection
+        self.decoder = decoder
+        length = decoder.prompt.shape[1]
+        self.before = length - 1
+        self.prompt = TensorSpec((rows, length), torch.int64)
+        encoding = self.prompt if tokens is None else TensorSpec((rows, tokens), torch.int64)
         self.loop = TokenLoop(
-            selection,
-            rows,
-            trial.vocabulary,
-            self.decoder,
-            self.decoder.readings,
-            self.prompt,
-            len(beginning.ids),
-            encoding,
+            self.selection, rows, vocabulary, decoder, decoder.readings, self.prompt, length, encoding
         )
         self.rows = rows
 

@@ -12,7 +12,7 @@ from orchestrator import Dim, TensorSpec
 from orchestrator_stages.generation.processors import HostProcessors
 from orchestrator_stages.generation.sampling import SampleNoise, SeedState
 from orchestrator_stages.generation.token_step import TokenStep
-from orchestrator_stages.seq2seq.decoding import Decoding
+from orchestrator_stages.seq2seq.decoding import Decoder, Decoding
 from orchestrator_stages.seq2seq.families import family_of
 from orchestrator_stages.seq2seq.host import FinishSequences, FinishSpeech
 from orchestrator_stages.seq2seq.options import read_beginning
@@ -63,8 +63,9 @@ class ByHand:
         slots = len(self.beginning.ids) - 1 + self.selection.new
         self.trial, length = new_trial(user, name, slots) if is_other else trial_of(name, slots, dtype)
         self.beginning.check(self.trial.vocabulary)
-        has_text = self.family.modality == "text"
-        self.decoding = Decoding(self.trial, self.beginning, self.selection, ROWS, length, has_text=has_text)
+        decoder = Decoder(self.trial, self.beginning, self.selection, ROWS, length)
+        tokens = length if self.family.modality == "text" else None
+        self.decoding = Decoding(decoder, ROWS, self.trial.vocabulary, tokens)
 
     def begin(self, request: dict[str, Tensor], filler: int = 0) -> dict[str, Tensor]:
         """What is there before the first token; a text gets rows and columns of padding."""

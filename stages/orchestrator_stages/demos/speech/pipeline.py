@@ -16,7 +16,7 @@ from orchestrator_stages.demos.speech.cut import SEGMENTS, TOKENS, Cut
 from orchestrator_stages.demos.speech.encoder import AudioEncoder
 from orchestrator_stages.demos.speech.read import Read
 from orchestrator_stages.demos.speech.recording import Recording
-from orchestrator_stages.seq2seq.decoding import Decoding
+from orchestrator_stages.seq2seq.decoding import Decoder, Decoding
 from orchestrator_stages.seq2seq.families import dtype_of, family_of
 from orchestrator_stages.seq2seq.host import FinishSequences
 from orchestrator_stages.seq2seq.options import read_beginning
@@ -83,7 +83,7 @@ def speech(
         model, {"input_features": features}, rows, length, slots, AudioEncoder(model.model.encoder)
     )
     encodings = pipeline.add("encode", trial.encoder)(mel)
-    decoding = Decoding(trial, beginning, selection, rows, length)
+    decoding = Decoding(Decoder(trial, beginning, selection, rows, length), rows, trial.vocabulary, None)
     choices = decoding.draw(pipeline, {"encoding": encodings["encoding"]}, check_every)
     sequences, _ = pipeline.add("finish", FinishSequences(selection, rows, ()), device="host")(*choices)
     read = pipeline.add("read", Read(checkpoint.tokenizer, selection.eos), device="host")
