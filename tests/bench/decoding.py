@@ -1,4 +1,4 @@
-"""Greedy decoding of 64 tokens: the loop of `from_transformers` next to the model's own ``generate()``.
+"""Greedy decoding of 64 tokens: the loop of `from_transformers` next to ``generate()``, and to one written by hand.
 
 Both run the same random weights on the same texts of different lengths, with no token that ends a text, so that both
 make all 64. The tiny models are those of the tests; *wide* is as large as a small translator, where most of the time is
@@ -7,6 +7,7 @@ arithmetic.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tests.bench.measure import Effort, Row, compare
 
-LIMIT = 1.0
+LIMIT, LIMIT_BY_HAND = 1.0, 1.05
 NEW, LINKED = 64, 8
 DEVICE = "neuron-emulated"
 
@@ -40,6 +41,8 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     model, request = _model("wide"), texts((12, 9, 5, 16))
     expected = generated(model, request, max_new_tokens=LINKED)
     yield link("decode", "wide Marian", model, request, expected, LINKED)
+    for rounds, batch in ((10, 1), (6, 4)):
+        yield _beside_expert(effort, f"wide Marian, {batch} x {NEW} tokens by hand", model, batch, rounds)
     for name, kind, batch, rounds in CASES:
         yield _decoding(effort, f"{name}, {batch} x {NEW} tokens", _model(kind), batch, rounds)
 
@@ -129,3 +132,43 @@ def _decoding(effort: Effort, case: str, model: Any, batch: int, rounds: int) ->
             effort.rounds(rounds),
         )
     return pair.row("decode", case, limit=LIMIT, equal=equal, note="reference: generate() of transformers")
+
+
+def _beside_expert(effort: Effort, case: str, model: Any, batch: int, rounds: int) -> Row:
+    """The same against a loop of the model's own forward over an in-place cache that is read where it is filled."""
+    from orchestrator_stages import from_transformers
+    from tests.bench.generation import expert_layer
+    from tests.stages.tiny_models import texts
+
+    request = texts((12, 9, 5, 16)[:batch])
+    config, caches = model.config, importlib.import_module("transformers.cache_utils")
+    size = config.d_model // config.decoder_attention_heads
+
+    @torch.inference_mode()
+    def expert() -> Tensor:
+        encoding = model.get_encoder()(**request)
+        own, new_ids = caches.DynamicCache(), torch.zeros(batch, NEW + 1, dtype=torch.int64)
+        own.layers = [
+            expert_layer()(batch, NEW, 0, size, heads=config.decoder_attention_heads)
+            for _ in range(config.decoder_layers)
+        ]
+        cache = caches.EncoderDecoderCache(own, caches.DynamicCache())
+        new_ids[:, 0] = config.decoder_start_token_id
+        for step in range(NEW):
+            logits = model(
+                encoder_outputs=encoding,
+                attention_mask=request["attention_mask"],
+                decoder_input_ids=new_ids[:, step : step + 1],
+                past_key_values=cache,
+            ).logits
+            new_ids[:, step + 1] = logits[:, -1].argmax(-1)
+        return new_ids
+
+    pipeline = from_transformers(
+        model, max_new_tokens=NEW, batch=(batch,), tokens=(request["input_ids"].shape[1],)
+    )
+    with pipeline.plan(device="cpu").load() as session:
+        equal = session(**request)["tokens"].equal(expert())
+        pair = compare(lambda: session(**request), expert, effort.rounds(rounds))
+    note = "reference: the loop by hand over an in-place cache"
+    return pair.row("decode", case, unit="ms/token", parts=NEW, limit=LIMIT_BY_HAND, equal=equal, note=note)

@@ -44,8 +44,8 @@ CASES = (
     (4096, 16, 3),
 )
 
-#: Tokens of the prompt, of all, rows of the batch, rounds.
-REQUESTS = ((64, 256, 1, 6), (64, 512, 1, 2), (64, 256, 16, 2))
+#: Tokens of the prompt, of all, rows of the batch, beams, rounds.
+REQUESTS = ((64, 256, 1, 1, 6), (64, 512, 1, 1, 2), (64, 256, 16, 1, 2), (256, 320, 1, 4, 4))
 
 
 def absent() -> list[str]:
@@ -61,7 +61,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
     if effort.quick:
         model = llama(64, 2)
         yield _decoding(effort, model, 32, 2, NEW, 2)
-        yield _whole(effort, model, 8, 16, 2, 2)
+        yield _whole(effort, model, 8, 12, 2, 2, 2)
         yield _first_token(effort, model, 16, 2, 2)
     else:
         model = llama(WIDTH, LAYERS)
@@ -69,8 +69,8 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
             yield _decoding(effort, model, length, batch, NEW, rounds)
         # Here the cache grows through several buckets.
         yield _decoding(effort, model, 512, 1, 512 - 24, 2)
-        for prompt, length, batch, rounds in REQUESTS:
-            yield _whole(effort, model, prompt, length, batch, rounds)
+        for sizes in REQUESTS:
+            yield _whole(effort, model, *sizes)
         for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
         yield _memory("cpu", 2048, 8)
@@ -156,8 +156,8 @@ def expert_layer() -> Any:
         is_compileable = False
         is_initialized = True
 
-        def __init__(self, batch: int, length: int, filled: int, size: int) -> None:
-            self.keys, self.values = (torch.zeros(batch, HEADS, length, size) for _ in range(2))
+        def __init__(self, batch: int, length: int, filled: int, size: int, heads: int = HEADS) -> None:
+            self.keys, self.values = (torch.zeros(batch, heads, length, size) for _ in range(2))
             self.filled = filled
 
         def lazy_initialization(self, *_: Tensor) -> None:
@@ -257,25 +257,27 @@ def _request(batch: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def _session(model: Any, request: dict[str, Tensor], new: int) -> Any:
+def _session(model: Any, request: dict[str, Tensor], new: int, beams: int = 1) -> Any:
     stages = importlib.import_module("orchestrator_stages")
     batch, length = request["input_ids"].shape
-    return stages.from_transformers(model, max_new_tokens=new, batch=(batch,), tokens=(length,)).plan().load()
+    sizes = {"batch": (batch,), "tokens": (length,)}
+    return stages.from_transformers(model, max_new_tokens=new, num_beams=beams, **sizes).plan().load()
 
 
-def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, rounds: int) -> Row:
+def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, beams: int, rounds: int) -> Row:
     """A request from prompt to last token against generate()."""
     request, new = _request(batch, prompt), length - prompt
 
     def generate() -> Any:
-        return model.generate(**request, max_new_tokens=new, do_sample=False)
+        return model.generate(**request, max_new_tokens=new, num_beams=beams, do_sample=False)
 
-    with _session(model, request, new) as session:
+    with _session(model, request, new, beams) as session:
         equal = session(**request)["tokens"].equal(generate())
         pair = compare(lambda: session(**request), generate, effort.rounds(rounds))
     return pair.row(
         "generate",
-        f"{_size(model, batch)}, a request: {prompt} tokens and {new} more",
+        f"{_size(model, batch)}, a request: {prompt} tokens and {new} more"
+        + f", {beams} beams" * (beams > 1),
         limit=LIMIT_OF_GENERATE,
         equal=equal,
         note="reference: generate() of transformers",

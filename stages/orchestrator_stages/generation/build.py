@@ -100,7 +100,7 @@ def from_transformers(
             Of Speech2Text and Moonshine the one length of recordings, in frames or samples.
         cache: How many tokens of the cache are read: each new token reads the fewest of these that hold all before it.
             The longest prompt with what is added is always one. By default doublings from 256 on. On the CPU what is
-            filled is read, and no more, whatever is said here.
+            filled is read, and no more, whatever is said here; of a layer with a sliding window, its window.
         check_every: How many tokens are made between two looks at whether all sequences have ended; the result does
             not depend on it. Where the cache is read in several lengths, it is looked at for each token.
         name: The pipeline's name; by default the model's type.

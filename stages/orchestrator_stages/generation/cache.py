@@ -4,7 +4,7 @@ A layer of transformers grows with each token, or keeps only a window. Those her
 there may be. The first forward, over the prompt, attends to the prompt alone, as the library's own layer has it, and
 lays it down in the first slots; every later one writes behind it. Where its position is a number, it attends to what is
 filled, within a window if there is one: what the library's own layer does, without its copies. Where the position is a
-tensor, it attends to all slots, of which the model's mask hides the empty ones and those outside of a window.
+tensor, it attends to a window, or to all slots; of either the model's mask hides those that are empty.
 
 What holds keys and values of an encoder, or the states of a recurrent layer, has a fixed size in the library as well
 and stays as it is.
@@ -13,13 +13,21 @@ and stays as it is.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["IndexedSlotLayer", "RecurrentSlotLayer", "SlotLayer", "empty_cache", "empty_cross_cache"]
+__all__ = [
+    "IndexedSlotLayer",
+    "RecurrentSlotLayer",
+    "SlotLayer",
+    "cache_makers",
+    "empty_cache",
+    "empty_cross_cache",
+]
 
 # Typed by nothing: the versions of the library that are supported differ in what they declare.
 cache_utils: Any = importlib.import_module("transformers.cache_utils")
@@ -74,6 +82,11 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         self.keys = self._write(self.keys, key_states, 2, self.position)
         self.values = self._write(self.values, value_states, 2, self.position)
         self.count += key_states.shape[-2]
+        return self._read(key_states.shape[-2])
+
+    def _read(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """What so many tokens attend to, the last that were laid down."""
+        del tokens  # they attend to all that is filled
         readable = self._readable()
         return self.keys[:, :, readable], self.values[:, :, readable]
 
@@ -138,14 +151,21 @@ class DecoderSlotLayer(SlotLayer):
 
 
 class SlidingSlotLayer(SlotLayer):
-    """The same for a layer that attends to a window: the mask hides what is outside of it, or it is not read.
+    """The same for a layer that attends to a window: what is outside of it is not read.
+
+    Where the position is a tensor, that is so for a window smaller than what is read, and one token; else the mask
+    hides what is outside.
 
     Args:
         slots: How many tokens it holds.
         window: To how many tokens, itself among them, a token attends.
+
+    Attributes:
+        is_masked: Where the position is no number all slots are read in any case, and the mask hides those outside.
     """
 
     is_sliding = True
+    is_masked = False
 
     def __init__(self, slots: int, window: int) -> None:
         super().__init__(slots)
@@ -157,6 +177,25 @@ class SlidingSlotLayer(SlotLayer):
             return filled
         # The first of the tokens that are added attends to those before it, too.
         return slice(max(0, self.position + 1 - self.window), filled.stop)
+
+    def _begin_of_window(self, tokens: int) -> Tensor | None:
+        """The first slot of the window, a scalar; None: more than a window is read."""
+        is_whole = self.is_masked or tokens > 1 or self.window >= self.get_max_length()
+        if is_whole or not isinstance(self.position, Tensor):
+            return None
+        return (self.position + 1 - self.window).clamp(min=0)
+
+    def _read(self, tokens: int) -> tuple[Tensor, Tensor]:
+        first = self._begin_of_window(tokens)
+        if first is None:
+            return super()._read(tokens)
+        places = torch.arange(self.window, device=first.device) + first
+        return self.keys.index_select(2, places), self.values.index_select(2, places)
+
+    def get_mask_sizes(self, query: Any) -> tuple[int, Any]:
+        """Returns how many slots a query attends to, and the first of them: a scalar where its number is not known."""
+        first = self._begin_of_window(query.shape[0] if isinstance(query, Tensor) else int(query))
+        return super().get_mask_sizes(query) if first is None else (self.window, first)
 
 
 class IndexedSlotLayer(SlotLayer):
@@ -244,10 +283,42 @@ def empty_cache(config: Any, slots: int) -> Any:
     return cache
 
 
+def cache_makers(
+    make_cache: Callable[[Any, int], Any], config: Any, slots: int
+) -> list[Callable[[Any, int], Any]]:
+    """Returns what makes caches of a model, to be tried one after the other.
+
+    A mask that a model makes by itself, and not as the library does, need not know of a window whose first slot is no
+    number: the second one reads all slots then. There is none if no window is smaller.
+
+    Args:
+        make_cache: As :func:`empty_cache`, or what a family has in its place.
+        config: The config of the model.
+        slots: How many tokens a cache holds.
+    """
+
+    def make_whole(config: Any, slots: int) -> Any:
+        cache = make_cache(config, slots)
+        for layer in cache.layers:
+            if isinstance(layer, SlidingSlotLayer):
+                layer.is_masked = True
+        return cache
+
+    try:
+        layers = getattr(make_cache(config, slots), "layers", ())
+    except Exception:  # the model is refused for it when it is run
+        layers = ()
+    has_window = any(isinstance(layer, SlidingSlotLayer) and layer.window < slots for layer in layers)
+    return [make_cache, make_whole] if has_window else [make_cache]
+
+
 def empty_cross_cache(config: Any, slots: int) -> Any:
     """Returns the same for a decoder that attends to an encoder; what it reads of the encoder is kept as it comes."""
     own = empty_cache(config, slots)
     own.layers = [DecoderSlotLayer(slots) if type(layer) is SlotLayer else layer for layer in own.layers]
+    for layer in own.layers:
+        if isinstance(layer, SlidingSlotLayer):
+            layer.is_masked = True
     if own.layer_class_to_replicate is not None:
         own.layer_class_to_replicate = lambda: DecoderSlotLayer(slots)
     return cache_utils.EncoderDecoderCache(own, cache_utils.DynamicCache())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from orchestrator import GraphError
+from orchestrator_stages.generation.cache import cache_makers
 from orchestrator_stages.generation.checks import following
 from orchestrator_stages.generation.encoder import ItemEncoder, take_deep_features, trace_features
 from orchestrator_stages.generation.families import family_of
@@ -56,7 +58,8 @@ def follow(
     # the model's own generate() before anybody relies on it.
     family = family_of(model)
     errors: list[Exception] = []
-    for is_static in (False, True):
+    makers = cache_makers(family.cache, text_model(model).config, slots)
+    for make_cache, is_static in itertools.product(makers, (False, True)):
         try:
             tree, reference = own_tree(model), own_tree(model)
             if kind is not None:
@@ -67,7 +70,7 @@ def follow(
             take_deep_features(tree)
             axes = AXES if kind is not None and rope is not None else 0
             text_tree = family.prepare(text_model(tree))
-            generator = Generator(text_tree, slots, kind, axes, is_static=is_static, empty_cache=family.cache)
+            generator = Generator(text_tree, slots, kind, axes, is_static=is_static, empty_cache=make_cache)
             check_logits(reference, generator, vocabulary, kind, encoders, rope)
             return (
                 ModelStages(generator)
@@ -76,6 +79,8 @@ def follow(
             )
         except Exception as error:
             errors.append(error)
-    # What the first try met is nearer to the model, unless only the second had something to say about it.
+    # What a try without answers met is nearer to the model, unless only one with them had something to say about it;
+    # the last two are those that ask least of it.
+    last = errors[-2:]
     with following(model):
-        raise next((item for item in errors if isinstance(item, GraphError)), errors[0])
+        raise next((item for item in last if isinstance(item, GraphError)), last[0])

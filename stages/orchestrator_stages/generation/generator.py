@@ -327,7 +327,7 @@ class Generator(nn.Module):
             ``logits`` ``[batch, vocabulary]`` of the next token, float32, and what the next call takes.
         """
         # A number where it can be had: then only what is filled is read, and no mask has to hide the rest. Nothing is
-        # traced there, so torch need not count versions either, which it does under no_grad as well.
+        # traced there: the forward may look at values, and torch need not count versions, as it does under no_grad.
         slot = position if is_masked else slot_number(position)
         is_number = isinstance(slot, int)
         with torch.inference_mode() if is_number else contextlib.nullcontext():
@@ -339,7 +339,9 @@ class Generator(nn.Module):
             else:
                 mask = mask[:, :reach]
                 mask = mask * (torch.arange(mask.shape[1], device=mask.device) <= position)
-            logits = self._run({"input_ids": token[:, None]}, mask, place[..., None], cache, position)
+            inputs = {"input_ids": token[:, None]}
+            is_static = self.is_static and not is_number
+            logits = self._run(inputs, mask, place[..., None], cache, position, is_static=is_static)
             following = {"position": position + 1, "place": place + 1, **self._template.state(cache)}
             return {"logits": logits, **following}
 
@@ -351,6 +353,8 @@ class Generator(nn.Module):
         cache: Any,
         first: Tensor | int,
         more: Mapping[str, Tensor] | None = None,
+        *,
+        is_static: bool | None = None,
     ) -> Tensor:
         """Calls the model's forward; returns logits of the last token."""
         (tokens,) = inputs.values()
@@ -369,7 +373,7 @@ class Generator(nn.Module):
         if self._prepares:
             is_first = isinstance(first, int) and first == 0
             arguments = prepare_inputs(self.model, arguments, tokens.shape[1], is_first=is_first)
-        with forward_context(self.is_static):
+        with forward_context(self.is_static if is_static is None else is_static):
             out = self.model(**arguments, return_dict=True)
         logits: Tensor = out.logits[:, -1].to(torch.float32)
         return logits

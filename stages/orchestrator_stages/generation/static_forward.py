@@ -6,7 +6,8 @@ overflown, at which position a slice begins. Each of these questions has an answ
 - a mask may always be applied, also where it hides nothing;
 - what an overflow is clamped to is a choice between two tensors;
 - a range or slice that begins at a position holds one element, where one token is read at a time;
-- no position lies outside of the table of positions: how many there are is compared before anything is planned;
+- no position lies outside of the table of positions, no slot behind the end of a mask: how many there are is compared
+  before anything is planned;
 - every expert of a mixture may be run on every token, where what it makes of others than its own is not added.
 
 The last one is much work, so it is given only where no value can be seen: on a device, and where shapes are found out.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orchestrator import GraphError, Plan
 from orchestrator_stages import from_transformers
+from orchestrator_stages.generation.cache import empty_cache
 from orchestrator_stages.generation.lanes import copy_steps, reorder
 from tests.stages import tiny_models
 from tests.stages.generation.tiny import PAD, prompts, tiny
@@ -121,6 +122,25 @@ def test_rows_become_those_that_are_named_for_them():
         assert len({target for target, _ in steps} - {-1}) == sum(
             row != source for row, source in enumerate(order)
         )
+
+
+@pytest.mark.parametrize(
+    ("reach", "position", "places"),
+    [(3, 2, [0, 1, 2]), (5, 1, [0, 1, 2]), (5, 4, [2, 3, 4]), (None, 5, [3, 4, 5])],
+)
+def test_a_window_is_read_where_it_is_smaller_than_the_bucket(
+    reach: int | None, position: int, places: list[int]
+):
+    """Three tokens, by a position whose number is not known."""
+    layer = empty_cache(tiny("mistral").config, 6).layers[0]
+    layer.keys = layer.values = torch.arange(6.0)[None, None, :, None]
+    layer.lazy_initialization(layer.keys)
+    layer.position, layer.reach = torch.tensor(position), reach
+    new = torch.full((1, 1, 1, 1), float(position))
+    keys, _ = layer.update(new, new)
+    count, first = layer.get_mask_sizes(1)
+    assert keys.flatten().tolist() == places
+    assert (count, int(first)) == (3, places[0])
 
 
 @pytest.mark.parametrize("cache", [(0,), (2.5,), (True,)])
