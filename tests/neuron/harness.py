@@ -39,6 +39,7 @@ MODULES = (
     "entry_points",
     "generators",
     "shipped",
+    "pictures",
     "random_graphs",
     "renamed",
 )

@@ -94,12 +94,14 @@ def plain_operations() -> None:
     """Puts plain operations under what NxD Inference's own models do beyond torch, for the simulated device.
 
     They have custom calls of XLA, a cast to ``torch.Tensor`` that tells kernels what they get and that `torch.export`
-    does not follow, and weights under two names, of which a checkpoint has one.
+    does not follow, and weights under two names, of which a checkpoint has one. A rank's
+    number, which nothing reads, is no part of some checkpoints.
     """
     importlib.import_module("simpar").plain_kernels()
     FakeTensor.as_subclass = lambda self, _: self  # type: ignore[assignment, method-assign]
     runtime = importlib.import_module("sim_runtime")
     names: dict[str, str] = {}
+    ranks: set[str] = set()
     generate, initialize = runtime.generate_hlo, runtime.SPMDModel.initialize
 
     def generate_hlo(module: Any, *arguments: Any, **options: Any) -> Any:
@@ -108,14 +110,19 @@ def plain_operations() -> None:
         for name, tensor in (pair for each in tensors for pair in each(remove_duplicate=False)):
             if first.setdefault(id(tensor), name) != name:
                 names[name] = first[id(tensor)]
+            if name.endswith(".rank"):
+                ranks.add(name)
         return generate(module, *arguments, **options)
 
-    def initialize_with_all_names(self: Any, states: Any, weights: Any, rank: Any) -> Any:
-        for row in weights:
+    def initialize_with_all_names(self: Any, states: Any, weights: Any, start: Any) -> Any:
+        upload = importlib.import_module("simdev").to_device
+        for rank, row in enumerate(weights):
             row.update(
                 {name: row[other] for name, other in names.items() if other in row and name not in row}
             )
-        return initialize(self, states, weights, rank)
+            number = torch.tensor([rank], dtype=torch.int32)
+            row.update({name: upload(number, rank) for name in ranks if name not in row})
+        return initialize(self, states, weights, start)
 
     runtime.SPMDModel.initialize = initialize_with_all_names
     runtime.generate_hlo = importlib.import_module("torch_neuronx.xla_impl.trace").generate_hlo = generate_hlo

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,53 +84,10 @@ def by_itself(application: Any, ids: Tensor) -> Tensor:
     return torch.cat(logits, 1)
 
 
-class Place(nn.Module):
-    """What is in the cache before a place, as a mask, and the place after it."""
-
-    def forward(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        return (torch.arange(LENGTH)[None] < place).to(INT), place + 1
-
-
-class Likeliest(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, -1:].argmax(-1).to(INT)
-
-
-def generation(entries: Any, collect: tuple[str, ...] = ("logits",)) -> Pipeline:
-    """A prompt, then steps in a loop."""
-    one, decode, prompt = (
-        TensorSpec((1, 1), INT),
-        entries.token_generation_model,
-        entries.context_encoding_model,
-    )
-    body = Pipeline("step")
-    token, place, cache = (
-        body.input(name, spec)
-        for name, spec in (("token", one), ("place", one), ("cache", decode.inputs["cache"]))
-    )
-    mask, following = body.add("mask", Place(), outputs=("mask", "place"))(place)
-    step = body.add("decode", decode)(input_ids=token, attention_mask=mask, position_ids=place, cache=cache)
-    for name, value in (
-        ("token", body.add("pick", Likeliest())(step["logits"])),
-        ("place", following),
-        ("cache", step["cache"]),
-        ("logits", step["logits"]),
-    ):
-        body.output(name, value)
-
-    pipeline = Pipeline("language-model")
-    start = pipeline.add("prefill", prompt)(
-        **{name: pipeline.input(name, spec) for name, spec in prompt.inputs.items()}
-    )
-    carry = {
-        "token": pipeline.add("pick", Likeliest())(start["logits"]),
-        "place": pipeline.input("place", one),
-        "cache": start["cache"],
-    }
-    pipeline.output("first", start["logits"])
-    talk = pipeline.loop("talk", body, carry=carry, max_steps=STEPS, collect=collect)
-    pipeline.output("logits", talk if len(collect) == 1 else talk[0])
-    return pipeline
+def generation(application: Any) -> Pipeline:
+    """The pipeline of the page about applications."""
+    script = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "how-to" / "nxdi_application.py"))
+    return script["generation"](application, STEPS)
 
 
 def request(ids: Tensor) -> dict[str, Tensor]:
@@ -152,8 +111,7 @@ def check_language_model_with_two_submodels():
     # That its own code is right: transformers' model gives the same tokens.
     tokens = reference.generate(ids, max_new_tokens=STEPS + 1, do_sample=False)[:, ids.shape[1] :]
     assert tokens.equal(expected.argmax(-1))
-    entries = from_nxdi(make())
-    pipeline = generation(entries)
+    pipeline = generation(make())
     plan = pipeline.plan("nxdi", options={"tp_degree": RANKS})
     (state,), (application,) = plan.states, plan.applications
     assert (state.start, application.stages) == ("prefill.cache", ("prefill", "talk/decode"))
@@ -181,8 +139,6 @@ def check_language_model_with_two_submodels():
 
 def check_what_an_application_keeps_is_never_handed_over():
     entries = from_nxdi(llama()[0]())
-    with pytest.raises(PlanError, match=r"memory that the application of stage .* keeps"):
-        generation(entries, collect=("logits", "cache")).plan("nxdi", options={"tp_degree": RANKS})
     pipeline = Pipeline("no-loop")
     prompt = entries.context_encoding_model
     values = {name: pipeline.input(name, spec) for name, spec in prompt.inputs.items()}

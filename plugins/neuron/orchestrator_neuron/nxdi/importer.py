@@ -52,7 +52,7 @@ def from_nxdi(
             f"{str(application.model_path)!r}; leave checkpoint= out, or give its wrapper to from_nxdi.",
             thing=thing,
         )
-    if application is not None and len(application.models) > 1:
+    if application is not None and (len(application.models) > 1 or hasattr(application, "vision_models")):
         from orchestrator_neuron.nxdi.submodels import Submodels
 
         return Submodels(application, inputs, outputs)

@@ -20,7 +20,14 @@ from orchestrator_neuron.nxdi.classes import EncoderModelInstance
 from orchestrator_neuron.nxdi.ranks import ranks_of_degree
 from orchestrator_neuron.nxdi.read import copy_of, overrides
 
-__all__ = ["ApplicationWeights", "HostModel", "Memory", "meta_model", "submodel_instance"]
+__all__ = [
+    "ApplicationWeights",
+    "HostModel",
+    "Memory",
+    "meta_model",
+    "models_of",
+    "submodel_instance",
+]
 
 #: NxD Inference's own CPU mode, a variable of the environment.
 _CPU_MODE = "NXD_CPU_MODE"
@@ -56,6 +63,15 @@ class Memory:
         }
 
 
+def models_of(application: Any) -> list[list[Any]]:
+    """Returns the wrappers of an application in groups that share weights.
+
+    There is one group, but for NxD Inference's models for pictures and text: they have those of a vision encoder, too.
+    """
+    groups = [application.models, getattr(application, "vision_models", [])]
+    return [list(group) for group in groups if group]
+
+
 class ApplicationWeights:
     """The weights of an application, which its submodels share.
 
@@ -68,7 +84,7 @@ class ApplicationWeights:
     def __init__(self, application: Any) -> None:
         self._application = application
         self._holder: torch.nn.Module | None = None
-        self._names: frozenset[str] | None = None
+        self._names: dict[str, frozenset[str]] = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ApplicationWeights:
@@ -80,9 +96,11 @@ class ApplicationWeights:
         Raises:
             GraphError: It has.
         """
-        if self._names is None:
-            self._names = frozenset(names)
-        own = [name for name in names if name not in self._names]
+        group = next(
+            models for models in models_of(self._application) if tag in [item.tag for item in models]
+        )
+        loaded = self._names.setdefault(group[0].tag, frozenset(names))
+        own = [name for name in names if name not in loaded]
         if own:
             raise GraphError(
                 f"The submodel {tag!r} of {type(self._application).__name__} has weights that the first one lacks, "
@@ -92,15 +110,15 @@ class ApplicationWeights:
 
     @property
     def holder(self) -> torch.nn.Module:
-        """A module that has them; NxD Inference takes the names of those of its first submodel."""
+        """A module that has them: those of its first submodel, of each of its groups."""
         if self._holder is None:
-            wrapper = self._application.models[0]
-            neuron = wrapper.config.neuron_config
-            module, aliases = meta_model(wrapper, wrapper.config, neuron.tp_degree, neuron.world_size)
-            kept = {id(parameter) for parameter in aliases}
-            self._holder = torch.nn.ParameterList(
-                parameter for parameter in module.parameters() if id(parameter) not in kept
-            ).requires_grad_(False)
+            parameters: list[torch.nn.Parameter] = []
+            for wrapper, *_ in models_of(self._application):
+                neuron = wrapper.config.neuron_config
+                module, aliases = meta_model(wrapper, wrapper.config, neuron.tp_degree, neuron.world_size)
+                kept = {id(parameter) for parameter in aliases}
+                parameters += [parameter for parameter in module.parameters() if id(parameter) not in kept]
+            self._holder = torch.nn.ParameterList(parameters).requires_grad_(False)
         return self._holder
 
     def load(self, wrapper: Any, config: Any) -> Any:

@@ -79,7 +79,7 @@ def _dim_name(tag: str, rows: Sequence[Row], buckets: tuple[int, ...]) -> str:
 
 
 def output_specs(
-    wrapper: Any, rows: Sequence[Row], application: Any, outputs: Ports | None
+    wrapper: Any, rows: Sequence[Row], for_language: bool, outputs: Ports | None
 ) -> Mapping[str, PortSpec | None]:
     """What a submodel hands over, as the user says it, or as language models of NxD Inference do.
 
@@ -88,7 +88,7 @@ def output_specs(
     """
     if isinstance(outputs, Mapping):
         return outputs
-    if not is_language_model(application):
+    if not for_language:
         raise GraphError(
             f"What the submodel {wrapper.tag!r} gives is not known: say it with names and specs, "
             f"outputs={{{wrapper.tag!r}: {{'output': TensorSpec(...)}}}}, without what stays on the device.",

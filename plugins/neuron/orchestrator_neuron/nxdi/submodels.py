@@ -29,6 +29,7 @@ from orchestrator_neuron.nxdi.submodel_models import (
     HostModel,
     Memory,
     meta_model,
+    models_of,
     submodel_instance,
 )
 from orchestrator_neuron.nxdi.submodel_ports import (
@@ -62,7 +63,8 @@ class Submodels:
         inputs: Mapping[str, Ports] | None = None,
         outputs: Mapping[str, Ports] | None = None,
     ) -> None:
-        tags = [wrapper.tag for wrapper in application.models]
+        wrappers = [wrapper for models in models_of(application) for wrapper in models]
+        tags = [wrapper.tag for wrapper in wrappers]
         for word, ports in (("inputs", inputs), ("outputs", outputs)):
             stray = next((tag for tag in ports or () if tag not in tags), None)
             if stray is not None:
@@ -87,18 +89,22 @@ class Submodels:
                 (inputs or {}).get(wrapper.tag),
                 (outputs or {}).get(wrapper.tag),
             )
-            for wrapper in application.models
+            for wrapper in wrappers
         }
-        self._check_routes()
+        # Now, while nobody plans: it is built outside of the planner's modes.
+        _ = weights.holder
+        for models in models_of(application):
+            self._check_routes([self.entries[wrapper.tag] for wrapper in models])
 
-    def _check_routes(self) -> None:
+    def _check_routes(self, entries: Sequence[Submodel]) -> None:
         """Refuses submodels that NxD's router cannot tell apart: it looks at nothing but shapes.
 
         Raises:
             GraphError: Two of them take inputs of the same shapes.
         """
         tags: dict[tuple[Any, ...], str] = {}
-        for tag, entry in self.entries.items():
+        for entry in entries:
+            tag = entry.tag
             for shapes in {tuple(spec.dims for spec in row) for row in entry.rows}:
                 other = tags.setdefault(shapes, tag)
                 if other != tag:
@@ -151,9 +157,13 @@ class Submodel(AdoptedStage):
         self._examples = [tuple(row) for row in wrapper.input_generator()]
         rows = [tuple(TensorSpec(tuple(value.shape), value.dtype) for value in row) for row in self._examples]
         self.row_names = row_names(wrapper, rows, inputs)
-        for_language = is_language_model(application)
+        for_language = is_language_model(application) and any(
+            wrapper is other for other in application.models
+        )
         if inputs is None:
-            names = [name for name in self.row_names if not (for_language and name in FILLED)]
+            empty = [name for name, spec in zip(self.row_names, rows[0], strict=True) if 0 in spec.dims]
+            left_out = [*empty, *FILLED] if for_language else []
+            names = [name for name in self.row_names if name not in left_out]
         else:
             names = [name for name in inputs if name in self.row_names]
         super().__init__(wrapper, application, names, {}, rows=rows)
@@ -165,7 +175,7 @@ class Submodel(AdoptedStage):
         # Its ports are declared, not read from the model's parameters.
         self.model_cls = None
         self.memory = self._read_memory()
-        self.outputs = dict(output_specs(wrapper, rows, application, outputs))
+        self.outputs = dict(output_specs(wrapper, rows, for_language, outputs))
         if self.memory is not None:
             cache = TensorSpec((self.memory.size,), self.memory.dtype)
             self.outputs = {**self.outputs, CACHE: cache}
@@ -217,11 +227,13 @@ class Submodel(AdoptedStage):
     def config_on_host(self) -> Any:
         """Returns a copy of its config for one rank, in its own dtype."""
         config = config_of_degree(self.config, self.rows, 1, 1)
-        neuron = self.config.neuron_config
-        config.neuron_config.torch_dtype, config.neuron_config.cast_type = (
-            neuron.torch_dtype,
-            neuron.cast_type,
-        )
+        # Models for pictures and text have a config for each in theirs.
+        for part, own in (
+            (config, self.config),
+            *((getattr(config, name), part) for name, part in _parts(self.config)),
+        ):
+            neuron = part.neuron_config = config_of_degree(own, self.rows, 1, 1).neuron_config
+            neuron.torch_dtype, neuron.cast_type = own.neuron_config.torch_dtype, own.neuron_config.cast_type
         return config
 
     def _read_memory(self) -> Memory | None:
@@ -280,3 +292,8 @@ class Submodel(AdoptedStage):
         error = row_misfit(stage.name, self.rows_of(list(fed)), fed)
         if error is not None:
             raise error
+
+
+def _parts(config: Any) -> list[tuple[str, Any]]:
+    """The configs in a config, by name."""
+    return [(name, part) for name, part in vars(config).items() if hasattr(part, "neuron_config")]

@@ -34,9 +34,9 @@ def build_own(application: Application, stage: AdoptedStage, folder: Path) -> No
         user_stage.complete()
     theirs = stage.application
     with as_compile_error(application, "compiled"), work_folder(folder):
-        theirs._builder = None
+        _forget_builders(theirs)
         theirs.compile(str(folder))
-        theirs._builder = None
+        _forget_builders(theirs)
 
 
 def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dict[str, ProgramCall]:
@@ -50,9 +50,9 @@ def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dic
         user_stage.complete()
     theirs = stage.application
     with as_compile_error(application, "loaded"):
-        theirs._builder = None
+        _forget_builders(theirs)
         theirs.load(str(folder), skip_warmup=True)
-        theirs._builder = None
+        _forget_builders(theirs)
     calls: dict[str, ProgramCall] = {}
     for program, user_stage in programs:
         wrapper = user_stage.nxdi_wrapper
@@ -60,6 +60,13 @@ def load_own(application: Application, stage: AdoptedStage, folder: Path) -> dic
         run = _row_call(program, user_stage) if isinstance(user_stage, Submodel) else theirs.forward
         calls[program.name] = ProgramCall(program, wrapper, run)
     return calls
+
+
+def _forget_builders(application: Any) -> None:
+    """Drops the builders, which hold models and a work folder."""
+    for name in ("_builder", "text_builder", "vision_builder"):
+        if hasattr(application, name):
+            setattr(application, name, None)
 
 
 def _row_call(program: Program, submodel: Submodel) -> Callable[..., Any]:
