@@ -34,8 +34,8 @@ def from_nxdi(
             names of its whole model; or a folder that ``save_sharded_checkpoint`` wrote. ``"random"``: they are drawn.
 
     Returns:
-        A stage. Of an application with several submodels an object that has a stage for each, by its tag, as in
-        ``from_nxdi(application).context_encoding_model``. There ``inputs`` and ``outputs`` are by tag.
+        A stage. Of an application with several submodels it is an object that has a stage for each as an attribute, by
+        its tag, and there ``inputs`` and ``outputs`` are by tag.
 
     Raises:
         CompileError: NxD Inference is not installed.
