@@ -87,15 +87,17 @@ def _compare(what: str, port: str, rows: list[torch.Tensor], shape: tuple[int, .
         f"or gather it inside the stage."
     )
     # Shapes first: parts of another size than the plan has are told as what they are.
-    if tuple(rows[0].shape) != tuple(shape):
+    if any(tuple(row.shape) != tuple(shape) for row in rows):
         raise CompileError(
             f"{what} is {list(rows[0].shape)} on each rank, but the plan takes it for {list(shape)}. {way_out}",
             port=port,
         )
     for rank, row in enumerate(rows[1:], 1):
         if not _is_alike(rows[0], row):
+            first, second = rows[0].double(), row.double()
+            apart = f"by {float((first - second).abs().max()):.3g} where the largest is {float(first.abs().max()):.3g}"
             raise CompileError(
-                f"{what}, {list(shape)}, differs between rank 0 and rank {rank} for the same inputs, and reading "
+                f"{what}, {list(shape)}, differs between rank 0 and rank {rank} for the same inputs ({apart}): reading "
                 f"rank 0 alone would lose the rest. {way_out} If the stage draws random numbers, each rank draws its "
                 f"own: draw on the host, and hand them in.",
                 port=port,
