@@ -146,8 +146,8 @@ class DecoderSlotLayer(SlotLayer):
 
     @property
     def is_compileable(self) -> bool:  # type: ignore[override]
-        """Whether the mask of a single token is needed."""
-        return not isinstance(self.position, int)
+        """Whether the mask of a single token is needed; the first tokens attend to themselves alone."""
+        return isinstance(self.position, Tensor)
 
 
 class SlidingSlotLayer(SlotLayer):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stages.generation.sweep import DATA, PAGE, attempt, generating_classes, page_of, transformers
 
-TAKEN = 235
+TAKEN = 238
 """How many classes are taken at least: a change of the road must not lose any."""
 
 SAMPLE = (
