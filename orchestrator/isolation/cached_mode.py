@@ -365,4 +365,7 @@ def _new_mode() -> CachedFakeMode:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     symbols = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-    return CachedFakeMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
+    mode = CachedFakeMode(allow_non_fake_inputs=True, shape_env=symbols, static_shapes=True)
+    # What is asked a second time does not get as far as torch's own memory, which costs a fifth of a plan.
+    mode.cache_enabled = False
+    return mode

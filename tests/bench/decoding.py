@@ -137,7 +137,7 @@ def _decoding(effort: Effort, case: str, model: Any, batch: int, rounds: int) ->
 def _beside_expert(effort: Effort, case: str, model: Any, batch: int, rounds: int) -> Row:
     """The same against a loop of the model's own forward over an in-place cache that is read where it is filled."""
     from orchestrator_stages import from_transformers
-    from tests.bench.generation import expert_layer
+    from tests.bench.expert import expert_layer
     from tests.stages.tiny_models import texts
 
     request = texts((12, 9, 5, 16)[:batch])

@@ -26,11 +26,15 @@ from torch import Tensor, nn
 
 from orchestrator import Dim, Pipeline, TensorSpec
 from tests.bench.decoding import DEVICE, link
+from tests.bench.expert import compiled_by_hand, expert_cache
 from tests.bench.measure import Effort, Row, compare, in_process, no_collector
 from tests.bench.memory import MB, Peak
 
 LIMIT, LIMIT_OF_GENERATE = 1.05, 0.9
 WIDTH, HEADS, LAYERS, NEW = 512, 8, 2, 16
+
+#: A token that ends a text, looked for by both sides and never the most likely.
+END = 2
 
 #: Tokens in the cache at the end, rows of the batch, rounds.
 CASES = (
@@ -46,6 +50,9 @@ CASES = (
 
 #: Tokens of the prompt, of all, rows of the batch, beams, rounds.
 REQUESTS = ((64, 256, 1, 1, 6), (64, 512, 1, 1, 2), (64, 256, 16, 1, 2), (256, 320, 1, 4, 4))
+
+#: The same of the request whose loop is compiled.
+COMPILED = (64, 256, 1, 6)
 
 
 def absent() -> list[str]:
@@ -73,6 +80,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
             yield _whole(effort, model, *sizes)
         for batch, rounds in ((1, 20), (16, 4)):
             yield _first_token(effort, model, 256, batch, rounds)
+        yield from _compiled(effort, model, *COMPILED)
         yield _memory("cpu", 2048, 8)
         yield _memory(DEVICE, 4096, 16)
     yield from _planning(2, (1,), (16,)) if effort.quick else _planning(24, (1, 4), (64, 512))
@@ -80,7 +88,7 @@ def rows(effort: Effort, device: str) -> Iterator[Row]:
 
 
 def llama(width: int, layers: int) -> Any:
-    """A model with random weights that never ends a text."""
+    """A model with random weights that never ends a text, though it could."""
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -95,7 +103,10 @@ def llama(width: int, layers: int) -> Any:
         initializer_range=0.1,
     )
     model = transformers.LlamaForCausalLM(config).eval()
-    model.generation_config.eos_token_id = None
+    # Of a thousand random scores the largest is above 0.
+    with torch.no_grad():
+        model.lm_head.weight[END] = 0
+    model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 0
     return model
 
@@ -146,53 +157,6 @@ def decoder(model: Any, length: int, batch: int, new: int) -> Pipeline:
     return pipeline
 
 
-@functools.cache
-def expert_layer() -> Any:
-    """The class of a layer of the expert's cache: made once, each token is written into its place."""
-    base: Any = importlib.import_module("transformers.cache_utils").CacheLayerMixin
-
-    class ExpertLayer(base):  # type: ignore[misc]
-        is_sliding = False
-        is_compileable = False
-        is_initialized = True
-
-        def __init__(self, batch: int, length: int, filled: int, size: int, heads: int = HEADS) -> None:
-            self.keys, self.values = (torch.zeros(batch, heads, length, size) for _ in range(2))
-            self.filled = filled
-
-        def lazy_initialization(self, *_: Tensor) -> None:
-            """It is made already."""
-
-        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            """Writes tokens; gives what is filled, which is the prompt as it is where there is nothing else."""
-            at, self.filled = self.filled, self.filled + keys.shape[2]
-            self.keys[:, :, at : self.filled], self.values[:, :, at : self.filled] = keys, values
-            if not at:
-                return keys, values
-            return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-        def get_seq_length(self) -> int:
-            return self.filled
-
-        def get_mask_sizes(self, query: Any) -> tuple[int, int]:
-            return self.filled + (query.shape[0] if isinstance(query, Tensor) else int(query)), 0
-
-        def get_max_length(self) -> int:
-            return int(self.keys.shape[2])
-
-        get_max_cache_shape = get_max_length
-
-    return ExpertLayer
-
-
-def expert_cache(model: Any, batch: int, length: int, filled: int) -> Any:
-    """A cache of such layers."""
-    cache = importlib.import_module("transformers.cache_utils").DynamicCache()
-    layers = range(model.config.num_hidden_layers)
-    cache.layers = [expert_layer()(batch, length, filled, model.config.hidden_size // HEADS) for _ in layers]
-    return cache
-
-
 def step_by_hand(model: Any, token: Tensor, cache: Any, seen: Tensor, place: Tensor) -> Tensor:
     """The most likely tokens ``[batch]`` after others."""
     out = model(
@@ -215,7 +179,7 @@ def by_hand(model: Any, token: Tensor, length: int, new: int) -> Tensor:
     chosen = torch.zeros(batch, new, dtype=torch.int64)
     finished = torch.zeros(batch, dtype=torch.bool)
     mask = torch.ones(batch, length, dtype=torch.int64)
-    ends = torch.tensor([], dtype=torch.int64)
+    ends = torch.tensor([END])
     for at in range(new):
         place = torch.full((batch, 1), length - new + at)
         best = step_by_hand(model, token, cache, mask[:, : length - new + at + 1], place)
@@ -288,9 +252,42 @@ def _whole(effort: Effort, model: Any, prompt: int, length: int, batch: int, bea
 def prefill(model: Any, request: dict[str, Tensor], slots: int) -> tuple[Tensor, Any]:
     """The expert's prefill: the first token after prompts, and the cache."""
     cache = expert_cache(model, len(request["input_ids"]), slots, 0)
+    return _first(model, request, cache)[0], cache
+
+
+def _compiled(effort: Effort, model: Any, prompt: int, length: int, batch: int, rounds: int) -> Iterator[Row]:
+    """The same with the loop compiled, against generate() and the loop that an expert compiles."""
+    request, new = _request(batch, prompt), length - prompt
+    references = {
+        "generate() of transformers": (
+            LIMIT_OF_GENERATE,
+            lambda: model.generate(**request, max_new_tokens=new, do_sample=False),
+        ),
+        "by hand, the library's static cache and torch.compile": (
+            LIMIT,
+            compiled_by_hand(model, request, length, functools.partial(step_by_hand, model), _first, END),
+        ),
+    }
+    stages = importlib.import_module("orchestrator_stages")
+    pipeline = stages.from_transformers(model, max_new_tokens=new, batch=(batch,), tokens=(prompt,))
+    with pipeline.plan(compile={"decode": "aot"}).load() as session:
+        for reference, (limit, call) in references.items():
+            equal = session(**request)["tokens"].equal(call())
+            pair = compare(lambda: session(**request), call, effort.rounds(rounds))
+            yield pair.row(
+                "generate",
+                f'{_size(model, batch)}, {prompt} tokens and {new} more, compile={{"decode": "aot"}}',
+                limit=limit,
+                equal=equal,
+                note=f"reference: {reference}",
+            )
+
+
+def _first(model: Any, request: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor]:
+    """The first token after prompts, and the place of the last one of each ``[batch, 1]``."""
     places = (request["attention_mask"].cumsum(1) - 1).clamp(min=0)
     out = model(**request, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1].argmax(1), cache
+    return out.logits[:, -1].argmax(1), places[:, -1:]
 
 
 def _first_token(effort: Effort, model: Any, length: int, batch: int, rounds: int) -> Row:

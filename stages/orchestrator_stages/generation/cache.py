@@ -79,9 +79,14 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
             self.count = key_states.shape[-2]
             self.keys, self.values = self._first(key_states, 2), self._first(value_states, 2)
             return key_states, value_states
-        self.keys = self._write(self.keys, key_states, 2, self.position)
-        self.values = self._write(self.values, value_states, 2, self.position)
         self.count += key_states.shape[-2]
+        if self.in_place and isinstance(self.position, int):
+            # What _write would do; this runs for each token.
+            span = slice(self.position, self.position + self.count)
+            self.keys[:, :, span], self.values[:, :, span] = key_states, value_states
+        else:
+            self.keys = self._write(self.keys, key_states, 2, self.position)
+            self.values = self._write(self.values, value_states, 2, self.position)
         return self._read(key_states.shape[-2])
 
     def _read(self, tokens: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +110,7 @@ class SlotLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
         """Writes states from a slot on."""
         if isinstance(position, int):
             slots = tensor if self.in_place else tensor.clone()
-            slots.narrow(dim, position, states.shape[dim]).copy_(states)
+            slots[(slice(None),) * dim + (slice(position, position + states.shape[dim]),)] = states
             return slots
         places = position.reshape(1)
         if states.shape[dim] > 1:

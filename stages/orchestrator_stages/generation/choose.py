@@ -113,6 +113,8 @@ class NextToken(nn.Module):
         stop: Looks for stop strings; None: there are none.
 
     Attributes:
+        processors: Those that change scores here; None: none does.
+        has_end: Whether there is a token that ends a sequence.
         ports: What it takes behind the state of the tokens, in this order: ``before`` and ``is_token`` where the
             tokens so far are looked at, see :class:`BeginTokens`; ``noise`` ``[batch, vocabulary]`` where they are
             drawn; ``is_over`` ``[1]``, bool, where time is limited; ``guide`` like ``logits``, those of a second run,
@@ -130,9 +132,10 @@ class NextToken(nn.Module):
         self.is_sampling = selection.is_sampling
         self.counts_lengths = selection.counts_lengths
         self.longest = selection.longest
-        self.processors = processors
+        self.processors = processors if processors is not None and processors.reads else None
         self.stop = stop
         self.ports = selection.ports(processors, stop)
+        self.has_end = bool(selection.eos)
         self.register_buffer("eos", torch.tensor(selection.eos, dtype=torch.int64), persistent=False)
 
     def forward(
@@ -158,21 +161,21 @@ class NextToken(nn.Module):
                 counted; :attr:`ports`; and ``is_full`` ``[1]``, bool, in a loop that reads a part of the cache: the
                 next token needs more of it than was read.
         """
-        # Lanes are rows while a token is chosen.
+        # This runs for each token: what there is nothing of costs nothing. Lanes are rows while a token is chosen.
         values = dict(zip(self.ports, more[self.counts_lengths :], strict=False))
-        prompts, beside = in_rows(values, self.lanes)
-        scores = in_lanes(logits, self.lanes).reshape(-1, logits.shape[-1])
-        if self.processors is not None and self.processors.reads:
+        prompts, beside = in_rows(values, self.lanes) if values else ([], {})
+        scores = logits if self.lanes == 1 else in_lanes(logits, self.lanes).flatten(0, 1)
+        if self.processors is not None:
             scores = self.processors(scores, step, new_ids.flatten(0, -2), *prompts, **beside)
         if self.is_sampling:
             token = draw_tokens(torch.softmax(scores, -1), values["noise"].reshape_as(scores))[:, 0]
         else:
             token = scores.argmax(-1)
+        token = token if self.lanes == 1 else token.view(is_finished.shape)
         # Where no token ends a sequence, those that a string ended go on as long as others do, as in generate().
-        token = token.view(is_finished.shape)
-        if len(self.eos) or not self.counts_lengths:
-            token = torch.where(is_finished, self.pad, token)
-        new_ids = new_ids.index_copy(-1, step, token[..., None])
+        if self.has_end or not self.counts_lengths:
+            token = token.masked_fill(is_finished, self.pad)
+        new_ids = new_ids.index_copy(-1, step, token.unsqueeze(-1))
         counts = {"lengths": more[0] + ~is_finished} if self.counts_lengths else {}
         is_finished = is_finished | torch.isin(token, self.eos)
         if self.stop is not None:
@@ -183,18 +186,19 @@ class NextToken(nn.Module):
         if self.longest is not None:
             is_whole = beside["width"] + step + 1 >= self.longest
             is_finished = is_finished | is_whole.view(is_finished.shape)
+        step = step + 1
         result = {
             "token": token,
-            "step": step + 1,
+            "step": step,
             "finished": is_finished,
             "new_ids": new_ids,
             **counts,
-            "done": is_finished.all().reshape(1),
+            "done": is_finished.flatten().all(0, keepdim=True),
         }
         if len(more) == self.counts_lengths + len(self.ports):
             return result
         # Which of the loops is the last depends on the prompt: it is this one if there is no place for a token left.
-        done = result["done"] | (result["step"] >= new_ids.shape[1])
+        done = result["done"] | (step >= new_ids.shape[-1])
         return {**result, "done": done, "leave": done | more[-1]}
 
 

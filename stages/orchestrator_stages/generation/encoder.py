@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from orchestrator import GraphError
 from orchestrator_stages.generation.items import ItemKind
-from orchestrator_stages.generation.masks import broadcast_masks
+from orchestrator_stages.generation.masks import BroadcastMasks
 from orchestrator_stages.generation.tree import own_tree
 
 __all__ = ["FeatureGraph", "ItemEncoder", "trace_features"]
@@ -183,7 +183,7 @@ def trace_features(model: Any, kind: ItemKind) -> FeatureGraph:
     for more in ({}, types):
         constants |= more
         try:
-            with torch.no_grad(), warnings.catch_warnings(), broadcast_masks():
+            with torch.no_grad(), warnings.catch_warnings(), BroadcastMasks():
                 warnings.simplefilter("ignore")
                 result = features(*items.values())
                 graph = make_fx(features, pre_dispatch=True, _error_on_data_dependent_ops=False)(

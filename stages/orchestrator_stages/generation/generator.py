@@ -83,6 +83,10 @@ class Generator(nn.Module):
                 "would cost as much as the whole sequence before it.",
                 model=model,
             )
+        self._options = {
+            "use_cache": True,
+            **({"logits_to_keep": 1} if "logits_to_keep" in parameters else {}),
+        }
         own = getattr(type(model), "prepare_inputs_for_generation", None)
         self._prepares = own is not getattr(
             transformers.GenerationMixin, "prepare_inputs_for_generation", None
@@ -357,19 +361,17 @@ class Generator(nn.Module):
         is_static: bool | None = None,
     ) -> Tensor:
         """Calls the model's forward; returns logits of the last token."""
+        # What the forward knows, by its names; and what generate() of this class alone does to that, such as leaving a
+        # mask out.
         (tokens,) = inputs.values()
-        optional: dict[str, Any] = {"position_ids": places, "logits_to_keep": 1, "attention_mask": mask}
-        optional = {name: value for name, value in optional.items() if name in self._names}
+        arguments: Any = {**inputs, self._cache_name: cache, **self._options}
+        if "position_ids" in self._names:
+            arguments["position_ids"] = places
+        if "attention_mask" in self._names:
+            arguments["attention_mask"] = mask
         if "cache_position" in self._names:
-            optional["cache_position"] = torch.arange(tokens.shape[1], device=mask.device) + first
-        arguments: Mapping[str, Any] = {
-            **inputs,
-            str(self._cache_name): cache,
-            "use_cache": True,
-            **optional,
-            **(more or {}),
-        }
-        # What generate() of this class alone does to the inputs of forward, such as leaving a mask out.
+            arguments["cache_position"] = torch.arange(tokens.shape[1], device=mask.device) + first
+        arguments |= more or {}
         if self._prepares:
             is_first = isinstance(first, int) and first == 0
             arguments = prepare_inputs(self.model, arguments, tokens.shape[1], is_first=is_first)

@@ -11,27 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["broadcast_masks"]
+__all__ = ["BroadcastMasks"]
 
 _broadcasts: ContextVar[bool] = ContextVar("broadcasts", default=False)
 
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@contextlib.contextmanager
-def broadcast_masks() -> Iterator[None]:
+class BroadcastMasks:
     """Makes masks by broadcasting, in this thread, until it is left."""
-    token = _broadcasts.set(True)
-    try:
-        yield
-    finally:
-        _broadcasts.reset(token)
+
+    def __enter__(self) -> None:
+        self._token = _broadcasts.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _broadcasts.reset(self._token)
 
 
 def _broadcast(mask: Mask) -> Mask:
@@ -43,7 +43,7 @@ def _broadcast(mask: Mask) -> Mask:
 
 
 def _offer(masks: Any, name: str, broadcast: Callable[..., Any]) -> None:
-    """Lets a module of the library choose; outside of :func:`broadcast_masks` it does what it did."""
+    """Lets a module of the library choose; outside of :class:`BroadcastMasks` it does what it did."""
     original = getattr(masks, name, None)
     if original is None:
         return

@@ -20,84 +20,111 @@ from orchestrator_stages.generation.lanes import copy_steps, reorder
 
 __all__ = ["CacheTemplate", "Place", "slot_number", "state_of"]
 
+PAIR = ("self_attention_cache", "cross_attention_cache")
+"""The parts of a cache of a decoder behind an encoder: of what was decoded, and of what the encoder gave."""
+
+RECURRENT = ("conv_states", "recurrent_states")
+"""What layers of the library with a recurrence call their states."""
+
 
 @dataclass(frozen=True)
 class Place:
     """Where a cache holds a tensor.
 
     Attributes:
+        name: What the tensor is called as a port: ``keys_0``, ``cross_keys_0``, ``conv_states0_1``, ...
         cross: In the cache of what the encoder gave.
-        layer: The number of the layer; None: the cache itself.
-        attribute: The attribute of the layer.
+        owner: Which of :func:`_owners` it belongs to.
+        attribute: The attribute of that.
         key: The key or index in the attribute; None: the attribute is the tensor.
     """
 
+    name: str
     cross: bool
-    layer: int | None
+    owner: int
     attribute: str
     key: Any = None
 
-    @property
-    def name(self) -> str:
-        """What the tensor is called as a port: ``keys_0``, ``cross_keys_0``, ``conv_states0_1``, ..."""
-        parts = ["cross" if self.cross else "", self.attribute + ("" if self.key is None else str(self.key))]
-        return "_".join(filter(None, [*parts, "" if self.layer is None else str(self.layer)]))
+    def read(self, owners: Sequence[dict[str, Any]]) -> Any:
+        """Returns what a cache with these owners holds here."""
+        value = owners[self.owner][self.attribute]
+        return value if self.key is None else value[self.key]
 
-    def _container(self, cache: Any) -> tuple[Any, Any]:
-        if isinstance(cache, cache_utils.EncoderDecoderCache):
-            cache = cache.cross_attention_cache if self.cross else cache.self_attention_cache
-        attributes = vars(cache if self.layer is None else cache.layers[self.layer])
-        return (attributes, self.attribute) if self.key is None else (attributes[self.attribute], self.key)
 
-    def read(self, cache: Any) -> Any:
-        """Returns what a cache holds here."""
-        container, key = self._container(cache)
-        return container[key]
+@dataclass(frozen=True)
+class Mold:
+    """A cache or a layer without its tensors, of which there is a copy for each token.
 
-    def write(self, cache: Any, value: Tensor | None) -> None:
-        """Puts a tensor here."""
-        container, key = self._container(cache)
-        container[key] = value
+    Attributes:
+        kind: Its class.
+        attributes: What all copies have in common.
+        containers: Which of these are lists and dicts: each copy has its own.
+    """
+
+    kind: type
+    attributes: dict[str, Any]
+    containers: tuple[str, ...]
+
+    def copy(self) -> Any:
+        """Returns one, faster than ``copy.copy``."""
+        twin: Any = object.__new__(self.kind)
+        attributes = vars(twin)
+        attributes.update(self.attributes)
+        for name in self.containers:
+            attributes[name] = copy.copy(attributes[name])
+        return twin
+
+
+def _mold(owner: Any, *parts: str) -> Mold:
+    """Takes the tensors and some parts out of a cache or a layer; lists and dicts keep their length."""
+    attributes = {}
+    for name, value in vars(owner).items():
+        if name in parts:
+            continue
+        if isinstance(value, list):
+            value = [None if isinstance(item, Tensor) else item for item in value]
+        elif isinstance(value, dict):
+            value = {key: None if isinstance(item, Tensor) else item for key, item in value.items()}
+        attributes[name] = None if isinstance(value, Tensor) else value
+    containers = tuple(name for name, value in attributes.items() if isinstance(value, (list, dict)))
+    return Mold(type(owner), attributes, containers)
+
+
+def _sides(cache: Any) -> tuple[Any, ...]:
+    """The parts of a cache, or the cache itself."""
+    is_pair = isinstance(cache, cache_utils.EncoderDecoderCache)
+    return tuple(getattr(cache, name) for name in PAIR) if is_pair else (cache,)
+
+
+def _owners(cache: Any) -> list[dict[str, Any]]:
+    """The attributes of what holds tensors: of each side, and behind it of its layers."""
+    return [vars(owner) for side in _sides(cache) for owner in (side, *side.layers)]
 
 
 def _places(cache: Any) -> Iterator[Place]:
     """Where a cache holds tensors, scalars included, in an order that is always the same."""
-    is_pair = isinstance(cache, cache_utils.EncoderDecoderCache)
-    sides = (cache.self_attention_cache, cache.cross_attention_cache) if is_pair else (cache,)
-    for cross, side in zip((False, True), sides, strict=False):
-        for layer, owner in ((None, side), *enumerate(side.layers)):
-            for attribute, value in vars(owner).items():
-                if isinstance(value, Tensor):
-                    yield Place(cross, layer, attribute)
-                elif isinstance(value, (list, dict)):
-                    items = enumerate(value) if isinstance(value, list) else value.items()
-                    yield from (
-                        Place(cross, layer, attribute, key) for key, item in items if isinstance(item, Tensor)
-                    )
-
-
-def _twin(owner: Any) -> Any:
-    """Copies a cache or a layer with its lists and dicts, faster than ``copy.copy``: this is done for each token."""
-    twin = object.__new__(type(owner))
-    for attribute, value in vars(owner).items():
-        vars(twin)[attribute] = copy.copy(value) if isinstance(value, (list, dict)) else value
-    return twin
-
-
-def _copy(cache: Any) -> Any:
-    """Copies a cache down to its layers and their lists of tensors; the tensors are the same."""
-    duplicate = _twin(cache)
-    if isinstance(cache, cache_utils.EncoderDecoderCache):
-        duplicate.self_attention_cache = _copy(cache.self_attention_cache)
-        duplicate.cross_attention_cache = _copy(cache.cross_attention_cache)
-    else:
-        duplicate.layers = [_twin(layer) for layer in cache.layers]
-    return duplicate
+    numbers = (
+        (cross, layer)
+        for cross, side in enumerate(_sides(cache))
+        for layer in ("", *map(str, range(len(side.layers))))
+    )
+    for owner, ((cross, layer), attributes) in enumerate(zip(numbers, _owners(cache), strict=True)):
+        prefix = "cross" * cross
+        for attribute, value in attributes.items():
+            items: Any = [(None, value)]
+            if isinstance(value, (list, dict)):
+                items = enumerate(value) if isinstance(value, list) else value.items()
+            for key, item in items:
+                if isinstance(item, Tensor):
+                    what = attribute if key is None else f"{attribute}{key}"
+                    name = "_".join(filter(None, (prefix, what, layer)))
+                    yield Place(name, bool(cross), owner, attribute, key)
 
 
 def state_of(cache: Any) -> dict[str, Tensor]:
     """Returns the tensors of a cache by the names of their places."""
-    return {place.name: value for place in _places(cache) if (value := place.read(cache)).dim()}
+    owners = _owners(cache)
+    return {place.name: value for place in _places(cache) if (value := place.read(owners)).dim()}
 
 
 def slot_number(position: Tensor) -> Tensor | int:
@@ -118,16 +145,19 @@ class CacheTemplate:
     """
 
     def __init__(self, cache: Any) -> None:
-        self.places = tuple(place for place in _places(cache) if place.read(cache).dim())
+        owners = _owners(cache)
+        self.places = tuple(place for place in _places(cache) if place.read(owners).dim())
         self.names = tuple(place.name for place in self.places)
-        self._cache = _copy(cache)
-        for place in tuple(_places(cache)):
-            place.write(self._cache, None)
+        self._sides = tuple((_mold(side, "layers"), tuple(map(_mold, side.layers))) for side in _sides(cache))
+        holders = [owner for side in _sides(cache) for owner in (side, *side.layers)]
+        self._slot_dims = [item.slot_dims if isinstance(item, SlotLayer) else {} for item in holders]
+        is_pair = isinstance(cache, cache_utils.EncoderDecoderCache)
+        self._pair = _mold(cache, *PAIR) if is_pair else None
 
     @property
     def has_slots_only(self) -> bool:
         """Whether each layer has a slot for every token, and attends to all of them."""
-        return all(type(layer) is SlotLayer for layer in getattr(self._cache, "layers", [None]))
+        return self._pair is None and all(mold.kind is SlotLayer for mold in self._sides[0][1])
 
     def reorder(
         self,
@@ -160,24 +190,15 @@ class CacheTemplate:
             if place.name not in aliases:
                 result[number] = tensor.index_select(dim, order)
                 continue
-            slots = self._slot_dim(place)
+            slots = self._slot_dims[place.owner].get(place.attribute)
             part = tensor if slots is None or filled is None else tensor.narrow(slots, 0, filled)
             reorder(part, dim, steps)
         return result
 
-    def _slot_dim(self, place: Place) -> int | None:
-        """The dim of the slots of a tensor that has them."""
-        layer = None if place.layer is None else self._own(self._cache).layers[place.layer]
-        return layer.slot_dims.get(place.attribute) if isinstance(layer, SlotLayer) else None
-
-    @staticmethod
-    def _own(cache: Any) -> Any:
-        """What is held of the tokens themselves, not of an encoder."""
-        return cache.self_attention_cache if isinstance(cache, cache_utils.EncoderDecoderCache) else cache
-
     def state(self, cache: Any) -> dict[str, Tensor]:
         """Returns what :func:`state_of` does of a cache like the template."""
-        return {name: place.read(cache) for name, place in zip(self.names, self.places, strict=True)}
+        owners = _owners(cache)
+        return {place.name: place.read(owners) for place in self.places}
 
     def cache(
         self,
@@ -195,16 +216,31 @@ class CacheTemplate:
             reach: How many slots are read where it is a tensor, from the first; None: all.
             in_place: A forward may write into the tensors; else those of recurrent layers are copied first.
         """
-        cache = _copy(self._cache)
+        # Molds have no tensors; those that are given are put in their places, and copied where the library would write
+        # into them unasked.
+        sides, owners = [], []
         slot = position.reshape(()) if isinstance(position, Tensor) else position
+        reading = {"position": slot, "count": 0, "in_place": in_place, "reach": reach}
+        for mold, layer_molds in self._sides:
+            side = mold.copy()
+            side.layers = [layer.copy() for layer in layer_molds]
+            sides.append(side)
+            owners.append(vars(side))
+            for layer in side.layers:
+                attributes = vars(layer)
+                owners.append(attributes)
+                if isinstance(layer, SlotLayer):
+                    attributes.update(reading)
         for place, tensor in zip(self.places, state, strict=True):
-            place.write(cache, tensor)
-        for layer in self._own(cache).layers:
-            # A recurrent layer of the library writes its states in place, whatever it is told.
-            for name in () if in_place else ("conv_states", "recurrent_states"):
-                states = vars(layer).get(name) or {}
-                states.update({key: item.clone() for key, item in states.items() if item is not None})
-            if isinstance(layer, SlotLayer):
-                layer.position, layer.count = slot, 0
-                layer.in_place, layer.reach = in_place, reach
-        return cache
+            attributes = owners[place.owner]
+            if place.key is None:
+                attributes[place.attribute] = tensor
+            else:
+                # A recurrent layer of the library writes its states in place, whatever it is told.
+                is_kept = in_place or place.attribute not in RECURRENT
+                attributes[place.attribute][place.key] = tensor if is_kept else tensor.clone()
+        if self._pair is None:
+            return sides[0]
+        pair = self._pair.copy()
+        vars(pair).update(zip(PAIR, sides, strict=True))
+        return pair

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from orchestrator_stages.generation.masks import broadcast_masks
+from orchestrator_stages.generation.masks import BroadcastMasks
 
 __all__ = ["StaticForward", "forward_context", "without_values"]
 
@@ -44,14 +44,18 @@ def without_values() -> Iterator[None]:
         _is_blind.reset(token)
 
 
-@contextlib.contextmanager
-def forward_context(is_static: bool) -> Iterator[None]:
-    """What a forward of the library runs in.
+def forward_context(is_static: bool) -> contextlib.AbstractContextManager[None]:
+    """Returns what a forward of the library runs in.
 
     Args:
         is_static: Answer what it asks of values.
     """
-    with broadcast_masks(), StaticForward() if is_static else contextlib.nullcontext():
+    return _answering() if is_static else BroadcastMasks()
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    with BroadcastMasks(), StaticForward():
         yield
 
 

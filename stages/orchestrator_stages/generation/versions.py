@@ -6,6 +6,7 @@ Other differences need no word here: cache layers have the methods of both, a fo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -124,9 +125,9 @@ def prepare_inputs(
         count: How many tokens there are in a row.
         is_first: Whether they are the prompt.
     """
-    known = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
-    first = {"is_first_iteration": is_first} if "is_first_iteration" in known else {}
-    if "cache_position" not in known:
+    names = _names_of_inputs()
+    first = {"is_first_iteration": is_first} if "is_first_iteration" in names else {}
+    if "cache_position" not in names:
         current: Mapping[str, Any] = model.prepare_inputs_for_generation(
             **{"input_ids": None, **arguments}, **first
         )
@@ -141,6 +142,12 @@ def prepare_inputs(
     positions = arguments.get("position_ids")
     own = {"cache_position"} | ({"position_ids"} if positions is not None and positions.dim() > 2 else set())
     return inputs | {name: arguments[name] for name in own if name in arguments}
+
+
+@functools.cache
+def _names_of_inputs() -> frozenset[str]:
+    """What the library's own method takes; it is asked for each token."""
+    return frozenset(inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters)
 
 
 check_version(transformers.__version__)

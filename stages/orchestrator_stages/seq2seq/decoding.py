@@ -139,7 +139,8 @@ class Decoder(nn.Module):
             cache = self.template.cache(state, slot, in_place=True, reach=reach)
             read = None if is_number else reach or self.read.slots
             logits, cache = self.read.next(token, values, cache, position, read)
-            carried = {place.name: place.read(cache) for place in self.template.places if not place.cross}
+            after, places = self.template.state(cache), self.template.places
+            carried = {place.name: after[place.name] for place in places if not place.cross}
             return {"logits": logits, "position": position + 1, **carried}
 
 
