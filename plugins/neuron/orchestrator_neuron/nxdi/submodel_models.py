@@ -23,7 +23,7 @@ from orchestrator_neuron.nxdi.read import copy_of, overrides
 __all__ = [
     "ApplicationWeights",
     "HostModel",
-    "Memory",
+    "SubmodelMemory",
     "meta_model",
     "models_of",
     "submodel_instance",
@@ -34,7 +34,7 @@ _CPU_MODE = "NXD_CPU_MODE"
 
 
 @dataclass(frozen=True)
-class Memory:
+class SubmodelMemory:
     """What a submodel keeps on the device.
 
     Attributes:
@@ -116,8 +116,10 @@ class ApplicationWeights:
             for wrapper, *_ in models_of(self._application):
                 neuron = wrapper.config.neuron_config
                 module, aliases = meta_model(wrapper, wrapper.config, neuron.tp_degree, neuron.world_size)
-                kept = {id(parameter) for parameter in aliases}
-                parameters += [parameter for parameter in module.parameters() if id(parameter) not in kept]
+                state_ids = {id(parameter) for parameter in aliases}
+                parameters += [
+                    parameter for parameter in module.parameters() if id(parameter) not in state_ids
+                ]
             self._holder = torch.nn.ParameterList(parameters).requires_grad_(False)
         return self._holder
 
@@ -158,10 +160,10 @@ class ApplicationWeights:
                 application=name,
             ) from error
         _, aliases = instance.get(0)
-        kept = {id(parameter) for parameter in aliases}
+        state_ids = {id(parameter) for parameter in aliases}
         own = module.state_dict(keep_vars=True)
         shared = {id(own[key]) for key in own if key not in left}
-        missing = [key for key in left if id(own[key]) not in kept | shared]
+        missing = [key for key in left if id(own[key]) not in state_ids | shared]
         if missing:
             raise GraphError(
                 f"The checkpoint of {name} at {self._application.model_path!r} lacks {missing[:5]}.",
@@ -185,7 +187,7 @@ class HostModel(torch.nn.Module):
     def __init__(
         self,
         instance: Any,
-        memory: Memory | None,
+        memory: SubmodelMemory | None,
         names: Sequence[str],
         places: Sequence[int],
         shapes: Sequence[tuple[Any, ...]],

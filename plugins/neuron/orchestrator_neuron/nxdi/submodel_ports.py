@@ -12,10 +12,10 @@ from orchestrator.specs import Dim, PortSpec, TensorSpec
 from orchestrator_neuron.nxdi.checks import Row
 from orchestrator_neuron.nxdi.read import Ports, port_names
 
-__all__ = ["CONTEXT", "FILLED", "is_language_model", "output_specs", "port_specs", "row_names"]
+__all__ = ["CONTEXT", "FILLINGS", "is_language_model", "output_specs", "port_specs", "row_names"]
 
 #: Inputs of a language model of NxD Inference that its own ``forward`` fills in.
-FILLED = ("seq_ids", "sampling_params", "prev_hidden", "adapter_ids")
+FILLINGS = ("seq_ids", "sampling_params", "prev_hidden", "adapter_ids")
 
 #: Tag of the submodel that reads a prompt.
 CONTEXT = "context_encoding_model"

@@ -27,14 +27,14 @@ from orchestrator_neuron.nxdi.read import Ports
 from orchestrator_neuron.nxdi.submodel_models import (
     ApplicationWeights,
     HostModel,
-    Memory,
+    SubmodelMemory,
     meta_model,
     models_of,
     submodel_instance,
 )
 from orchestrator_neuron.nxdi.submodel_ports import (
     CONTEXT,
-    FILLED,
+    FILLINGS,
     is_language_model,
     output_specs,
     port_specs,
@@ -162,7 +162,7 @@ class Submodel(AdoptedStage):
         )
         if inputs is None:
             empty = [name for name, spec in zip(self.row_names, rows[0], strict=True) if 0 in spec.dims]
-            left_out = [*empty, *FILLED] if for_language else []
+            left_out = [*empty, *FILLINGS] if for_language else []
             names = [name for name in self.row_names if name not in left_out]
         else:
             names = [name for name in inputs if name in self.row_names]
@@ -209,14 +209,14 @@ class Submodel(AdoptedStage):
     def model(self) -> Any:
         """The model whole, on the host, with the weights of the application's checkpoint."""
         if self.__dict__.get("_model") is None:
-            fed = [name for name in self.inputs if name != CACHE]
+            feeds = [name for name in self.inputs if name != CACHE]
             self._model = HostModel(
                 self._weights.load(self.nxdi_wrapper, self.config_on_host()),
                 self.memory,
                 list(self.inputs),
-                [self.row_names.index(name) for name in fed],
-                [tuple(spec.dims for spec in row) for row in self.rows_of(fed)],
-                self.filled_row(fed),
+                [self.row_names.index(name) for name in feeds],
+                [tuple(spec.dims for spec in row) for row in self.rows_of(feeds)],
+                self.row_fillings(feeds),
             )
         return self._model
 
@@ -236,24 +236,24 @@ class Submodel(AdoptedStage):
             neuron.torch_dtype, neuron.cast_type = own.neuron_config.torch_dtype, own.neuron_config.cast_type
         return config
 
-    def _read_memory(self) -> Memory | None:
+    def _read_memory(self) -> SubmodelMemory | None:
         module, aliases = meta_model(self.nxdi_wrapper, self.config_on_host(), 1, 1)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._weights.check_names(self.tag, names.values())
-        kept = sorted(aliases.items(), key=lambda item: item[1])
-        dtypes = {parameter.dtype for parameter, _ in kept}
+        pairs = sorted(aliases.items(), key=lambda item: item[1])
+        dtypes = {parameter.dtype for parameter, _ in pairs}
         if len(dtypes) > 1:
             raise GraphError(
                 f"What {self.tag!r} keeps on the device has several dtypes, {sorted(map(str, dtypes))}; it must be "
                 f"of one.",
                 submodel=self.tag,
             )
-        if not kept:
+        if not pairs:
             return None
-        return Memory(
-            tuple(names[id(parameter)] for parameter, _ in kept),
-            tuple(place for _, place in kept),
-            tuple(tuple(parameter.shape) for parameter, _ in kept),
+        return SubmodelMemory(
+            tuple(names[id(parameter)] for parameter, _ in pairs),
+            tuple(place for _, place in pairs),
+            tuple(tuple(parameter.shape) for parameter, _ in pairs),
             dtypes.pop(),
         )
 
@@ -267,7 +267,7 @@ class Submodel(AdoptedStage):
         wrapper = self.nxdi_wrapper
         wrapper.get_model_instance = lambda: submodel_instance(wrapper, wrapper.config)
 
-    def filled_row(self, ports: Sequence[str]) -> dict[int, torch.Tensor]:
+    def row_fillings(self, ports: Sequence[str]) -> dict[int, torch.Tensor]:
         """Returns what is not fed, as its own example inputs are, by place.
 
         Args:
@@ -288,8 +288,8 @@ class Submodel(AdoptedStage):
         """
         yield f"Weights of {stage.name!r}: the checkpoint of its application, {str(self.application.model_path)!r}."
         yield from differences(stage.name, self.nxdi_wrapper, settings, own=True)
-        fed = {name: spec for name, spec in inputs.items() if name != CACHE}
-        error = row_misfit(stage.name, self.rows_of(list(fed)), fed)
+        feeds = {name: spec for name, spec in inputs.items() if name != CACHE}
+        error = row_misfit(stage.name, self.rows_of(list(feeds)), feeds)
         if error is not None:
             raise error
 

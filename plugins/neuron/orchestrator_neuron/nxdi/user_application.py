@@ -78,7 +78,7 @@ def _row_call(program: Program, submodel: Submodel) -> Callable[..., Any]:
     names = [item.port for item in program.tensors]
     ranks = submodel.config.neuron_config.local_ranks_size
     row: list[Any] = [None] * len(submodel.row_names)
-    for place, value in submodel.filled_row(names).items():
+    for place, value in submodel.row_fillings(names).items():
         row[place] = [[value.to(f"privateuseone:{rank}")] for rank in range(ranks)]
     places = [submodel.row_names.index(name) for name in names]
     wrapper = submodel.nxdi_wrapper
