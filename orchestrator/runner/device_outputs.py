@@ -245,7 +245,7 @@ def _outputs_to_copy(plan: Plan, names: Collection[str]) -> dict[str, tuple[str,
             continue
         # Back over the download and what follows it on the host, to the value as the device holds it.
         step, last_kind = makers.get(index), kinds.get(index, "download")
-        while isinstance(step, AdaptStep) and plan.values[index].memory == HOST:
+        while step is not None and index in kinds and plan.values[index].memory == HOST:
             index = step.inputs[0]
             step = makers.get(index)
         value = plan.values[index]

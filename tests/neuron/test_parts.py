@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from orchestrator import CompileError, PlanError, TensorSpec
-from orchestrator_neuron.nxdi.parts import Parts, read_parts
+from orchestrator_neuron.nxdi.parts import RankParts, read_parts
 from orchestrator_neuron.nxdi.rank_files import join_parts, rank_files
 
 
@@ -58,16 +58,16 @@ class Squares(nn.Module):
 @pytest.mark.parametrize(
     ("build", "shapes", "parts"),
     [
-        (Columns, [(2, 4)], Parts({}, {"0": 1}, True)),
-        (Rows, [(2, 4), (2, 4)], Parts({1: 1}, {"parts": 1}, True)),
-        (lambda _: nn.Linear(4, 8), [(2, 4)], Parts()),
+        (Columns, [(2, 4)], RankParts({}, {"0": 1}, True)),
+        (Rows, [(2, 4), (2, 4)], RankParts({1: 1}, {"parts": 1}, True)),
+        (lambda _: nn.Linear(4, 8), [(2, 4)], RankParts()),
         # Without example inputs, or with such as no model takes, nothing is known.
-        (Columns, [], Parts(is_cut=True)),
-        (Columns, [(2, 3)], Parts(is_cut=True)),
+        (Columns, [], RankParts(is_cut=True)),
+        (Columns, [(2, 3)], RankParts(is_cut=True)),
     ],
 )
 def test_parts_are_read_off_a_model(
-    build: Callable[[int], nn.Module], shapes: list[tuple[int, ...]], parts: Parts
+    build: Callable[[int], nn.Module], shapes: list[tuple[int, ...]], parts: RankParts
 ) -> None:
     assert read_parts(build, tuple(map(TensorSpec, shapes)), 2, "W") == parts
 

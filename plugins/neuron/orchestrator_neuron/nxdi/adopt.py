@@ -31,7 +31,7 @@ from orchestrator_neuron.nxdi.checks import (
     mend_flags,
     row_misfit,
 )
-from orchestrator_neuron.nxdi.parts import Parts, read_parts, scaled_row
+from orchestrator_neuron.nxdi.parts import RankParts, read_parts, scaled_row
 from orchestrator_neuron.nxdi.rank_files import join_parts, rank_files
 from orchestrator_neuron.nxdi.read import (
     Ports,
@@ -67,7 +67,7 @@ class _UserObjects:
 
     def __init__(self, wrapper: Any, application: Any) -> None:
         self.wrapper, self.application = wrapper, application
-        self.parts: dict[int, Parts] = {}
+        self.parts: dict[int, RankParts] = {}
         self.forms: dict[tuple[int, int], AdoptedStage] = {}
         self.is_reviewed = False
 
@@ -75,7 +75,7 @@ class _UserObjects:
         return self
 
 
-class _Checkpoint(dict[str, Any]):
+class _WrapperCheckpoint(dict[str, Any]):
     """A state_dict that copies of a stage share: it is the user's, and large."""
 
     @classmethod
@@ -83,7 +83,7 @@ class _Checkpoint(dict[str, Any]):
         """Returns a state_dict as one, and a path as it is."""
         return cls(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Checkpoint:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WrapperCheckpoint:
         return self
 
 
@@ -121,7 +121,7 @@ class AdoptedStage(NeuronWrapper):
         self.neuron_options = options_of(wrapper)
         self._draws_weights = isinstance(checkpoint, str) and checkpoint == "random"
         if checkpoint is not None and not self._draws_weights:
-            self.neuron_options |= normalize({"checkpoint": _Checkpoint.of(checkpoint)}, self.tag)
+            self.neuron_options |= normalize({"checkpoint": _WrapperCheckpoint.of(checkpoint)}, self.tag)
         # As they are now: loading an application writes into its objects.
         self._sources = [
             source_of(wrapper),
@@ -215,7 +215,7 @@ class AdoptedStage(NeuronWrapper):
             return [scaled_row(self.rows[0], self.parts(degree).inputs, degree)]
         return self.rows
 
-    def parts(self, degree: int) -> Parts:
+    def parts(self, degree: int) -> RankParts:
         """Returns what each of so many ranks has a part of.
 
         Raises:

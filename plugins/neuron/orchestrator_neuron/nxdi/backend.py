@@ -30,7 +30,7 @@ from orchestrator_neuron.nxdi.application import (
     build_programs,
     load_programs,
 )
-from orchestrator_neuron.nxdi.parts import Parts
+from orchestrator_neuron.nxdi.parts import RankParts
 from orchestrator_neuron.nxdi.renamed import accept_renamed_device
 from orchestrator_neuron.rank_check import check_ranks
 from orchestrator_neuron.ranked import RankedValue
@@ -153,12 +153,12 @@ class NxdiBackend(RankedBackend):
         """Returns inputs of which the model takes a part on each rank."""
         return {stage.inputs[place].name: dim for place, dim in self._parts(stage).inputs.items()}
 
-    def _parts(self, stage: Stage) -> Parts:
+    def _parts(self, stage: Stage) -> RankParts:
         """What each rank has a part of, where a stage is a user's wrapper."""
         wrapper, settings = stage.wrapper, self.settings(stage)
         degree, world = settings.tp_degree, settings.world_size
         if not isinstance(wrapper, AdoptedStage) or degree == 1:
-            return Parts()
+            return RankParts()
         try:
             parts = wrapper.parts(degree)
         except OrchestratorError:

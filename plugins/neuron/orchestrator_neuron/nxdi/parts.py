@@ -19,7 +19,7 @@ from orchestrator.specs import TensorSpec
 from orchestrator_neuron.isolation import default_torch_state, silenced
 from orchestrator_neuron.nxdi.checks import Row
 
-__all__ = ["Build", "Parts", "read_parts", "scaled_row"]
+__all__ = ["Build", "RankParts", "read_parts", "scaled_row"]
 
 #: Builds a wrapper's model for a degree.
 Build: TypeAlias = Callable[[int], torch.nn.Module]
@@ -30,7 +30,7 @@ _Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Parts:
+class RankParts:
     """What each rank has a part of.
 
     Attributes:
@@ -60,7 +60,7 @@ def scaled_row(row: Row, dims: _Dims, factor: int) -> Row:
     return tuple(specs)
 
 
-def read_parts(build: Build, row: Row, degree: int, name: str) -> Parts:
+def read_parts(build: Build, row: Row, degree: int, name: str) -> RankParts:
     """Reads them off a wrapper's models.
 
     Args:
@@ -75,15 +75,15 @@ def read_parts(build: Build, row: Row, degree: int, name: str) -> Parts:
     # 1. A model whose layers are whole at this degree is the same on all ranks, and nothing is tried.
     is_cut, on_rank = _trial(build, degree, [({}, row)] if row else [])
     if not is_cut:
-        return Parts()
+        return RankParts()
     # 2. One that does not run on tensors without content says nothing: its author declares what it gives.
     if on_rank is None:
-        return Parts(is_cut=True)
+        return RankParts(is_cut=True)
     # 3. Inputs are taken for whole wherever the whole model takes them so.
     _, whole = _trial(build, 1, ((dims, scaled_row(row, dims, degree)) for dims in _candidates(row)))
     if whole is None:
-        return Parts(is_cut=True)
-    return Parts(whole[0], _joined_dims(on_rank[1], whole[1], degree, name), is_cut=True)
+        return RankParts(is_cut=True)
+    return RankParts(whole[0], _joined_dims(on_rank[1], whole[1], degree, name), is_cut=True)
 
 
 def _candidates(row: Row) -> Iterator[_Dims]:

@@ -22,7 +22,7 @@ from orchestrator.stage import Stage
 from orchestrator_neuron.nxdi.adopt import CACHE, AdoptedStage
 from orchestrator_neuron.nxdi.checks import Row, differences, row_misfit
 from orchestrator_neuron.nxdi.models import config_of_degree
-from orchestrator_neuron.nxdi.parts import Parts
+from orchestrator_neuron.nxdi.parts import RankParts
 from orchestrator_neuron.nxdi.read import Ports
 from orchestrator_neuron.nxdi.submodel_models import (
     ApplicationWeights,
@@ -187,9 +187,9 @@ class Submodel(AdoptedStage):
         # Its ports are told one by one.
         return []
 
-    def parts(self, degree: int) -> Parts:
+    def parts(self, degree: int) -> RankParts:
         """Returns none: what it gives is declared, and whole; its weights are those of a rank in any case."""
-        return Parts()
+        return RankParts()
 
     @property
     def _begins(self) -> bool:
