@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator.isolation.result_file import FOLDER_VARIABLE
 from orchestrator.loader import STORE_VARIABLE
 from orchestrator.store.owners import TRUSTED_VARIABLE
 from orchestrator_neuron.options import OPTION_TYPES
@@ -30,7 +31,7 @@ def test_each_border_names_a_test():
 
 
 def test_each_name_is_one_of_the_project():
-    assert {word for word in CODE if word.isupper()} == {STORE_VARIABLE, TRUSTED_VARIABLE}
+    assert {word for word in CODE if word.isupper()} == {STORE_VARIABLE, TRUSTED_VARIABLE, FOLDER_VARIABLE}
     for name in ("Plan.from_json", "Pipeline.bind", "Plan.compile"):
         found: object = orchestrator
         for part in name.split("."):
