@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,11 +40,14 @@ def duplicate(target: Any, memo: dict[int, Any]) -> Any:
     """
     # A copy that failed leaves unfinished objects in its memo, so each attempt has one of its own.
     trial = dict(memo)
-    try:
-        result = copy.deepcopy(target, trial)
-    except Exception:
-        trial = {**memo, **_replacements(owner_of(target), memo)}
-        result = copy.deepcopy(target, trial)
+    with warnings.catch_warnings():
+        # Torch warns of its own class when an exported module is copied.
+        warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+        try:
+            result = copy.deepcopy(target, trial)
+        except Exception:
+            trial = {**memo, **_replacements(owner_of(target), memo)}
+            result = copy.deepcopy(target, trial)
     # deepcopy keeps the originals alive in a list under the memo's own identity, so that no identity is used again.
     originals = trial.pop(id(trial), [])
     memo.update(trial)
