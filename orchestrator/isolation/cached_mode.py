@@ -21,7 +21,7 @@ import torch
 from torch._higher_order_ops.utils import registered_hop_fake_fns
 from torch._subclasses import fake_tensor
 
-from orchestrator.isolation.result_file import ResultFile
+from orchestrator.isolation.result_file import ResultFile, digest_of
 
 __all__ = ["CachedFakeMode", "fake_mode", "save_results"]
 
@@ -180,19 +180,19 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
         ):
             return super().__torch_dispatch__(func, types, args, kwargs)
         key = tuple(facts)
-        result = self._results.get(key) or self._stored_result(key, len(tensors))
+        result = self._results.get(key)
         if result is not None:
             return self._make(result, tensors)
-        # Torch's own memory would take a third of the time to note what is noted here.
-        is_enabled, self.cache_enabled = self.cache_enabled, False
-        try:
-            output = super().__torch_dispatch__(func, types, args, kwargs)
-        finally:
-            self.cache_enabled = is_enabled
+        digest = digest_of(key)
+        result = self._stored_result(digest, len(tensors))
+        if result is not None:
+            self._remember(key, result)
+            return self._make(result, tensors)
+        output = super().__torch_dispatch__(func, types, args, kwargs)
         result = self._describe(output, tensors)
         if result is not None:
             self._remember(key, result)
-            self._result_file.put(key, result.to_text())
+            self._result_file.put(digest, result.to_text())
         return output
 
     @functools.cached_property
@@ -207,15 +207,10 @@ class CachedFakeMode(fake_tensor.FakeTensorMode):  # type: ignore[no-untyped-cal
             self._results.clear()
         self._results[key] = result
 
-    def _stored_result(self, key: Hashable, tensor_count: int) -> _Result | None:
+    def _stored_result(self, digest: str, tensor_count: int) -> _Result | None:
         """The result that another process kept; None: there is none that can be read."""
-        text = self._result_file.get(key)
-        if text is None:
-            return None
-        result = _Result.from_text(text, tensor_count, self._blank_attributes)
-        if result is not None:
-            self._remember(key, result)
-        return result
+        text = self._result_file.get(digest)
+        return None if text is None else _Result.from_text(text, tensor_count, self._blank_attributes)
 
     def _is_plain(self, values: Any, facts: list[Any], tensors: list[Any]) -> bool:
         """Adds to the facts what an operation can see of its arguments; False where that is not plain.

@@ -19,7 +19,7 @@ import torch
 from orchestrator.errors import CompileError
 from orchestrator.store.owners import check_private, make_private
 
-__all__ = ["FOLDER_VARIABLE", "ResultFile", "cache_folder"]
+__all__ = ["FOLDER_VARIABLE", "ResultFile", "cache_folder", "digest_of"]
 
 #: Environment variable that names the folder of these files; empty: nothing is kept.
 FOLDER_VARIABLE = "ORCHESTRATOR_CACHE"
@@ -60,19 +60,15 @@ class ResultFile:
         self._lines: dict[str, str] | None = None
         self._new_lines: dict[str, str] = {}
 
-    def get(self, key: object) -> str | None:
-        """Returns the text of a result; None: it is not known.
-
-        Args:
-            key: The operation with its arguments, of values whose ``repr`` says all.
-        """
+    def get(self, digest: str) -> str | None:
+        """Returns the text of the result of a digest by :func:`digest_of`; None: it is not known."""
         if self._lines is None:
             self._lines = _read()
-        return self._lines.get(_digest(key))
+        return self._lines.get(digest)
 
-    def put(self, key: object, text: str) -> None:
+    def put(self, digest: str, text: str) -> None:
         """Notes a result, as one line of text; :meth:`save` keeps it."""
-        self._new_lines[_digest(key)] = text
+        self._new_lines[digest] = text
 
     def save(self) -> None:
         """Appends what was noted since the last time."""
@@ -85,7 +81,8 @@ class ResultFile:
                 _append("".join(lines).encode())
 
 
-def _digest(key: object) -> str:
+def digest_of(key: object) -> str:
+    """Returns the digest of an operation with its arguments, of values whose ``repr`` says all."""
     return hashlib.blake2b(repr(key).encode(), digest_size=_DIGEST_LENGTH // 2).hexdigest()
 
 
