@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -14,9 +15,23 @@ from torch.fx.experimental import symbolic_shapes
 
 from orchestrator.surroundings import own_modes
 
-__all__ = ["default_torch_state", "silenced"]
+__all__ = ["default_torch_state", "environment_variable", "silenced"]
 
 _LOGGERS = tuple(logging.getLogger(part.__name__) for part in (fake_tensor, symbolic_shapes, torch.export))
+
+
+@contextlib.contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Gives a variable of the environment a value while its block runs."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import torch
 from orchestrator.errors import CompileError, OrchestratorError
 from orchestrator.program import Application, Program, ProgramInput, ProgramOutput
 from orchestrator_neuron.checkpoint import load_weights
+from orchestrator_neuron.isolation import environment_variable
 from orchestrator_neuron.module import ApplicationModule, application_module, entry_points, example_inputs
 from orchestrator_neuron.nxdi.adopt import AdoptedStage
 from orchestrator_neuron.nxdi.calls import ProgramCall
@@ -268,16 +269,11 @@ def work_folder(folder: Path) -> Iterator[None]:
 
     The variable is read in the constructor of every wrapper and once more by the builder.
     """
-    before = os.environ.get(WORK_DIR)
     work = folder / "work"
-    os.environ[WORK_DIR] = f"{work}{os.sep}"
     try:
-        yield
+        with environment_variable(WORK_DIR, f"{work}{os.sep}"):
+            yield
     finally:
-        if before is None:
-            del os.environ[WORK_DIR]
-        else:
-            os.environ[WORK_DIR] = before
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from neuronx_distributed.trace.trace import get_sharded_checkpoint  # type: igno
 from neuronx_distributed.utils.model_utils import init_on_device  # type: ignore[import-not-found]
 
 from orchestrator.errors import GraphError
+from orchestrator_neuron.isolation import environment_variable
 from orchestrator_neuron.nxdi.adopt import CACHE
 from orchestrator_neuron.nxdi.classes import EncoderModelInstance
 from orchestrator_neuron.nxdi.ranks import ranks_of_degree
@@ -233,16 +233,8 @@ class HostModel(torch.nn.Module):
 @contextlib.contextmanager
 def whole_on_host() -> Iterator[None]:
     """Runs its block in NxD Inference's own CPU mode, as if there were one rank: its kernels are plain operations."""
-    with ranks_of_degree(1, 1):
-        before = os.environ.get(_CPU_MODE)
-        os.environ[_CPU_MODE] = "1"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_CPU_MODE]
-            else:
-                os.environ[_CPU_MODE] = before
+    with ranks_of_degree(1, 1), environment_variable(_CPU_MODE, "1"):
+        yield
 
 
 def meta_model(
